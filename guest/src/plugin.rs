@@ -1,0 +1,123 @@
+//! The life of a plugin: the trait that an author implements, and the macro that exports it.
+
+use std::cell::RefCell;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::{Event, Failure, Refusal};
+
+/// The coordination logic of a plugin.
+///
+/// The host makes an instance with [`start`](Plugin::start) and then calls one method at a time.
+pub trait Plugin: Sized + 'static {
+    /// The plugin's config, read from the JSON object that the host passes.
+    type Config: DeserializeOwned;
+
+    /// Starts an instance. Called before the first entry of every instance, so after a trap and
+    /// after each start of the host as well.
+    ///
+    /// `from_state_version` is the version of the state that is there, none if there is no state
+    /// yet. An error keeps the plugin from starting, or refuses the upgrade.
+    fn start(config: Self::Config, from_state_version: Option<u32>) -> Result<Self, String>;
+
+    /// Handles one event.
+    fn handle(&mut self, event: Event) -> Result<(), Failure>;
+
+    /// Carries out an order. JSON in and out; the reply is sent once the effects are durable.
+    fn command(&mut self, method: &str, body: &str) -> Result<String, Refusal> {
+        let _ = (method, body);
+        Err(Refusal::UnknownMethod)
+    }
+
+    /// Answers a question. JSON in and out; every effect is refused.
+    fn query(&self, method: &str, body: &str) -> Result<String, Refusal> {
+        let _ = (method, body);
+        Err(Refusal::UnknownMethod)
+    }
+}
+
+/// The config of a plugin that has none.
+#[derive(Debug, Default, Deserialize)]
+pub struct NoConfig {}
+
+/// The one instance of a plugin in its component. A component has one thread.
+#[doc(hidden)]
+pub struct Instance<P>(RefCell<Option<P>>);
+
+// SAFETY: a component of this world has one thread; the host never calls two exports at a time.
+unsafe impl<P> Sync for Instance<P> {}
+
+impl<P: Plugin> Instance<P> {
+    pub const fn new() -> Self {
+        Self(RefCell::new(None))
+    }
+
+    pub fn start(&self, config: &str, from_state_version: Option<u32>) -> Result<(), String> {
+        let config = serde_json::from_str(config).map_err(|error| format!("config: {error}"))?;
+        *self.0.borrow_mut() = Some(P::start(config, from_state_version)?);
+        Ok(())
+    }
+
+    pub fn handle(&self, event: Event) -> Result<(), Failure> {
+        self.with(|plugin| plugin.handle(event))
+    }
+
+    pub fn command(&self, method: &str, body: &str) -> Result<String, Refusal> {
+        self.with(|plugin| plugin.command(method, body))
+    }
+
+    pub fn query(&self, method: &str, body: &str) -> Result<String, Refusal> {
+        self.with(|plugin| plugin.query(method, body))
+    }
+
+    fn with<R>(&self, call: impl FnOnce(&mut P) -> R) -> R {
+        call(self.0.borrow_mut().as_mut().expect("the host calls `start` first"))
+    }
+}
+
+impl<P: Plugin> Default for Instance<P> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Exports a [`Plugin`] from a component, with its manifest as a custom section.
+///
+/// The path of the manifest is relative to the file that calls the macro.
+#[macro_export]
+macro_rules! export_plugin {
+    ($plugin:ty, manifest: $manifest:literal) => {
+        const _: () = {
+            use $crate::macro_support as bindings;
+
+            static INSTANCE: bindings::Instance<$plugin> = bindings::Instance::new();
+
+            struct Component;
+
+            impl bindings::Guest for Component {
+                fn start(config: String, from: Option<u32>) -> Result<(), String> {
+                    INSTANCE.start(&config, from)
+                }
+
+                fn handle(event: $crate::Event) -> Result<(), $crate::Failure> {
+                    INSTANCE.handle(event)
+                }
+
+                fn command(method: String, body: String) -> Result<String, $crate::Refusal> {
+                    INSTANCE.command(&method, &body)
+                }
+
+                fn query(method: String, body: String) -> Result<String, $crate::Refusal> {
+                    INSTANCE.query(&method, &body)
+                }
+            }
+
+    bindings::export_component!(Component with_types_in bindings);
+
+            #[used]
+            #[cfg_attr(target_family = "wasm", unsafe(link_section = "dim-manifest"))]
+            static MANIFEST: [u8; include_bytes!($manifest).len()] = *include_bytes!($manifest);
+        };
+    };
+}

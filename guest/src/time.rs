@@ -1,0 +1,110 @@
+//! Points in time: the time of the entry, and the timestamps that fleets send.
+
+use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
+use serde::de::{Unexpected, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// A point in time, in milliseconds since 1970-01-01T00:00:00Z.
+///
+/// It is written as RFC 3339 in UTC with milliseconds, and read from that, from ISO 8601 without a
+/// zone (taken as UTC, which is what Python's `isoformat` sends) and from seconds as a number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Time(i64);
+
+impl Time {
+    /// The time of the entry that is being handled.
+    pub fn now() -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    }
+
+    /// The time of a WIT `timestamp`, in nanoseconds.
+    pub fn from_timestamp(nanoseconds: u64) -> Self {
+        Self(i64::try_from(nanoseconds / 1_000_000).unwrap_or(i64::MAX))
+    }
+
+    /// This time as a WIT `timestamp`, in nanoseconds; before 1970 there is none but 0.
+    pub fn timestamp(self) -> u64 {
+        u64::try_from(self.0).unwrap_or(0).saturating_mul(1_000_000)
+    }
+
+    /// Milliseconds since 1970-01-01T00:00:00Z.
+    pub fn millis(self) -> i64 {
+        self.0
+    }
+
+    /// This time and `duration` more.
+    pub fn after(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)))
+    }
+
+    /// How much later this is than `earlier`; nothing if it is not.
+    pub fn since(self, earlier: Time) -> Duration {
+        Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let timestamp = text.parse::<jiff::Timestamp>().or_else(|_| {
+            let local: DateTime = text.parse()?;
+            local.to_zoned(TimeZone::UTC).map(|zoned| zoned.timestamp())
+        });
+        timestamp.ok().map(|timestamp| Self(timestamp.as_millisecond()))
+    }
+}
+
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match jiff::Timestamp::from_millisecond(self.0) {
+            Ok(timestamp) => write!(f, "{timestamp:.3}"),
+            Err(_) => write!(f, "{}ms", self.0),
+        }
+    }
+}
+
+impl Serialize for Time {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Time {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(TimeVisitor)
+    }
+}
+
+struct TimeVisitor;
+
+/// The largest number of seconds that is taken for a time: the year 9999.
+const MAX_SECONDS: f64 = 253_402_300_799.0;
+
+impl Visitor<'_> for TimeVisitor {
+    type Value = Time;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an RFC 3339 time or seconds since 1970")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Time, E> {
+        Time::parse(text).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, seconds: u64) -> Result<Time, E> {
+        self.visit_f64(seconds as f64)
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, seconds: i64) -> Result<Time, E> {
+        self.visit_f64(seconds as f64)
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, seconds: f64) -> Result<Time, E> {
+        if !(0.0..=MAX_SECONDS).contains(&seconds) {
+            return Err(E::custom("a time must lie between the years 1970 and 9999"));
+        }
+        Ok(Time((seconds * 1000.0).round() as i64))
+    }
+}

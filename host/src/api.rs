@@ -1,0 +1,150 @@
+//! Owns the HTTP API: one way in for programs and the command line, under `/v1`, JSON in and out.
+
+mod dead;
+mod error;
+mod jobs;
+mod metrics;
+mod names;
+mod nodes;
+mod plugins;
+mod status;
+mod topics;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::routing::{get, post, put};
+use tokio::net::{TcpListener, UnixListener};
+use tokio_util::sync::CancellationToken;
+
+pub use error::{ApiError, Problem};
+
+use crate::host::Host;
+use crate::plugin::DOCUMENT_BYTES;
+
+/// The socket of the API, inside the state directory.
+pub const SOCKET: &str = "api.sock";
+
+/// Largest body, in bytes: the largest document, and a little.
+const MAX_BODY: usize = DOCUMENT_BYTES + 4096;
+
+/// What handlers work on.
+type Shared = axum::extract::State<Arc<Host>>;
+
+/// All routes.
+pub fn router(host: Arc<Host>) -> Router {
+    let v1 = Router::new()
+        .route("/status", get(status::status))
+        .route("/plugins", get(plugins::list))
+        .route("/plugins/{plugin}", get(plugins::show))
+        .route("/plugins/{plugin}/commands/{method}", post(plugins::command))
+        .route("/plugins/{plugin}/queries/{method}", post(plugins::query))
+        .route("/jobs", get(jobs::list))
+        .route("/jobs/watch", get(jobs::watch))
+        .route("/jobs/{job}", get(jobs::show).delete(jobs::remove))
+        .route("/jobs/{job}/events", post(jobs::update))
+        .route("/nodes", get(nodes::list).put(nodes::put))
+        .route("/nodes/{node}", get(nodes::show))
+        .route("/topics", get(topics::list))
+        .route("/topics/{topic}/messages", get(topics::subscribe).post(topics::publish))
+        .route("/topics/{topic}/peers", get(topics::peers))
+        .route("/keys/{key}", get(names::key_id))
+        .route("/keys/{key}/path", put(names::publish))
+        .route("/keys/{key}/state", put(names::update_state))
+        .route("/names/{name}", get(names::resolve))
+        .route("/names/{name}/state", get(names::get_state))
+        .route("/dead-letters", get(dead::list))
+        .route("/dead-letters/{id}", get(dead::show).delete(dead::remove))
+        .route("/dead-letters/{id}/replay", post(dead::replay));
+    Router::new()
+        .nest("/v1", v1)
+        .route("/healthz", get(status::health))
+        .route("/metrics", get(metrics::metrics))
+        .fallback(error::no_such_route)
+        .method_not_allowed_fallback(error::no_such_method)
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(host)
+}
+
+/// Where the API listens.
+#[derive(Debug)]
+pub enum Listener {
+    /// On a socket that only the owner can open.
+    Unix(UnixListener, PathBuf),
+    /// On loopback.
+    Tcp(TcpListener),
+}
+
+impl Listener {
+    /// Listens on the socket in a state directory whose lock the caller holds.
+    pub fn unix(state_dir: &Path) -> io::Result<Self> {
+        let path = state_dir.join(SOCKET);
+        // Whoever left it there is gone: the lock is held.
+        match std::fs::remove_file(&path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        let listener = UnixListener::bind(&path)?;
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+        Ok(Self::Unix(listener, path))
+    }
+
+    /// Listens on a loopback address: whoever can open it is trusted, so no other is allowed.
+    pub async fn tcp(address: SocketAddr) -> io::Result<Self> {
+        if !address.ip().is_loopback() {
+            let why =
+                format!("the API has no authorisation yet and listens on loopback only, not on {address}");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
+        Ok(Self::Tcp(TcpListener::bind(address).await?))
+    }
+
+    /// Where it listens, as `--api` takes it.
+    pub fn address(&self) -> String {
+        match self {
+            Self::Unix(_, path) => format!("unix:{}", path.display()),
+            Self::Tcp(listener) => {
+                listener.local_addr().map_or_else(|error| error.to_string(), |at| format!("http://{at}"))
+            }
+        }
+    }
+
+    /// Serves until `stop` is cancelled; open streams end then.
+    pub async fn serve(self, host: Arc<Host>, stop: CancellationToken) -> io::Result<()> {
+        let router = router(host);
+        match self {
+            Self::Unix(listener, path) => {
+                let served =
+                    axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
+                let served = within_grace(served.into_future(), stop).await;
+                let _ = std::fs::remove_file(path);
+                served
+            }
+            Self::Tcp(listener) => {
+                let served =
+                    axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
+                within_grace(served.into_future(), stop).await
+            }
+        }
+    }
+}
+
+/// Streams of events do not end by themselves: they have two seconds.
+async fn within_grace(
+    served: impl Future<Output = io::Result<()>>,
+    stop: CancellationToken,
+) -> io::Result<()> {
+    let over = async {
+        stop.cancelled().await;
+        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    };
+    tokio::select! {
+        result = served => result,
+        () = over => Ok(()),
+    }
+}

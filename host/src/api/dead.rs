@@ -1,0 +1,75 @@
+//! `/v1/dead-letters`: what plugins could not handle.
+
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{ApiError, Shared};
+use crate::dead::{self, DeadLetter};
+use crate::ident::PluginName;
+use crate::time::Timestamp;
+
+/// Most letters of one page.
+const PAGE: usize = 1_000;
+
+/// Which letters are asked for.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Filter {
+    plugin: Option<PluginName>,
+    after: Option<u64>,
+    limit: Option<usize>,
+}
+
+/// Letters in the order in which they were set aside.
+pub async fn list(State(host): Shared, Query(filter): Query<Filter>) -> Result<Json<Value>, ApiError> {
+    let limit = filter.limit.unwrap_or(PAGE).min(PAGE);
+    let letters = dead::list(&host.store, filter.plugin.as_ref(), filter.after, limit)?;
+    letters
+        .iter()
+        .map(|(id, letter)| describe(*id, letter))
+        .collect::<Result<Vec<_>, _>>()
+        .map(|all| Json(all.into()))
+}
+
+/// One letter.
+pub async fn show(State(host): Shared, Path(id): Path<u64>) -> Result<Json<Value>, ApiError> {
+    let letter = dead::get(&host.store, id)?.ok_or_else(|| missing(id))?;
+    Ok(Json(describe(id, &letter)?))
+}
+
+/// Gives a letter's event to its plugin again.
+pub async fn replay(State(host): Shared, Path(id): Path<u64>) -> Result<StatusCode, ApiError> {
+    if dead::replay(&host.store, &host.commit, id).await? {
+        Ok(StatusCode::ACCEPTED)
+    } else {
+        Err(missing(id))
+    }
+}
+
+/// Forgets a letter.
+pub async fn remove(State(host): Shared, Path(id): Path<u64>) -> Result<StatusCode, ApiError> {
+    if dead::drop_letter(&host.commit, id).await? { Ok(StatusCode::NO_CONTENT) } else { Err(missing(id)) }
+}
+
+fn missing(id: u64) -> ApiError {
+    ApiError::not_found(format!("there is no dead letter {id}"))
+}
+
+fn describe(id: u64, letter: &DeadLetter) -> Result<Value, ApiError> {
+    let (kind, event) = letter.event()?.describe();
+    Ok(json!({
+        "id": id,
+        "plugin": letter.plugin,
+        "version": letter.version,
+        "offset": letter.offset,
+        "time": Timestamp(letter.time),
+        "attempts": letter.attempts,
+        "reason": letter.reason,
+        "log": letter.log,
+        "kind": kind,
+        "event": event,
+    }))
+}

@@ -1,0 +1,146 @@
+//! Errors of the API as problem details, <https://www.rfc-editor.org/rfc/rfc9457>.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+
+use crate::backend::BackendError;
+use crate::commit::CommitError;
+use crate::ident::InvalidWord;
+use crate::keys::KeyError;
+use crate::plugin::ReplyError;
+use crate::store::StoreError;
+
+/// The body of an error.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// A word for the kind of error, stable.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The kind in words.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// What went wrong this time.
+    pub detail: String,
+}
+
+/// An error of the API.
+#[derive(Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    kind: &'static str,
+    detail: String,
+}
+
+impl ApiError {
+    /// What was sent is wrong.
+    pub fn invalid(detail: impl ToString) -> Self {
+        Self { status: StatusCode::BAD_REQUEST, kind: "invalid", detail: detail.to_string() }
+    }
+
+    /// There is no such thing.
+    pub fn not_found(detail: impl ToString) -> Self {
+        Self { status: StatusCode::NOT_FOUND, kind: "not-found", detail: detail.to_string() }
+    }
+
+    /// More bytes than allowed.
+    pub fn too_large(detail: impl ToString) -> Self {
+        Self { status: StatusCode::PAYLOAD_TOO_LARGE, kind: "too-large", detail: detail.to_string() }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let problem = Problem {
+            kind: self.kind.to_owned(),
+            title: self.status.canonical_reason().unwrap_or("Error").to_owned(),
+            status: self.status.as_u16(),
+            detail: self.detail,
+        };
+        let mut response = (self.status, Json(problem)).into_response();
+        let problem_json = HeaderValue::from_static("application/problem+json");
+        response.headers_mut().insert(header::CONTENT_TYPE, problem_json);
+        response
+    }
+}
+
+impl From<InvalidWord> for ApiError {
+    fn from(error: InvalidWord) -> Self {
+        Self::invalid(error)
+    }
+}
+
+impl From<ReplyError> for ApiError {
+    fn from(error: ReplyError) -> Self {
+        let (status, kind) = match &error {
+            ReplyError::UnknownMethod(_) => (StatusCode::NOT_FOUND, "unknown-method"),
+            ReplyError::Invalid(_) => (StatusCode::BAD_REQUEST, "invalid"),
+            ReplyError::NotFound(_) => (StatusCode::NOT_FOUND, "not-found"),
+            ReplyError::Conflict(_) => (StatusCode::CONFLICT, "conflict"),
+            ReplyError::Refused(_) => (StatusCode::UNPROCESSABLE_ENTITY, "refused"),
+            ReplyError::Failed(_) => (StatusCode::INTERNAL_SERVER_ERROR, "plugin-failed"),
+            ReplyError::NoPlugin(_) => (StatusCode::NOT_FOUND, "no-plugin"),
+            ReplyError::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+        };
+        Self { status, kind, detail: error.to_string() }
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        let detail = crate::host::chain(&error);
+        Self { status: StatusCode::INTERNAL_SERVER_ERROR, kind: "store", detail }
+    }
+}
+
+impl From<CommitError> for ApiError {
+    fn from(error: CommitError) -> Self {
+        match error {
+            CommitError::Store(error) => error.into(),
+            CommitError::Closed => Self {
+                status: StatusCode::SERVICE_UNAVAILABLE,
+                kind: "unavailable",
+                detail: error.to_string(),
+            },
+        }
+    }
+}
+
+impl From<KeyError> for ApiError {
+    fn from(error: KeyError) -> Self {
+        let detail = crate::host::chain(&error);
+        Self { status: StatusCode::INTERNAL_SERVER_ERROR, kind: "key", detail }
+    }
+}
+
+impl From<BackendError> for ApiError {
+    fn from(error: BackendError) -> Self {
+        let (status, kind) = match &error {
+            BackendError::NotFound(_) => (StatusCode::NOT_FOUND, "not-found"),
+            BackendError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too-large"),
+            BackendError::Timeout(_) => (StatusCode::GATEWAY_TIMEOUT, "backend-timeout"),
+            BackendError::Unreachable { .. } => (StatusCode::SERVICE_UNAVAILABLE, "backend-unreachable"),
+            BackendError::Refused { .. } | BackendError::Unbelievable { .. } => {
+                (StatusCode::BAD_GATEWAY, "backend")
+            }
+            BackendError::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "store"),
+        };
+        Self { status, kind, detail: error.to_string() }
+    }
+}
+
+/// Answers for a path that there is not.
+pub async fn no_such_route(uri: axum::http::Uri) -> ApiError {
+    ApiError::not_found(format!("there is no {}", uri.path()))
+}
+
+/// Answers for a method that a path does not have.
+pub async fn no_such_method() -> ApiError {
+    ApiError {
+        status: StatusCode::METHOD_NOT_ALLOWED,
+        kind: "method-not-allowed",
+        detail: "the path is right, the method is not".to_owned(),
+    }
+}

@@ -1,0 +1,154 @@
+//! `/v1/jobs`: the job tracker, by the words of its domain.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use axum::response::Response;
+use axum::response::sse::{Event as Sse, KeepAlive, Sse as Stream};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::plugins::{command_to, query_to};
+use super::{ApiError, Shared};
+use crate::host::Host;
+use crate::log::{Entry, Event, Kind};
+
+const PLUGIN: &str = "job-tracker";
+
+/// How long a change may take from the log to the tracker.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Which jobs are asked for.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Filter {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    after: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<usize>,
+}
+
+/// Jobs by id.
+pub async fn list(State(host): Shared, Query(filter): Query<Filter>) -> Result<Response, ApiError> {
+    query_to(&host, PLUGIN, "list", json!(filter).to_string()).await
+}
+
+/// One job.
+pub async fn show(State(host): Shared, Path(job): Path<String>) -> Result<Response, ApiError> {
+    query_to(&host, PLUGIN, "get", json!({ "job_id": job }).to_string()).await
+}
+
+/// Removes a job.
+pub async fn remove(State(host): Shared, Path(job): Path<String>) -> Result<Response, ApiError> {
+    command_to(&host, PLUGIN, "remove", json!({ "job_id": job }).to_string()).await
+}
+
+/// What happened to a job.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Update {
+    event_type: String,
+    data: Option<Value>,
+    result: Option<Value>,
+    node_id: Option<String>,
+}
+
+/// Changes a job and publishes the event.
+pub async fn update(
+    State(host): Shared,
+    Path(job): Path<String>,
+    Json(update): Json<Update>,
+) -> Result<Response, ApiError> {
+    let Update { event_type, data, result, node_id } = update;
+    let members = [("data", data), ("result", result), ("node_id", node_id.map(Value::from))];
+    let mut event = json!({ "job_id": job, "event_type": event_type });
+    for (name, value) in members {
+        if let Some(value) = value {
+            event[name] = value;
+        }
+    }
+    command_to(&host, PLUGIN, "update", event.to_string()).await
+}
+
+/// Each job as it changes, as server-sent events.
+pub async fn watch(State(host): Shared) -> Stream<impl futures::Stream<Item = Result<Sse, Infallible>>> {
+    Stream::new(changes(host)).keep_alive(KeepAlive::default())
+}
+
+fn changes(host: Arc<Host>) -> impl futures::Stream<Item = Result<Sse, Infallible>> {
+    let listener = host.log.listen();
+    let watching = Watching { host, listener, told: HashMap::new(), ready: Vec::new() };
+    futures::stream::unfold(watching, |mut watching| async {
+        let job = watching.next().await?;
+        Some((Ok(Sse::default().event("job").data(job)), watching))
+    })
+}
+
+struct Watching {
+    host: Arc<Host>,
+    listener: tokio::sync::broadcast::Receiver<Arc<Entry>>,
+    /// What each job was when it was last told.
+    told: HashMap<String, Value>,
+    ready: Vec<Value>,
+}
+
+impl Watching {
+    async fn next(&mut self) -> Option<String> {
+        use tokio::sync::broadcast::error::RecvError;
+        loop {
+            while let Some(job) = self.ready.pop() {
+                let id = job["job_id"].as_str().unwrap_or_default().to_owned();
+                if self.told.insert(id, job.clone()).as_ref() != Some(&job) {
+                    return Some(job.to_string());
+                }
+            }
+            match self.listener.recv().await {
+                Ok(entry) => self.look(&entry).await,
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return None,
+            }
+        }
+    }
+
+    /// Finds the jobs that an entry may have changed.
+    async fn look(&mut self, entry: &Entry) {
+        let message: Value = match &entry.kind {
+            Kind::Event(Event::Message { data, .. }) => serde_json::from_slice(data).unwrap_or_default(),
+            Kind::Command { plugin, body, .. } if plugin.as_str() == PLUGIN => {
+                serde_json::from_str(body).unwrap_or_default()
+            }
+            _ => return,
+        };
+        let (method, body) = match (message["job_id"].as_str(), message["node_id"].as_str()) {
+            (Some(job), _) => ("get", json!({ "job_id": job })),
+            (None, Some(node)) => ("list", json!({ "node_id": node })),
+            (None, None) => return,
+        };
+        let Some((_, tracker)) = self.host.plugins.iter().find(|(name, _)| name.as_str() == PLUGIN) else {
+            return;
+        };
+        let handled = async {
+            while tracker.handle.status().cursor <= entry.offset.0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if tokio::time::timeout(PATIENCE, handled).await.is_err() {
+            return;
+        }
+        if let Ok(reply) = tracker.handle.query(method.to_owned(), body.to_string()).await {
+            match serde_json::from_str(&reply) {
+                Ok(Value::Array(jobs)) => self.ready.extend(jobs),
+                Ok(job) => self.ready.push(job),
+                Err(_) => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! `/v1/keys` and `/v1/names`: the host's own names, and reading any name.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{Path, Query, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{ApiError, Shared};
+use crate::backend::BackendError;
+use crate::backend::record::Record;
+use crate::documents;
+use crate::followed::Resolution;
+use crate::host::Host;
+use crate::ident::{ContentPath, IpnsName, KeyName};
+use crate::names::{self, Known};
+use crate::plugin::{DOCUMENT_BYTES, NameOrKey, NameUpdate, NameValue};
+use crate::time::Timestamp;
+
+/// How long a caller waits for the backend to accept a name; it goes on afterwards.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The name that belongs to a key, which is made if there is none.
+pub async fn key_id(State(host): Shared, Path(key): Path<String>) -> Result<Json<Value>, ApiError> {
+    let key: KeyName = key.parse()?;
+    let name = key_name(&host, &key).await?;
+    Ok(Json(json!({ "key": key, "name": name })))
+}
+
+async fn key_name(host: &Host, key: &KeyName) -> Result<IpnsName, ApiError> {
+    if let Some(name) = host.keys.name(key) {
+        return Ok(name);
+    }
+    // A key that the daemon has under this name is adopted; without the daemon one is made.
+    let there = host.backend.names.keys().await.unwrap_or_default();
+    if let Some((_, name)) = there.into_iter().find(|(name, _)| name == key) {
+        host.keys.adopt(key, &name)?;
+        return Ok(name);
+    }
+    Ok(host.keys.get_or_create(key)?.name())
+}
+
+/// What to publish.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Publish {
+    path: ContentPath,
+}
+
+/// How to publish it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct How {
+    lifetime_seconds: Option<u64>,
+}
+
+/// Points a key's name at a path.
+pub async fn publish(
+    State(host): Shared,
+    Path(key): Path<String>,
+    Query(how): Query<How>,
+    Json(body): Json<Publish>,
+) -> Result<Json<Value>, ApiError> {
+    set(&host, key.parse()?, NameValue::Path(body.path), &how).await
+}
+
+/// Stores the body as a file and points a key's name at it.
+pub async fn update_state(
+    State(host): Shared,
+    Path(key): Path<String>,
+    Query(how): Query<How>,
+    data: Bytes,
+) -> Result<Json<Value>, ApiError> {
+    if data.len() > DOCUMENT_BYTES {
+        return Err(ApiError::too_large(format!(
+            "the document has {} bytes; {DOCUMENT_BYTES} are the limit",
+            data.len()
+        )));
+    }
+    let value = tokio::task::spawn_blocking(|| NameValue::document(data)).await;
+    set(&host, key.parse()?, value.map_err(ApiError::invalid)?, &how).await
+}
+
+async fn set(host: &Arc<Host>, key: KeyName, value: NameValue, how: &How) -> Result<Json<Value>, ApiError> {
+    let lifetime = how.lifetime_seconds.map_or(names::LIFETIME, Duration::from_secs);
+    if !names::LIFETIMES.contains(&lifetime) {
+        return Err(ApiError::invalid("a lifetime lies between one minute and one year"));
+    }
+    let name = key_name(host, &key).await?;
+    let update = NameUpdate { name: name.clone(), value, lifetime };
+    host.commit.set_name(key.clone(), update).await?;
+    let known = published(host, &key).await?;
+    Ok(Json(json!({
+        "key": key, "name": name, "path": known.path, "sequence": known.sequence, "published": known.is_published(),
+    })))
+}
+
+/// Waits a while for the backend to accept the newest value.
+async fn published(host: &Host, key: &KeyName) -> Result<Known, ApiError> {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let known = names::known(&host.store.snapshot()?, key)?.ok_or_else(|| ApiError::not_found(key))?;
+        if known.is_published() || tokio::time::Instant::now() >= deadline {
+            return Ok(known);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// What a name, or a key's name, points to.
+pub async fn resolve(State(host): Shared, Path(name): Path<String>) -> Result<Json<Resolution>, ApiError> {
+    Ok(Json(resolution(&host, &name).await?))
+}
+
+/// The file behind a name.
+pub async fn get_state(State(host): Shared, Path(name): Path<String>) -> Result<Response, ApiError> {
+    let known = resolution(&host, &name).await?;
+    let held = documents::get(&host.store.snapshot()?, &known.path)?;
+    let data = match held {
+        Some(data) => Bytes::from(data),
+        None => {
+            let path = end_of_chain(&host, known.path).await?;
+            host.backend.content.file(&path, DOCUMENT_BYTES).await?.1
+        }
+    };
+    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], data).into_response())
+}
+
+async fn resolution(host: &Host, text: &str) -> Result<Resolution, ApiError> {
+    let name = match text.parse::<NameOrKey>()? {
+        NameOrKey::Name(name) => name,
+        NameOrKey::Key(key) => {
+            host.keys.name(&key).ok_or_else(|| ApiError::not_found(format!("the host has no key {key}")))?
+        }
+    };
+    let own = host.keys.all().into_iter().find(|(_, key)| key.name() == name);
+    if let Some((key, _)) = own
+        && let Some(known) = names::known(&host.store.snapshot()?, &key)?
+    {
+        return Ok(known.resolution(name));
+    }
+    let record = record(host, &name).await?;
+    Ok(Resolution {
+        name,
+        path: record.path,
+        sequence: record.sequence,
+        valid_until: record.validity,
+        confirmed_at: Timestamp::wall(),
+    })
+}
+
+async fn record(host: &Host, name: &IpnsName) -> Result<Record, BackendError> {
+    let bytes = host.backend.names.record(name).await?;
+    Record::verify(&bytes, name, Timestamp::wall())
+        .map_err(|error| BackendError::Unbelievable { call: "name/get", why: error.to_string() })
+}
+
+/// A name may point to a name, a few times.
+async fn end_of_chain(host: &Host, mut path: ContentPath) -> Result<ContentPath, ApiError> {
+    for _ in 0..4 {
+        let Some(name) = path.ipns() else { return Ok(path) };
+        path = record(host, &name).await?.path;
+    }
+    Err(ApiError::not_found("the end of a chain of more than 4 names"))
+}

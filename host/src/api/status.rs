@@ -1,0 +1,105 @@
+//! `/v1/status` and `/healthz`: how the host is doing.
+
+use std::sync::atomic::Ordering;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use super::{ApiError, Shared};
+use crate::host::Host;
+use crate::plugin::DOCUMENT_BYTES;
+use crate::time::Timestamp;
+use crate::{dead, documents, names, outbox};
+
+/// How the host is doing.
+pub async fn status(State(host): Shared) -> Result<Json<Value>, ApiError> {
+    let (waiting, oldest) = outbox::waiting(&host.store)?;
+    let commits = host.commit.tally.commits.load(Ordering::Relaxed);
+    let spent = host.commit.tally.nanoseconds.load(Ordering::Relaxed);
+    Ok(Json(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "id": host.id,
+        "healthy": troubles(&host)?.is_empty(),
+        "troubles": troubles(&host)?,
+        "started": host.started,
+        "start_took_ms": host.start_took.as_millis(),
+        "state_dir": host.store.path(),
+        "backend": { "name": host.backend.name, "address": host.backend.address },
+        "log": {
+            "head": host.log.head(),
+            "first": host.store.log_start()?,
+        },
+        "outbox": { "waiting": waiting, "oldest": oldest },
+        "dead_letters": dead::count(&host.store)?,
+        "commits": { "count": commits, "mean_ms": spent as f64 / commits.max(1) as f64 / 1e6 },
+        "names": own_names(&host)?,
+        "plugins": host.plugins.len(),
+    })))
+}
+
+/// The host's own names, and how near each document is to the limit.
+fn own_names(host: &Host) -> Result<Vec<Value>, ApiError> {
+    let snapshot = host.store.snapshot()?;
+    let mut described = Vec::new();
+    for (key, known) in names::all(&snapshot)? {
+        let bytes = documents::get(&snapshot, &known.path)?.map(|data| data.len());
+        described.push(json!({
+            "key": key,
+            "name": host.keys.name(&key),
+            "path": known.path,
+            "sequence": known.sequence,
+            "published": known.is_published(),
+            "document_bytes": bytes,
+            "document_limit": DOCUMENT_BYTES,
+        }));
+    }
+    Ok(described)
+}
+
+/// One line: whether all is well, and what is not.
+pub async fn health(State(host): Shared) -> Result<Response, ApiError> {
+    let troubles = troubles(&host)?;
+    Ok(if troubles.is_empty() {
+        (StatusCode::OK, "ok\n".to_owned()).into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", troubles.join("; "))).into_response()
+    })
+}
+
+/// A publish that waits for longer than this is a trouble.
+const LATE: std::time::Duration = std::time::Duration::from_secs(30);
+
+fn troubles(host: &Host) -> Result<Vec<String>, ApiError> {
+    let mut troubles = Vec::new();
+    for refused in &host.not_loaded {
+        troubles.push(format!("plugin {} is not loaded: {}", refused.name, refused.reason));
+    }
+    for (name, plugin) in &host.plugins {
+        if let Some(reason) = plugin.handle.status().reason {
+            troubles.push(format!("plugin {name} does not start: {reason}"));
+        }
+    }
+    let now = Timestamp::wall();
+    for (topic, hearing) in host.hearings.all() {
+        let proven = hearing.proven_until.unwrap_or(host.started);
+        if now.since(proven) > LATE {
+            troubles.push(format!("listening to {topic} is not proven since {proven}"));
+        }
+    }
+    if let (waiting, Some(oldest)) = outbox::waiting(&host.store)?
+        && now.since(oldest) > LATE
+    {
+        troubles.push(format!("{waiting} publishes wait since {oldest}"));
+    }
+    for (key, known) in names::all(&host.store.snapshot()?)? {
+        let document = documents::get(&host.store.snapshot()?, &known.path)?.map_or(0, |data| data.len());
+        if document > DOCUMENT_BYTES / 10 * 9 {
+            troubles
+                .push(format!("the document of {key} has {document} bytes; {DOCUMENT_BYTES} are the limit"));
+        }
+    }
+    Ok(troubles)
+}

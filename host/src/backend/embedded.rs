@@ -1,0 +1,170 @@
+//! The backend with nothing installed: documents in the store, IPNS records signed here, and a bus
+//! inside the process. No network; the same CIDs and, for the same key, the same names as Kubo.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use cid::Cid;
+use libp2p_identity::Keypair;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::record::Record;
+use super::{
+    Backend, BackendError, Content, Incoming, Messages, Names, Prepared, Publication, Published, Pubsub,
+};
+use crate::documents;
+use crate::ident::{ContentPath, IpnsName, KeyName, PeerName, Topic};
+use crate::keys::{Key, Keyring};
+use crate::names;
+use crate::store::{Store, StoreError};
+use crate::time::Timestamp;
+
+/// Messages that wait for one subscriber. Whoever publishes waits for room: nothing is lost.
+const WAITING: usize = 1_024;
+
+/// Makes the embedded backend of a host, and the bus behind it.
+pub fn backend(store: Arc<Store>, keys: Arc<Keyring>) -> (Backend, Arc<Bus>) {
+    let bus = Arc::new(Bus::new());
+    let files = Arc::new(Files { store, keys });
+    let backend = Backend {
+        name: "embedded",
+        address: "in this process".to_owned(),
+        content: files.clone(),
+        names: files,
+        pubsub: bus.clone(),
+        network: false,
+    };
+    (backend, bus)
+}
+
+/// Documents and names in the host's own store.
+#[derive(Debug)]
+struct Files {
+    store: Arc<Store>,
+    keys: Arc<Keyring>,
+}
+
+fn failed(error: StoreError) -> BackendError {
+    BackendError::Store(error.to_string())
+}
+
+#[async_trait]
+impl Content for Files {
+    /// The commit has stored it already.
+    async fn put(&self, _: &Cid, _: Bytes) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    async fn file(&self, path: &ContentPath, limit: usize) -> Result<(Cid, Bytes), BackendError> {
+        let missing = || BackendError::NotFound(path.to_string());
+        let (cid, _) = path.ipfs().ok_or_else(missing)?;
+        let data = documents::get(&self.store.snapshot().map_err(failed)?, path)
+            .map_err(failed)?
+            .ok_or_else(missing)?;
+        if data.len() > limit {
+            return Err(BackendError::TooLarge { what: path.to_string(), limit });
+        }
+        Ok((cid, data.into()))
+    }
+
+    /// The commit lets go of it in its own time.
+    async fn unpin(&self, _: &Cid) -> Result<(), BackendError> {
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Names for Files {
+    async fn prepare(&self, _: &KeyName, _: &Key) -> Result<Prepared, BackendError> {
+        Ok(Prepared::Ready)
+    }
+
+    async fn publish(&self, publication: &Publication) -> Result<Published, BackendError> {
+        let Key::Own(pair) = &publication.key else {
+            let message = format!("the private half of key {} is in a Kubo daemon", publication.key_name);
+            return Err(BackendError::Refused { call: "signing a record", message });
+        };
+        let validity = Timestamp::wall().after(publication.lifetime);
+        let Publication { path, sequence, ttl, .. } = publication;
+        let record = Record::sign(pair, path, *sequence, validity, *ttl);
+        Ok(Published { sequence: *sequence, record: Some(record.bytes) })
+    }
+
+    async fn record(&self, name: &IpnsName) -> Result<Vec<u8>, BackendError> {
+        let missing = || BackendError::NotFound(format!("/ipns/{name}"));
+        let keys = self.keys.all();
+        let (key, _) = keys.iter().find(|(_, key)| key.name() == *name).ok_or_else(missing)?;
+        let known = names::known(&self.store.snapshot().map_err(failed)?, key).map_err(failed)?;
+        known.as_ref().and_then(names::Known::record).map(<[u8]>::to_vec).ok_or_else(missing)
+    }
+
+    async fn keys(&self) -> Result<Vec<(KeyName, IpnsName)>, BackendError> {
+        Ok(Vec::new())
+    }
+}
+
+/// A bus inside the process, on which others can speak as peers.
+#[derive(Debug)]
+pub struct Bus {
+    identity: PeerName,
+    sequence: AtomicU64,
+    subscribers: Mutex<HashMap<Topic, Vec<mpsc::Sender<Incoming>>>>,
+}
+
+impl Bus {
+    fn new() -> Self {
+        Self { identity: new_peer(), sequence: AtomicU64::new(0), subscribers: Mutex::default() }
+    }
+
+    /// Publishes as `from`, waiting while a subscriber has no room.
+    pub async fn publish_as(&self, from: &PeerName, topic: &Topic, data: Bytes) {
+        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
+        let sequence = Bytes::copy_from_slice(&sequence.to_be_bytes());
+        let subscribers = self.lock().get(topic).cloned().unwrap_or_default();
+        for subscriber in subscribers {
+            let message = Incoming { data: data.clone(), from: from.clone(), sequence: sequence.clone() };
+            if subscriber.send(message).await.is_err() {
+                self.lock()
+                    .entry(topic.clone())
+                    .or_default()
+                    .retain(|other| !other.same_channel(&subscriber));
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Topic, Vec<mpsc::Sender<Incoming>>>> {
+        self.subscribers.lock().expect("no one panics while holding the subscribers")
+    }
+}
+
+/// A peer id that no one else has.
+pub fn new_peer() -> PeerName {
+    let peer = Keypair::generate_ed25519().public().to_peer_id();
+    peer.to_base58().parse().expect("a peer id is base58")
+}
+
+#[async_trait]
+impl Pubsub for Bus {
+    async fn publish(&self, topic: &Topic, data: Bytes) -> Result<(), BackendError> {
+        self.publish_as(&self.identity, topic, data).await;
+        Ok(())
+    }
+
+    async fn subscribe(&self, topic: &Topic) -> Result<Messages, BackendError> {
+        let (sender, receiver) = mpsc::channel(WAITING);
+        self.lock().entry(topic.clone()).or_default().push(sender);
+        Ok(Box::pin(futures::StreamExt::map(ReceiverStream::new(receiver), Ok)))
+    }
+
+    async fn peers(&self, _: &Topic) -> Result<Vec<PeerName>, BackendError> {
+        Ok(Vec::new())
+    }
+
+    async fn identity(&self) -> Result<PeerName, BackendError> {
+        Ok(self.identity.clone())
+    }
+}

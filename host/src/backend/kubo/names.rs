@@ -1,0 +1,148 @@
+//! IPNS names through a Kubo daemon.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use serde::Deserialize;
+use tokio::sync::Mutex;
+
+use super::rpc::{Call, Rpc};
+use crate::backend::record::{MAX_RECORD, Record};
+use crate::backend::{BackendError, Names as Backend, Prepared, Publication, Published};
+use crate::ident::{IpnsName, KeyName};
+use crate::keys::Key;
+use crate::time::Timestamp;
+
+/// How long a publish may take: the first one of a new key on a public network takes 30 s.
+const PUBLISH: Duration = Duration::from_secs(120);
+
+/// Names of a daemon.
+#[derive(Debug)]
+pub struct Names {
+    rpc: Arc<Rpc>,
+    /// A daemon publishes one name at a time; so that the time limit counts for the call alone.
+    publishing: Mutex<()>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Keys {
+    keys: Vec<KeyInfo>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct KeyInfo {
+    name: String,
+    id: String,
+}
+
+impl Names {
+    pub fn new(rpc: Arc<Rpc>) -> Self {
+        Self { rpc, publishing: Mutex::new(()) }
+    }
+
+    async fn find(&self, key: &KeyName) -> Result<Option<IpnsName>, BackendError> {
+        let keys = self.keys().await?;
+        Ok(keys.into_iter().find(|(name, _)| name == key).map(|(_, name)| name))
+    }
+
+    async fn import(&self, name: &KeyName, key: &Key) -> Result<(), BackendError> {
+        let Key::Own(pair) = key else {
+            let message = format!("key {name} was adopted from a daemon, and this one does not have it");
+            return Err(BackendError::Refused { call: "key/import", message });
+        };
+        let bytes = pair
+            .to_protobuf_encoding()
+            .map_err(|error| BackendError::Refused { call: "key/import", message: error.to_string() })?;
+        let call = Call::new("key/import").arg(name.as_str()).file(Bytes::from(bytes));
+        match self.rpc.bytes(call).await {
+            Ok(_) => Ok(()),
+            // Another call was faster; whose key it is shows when the keys are listed again.
+            Err(BackendError::Refused { message, .. }) if message.contains("already exists") => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn send(&self, publication: &Publication, sequence: Option<u64>) -> Result<(), BackendError> {
+        // Without `resolve=false` it would wait for the content, perhaps for ever.
+        let mut call = Call::new("name/publish")
+            .arg(publication.path.as_str())
+            .option("key", publication.key_name.as_str())
+            .option("resolve", "false")
+            .option("allow-offline", "true")
+            .option("lifetime", format!("{}s", publication.lifetime.as_secs()))
+            .option("ttl", format!("{}s", publication.ttl.as_secs().max(1)))
+            .timeout(PUBLISH);
+        if let Some(sequence) = sequence {
+            call = call.option("sequence", sequence.to_string());
+        }
+        self.rpc.bytes(call).await.map(drop)
+    }
+}
+
+#[async_trait]
+impl Backend for Names {
+    async fn keys(&self) -> Result<Vec<(KeyName, IpnsName)>, BackendError> {
+        let keys: Keys = self.rpc.json(Call::new("key/list").option("ipns-base", "base36")).await?;
+        let parsed =
+            keys.keys.into_iter().filter_map(|key| Some((key.name.parse().ok()?, key.id.parse().ok()?)));
+        Ok(parsed.collect())
+    }
+
+    async fn prepare(&self, name: &KeyName, key: &Key) -> Result<Prepared, BackendError> {
+        let mut there = self.find(name).await?;
+        if there.is_none() {
+            self.import(name, key).await?;
+            there = self.find(name).await?;
+        }
+        match there {
+            Some(there) if there == key.name() => Ok(Prepared::Ready),
+            Some(other) => Ok(Prepared::Taken(other)),
+            None => Err(BackendError::Unbelievable {
+                call: "key/import",
+                why: format!("{name} is not listed after it"),
+            }),
+        }
+    }
+
+    async fn publish(&self, publication: &Publication) -> Result<Published, BackendError> {
+        let _turn = self.publishing.lock().await;
+        let name = publication.key.name();
+        let current = self.current(&name).await;
+        // The daemon counts for itself as long as that leads to a higher number than anyone saw.
+        let behind = current.as_ref().is_none_or(|record| record.sequence + 1 < publication.sequence);
+        let same = current.as_ref().is_some_and(|record| record.path == publication.path);
+        let wanted = (behind && !(same && publication.sequence <= 1)).then_some(publication.sequence);
+        self.send(publication, wanted.filter(|sequence| *sequence > 0)).await?;
+        let sequence = match self.current(&name).await {
+            Some(record) => record.sequence,
+            None => publication.sequence,
+        };
+        Ok(Published { sequence, record: None })
+    }
+
+    async fn record(&self, name: &IpnsName) -> Result<Vec<u8>, BackendError> {
+        let call = Call::new("name/get").arg(format!("/ipns/{name}"));
+        match self.rpc.bytes_up_to(call, MAX_RECORD).await {
+            Ok(record) => Ok(record.to_vec()),
+            Err(BackendError::Refused { message, .. })
+                if message.contains("could not resolve name") || message.contains("not found") =>
+            {
+                Err(BackendError::NotFound(format!("/ipns/{name}")))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Names {
+    /// The daemon's record of an own name, whatever it is worth.
+    async fn current(&self, name: &IpnsName) -> Option<Record> {
+        let bytes = self.record(name).await.ok()?;
+        // An expired record still counts: what follows must have a higher number.
+        Record::verify(&bytes, name, Timestamp(0)).ok()
+    }
+}

@@ -1,0 +1,196 @@
+//! Owns the calls to a daemon: their form, their time limits, and what their answers mean. See
+//! <https://docs.ipfs.tech/reference/kubo/rpc/>.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt as _;
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
+use reqwest::multipart::{Form, Part};
+use reqwest::{Body, Client, Response, StatusCode};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::{Address, ClientError, Settings};
+use crate::backend::BackendError;
+
+/// Where a failure in mid-stream is told, behind a 200.
+const STREAM_ERROR: &str = "x-stream-error";
+
+/// Longest message of an error that is kept, in bytes.
+const MAX_MESSAGE: usize = 2_048;
+
+/// A daemon's RPC.
+#[derive(Debug)]
+pub struct Rpc {
+    client: Client,
+    address: Address,
+}
+
+/// One call.
+#[derive(Debug)]
+pub struct Call<'a> {
+    command: &'static str,
+    args: Vec<(&'a str, String)>,
+    body: Option<Bytes>,
+    timeout: Duration,
+}
+
+impl<'a> Call<'a> {
+    /// A call of `command` that may take 30 seconds.
+    pub fn new(command: &'static str) -> Self {
+        Self { command, args: Vec::new(), body: None, timeout: Duration::from_secs(30) }
+    }
+
+    /// Adds an argument.
+    pub fn arg(self, value: impl Into<String>) -> Self {
+        self.option("arg", value)
+    }
+
+    /// Adds an option.
+    pub fn option(mut self, name: &'a str, value: impl Into<String>) -> Self {
+        self.args.push((name, value.into()));
+        self
+    }
+
+    /// Sends a file.
+    pub fn file(mut self, data: Bytes) -> Self {
+        self.body = Some(data);
+        self
+    }
+
+    /// Sets how long the call may take.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+}
+
+impl Rpc {
+    /// A client for a daemon that need not be there.
+    pub fn new(settings: &Settings) -> Result<Self, ClientError> {
+        // Another part of the process may have installed one already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut headers = HeaderMap::new();
+        if let Some(authorization) = &settings.authorization {
+            let mut value = HeaderValue::from_str(authorization).map_err(|_| ClientError::Authorization)?;
+            value.set_sensitive(true);
+            headers.insert(AUTHORIZATION, value);
+        }
+        // A user agent with `/kubo/` in it would have to equal the daemon's version.
+        let mut builder = Client::builder()
+            .user_agent(concat!("dim/", env!("CARGO_PKG_VERSION")))
+            .default_headers(headers)
+            .connect_timeout(Duration::from_secs(5))
+            .no_proxy();
+        if let Address::Unix(path) = &settings.address {
+            builder = builder.unix_socket(path.as_path());
+        }
+        Ok(Self { client: builder.build()?, address: settings.address.clone() })
+    }
+
+    /// Calls and reads a JSON answer.
+    pub async fn json<T: DeserializeOwned>(&self, call: Call<'_>) -> Result<T, BackendError> {
+        let command = call.command;
+        let body = self.bytes(call).await?;
+        // A timeout without a unit, among other things, answers 200 with nothing.
+        let why = |why: String| BackendError::Unbelievable { call: command, why };
+        if body.is_empty() {
+            return Err(why("200 with an empty body where JSON is due".to_owned()));
+        }
+        serde_json::from_slice(&body).map_err(|error| why(error.to_string()))
+    }
+
+    /// Calls and reads the whole answer, to the end of its trailers.
+    pub async fn bytes(&self, call: Call<'_>) -> Result<Bytes, BackendError> {
+        self.bytes_up_to(call, 64 << 20).await
+    }
+
+    /// Calls and reads an answer of at most `limit` bytes.
+    pub async fn bytes_up_to(&self, call: Call<'_>, limit: usize) -> Result<Bytes, BackendError> {
+        let (command, timeout) = (call.command, call.timeout);
+        let read = async {
+            let response = self.send(call).await?;
+            read_whole(command, response, limit).await
+        };
+        // The daemon has its own limit too, but a frozen one does not keep to it.
+        tokio::time::timeout(timeout + Duration::from_secs(2), read)
+            .await
+            .map_err(|_| BackendError::Timeout(command))?
+    }
+
+    /// Calls and returns the answer as soon as its headers are there.
+    pub async fn stream(&self, call: Call<'_>) -> Result<Response, BackendError> {
+        let (command, timeout) = (call.command, call.timeout);
+        tokio::time::timeout(timeout, self.send_without_limit(call))
+            .await
+            .map_err(|_| BackendError::Timeout(command))?
+    }
+
+    async fn send(&self, mut call: Call<'_>) -> Result<Response, BackendError> {
+        // Always with its unit.
+        call.args.push(("timeout", format!("{}s", call.timeout.as_secs().max(1))));
+        self.send_without_limit(call).await
+    }
+
+    async fn send_without_limit(&self, call: Call<'_>) -> Result<Response, BackendError> {
+        let mut request = self.client.post(self.address.command(call.command)).query(&call.args);
+        if let Some(body) = call.body {
+            let part = Part::stream(Body::from(body)).file_name("file");
+            request = request.multipart(Form::new().part("file", part));
+        }
+        let response = request.send().await.map_err(|error| self.unreachable(&error))?;
+        if response.status() == StatusCode::OK {
+            return Ok(response);
+        }
+        Err(refused(call.command, response).await)
+    }
+
+    fn unreachable(&self, error: &reqwest::Error) -> BackendError {
+        let mut why = error.to_string();
+        let mut source = std::error::Error::source(error);
+        while let Some(cause) = source {
+            why = cause.to_string();
+            source = cause.source();
+        }
+        BackendError::Unreachable { what: format!("the IPFS API at {}", self.address), why }
+    }
+}
+
+async fn read_whole(command: &'static str, response: Response, limit: usize) -> Result<Bytes, BackendError> {
+    let broken = |why: String| BackendError::Unreachable { what: command.to_owned(), why };
+    // reqwest drops trailers; the body's frames still have them.
+    let mut body = http::Response::<Body>::from(response).into_body();
+    let mut data = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| broken(error.to_string()))?;
+        if let Some(error) = frame.trailers_ref().and_then(|trailers| trailers.get(STREAM_ERROR)) {
+            let message = String::from_utf8_lossy(error.as_bytes()).into_owned();
+            return Err(BackendError::Refused { call: command, message });
+        }
+        if let Ok(chunk) = frame.into_data() {
+            if data.len() + chunk.len() > limit {
+                return Err(BackendError::TooLarge { what: format!("the answer of {command}"), limit });
+            }
+            data.extend_from_slice(&chunk);
+        }
+    }
+    Ok(data.freeze())
+}
+
+/// JSON for most errors, plain text for bad arguments, unknown commands and refused authorisation.
+async fn refused(command: &'static str, response: Response) -> BackendError {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Error {
+        message: String,
+    }
+    let status = response.status();
+    let body = read_whole(command, response, 64 << 10).await.unwrap_or_default();
+    let mut message = match serde_json::from_slice::<Error>(&body) {
+        Ok(error) => error.message,
+        Err(_) => format!("{status}: {}", String::from_utf8_lossy(&body).trim()),
+    };
+    message.truncate(message.floor_char_boundary(MAX_MESSAGE));
+    BackendError::Refused { call: command, message }
+}

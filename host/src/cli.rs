@@ -1,0 +1,199 @@
+//! Owns the command line: what the user may type, and the commands over the API.
+
+mod client;
+mod dead;
+mod demo;
+mod ipns;
+mod job;
+mod node;
+mod output;
+mod plugin;
+mod run;
+mod status;
+mod topic;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+use client::{Client, ClientError};
+use output::Output;
+
+/// What went well.
+const OK: u8 = 0;
+/// What went wrong in another way than below.
+const FAILED: u8 = 1;
+/// What was asked for does not exist.
+const NOT_FOUND: u8 = 3;
+/// The host cannot be reached.
+const UNREACHABLE: u8 = 4;
+/// What was asked for is refused: it is invalid, or conflicts with how things stand.
+const REFUSED: u8 = 5;
+
+/// Coordinates a fleet through sandboxed plugins, over IPFS or with nothing installed.
+#[derive(Debug, Parser)]
+#[command(name = "dim", version, propagate_version = true, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str =
+    "Exit codes: 0 well, 1 failed, 2 wrong usage, 3 not found, 4 the host cannot be reached, 5 refused";
+
+/// What every command understands.
+#[derive(Debug, Args)]
+struct Global {
+    /// How to write results
+    #[arg(long, global = true, value_enum, default_value_t = Format::Table)]
+    output: Format,
+    /// The host's API: unix:PATH or http://127.0.0.1:PORT [default: the socket in the state directory]
+    #[arg(long, global = true, env = "DIM_API", value_name = "ADDR")]
+    api: Option<String>,
+    /// Where the host keeps its state [default: dim in the user's state directory]
+    #[arg(long, global = true, env = "DIM_STATE_DIR", value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs a host in the foreground
+    Run(run::Run),
+    /// Says how the host is doing
+    Status,
+    /// Jobs of the fleet
+    #[command(subcommand)]
+    Job(job::Command),
+    /// Nodes of the fleet
+    #[command(subcommand)]
+    Node(node::Command),
+    /// Pubsub topics
+    #[command(subcommand)]
+    Topic(topic::Command),
+    /// IPNS names
+    #[command(subcommand)]
+    Ipns(ipns::Command),
+    /// Plugins
+    #[command(subcommand)]
+    Plugin(plugin::Command),
+    /// Dead letters: events that a plugin could not handle
+    #[command(subcommand)]
+    Dead(dead::Command),
+    /// Writes the completion script of a shell
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+}
+
+impl Global {
+    fn state_dir(&self) -> PathBuf {
+        self.state_dir.clone().unwrap_or_else(default_state_dir)
+    }
+
+    fn client(&self) -> Result<Client, ClientError> {
+        Client::new(self.api.as_deref(), &self.state_dir())
+    }
+
+    fn out(&self) -> Output {
+        Output::new(self.output)
+    }
+}
+
+/// `$XDG_STATE_HOME/dim`, or `~/.local/state/dim`, or `.dim` here.
+fn default_state_dir() -> PathBuf {
+    let under = |name: &str, below: &str| std::env::var_os(name).map(|dir| PathBuf::from(dir).join(below));
+    under("XDG_STATE_HOME", "dim")
+        .or_else(|| under("HOME", ".local/state/dim"))
+        .unwrap_or_else(|| ".dim".into())
+}
+
+/// Does what the command line says.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match dispatch(cli) {
+        Ok(()) => ExitCode::from(OK),
+        Err(error) => {
+            report(&error);
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+fn dispatch(Cli { global, command }: Cli) -> anyhow::Result<()> {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build();
+    match command {
+        Command::Run(run) => run.execute(&global),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "dim", &mut std::io::stdout());
+            Ok(())
+        }
+        Command::Plugin(plugin::Command::Inspect { subject }) if plugin::is_file(&subject) => {
+            plugin::inspect_file(&subject, &global.out())
+        }
+        command => runtime()?.block_on(over_the_api(command, &global)),
+    }
+}
+
+async fn over_the_api(command: Command, global: &Global) -> anyhow::Result<()> {
+    let (client, out) = (global.client()?, global.out());
+    match command {
+        Command::Status => status::execute(&client, &out).await,
+        Command::Job(command) => command.execute(&client, &out).await,
+        Command::Node(command) => command.execute(&client, &out).await,
+        Command::Topic(command) => command.execute(&client, &out).await,
+        Command::Ipns(command) => command.execute(&client, &out).await,
+        Command::Plugin(command) => command.execute(&client, &out).await,
+        Command::Dead(command) => command.execute(&client, &out).await,
+        Command::Run(_) | Command::Completions { .. } => unreachable!("handled without a client"),
+    }
+}
+
+/// One line with the cause, then the causes below it.
+fn report(error: &anyhow::Error) {
+    eprintln!("error: {error}");
+    let causes: Vec<String> = error.chain().skip(1).map(ToString::to_string).collect();
+    if !causes.is_empty() {
+        eprintln!("\nCaused by:");
+        causes.iter().for_each(|cause| eprintln!("    {cause}"));
+    }
+    if let Some(ClientError::Unreachable { .. }) = error.downcast_ref() {
+        eprintln!(
+            "\nIs a host running? Start one with `dim run`, or say where it is with --api or --state-dir."
+        );
+    }
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<ClientError>() {
+        Some(ClientError::Unreachable { .. }) => UNREACHABLE,
+        Some(ClientError::Problem(problem)) => match problem.status {
+            404 => NOT_FOUND,
+            400 | 409 | 413 | 422 => REFUSED,
+            _ => FAILED,
+        },
+        _ => FAILED,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

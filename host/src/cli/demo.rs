@@ -1,0 +1,212 @@
+//! `dim run --demo N`: simulated nodes that send heartbeats and run jobs, one of which falls silent
+//! now and then, and what the plugins make of it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rand::RngExt as _;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use dim::backend::embedded::new_peer;
+use dim::config::Config;
+use dim::host::Host;
+use dim::ident::{PeerName, Topic};
+use dim::log::{Event, Kind, Origin};
+
+/// How often a node sends a heartbeat.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// How long a job takes.
+const JOB: Duration = Duration::from_secs(12);
+/// How long a node is silent; long enough to be declared dead.
+const SILENCE: Duration = Duration::from_secs(12);
+/// How long all is well before a node falls silent.
+const CALM: Duration = Duration::from_secs(6);
+/// How often the fleet is shown.
+const SHOW: Duration = Duration::from_secs(5);
+
+/// Minutes become seconds, so that there is something to see.
+pub fn quicken(config: &mut Config) {
+    let watchdog = config.plugins.entry("heartbeat-watchdog".parse().expect("a valid name")).or_default();
+    for (key, value) in [("suspect_after_ms", 3_000), ("dead_after_ms", 6_000)] {
+        watchdog.config.entry(key).or_insert_with(|| value.into());
+    }
+}
+
+/// Runs the fleet until `stop` is cancelled.
+pub async fn run(host: Arc<Host>, nodes: u32, stop: CancellationToken) -> anyhow::Result<()> {
+    println!("{nodes} simulated nodes; one of them falls silent now and then. Stop with Ctrl-C.\n");
+    let fleet = Fleet::new(host, nodes);
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => Ok(()),
+        result = async {
+            tokio::try_join!(fleet.send_heartbeats(), fleet.tell(), fleet.show()).map(drop)
+        } => result,
+    }
+}
+
+struct Fleet {
+    host: Arc<Host>,
+    peers: Vec<PeerName>,
+    heartbeats: Topic,
+    jobs: Topic,
+    verdicts: Topic,
+}
+
+impl Fleet {
+    fn new(host: Arc<Host>, nodes: u32) -> Self {
+        let topics = host.config.ipfs.pubsub.clone();
+        Self {
+            peers: (0..nodes).map(|_| new_peer()).collect(),
+            heartbeats: topics.node_heartbeat,
+            jobs: topics.job_updates,
+            verdicts: topics.node_status,
+            host,
+        }
+    }
+
+    async fn send_heartbeats(&self) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        let mut jobs: Vec<Option<(u64, Instant)>> = vec![None; self.peers.len()];
+        let mut next_job = 1;
+        let mut interval = tokio::time::interval(HEARTBEAT);
+        loop {
+            interval.tick().await;
+            let silent = silent_node(begun.elapsed(), self.peers.len());
+            for (index, job) in jobs.iter_mut().enumerate().filter(|(index, _)| Some(*index) != silent) {
+                self.heartbeat(index).await?;
+                match job {
+                    Some((number, since)) if since.elapsed() >= JOB => {
+                        self.job(index, *number, "completed").await?;
+                        *job = None;
+                    }
+                    Some(_) => {}
+                    None => {
+                        self.job(index, next_job, "running").await?;
+                        *job = Some((next_job, Instant::now()));
+                        next_job += 1;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn heartbeat(&self, index: usize) -> anyhow::Result<()> {
+        let free = rand::rng().random_range(8..64);
+        let heartbeat = json!({
+            "node_id": node_id(index),
+            "timestamp": jiff::Timestamp::now(),
+            "status": "online",
+            "resources": { "cpu_available": free / 4, "memory_available": free, "gpu_available": index % 2 },
+            "cached_models": ["llama-3-8b"],
+        });
+        self.publish(index, &self.heartbeats, &heartbeat).await
+    }
+
+    async fn job(&self, index: usize, number: u64, event: &str) -> anyhow::Result<()> {
+        let message = json!({
+            "job_id": format!("job-{number}"),
+            "event_type": event,
+            "timestamp": jiff::Timestamp::now(),
+            "data": { "node_id": node_id(index) },
+        });
+        self.publish(index, &self.jobs, &message).await
+    }
+
+    /// As a peer on the embedded bus; through the daemon where there is one.
+    async fn publish(&self, index: usize, topic: &Topic, message: &Value) -> anyhow::Result<()> {
+        let data = Bytes::from(message.to_string());
+        match &self.host.bus {
+            Some(bus) => bus.publish_as(&self.peers[index], topic, data).await,
+            None => {
+                if let Err(error) = self.host.backend.pubsub.publish(topic, data).await {
+                    println!("          a simulated node cannot publish: {error}");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Says what happens, as it happens.
+    async fn tell(&self) -> anyhow::Result<()> {
+        let mut entries = self.host.log.listen();
+        loop {
+            let Ok(entry) = entries.recv().await else { continue };
+            let Kind::Event(Event::Message { topic, data, origin }) = &entry.kind else { continue };
+            let Ok(message) = serde_json::from_slice::<Value>(data) else { continue };
+            let word = |key: &str| message[key].as_str().unwrap_or("?").to_owned();
+            let time = format!("{:.0}", entry.time);
+            if *topic == self.verdicts && matches!(origin, Origin::Plugin(_)) {
+                println!("{time}  heartbeat-watchdog: {} is {}", word("node_id"), word("status"));
+                // The tracker hears it in the same moment: look a little later.
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                self.tell_jobs_of(&word("node_id"), &time).await;
+            }
+        }
+    }
+
+    async fn tell_jobs_of(&self, node: &str, time: &str) {
+        let jobs = self.query("job-tracker", json!({ "node_id": node, "status": "running" })).await;
+        for job in jobs.as_array().into_iter().flatten() {
+            let id = job["job_id"].as_str().unwrap_or("?");
+            match job["node_dead"]["observer"].as_str() {
+                Some(observer) => {
+                    println!("{time}  job-tracker: {id} is marked, its node {node} is dead, says {observer}")
+                }
+                None => println!("{time}  job-tracker: {id} goes on, its node {node} is alive"),
+            }
+        }
+    }
+
+    async fn show(&self) -> anyhow::Result<()> {
+        loop {
+            tokio::time::sleep(SHOW).await;
+            let nodes = self.query("node-registry", json!({})).await;
+            let jobs = self.query("job-tracker", json!({ "status": "running" })).await;
+            let finished = self.query("job-tracker", json!({ "status": "completed" })).await;
+            println!("{:.0}  {}", self.host.log.now(), summary(&nodes, &jobs, &finished));
+        }
+    }
+
+    async fn query(&self, plugin: &str, body: Value) -> Value {
+        let Some((_, found)) = self.host.plugins.iter().find(|(name, _)| name.as_str() == plugin) else {
+            return Value::Null;
+        };
+        let reply = found.handle.query("list".to_owned(), body.to_string()).await;
+        reply.ok().and_then(|reply| serde_json::from_str(&reply).ok()).unwrap_or_default()
+    }
+}
+
+fn summary(nodes: &Value, jobs: &Value, finished: &Value) -> String {
+    let nodes: Vec<String> = nodes
+        .as_array()
+        .into_iter()
+        .flatten()
+        .take(8)
+        .map(|node| {
+            format!("{} {}", node["node_id"].as_str().unwrap_or("?"), node["status"].as_str().unwrap_or("?"))
+        })
+        .collect();
+    let count = |list: &Value| list.as_array().map_or(0, Vec::len);
+    format!(
+        "node-registry: {}; job-tracker: {} running, {} completed",
+        nodes.join(", "),
+        count(jobs),
+        count(finished)
+    )
+}
+
+fn node_id(index: usize) -> String {
+    format!("node-{}", index + 1)
+}
+
+/// Which node is silent: each in turn, with calm between.
+fn silent_node(elapsed: Duration, nodes: usize) -> Option<usize> {
+    let round = CALM + SILENCE;
+    let number = usize::try_from(elapsed.as_secs() / round.as_secs()).unwrap_or(0);
+    let within = elapsed.as_secs() % round.as_secs();
+    (within >= CALM.as_secs()).then_some(number % nodes)
+}

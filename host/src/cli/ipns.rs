@@ -1,0 +1,96 @@
+//! `dim ipns`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::client::Client;
+use super::output::{Output, bytes};
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Points a key's name at a path
+    Publish {
+        /// The key, made if there is none
+        key: String,
+        /// Where it points: /ipfs/CID or /ipns/NAME
+        path: String,
+        #[command(flatten)]
+        how: How,
+    },
+    /// Says what a name points to
+    Resolve {
+        /// A name, or a key of this host
+        name: String,
+    },
+    /// Stores a file and points a key's name at it
+    UpdateState {
+        /// The key, made if there is none
+        key: String,
+        /// The file
+        file: PathBuf,
+        #[command(flatten)]
+        how: How,
+    },
+    /// Writes the file behind a name to standard output
+    GetState {
+        /// A name, or a key of this host
+        name: String,
+    },
+    /// Says the name that belongs to a key
+    KeyId {
+        /// The key, made if there is none
+        key: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct How {
+    /// How long the record is valid, as in 90s, 30m or 24h; it is signed anew at half of it
+    #[arg(long, value_parser = parse_duration, default_value = "24h")]
+    lifetime: Duration,
+}
+
+impl How {
+    fn query(&self) -> [(&'static str, String); 1] {
+        [("lifetime_seconds", self.lifetime.as_secs().to_string())]
+    }
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let span: jiff::SignedDuration = text.parse().map_err(|error| format!("{error}"))?;
+    Duration::try_from(span).map_err(|_| "a duration is not negative".to_owned())
+}
+
+impl Command {
+    pub async fn execute(self, client: &Client, out: &Output) -> anyhow::Result<()> {
+        match self {
+            Self::Publish { key, path, how } => {
+                let body = json!({ "path": path });
+                let set = client.send_json(Method::PUT, &["keys", &key, "path"], &how.query(), &body).await?;
+                tell(out, &set)
+            }
+            Self::UpdateState { key, file, how } => {
+                let data = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+                let set =
+                    client.send_bytes(Method::PUT, &["keys", &key, "state"], &how.query(), data).await?;
+                tell(out, &set)
+            }
+            Self::Resolve { name } => out.object(&client.get(&["names", &name], &[]).await?),
+            Self::GetState { name } => bytes(&client.get_bytes(&["names", &name, "state"]).await?),
+            Self::KeyId { key } => out.object(&client.get(&["keys", &key], &[]).await?),
+        }
+    }
+}
+
+fn tell(out: &Output, set: &Value) -> anyhow::Result<()> {
+    out.object(set)?;
+    if set["published"] == false {
+        eprintln!("warning: the backend has not accepted it yet; the host goes on trying");
+    }
+    Ok(())
+}

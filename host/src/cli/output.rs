@@ -1,0 +1,90 @@
+//! How results are written: tables for people, JSON for programs.
+
+use std::io::{self, Write as _};
+
+use comfy_table::{Table, presets};
+use serde_json::Value;
+
+use super::Format;
+
+/// Writes results to standard output.
+#[derive(Clone, Copy, Debug)]
+pub struct Output {
+    format: Format,
+}
+
+/// A column: its head, and where its value is in a row, as a JSON pointer.
+pub type Column = (&'static str, &'static str);
+
+impl Output {
+    pub fn new(format: Format) -> Self {
+        Self { format }
+    }
+
+    /// Writes rows: a JSON array, or a table with `columns`.
+    pub fn rows(&self, rows: &Value, columns: &[Column]) -> anyhow::Result<()> {
+        if self.format == Format::Json {
+            return self.json(rows);
+        }
+        let mut table = Table::new();
+        table.load_preset(presets::NOTHING).set_header(columns.iter().map(|(head, _)| *head));
+        for row in rows.as_array().into_iter().flatten() {
+            table.add_row(columns.iter().map(|(_, pointer)| cell(row.pointer(pointer))));
+        }
+        line(&table.to_string())
+    }
+
+    /// Writes one object: JSON, or its members one a line.
+    pub fn object(&self, object: &Value) -> anyhow::Result<()> {
+        if self.format == Format::Json {
+            return self.json(object);
+        }
+        let mut table = Table::new();
+        table.load_preset(presets::NOTHING);
+        for (name, value) in object.as_object().into_iter().flatten() {
+            table.add_row([name.clone(), cell(Some(value))]);
+        }
+        line(&table.to_string())
+    }
+
+    /// Whether programs read this.
+    pub fn is_json(&self) -> bool {
+        self.format == Format::Json
+    }
+
+    /// Writes one row of a stream: a line of JSON, or a line of cells.
+    pub fn streamed(&self, row: &Value, columns: &[Column]) -> anyhow::Result<()> {
+        if self.format == Format::Json {
+            return line(&row.to_string());
+        }
+        let cells: Vec<String> = columns.iter().map(|(_, pointer)| cell(row.pointer(pointer))).collect();
+        line(&cells.join("  "))
+    }
+
+    fn json(&self, value: &Value) -> anyhow::Result<()> {
+        line(&serde_json::to_string_pretty(value)?)
+    }
+}
+
+/// A value as a cell; what a plugin or a peer wrote must not steer the terminal.
+fn cell(value: Option<&Value>) -> String {
+    let text = match value {
+        None | Some(Value::Null) => "-".to_owned(),
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+    };
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// Writes a line. Whoever reads it may have gone: that is no error worth a word.
+pub fn line(text: &str) -> anyhow::Result<()> {
+    bytes(format!("{text}\n").as_bytes())
+}
+
+/// Writes bytes as they are.
+pub fn bytes(bytes: &[u8]) -> anyhow::Result<()> {
+    match io::stdout().write_all(bytes).and_then(|()| io::stdout().flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        other => Ok(other?),
+    }
+}

@@ -1,0 +1,105 @@
+//! `dim plugin`.
+
+use anyhow::Context as _;
+use clap::Subcommand;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use dim::plugin;
+
+use super::client::Client;
+use super::output::{Column, Output};
+
+const COLUMNS: [Column; 8] = [
+    ("PLUGIN", "/name"),
+    ("VERSION", "/version"),
+    ("STATE", "/state"),
+    ("HANDLED", "/handled"),
+    ("FAILURES", "/failures"),
+    ("DEAD", "/dead_letters"),
+    ("BEHIND", "/behind"),
+    ("REASON", "/reason"),
+];
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Lists plugins
+    Ls,
+    /// Shows a plugin's manifest: of a running one, or of a file without running it
+    Inspect {
+        /// A plugin's name, or a component file
+        #[arg(value_name = "FILE_OR_NAME")]
+        subject: String,
+    },
+    /// Gives an order to a plugin
+    Command {
+        /// The plugin
+        name: String,
+        /// Which order
+        method: String,
+        /// Its body
+        #[arg(default_value = "{}")]
+        json: String,
+    },
+    /// Asks a plugin a question
+    Query {
+        /// The plugin
+        name: String,
+        /// Which question
+        method: String,
+        /// Its body
+        #[arg(default_value = "{}")]
+        json: String,
+    },
+}
+
+/// Whether a subject names a file rather than a running plugin.
+pub fn is_file(subject: &str) -> bool {
+    subject.contains(['/', '.'])
+}
+
+/// Looks at a file without running it.
+pub fn inspect_file(file: &str, out: &Output) -> anyhow::Result<()> {
+    let bytes = std::fs::read(file).with_context(|| format!("cannot read {file}"))?;
+    let inspection = plugin::inspect(&bytes).with_context(|| format!("{file} is not a plugin"))?;
+    out.object(&flat(&json!(inspection)))
+}
+
+/// The manifest's members beside the file's.
+fn flat(inspection: &Value) -> Value {
+    let mut flat = inspection.clone();
+    if let Some(members) = flat.as_object_mut()
+        && let Some(Value::Object(manifest)) = members.remove("manifest")
+    {
+        members.extend(manifest);
+    }
+    flat
+}
+
+impl Command {
+    pub async fn execute(self, client: &Client, out: &Output) -> anyhow::Result<()> {
+        match self {
+            Self::Ls => out.rows(&client.get(&["plugins"], &[]).await?, &COLUMNS),
+            Self::Inspect { subject } => {
+                let plugin = client.get(&["plugins", &subject], &[]).await?;
+                out.object(&flat(&plugin["inspection"]))
+            }
+            Self::Command { name, method, json } => {
+                let path = ["plugins", name.as_str(), "commands", method.as_str()];
+                answer(out, &client.send_bytes(Method::POST, &path, &[], json.into_bytes()).await?)
+            }
+            Self::Query { name, method, json } => {
+                let path = ["plugins", name.as_str(), "queries", method.as_str()];
+                answer(out, &client.send_bytes(Method::POST, &path, &[], json.into_bytes()).await?)
+            }
+        }
+    }
+}
+
+/// A plugin's answer has a form of its own: JSON for people too.
+fn answer(out: &Output, answer: &Value) -> anyhow::Result<()> {
+    match answer {
+        Value::Object(_) => out.object(answer),
+        other => super::output::line(&serde_json::to_string_pretty(other)?),
+    }
+}

@@ -1,0 +1,163 @@
+//! `dim run`: the life of a host in the foreground, in reading order.
+
+use std::io::IsTerminal as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use dim::api::Listener;
+use dim::config::Config;
+use dim::host::{Host, Options};
+
+use super::{Global, demo};
+
+#[derive(Debug, Args)]
+pub struct Run {
+    /// The config file, YAML
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// A Kubo daemon's API: /ip4/127.0.0.1/tcp/5001, /unix/PATH or http://HOST:5001
+    #[arg(long, value_name = "ADDR", conflicts_with = "embedded")]
+    kubo: Option<String>,
+    /// Use no daemon, whatever the config says
+    #[arg(long)]
+    embedded: bool,
+    /// Simulate N nodes that send heartbeats and run jobs
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    demo: Option<u32>,
+    /// Listen on a loopback address too, as in 127.0.0.1:7080
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+    /// How to write the log
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+impl Run {
+    pub fn execute(self, global: &Global) -> anyhow::Result<()> {
+        self.start_logging();
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        runtime.block_on(self.live(global))
+    }
+
+    fn start_logging(&self) {
+        let default = if self.demo.is_some() { "warn" } else { "info" };
+        let filter = EnvFilter::try_from_env("DIM_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+        let log = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal());
+        match self.log_format {
+            LogFormat::Text => log.init(),
+            LogFormat::Json => log.json().init(),
+        }
+    }
+
+    async fn live(self, global: &Global) -> anyhow::Result<()> {
+        let mut config = self.config()?;
+        // A demonstration must not write into the state of a real host.
+        let temporary = match (self.demo, &global.state_dir) {
+            (Some(_), None) => {
+                Some(tempfile::tempdir().context("cannot make a directory for the demonstration")?)
+            }
+            _ => None,
+        };
+        let state_dir = temporary.as_ref().map_or_else(|| global.state_dir(), |dir| dir.path().to_owned());
+        if self.demo.is_some() {
+            demo::quicken(&mut config);
+        }
+        let host = Host::start(Options { config, state_dir: state_dir.clone() }).await?;
+        let stop = CancellationToken::new();
+        let servers = self.serve(&host, &state_dir, &stop).await?;
+        let demo = self.demo.map(|nodes| tokio::spawn(demo::run(host.clone(), nodes, stop.clone())));
+        let outcome = self.until_stopped(&host).await;
+        stop.cancel();
+        for server in servers {
+            server.await??;
+        }
+        if let Some(demo) = demo {
+            demo.await??;
+        }
+        let end = tokio::spawn(async move { host.shutdown().await });
+        tokio::select! {
+            ended = end => ended?,
+            () = interrupted()? => anyhow::bail!("stopped at once, on a second signal"),
+        }
+        outcome
+    }
+
+    fn config(&self) -> anyhow::Result<Config> {
+        let mut config = match &self.config {
+            Some(path) => Config::read(path)?,
+            None => Config::default(),
+        };
+        if let Some(address) = &self.kubo {
+            config.ipfs.api_url = Some(address.clone());
+        }
+        if self.embedded {
+            config.ipfs.api_url = None;
+        }
+        Ok(config)
+    }
+
+    async fn serve(
+        &self,
+        host: &Arc<Host>,
+        state_dir: &std::path::Path,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Vec<tokio::task::JoinHandle<std::io::Result<()>>>> {
+        let mut listeners = vec![Listener::unix(state_dir).context("cannot listen on the API's socket")?];
+        if let Some(address) = self.listen {
+            listeners
+                .push(Listener::tcp(address).await.with_context(|| format!("cannot listen on {address}"))?);
+        }
+        for listener in &listeners {
+            tracing::info!("the API is at {}", listener.address());
+            if self.demo.is_some() {
+                println!(
+                    "The API is at {}; try: dim --api {} status",
+                    listener.address(),
+                    listener.address()
+                );
+            }
+        }
+        Ok(listeners
+            .into_iter()
+            .map(|listener| tokio::spawn(listener.serve(host.clone(), stop.clone())))
+            .collect())
+    }
+
+    async fn until_stopped(&self, host: &Host) -> anyhow::Result<()> {
+        tracing::info!(id = host.id, backend = host.backend.name, address = host.backend.address, took = ?host.start_took, "ready");
+        tokio::select! {
+            reason = host.failure() => Err(anyhow::anyhow!("the host cannot go on: {reason}")),
+            () = interrupted()? => {
+                tracing::info!("shutting down; a second signal stops at once");
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Resolves on the next Ctrl-C or SIGTERM.
+fn interrupted() -> std::io::Result<impl Future<Output = ()>> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
+}

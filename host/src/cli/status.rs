@@ -1,0 +1,47 @@
+//! `dim status`.
+
+use serde_json::Value;
+
+use super::client::Client;
+use super::output::{Output, line};
+
+pub async fn execute(client: &Client, out: &Output) -> anyhow::Result<()> {
+    let status = client.get(&["status"], &[]).await?;
+    if out.is_json() {
+        return out.object(&status);
+    }
+    let text = |pointer: &str| match status.pointer(pointer) {
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Null) | None => "-".to_owned(),
+        Some(other) => other.to_string(),
+    };
+    line(&format!(
+        "dim {}, {}",
+        text("/version"),
+        if status["healthy"] == true { "all is well" } else { "not all is well:" }
+    ))?;
+    for trouble in status["troubles"].as_array().into_iter().flatten() {
+        line(&format!("  ! {}", trouble.as_str().unwrap_or_default()))?;
+    }
+    for (label, value) in [
+        ("host", text("/id")),
+        ("started", format!("{}, in {} ms", text("/started"), text("/start_took_ms"))),
+        ("state", text("/state_dir")),
+        ("backend", format!("{} at {}", text("/backend/name"), text("/backend/address"))),
+        ("log", format!("{} entries, the first held is {}", text("/log/head"), text("/log/first"))),
+        ("outbox", format!("{} waiting", text("/outbox/waiting"))),
+        ("dead letters", text("/dead_letters")),
+        ("plugins", text("/plugins")),
+    ] {
+        line(&format!("{label:<14}{value}"))?;
+    }
+    for name in status["names"].as_array().into_iter().flatten() {
+        let member = |key: &str| name[key].as_str().unwrap_or("-").to_owned();
+        let state = if name["published"] == true { "published" } else { "waiting to be published" };
+        let size = name["document_bytes"]
+            .as_u64()
+            .map_or(String::new(), |bytes| format!(", {bytes} of {} bytes", name["document_limit"]));
+        line(&format!("{:<14}{} = /ipns/{}, {state}{size}", "name", member("key"), member("name")))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,88 @@
+//! `dim topic`.
+
+use std::io::Read as _;
+
+use anyhow::Context as _;
+use clap::Subcommand;
+use reqwest::Method;
+use serde_json::Value;
+
+use super::client::Client;
+use super::output::{Column, Output, line};
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Publishes a message
+    Pub {
+        /// The topic
+        topic: String,
+        /// The message; @FILE for a file's content, - for standard input
+        data: String,
+    },
+    /// Shows messages as they come, until interrupted
+    Sub {
+        /// The topic
+        topic: String,
+    },
+    /// Lists the topics that the host listens to
+    Ls,
+    /// Lists the peers of a topic
+    Peers {
+        /// The topic
+        topic: String,
+    },
+}
+
+impl Command {
+    pub async fn execute(self, client: &Client, out: &Output) -> anyhow::Result<()> {
+        match self {
+            Self::Pub { topic, data } => {
+                let data = read(&data)?;
+                client.send_bytes(Method::POST, &["topics", &topic, "messages"], &[], data).await?;
+                Ok(())
+            }
+            Self::Sub { topic } => {
+                const COLUMNS: [Column; 4] =
+                    [("TIME", "/time"), ("ORIGIN", "/origin"), ("FROM", "/from"), ("DATA", "/data")];
+                let path = ["topics", topic.as_str(), "messages"];
+                let told = client.events(&path, |kind, data| {
+                    if kind == "lagged" {
+                        eprintln!("warning: {data} entries came too fast to be shown");
+                        return Ok(());
+                    }
+                    out.streamed(&serde_json::from_str(data)?, &COLUMNS)
+                });
+                told.await
+            }
+            Self::Ls => {
+                const COLUMNS: [Column; 4] = [
+                    ("TOPIC", "/topic"),
+                    ("PEERS", "/peers"),
+                    ("CONNECTED SINCE", "/connected_since"),
+                    ("LISTENING PROVEN UNTIL", "/listening_proven_until"),
+                ];
+                out.rows(&client.get(&["topics"], &[]).await?, &COLUMNS)
+            }
+            Self::Peers { topic } => {
+                let peers = client.get(&["topics", &topic, "peers"], &[]).await?;
+                match peers.as_array() {
+                    Some(list) if !out.is_json() => list.iter().filter_map(Value::as_str).try_for_each(line),
+                    _ => out.rows(&peers, &[]),
+                }
+            }
+        }
+    }
+}
+
+/// A message as it was written, from a file or from standard input.
+fn read(data: &str) -> anyhow::Result<Vec<u8>> {
+    if data == "-" {
+        let mut bytes = Vec::new();
+        std::io::stdin().read_to_end(&mut bytes).context("cannot read standard input")?;
+        return Ok(bytes);
+    }
+    match data.strip_prefix('@') {
+        Some(file) => std::fs::read(file).with_context(|| format!("cannot read {file}")),
+        None => Ok(data.as_bytes().to_vec()),
+    }
+}

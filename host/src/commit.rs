@@ -1,0 +1,467 @@
+//! Owns the one writer of the store: a thread that makes finished batches real, those of several
+//! plugins and all new entries of the log in one transaction and one sync.
+//!
+//! It receives batches from the plugins and small writes from the other stages. What a plugin
+//! published goes into the log here, for the other plugins, and into the outbox, for the backend.
+//! After the sync it sends the replies of commands and wakes the stages that have work.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::Thread;
+use std::time::{Duration, Instant};
+
+use redb::WriteTransaction;
+use thiserror::Error;
+use tokio::sync::{Notify, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::ident::{KeyName, PluginName};
+use crate::interest::Interest;
+use crate::log::{Event, EventLog, Kind, Mailbox, Offset, Origin};
+use crate::names;
+use crate::outbox;
+use crate::plugin::{Batch, NameUpdate};
+use crate::store::{
+    self, CURSORS, DEAD, PLUGINS, RETRIES, STATE, StateKey, Store, StoreError, Sync, TIMERS, WORLDS,
+};
+
+/// How long entries wait for a batch to share a transaction with.
+const LINGER: Duration = Duration::from_millis(20);
+
+/// Why a write did not happen.
+#[derive(Debug, Error)]
+pub enum CommitError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The host is going down.
+    #[error("the host is shutting down")]
+    Closed,
+}
+
+/// A small write of another stage, with what becomes durable together with it.
+struct Write {
+    entries: Vec<Kind>,
+    name: Option<(KeyName, NameUpdate)>,
+    sync: Sync,
+    run: Box<dyn FnOnce(&WriteTransaction) -> Result<AfterCommit, StoreError> + Send>,
+}
+
+/// What is done once a write is durable.
+type AfterCommit = Box<dyn FnOnce() + Send>;
+
+/// The writer, as the other stages know it.
+#[derive(Debug)]
+pub struct Commit {
+    queue: Mutex<Queue>,
+    thread: OnceLock<Thread>,
+    durability: Durability,
+    interest: Arc<Interest>,
+    outbox_tally: Arc<outbox::Tally>,
+    /// Woken when there is something to publish on topics.
+    pub outbox: Notify,
+    /// Woken when the value of a name has changed.
+    pub names: Notify,
+    /// Woken when a retry was put off.
+    pub retries: Notify,
+    /// How many transactions and syncs there were, and how long they took in all.
+    pub tally: Tally,
+}
+
+/// Counts of the writer.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Transactions.
+    pub commits: AtomicU64,
+    /// Nanoseconds from the beginning of a transaction to the end of its sync, in all.
+    pub nanoseconds: AtomicU64,
+    /// Entries that plugins have handled and that are durable.
+    pub handled: AtomicU64,
+}
+
+/// Whether a commit waits for the disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// A reply is sent when the effects are on the disk.
+    #[default]
+    Immediate,
+    /// The disk is written twice a second; a crash of the machine may lose what came since.
+    Eventual,
+}
+
+#[derive(Default)]
+struct Queue {
+    batches: BTreeMap<PluginName, Submitted>,
+    writes: Vec<Write>,
+    closed: bool,
+}
+
+impl std::fmt::Debug for Queue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Queue").field("batches", &self.batches.len()).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+struct Submitted {
+    batch: Arc<Batch>,
+    progress: Arc<Progress>,
+}
+
+/// How far the batches of one plugin have come.
+#[derive(Debug)]
+pub struct Progress {
+    taken: AtomicU64,
+    committed: AtomicU64,
+    mailbox: Arc<Mailbox>,
+}
+
+impl Progress {
+    /// No batch yet; `mailbox` is rung at each step.
+    pub fn new(mailbox: Arc<Mailbox>) -> Self {
+        Self { taken: AtomicU64::new(0), committed: AtomicU64::new(0), mailbox }
+    }
+
+    /// The number of the newest batch that the writer has begun with.
+    pub fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Acquire)
+    }
+
+    /// The number of the newest batch that is durable.
+    pub fn committed(&self) -> u64 {
+        self.committed.load(Ordering::Acquire)
+    }
+}
+
+impl Commit {
+    /// A writer that has not started.
+    pub fn new(durability: Durability, interest: Arc<Interest>, outbox_tally: Arc<outbox::Tally>) -> Self {
+        Self {
+            interest,
+            outbox_tally,
+            queue: Mutex::default(),
+            thread: OnceLock::new(),
+            durability,
+            outbox: Notify::new(),
+            names: Notify::new(),
+            retries: Notify::new(),
+            tally: Tally::default(),
+        }
+    }
+
+    /// Hands over a batch. The plugin's earlier one must have been taken.
+    pub fn submit(&self, batch: Arc<Batch>, progress: Arc<Progress>) {
+        let mut queue = self.queue.lock().expect("no one panics while holding the queue");
+        let earlier = queue.batches.insert(batch.plugin.clone(), Submitted { batch, progress });
+        debug_assert!(earlier.is_none(), "a plugin waits until its batch is taken");
+        drop(queue);
+        self.wake();
+    }
+
+    /// Writes with the next transaction and waits until it is durable. Cancelling the wait does
+    /// not cancel the write.
+    pub async fn write<R: Send + 'static>(
+        &self,
+        write: impl FnOnce(&WriteTransaction) -> Result<R, StoreError> + Send + 'static,
+    ) -> Result<R, CommitError> {
+        self.append_and_write(Vec::new(), write).await
+    }
+
+    /// Writes with one of the next transactions, without a sync of its own, and waits for it.
+    pub async fn write_later<R: Send + 'static>(
+        &self,
+        write: impl FnOnce(&WriteTransaction) -> Result<R, StoreError> + Send + 'static,
+    ) -> Result<R, CommitError> {
+        self.enqueue(Vec::new(), None, Sync::Later, write).await
+    }
+
+    /// Appends `entries` to the log and writes, both in the next transaction, and waits until it
+    /// is durable.
+    pub async fn append_and_write<R: Send + 'static>(
+        &self,
+        entries: Vec<Kind>,
+        write: impl FnOnce(&WriteTransaction) -> Result<R, StoreError> + Send + 'static,
+    ) -> Result<R, CommitError> {
+        self.enqueue(entries, None, Sync::Now, write).await
+    }
+
+    /// Gives a name a new value on behalf of the operator, and tells its followers.
+    pub async fn set_name(&self, key: KeyName, update: NameUpdate) -> Result<(), CommitError> {
+        self.enqueue(Vec::new(), Some((key, update)), Sync::Now, |_| Ok(())).await
+    }
+
+    async fn enqueue<R: Send + 'static>(
+        &self,
+        entries: Vec<Kind>,
+        name: Option<(KeyName, NameUpdate)>,
+        sync: Sync,
+        write: impl FnOnce(&WriteTransaction) -> Result<R, StoreError> + Send + 'static,
+    ) -> Result<R, CommitError> {
+        let (done, result) = oneshot::channel();
+        {
+            let mut queue = self.queue.lock().expect("no one panics while holding the queue");
+            if queue.closed {
+                return Err(CommitError::Closed);
+            }
+            let run = Box::new(move |transaction: &WriteTransaction| {
+                let result = write(transaction)?;
+                Ok(Box::new(move || drop(done.send(result))) as AfterCommit)
+            });
+            queue.writes.push(Write { entries, name, sync, run });
+        }
+        self.wake();
+        result.await.map_err(|_| CommitError::Closed)
+    }
+
+    fn wake(&self) {
+        if let Some(thread) = self.thread.get() {
+            thread.unpark();
+        }
+    }
+
+    /// Says which thread is the writer; called by that thread before anything is submitted.
+    pub fn attach(&self, thread: Thread) {
+        self.thread.set(thread).expect("a host has one writer");
+    }
+
+    /// The writer's thread: commits until `stop` is cancelled and nothing waits any more.
+    pub fn run(&self, store: &Store, log: &EventLog, stop: &CancellationToken) -> Result<(), StoreError> {
+        let mut since: Option<Instant> = None;
+        loop {
+            let stopping = stop.is_cancelled();
+            let work = self.take(stopping && !log.has_pending());
+            let Some(work) = work else { return Ok(()) };
+            if work.is_empty() && !stopping {
+                if !log.has_pending() {
+                    since = None;
+                    std::thread::park_timeout(Duration::from_secs(1));
+                    continue;
+                }
+                let waited = since.get_or_insert_with(Instant::now).elapsed();
+                if waited < LINGER {
+                    std::thread::park_timeout(LINGER - waited);
+                    continue;
+                }
+            }
+            since = None;
+            self.commit(store, log, work)?;
+        }
+    }
+
+    /// What waits; none once the queue is empty and closed for good.
+    fn take(&self, last: bool) -> Option<Work> {
+        let mut queue = self.queue.lock().expect("no one panics while holding the queue");
+        let work = Work {
+            batches: std::mem::take(&mut queue.batches).into_values().collect(),
+            writes: std::mem::take(&mut queue.writes),
+        };
+        if last && work.is_empty() {
+            queue.closed = true;
+            return None;
+        }
+        Some(work)
+    }
+
+    fn commit(&self, store: &Store, log: &EventLog, mut work: Work) -> Result<(), StoreError> {
+        let begun = Instant::now();
+        let mut write = store.begin()?;
+        // Before the pending entries are looked at, so that they share the transaction.
+        let mut wakes = Wakes::default();
+        for small in &mut work.writes {
+            log.append_now(std::mem::take(&mut small.entries));
+            if let Some((key, update)) = &small.name {
+                log.append_now(
+                    names::set(&write, key, update)?.map(|known| Kind::Event(Event::NameChanged(known))),
+                );
+                wakes.names = true;
+            }
+        }
+        for submitted in &work.batches {
+            submitted.progress.taken.store(submitted.batch.number, Ordering::Release);
+            submitted.progress.mailbox.ring();
+            log.append_now(entries_of(&submitted.batch));
+            log.append_now(set_names(&write, &submitted.batch)?);
+        }
+        let entries = log.pending();
+        store::set_sync(&mut write, self.sync(&work, &entries))?;
+        store::write_log(&write, entries.iter().map(AsRef::as_ref))?;
+        let now = log.now();
+        for submitted in &work.batches {
+            apply(&write, &submitted.batch, now, &mut wakes)?;
+        }
+        let after: Vec<AfterCommit> =
+            work.writes.into_iter().map(|small| (small.run)(&write)).collect::<Result<_, _>>()?;
+        write.commit()?;
+        if let Some(last) = entries.last() {
+            log.committed(Offset(last.offset.0 + 1));
+        }
+        self.tally.commits.fetch_add(1, Ordering::Relaxed);
+        let elapsed = crate::time::nanoseconds(begun.elapsed());
+        self.tally.nanoseconds.fetch_add(elapsed, Ordering::Relaxed);
+        for submitted in work.batches {
+            self.finish(submitted);
+        }
+        after.into_iter().for_each(|done| done());
+        self.announce(&wakes);
+        Ok(())
+    }
+
+    /// Proof of listening alone is not worth a sync: losing it only makes a gap begin earlier.
+    fn sync(&self, work: &Work, entries: &[Arc<crate::log::Entry>]) -> Sync {
+        let trifling = work.writes.iter().all(|small| small.sync == Sync::Later)
+            && work.batches.iter().all(|submitted| submitted.batch.is_trifling())
+            && entries
+                .iter()
+                .all(|entry| matches!(entry.kind, Kind::Heard(_) | Kind::Peers { .. } | Kind::Tick(_)));
+        match self.durability {
+            Durability::Immediate if trifling => Sync::Later,
+            Durability::Immediate => Sync::Now,
+            Durability::Eventual => {
+                let last = self.tally.commits.load(Ordering::Relaxed);
+                if last.is_multiple_of(32) { Sync::Now } else { Sync::Later }
+            }
+        }
+    }
+
+    fn finish(&self, submitted: Submitted) {
+        let Submitted { batch, progress } = submitted;
+        self.tally.handled.fetch_add(batch.entries as u64, Ordering::Relaxed);
+        self.outbox_tally.added(&batch.plugin, batch.publishes.len());
+        self.interest.update(&batch);
+        batch.send_replies();
+        progress.committed.store(batch.number, Ordering::Release);
+        progress.mailbox.ring();
+    }
+
+    fn announce(&self, wakes: &Wakes) {
+        for (due, notify) in
+            [(wakes.outbox, &self.outbox), (wakes.names, &self.names), (wakes.retries, &self.retries)]
+        {
+            if due {
+                notify.notify_one();
+            }
+        }
+    }
+}
+
+#[derive(Default)]
+struct Work {
+    batches: Vec<Submitted>,
+    writes: Vec<Write>,
+}
+
+impl Work {
+    fn is_empty(&self) -> bool {
+        self.batches.is_empty() && self.writes.is_empty()
+    }
+}
+
+/// Which stages have work after a commit.
+#[derive(Default)]
+struct Wakes {
+    outbox: bool,
+    names: bool,
+    retries: bool,
+}
+
+/// What a batch adds to the log: its publishes, for the other plugins, and its subscriptions.
+fn entries_of(batch: &Batch) -> Vec<Kind> {
+    let origin = Origin::Plugin(batch.plugin.clone());
+    let messages = batch.publishes.iter().map(|publish| {
+        Kind::Event(Event::Message {
+            topic: publish.topic.clone(),
+            data: publish.data.clone(),
+            origin: origin.clone(),
+        })
+    });
+    let subscriptions = batch.subscriptions.iter().map(|(topic, subscribed)| Kind::Subscription {
+        plugin: batch.plugin.clone(),
+        topic: topic.clone(),
+        subscribed: *subscribed,
+    });
+    messages.chain(subscriptions).collect()
+}
+
+/// Gives names their new values; returns what their followers are told.
+fn set_names(write: &WriteTransaction, batch: &Batch) -> Result<Vec<Kind>, StoreError> {
+    let mut changes = Vec::new();
+    for (key, update) in &batch.names {
+        let changed = names::set(write, key, update)?;
+        changes.extend(changed.map(|resolution| Kind::Event(Event::NameChanged(resolution))));
+    }
+    Ok(changes)
+}
+
+fn apply(
+    write: &WriteTransaction,
+    batch: &Batch,
+    now: crate::time::Timestamp,
+    wakes: &mut Wakes,
+) -> Result<(), StoreError> {
+    apply_state(write, batch)?;
+    apply_timers(write, batch)?;
+    write.open_table(CURSORS)?.insert(batch.id.0, (batch.cursor.0, batch.state_size))?;
+    if let Some(world) = &batch.world {
+        write.open_table(WORLDS)?.insert(batch.id.0, world.as_slice())?;
+    }
+    if let Some(version) = batch.started {
+        crate::plugin::roster::set_state_version(&mut write.open_table(PLUGINS)?, &batch.plugin, version)?;
+    }
+    if !batch.publishes.is_empty() {
+        outbox::enqueue(write, Some(&batch.plugin), &batch.publishes, now)?;
+        wakes.outbox = true;
+    }
+    wakes.names |= !batch.names.is_empty();
+    apply_failures(write, batch, wakes)
+}
+
+fn apply_state(write: &WriteTransaction, batch: &Batch) -> Result<(), StoreError> {
+    if batch.state.is_empty() {
+        return Ok(());
+    }
+    let mut table = write.open_table(STATE)?;
+    for (key, value) in &batch.state {
+        let key = StateKey::new(batch.id, key);
+        match value {
+            Some(value) => table.insert(key.as_bytes(), value.as_slice())?,
+            None => table.remove(key.as_bytes())?,
+        };
+    }
+    Ok(())
+}
+
+fn apply_timers(write: &WriteTransaction, batch: &Batch) -> Result<(), StoreError> {
+    if batch.timers.is_empty() {
+        return Ok(());
+    }
+    let mut table = write.open_table(TIMERS)?;
+    for (key, at) in &batch.timers {
+        let key = StateKey::new(batch.id, key.as_bytes());
+        match at {
+            Some(at) => table.insert(key.as_bytes(), at.0)?,
+            None => table.remove(key.as_bytes())?,
+        };
+    }
+    Ok(())
+}
+
+fn apply_failures(write: &WriteTransaction, batch: &Batch, wakes: &mut Wakes) -> Result<(), StoreError> {
+    if !batch.dead.is_empty() {
+        let first = store::next_numbers(write, "dead", batch.dead.len() as u64)?;
+        let mut table = write.open_table(DEAD)?;
+        for (id, letter) in (first..).zip(&batch.dead) {
+            table.insert(id, letter.to_bytes().as_slice())?;
+        }
+    }
+    if !batch.retries.is_empty() {
+        let first = store::next_numbers(write, "retries", batch.retries.len() as u64)?;
+        let mut table = write.open_table(RETRIES)?;
+        for (number, retry) in (first..).zip(&batch.retries) {
+            table.insert((retry.at.0, number), retry.to_bytes(&batch.plugin).as_slice())?;
+        }
+        wakes.retries = true;
+    }
+    Ok(())
+}

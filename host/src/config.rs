@@ -1,0 +1,256 @@
+//! Owns the config file: what the operator may write, with its defaults.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use thiserror::Error;
+
+use crate::commit::Durability;
+use crate::ident::{InvalidWord, KeyName, PluginName, Topic};
+use crate::plugin::{Grants, Limits};
+
+/// Why a config cannot be used.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the config file {path}")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is not what a config is.
+    #[error("the config file {path} is wrong: {why}")]
+    Parse {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it, with line and column.
+        why: String,
+    },
+    /// A word in it is none.
+    #[error(transparent)]
+    Word(#[from] InvalidWord),
+}
+
+/// The config file. Sections that it does not know belong to other programs and are left alone.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    /// The daemon, the names and the topics.
+    pub ipfs: Ipfs,
+    /// How plugins are set up, by name; the bundled ones run unless they are disabled.
+    pub plugins: BTreeMap<PluginName, PluginConfig>,
+    /// How the store works.
+    pub store: StoreConfig,
+    /// What is published.
+    pub outbox: OutboxConfig,
+}
+
+/// The section `ipfs`, as existing fleets have it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub struct Ipfs {
+    /// The RPC of a Kubo daemon, a multiaddr or a URL. Absent: the embedded backend.
+    pub api_url: Option<String>,
+    /// What is sent as `Authorization`: `Bearer …` or `Basic …`. Absent: nothing.
+    pub api_authorization: Option<String>,
+    /// The key under which the node registry is published; jobs lie under KEY-jobs.
+    pub ipns_key_name: String,
+    /// Another host's registry, read and merged. Absent: none.
+    pub registry_ipns: Option<String>,
+    /// Seconds between two questions for a followed name. Default 10; higher is kinder to the
+    /// network and notices changes later.
+    pub follow_every: u64,
+    /// The topics.
+    pub pubsub: Topics,
+}
+
+/// The section `ipfs.pubsub`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub struct Topics {
+    /// Job events.
+    pub job_updates: Topic,
+    /// Heartbeats.
+    pub node_heartbeat: Topic,
+    /// Results.
+    pub results_ready: Topic,
+    /// Verdicts of watchdogs.
+    pub node_status: Topic,
+}
+
+/// How one plugin is set up.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PluginConfig {
+    /// The component file. Absent: the bundled plugin of that name.
+    pub file: Option<PathBuf>,
+    /// Whether it stays away.
+    pub disabled: bool,
+    /// Its config values; the manifest has their names, types and defaults.
+    pub config: Map<String, Value>,
+    /// What it may reach. Absent: what the manifest asks, for a bundled plugin; nothing otherwise.
+    pub grants: Option<Grants>,
+    /// What it may take. Absent: the defaults.
+    pub limits: Option<Limits>,
+}
+
+/// The section `store`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StoreConfig {
+    /// `immediate` (default): replies come when effects are on the disk. `eventual`: the disk is
+    /// synced now and then; a crash of the machine may lose what came since.
+    pub durability: Durability,
+    /// What the event log keeps for plugins that lag and for looking back.
+    pub log: LogConfig,
+}
+
+/// The section `store.log`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// Bytes, default 1 GiB. What lies beyond is trimmed, but never past a plugin's cursor.
+    pub max_bytes: u64,
+    /// Hours, default 168. Older entries are trimmed, but never past a plugin's cursor.
+    pub max_age_hours: u64,
+}
+
+/// The section `outbox`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OutboxConfig {
+    /// Seconds after which a publish that no backend accepted is given up. Default one day.
+    pub expire_after: u64,
+}
+
+impl Default for Ipfs {
+    fn default() -> Self {
+        Self {
+            api_url: None,
+            api_authorization: None,
+            ipns_key_name: "dim-state-key".to_owned(),
+            registry_ipns: None,
+            follow_every: 10,
+            pubsub: Topics::default(),
+        }
+    }
+}
+
+impl Default for Topics {
+    fn default() -> Self {
+        let topic = |text: &str| text.parse().expect("a valid topic");
+        Self {
+            job_updates: topic("dim.jobs.updates"),
+            node_heartbeat: topic("dim.nodes.heartbeat"),
+            results_ready: topic("dim.results.ready"),
+            node_status: topic("dim.nodes.status"),
+        }
+    }
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { max_bytes: 1 << 30, max_age_hours: 168 }
+    }
+}
+
+impl Default for OutboxConfig {
+    fn default() -> Self {
+        Self { expire_after: 86_400 }
+    }
+}
+
+impl Config {
+    /// Reads a config file.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text).map_err(|why| ConfigError::Parse { path: path.to_owned(), why })
+    }
+
+    /// Reads the text of a config file; the error says where it is wrong.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if text.trim().is_empty() {
+            return Ok(Self::default());
+        }
+        let config: Self = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
+        config
+            .ipfs
+            .ipns_key_name
+            .parse::<KeyName>()
+            .map_err(|error| format!("ipfs.ipns_key_name: {error}"))?;
+        Ok(config)
+    }
+
+    /// How long to wait between two rounds of questions for followed names.
+    pub fn follow_every(&self) -> Duration {
+        Duration::from_secs(self.ipfs.follow_every.max(1))
+    }
+
+    /// How long a publish is tried.
+    pub fn outbox_expiry(&self) -> Duration {
+        Duration::from_secs(self.outbox.expire_after)
+    }
+
+    /// The config values that a bundled plugin has from the section `ipfs`, under the operator's.
+    pub fn bundled_values(&self, plugin: &str, declared: impl Fn(&str) -> bool) -> Map<String, Value> {
+        let topics = &self.ipfs.pubsub;
+        let values = json!({
+            "heartbeat_topic": topics.node_heartbeat,
+            "status_topic": topics.node_status,
+            "updates_topic": topics.job_updates,
+            "results_topic": topics.results_ready,
+            "ipns_key_name": self.ipfs.ipns_key_name,
+            "registry_ipns": self.ipfs.registry_ipns,
+        });
+        let Value::Object(values) = values else { unreachable!("an object was written") };
+        let mut set: Map<String, Value> = values.into_iter().filter(|(key, _)| declared(key)).collect();
+        let own =
+            self.plugins.iter().find(|(name, _)| name.as_str() == plugin).map(|(_, own)| own.config.clone());
+        set.extend(own.unwrap_or_default());
+        set
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_config_of_an_existing_fleet_works_as_it_stands() {
+        let config = Config::parse(
+            "ipfs:
+  api_url: /ip4/127.0.0.1/tcp/5001
+  ipns_key_name: dim-state-key
+  registry_ipns: /ipns/QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWnPbdG  # optional
+  pubsub:
+    job_updates: dim.jobs.updates
+    node_heartbeat: dim.nodes.heartbeat
+    results_ready: dim.results.ready
+orchestrator:
+  grpc_address: localhost:50051
+",
+        )
+        .unwrap();
+        assert_eq!(config.ipfs.api_url.as_deref(), Some("/ip4/127.0.0.1/tcp/5001"));
+        assert_eq!(config.ipfs.pubsub.node_status.as_str(), "dim.nodes.status");
+    }
+
+    #[test]
+    fn a_wrong_config_says_where() {
+        let why = Config::parse("ipfs:\n  pubsub:\n    job_updates: [1, 2]\n").unwrap_err();
+        assert!(why.contains('3'), "{why}");
+        assert!(Config::parse("ipfs:\n  ipns_key_name: ../../etc\n").is_err());
+        assert!(Config::parse("plugins:\n  job-tracker:\n    typo: 1\n").unwrap_err().contains("typo"));
+    }
+
+    #[test]
+    fn an_empty_config_is_the_default() {
+        assert!(Config::parse("").unwrap().ipfs.api_url.is_none());
+    }
+}

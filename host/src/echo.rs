@@ -1,0 +1,107 @@
+//! Owns the echoes of the host's own publishes: a daemon sends them back to its own subscribers,
+//! and what the host published has reached its plugins already.
+//!
+//! Equal bytes cannot be told apart, so expected echoes are counted by topic and content.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
+
+use crate::ident::Topic;
+
+/// How long an echo is expected. What comes later is another program's.
+const LAPSE: Duration = Duration::from_secs(30);
+
+/// One echo that is expected.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Expected([u8; 32]);
+
+impl Expected {
+    fn of(topic: &Topic, data: &[u8]) -> Self {
+        let mut hash = Sha256::new();
+        hash.update((topic.as_str().len() as u64).to_be_bytes());
+        hash.update(topic.as_str());
+        hash.update(data);
+        Self(hash.finalize().into())
+    }
+}
+
+/// The echoes that are expected.
+#[derive(Debug, Default)]
+pub struct Echoes(Mutex<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// The times at which each was published.
+    expected: HashMap<Expected, VecDeque<Instant>>,
+    order: VecDeque<(Instant, Expected)>,
+}
+
+impl Echoes {
+    /// Expects the echo of a publish that is about to be sent.
+    pub fn expect(&self, topic: &Topic, data: &[u8]) -> Expected {
+        let expected = Expected::of(topic, data);
+        let now = Instant::now();
+        let mut inner = self.lock();
+        inner.lapse(now);
+        inner.expected.entry(expected.clone()).or_default().push_back(now);
+        inner.order.push_back((now, expected.clone()));
+        expected
+    }
+
+    /// Stops expecting an echo, because the publish was refused.
+    pub fn forget(&self, expected: Expected) {
+        self.lock().take(&expected);
+    }
+
+    /// Whether a message from this daemon is an expected echo; each is expected once.
+    pub fn is_echo(&self, topic: &Topic, data: &[u8]) -> bool {
+        let mut inner = self.lock();
+        inner.lapse(Instant::now());
+        inner.take(&Expected::of(topic, data))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().expect("no one panics while holding the echoes")
+    }
+}
+
+impl Inner {
+    fn take(&mut self, expected: &Expected) -> bool {
+        let Some(times) = self.expected.get_mut(expected) else { return false };
+        times.pop_front();
+        if times.is_empty() {
+            self.expected.remove(expected);
+        }
+        true
+    }
+
+    fn lapse(&mut self, now: Instant) {
+        while self.order.front().is_some_and(|(at, _)| now.duration_since(*at) > LAPSE) {
+            let Some((at, expected)) = self.order.pop_front() else { return };
+            if self.expected.get(&expected).and_then(VecDeque::front) == Some(&at) {
+                self.take(&expected);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn each_echo_is_dropped_once_and_not_after_it_lapsed() {
+        let (echoes, topic) = (Echoes::default(), "jobs".parse::<Topic>().unwrap());
+        echoes.expect(&topic, b"same");
+        echoes.expect(&topic, b"same");
+        assert!(echoes.is_echo(&topic, b"same"));
+        assert!(!echoes.is_echo(&topic, b"other"));
+        assert!(!echoes.is_echo(&"jobs2".parse().unwrap(), b"same"));
+        tokio::time::advance(LAPSE + Duration::from_secs(1)).await;
+        assert!(!echoes.is_echo(&topic, b"same"));
+    }
+}

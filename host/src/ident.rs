@@ -1,0 +1,351 @@
+//! Owns the words that cross a border: topics, names of plugins, keys and peers. Each is parsed
+//! once, from hostile text, and trusted from then on.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use cid::Cid;
+use multibase::Base;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use thiserror::Error;
+
+/// The multicodec of a libp2p public key, the codec of an IPNS name.
+const LIBP2P_KEY: u64 = 0x72;
+
+/// Longest topic in bytes. GossipSub has no limit; longer ones only serve to fill memory.
+pub const MAX_TOPIC: usize = 512;
+
+/// Why text is not one of the words of this module.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{what} {text:?} is invalid: {why}")]
+pub struct InvalidWord {
+    what: &'static str,
+    text: String,
+    why: &'static str,
+}
+
+fn invalid(what: &'static str, text: &str, why: &'static str) -> InvalidWord {
+    let text = text.chars().take(80).collect();
+    InvalidWord { what, text, why }
+}
+
+macro_rules! word {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $check:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// The text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidWord;
+
+            fn from_str(text: &str) -> Result<Self, InvalidWord> {
+                let check: fn(&str) -> Option<&'static str> = $check;
+                match check(text) {
+                    None => Ok(Self(text.into())),
+                    Some(why) => Err(invalid($what, text, why)),
+                }
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = InvalidWord;
+
+            fn try_from(text: String) -> Result<Self, InvalidWord> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(word: $name) -> String {
+                word.0.as_ref().to_owned()
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&self.0, f)
+            }
+        }
+    };
+}
+
+word!(
+    /// A pubsub topic: 1 to 512 bytes of UTF-8 without control characters.
+    Topic, "topic", |text| {
+        if text.is_empty() { return Some("it is empty"); }
+        if text.len() > MAX_TOPIC { return Some("it is longer than 512 bytes"); }
+        text.chars().any(char::is_control).then_some("it holds a control character")
+    }
+);
+
+word!(
+    /// A plugin's name: 1 to 64 lower-case letters, digits and hyphens, starting with a letter.
+    PluginName, "plugin name", |text| {
+        if !text.starts_with(|c: char| c.is_ascii_lowercase()) {
+            return Some("it must start with a lower-case letter");
+        }
+        if text.len() > 64 { return Some("it is longer than 64 bytes"); }
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        (!text.chars().all(plain)).then_some("only a-z, 0-9 and - are allowed")
+    }
+);
+
+word!(
+    /// The operator's word for an IPNS key, as in `ipfs key gen`: 1 to 128 of `A-Za-z0-9._-`.
+    KeyName, "key name", |text| {
+        if text.is_empty() { return Some("it is empty"); }
+        if text.len() > 128 { return Some("it is longer than 128 bytes"); }
+        if text == "self" { return Some("it is the daemon's own identity"); }
+        if text.starts_with('.') { return Some("it must not start with a dot"); }
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        (!text.chars().all(plain)).then_some("only A-Z, a-z, 0-9, '.', '_' and '-' are allowed")
+    }
+);
+
+word!(
+    /// A libp2p peer id in its base58 form, `12D3…` or `Qm…`.
+    PeerName, "peer id", |text| {
+        if text.len() > 128 { return Some("it is too long"); }
+        let bytes = Base::Base58Btc.decode(text);
+        let is_multihash = |bytes: Vec<u8>| cid::multihash::Multihash::<64>::from_bytes(&bytes).is_ok();
+        (!bytes.is_ok_and(is_multihash)).then_some("it is not a base58 multihash")
+    }
+);
+
+/// An IPNS name in its canonical form: a CIDv1 with codec `libp2p-key` in base36, `k51…`.
+///
+/// See <https://specs.ipfs.tech/ipns/ipns-record/#ipns-name>.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct IpnsName(Arc<str>);
+
+impl IpnsName {
+    /// The name of a public key, given its multihash (the bytes of the peer id).
+    pub fn from_multihash(multihash: cid::multihash::Multihash<64>) -> Self {
+        let cid = Cid::new_v1(LIBP2P_KEY, multihash);
+        Self(multibase::encode(Base::Base36Lower, cid.to_bytes()).into())
+    }
+
+    /// The canonical text, `k51…`.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The multihash of the public key: the bytes of the peer id.
+    pub fn multihash(&self) -> cid::multihash::Multihash<64> {
+        *Cid::try_from(self.as_str()).expect("a name is a CID, checked when it was made").hash()
+    }
+}
+
+impl FromStr for IpnsName {
+    type Err = InvalidWord;
+
+    fn from_str(text: &str) -> Result<Self, InvalidWord> {
+        let bare = text.strip_prefix("/ipns/").unwrap_or(text);
+        let refuse = |why| invalid("IPNS name", text, why);
+        if bare.len() > 128 {
+            return Err(refuse("it is too long"));
+        }
+        let is_peer_id = bare.starts_with("12D3") || bare.starts_with("Qm") || bare.starts_with("16Uiu");
+        let multihash = if is_peer_id {
+            let bytes = Base::Base58Btc.decode(bare).map_err(|_| refuse("it is not base58"))?;
+            cid::multihash::Multihash::from_bytes(&bytes).map_err(|_| refuse("it is not a multihash"))?
+        } else {
+            let cid = Cid::try_from(bare).map_err(|_| refuse("it is neither a CID nor a peer id"))?;
+            if cid.codec() != LIBP2P_KEY {
+                return Err(refuse("its codec is not libp2p-key"));
+            }
+            *cid.hash()
+        };
+        Ok(Self::from_multihash(multihash))
+    }
+}
+
+impl TryFrom<String> for IpnsName {
+    type Error = InvalidWord;
+
+    fn try_from(text: String) -> Result<Self, InvalidWord> {
+        text.parse()
+    }
+}
+
+impl From<IpnsName> for String {
+    fn from(name: IpnsName) -> String {
+        name.0.as_ref().to_owned()
+    }
+}
+
+impl fmt::Display for IpnsName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for IpnsName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+/// What an IPNS record points to: `/ipfs/CID[/…]` or `/ipns/NAME[/…]`.
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ContentPath(Arc<str>);
+
+impl ContentPath {
+    /// The path of a CID.
+    pub fn of(cid: &Cid) -> Self {
+        Self(format!("/ipfs/{cid}").into())
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The CID and the segments below it; none for a path under `/ipns/`.
+    pub fn ipfs(&self) -> Option<(Cid, Vec<&str>)> {
+        let mut segments = self.0.strip_prefix("/ipfs/")?.split('/').filter(|s| !s.is_empty());
+        let cid = Cid::try_from(segments.next()?).ok()?;
+        Some((cid, segments.collect()))
+    }
+
+    /// The name that a path under `/ipns/` starts with.
+    pub fn ipns(&self) -> Option<IpnsName> {
+        self.0.strip_prefix("/ipns/")?.split('/').next()?.parse().ok()
+    }
+}
+
+impl FromStr for ContentPath {
+    type Err = InvalidWord;
+
+    fn from_str(text: &str) -> Result<Self, InvalidWord> {
+        let refuse = |why| Err(invalid("path", text, why));
+        if text.len() > 1024 {
+            return refuse("it is longer than 1,024 bytes");
+        }
+        if text.chars().any(char::is_control) {
+            return refuse("it holds a control character");
+        }
+        let path = Self(text.into());
+        match text.split('/').nth(1) {
+            Some("ipfs") if path.ipfs().is_some() => Ok(path),
+            Some("ipfs") => refuse("there is no CID after /ipfs/"),
+            Some("ipns") if path.ipns().is_some() => Ok(path),
+            Some("ipns") => refuse("there is no IPNS name after /ipns/"),
+            _ => refuse("it starts with neither /ipfs/ nor /ipns/"),
+        }
+    }
+}
+
+impl TryFrom<String> for ContentPath {
+    type Error = InvalidWord;
+
+    fn try_from(text: String) -> Result<Self, InvalidWord> {
+        text.parse()
+    }
+}
+
+impl From<ContentPath> for String {
+    fn from(path: ContentPath) -> String {
+        path.0.as_ref().to_owned()
+    }
+}
+
+impl fmt::Display for ContentPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for ContentPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+/// The SHA-256 of a component file.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Digest([u8; 32]);
+
+impl Digest {
+    /// The digest of `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(Sha256::digest(bytes).into())
+    }
+
+    /// The 32 bytes.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sha256:{self}")
+    }
+}
+
+impl Serialize for Digest {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_three_spellings_of_a_name_are_one() {
+        let k51 = "k51qzi5uqu5dlkw8pxuw9qmqayfdeh4kfebhmreauqdc6a7c3y7d5i9fi8mk9w";
+        let name: IpnsName = k51.parse().unwrap();
+        let peer = Base::Base58Btc.encode(name.multihash().to_bytes());
+        assert!(peer.starts_with("12D3"), "{peer}");
+        assert_eq!(peer.parse::<IpnsName>().unwrap(), name);
+        assert_eq!(format!("/ipns/{k51}").parse::<IpnsName>().unwrap(), name);
+        assert_eq!(name.as_str(), k51);
+    }
+
+    #[test]
+    fn hostile_words_are_refused() {
+        let long = "x".repeat(MAX_TOPIC + 1);
+        for text in ["", "a\nb", "a\0", long.as_str()] {
+            assert!(text.parse::<Topic>().is_err(), "{text:?}");
+        }
+        assert!("x".repeat(MAX_TOPIC).parse::<Topic>().is_ok());
+        for text in ["", "..", "../x", "a/b", "self", ".hidden", "a b"] {
+            assert!(text.parse::<KeyName>().is_err(), "{text:?}");
+        }
+        for text in ["", "Upper", "-x", "a_b", "9a"] {
+            assert!(text.parse::<PluginName>().is_err(), "{text:?}");
+        }
+        for text in ["", "/ipfs/", "/ipfs/x", "/ipld/x", "ipfs/x", "/ipns/x"] {
+            assert!(text.parse::<ContentPath>().is_err(), "{text:?}");
+        }
+        // A CID of a file is not a name.
+        assert!("bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy".parse::<IpnsName>().is_err());
+    }
+}

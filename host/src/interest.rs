@@ -1,0 +1,115 @@
+//! Owns who wants what from outside: the topics that are subscribed to and the names that are
+//! followed, by any plugin of this host or by the API.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard};
+
+use tokio::sync::Notify;
+
+use crate::ident::{IpnsName, PluginName, Topic};
+use crate::plugin::{Batch, World};
+
+/// Whoever wants something: a plugin, or a caller of the API by a running number.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Party {
+    /// A plugin.
+    Plugin(PluginName),
+    /// A caller of the API, for as long as it listens.
+    Caller(u64),
+}
+
+/// What is wanted from outside.
+#[derive(Debug, Default)]
+pub struct Interest {
+    wanted: Mutex<Wanted>,
+    topics_changed: Notify,
+    names_changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Wanted {
+    topics: BTreeMap<Topic, BTreeSet<Party>>,
+    names: BTreeMap<IpnsName, BTreeSet<Party>>,
+    /// Names that someone new follows: what is known of them is said again.
+    fresh: BTreeSet<IpnsName>,
+}
+
+impl Interest {
+    /// Takes in what a plugin wanted when it was last committed.
+    pub fn restore(&self, plugin: &PluginName, world: &World) {
+        let party = Party::Plugin(plugin.clone());
+        let mut wanted = self.lock();
+        for topic in world.subscriptions() {
+            wanted.topics.entry(topic.clone()).or_default().insert(party.clone());
+        }
+        for (name, known) in world.follows() {
+            wanted.names.entry(name.clone()).or_default().insert(party.clone());
+            if known.is_none() {
+                wanted.fresh.insert(name.clone());
+            }
+        }
+    }
+
+    /// Takes in what a batch changed, once it is durable.
+    pub fn update(&self, batch: &Batch) {
+        let party = Party::Plugin(batch.plugin.clone());
+        for (topic, subscribed) in &batch.subscriptions {
+            self.want_topic(topic, party.clone(), *subscribed);
+        }
+        for (name, followed) in &batch.follows {
+            let mut wanted = self.lock();
+            change(&mut wanted.names, name, party.clone(), *followed);
+            if *followed {
+                wanted.fresh.insert(name.clone());
+            }
+            drop(wanted);
+            self.names_changed.notify_one();
+        }
+    }
+
+    /// Says that a party wants a topic, or does not any more.
+    pub fn want_topic(&self, topic: &Topic, party: Party, wants: bool) {
+        change(&mut self.lock().topics, topic, party, wants);
+        self.topics_changed.notify_one();
+    }
+
+    /// The topics that anyone wants.
+    pub fn topics(&self) -> BTreeSet<Topic> {
+        self.lock().topics.keys().cloned().collect()
+    }
+
+    /// The names that anyone follows.
+    pub fn names(&self) -> BTreeSet<IpnsName> {
+        self.lock().names.keys().cloned().collect()
+    }
+
+    /// The names that someone new follows since this was last asked.
+    pub fn take_fresh(&self) -> BTreeSet<IpnsName> {
+        std::mem::take(&mut self.lock().fresh)
+    }
+
+    /// Waits until other topics may be wanted.
+    pub async fn topics_changed(&self) {
+        self.topics_changed.notified().await;
+    }
+
+    /// Waits until other names may be followed.
+    pub async fn names_changed(&self) {
+        self.names_changed.notified().await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Wanted> {
+        self.wanted.lock().expect("no one panics while holding the interest")
+    }
+}
+
+fn change<K: Ord + Clone>(wanted: &mut BTreeMap<K, BTreeSet<Party>>, key: &K, party: Party, wants: bool) {
+    if wants {
+        wanted.entry(key.clone()).or_default().insert(party);
+    } else if let Some(parties) = wanted.get_mut(key) {
+        parties.remove(&party);
+        if parties.is_empty() {
+            wanted.remove(key);
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! The host of a fleet's coordination plugins.
+
+pub mod ident;
+pub mod time;
+
+pub mod backend;
+pub mod commit;
+pub mod log;
+pub mod outbox;
+pub mod plugin;
+pub mod subscription;
+
+pub mod api;
+mod backoff;
+mod bundled;
+pub mod config;
+pub mod dead;
+pub mod documents;
+mod echo;
+pub mod followed;
+pub mod host;
+pub mod interest;
+pub mod keys;
+pub mod names;
+mod retention;
+mod retries;
+pub mod store;

@@ -1,0 +1,301 @@
+//! Owns the event log: the ordered record of everything that plugins react to.
+//!
+//! It receives entries from subscriptions, the API and the commit; it gives each an offset and a
+//! time that never goes back, keeps the newest in memory for the plugins to read, and hands them
+//! to the commit, which makes them durable. What is no longer in memory is read from the store.
+
+mod entry;
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
+use std::thread::Thread;
+use std::time::Duration;
+
+pub use entry::{Entry, Event, Hearing, Kind, Offset, Origin, decode_chunk, encode_into};
+
+use tokio::sync::broadcast;
+
+use crate::ident::{PluginName, Topic};
+use crate::store::{Store, StoreError};
+use crate::time::{LogClock, Timestamp};
+
+/// Bytes of committed entries that stay in memory for the plugins to read.
+const TAIL_BYTES: usize = 32 << 20;
+
+/// Bytes of entries that may wait for the commit. Beyond it, whoever appends waits: a daemon's
+/// stream is then read more slowly and the daemon drops messages, which becomes a gap.
+const PENDING_BYTES: usize = 64 << 20;
+
+/// What an entry costs in memory beside its payload.
+const ENTRY_OVERHEAD: usize = 160;
+
+/// The event log.
+#[derive(Debug)]
+pub struct EventLog {
+    inner: Mutex<Inner>,
+    room: Condvar,
+    writer: OnceLock<Thread>,
+    store: Arc<Store>,
+    listeners: broadcast::Sender<Arc<Entry>>,
+}
+
+/// Entries that wait for one listener; a slower one is told how many it missed.
+const LISTENER: usize = 4_096;
+
+#[derive(Debug)]
+struct Inner {
+    clock: LogClock,
+    next: Offset,
+    /// The newest entries; those from `uncommitted` on are not durable yet.
+    tail: VecDeque<Arc<Entry>>,
+    tail_bytes: usize,
+    uncommitted: Offset,
+    pending_bytes: usize,
+    readers: Vec<Reader>,
+}
+
+/// A plugin that waits for entries.
+#[derive(Debug)]
+struct Reader {
+    plugin: PluginName,
+    topics: Vec<Topic>,
+    mailbox: Arc<Mailbox>,
+}
+
+/// Wakes the thread of a plugin.
+#[derive(Debug)]
+pub struct Mailbox {
+    rung: Mutex<bool>,
+    bell: Condvar,
+}
+
+impl Mailbox {
+    /// A mailbox that has not been rung.
+    pub fn new() -> Self {
+        Self { rung: Mutex::new(false), bell: Condvar::new() }
+    }
+
+    /// Wakes the owner, now or when it next waits.
+    pub fn ring(&self) {
+        let mut rung = self.rung.lock().expect("no one panics while holding the bell");
+        if !*rung {
+            *rung = true;
+            self.bell.notify_one();
+        }
+    }
+
+    /// Waits until it is rung, at most for `timeout`.
+    pub fn wait(&self, timeout: Duration) {
+        let rung = self.rung.lock().expect("no one panics while holding the bell");
+        let (mut rung, _) = self
+            .bell
+            .wait_timeout_while(rung, timeout, |rung| !*rung)
+            .expect("no one panics while holding the bell");
+        *rung = false;
+    }
+}
+
+impl Default for Mailbox {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl EventLog {
+    /// The log that goes on after `next` and `last_time`, the end of what is in `store`.
+    pub fn new(store: Arc<Store>, next: Offset, last_time: Timestamp) -> Self {
+        let inner = Inner {
+            clock: LogClock::starting_at(last_time),
+            next,
+            tail: VecDeque::new(),
+            tail_bytes: 0,
+            uncommitted: next,
+            pending_bytes: 0,
+            readers: Vec::new(),
+        };
+        Self {
+            inner: Mutex::new(inner),
+            room: Condvar::new(),
+            writer: OnceLock::new(),
+            store,
+            listeners: broadcast::channel(LISTENER).0,
+        }
+    }
+
+    /// Says which thread commits: it is unparked when entries wait for it.
+    pub fn attach(&self, writer: Thread) {
+        self.writer.set(writer).expect("a host has one writer");
+    }
+
+    /// Every entry from now on, for a caller of the API. They are not durable yet.
+    pub fn listen(&self) -> broadcast::Receiver<Arc<Entry>> {
+        self.listeners.subscribe()
+    }
+
+    fn tell(&self, entry: &Arc<Entry>) {
+        if self.listeners.receiver_count() > 0 {
+            // No one listening any more is no error.
+            let _ = self.listeners.send(entry.clone());
+        }
+    }
+
+    fn wake_writer(&self) {
+        if let Some(writer) = self.writer.get() {
+            writer.unpark();
+        }
+    }
+
+    /// Appends an entry and wakes the plugins that it concerns. Blocks while too much waits for
+    /// the commit, so it must not be called on an async thread; see [`EventLog::has_room`].
+    pub fn append(&self, kind: Kind) -> Arc<Entry> {
+        let mut inner = self.lock();
+        while inner.pending_bytes > PENDING_BYTES {
+            inner = self.room.wait(inner).expect("no one panics while holding the log");
+        }
+        let entry = inner.append(kind);
+        self.tell(&entry);
+        drop(inner);
+        self.wake_writer();
+        entry
+    }
+
+    /// Appends without waiting for room: for the commit itself, and for what is small and rare.
+    pub fn append_now(&self, kinds: impl IntoIterator<Item = Kind>) {
+        let mut inner = self.lock();
+        for kind in kinds {
+            let entry = inner.append(kind);
+            self.tell(&entry);
+        }
+        drop(inner);
+        self.wake_writer();
+    }
+
+    /// Appends one small entry without waiting for room; returns its offset.
+    pub fn append_command(&self, kind: Kind) -> Offset {
+        let mut inner = self.lock();
+        let entry = inner.append(kind);
+        self.tell(&entry);
+        drop(inner);
+        self.wake_writer();
+        entry.offset
+    }
+
+    /// Whether an append would go through at once.
+    pub fn has_room(&self) -> bool {
+        self.lock().pending_bytes <= PENDING_BYTES
+    }
+
+    /// The time now, as the log counts it.
+    pub fn now(&self) -> Timestamp {
+        self.lock().clock.now()
+    }
+
+    /// The offset that the next entry will have.
+    pub fn head(&self) -> Offset {
+        self.lock().next
+    }
+
+    /// Wakes `mailbox` from now on for entries on `topics` and those addressed to `plugin`.
+    pub fn watch(&self, plugin: &PluginName, topics: Vec<Topic>, mailbox: &Arc<Mailbox>) {
+        let mut inner = self.lock();
+        inner.readers.retain(|reader| reader.plugin != *plugin);
+        inner.readers.push(Reader { plugin: plugin.clone(), topics, mailbox: mailbox.clone() });
+    }
+
+    /// Forgets a plugin.
+    pub fn unwatch(&self, plugin: &PluginName) {
+        self.lock().readers.retain(|reader| reader.plugin != *plugin);
+    }
+
+    /// Reads at most `limit` entries from `from` on into `into`; nothing if there is no newer one.
+    pub fn read(
+        &self,
+        from: Offset,
+        limit: usize,
+        into: &mut VecDeque<Arc<Entry>>,
+    ) -> Result<(), StoreError> {
+        {
+            let inner = self.lock();
+            let first = Offset(inner.next.0 - inner.tail.len() as u64);
+            if from >= first {
+                let start = usize::try_from(from.0 - first.0).unwrap_or(usize::MAX);
+                into.extend(inner.tail.iter().skip(start).take(limit).cloned());
+                return Ok(());
+            }
+        }
+        into.extend(self.store.read_log(from, limit)?.into_iter().map(Arc::new));
+        Ok(())
+    }
+
+    /// The entries that are not durable yet, for the commit. `committed` says when they are.
+    pub fn pending(&self) -> Vec<Arc<Entry>> {
+        let inner = self.lock();
+        let count = usize::try_from(inner.next.0 - inner.uncommitted.0).unwrap_or(usize::MAX);
+        inner.tail.iter().skip(inner.tail.len() - count).cloned().collect()
+    }
+
+    /// Whether entries wait for the commit.
+    pub fn has_pending(&self) -> bool {
+        let inner = self.lock();
+        inner.next > inner.uncommitted
+    }
+
+    /// Says that everything before `offset` is durable.
+    pub fn committed(&self, offset: Offset) {
+        let mut inner = self.lock();
+        let first = inner.next.0 - inner.tail.len() as u64;
+        let done = inner.uncommitted.0 - first..offset.0.max(inner.uncommitted.0) - first;
+        let bytes: usize = inner.tail.range(done.start as usize..done.end as usize).map(|e| weight(e)).sum();
+        inner.uncommitted = inner.uncommitted.max(offset);
+        inner.pending_bytes -= bytes;
+        inner.shorten();
+        drop(inner);
+        self.room.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect("no one panics while holding the log")
+    }
+}
+
+impl Inner {
+    fn append(&mut self, kind: Kind) -> Arc<Entry> {
+        let entry = Arc::new(Entry { offset: self.next, time: self.clock.now(), kind });
+        self.next = Offset(self.next.0 + 1);
+        self.tail_bytes += weight(&entry);
+        self.pending_bytes += weight(&entry);
+        self.tail.push_back(entry.clone());
+        for reader in &self.readers {
+            if reader.wants(&entry.kind) {
+                reader.mailbox.ring();
+            }
+        }
+        entry
+    }
+
+    fn shorten(&mut self) {
+        while self.tail_bytes > TAIL_BYTES {
+            let Some(oldest) = self.tail.front() else { return };
+            if oldest.offset >= self.uncommitted {
+                return;
+            }
+            self.tail_bytes -= weight(oldest);
+            self.tail.pop_front();
+        }
+    }
+}
+
+impl Reader {
+    fn wants(&self, kind: &Kind) -> bool {
+        match (kind.addressee(), kind.topic()) {
+            (Some(plugin), _) => *plugin == self.plugin,
+            (None, Some(topic)) => self.topics.contains(topic),
+            // Peers, hearing and names: no one waits for those that only change the world.
+            (None, None) => matches!(kind, Kind::Event(Event::NameChanged(_))),
+        }
+    }
+}
+
+fn weight(entry: &Entry) -> usize {
+    ENTRY_OVERHEAD + entry.kind.payload_len()
+}

@@ -1,0 +1,7 @@
+//! The program `dim`.
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

@@ -1,0 +1,35 @@
+//! Owns plugins: sandboxed components, each an actor that handles one entry at a time.
+//!
+//! It receives entries from the log and hands batches of effects to the commit. A call never
+//! waits; nothing that a plugin asks for has happened before the commit.
+
+mod actor;
+mod bindings;
+mod effects;
+mod engine;
+mod grants;
+mod instance;
+mod limits;
+mod manifest;
+pub mod roster;
+mod session;
+mod wasi;
+mod world;
+
+// The host functions, one file for each interface of `wit/`.
+mod ipns;
+mod log;
+mod pubsub;
+mod state;
+mod timers;
+
+pub use actor::{Actor, ActorError, Handle, Parts, PluginStatus, Query, Status};
+pub use effects::{
+    Batch, Effects, NameUpdate, NameValue, PendingReply, Publish, Reply, ReplyError, Retry, Timers,
+};
+pub use engine::{Engine, EngineError, Prepared};
+pub use grants::{Grants, NameOrKey, TopicPattern};
+pub use limits::{DOCUMENT_BYTES, Limits, MESSAGE_BYTES};
+pub use manifest::{Inspection, Manifest, ManifestError, Resolved, inspect};
+pub use session::{Mode, Session, SessionParts};
+pub use world::{Change, World};

@@ -1,0 +1,440 @@
+//! Owns what a plugin asked for and the commit has not yet made real: the batch of the entries
+//! that are committed together, and the journal that takes back those of one failed entry.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use cid::Cid;
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+
+use crate::backend::unixfs;
+use crate::dead::DeadLetter;
+use crate::followed::Resolution;
+use crate::ident::{ContentPath, IpnsName, KeyName, PluginName, Topic};
+use crate::log::{Event, Kind, Offset};
+use crate::plugin::world::World;
+use crate::store::PluginId;
+use crate::time::Timestamp;
+
+/// The effects of consecutive entries of one plugin, which become real together.
+#[derive(Debug)]
+pub struct Batch {
+    /// Whose.
+    pub plugin: PluginName,
+    /// Its number.
+    pub id: PluginId,
+    /// Batches of one plugin are numbered from 1.
+    pub number: u64,
+    /// The cursor after the last entry.
+    pub cursor: Offset,
+    /// New values of state keys; none for a deleted one.
+    pub state: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    /// Bytes of the plugin's state after the last entry.
+    pub state_size: u64,
+    /// New times of timers; none for a cleared one.
+    pub timers: BTreeMap<String, Option<Timestamp>>,
+    /// What is to be published, in order.
+    pub publishes: Vec<Publish>,
+    /// The newest value of each name that changed.
+    pub names: BTreeMap<KeyName, NameUpdate>,
+    /// Topics to subscribe to (true) and to unsubscribe from, in order.
+    pub subscriptions: Vec<(Topic, bool)>,
+    /// Names that are followed from now on (true) or no longer.
+    pub follows: BTreeMap<IpnsName, bool>,
+    /// Events that are set aside.
+    pub dead: Vec<DeadLetter>,
+    /// Events that are to be handled again.
+    pub retries: Vec<Retry>,
+    /// The world after the last entry, if it changed.
+    pub world: Option<Vec<u8>>,
+    /// The state version, if a start has changed it.
+    pub started: Option<u32>,
+    /// Replies to commands, sent after the commit.
+    pub replies: Mutex<Vec<PendingReply>>,
+    /// How many entries and timers these are the effects of.
+    pub entries: usize,
+    /// Bytes that the effects hold.
+    pub bytes: usize,
+}
+
+/// One publish.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Publish {
+    /// Where.
+    pub topic: Topic,
+    /// What.
+    pub data: Bytes,
+}
+
+/// A new value of a name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NameUpdate {
+    /// The name that belongs to the key.
+    pub name: IpnsName,
+    /// What the name points to from now on.
+    pub value: NameValue,
+    /// How long the record is valid.
+    pub lifetime: Duration,
+}
+
+/// What a name points to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum NameValue {
+    /// A path that exists already.
+    Path(ContentPath),
+    /// A file that the host stores.
+    Document {
+        /// Its CID, as `ipfs add` with CID version 1, raw leaves and 1 MiB chunks makes it.
+        cid: Cid,
+        /// The whole file.
+        data: Bytes,
+    },
+}
+
+impl NameValue {
+    /// A file that the host stores.
+    pub fn document(data: Bytes) -> Self {
+        Self::Document { cid: unixfs::file_cid(&data), data }
+    }
+
+    /// The path of the value.
+    pub fn path(&self) -> ContentPath {
+        match self {
+            Self::Path(path) => path.clone(),
+            Self::Document { cid, .. } => ContentPath::of(cid),
+        }
+    }
+}
+
+/// An event that is to be handled again later.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Retry {
+    /// Not before this time.
+    pub at: Timestamp,
+    /// Counted from 1.
+    pub attempt: u32,
+    /// The entry that the event came from.
+    pub first: Offset,
+    /// The event.
+    pub event: Event,
+}
+
+impl Retry {
+    /// The entry that it will be, in the form of the log.
+    pub fn to_bytes(&self, plugin: &PluginName) -> Vec<u8> {
+        let again = Kind::Again {
+            plugin: plugin.clone(),
+            attempt: self.attempt,
+            first: self.first,
+            event: self.event.clone(),
+        };
+        again.to_bytes()
+    }
+}
+
+/// The answer to a command.
+pub type Reply = Result<String, ReplyError>;
+
+/// Why a command or a query has no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind", content = "detail")]
+pub enum ReplyError {
+    /// The plugin has no such method.
+    #[error("the plugin has no method {0:?}")]
+    UnknownMethod(String),
+    /// The body is wrong.
+    #[error("invalid body: {0}")]
+    Invalid(String),
+    /// What it is about does not exist.
+    #[error("not found: {0}")]
+    NotFound(String),
+    /// It cannot be done as things stand.
+    #[error("conflict: {0}")]
+    Conflict(String),
+    /// The plugin says so.
+    #[error("{0}")]
+    Refused(String),
+    /// The plugin trapped or met a limit.
+    #[error("the plugin failed: {0}")]
+    Failed(String),
+    /// There is no such plugin.
+    #[error("there is no plugin {0:?}")]
+    NoPlugin(String),
+    /// The plugin is not running, or the host is going down.
+    #[error("the plugin is not available: {0}")]
+    Unavailable(String),
+}
+
+/// A reply that waits for the commit.
+#[derive(Debug)]
+pub struct PendingReply {
+    /// Who waits for it.
+    pub to: oneshot::Sender<Reply>,
+    /// What it says.
+    pub reply: Reply,
+}
+
+impl Batch {
+    /// An empty batch that starts at `cursor`.
+    pub fn new(plugin: PluginName, id: PluginId, number: u64, cursor: Offset) -> Self {
+        Self {
+            plugin,
+            id,
+            number,
+            cursor,
+            state: BTreeMap::new(),
+            state_size: 0,
+            timers: BTreeMap::new(),
+            publishes: Vec::new(),
+            names: BTreeMap::new(),
+            subscriptions: Vec::new(),
+            follows: BTreeMap::new(),
+            dead: Vec::new(),
+            retries: Vec::new(),
+            world: None,
+            started: None,
+            replies: Mutex::default(),
+            entries: 0,
+            bytes: 0,
+        }
+    }
+
+    /// Whether nothing would be lost if these entries were handled again.
+    pub fn is_trifling(&self) -> bool {
+        self.state.is_empty()
+            && self.timers.is_empty()
+            && self.publishes.is_empty()
+            && self.names.is_empty()
+            && self.subscriptions.is_empty()
+            && self.follows.is_empty()
+            && self.dead.is_empty()
+            && self.retries.is_empty()
+            && self.started.is_none()
+    }
+
+    /// Whether there is nothing to commit.
+    pub fn is_empty(&self) -> bool {
+        self.entries == 0 && self.world.is_none() && self.started.is_none() && self.is_trifling()
+    }
+
+    /// Keeps a reply for after the commit.
+    pub fn reply(&mut self, to: oneshot::Sender<Reply>, reply: Reply) {
+        let replies = self.replies.get_mut().expect("no one panics while holding the replies");
+        replies.push(PendingReply { to, reply });
+    }
+
+    /// Sends the replies; called once the batch is durable.
+    pub fn send_replies(&self) {
+        let mut replies = self.replies.lock().expect("no one panics while holding the replies");
+        for pending in replies.drain(..) {
+            // Whoever asked may have gone away.
+            let _ = pending.to.send(pending.reply);
+        }
+    }
+}
+
+/// Takes back one effect.
+#[derive(Debug)]
+enum Undo {
+    State { key: Vec<u8>, before: Option<Option<Vec<u8>>>, size_before: u64 },
+    Timer { key: String, before: Option<Option<Timestamp>>, due_before: Option<Timestamp> },
+    Publish,
+    Name { key: KeyName, before: Option<NameUpdate> },
+    Subscription,
+    Follow { name: IpnsName, before: Option<Option<Resolution>>, noted: Option<bool> },
+}
+
+/// The effects of the entry that is being handled, on top of those before it.
+#[derive(Debug)]
+pub struct Effects {
+    /// The batch that is being filled.
+    pub batch: Batch,
+    /// The batches that are on their way to the store, oldest first.
+    pub in_flight: Vec<Arc<Batch>>,
+    /// Timers that are set, committed or not.
+    pub timers: Timers,
+    /// Bytes of the plugin's state, committed or not.
+    pub state_size: u64,
+    journal: Vec<Undo>,
+    bytes_before: usize,
+}
+
+impl Effects {
+    /// No effects yet.
+    pub fn new(batch: Batch, timers: Timers, state_size: u64) -> Self {
+        Self {
+            bytes_before: batch.bytes,
+            batch,
+            in_flight: Vec::new(),
+            timers,
+            state_size,
+            journal: Vec::new(),
+        }
+    }
+
+    /// Begins an entry: what was asked for before it stays.
+    pub fn begin_entry(&mut self) {
+        self.journal.clear();
+        self.bytes_before = self.batch.bytes;
+    }
+
+    /// How many effects the entry has had.
+    pub fn count(&self) -> usize {
+        self.journal.len()
+    }
+
+    /// The bytes that the entry's effects hold.
+    pub fn entry_bytes(&self) -> usize {
+        self.batch.bytes - self.bytes_before
+    }
+
+    /// Takes back all effects of the entry.
+    pub fn roll_back(&mut self, world: &mut World) {
+        while let Some(undo) = self.journal.pop() {
+            self.take_back(undo, world);
+        }
+        self.batch.bytes = self.bytes_before;
+    }
+
+    fn take_back(&mut self, undo: Undo, world: &mut World) {
+        match undo {
+            Undo::State { key, before, size_before } => {
+                self.state_size = size_before;
+                restore(&mut self.batch.state, key, before);
+            }
+            Undo::Timer { key, before, due_before } => {
+                self.timers.put(&key, due_before);
+                restore(&mut self.batch.timers, key, before);
+            }
+            Undo::Publish => {
+                self.batch.publishes.pop();
+            }
+            Undo::Name { key, before } => restore(&mut self.batch.names, key, before),
+            Undo::Subscription => {
+                self.batch.subscriptions.pop();
+            }
+            Undo::Follow { name, before, noted } => {
+                restore(&mut self.batch.follows, name.clone(), noted);
+                match before {
+                    Some(known) => world.follow_known(name, known),
+                    None => drop(world.unfollow(&name)),
+                }
+            }
+        }
+    }
+
+    /// What is known of a state key before the store is asked.
+    pub fn state(&self, key: &[u8]) -> Option<Option<&[u8]>> {
+        self.layers().find_map(|batch| batch.state.get(key)).map(Option::as_deref)
+    }
+
+    /// The batches, newest first.
+    pub fn layers(&self) -> impl Iterator<Item = &Batch> {
+        std::iter::once(&self.batch).chain(self.in_flight.iter().rev().map(AsRef::as_ref))
+    }
+
+    /// Sets or deletes a state key whose value had `old_len` bytes, if it had one.
+    pub fn set_state(&mut self, key: Vec<u8>, value: Option<Vec<u8>>, old_len: Option<usize>) {
+        let size_before = self.state_size;
+        let removed = old_len.map_or(0, |len| (key.len() + len) as u64);
+        let added = value.as_ref().map_or(0, |value| (key.len() + value.len()) as u64);
+        self.state_size = (self.state_size + added).saturating_sub(removed);
+        self.batch.bytes += key.len() + value.as_ref().map_or(0, Vec::len);
+        let before = self.batch.state.insert(key.clone(), value);
+        self.journal.push(Undo::State { key, before, size_before });
+    }
+
+    /// Sets or clears a timer.
+    pub fn set_timer(&mut self, key: String, at: Option<Timestamp>) {
+        let due_before = self.timers.put(&key, at);
+        self.batch.bytes += key.len() + 8;
+        let before = self.batch.timers.insert(key.clone(), at);
+        self.journal.push(Undo::Timer { key, before, due_before });
+    }
+
+    /// Publishes.
+    pub fn publish(&mut self, publish: Publish) {
+        self.batch.bytes += publish.topic.as_str().len() + publish.data.len();
+        self.batch.publishes.push(publish);
+        self.journal.push(Undo::Publish);
+    }
+
+    /// Gives a name a new value.
+    pub fn set_name(&mut self, key: KeyName, update: NameUpdate) {
+        if let NameValue::Document { data, .. } = &update.value {
+            self.batch.bytes += data.len();
+        }
+        let before = self.batch.names.insert(key.clone(), update);
+        self.journal.push(Undo::Name { key, before });
+    }
+
+    /// Subscribes or unsubscribes.
+    pub fn subscribe(&mut self, topic: Topic, subscribed: bool) {
+        self.batch.subscriptions.push((topic, subscribed));
+        self.journal.push(Undo::Subscription);
+    }
+
+    /// Follows a name or stops doing so.
+    pub fn follow(&mut self, world: &mut World, name: IpnsName, followed: bool) {
+        let before = world.follows().get(&name).cloned();
+        if before.is_some() == followed {
+            return;
+        }
+        if followed {
+            world.follow(name.clone());
+        } else {
+            world.unfollow(&name);
+        }
+        let noted = self.batch.follows.insert(name.clone(), followed);
+        self.journal.push(Undo::Follow { name, before, noted });
+    }
+}
+
+fn restore<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, before: Option<V>) {
+    match before {
+        Some(value) => map.insert(key, value),
+        None => map.remove(&key),
+    };
+}
+
+/// The timers of one plugin: by key for the plugin, by time for the host.
+#[derive(Debug, Default)]
+pub struct Timers {
+    by_key: BTreeMap<String, Timestamp>,
+    by_time: BTreeSet<(Timestamp, String)>,
+}
+
+impl Timers {
+    /// Sets or clears a timer; returns when it was due.
+    pub fn put(&mut self, key: &str, at: Option<Timestamp>) -> Option<Timestamp> {
+        let before = match at {
+            Some(at) => self.by_key.insert(key.to_owned(), at),
+            None => self.by_key.remove(key),
+        };
+        if let Some(before) = before {
+            self.by_time.remove(&(before, key.to_owned()));
+        }
+        if let Some(at) = at {
+            self.by_time.insert((at, key.to_owned()));
+        }
+        before
+    }
+
+    /// When a timer is due.
+    pub fn get(&self, key: &str) -> Option<Timestamp> {
+        self.by_key.get(key).copied()
+    }
+
+    /// How many are set.
+    pub fn len(&self) -> usize {
+        self.by_key.len()
+    }
+
+    /// The timer that is due first.
+    pub fn first(&self) -> Option<(Timestamp, &str)> {
+        self.by_time.first().map(|(at, key)| (*at, key.as_str()))
+    }
+}

@@ -1,0 +1,162 @@
+//! Owns the wasmtime engine that all plugins share: compiling, the cache of compiled components,
+//! and what is linked into them.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+use wasmtime::component::{Component, HasSelf, Linker};
+use wasmtime::{Config, InstanceAllocationStrategy, PoolingAllocationConfig};
+
+use super::instance::Guest;
+use super::manifest::{Inspection, ManifestError, inspect};
+use super::{bindings, wasi};
+use crate::store::Store;
+
+/// Largest linear memory that a plugin can be allowed, in bytes.
+const MEMORY_CEILING: usize = 1 << 30;
+
+/// Most plugins of one host. Address space is reserved for each.
+const MAX_INSTANCES: u32 = 1_000;
+
+/// Why a component cannot run here.
+#[derive(Debug, Error)]
+pub enum EngineError {
+    /// The file is not a plugin.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// The machine cannot run the engine.
+    #[error("the WebAssembly engine cannot start")]
+    Engine(#[source] wasmtime::Error),
+    /// The compiler refuses it.
+    #[error("the component does not compile")]
+    Compile(#[source] wasmtime::Error),
+    /// It needs what the host lacks, or lacks what the host calls.
+    #[error("the component does not fit the world `dim:coordination/plugin@0.1.0`")]
+    World(#[source] wasmtime::Error),
+    /// The cache cannot be written.
+    #[error("cannot write the compiled component")]
+    Cache(#[source] std::io::Error),
+}
+
+/// The engine.
+pub struct Engine {
+    engine: wasmtime::Engine,
+    linker: Linker<Guest>,
+    store: Arc<Store>,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").finish_non_exhaustive()
+    }
+}
+
+/// A component that is ready to be instantiated.
+#[derive(Clone)]
+pub struct Prepared {
+    /// What is known of the file.
+    pub inspection: Arc<Inspection>,
+    pub(super) pre: bindings::PluginPre<Guest>,
+}
+
+impl std::fmt::Debug for Prepared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Prepared").field("inspection", &self.inspection).finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// How often the deadline of a running call is looked at.
+    pub const EPOCH: Duration = Duration::from_millis(10);
+
+    /// An engine whose cache lies in `store`'s directory.
+    pub fn new(store: Arc<Store>) -> Result<Self, EngineError> {
+        let engine = wasmtime::Engine::new(&config()).map_err(EngineError::Engine)?;
+        let mut linker = Linker::new(&engine);
+        wasi::add_to_linker(&mut linker).map_err(EngineError::Engine)?;
+        bindings::Plugin::add_to_linker::<_, HasSelf<_>>(&mut linker, |guest| guest)
+            .map_err(EngineError::Engine)?;
+        Ok(Self { engine, linker, store })
+    }
+
+    /// Lets the deadlines of running calls come one [`Engine::EPOCH`] nearer.
+    pub fn tick(&self) {
+        self.engine.increment_epoch();
+    }
+
+    /// Judges and compiles a component, or takes its compiled form from the cache. Takes seconds
+    /// for a large one.
+    pub fn prepare(&self, bytes: &[u8]) -> Result<Prepared, EngineError> {
+        let inspection = inspect(bytes)?;
+        let component = self.component(bytes, &inspection)?;
+        let pre = self.linker.instantiate_pre(&component).map_err(EngineError::World)?;
+        let pre = bindings::PluginPre::new(pre).map_err(EngineError::World)?;
+        Ok(Prepared { inspection: Arc::new(inspection), pre })
+    }
+
+    fn component(&self, bytes: &[u8], inspection: &Inspection) -> Result<Component, EngineError> {
+        let cached = self.cached_path(inspection);
+        if let Some(component) = self.from_cache(&cached) {
+            return Ok(component);
+        }
+        let compiled = self.engine.precompile_component(bytes).map_err(EngineError::Compile)?;
+        self.to_cache(&cached, &compiled).map_err(EngineError::Cache)?;
+        // SAFETY: these bytes come from `precompile_component` just now.
+        unsafe { Component::deserialize(&self.engine, &compiled) }.map_err(EngineError::Compile)
+    }
+
+    /// The compiled form's name says what it was compiled from and for which engine.
+    fn cached_path(&self, inspection: &Inspection) -> PathBuf {
+        let mut hasher = DefaultHasher::new();
+        self.engine.precompile_compatibility_hash().hash(&mut hasher);
+        PathBuf::from("compiled").join(format!("{}-{:016x}.cwasm", inspection.digest, hasher.finish()))
+    }
+
+    fn from_cache(&self, name: &std::path::Path) -> Option<Component> {
+        if !self.store.dir().is_file(name) {
+            return None;
+        }
+        // SAFETY: only the host writes into the state directory, which has mode 0700; the file was
+        // written whole before it got its name. wasmtime checks the version and the settings.
+        match unsafe { Component::deserialize_file(&self.engine, self.store.path().join(name)) } {
+            Ok(component) => Some(component),
+            Err(error) => {
+                tracing::warn!("compiling again, the cached form cannot be used: {error:#}");
+                None
+            }
+        }
+    }
+
+    fn to_cache(&self, name: &std::path::Path, compiled: &[u8]) -> std::io::Result<()> {
+        let dir = self.store.dir();
+        dir.create_dir_all("compiled")?;
+        let half = name.with_extension(format!("{}.half", std::process::id()));
+        dir.write(&half, compiled)?;
+        dir.rename(&half, dir, name)
+    }
+}
+
+fn config() -> Config {
+    let mut pool = PoolingAllocationConfig::new();
+    // A component is made of many core instances: Python's of about thirty.
+    pool.total_component_instances(MAX_INSTANCES)
+        .total_core_instances(MAX_INSTANCES * 4)
+        .total_memories(MAX_INSTANCES)
+        .total_tables(MAX_INSTANCES * 4)
+        .max_core_instances_per_component(100)
+        .max_memories_per_component(4)
+        .max_tables_per_component(100)
+        .max_memory_size(MEMORY_CEILING)
+        .table_elements(60_000);
+    let mut config = Config::new();
+    config
+        .epoch_interruption(true)
+        .wasm_component_model(true)
+        .memory_reservation(MEMORY_CEILING as u64)
+        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    config
+}

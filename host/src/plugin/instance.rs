@@ -1,0 +1,291 @@
+//! Owns one instance of a plugin in its wasmtime store: the calls, their deadlines and the limit on
+//! memory. After a trap an instance is dead and only its session lives on.
+
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+use thiserror::Error;
+use wasmtime::component::ResourceTable;
+use wasmtime::{ResourceLimiter, UpdateDeadline};
+use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+
+use super::bindings;
+use super::engine::{Engine, Prepared};
+use super::limits::Limits;
+use super::session::{Answer, Refusal, Session};
+use super::wasi::{self, Console, EntryRandom, Surroundings};
+use crate::store::StoreError;
+
+/// Bytes that one call may hand to host functions in one go, and get lifted from a result.
+const HOSTCALL_BYTES: usize = 32 << 20;
+
+/// Why a call did not come to its end.
+#[derive(Debug, Error)]
+pub enum CallError {
+    /// The guest trapped or met a limit.
+    #[error("{0}")]
+    Trap(String),
+    /// The host failed; the guest is not to blame.
+    #[error(transparent)]
+    Host(#[from] StoreError),
+}
+
+/// What wasmtime keeps for a guest.
+pub struct Guest {
+    wasi: WasiCtx,
+    table: ResourceTable,
+    session: Session,
+    memory: MemoryLimit,
+    deadline: Deadline,
+    /// A fault of the host during the call, which trapped it.
+    fault: Option<StoreError>,
+}
+
+impl Guest {
+    pub(super) fn session(&self) -> &Session {
+        &self.session
+    }
+
+    pub(super) fn session_mut(&mut self) -> &mut Session {
+        &mut self.session
+    }
+
+    /// The time of the entry, in nanoseconds since 1970.
+    pub(super) fn clock(&self) -> u64 {
+        self.session.world.time().0
+    }
+
+    /// Calls the session and says its refusal in the words of an interface.
+    pub(super) fn answer<T, E: From<Refusal>>(
+        &mut self,
+        call: impl FnOnce(&mut Session) -> Answer<T>,
+    ) -> wasmtime::Result<Result<T, E>> {
+        match call(&mut self.session) {
+            Ok(answer) => Ok(answer.map_err(E::from)),
+            Err(fault) => {
+                self.fault = Some(fault);
+                Err(wasmtime::Error::msg("the host's store failed"))
+            }
+        }
+    }
+}
+
+// Interfaces of types alone.
+impl bindings::dim::coordination::time::Host for Guest {}
+impl bindings::dim::coordination::event::Host for Guest {}
+
+impl WasiView for Guest {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+/// The limit on all linear memories and tables of an instance together.
+struct MemoryLimit {
+    limit: usize,
+    used: usize,
+    struck: bool,
+}
+
+/// What an element of a table costs, in bytes.
+const TABLE_ELEMENT: usize = 16;
+
+impl MemoryLimit {
+    fn grow(&mut self, by: usize) -> bool {
+        let fits = self.used.saturating_add(by) <= self.limit;
+        if fits {
+            self.used += by;
+        } else {
+            self.struck = true;
+        }
+        fits
+    }
+}
+
+impl ResourceLimiter for MemoryLimit {
+    fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+        Ok(self.grow(desired.saturating_sub(current)))
+    }
+
+    fn table_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+        Ok(self.grow(desired.saturating_sub(current).saturating_mul(TABLE_ELEMENT)))
+    }
+}
+
+/// The limit on the CPU time of one call.
+#[derive(Default)]
+struct Deadline {
+    limit: Duration,
+    /// The thread's CPU time at the first look during the call.
+    first_look: Option<Duration>,
+    struck: bool,
+}
+
+impl Deadline {
+    /// Called at each epoch while a call runs. It goes by CPU time, so that an honest plugin is
+    /// not charged for a busy machine.
+    fn look(&mut self) -> UpdateDeadline {
+        let now = thread_cpu();
+        let first = *self.first_look.get_or_insert(now);
+        if now.saturating_sub(first) + Engine::EPOCH > self.limit {
+            self.struck = true;
+            return UpdateDeadline::Interrupt;
+        }
+        UpdateDeadline::Continue(1)
+    }
+}
+
+/// The CPU time of this thread.
+pub fn thread_cpu() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+/// What an instance is made of beside its component.
+pub struct Setting {
+    /// Random of the entry.
+    pub random: EntryRandom,
+    /// The seed of hash maps.
+    pub hash_seed: u128,
+}
+
+/// A running instance.
+pub struct Instance {
+    store: wasmtime::Store<Guest>,
+    plugin: bindings::Plugin,
+    console: Console,
+    limits: Limits,
+}
+
+impl Instance {
+    /// Makes an instance. The session comes back if that fails.
+    pub fn new(
+        prepared: &Prepared,
+        session: Session,
+        setting: &Setting,
+    ) -> Result<Self, Box<(Session, CallError)>> {
+        let console = Console::default();
+        let wasi = wasi::context(Surroundings {
+            clock: session.clock(),
+            random: setting.random.clone(),
+            hash_seed: setting.hash_seed,
+            console: console.clone(),
+        });
+        let limits = *session.limits();
+        let guest = Guest {
+            wasi,
+            table: ResourceTable::new(),
+            session,
+            memory: MemoryLimit { limit: limits.memory, used: 0, struck: false },
+            deadline: Deadline { limit: limits.start_cpu(), ..Deadline::default() },
+            fault: None,
+        };
+        let mut store = wasmtime::Store::new(prepared.pre.engine(), guest);
+        store.limiter(|guest| &mut guest.memory);
+        store.set_hostcall_fuel(HOSTCALL_BYTES);
+        store.epoch_deadline_callback(|mut context| Ok(context.data_mut().deadline.look()));
+        store.set_epoch_deadline(1);
+        match prepared.pre.instantiate(&mut store) {
+            Ok(plugin) => Ok(Self { store, plugin, console, limits }),
+            Err(error) => {
+                let mut guest = store.into_data();
+                let cause = cause(&mut guest, &console, &error);
+                Err(Box::new((guest.session, cause)))
+            }
+        }
+    }
+
+    /// The session.
+    pub fn session(&self) -> &Session {
+        &self.store.data().session
+    }
+
+    /// The session.
+    pub fn session_mut(&mut self) -> &mut Session {
+        &mut self.store.data_mut().session
+    }
+
+    /// Ends the instance; its session lives on.
+    pub fn into_session(self) -> Session {
+        self.store.into_data().session
+    }
+
+    /// Bytes of linear memory and tables.
+    pub fn memory(&self) -> usize {
+        self.store.data().memory.used
+    }
+
+    /// Calls `start`.
+    pub fn start(
+        &mut self,
+        config: &str,
+        from_state_version: Option<u32>,
+    ) -> Result<Result<(), String>, CallError> {
+        let limit = self.limits.start_cpu();
+        self.call(limit, |plugin, store| plugin.call_start(store, config, from_state_version))
+    }
+
+    /// Calls `handle`.
+    pub fn handle(&mut self, event: &bindings::Event) -> Result<Result<(), bindings::Failure>, CallError> {
+        let limit = self.limits.call_cpu();
+        self.call(limit, |plugin, store| plugin.call_handle(store, event))
+    }
+
+    /// Calls `command`.
+    pub fn command(
+        &mut self,
+        method: &str,
+        body: &str,
+    ) -> Result<Result<String, bindings::Refusal>, CallError> {
+        let limit = self.limits.call_cpu();
+        self.call(limit, |plugin, store| plugin.call_command(store, method, body))
+    }
+
+    /// Calls `query`.
+    pub fn query(
+        &mut self,
+        method: &str,
+        body: &str,
+    ) -> Result<Result<String, bindings::Refusal>, CallError> {
+        let limit = self.limits.call_cpu();
+        self.call(limit, |plugin, store| plugin.call_query(store, method, body))
+    }
+
+    fn call<R>(
+        &mut self,
+        limit: Duration,
+        call: impl FnOnce(&bindings::Plugin, &mut wasmtime::Store<Guest>) -> wasmtime::Result<R>,
+    ) -> Result<R, CallError> {
+        let deadline = &mut self.store.data_mut().deadline;
+        *deadline = Deadline { limit, ..Deadline::default() };
+        self.store.set_epoch_deadline(1);
+        let result = call(&self.plugin, &mut self.store);
+        for line in self.console.take_lines() {
+            self.session_mut().line(tracing::Level::INFO, line);
+        }
+        result.map_err(|error| cause(self.store.data_mut(), &self.console, &error))
+    }
+}
+
+/// Why a call trapped, in the words of whoever has to mend it.
+fn cause(guest: &mut Guest, console: &Console, error: &wasmtime::Error) -> CallError {
+    if let Some(fault) = guest.fault.take() {
+        return CallError::Host(fault);
+    }
+    if guest.deadline.struck {
+        let limit = guest.deadline.limit;
+        return CallError::Trap(format!("the call took more than {limit:?} of CPU time"));
+    }
+    let mut text = match error.downcast_ref::<wasmtime::Trap>() {
+        Some(trap) => trap.to_string(),
+        None => error.root_cause().to_string(),
+    };
+    if guest.memory.struck {
+        text = format!("{text} (the limit on memory, {} bytes, was met)", guest.memory.limit);
+    }
+    let said = guest.session.lines.last().cloned().or_else(|| console.take_lines().pop());
+    if let Some(last) = said {
+        text = format!("{text}: {last}");
+    }
+    CallError::Trap(text)
+}

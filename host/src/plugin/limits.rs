@@ -1,0 +1,89 @@
+//! Owns the limits of a plugin: how much of the machine it may take. Each is on by default.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// What one plugin may take.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Limits {
+    /// Linear memory of all memories together, in bytes, the initial size included.
+    /// 256 MiB holds a Python component.
+    pub memory: usize,
+    /// CPU time of one event, command or query, in milliseconds.
+    pub call_cpu_ms: u64,
+    /// CPU time of `start`, in milliseconds. Interpreters start slowly.
+    pub start_cpu_ms: u64,
+    /// Bytes that the effects of one entry may hold.
+    pub effect_bytes: usize,
+    /// Number of effects of one entry.
+    pub effects: usize,
+    /// The plugin's whole state, in bytes of keys and values.
+    pub state_bytes: u64,
+    /// One state value, in bytes.
+    pub value_bytes: usize,
+    /// One published message, in bytes. Kubo never sends what is over 1 MiB and loses much of
+    /// what is large; the design keeps messages under 60 KiB.
+    pub message_bytes: usize,
+    /// One document, in bytes.
+    pub document_bytes: usize,
+    /// Timers that are set at one time.
+    pub timers: usize,
+    /// Names followed at one time.
+    pub follows: usize,
+    /// Log lines of one call; more are counted and dropped.
+    pub log_lines: usize,
+    /// Publishes that wait to be sent; an entry that would add to more is refused the publish.
+    pub outbox: usize,
+    /// How often an event is tried again before it is set aside.
+    pub retries: u32,
+}
+
+/// Longest key of state and timers, in bytes.
+pub const KEY_BYTES: usize = 512;
+
+/// Largest page of a scan, in bytes.
+pub const PAGE_BYTES: usize = 1 << 20;
+
+/// Longest line of a plugin's log, in bytes; what is longer is cut.
+pub const LINE_BYTES: usize = 4096;
+
+/// Largest document that both backends can hold, in bytes.
+pub const DOCUMENT_BYTES: usize = 16 << 20;
+
+/// Largest message that is sent with confidence, in bytes.
+pub const MESSAGE_BYTES: usize = 60 << 10;
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            memory: 256 << 20,
+            call_cpu_ms: 1_000,
+            start_cpu_ms: 10_000,
+            effect_bytes: 24 << 20,
+            effects: 10_000,
+            state_bytes: 1 << 30,
+            value_bytes: 1 << 20,
+            message_bytes: MESSAGE_BYTES,
+            document_bytes: DOCUMENT_BYTES,
+            timers: 200_000,
+            follows: 64,
+            log_lines: 100,
+            outbox: 10_000,
+            retries: 5,
+        }
+    }
+}
+
+impl Limits {
+    /// CPU time of one event, command or query.
+    pub fn call_cpu(&self) -> Duration {
+        Duration::from_millis(self.call_cpu_ms)
+    }
+
+    /// CPU time of `start`.
+    pub fn start_cpu(&self) -> Duration {
+        Duration::from_millis(self.start_cpu_ms)
+    }
+}

@@ -1,0 +1,32 @@
+//! The host function of `wit/log.wit`.
+
+use std::fmt::Write as _;
+
+use super::bindings::dim::coordination::log::{Field, Host, Level};
+use super::instance::Guest;
+use super::limits::LINE_BYTES;
+
+impl Host for Guest {
+    fn write(&mut self, level: Level, message: String, fields: Vec<Field>) -> wasmtime::Result<()> {
+        let mut line = message;
+        for Field { name, value } in fields {
+            let _ = write!(line, " {name}={value:?}");
+            if line.len() > LINE_BYTES {
+                break;
+            }
+        }
+        line.truncate(line.floor_char_boundary(LINE_BYTES));
+        self.session_mut().line(severity(level), line);
+        Ok(())
+    }
+}
+
+fn severity(level: Level) -> tracing::Level {
+    match level {
+        Level::Trace => tracing::Level::TRACE,
+        Level::Debug => tracing::Level::DEBUG,
+        Level::Info => tracing::Level::INFO,
+        Level::Warn => tracing::Level::WARN,
+        Level::Error => tracing::Level::ERROR,
+    }
+}

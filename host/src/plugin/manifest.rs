@@ -1,0 +1,448 @@
+//! Owns the manifest of a plugin: what it is, what it asks for and how it is configured. It is a
+//! custom section of the component, so that a file can be judged without running it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use thiserror::Error;
+use wasmparser::{Parser, Payload};
+
+use super::{Grants, Limits};
+use crate::ident::{Digest, InvalidWord, PluginName};
+
+/// The custom section that holds the manifest.
+const SECTION: &str = "dim-manifest";
+
+/// Longest manifest, in bytes.
+const MAX_MANIFEST: usize = 64 << 10;
+
+/// Largest component file, in bytes.
+pub const MAX_COMPONENT: usize = 256 << 20;
+
+/// The variable parts of a config that the host fills in.
+pub type HostValues<'a> = &'a [(&'a str, &'a str)];
+
+/// Why a file is not a plugin, or a manifest does not fit.
+#[derive(Debug, Error)]
+pub enum ManifestError {
+    /// Too large to be looked at.
+    #[error("the file has {0} bytes; a component may have {MAX_COMPONENT}")]
+    TooLarge(usize),
+    /// Not WebAssembly at all.
+    #[error("the file is not WebAssembly")]
+    NotWasm,
+    /// A module, not a component.
+    #[error(
+        "the file is a core module, not a component: build it for wasm32-wasip2, or wrap it with `wasm-tools component new`"
+    )]
+    CoreModule,
+    /// Damaged or cut off.
+    #[error("the component is damaged or cut off: {0}")]
+    Damaged(String),
+    /// There is none.
+    #[error(
+        "the component has no `{SECTION}` section: export the plugin with a manifest, or append one with `wasm-tools`"
+    )]
+    Missing,
+    /// There is more than one.
+    #[error("the component has {0} `{SECTION}` sections at one depth: keep one")]
+    Ambiguous(usize),
+    /// It cannot be read.
+    #[error("the manifest cannot be read: {0}")]
+    Unreadable(String),
+    /// A config value that the manifest does not know.
+    #[error("the plugin has no config value {key:?}; it has {known}")]
+    UnknownValue {
+        /// Which.
+        key: String,
+        /// The known ones.
+        known: String,
+    },
+    /// A config value of the wrong type.
+    #[error("config value {key:?} must be a {expected}")]
+    WrongType {
+        /// Which.
+        key: String,
+        /// What it must be.
+        expected: &'static str,
+    },
+    /// A config value without default that is not set.
+    #[error("config value {0:?} is not set and has no default")]
+    MissingValue(String),
+    /// A `${…}` that stands for nothing.
+    #[error("{0:?} in the manifest stands for no config value")]
+    UnknownReference(String),
+    /// A word that is not one.
+    #[error(transparent)]
+    Word(#[from] InvalidWord),
+}
+
+/// What a plugin says of itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Manifest {
+    /// Its name, unless the operator gives it another.
+    pub name: PluginName,
+    /// Its version, as in the `version` section.
+    pub version: String,
+    /// One line for the operator.
+    #[serde(default)]
+    pub description: String,
+    /// The version of its state's layout.
+    #[serde(default = "first_state_version")]
+    pub state_version: u32,
+    /// Topics.
+    #[serde(default)]
+    pub topics: Topics,
+    /// IPNS keys and names.
+    #[serde(default)]
+    pub ipns: Names,
+    /// The limits that it asks for.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Its config values.
+    #[serde(default)]
+    pub config: BTreeMap<String, ConfigValue>,
+}
+
+fn first_state_version() -> u32 {
+    1
+}
+
+/// Topics that a plugin asks for. Each may be `${config.x}`; `prefix.*` covers what lies under it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Topics {
+    /// Subscribed when it is installed, unless it is a prefix.
+    pub subscribe: Vec<String>,
+    /// To publish on.
+    pub publish: Vec<String>,
+}
+
+/// IPNS keys and names that a plugin asks for. Each may be `${config.x}`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Names {
+    /// Keys to publish under.
+    pub write: Vec<String>,
+    /// Names to read; a key of the host stands for its name.
+    pub read: Vec<String>,
+}
+
+/// One value of a plugin's config.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConfigValue {
+    /// What it must be.
+    #[serde(rename = "type")]
+    pub kind: ConfigKind,
+    /// What it is if it is not set.
+    #[serde(default)]
+    pub default: Option<Value>,
+    /// Whether it may be absent.
+    #[serde(default)]
+    pub optional: bool,
+    /// One line for the operator.
+    #[serde(default)]
+    pub description: String,
+}
+
+/// The type of a config value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConfigKind {
+    /// Text.
+    String,
+    /// A whole number.
+    Integer,
+    /// A number.
+    Number,
+    /// True or false.
+    Boolean,
+    /// A list of texts.
+    Strings,
+}
+
+/// A manifest with the operator's config put in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Resolved {
+    /// What the plugin asks for.
+    pub asks: Grants,
+    /// Its config, a JSON object.
+    pub config: String,
+}
+
+impl ConfigKind {
+    fn accepts(self, value: &Value) -> bool {
+        match self {
+            Self::String => value.is_string(),
+            Self::Integer => value.is_i64() || value.is_u64(),
+            Self::Number => value.is_number(),
+            Self::Boolean => value.is_boolean(),
+            Self::Strings => value.as_array().is_some_and(|items| items.iter().all(Value::is_string)),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::String => "string",
+            Self::Integer => "whole number",
+            Self::Number => "number",
+            Self::Boolean => "boolean",
+            Self::Strings => "list of strings",
+        }
+    }
+}
+
+impl Manifest {
+    /// Reads a manifest.
+    pub fn parse(text: &str) -> Result<Self, ManifestError> {
+        toml::from_str(text).map_err(|error| ManifestError::Unreadable(error.to_string()))
+    }
+
+    /// Puts the operator's values and those of the host (`${host.id}`) into the manifest.
+    pub fn resolve(&self, set: &Map<String, Value>, host: HostValues<'_>) -> Result<Resolved, ManifestError> {
+        let config = self.config_with(set, host)?;
+        let asks = Grants {
+            publish: words(&self.topics.publish, &config)?,
+            subscribe: words(&self.topics.subscribe, &config)?,
+            write: words(&self.ipns.write, &config)?,
+            read: words(&self.ipns.read, &config)?,
+        };
+        Ok(Resolved { asks, config: Value::Object(config).to_string() })
+    }
+
+    fn config_with(
+        &self,
+        set: &Map<String, Value>,
+        host: HostValues<'_>,
+    ) -> Result<Map<String, Value>, ManifestError> {
+        if let Some(key) = set.keys().find(|key| !self.config.contains_key(*key)) {
+            let known = self.config.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+            return Err(ManifestError::UnknownValue { key: key.clone(), known });
+        }
+        let mut config = Map::new();
+        for (key, declared) in &self.config {
+            let value = set.get(key).filter(|value| !value.is_null()).or(declared.default.as_ref());
+            match value {
+                Some(value) if declared.kind.accepts(value) => {
+                    config.insert(key.clone(), with_host_values(value, host));
+                }
+                Some(_) => {
+                    return Err(ManifestError::WrongType {
+                        key: key.clone(),
+                        expected: declared.kind.name(),
+                    });
+                }
+                None if declared.optional => {}
+                None => return Err(ManifestError::MissingValue(key.clone())),
+            }
+        }
+        Ok(config)
+    }
+}
+
+fn with_host_values(value: &Value, host: HostValues<'_>) -> Value {
+    match value {
+        Value::String(text) => {
+            let filled = host
+                .iter()
+                .fold(text.clone(), |text, (name, value)| text.replace(&format!("${{host.{name}}}"), value));
+            Value::String(filled)
+        }
+        other => other.clone(),
+    }
+}
+
+/// Parses a list of words, `${config.x}` replaced by the value or values of `x`.
+fn words<T: FromStr<Err = InvalidWord> + Ord>(
+    texts: &[String],
+    config: &Map<String, Value>,
+) -> Result<BTreeSet<T>, ManifestError> {
+    let mut words = BTreeSet::new();
+    for text in texts {
+        for expanded in expand(text, config)? {
+            words.insert(expanded.parse()?);
+        }
+    }
+    Ok(words)
+}
+
+fn expand(text: &str, config: &Map<String, Value>) -> Result<Vec<String>, ManifestError> {
+    let Some((before, rest)) = text.split_once("${config.") else {
+        return Ok(vec![text.to_owned()]);
+    };
+    let unknown = || ManifestError::UnknownReference(text.to_owned());
+    let (key, after) = rest.split_once('}').ok_or_else(unknown)?;
+    Ok(match config.get(key) {
+        // An optional value that is not set asks for nothing.
+        None => Vec::new(),
+        Some(Value::String(value)) if value.is_empty() => Vec::new(),
+        Some(Value::String(value)) => vec![format!("{before}{value}{after}")],
+        Some(Value::Array(values)) => {
+            values.iter().filter_map(Value::as_str).map(|value| format!("{before}{value}{after}")).collect()
+        }
+        Some(_) => return Err(unknown()),
+    })
+}
+
+/// What can be told of a component file without running it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Inspection {
+    /// The file's digest.
+    pub digest: Digest,
+    /// The file's size in bytes.
+    pub size: usize,
+    /// The manifest.
+    pub manifest: Manifest,
+    /// Its `authors` section.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub authors: Option<String>,
+    /// Its `licenses` section.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub licenses: Option<String>,
+    /// The instances that it imports, with their versions.
+    pub imports: Vec<String>,
+}
+
+/// Looks at a component file.
+pub fn inspect(component: &[u8]) -> Result<Inspection, ManifestError> {
+    if component.len() > MAX_COMPONENT {
+        return Err(ManifestError::TooLarge(component.len()));
+    }
+    if !component.starts_with(b"\0asm") {
+        return Err(ManifestError::NotWasm);
+    }
+    if Parser::is_core_wasm(component) {
+        return Err(ManifestError::CoreModule);
+    }
+    let sections = Sections::read(component)?;
+    let manifest = Manifest::parse(sections.manifest()?)?;
+    Ok(Inspection {
+        digest: Digest::of(component),
+        size: component.len(),
+        manifest,
+        authors: sections.text("authors"),
+        licenses: sections.text("licenses"),
+        imports: sections.imports,
+    })
+}
+
+/// The custom sections that concern the host, each with the depth at which it lies.
+#[derive(Default)]
+struct Sections<'a> {
+    custom: Vec<(usize, &'a str, &'a [u8])>,
+    imports: Vec<String>,
+}
+
+impl<'a> Sections<'a> {
+    fn read(component: &'a [u8]) -> Result<Self, ManifestError> {
+        let damaged = |error: wasmparser::BinaryReaderError| ManifestError::Damaged(error.to_string());
+        let mut sections = Self::default();
+        let mut depth = 0;
+        for payload in Parser::new(0).parse_all(component) {
+            match payload.map_err(damaged)? {
+                Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
+                Payload::End(_) if depth > 0 => depth -= 1,
+                Payload::CustomSection(section) => {
+                    if matches!(section.name(), SECTION | "authors" | "licenses") {
+                        sections.custom.push((depth, section.name(), section.data()));
+                    }
+                }
+                Payload::ComponentImportSection(imports) if depth == 0 => {
+                    for import in imports {
+                        sections.imports.push(import.map_err(damaged)?.name.name.to_owned());
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(sections)
+    }
+
+    /// The outermost manifest; two at one depth are an error.
+    fn manifest(&self) -> Result<&'a str, ManifestError> {
+        let found = || self.custom.iter().filter(|(_, name, _)| *name == SECTION);
+        let outermost = found().map(|(depth, ..)| *depth).min().ok_or(ManifestError::Missing)?;
+        let mut candidates = found().filter(|(depth, ..)| *depth == outermost);
+        let (_, _, data) = candidates.next().ok_or(ManifestError::Missing)?;
+        match candidates.count() {
+            0 => {}
+            more => return Err(ManifestError::Ambiguous(more + 1)),
+        }
+        if data.len() > MAX_MANIFEST {
+            return Err(ManifestError::Unreadable(format!("it is longer than {MAX_MANIFEST} bytes")));
+        }
+        std::str::from_utf8(data).map_err(|_| ManifestError::Unreadable("it is not UTF-8".to_owned()))
+    }
+
+    fn text(&self, name: &str) -> Option<String> {
+        let (_, _, data) =
+            self.custom.iter().filter(|(_, found, _)| *found == name).min_by_key(|(depth, ..)| *depth)?;
+        Some(String::from_utf8_lossy(data).into_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MANIFEST: &str = r#"
+        name = "counter"
+        version = "1.2.3"
+        [topics]
+        subscribe = ["${config.topic}", "fixed.*"]
+        publish = ["${config.more}"]
+        [ipns]
+        write = ["${config.key}-x"]
+        read = ["${config.other}"]
+        [config.topic]
+        type = "string"
+        default = "beats"
+        [config.more]
+        type = "strings"
+        default = ["a", "b"]
+        [config.key]
+        type = "string"
+        default = "dim"
+        [config.other]
+        type = "string"
+        optional = true
+    "#;
+
+    #[test]
+    fn config_values_are_put_in_where_the_manifest_refers_to_them() {
+        let manifest = Manifest::parse(MANIFEST).unwrap();
+        let resolved = manifest.resolve(&Map::new(), &[]).unwrap();
+        assert!(resolved.asks.may_subscribe(&"beats".parse().unwrap()));
+        assert!(resolved.asks.may_subscribe(&"fixed.x".parse().unwrap()));
+        assert_eq!(resolved.asks.publish.len(), 2);
+        assert!(resolved.asks.write.contains(&"dim-x".parse().unwrap()));
+        assert!(resolved.asks.read.is_empty());
+    }
+
+    #[test]
+    fn unknown_and_mistyped_values_are_refused() {
+        let manifest = Manifest::parse(MANIFEST).unwrap();
+        let set = |key: &str, value: Value| Map::from_iter([(key.to_owned(), value)]);
+        assert!(matches!(
+            manifest.resolve(&set("topik", "x".into()), &[]),
+            Err(ManifestError::UnknownValue { .. })
+        ));
+        assert!(matches!(
+            manifest.resolve(&set("topic", 7.into()), &[]),
+            Err(ManifestError::WrongType { .. })
+        ));
+        assert!(matches!(manifest.resolve(&set("topic", "a\nb".into()), &[]), Err(ManifestError::Word(_))));
+    }
+
+    #[test]
+    fn what_is_not_a_component_is_told_apart() {
+        assert!(matches!(inspect(b"hello"), Err(ManifestError::NotWasm)));
+        assert!(matches!(inspect(b"\0asm\x01\0\0\0"), Err(ManifestError::CoreModule)));
+        assert!(matches!(inspect(b"\0asm\x0d\0\x01\0"), Err(ManifestError::Missing)));
+        assert!(matches!(inspect(b"\0asm\x0d\0\x01\0\x01\xff"), Err(ManifestError::Damaged(_))));
+    }
+}

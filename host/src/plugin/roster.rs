@@ -1,0 +1,121 @@
+//! Owns the rows of the plugins in the store: which there are, their numbers and versions.
+
+use redb::{ReadableTable, Table};
+use serde::{Deserialize, Serialize};
+
+use super::{Batch, Effects, Timers, World};
+use crate::ident::{Digest, PluginName};
+use crate::log::Offset;
+use crate::store::{self, CURSORS, PLUGINS, PluginId, StateKey, Store, StoreError, TIMERS, WORLDS};
+use crate::time::Timestamp;
+
+/// What the store knows of a plugin.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// Its number in keys.
+    pub id: PluginId,
+    /// The version that ran last.
+    pub version: String,
+    /// The digest of the component that ran last, in hex.
+    pub digest: String,
+    /// The version of its state's layout; none before its first start.
+    pub state_version: Option<u32>,
+}
+
+/// A plugin as it stands in the store.
+#[derive(Debug)]
+pub struct Stored {
+    /// Its row.
+    pub row: Row,
+    /// The next entry that it will read.
+    pub cursor: Offset,
+    /// Its world as of the cursor.
+    pub world: World,
+    /// Its effects: none, on top of its timers and the size of its state.
+    pub effects: Effects,
+}
+
+/// Enters a plugin with its version, before the commit runs. A new one starts at `head`.
+pub fn enter(
+    store: &Store,
+    name: &PluginName,
+    version: &str,
+    digest: &Digest,
+    head: Offset,
+) -> Result<Stored, StoreError> {
+    let write = store.begin()?;
+    let known = row(&write.open_table(PLUGINS)?, name)?;
+    let row = Row {
+        id: match &known {
+            Some(known) => known.id,
+            None => PluginId(
+                u32::try_from(store::next_numbers(&write, "plugins", 1)?)
+                    .map_err(|_| StoreError::corrupt("plugins", "their numbers are used up"))?,
+            ),
+        },
+        version: version.to_owned(),
+        digest: digest.to_string(),
+        state_version: known.as_ref().and_then(|known| known.state_version),
+    };
+    put_row(&mut write.open_table(PLUGINS)?, name, &row)?;
+    if known.is_none() {
+        write.open_table(CURSORS)?.insert(row.id.0, (head.0, 0))?;
+    }
+    write.commit()?;
+    stored(store, name, row)
+}
+
+fn stored(store: &Store, name: &PluginName, row: Row) -> Result<Stored, StoreError> {
+    let snapshot = store.snapshot()?;
+    let id = row.id;
+    let cursor = snapshot.table(CURSORS)?.get(id.0)?.map(|cursor| cursor.value());
+    let (cursor, size) = cursor.ok_or_else(|| StoreError::corrupt("cursors", format!("{name} has none")))?;
+    let cursor = Offset(cursor);
+    let world = match snapshot.table(WORLDS)?.get(id.0)? {
+        Some(bytes) => {
+            serde_json::from_slice(bytes.value()).map_err(|error| StoreError::corrupt("worlds", error))?
+        }
+        None => World::default(),
+    };
+    let mut timers = Timers::default();
+    let prefix = StateKey::new(id, b"");
+    for stored in snapshot.table(TIMERS)?.range(prefix.as_bytes()..)? {
+        let (key, at) = stored?;
+        let Some(key) = StateKey::strip(id, key.value()) else { break };
+        timers.put(&String::from_utf8_lossy(key), Some(Timestamp(at.value())));
+    }
+    let batch = Batch::new(name.clone(), id, 1, cursor);
+    Ok(Stored { row, cursor, world, effects: Effects::new(batch, timers, size) })
+}
+
+fn row(
+    table: &impl ReadableTable<&'static str, &'static [u8]>,
+    name: &PluginName,
+) -> Result<Option<Row>, StoreError> {
+    let Some(bytes) = table.get(name.as_str())? else { return Ok(None) };
+    let row = serde_json::from_slice(bytes.value()).map_err(|error| StoreError::corrupt("plugins", error))?;
+    Ok(Some(row))
+}
+
+fn put_row(
+    table: &mut Table<'_, &'static str, &'static [u8]>,
+    name: &PluginName,
+    row: &Row,
+) -> Result<(), StoreError> {
+    let bytes = serde_json::to_vec(row).expect("a row is plain data");
+    table.insert(name.as_str(), bytes.as_slice())?;
+    Ok(())
+}
+
+/// Notes the version of the state's layout after a start.
+pub fn set_state_version(
+    table: &mut Table<'_, &'static str, &'static [u8]>,
+    name: &PluginName,
+    version: u32,
+) -> Result<(), StoreError> {
+    if let Some(mut row) = row(table, name)? {
+        row.state_version = Some(version);
+        put_row(table, name, &row)?;
+    }
+    Ok(())
+}

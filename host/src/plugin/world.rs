@@ -1,0 +1,192 @@
+//! Owns what surrounds an entry: the time, what was listened to, peers, subscriptions and followed
+//! names as of that entry. It changes only by entries of the log, so that handling an entry again
+//! starts from the same world.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::followed::Resolution;
+use crate::ident::{IpnsName, PeerName, PluginName, Topic};
+use crate::log::{Entry, Event, Hearing, Kind, Origin};
+use crate::time::Timestamp;
+
+/// How many spans of listening are kept for a topic. Older ones are forgotten, which can only make
+/// the plugin count less listening than there was.
+const SPANS: usize = 64;
+
+/// The world of one plugin as of its cursor.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct World {
+    /// Nanoseconds since 1970: the time of the last entry before the cursor.
+    time: u64,
+    subscriptions: BTreeSet<Topic>,
+    follows: BTreeMap<IpnsName, Option<Resolution>>,
+    peers: BTreeMap<Topic, Vec<PeerName>>,
+    /// For each topic the spans that were listened to, in order.
+    heard: BTreeMap<Topic, Vec<(u64, u64)>>,
+}
+
+/// Whether an entry changed the world.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// As it was, but for the time.
+    None,
+    /// Something that must be stored.
+    Some,
+}
+
+impl World {
+    /// The time of the entry.
+    pub fn time(&self) -> Timestamp {
+        Timestamp(self.time)
+    }
+
+    /// Lets the time of `entry` be now.
+    pub fn set_time(&mut self, time: Timestamp) {
+        self.time = self.time.max(time.0);
+    }
+
+    /// Takes in what `entry` says of the world of `plugin`.
+    pub fn observe(&mut self, plugin: &PluginName, entry: &Entry) -> Change {
+        match &entry.kind {
+            Kind::Heard(topics) => {
+                let mut change = Change::None;
+                for hearing in topics {
+                    if self.subscriptions.contains(&hearing.topic) {
+                        self.hear(hearing);
+                        change = Change::Some;
+                    }
+                }
+                change
+            }
+            Kind::Peers { topic, peers } if self.subscriptions.contains(topic) => {
+                self.peers.insert(topic.clone(), peers.clone());
+                Change::Some
+            }
+            Kind::Subscription { plugin: whose, topic, subscribed } if whose == plugin => {
+                if *subscribed {
+                    self.subscriptions.insert(topic.clone());
+                } else {
+                    self.subscriptions.remove(topic);
+                    self.heard.remove(topic);
+                    self.peers.remove(topic);
+                }
+                Change::Some
+            }
+            Kind::Event(Event::NameChanged(resolution)) => match self.follows.get_mut(&resolution.name) {
+                Some(known) => {
+                    *known = Some(resolution.clone());
+                    Change::Some
+                }
+                None => Change::None,
+            },
+            _ => Change::None,
+        }
+    }
+
+    fn hear(&mut self, hearing: &Hearing) {
+        let spans = self.heard.entry(hearing.topic.clone()).or_default();
+        match spans.last_mut() {
+            Some((_, until)) if hearing.since.0 <= *until => *until = (*until).max(hearing.until.0),
+            _ => spans.push((hearing.since.0, hearing.until.0)),
+        }
+        if spans.len() > SPANS {
+            spans.remove(0);
+        }
+    }
+
+    /// For how long `topic` was listened to since `since`, and until when that is proven.
+    pub fn heard(&self, topic: &Topic, since: Timestamp) -> (Duration, Timestamp) {
+        let spans = self.heard.get(topic).map_or(&[][..], Vec::as_slice);
+        let listened = spans.iter().map(|(from, until)| until.saturating_sub(*from.max(&since.0))).sum();
+        let confirmed = spans.last().map_or(0, |(_, until)| *until);
+        (Duration::from_nanos(listened), Timestamp(confirmed))
+    }
+
+    /// Until when each topic is proven to have been listened to.
+    pub fn last_heard(&self) -> impl Iterator<Item = (&Topic, Timestamp)> {
+        self.heard.iter().filter_map(|(topic, spans)| Some((topic, Timestamp(spans.last()?.1))))
+    }
+
+    /// The peers that were known on `topic`.
+    pub fn peers(&self, topic: &Topic) -> &[PeerName] {
+        self.peers.get(topic).map_or(&[], Vec::as_slice)
+    }
+
+    /// The topics that the plugin is subscribed to.
+    pub fn subscriptions(&self) -> &BTreeSet<Topic> {
+        &self.subscriptions
+    }
+
+    /// The followed names with what is known of each.
+    pub fn follows(&self) -> &BTreeMap<IpnsName, Option<Resolution>> {
+        &self.follows
+    }
+
+    /// Follows a name; what was known of it stays known.
+    pub fn follow(&mut self, name: IpnsName) {
+        self.follows.entry(name).or_insert(None);
+    }
+
+    /// Follows a name with what is known of it, or takes back what [`World::unfollow`] took.
+    pub fn follow_known(&mut self, name: IpnsName, known: Option<Resolution>) {
+        self.follows.insert(name, known);
+    }
+
+    /// Stops following a name and returns what was known of it.
+    pub fn unfollow(&mut self, name: &IpnsName) -> Option<Option<Resolution>> {
+        self.follows.remove(name)
+    }
+
+    /// The event that `entry` is for `plugin`, if it is one. A plugin does not hear itself.
+    pub fn event_for(&self, plugin: &PluginName, entry: &Entry) -> Option<Event> {
+        match &entry.kind {
+            Kind::Event(event) if self.concerns(plugin, event) => Some(event.clone()),
+            Kind::Again { plugin: whose, event, .. } if whose == plugin => Some(event.clone()),
+            _ => None,
+        }
+    }
+
+    fn concerns(&self, plugin: &PluginName, event: &Event) -> bool {
+        match event {
+            Event::Message { topic, origin, .. } => {
+                !matches!(origin, Origin::Plugin(sender) if sender == plugin)
+                    && self.subscriptions.contains(topic)
+            }
+            Event::Gap { topic, .. } => self.subscriptions.contains(topic),
+            Event::NameChanged(resolution) => self.follows.contains_key(&resolution.name),
+            Event::Timer { .. } => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::Offset;
+
+    fn heard(topic: &Topic, since: u64, until: u64) -> Entry {
+        let hearing = Hearing { topic: topic.clone(), since: Timestamp(since), until: Timestamp(until) };
+        Entry { offset: Offset(0), time: Timestamp(until), kind: Kind::Heard(vec![hearing]) }
+    }
+
+    #[test]
+    fn time_that_was_not_listened_does_not_count() {
+        let (plugin, topic) = ("watchdog".parse().unwrap(), "beats".parse::<Topic>().unwrap());
+        let mut world = World::default();
+        let subscription = Kind::Subscription {
+            plugin: "watchdog".parse().unwrap(),
+            topic: topic.clone(),
+            subscribed: true,
+        };
+        world.observe(&plugin, &Entry { offset: Offset(0), time: Timestamp(0), kind: subscription });
+        for (since, until) in [(10, 20), (20, 30), (100, 130)] {
+            world.observe(&plugin, &heard(&topic, since, until));
+        }
+        assert_eq!(world.heard(&topic, Timestamp(0)), (Duration::from_nanos(50), Timestamp(130)));
+        assert_eq!(world.heard(&topic, Timestamp(25)), (Duration::from_nanos(35), Timestamp(130)));
+        assert_eq!(world.heard(&topic, Timestamp(200)), (Duration::ZERO, Timestamp(130)));
+    }
+}

@@ -1,0 +1,298 @@
+//! Owns the state directory: the lock, the format, and one transactional database.
+//!
+//! It receives whole transactions from the commit, which is the only writer, and hands out
+//! snapshots to read from.
+
+mod lock;
+mod tables;
+
+use std::path::{Path, PathBuf};
+
+use bytes::{Bytes, BytesMut};
+use cap_std::ambient_authority;
+use cap_std::fs::Dir;
+use redb::{
+    Database, Durability, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, WriteTransaction,
+};
+use thiserror::Error;
+
+use crate::log::{Entry, Offset, decode_chunk, encode_into};
+use crate::time::Timestamp;
+
+pub use lock::LockError;
+pub use tables::*;
+
+/// The format of the store that this host writes.
+pub const FORMAT: u64 = 1;
+
+/// Memory for the database's pages, in bytes. Its own default is 1 GiB.
+const CACHE_BYTES: usize = 192 << 20;
+
+/// Largest chunk of the event log, in bytes: entries that are committed together share rows.
+const CHUNK_BYTES: usize = 64 << 10;
+
+/// What can go wrong with the store.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// The directory cannot be used.
+    #[error("cannot use the state directory {path}")]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Another host holds it.
+    #[error(transparent)]
+    Locked(#[from] LockError),
+    /// It was written by a newer host.
+    #[error(
+        "the store has format {found}, this host knows {FORMAT}: use a newer dim, or another --state-dir"
+    )]
+    Newer {
+        /// Its format.
+        found: u64,
+    },
+    /// It holds what no host writes.
+    #[error("the store is damaged: {what}: {why}")]
+    Corrupt {
+        /// Which part.
+        what: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The database failed.
+    #[error("the store failed")]
+    Database(#[source] Box<redb::Error>),
+}
+
+impl StoreError {
+    /// The error of a part that cannot be read.
+    pub fn corrupt(what: &'static str, why: impl ToString) -> Self {
+        Self::Corrupt { what, why: why.to_string() }
+    }
+}
+
+macro_rules! from_redb {
+    ($($error:ident),*) => {$(
+        impl From<redb::$error> for StoreError {
+            fn from(error: redb::$error) -> Self {
+                Self::Database(Box::new(error.into()))
+            }
+        }
+    )*};
+}
+
+from_redb!(DatabaseError, TransactionError, TableError, StorageError, CommitError, SetDurabilityError);
+
+/// The state directory of one host.
+#[derive(Debug)]
+pub struct Store {
+    path: PathBuf,
+    dir: Dir,
+    database: Database,
+    _lock: lock::Lock,
+}
+
+/// How durable a transaction is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sync {
+    /// It is on the disk when the commit returns.
+    Now,
+    /// It becomes durable with the next one that is.
+    Later,
+}
+
+impl Store {
+    /// Opens the state directory, creating it if it is missing.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let directory = |source| StoreError::Directory { path: path.to_owned(), source };
+        let mut builder = std::fs::DirBuilder::new();
+        std::os::unix::fs::DirBuilderExt::mode(builder.recursive(true), 0o700);
+        builder.create(path).map_err(directory)?;
+        let dir = Dir::open_ambient_dir(path, ambient_authority()).map_err(directory)?;
+        let lock = lock::Lock::take(&dir, path)?;
+        let database = Database::builder().set_cache_size(CACHE_BYTES).create(path.join("dim.redb"))?;
+        let store = Self { path: path.to_owned(), dir, database, _lock: lock };
+        store.check_format()?;
+        Ok(store)
+    }
+
+    /// Where the store lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The state directory, for what lies beside the database.
+    pub fn dir(&self) -> &Dir {
+        &self.dir
+    }
+
+    fn check_format(&self) -> Result<(), StoreError> {
+        let write = self.begin()?;
+        {
+            let mut meta = write.open_table(META)?;
+            let found = meta.get("format")?.map(|value| value.value().to_vec());
+            match found {
+                None => {
+                    meta.insert("format", FORMAT.to_be_bytes().as_slice())?;
+                }
+                Some(bytes) => {
+                    let found = number(&bytes)?;
+                    if found > FORMAT {
+                        return Err(StoreError::Newer { found });
+                    }
+                }
+            }
+        }
+        tables::create_all(&write)?;
+        write.commit()?;
+        Ok(())
+    }
+
+    /// Begins a transaction that is synced. Only the commit and what runs before it may.
+    pub fn begin(&self) -> Result<WriteTransaction, StoreError> {
+        Ok(self.database.begin_write()?)
+    }
+
+    /// What is committed now, unmoved by later commits.
+    pub fn snapshot(&self) -> Result<Snapshot, StoreError> {
+        let read = self.database.begin_read()?;
+        Ok(Snapshot { state: read.open_table(STATE)?, read })
+    }
+
+    /// A value of the host's own.
+    pub fn meta(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        let read = self.database.begin_read()?;
+        Ok(read.open_table(META)?.get(key)?.map(|value| value.value().to_vec()))
+    }
+
+    /// Sets a value of the host's own, before the commit runs.
+    pub fn set_meta(&self, key: &str, value: &[u8]) -> Result<(), StoreError> {
+        let write = self.begin()?;
+        write.open_table(META)?.insert(key, value)?;
+        write.commit()?;
+        Ok(())
+    }
+
+    /// The offset after the last entry of the log, and that entry's time.
+    pub fn log_end(&self) -> Result<(Offset, Timestamp), StoreError> {
+        let read = self.database.begin_read()?;
+        let table = read.open_table(LOG)?;
+        let Some((_, chunk)) = table.last()? else {
+            return Ok((Offset(0), Timestamp(0)));
+        };
+        let entries = decode_chunk(Bytes::copy_from_slice(chunk.value()))?;
+        let last = entries.last().ok_or_else(|| StoreError::corrupt("event log", "an empty chunk"))?;
+        Ok((Offset(last.offset.0 + 1), last.time))
+    }
+
+    /// The first offset that the log still holds.
+    pub fn log_start(&self) -> Result<Option<Offset>, StoreError> {
+        let read = self.database.begin_read()?;
+        let table = read.open_table(LOG)?;
+        Ok(table.first()?.map(|(first, _)| Offset(first.value())))
+    }
+
+    /// At least one and about `limit` entries from `from` on; none if there are no more.
+    pub fn read_log(&self, from: Offset, limit: usize) -> Result<Vec<Entry>, StoreError> {
+        let read = self.database.begin_read()?;
+        let table = read.open_table(LOG)?;
+        let first = match table.range(..=from.0)?.next_back() {
+            Some(row) => row?.0.value(),
+            None => from.0,
+        };
+        let mut entries = Vec::new();
+        for row in table.range(first..)? {
+            let chunk = decode_chunk(Bytes::copy_from_slice(row?.1.value()))?;
+            entries.extend(chunk.into_iter().filter(|entry| entry.offset >= from));
+            if entries.len() >= limit {
+                break;
+            }
+        }
+        entries.truncate(limit);
+        Ok(entries)
+    }
+}
+
+/// Says whether the end of a transaction waits for the disk.
+pub fn set_sync(write: &mut WriteTransaction, sync: Sync) -> Result<(), StoreError> {
+    write.set_durability(match sync {
+        Sync::Now => Durability::Immediate,
+        Sync::Later => Durability::None,
+    })?;
+    Ok(())
+}
+
+/// Takes `count` numbers of a series that never repeats; returns the first.
+pub fn next_numbers(write: &WriteTransaction, series: &str, count: u64) -> Result<u64, StoreError> {
+    let mut table = write.open_table(META)?;
+    let key = format!("next-{series}");
+    let next = match table.get(key.as_str())? {
+        Some(bytes) => number(bytes.value())?,
+        None => 1,
+    };
+    table.insert(key.as_str(), (next + count).to_be_bytes().as_slice())?;
+    Ok(next)
+}
+
+fn number(bytes: &[u8]) -> Result<u64, StoreError> {
+    let bytes = <[u8; 8]>::try_from(bytes).map_err(|_| StoreError::corrupt("meta", "not a number"))?;
+    Ok(u64::from_be_bytes(bytes))
+}
+
+/// Writes entries to the log: rows of many entries each, keyed by the first one's offset.
+pub fn write_log<'a>(
+    write: &WriteTransaction,
+    entries: impl Iterator<Item = &'a Entry>,
+) -> Result<(), StoreError> {
+    let mut table = write.open_table(LOG)?;
+    let mut chunk = BytesMut::with_capacity(CHUNK_BYTES);
+    let mut first = None;
+    for entry in entries {
+        first.get_or_insert(entry.offset);
+        encode_into(entry, &mut chunk);
+        if chunk.len() >= CHUNK_BYTES {
+            table.insert(first.take().expect("set above").0, &chunk[..])?;
+            chunk.clear();
+        }
+    }
+    if let Some(first) = first {
+        table.insert(first.0, &chunk[..])?;
+    }
+    Ok(())
+}
+
+/// The committed state as of one moment.
+#[derive(Debug)]
+pub struct Snapshot {
+    state: ReadOnlyTable<&'static [u8], &'static [u8]>,
+    read: ReadTransaction,
+}
+
+impl Snapshot {
+    /// The value of a plugin's key.
+    pub fn state(&self, key: &StateKey) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.state.get(key.as_bytes())?.map(|value| value.value().to_vec()))
+    }
+
+    /// A plugin's keys and values from `range` on, in order.
+    pub fn scan(
+        &self,
+        from: std::ops::Bound<&[u8]>,
+    ) -> Result<impl Iterator<Item = Result<(Vec<u8>, Vec<u8>), StoreError>> + use<>, StoreError> {
+        let range = self.state.range::<&[u8]>((from, std::ops::Bound::Unbounded))?;
+        Ok(range.map(|row| {
+            let (key, value) = row?;
+            Ok((key.value().to_vec(), value.value().to_vec()))
+        }))
+    }
+
+    /// Any table.
+    pub fn table<K: redb::Key + 'static, V: redb::Value + 'static>(
+        &self,
+        table: redb::TableDefinition<'_, K, V>,
+    ) -> Result<ReadOnlyTable<K, V>, StoreError> {
+        Ok(self.read.open_table(table)?)
+    }
+}

@@ -1,0 +1,56 @@
+//! Owns the lock of a state directory, which names its holder.
+
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use cap_std::fs::{Dir, File, OpenOptions};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use thiserror::Error;
+
+/// Why the lock was not taken.
+#[derive(Debug, Error)]
+pub enum LockError {
+    /// Someone has it.
+    #[error("the state directory {path} is in use by {holder}: stop it, or use another --state-dir")]
+    Held {
+        /// Which directory.
+        path: PathBuf,
+        /// Who, as it wrote itself.
+        holder: String,
+    },
+    /// It cannot be tried.
+    #[error("cannot lock the state directory {path}")]
+    Io {
+        /// Which directory.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// Held for as long as the host lives; the system lets go of it when the process ends.
+#[derive(Debug)]
+pub struct Lock(#[expect(dead_code, reason = "held, not read")] File);
+
+impl Lock {
+    /// Takes the lock, or says who has it.
+    pub fn take(dir: &Dir, path: &Path) -> Result<Self, LockError> {
+        let io = |source| LockError::Io { path: path.to_owned(), source };
+        let mut options = OpenOptions::new();
+        let mut file =
+            dir.open_with("lock", options.read(true).write(true).create(true).truncate(false)).map_err(io)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => {
+                let mut holder = String::new();
+                (&mut file).take(256).read_to_string(&mut holder).map_err(io)?;
+                return Err(LockError::Held { path: path.to_owned(), holder: holder.trim().to_owned() });
+            }
+            Err(error) => return Err(io(error.into())),
+        }
+        file.set_len(0).and_then(|()| file.seek(SeekFrom::Start(0))).map_err(io)?;
+        writeln!(file, "dim {} (pid {})", env!("CARGO_PKG_VERSION"), std::process::id()).map_err(io)?;
+        Ok(Self(file))
+    }
+}

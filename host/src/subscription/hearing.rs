@@ -1,0 +1,307 @@
+//! Owns the proof of listening: when each topic could have been heard, as far as it is proven. What
+//! is proven, and what may have been missed, becomes entries of the log.
+//!
+//! A stream that is silent proves nothing, for a frozen daemon keeps its sockets open. So the host
+//! publishes a probe on a topic of its own and waits for the echo.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+use tokio_util::sync::CancellationToken;
+
+use crate::backend::{Backend, BackendError};
+use crate::backoff::Backoff;
+use crate::ident::{PeerName, Topic};
+use crate::interest::Interest;
+use crate::log::{Event, EventLog, Hearing, Kind};
+use crate::time::Timestamp;
+
+/// How often listening is proven.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// Two proofs that are further apart than this do not prove what lies between them.
+const CONTINUOUS: Duration = Duration::from_secs(5);
+
+/// How long an echo of a probe may take.
+const ECHO: Duration = Duration::from_secs(3);
+
+/// How often the peers of topics are asked for.
+const PEERS_EVERY: Duration = Duration::from_secs(5);
+
+/// How well a topic is listened to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct TopicHearing {
+    /// Since when the stream is open.
+    pub connected_since: Option<Timestamp>,
+    /// Until when listening is proven.
+    pub proven_until: Option<Timestamp>,
+    /// The topic's peers.
+    pub peers: Vec<PeerName>,
+    /// Whether there ever was a peer: silence without one proves nothing then.
+    pub expects_peers: bool,
+}
+
+/// What is listened to.
+#[derive(Debug, Default)]
+pub struct Hearings(Mutex<BTreeMap<Topic, TopicHearing>>);
+
+impl Hearings {
+    /// Takes in until when listening was proven before this start of the host.
+    pub fn restore(&self, topic: &Topic, until: Timestamp) {
+        let mut topics = self.lock();
+        let hearing = topics.entry(topic.clone()).or_default();
+        hearing.proven_until = hearing.proven_until.max(Some(until));
+    }
+
+    /// Says that a topic's stream is open.
+    pub fn connected(&self, topic: &Topic, now: Timestamp) {
+        self.lock().entry(topic.clone()).or_default().connected_since = Some(now);
+    }
+
+    /// Says that a topic's stream has ended.
+    pub fn disconnected(&self, topic: &Topic) {
+        if let Some(hearing) = self.lock().get_mut(topic) {
+            hearing.connected_since = None;
+        }
+    }
+
+    /// Forgets a topic that no one wants any more.
+    pub fn forget(&self, topic: &Topic) {
+        self.lock().remove(topic);
+    }
+
+    /// How well each topic is listened to.
+    pub fn all(&self) -> BTreeMap<Topic, TopicHearing> {
+        self.lock().clone()
+    }
+
+    /// Takes in proof that whoever was connected before `time` could hear until then. Returns what
+    /// the log is to say.
+    fn prove(&self, time: Timestamp) -> Vec<Kind> {
+        let mut heard = Vec::new();
+        let mut kinds = Vec::new();
+        for (topic, hearing) in self.lock().iter_mut() {
+            let Some(span) = hearing.prove(time) else { continue };
+            if let Some(since) = span.missed_since {
+                kinds.push(Kind::Event(Event::Gap { topic: topic.clone(), since, until: span.since }));
+            }
+            heard.push(Hearing { topic: topic.clone(), since: span.since, until: time });
+        }
+        if !heard.is_empty() {
+            kinds.push(Kind::Heard(heard));
+        }
+        kinds
+    }
+
+    /// Takes in a topic's peers; returns what the log is to say if they have changed.
+    fn set_peers(&self, topic: &Topic, peers: Vec<PeerName>) -> Option<Kind> {
+        let mut topics = self.lock();
+        let hearing = topics.get_mut(topic)?;
+        hearing.expects_peers |= !peers.is_empty();
+        if hearing.peers == peers {
+            return None;
+        }
+        hearing.peers.clone_from(&peers);
+        Some(Kind::Peers { topic: topic.clone(), peers })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Topic, TopicHearing>> {
+        self.0.lock().expect("no one panics while holding the hearings")
+    }
+}
+
+/// A span of listening that ends now.
+struct Span {
+    since: Timestamp,
+    /// From when on something may have been missed, until `since`.
+    missed_since: Option<Timestamp>,
+}
+
+impl TopicHearing {
+    fn prove(&mut self, time: Timestamp) -> Option<Span> {
+        let connected = self.connected_since.filter(|since| *since <= time)?;
+        if self.expects_peers && self.peers.is_empty() {
+            return None;
+        }
+        let before = self.proven_until.filter(|until| *until <= time);
+        let span = match before {
+            Some(until) if until >= connected && time.since(until) <= CONTINUOUS => {
+                Span { since: until, missed_since: None }
+            }
+            // Connected all the while, but frozen or suspended: only this moment is proven.
+            Some(until) if until >= connected => Span { since: time, missed_since: Some(until) },
+            // A gap begins at the last proof, not when it was noticed.
+            Some(until) => Span { since: fresh(connected, time), missed_since: Some(until) },
+            None => Span { since: fresh(connected, time), missed_since: None },
+        };
+        self.proven_until = Some(time);
+        Some(span)
+    }
+}
+
+/// The first proof after a connection reaches back to it, unless that is too long ago.
+fn fresh(connected: Timestamp, time: Timestamp) -> Timestamp {
+    if time.since(connected) <= CONTINUOUS { connected } else { time }
+}
+
+/// The task that proves listening.
+#[derive(Debug)]
+pub struct Prober {
+    /// What is probed.
+    pub backend: Backend,
+    /// Where the proof goes.
+    pub log: Arc<EventLog>,
+    /// Which topics are wanted.
+    pub interest: Arc<Interest>,
+    /// What is listened to.
+    pub hearings: Arc<Hearings>,
+    /// The topic of the probes: this host's own.
+    pub topic: Topic,
+}
+
+impl Prober {
+    /// Proves until `stop` is cancelled.
+    pub async fn run(self, stop: CancellationToken) {
+        let work = async {
+            if self.backend.network {
+                tokio::join!(self.probe_for_ever(), self.ask_for_peers());
+            } else {
+                self.tick_for_ever().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            () = work => {}
+        }
+    }
+
+    /// Without a network the host hears for as long as it runs.
+    async fn tick_for_ever(&self) {
+        loop {
+            self.proven(self.log.now());
+            tokio::time::sleep(EVERY).await;
+        }
+    }
+
+    fn proven(&self, time: Timestamp) {
+        self.log.append_now(self.hearings.prove(time));
+    }
+
+    async fn probe_for_ever(&self) {
+        let mut backoff = Backoff::new();
+        loop {
+            let error = self.probe(&mut backoff).await;
+            tracing::debug!("listening is not proven: {error}");
+            tokio::time::sleep(backoff.next()).await;
+        }
+    }
+
+    /// Probes until an echo stays away.
+    async fn probe(&self, backoff: &mut Backoff) -> BackendError {
+        let mut echoes = match self.backend.pubsub.subscribe(&self.topic).await {
+            Ok(echoes) => echoes,
+            Err(error) => return error,
+        };
+        for number in 0_u64.. {
+            let sent_at = self.log.now();
+            let probe = Bytes::from(format!("{{\"probe\":{number},\"at\":\"{sent_at}\"}}"));
+            if let Err(error) = self.backend.pubsub.publish(&self.topic, probe.clone()).await {
+                return error;
+            }
+            let echo = async {
+                while let Some(message) = echoes.next().await {
+                    if message?.data == probe {
+                        return Ok(());
+                    }
+                }
+                Err(BackendError::Unreachable {
+                    what: "the probe".to_owned(),
+                    why: "the stream was closed".to_owned(),
+                })
+            };
+            match tokio::time::timeout(ECHO, echo).await {
+                Ok(Ok(())) => self.proven(sent_at),
+                Ok(Err(error)) => return error,
+                Err(_) => return BackendError::Timeout("the echo of a probe"),
+            }
+            backoff.reset();
+            tokio::time::sleep(EVERY).await;
+        }
+        unreachable!("64 bits of probes last for ever")
+    }
+
+    async fn ask_for_peers(&self) {
+        loop {
+            for topic in self.interest.topics() {
+                match self.backend.pubsub.peers(&topic).await {
+                    Ok(mut peers) => {
+                        peers.sort();
+                        self.log.append_now(self.hearings.set_peers(&topic, peers));
+                    }
+                    Err(error) => tracing::debug!(%topic, "cannot ask for the peers: {error}"),
+                }
+            }
+            tokio::time::sleep(PEERS_EVERY).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seconds(count: u64) -> Timestamp {
+        Timestamp(count * 1_000_000_000)
+    }
+
+    fn topic() -> Topic {
+        "beats".parse().unwrap()
+    }
+
+    fn gaps(kinds: &[Kind]) -> Vec<(u64, u64)> {
+        let gap = |kind: &Kind| match kind {
+            Kind::Event(Event::Gap { since, until, .. }) => {
+                Some((since.0 / 1_000_000_000, until.0 / 1_000_000_000))
+            }
+            _ => None,
+        };
+        kinds.iter().filter_map(gap).collect()
+    }
+
+    #[test]
+    fn a_gap_begins_at_the_last_proof() {
+        let hearings = Hearings::default();
+        hearings.connected(&topic(), seconds(100));
+        assert_eq!(gaps(&hearings.prove(seconds(101))), []);
+        hearings.disconnected(&topic());
+        assert_eq!(hearings.prove(seconds(110)), []);
+        hearings.connected(&topic(), seconds(120));
+        assert_eq!(gaps(&hearings.prove(seconds(121))), [(101, 120)]);
+    }
+
+    #[test]
+    fn a_suspended_host_has_not_listened() {
+        let hearings = Hearings::default();
+        hearings.connected(&topic(), seconds(100));
+        hearings.prove(seconds(101));
+        let kinds = hearings.prove(seconds(4_000));
+        assert_eq!(gaps(&kinds), [(101, 4_000)]);
+        let Some(Kind::Heard(heard)) = kinds.last() else { panic!("{kinds:?}") };
+        assert_eq!((heard[0].since, heard[0].until), (seconds(4_000), seconds(4_000)));
+    }
+
+    #[test]
+    fn a_topic_that_lost_its_peers_is_not_listened_to() {
+        let hearings = Hearings::default();
+        hearings.connected(&topic(), seconds(100));
+        let peer: PeerName = "QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWnPbdG".parse().unwrap();
+        assert!(hearings.set_peers(&topic(), vec![peer]).is_some());
+        assert_eq!(hearings.prove(seconds(101)).len(), 1);
+        hearings.set_peers(&topic(), Vec::new());
+        assert_eq!(hearings.prove(seconds(102)), []);
+    }
+}

@@ -1,0 +1,123 @@
+//! Owns time as the log counts it: timestamps that never go back.
+
+use std::fmt;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Nanoseconds since 1970-01-01T00:00:00Z.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(pub u64);
+
+impl Timestamp {
+    /// The wall clock's time.
+    pub fn wall() -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self(nanoseconds(since))
+    }
+
+    /// This time and `duration` more.
+    pub fn after(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(nanoseconds(duration)))
+    }
+
+    /// How much later this is than `earlier`; nothing if it is not.
+    pub fn since(self, earlier: Timestamp) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+
+    /// The time since 1970-01-01T00:00:00Z.
+    pub fn since_epoch(self) -> Duration {
+        Duration::from_nanos(self.0)
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let nanoseconds = i128::from(self.0);
+        match jiff::Timestamp::from_nanosecond(nanoseconds) {
+            Ok(time) => match f.precision() {
+                Some(precision) => write!(f, "{time:.precision$}"),
+                None => write!(f, "{time}"),
+            },
+            Err(_) => write!(f, "{nanoseconds}ns"),
+        }
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Timestamp {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let time: jiff::Timestamp = text.parse().map_err(serde::de::Error::custom)?;
+        Ok(Timestamp(u64::try_from(time.as_nanosecond()).unwrap_or(0)))
+    }
+}
+
+/// A duration in nanoseconds, as far as 64 bits go (584 years).
+pub fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The clock of the log.
+///
+/// It shows the wall clock's time, except that it never goes back: when the wall clock is set
+/// back, it goes on at half speed until the wall clock has caught up, so that timers go on too.
+#[derive(Debug)]
+pub struct LogClock {
+    last: Timestamp,
+    read_at: Instant,
+}
+
+impl LogClock {
+    /// A clock that shows nothing earlier than `floor`, the time of the last entry.
+    pub fn starting_at(floor: Timestamp) -> Self {
+        Self { last: floor, read_at: Instant::now() }
+    }
+
+    /// The time now, no earlier than the last answer.
+    pub fn now(&mut self) -> Timestamp {
+        self.advance(Timestamp::wall(), Instant::now())
+    }
+
+    fn advance(&mut self, wall: Timestamp, now: Instant) -> Timestamp {
+        let elapsed = now.saturating_duration_since(self.read_at);
+        self.read_at = now;
+        self.last = wall.max(self.last.after(elapsed / 2));
+        self.last
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_set_back_by_an_hour_goes_on_at_half_speed() {
+        let start = Instant::now();
+        let mut clock = LogClock { last: Timestamp(0), read_at: start };
+        let hour = Duration::from_secs(3600);
+        let noon = Timestamp(nanoseconds(12 * hour));
+        assert_eq!(clock.advance(noon, start), noon);
+        let back = Timestamp(nanoseconds(11 * hour));
+        let later = start + Duration::from_secs(10);
+        assert_eq!(
+            clock.advance(back.after(Duration::from_secs(10)), later),
+            noon.after(Duration::from_secs(5))
+        );
+    }
+
+    #[test]
+    fn a_clock_set_ahead_is_believed() {
+        let start = Instant::now();
+        let mut clock = LogClock { last: Timestamp(5), read_at: start };
+        let ahead = Timestamp(nanoseconds(Duration::from_secs(86_400)));
+        assert_eq!(clock.advance(ahead, start), ahead);
+        assert_eq!(clock.advance(Timestamp(7), start), ahead);
+    }
+}

@@ -1,0 +1,152 @@
+//! Who has gone silent, judged only for time in which the host could hear.
+//!
+//! Each node has a durable timer, armed when the node is first heard. When it fires, the watchdog
+//! looks at the node's last heartbeat and arms it again, so that a heartbeat costs no timer write.
+
+mod silence;
+
+use std::time::Duration;
+
+use dim_guest::time::Time;
+use dim_guest::{DueTimer, Event, Failure, Message, Plugin, Refusal, export_plugin, json, pubsub, timers};
+use serde::{Deserialize, Serialize};
+
+use silence::{NODES, Node, Standing};
+
+#[derive(Debug, Deserialize)]
+struct Config {
+    heartbeat_topic: String,
+    status_topic: String,
+    observer: String,
+    suspect_after_ms: u64,
+    dead_after_ms: u64,
+    mass_silence_min: usize,
+}
+
+struct Watchdog {
+    config: Config,
+}
+
+#[derive(Deserialize)]
+struct Heartbeat {
+    node_id: String,
+}
+
+/// What the watchdog says of a node.
+#[derive(Serialize)]
+struct Verdict<'a> {
+    node_id: &'a str,
+    status: Standing,
+    observer: &'a str,
+    timestamp: Time,
+    last_seen: Time,
+}
+
+impl Plugin for Watchdog {
+    type Config = Config;
+
+    fn start(config: Config, _: Option<u32>) -> Result<Self, String> {
+        if config.suspect_after_ms == 0 || config.dead_after_ms <= config.suspect_after_ms {
+            return Err("dead_after_ms must be more than suspect_after_ms, and that more than 0".to_owned());
+        }
+        Ok(Self { config })
+    }
+
+    fn handle(&mut self, event: Event) -> Result<(), Failure> {
+        match event {
+            Event::Message(message) => self.heartbeat(&message),
+            Event::Timer(timer) => self.look(&timer),
+            Event::NameChanged(_) | Event::Gap(_) => Ok(()),
+        }
+    }
+
+    fn query(&self, method: &str, body: &str) -> Result<String, Refusal> {
+        match method {
+            "list" => silence::list(&json::read(body)?),
+            _ => Err(Refusal::UnknownMethod),
+        }
+    }
+}
+
+impl Watchdog {
+    fn heartbeat(&self, message: &Message) -> Result<(), Failure> {
+        let heartbeat: Heartbeat = serde_json::from_slice(&message.data)
+            .map_err(|error| Failure::Reject(format!("not a heartbeat: {error}")))?;
+        let id = heartbeat.node_id;
+        if id.is_empty() || id.len() > 256 || id.chars().any(char::is_control) {
+            return Err(Failure::Reject("a node_id has 1 to 256 bytes and no control characters".to_owned()));
+        }
+        let known = NODES.get(&id)?;
+        let now = Time::now();
+        if known.as_ref().is_none_or(|node| !node.armed) {
+            timers::set(&id, now.after(self.suspect_after()).timestamp())?;
+        }
+        let node = Node { last_seen: now, standing: Standing::Alive, armed: true };
+        if known.is_some_and(|node| node.standing != Standing::Alive) {
+            self.say(&id, Standing::Recovered, now)?;
+        }
+        NODES.set(&id, &node)?;
+        Ok(())
+    }
+
+    /// A node's timer fired: judges its silence and arms the timer for when there is more to say.
+    fn look(&self, timer: &DueTimer) -> Result<(), Failure> {
+        let id = timer.key.as_str();
+        let Some(mut node) = NODES.get(id)? else { return Ok(()) };
+        let hearing = pubsub::heard(&self.config.heartbeat_topic, node.last_seen.timestamp())?;
+        let silent = Duration::from_nanos(hearing.listened);
+        let standing = self.judge(silent)?;
+        if standing.is_worse_than(node.standing) {
+            self.say(id, standing, node.last_seen)?;
+            node.standing = standing;
+        }
+        node.armed = node.standing != Standing::Dead;
+        if node.armed {
+            let next = if silent < self.suspect_after() { self.suspect_after() } else { self.dead_after() };
+            // While the host is deaf the silence does not grow: look again in a while.
+            let pause =
+                next.saturating_sub(silent).max(self.suspect_after() / 20).max(Duration::from_millis(50));
+            timers::set(id, Time::now().after(pause).timestamp())?;
+        }
+        NODES.set(id, &node)?;
+        Ok(())
+    }
+
+    fn judge(&self, silent: Duration) -> Result<Standing, Failure> {
+        if silent < self.suspect_after() {
+            return Ok(Standing::Alive);
+        }
+        // When all fall silent in the same moment it is rather the host that is deaf: that takes
+        // twice as long to believe.
+        let doubted = silent < self.dead_after() * 2 && self.all_are_silent()?;
+        if silent < self.dead_after() || doubted { Ok(Standing::Suspect) } else { Ok(Standing::Dead) }
+    }
+
+    /// Whether all of several nodes were last heard within one and the same short time.
+    fn all_are_silent(&self) -> Result<bool, Failure> {
+        let newest = Time::now().timestamp().saturating_sub(self.suspect_after().as_nanos() as u64);
+        silence::fell_silent_together(
+            self.config.mass_silence_min,
+            Time::from_timestamp(newest),
+            self.suspect_after(),
+        )
+    }
+
+    fn say(&self, node_id: &str, status: Standing, last_seen: Time) -> Result<(), Failure> {
+        let verdict =
+            Verdict { node_id, status, observer: &self.config.observer, timestamp: Time::now(), last_seen };
+        let verdict = serde_json::to_vec(&verdict).expect("a verdict is plain data");
+        pubsub::publish(&self.config.status_topic, &verdict)?;
+        Ok(())
+    }
+
+    fn suspect_after(&self) -> Duration {
+        Duration::from_millis(self.config.suspect_after_ms)
+    }
+
+    fn dead_after(&self) -> Duration {
+        Duration::from_millis(self.config.dead_after_ms)
+    }
+}
+
+export_plugin!(Watchdog, manifest: "../plugin.toml");

@@ -1,0 +1,238 @@
+//! A job and its state machine: queued, running, then one of three ends, which stays the end.
+
+use std::time::Duration;
+
+use dim_guest::Failure;
+use dim_guest::time::Time;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// How far ahead of the host's clock a sender's clock may be before its time is not believed.
+const AHEAD: Duration = Duration::from_secs(300);
+
+/// How a job stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    Queued,
+    Running,
+    Completed,
+    Failed,
+    Cancelled,
+}
+
+impl Status {
+    /// The status that an event leads to, by the words that fleets use.
+    pub fn of(event_type: &str) -> Option<Self> {
+        Some(match event_type {
+            "queued" | "created" | "submitted" | "pending" => Self::Queued,
+            "running" | "started" | "assigned" | "progress" => Self::Running,
+            "completed" | "succeeded" => Self::Completed,
+            "failed" | "error" => Self::Failed,
+            "cancelled" | "canceled" => Self::Cancelled,
+            _ => return None,
+        })
+    }
+
+    pub fn is_final(self) -> bool {
+        self.rank() == 2
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    fn rank(self) -> u8 {
+        match self {
+            Self::Queued => 0,
+            Self::Running => 1,
+            Self::Completed | Self::Failed | Self::Cancelled => 2,
+        }
+    }
+}
+
+/// One job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    pub job_id: String,
+    pub status: Status,
+    pub updated_at: Time,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result_cid: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<String>,
+    /// Set while the node of a running job is dead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_dead: Option<NodeDead>,
+}
+
+/// Who says since when that a job's node is dead.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeDead {
+    pub observer: String,
+    pub since: Time,
+}
+
+/// What a fleet says of a job.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct JobEvent {
+    pub job_id: String,
+    pub event_type: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timestamp: Option<Time>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<String>,
+}
+
+impl JobEvent {
+    pub fn parse(data: &[u8]) -> Result<Self, Failure> {
+        let event: Self = serde_json::from_slice(data)
+            .map_err(|error| Failure::Reject(format!("not a job event: {error}")))?;
+        event.check().map_err(Failure::Reject)?;
+        Ok(event)
+    }
+
+    pub fn check(&self) -> Result<(), String> {
+        check_id("job_id", &self.job_id)?;
+        if let Some(node) = self.node() {
+            check_id("node_id", node)?;
+        }
+        if Status::of(&self.event_type).is_none() {
+            return Err(format!("unknown event_type {:?}", self.event_type));
+        }
+        Ok(())
+    }
+
+    fn node(&self) -> Option<&str> {
+        self.node_id.as_deref().or_else(|| self.data.as_ref()?.get("node_id")?.as_str())
+    }
+
+    fn result(&self) -> Option<Value> {
+        self.result.clone().or_else(|| self.data.as_ref()?.get("result").cloned())
+    }
+}
+
+fn check_id(what: &str, id: &str) -> Result<(), String> {
+    if id.is_empty() || id.len() > 128 || id.chars().any(char::is_control) {
+        return Err(format!("a {what} has 1 to 128 bytes and no control characters"));
+    }
+    Ok(())
+}
+
+/// A result that was stored.
+#[derive(Debug, Deserialize)]
+pub struct ResultReady {
+    pub job_id: String,
+    pub result_cid: String,
+}
+
+impl ResultReady {
+    pub fn parse(data: &[u8]) -> Result<Self, Failure> {
+        let ready: Self = serde_json::from_slice(data)
+            .map_err(|error| Failure::Reject(format!("not a result: {error}")))?;
+        check_id("job_id", &ready.job_id).map_err(Failure::Reject)?;
+        check_id("result_cid", &ready.result_cid).map_err(Failure::Reject)?;
+        Ok(ready)
+    }
+}
+
+/// What a watchdog says of a node.
+#[derive(Debug, Deserialize)]
+pub struct Verdict {
+    pub node_id: String,
+    pub status: String,
+    #[serde(default)]
+    pub observer: String,
+    #[serde(default)]
+    pub timestamp: Option<Time>,
+}
+
+impl Verdict {
+    pub fn parse(data: &[u8]) -> Result<Self, Failure> {
+        let verdict: Self = serde_json::from_slice(data)
+            .map_err(|error| Failure::Reject(format!("not a verdict on a node: {error}")))?;
+        check_id("node_id", &verdict.node_id).map_err(Failure::Reject)?;
+        Ok(verdict)
+    }
+}
+
+impl Job {
+    /// The job after an event; none if a late, repeated or impossible event changes nothing.
+    pub fn after(known: Option<&Job>, event: &JobEvent, now: Time) -> Option<Job> {
+        let status = Status::of(&event.event_type)?;
+        let time = event.timestamp.filter(|time| time.since(now) <= AHEAD).unwrap_or(now);
+        let Some(known) = known else {
+            return Some(Job {
+                job_id: event.job_id.clone(),
+                status,
+                updated_at: time,
+                data: event.data.clone(),
+                result: event.result(),
+                result_cid: None,
+                node_id: event.node().map(str::to_owned),
+                node_dead: None,
+            });
+        };
+        let moves_on = status.rank() > known.status.rank();
+        let newer_of_same = status == known.status && !status.is_final() && time > known.updated_at;
+        if !moves_on && !newer_of_same {
+            return None;
+        }
+        let node_id = event.node().map(str::to_owned).or_else(|| known.node_id.clone());
+        let stays = status == Status::Running && node_id == known.node_id;
+        Some(Job {
+            status,
+            updated_at: time.max(known.updated_at),
+            data: event.data.clone().or_else(|| known.data.clone()),
+            result: event.result().or_else(|| known.result.clone()),
+            node_dead: known.node_dead.clone().filter(|_| stays),
+            node_id,
+            ..known.clone()
+        })
+    }
+
+    /// The job with its result; one that is not known yet must at least be running.
+    pub fn with_result(known: Option<&Job>, ready: ResultReady, now: Time) -> Option<Job> {
+        if known.is_some_and(|job| job.result_cid.as_deref() == Some(&ready.result_cid)) {
+            return None;
+        }
+        let job = known.cloned().unwrap_or_else(|| Job {
+            job_id: ready.job_id,
+            status: Status::Running,
+            updated_at: now,
+            data: None,
+            result: None,
+            result_cid: None,
+            node_id: None,
+            node_dead: None,
+        });
+        Some(Job { result_cid: Some(ready.result_cid), ..job })
+    }
+
+    /// The job after a verdict on its node; none if that changes nothing.
+    pub fn judged(&self, verdict: &Verdict) -> Option<Job> {
+        let node_dead = match verdict.status.as_str() {
+            "dead" if self.node_dead.is_none() => {
+                let since = verdict.timestamp.unwrap_or_else(Time::now);
+                Some(NodeDead { observer: verdict.observer.clone(), since })
+            }
+            "alive" | "recovered" if self.node_dead.is_some() => None,
+            _ => return None,
+        };
+        Some(Job { node_dead, ..self.clone() })
+    }
+}

@@ -1,0 +1,130 @@
+//! Where jobs lie: active and finished apart, finished ones also by age, running ones by node.
+
+use std::time::Duration;
+
+use dim_guest::Failure;
+use dim_guest::state::{self, Error, Records};
+use dim_guest::time::Time;
+use serde::Deserialize;
+
+use crate::job::{Job, Status};
+
+const ACTIVE: Records<Job> = Records::new("active/");
+const FINISHED: Records<Job> = Records::new("finished/");
+/// Newest first: the key counts down.
+const BY_AGE: Records<String> = Records::new("age/");
+const BY_NODE: Records<String> = Records::new("node/");
+
+pub fn get(id: &str) -> Result<Option<Job>, Error> {
+    match ACTIVE.get(id)? {
+        Some(job) => Ok(Some(job)),
+        None => FINISHED.get(id),
+    }
+}
+
+/// Keeps `job` in place of `before`.
+pub fn put(before: Option<&Job>, job: &Job) -> Result<(), Error> {
+    if let Some(before) = before.filter(|before| indices(before) != indices(job)) {
+        remove(before)?;
+    }
+    let records = if job.status.is_final() { &FINISHED } else { &ACTIVE };
+    records.set(&job.job_id, job)?;
+    let (age, node) = indices(job);
+    if let Some(age) = age {
+        BY_AGE.set(&age, &job.job_id)?;
+    }
+    if let Some(node) = node {
+        BY_NODE.set(&node, &job.job_id)?;
+    }
+    Ok(())
+}
+
+pub fn remove(job: &Job) -> Result<(), Error> {
+    ACTIVE.delete(&job.job_id)?;
+    FINISHED.delete(&job.job_id)?;
+    let (age, node) = indices(job);
+    age.map_or(Ok(()), |age| BY_AGE.delete(&age))?;
+    node.map_or(Ok(()), |node| BY_NODE.delete(&node))
+}
+
+/// The keys of a job in the two indices.
+fn indices(job: &Job) -> (Option<String>, Option<String>) {
+    let age =
+        job.status.is_final().then(|| format!("{:016x}/{}", i64::MAX - job.updated_at.millis(), job.job_id));
+    let running = job.status == Status::Running;
+    let node = job.node_id.as_ref().filter(|_| running).map(|node| format!("{node}\n{}", job.job_id));
+    (age, node)
+}
+
+pub fn running_on(node: &str) -> Result<Vec<Job>, Error> {
+    let prefix = format!("{node}\n");
+    let mut jobs = Vec::new();
+    for row in BY_NODE.iter(Some(&prefix)) {
+        let (key, id) = row?;
+        if !key.starts_with(&prefix) {
+            break;
+        }
+        jobs.extend(ACTIVE.get(&id)?);
+    }
+    Ok(jobs)
+}
+
+/// The active jobs as they stand in the state, by id.
+pub fn active_raw() -> state::Pages {
+    ACTIVE.iter_raw(None)
+}
+
+/// The ids of finished jobs, newest first.
+pub fn finished_ids() -> impl Iterator<Item = Result<String, Error>> {
+    BY_AGE.iter(None).map(|row| Ok(row?.1))
+}
+
+/// A finished job as it stands in the state.
+pub fn finished_raw(id: &str) -> Result<Option<Vec<u8>>, Error> {
+    state::get(format!("finished/{id}").as_bytes())
+}
+
+/// Removes finished jobs beyond `keep` and older than `age`; returns how many are left.
+pub fn prune(now: Time, keep: usize, age: Duration) -> Result<usize, Failure> {
+    let mut left = 0;
+    for row in BY_AGE.iter(None) {
+        let (_, id) = row?;
+        let Some(job) = FINISHED.get(&id)? else { continue };
+        if left < keep && now.since(job.updated_at) <= age {
+            left += 1;
+        } else {
+            remove(&job)?;
+        }
+    }
+    Ok(left)
+}
+
+/// Which jobs are asked for.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub struct Filter {
+    status: Option<Status>,
+    node_id: Option<String>,
+    after: Option<String>,
+    limit: Option<usize>,
+}
+
+/// The jobs that match, by id.
+pub fn list(filter: &Filter) -> Result<Vec<Job>, Error> {
+    let matches = |job: &Job| {
+        filter.status.is_none_or(|status| job.status == status)
+            && filter.node_id.as_ref().is_none_or(|node| job.node_id.as_ref() == Some(node))
+    };
+    let limit = filter.limit.unwrap_or(usize::MAX);
+    let after = filter.after.as_deref();
+    let mut jobs = Vec::new();
+    for records in [&ACTIVE, &FINISHED] {
+        let found = records.iter(after).filter(|row| row.as_ref().map_or(true, |(_, job)| matches(job)));
+        for row in found.take(limit) {
+            jobs.push(row?.1);
+        }
+    }
+    jobs.sort_by(|a, b| a.job_id.cmp(&b.job_id));
+    jobs.truncate(limit);
+    Ok(jobs)
+}

@@ -1,0 +1,148 @@
+//! Which nodes exist, what they have, and who has gone silent.
+//!
+//! Heartbeats and the watchdog's verdicts come in; the registry is published as a document under
+//! an IPNS key, together with the jobs that the job tracker publishes.
+
+mod document;
+mod node;
+
+use std::time::Duration;
+
+use dim_guest::document::Document;
+use dim_guest::time::Time;
+use dim_guest::{Event, Failure, Message, Origin, Plugin, Refusal, export_plugin, ipns, json};
+use serde::Deserialize;
+
+use node::{Filter, Heartbeat, MERGED, NODES, Node, Verdict};
+
+#[derive(Debug, Deserialize)]
+struct Config {
+    heartbeat_topic: String,
+    status_topic: String,
+    ipns_key_name: String,
+    registry_ipns: Option<String>,
+    trusted_observers: Vec<String>,
+    publish_every_ms: u64,
+}
+
+struct NodeRegistry {
+    config: Config,
+    document: Document,
+    jobs: String,
+}
+
+impl Plugin for NodeRegistry {
+    type Config = Config;
+
+    fn start(config: Config, _: Option<u32>) -> Result<Self, String> {
+        let jobs = format!("{}-jobs", config.ipns_key_name);
+        ipns::follow(&jobs).map_err(|error| format!("cannot follow {jobs}: {error:?}"))?;
+        if let Some(other) = &config.registry_ipns {
+            ipns::follow(other).map_err(|error| format!("cannot follow {other}: {error:?}"))?;
+        }
+        let every = Duration::from_millis(config.publish_every_ms);
+        let document = Document::new(config.ipns_key_name.clone(), "document", every);
+        Ok(Self { config, document, jobs })
+    }
+
+    fn handle(&mut self, event: Event) -> Result<(), Failure> {
+        match event {
+            Event::Message(message) if message.topic == self.config.heartbeat_topic => {
+                self.heartbeat(&message)
+            }
+            Event::Message(message) if message.topic == self.config.status_topic => self.verdict(&message),
+            Event::Timer(timer) if self.document.is_due(&timer) => self.publish(),
+            Event::NameChanged(changed) => self.name_changed(&changed.name),
+            Event::Message(_) | Event::Timer(_) | Event::Gap(_) => Ok(()),
+        }
+    }
+
+    fn command(&mut self, method: &str, body: &str) -> Result<String, Refusal> {
+        match method {
+            "put" => self.put(json::read(body)?),
+            _ => Err(Refusal::UnknownMethod),
+        }
+    }
+
+    fn query(&self, method: &str, body: &str) -> Result<String, Refusal> {
+        match method {
+            "get" => get(json::read(body)?),
+            "list" => list(&json::read(body)?),
+            _ => Err(Refusal::UnknownMethod),
+        }
+    }
+}
+
+impl NodeRegistry {
+    fn heartbeat(&self, message: &Message) -> Result<(), Failure> {
+        let heartbeat = Heartbeat::parse(&message.data)?;
+        let known = NODES.get(&heartbeat.node_id)?;
+        if let Some(node) = Node::heard(known, heartbeat, Time::now()) {
+            NODES.set(&node.node_id, &node)?;
+            self.document.touch()?;
+        }
+        Ok(())
+    }
+
+    /// A verdict marks the node until its next heartbeat. Only this host's own watchdog is
+    /// believed, and those that the operator trusts.
+    fn verdict(&self, message: &Message) -> Result<(), Failure> {
+        let verdict = Verdict::parse(&message.data)?;
+        let believed = match &message.origin {
+            Origin::Plugin(_) | Origin::Host => true,
+            Origin::Peer(peer) => self.config.trusted_observers.contains(peer),
+        };
+        let Some(mut node) = NODES.get(&verdict.node_id)?.filter(|_| believed) else { return Ok(()) };
+        if node.judge(&verdict) {
+            NODES.set(&node.node_id, &node)?;
+            self.document.touch()?;
+        }
+        Ok(())
+    }
+
+    fn name_changed(&self, name: &str) -> Result<(), Failure> {
+        let other = self.config.registry_ipns.as_deref();
+        let merged = other.is_some_and(|other| ipns::resolve(other).is_ok_and(|known| known.name == name));
+        if merged {
+            document::merge(name)?;
+        }
+        self.document.touch()
+    }
+
+    fn publish(&self) -> Result<(), Failure> {
+        self.document.publish(&document::build(&self.jobs)?)
+    }
+
+    /// Replaces the registry.
+    fn put(&self, nodes: Vec<Node>) -> Result<String, Refusal> {
+        for node in &nodes {
+            node::check_id(&node.node_id).map_err(Refusal::Invalid)?;
+        }
+        for known in NODES.iter_raw(None) {
+            NODES.delete(&known?.0)?;
+        }
+        for node in &nodes {
+            NODES.set(&node.node_id, node)?;
+        }
+        self.document.touch().map_err(|failure| Refusal::Other(format!("{failure:?}")))?;
+        json::write(&serde_json::json!({ "nodes": nodes.len() }))
+    }
+}
+
+#[derive(Deserialize)]
+struct Get {
+    node_id: String,
+}
+
+fn get(Get { node_id }: Get) -> Result<String, Refusal> {
+    node::check_id(&node_id).map_err(Refusal::Invalid)?;
+    let own = NODES.get(&node_id)?;
+    let newest = own.into_iter().chain(MERGED.get(&node_id)?).max_by_key(|node| node.last_seen);
+    json::write(&newest.ok_or(Refusal::NotFound(node_id))?)
+}
+
+fn list(filter: &Filter) -> Result<String, Refusal> {
+    json::write(&node::list(filter)?)
+}
+
+export_plugin!(NodeRegistry, manifest: "../plugin.toml");

@@ -1,0 +1,199 @@
+//! A node as the registry knows it, and what changes it.
+
+use std::iter::Peekable;
+
+use dim_guest::Failure;
+use dim_guest::state::{self, Records};
+use dim_guest::time::Time;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// The nodes that this host has heard itself.
+pub const NODES: Records<Node> = Records::new("node/");
+
+/// The nodes of another host's registry.
+pub const MERGED: Records<Node> = Records::new("merged/");
+
+/// How far ahead of the host's clock a node's clock may be before its time is not believed.
+const AHEAD: std::time::Duration = std::time::Duration::from_secs(300);
+
+/// One node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Node {
+    pub node_id: String,
+    #[serde(default = "unknown")]
+    pub status: String,
+    #[serde(default)]
+    pub last_seen: Time,
+    #[serde(default)]
+    pub resources: Resources,
+    #[serde(default)]
+    pub cached_models: Vec<String>,
+    /// The time that the node put on its last heartbeat.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sent_at: Option<Time>,
+    /// The registry that it was merged from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+}
+
+fn unknown() -> String {
+    "unknown".to_owned()
+}
+
+/// What a node has to spare; numbers as the node says them.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Resources {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_available: Option<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_available: Option<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_available: Option<Value>,
+}
+
+/// What a node sends.
+#[derive(Debug, Deserialize)]
+pub struct Heartbeat {
+    pub node_id: String,
+    #[serde(default)]
+    timestamp: Option<Time>,
+    #[serde(default)]
+    status: Option<String>,
+    #[serde(default)]
+    resources: Option<Resources>,
+    #[serde(default)]
+    cached_models: Option<Vec<String>>,
+}
+
+impl Heartbeat {
+    pub fn parse(data: &[u8]) -> Result<Self, Failure> {
+        let heartbeat: Self = serde_json::from_slice(data)
+            .map_err(|error| Failure::Reject(format!("not a heartbeat: {error}")))?;
+        check_id(&heartbeat.node_id).map_err(Failure::Reject)?;
+        Ok(heartbeat)
+    }
+}
+
+/// An id that can be part of a key and be shown to an operator.
+pub fn check_id(id: &str) -> Result<(), String> {
+    if id.is_empty() || id.len() > 256 || id.chars().any(char::is_control) {
+        return Err("a node_id has 1 to 256 bytes and no control characters".to_owned());
+    }
+    Ok(())
+}
+
+impl Node {
+    /// The node after a heartbeat; none if the heartbeat is older than what is known.
+    pub fn heard(known: Option<Node>, heartbeat: Heartbeat, now: Time) -> Option<Node> {
+        let sent_at = heartbeat.timestamp.filter(|sent| sent.since(now) <= AHEAD);
+        let known_sent = known.as_ref().and_then(|node| node.sent_at);
+        if let (Some(sent), Some(last)) = (sent_at, known_sent)
+            && sent < last
+        {
+            return None;
+        }
+        let resources = heartbeat.resources.or(known.as_ref().map(|node| node.resources.clone()));
+        let models = heartbeat.cached_models.or(known.map(|node| node.cached_models));
+        Some(Node {
+            node_id: heartbeat.node_id,
+            status: heartbeat.status.unwrap_or_else(|| "online".to_owned()),
+            last_seen: now,
+            resources: resources.unwrap_or_default(),
+            cached_models: models.unwrap_or_default(),
+            sent_at: sent_at.or(known_sent),
+            source: None,
+        })
+    }
+
+    /// Marks the node as a watchdog says; false if nothing changes.
+    pub fn judge(&mut self, verdict: &Verdict) -> bool {
+        let marks = matches!(verdict.status.as_str(), "suspect" | "dead");
+        // A verdict that is older than the last heartbeat says nothing of now.
+        let stale = verdict.last_seen.is_some_and(|seen| seen < self.last_seen);
+        if !marks || stale || self.status == verdict.status {
+            return false;
+        }
+        self.status.clone_from(&verdict.status);
+        true
+    }
+}
+
+/// What a watchdog says of a node.
+#[derive(Debug, Deserialize)]
+pub struct Verdict {
+    pub node_id: String,
+    pub status: String,
+    #[serde(default)]
+    pub last_seen: Option<Time>,
+}
+
+impl Verdict {
+    pub fn parse(data: &[u8]) -> Result<Self, Failure> {
+        let verdict: Self = serde_json::from_slice(data)
+            .map_err(|error| Failure::Reject(format!("not a verdict on a node: {error}")))?;
+        check_id(&verdict.node_id).map_err(Failure::Reject)?;
+        Ok(verdict)
+    }
+}
+
+/// Which nodes are asked for.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Filter {
+    status: Option<String>,
+    cached_model: Option<String>,
+    min_memory: Option<f64>,
+    gpu: Option<bool>,
+    after: Option<String>,
+    limit: Option<usize>,
+}
+
+impl Filter {
+    fn matches(&self, node: &Node) -> bool {
+        let amount = |value: &Option<Value>| match value {
+            Some(Value::Bool(true)) => 1.0,
+            Some(value) => value.as_f64().unwrap_or(0.0),
+            None => 0.0,
+        };
+        self.status.as_ref().is_none_or(|status| node.status == *status)
+            && self.cached_model.as_ref().is_none_or(|model| node.cached_models.contains(model))
+            && self.min_memory.is_none_or(|least| amount(&node.resources.memory_available) >= least)
+            && self.gpu.is_none_or(|gpu| (amount(&node.resources.gpu_available) > 0.0) == gpu)
+    }
+}
+
+/// The nodes that match, own and merged, by id.
+pub fn list(filter: &Filter) -> Result<Vec<Node>, state::Error> {
+    let after = filter.after.as_deref();
+    let limit = filter.limit.unwrap_or(usize::MAX);
+    let mut own = NODES.iter(after).peekable();
+    let mut merged = MERGED.iter(after).peekable();
+    let mut nodes = Vec::new();
+    while nodes.len() < limit {
+        let Some(node) = next_of_both(&mut own, &mut merged)? else { break };
+        if filter.matches(&node) {
+            nodes.push(node);
+        }
+    }
+    Ok(nodes)
+}
+
+type Row = Result<(String, Node), state::Error>;
+
+/// The next node by id; of one that both know, the one that was seen last.
+fn next_of_both<A, B>(own: &mut Peekable<A>, merged: &mut Peekable<B>) -> Result<Option<Node>, state::Error>
+where
+    A: Iterator<Item = Row>,
+    B: Iterator<Item = Row>,
+{
+    fn id(row: Option<&Row>) -> Option<&String> {
+        row.and_then(|row| row.as_ref().ok()).map(|(id, _)| id)
+    }
+    let (mine, theirs) = (id(own.peek()).cloned(), id(merged.peek()).cloned());
+    let take_own = own.peek().is_some() && (theirs.is_none() || mine <= theirs);
+    let take_merged = merged.peek().is_some() && (mine.is_none() || theirs <= mine);
+    let own = if take_own { own.next().transpose()? } else { None };
+    let merged = if take_merged { merged.next().transpose()? } else { None };
+    Ok(own.into_iter().chain(merged).map(|(_, node)| node).max_by_key(|node| node.last_seen))
+}

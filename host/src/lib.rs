@@ -25,3 +25,9 @@ pub mod names;
 mod retention;
 mod retries;
 pub mod store;
+
+/// Chooses who does the cryptography of TLS, once for the process.
+pub fn install_tls() {
+    // Another part of the process may have chosen already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}

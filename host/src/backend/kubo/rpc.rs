@@ -69,8 +69,7 @@ impl<'a> Call<'a> {
 impl Rpc {
     /// A client for a daemon that need not be there.
     pub fn new(settings: &Settings) -> Result<Self, ClientError> {
-        // Another part of the process may have installed one already.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        crate::install_tls();
         let mut headers = HeaderMap::new();
         if let Some(authorization) = &settings.authorization {
             let mut value = HeaderValue::from_str(authorization).map_err(|_| ClientError::Authorization)?;

@@ -1,5 +1,7 @@
 //! Owns the composition: opens the store, wires the stages, starts and ends them in order.
 
+mod candidate;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -15,9 +17,8 @@ use tokio_util::task::TaskTracker;
 use crate::backend::embedded::Bus;
 use crate::backend::kubo::{self, AddressError, ClientError, Settings};
 use crate::backend::{Backend, embedded};
-use crate::bundled;
 use crate::commit::Commit;
-use crate::config::{Config, PluginConfig};
+use crate::config::Config;
 use crate::echo::Echoes;
 use crate::followed::Follower;
 use crate::ident::{InvalidWord, PluginName, Topic};
@@ -26,14 +27,16 @@ use crate::keys::{KeyError, Keyring};
 use crate::log::{EventLog, Kind};
 use crate::names::Publisher;
 use crate::outbox::{self, Outbox};
-use crate::plugin::{
-    Actor, Engine, EngineError, Grants, Handle, ManifestError, Parts, Prepared, SessionParts, roster,
-};
+use crate::plugin::{Actor, Engine, EngineError, Grants, Handle, Parts, Prepared, SessionParts, roster};
 use crate::retention::Retention;
 use crate::retries::Retries;
 use crate::store::{Store, StoreError};
 use crate::subscription::{self, Hearings, Prober, Subscriptions};
 use crate::time::Timestamp;
+
+pub(crate) use candidate::{Allowance, candidates};
+
+use candidate::Candidate;
 
 /// How long the daemon may take to say which keys it has, when the host makes its first ones.
 const KEYS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -243,14 +246,6 @@ struct Start {
     not_loaded: Vec<NotLoaded>,
 }
 
-/// A plugin that is to be loaded.
-struct Candidate {
-    name: PluginName,
-    source: String,
-    setup: PluginConfig,
-    bytes: std::io::Result<std::borrow::Cow<'static, [u8]>>,
-}
-
 impl Start {
     fn new(config: Config, store: Arc<Store>) -> Result<Self, HostError> {
         let keys = Arc::new(Keyring::open(&store)?);
@@ -284,7 +279,7 @@ impl Start {
 
     /// Loads the plugins; one that cannot be loaded stops no other.
     async fn load_plugins(&mut self) -> Result<(), HostError> {
-        let candidates = self.candidates();
+        let candidates = candidates(&self.config);
         let engine = self.engine.clone();
         // Compiling takes a core for a second: all cores at once, off the async threads.
         let prepared = tokio::task::spawn_blocking(move || prepare_all(&engine, candidates))
@@ -309,33 +304,16 @@ impl Start {
         Ok(())
     }
 
-    fn candidates(&self) -> Vec<Candidate> {
-        let mut setups = self.config.plugins.clone();
-        for (name, _) in bundled::PLUGINS {
-            setups.entry(name.parse().expect("bundled names are valid")).or_default();
-        }
-        let wanted = setups.into_iter().filter(|(_, setup)| !setup.disabled);
-        wanted.map(|(name, setup)| candidate(name, setup)).collect()
-    }
-
     async fn load(
         &mut self,
         candidate: Candidate,
         prepared: Prepared,
         existing: &mut Option<Vec<(crate::ident::KeyName, crate::ident::IpnsName)>>,
     ) -> Result<(), LoadError> {
-        let Candidate { name, source, setup, .. } = candidate;
+        let (resolved, Allowance { grants, limits }) =
+            candidate.resolve(&self.config, &prepared, &self.id).map_err(LoadError::Refused)?;
+        let Candidate { name, source, .. } = candidate;
         let manifest = &prepared.inspection.manifest;
-        let values = match setup.file {
-            None => self.config.bundled_values(name.as_str(), |key| manifest.config.contains_key(key)),
-            Some(_) => setup.config,
-        };
-        let resolved = manifest.resolve(&values, &[("id", &self.id)])?;
-        let grants = match (setup.grants, setup.file) {
-            (Some(grants), _) => grants,
-            (None, None) => resolved.asks.clone(),
-            (None, Some(_)) => Grants::default(),
-        };
         if !grants.cover(&resolved.asks) {
             tracing::warn!(plugin = %name, "asks for more than it is granted; what is missing is refused when it is used");
         }
@@ -357,7 +335,7 @@ impl Start {
             plugin: name.clone(),
             id: stored.row.id,
             grants: grants.clone(),
-            limits: setup.limits.unwrap_or_default(),
+            limits,
             world: stored.world,
             effects: stored.effects,
             store: self.store.clone(),
@@ -588,35 +566,13 @@ impl From<HostError> for LoadError {
     }
 }
 
-impl From<ManifestError> for LoadError {
-    fn from(error: ManifestError) -> Self {
-        Self::Refused(error.to_string())
-    }
-}
-
-fn candidate(name: PluginName, setup: PluginConfig) -> Candidate {
-    let (source, bytes) = match &setup.file {
-        Some(file) => (file.display().to_string(), std::fs::read(file).map(Into::into)),
-        None => {
-            let missing = || {
-                std::io::Error::other("no plugin of this name comes with the host, and no `file` is given")
-            };
-            ("bundled".to_owned(), bundled::component(name.as_str()).map(Into::into).ok_or_else(missing))
-        }
-    };
-    Candidate { name, source, setup, bytes }
-}
-
 fn prepare_all(engine: &Engine, candidates: Vec<Candidate>) -> Vec<(Candidate, Result<Prepared, String>)> {
     std::thread::scope(|scope| {
         let threads: Vec<_> = candidates
             .into_iter()
             .map(|candidate| {
-                scope.spawn(move || {
-                    let prepared = match &candidate.bytes {
-                        Ok(bytes) => engine.prepare(bytes).map_err(|error| chain(&error)),
-                        Err(error) => Err(format!("cannot read {}: {error}", candidate.source)),
-                    };
+                scope.spawn(|| {
+                    let prepared = candidate.prepare(engine);
                     (candidate, prepared)
                 })
             })
@@ -654,7 +610,7 @@ fn spawn_epochs(engine: Arc<Engine>, stop: CancellationToken) -> Result<JoinHand
 }
 
 /// The host's identity: made once, kept in the store.
-fn identity(store: &Store) -> Result<String, StoreError> {
+pub(crate) fn identity(store: &Store) -> Result<String, StoreError> {
     if let Some(id) = store.meta("id")? {
         return String::from_utf8(id).map_err(|error| StoreError::corrupt("meta", error));
     }
@@ -664,7 +620,7 @@ fn identity(store: &Store) -> Result<String, StoreError> {
 }
 
 /// The secret that random follows from: made once, kept in the store.
-fn secret(store: &Store) -> Result<[u8; 32], StoreError> {
+pub(crate) fn secret(store: &Store) -> Result<[u8; 32], StoreError> {
     if let Some(secret) = store.meta("secret")? {
         return secret.try_into().map_err(|_| StoreError::corrupt("meta", "the secret has not 32 bytes"));
     }

@@ -234,6 +234,11 @@ impl EventLog {
         inner.tail.iter().skip(inner.tail.len() - count).cloned().collect()
     }
 
+    /// Whether the entry at `offset` is durable.
+    pub fn is_committed(&self, offset: Offset) -> bool {
+        offset < self.lock().uncommitted
+    }
+
     /// Whether entries wait for the commit.
     pub fn has_pending(&self) -> bool {
         let inner = self.lock();

@@ -1,7 +1,5 @@
 //! The program `dim`.
 
-mod cli;
-
 fn main() -> std::process::ExitCode {
-    cli::main()
+    dim::cli::main()
 }

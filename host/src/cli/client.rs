@@ -8,7 +8,7 @@ use reqwest::{Method, RequestBuilder, Response, Url};
 use serde_json::Value;
 use thiserror::Error;
 
-use dim::api::{Problem, SOCKET};
+use crate::api::{Problem, SOCKET};
 
 /// Why a call failed.
 #[derive(Debug, Error)]
@@ -48,7 +48,7 @@ pub struct Client {
 impl Client {
     /// A client for the host at `api`, or for the one whose state is in `state_dir`.
     pub fn new(api: Option<&str>, state_dir: &Path) -> Result<Self, ClientError> {
-        dim::install_tls();
+        crate::install_tls();
         let builder = reqwest::Client::builder().no_proxy();
         let (builder, base, address) = match api {
             Some(http) if http.starts_with("http://") => {

@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use dim::backend::embedded::new_peer;
-use dim::config::Config;
-use dim::host::Host;
-use dim::ident::{PeerName, Topic};
-use dim::log::{Event, Kind, Origin};
+use crate::backend::embedded::new_peer;
+use crate::config::Config;
+use crate::host::Host;
+use crate::ident::{PeerName, Topic};
+use crate::log::{Event, Kind, Origin};
 
 /// How often a node sends a heartbeat.
 const HEARTBEAT: Duration = Duration::from_secs(1);

@@ -5,7 +5,7 @@ use clap::Subcommand;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use dim::plugin;
+use crate::plugin;
 
 use super::client::Client;
 use super::output::{Column, Output};

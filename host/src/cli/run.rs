@@ -11,9 +11,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use dim::api::Listener;
-use dim::config::Config;
-use dim::host::{Host, Options};
+use crate::api::Listener;
+use crate::config::Config;
+use crate::host::{Host, Options};
 
 use super::{Global, demo};
 

@@ -15,7 +15,7 @@ use super::bindings::{self, dim::coordination::event as wit};
 use super::instance::{CallError, Instance, Setting, thread_cpu};
 use super::session::{Mode, Session, SessionParts};
 use super::wasi::EntryRandom;
-use super::{Change, Prepared, Reply, ReplyError, Retry, ipns};
+use super::{Batch, Change, Prepared, Reply, ReplyError, Retry, ipns};
 use crate::commit::{Commit, Progress};
 use crate::dead::DeadLetter;
 use crate::ident::PluginName;
@@ -37,6 +37,8 @@ const BETWEEN_QUERIES: usize = 64;
 const QUERIES: usize = 1024;
 /// A cursor that has moved this far over entries that are not the plugin's own is stored.
 const CURSOR_STRIDE: u64 = 4_096;
+/// How often it is looked whether an entry is durable that must be before it is handled.
+const COMMIT_POLL: Duration = Duration::from_millis(1);
 /// How long a plugin that does not start is left alone, at first and at most.
 const RESTART: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// How often a trapping event is tried.
@@ -301,6 +303,22 @@ impl Actor {
         Ok(())
     }
 
+    /// Handles recorded entries, one after the other, and commits nothing; returns all that the
+    /// plugin has done. A plugin that does not start has done nothing.
+    pub fn replay(mut self, entries: &[Entry]) -> Result<Batch, StoreError> {
+        self.make_ready()?;
+        for entry in entries {
+            if let Outcome::NotStarted = self.handle(entry)? {
+                break;
+            }
+            self.session_mut().effects.batch.cursor = Offset(entry.offset.0 + 1);
+        }
+        let session = self.session_mut();
+        let next =
+            Batch::new(session.plugin().clone(), session.effects.batch.id, 2, session.effects.batch.cursor);
+        Ok(std::mem::replace(&mut session.effects.batch, next))
+    }
+
     /// One turn of the loop; returns how long there is nothing to do.
     fn turn(&mut self) -> Result<Option<Duration>, StoreError> {
         let committed = self.progress.committed();
@@ -351,6 +369,11 @@ impl Actor {
         self.batch_begun.get_or_insert_with(Instant::now);
         for _ in 0..BETWEEN_QUERIES {
             let Some(entry) = self.buffer.pop_front() else { return Ok(()) };
+            if self.must_wait_for_commit(&entry) {
+                self.buffer.push_front(entry);
+                self.mailbox.wait(COMMIT_POLL);
+                return Ok(());
+            }
             if let Outcome::NotStarted = self.handle(&entry)? {
                 self.buffer.push_front(entry);
                 return Ok(());
@@ -359,6 +382,12 @@ impl Actor {
             session.effects.batch.cursor = Offset(entry.offset.0 + 1);
         }
         Ok(())
+    }
+
+    /// A changed name's document comes with the same commit as the entry; the plugin may read it.
+    fn must_wait_for_commit(&self, entry: &Entry) -> bool {
+        let Kind::Event(Event::NameChanged(changed)) = &entry.kind else { return false };
+        self.session().world.follows().contains_key(&changed.name) && !self.log.is_committed(entry.offset)
     }
 
     /// Handles one entry: the timers that fell due before it, then what it is to this plugin.

@@ -283,9 +283,18 @@ fn cause(guest: &mut Guest, console: &Console, error: &wasmtime::Error) -> CallE
     if guest.memory.struck {
         text = format!("{text} (the limit on memory, {} bytes, was met)", guest.memory.limit);
     }
-    let said = guest.session.lines.last().cloned().or_else(|| console.take_lines().pop());
-    if let Some(last) = said {
-        text = format!("{text}: {last}");
+    let last_words = last_words(guest, console);
+    if !last_words.is_empty() {
+        text = format!("{text}: {last_words}");
     }
     CallError::Trap(text)
+}
+
+/// The end of what the guest wrote during the call: a panic's place and message.
+fn last_words(guest: &Guest, console: &Console) -> String {
+    let fresh = console.take_lines();
+    let lines = guest.session.lines.iter().chain(&fresh);
+    let telling: Vec<&str> =
+        lines.map(String::as_str).filter(|line| !line.starts_with("note: run with")).collect();
+    telling[telling.len().saturating_sub(2)..].join(" ")
 }

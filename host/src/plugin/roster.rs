@@ -65,6 +65,11 @@ pub fn enter(
     stored(store, name, row)
 }
 
+/// The row of a plugin, if it was ever entered.
+pub fn known(store: &Store, name: &PluginName) -> Result<Option<Row>, StoreError> {
+    row(&store.snapshot()?.table(PLUGINS)?, name)
+}
+
 fn stored(store: &Store, name: &PluginName, row: Row) -> Result<Stored, StoreError> {
     let snapshot = store.snapshot()?;
     let id = row.id;

@@ -498,9 +498,11 @@ impl Session {
     }
 
     fn resolve_own(&self, key: &KeyName, name: IpnsName) -> Result<Option<Resolution>, StoreError> {
-        let stored = names::known(&self.snapshot, key)?;
+        let stored = names::known(&self.store.snapshot()?, key)?;
         let asked = self.effects.layers().find_map(|batch| batch.names.get(key));
-        let Some(update) = asked else {
+        let is_stored =
+            |update: &NameUpdate| stored.as_ref().is_some_and(|known| known.path == update.value.path());
+        let Some(update) = asked.filter(|update| !is_stored(update)) else {
             return Ok(stored.map(|known| known.resolution(name)));
         };
         let now = self.world.time();
@@ -531,7 +533,8 @@ impl Session {
         });
         match asked {
             Some(data) => Ok(Some(data)),
-            None => documents::get(&self.snapshot, path),
+            // Another plugin's commit may have brought it since the snapshot.
+            None => documents::get(&self.store.snapshot()?, path),
         }
     }
 }

@@ -1,0 +1,141 @@
+//! Owns handling a recorded log again: fresh plugins, the same entries, nothing that reaches the
+//! outside. A week of traffic is tried in as long as the plugins take to handle it.
+//!
+//! Documents behind followed names are not part of the log: a plugin that reads one finds that it
+//! is not held.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tempfile::TempDir;
+use thiserror::Error;
+
+use crate::commit::Commit;
+use crate::config::Config;
+use crate::host::{self, HostError};
+use crate::ident::PluginName;
+use crate::keys::Keyring;
+use crate::log::{Entry, EventLog, Offset};
+use crate::outbox;
+use crate::plugin::{
+    Actor, Batch, Effects, Engine, Parts, Prepared, Resolved, SessionParts, Timers, World, roster,
+};
+use crate::store::{Store, StoreError};
+use crate::time::Timestamp;
+
+/// Why a log cannot be handled again.
+#[derive(Debug, Error)]
+pub enum ReplayError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// What the host is made of.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// A place to work in.
+    #[error("cannot make a temporary directory")]
+    Scratch(#[source] std::io::Error),
+    /// A plugin.
+    #[error("plugin {name}: {reason}")]
+    Plugin {
+        /// Which.
+        name: PluginName,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// A recorded log and the plugins that are to handle it.
+#[derive(Debug)]
+pub struct Replay {
+    config: Config,
+    source: Arc<Store>,
+    engine: Arc<Engine>,
+    keys: Arc<Keyring>,
+    id: String,
+    secret: [u8; 32],
+}
+
+impl Replay {
+    /// Opens the state that a stopped host left; it is not changed.
+    pub fn open(config: &Config, state_dir: &Path) -> Result<Self, ReplayError> {
+        let source = Arc::new(Store::open(state_dir)?);
+        Ok(Self {
+            config: config.clone(),
+            engine: Arc::new(Engine::new(source.clone()).map_err(HostError::Engine)?),
+            keys: Arc::new(Keyring::open(&source).map_err(HostError::Key)?),
+            id: host::identity(&source)?,
+            secret: host::secret(&source)?,
+            source,
+        })
+    }
+
+    /// Handles the whole log with each plugin, from no state; returns what each has done.
+    pub fn run(&self) -> Result<Vec<(PluginName, Batch)>, ReplayError> {
+        let entries = self.entries()?;
+        host::candidates(&self.config)
+            .into_iter()
+            .map(|candidate| {
+                let name = candidate.name.clone();
+                let refused = |reason| ReplayError::Plugin { name: name.clone(), reason };
+                let prepared = candidate.prepare(&self.engine).map_err(refused)?;
+                let (resolved, parts) =
+                    candidate.resolve(&self.config, &prepared, &self.id).map_err(refused)?;
+                // On a thread of its own: WASI must not be entered from an async thread.
+                let run = || self.run_one(&name, prepared, resolved, parts, &entries);
+                let done = std::thread::scope(|scope| scope.spawn(run).join().expect("a replay does not panic"));
+                Ok((name.clone(), done?))
+            })
+            .collect()
+    }
+
+    fn entries(&self) -> Result<Vec<Entry>, StoreError> {
+        let mut entries = self.source.read_log(Offset(0), usize::MAX)?;
+        entries.sort_by_key(|entry| entry.offset);
+        Ok(entries)
+    }
+
+    fn run_one(
+        &self,
+        name: &PluginName,
+        prepared: Prepared,
+        resolved: Resolved,
+        host::Allowance { grants, limits }: host::Allowance,
+        entries: &[Entry],
+    ) -> Result<Batch, ReplayError> {
+        let scratch = TempDir::new().map_err(ReplayError::Scratch)?;
+        let store = Arc::new(Store::open(scratch.path())?);
+        let first = entries.first().map_or(Offset(0), |entry| entry.offset);
+        let row = roster::known(&self.source, name)?;
+        let id = row.map(|row| row.id).ok_or_else(|| ReplayError::Plugin {
+            name: name.clone(),
+            reason: "it was not there when the log was written".to_owned(),
+        })?;
+        let session = SessionParts {
+            plugin: name.clone(),
+            id,
+            grants: Arc::new(grants),
+            limits,
+            world: World::default(),
+            effects: Effects::new(Batch::new(name.clone(), id, 1, first), Timers::default(), 0),
+            store: store.clone(),
+            keys: self.keys.clone(),
+            outbox_len: Arc::default(),
+        };
+        let parts = Parts {
+            prepared,
+            config: resolved.config,
+            state_version: None,
+            session,
+            secret: self.secret,
+            log: Arc::new(EventLog::new(store, first, Timestamp(0))),
+            commit: Arc::new(Commit::new(
+                self.config.store.durability,
+                Arc::default(),
+                Arc::<outbox::Tally>::default(),
+            )),
+        };
+        let (actor, _) = Actor::new(parts)?;
+        Ok(actor.replay(entries)?)
+    }
+}

@@ -1,0 +1,242 @@
+//! A host inside the test's process.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use dim::backend::embedded::new_peer;
+use dim::config::Config;
+use dim::dead;
+use dim::host::{Host, Options};
+use dim::ident::PeerName;
+use dim::plugin::{Reply, ReplyError};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// How long anything may take before a test gives up.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What a host is set up with; the bundled plugins stay away unless they are asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Setup {
+    yaml: String,
+    probes: Vec<(String, Value)>,
+    bundled: bool,
+    kubo: Option<String>,
+}
+
+impl Setup {
+    /// A host with a probe named `probe` that has every grant it asks for.
+    pub fn probe() -> Self {
+        Self::default().and_probe("probe", json!({}))
+    }
+
+    /// A host with the bundled plugins.
+    pub fn bundled() -> Self {
+        Self { bundled: true, ..Self::default() }
+    }
+
+    /// Adds a probe; `setup` is its section of the config.
+    pub fn and_probe(mut self, name: &str, setup: Value) -> Self {
+        self.probes.push((name.to_owned(), setup));
+        self
+    }
+
+    /// Adds to the config file.
+    pub fn yaml(mut self, yaml: &str) -> Self {
+        self.yaml.push_str(yaml);
+        self
+    }
+
+    /// Uses a daemon.
+    pub fn on_kubo(mut self, api: &str) -> Self {
+        self.kubo = Some(api.to_owned());
+        self
+    }
+
+    /// The config that the setup stands for.
+    pub fn config(&self) -> Config {
+        let mut config = Config::parse(&self.yaml).expect("the test's config is right");
+        config.ipfs.api_url = self.kubo.clone().or(config.ipfs.api_url);
+        for (name, setup) in &self.probes {
+            let plugin = config.plugins.entry(name.parse().expect("a plugin name")).or_default();
+            let mut section = json!({
+                "file": super::PROBE,
+                "grants": {
+                    "publish": ["probe.*"], "subscribe": ["probe.*"],
+                    "write": ["probe-key", "probe-other"], "read": ["probe-key", "probe-other"],
+                },
+            });
+            for (key, value) in setup.as_object().into_iter().flatten() {
+                section[key] = value.clone();
+            }
+            *plugin = serde_json::from_value(section).expect("the test's plugin section is right");
+        }
+        if !self.bundled {
+            for name in ["job-tracker", "node-registry", "heartbeat-watchdog"] {
+                config.plugins.entry(name.parse().expect("a plugin name")).or_default().disabled = true;
+            }
+        }
+        config
+    }
+
+    /// Starts the host.
+    pub async fn start(&self) -> TestHost {
+        self.start_in(tempfile::tempdir().expect("a temporary directory")).await
+    }
+
+    /// Starts the host on the state that another left.
+    pub async fn start_in(&self, dir: TempDir) -> TestHost {
+        warm(dir.path());
+        let options = Options { config: self.config(), state_dir: dir.path().to_owned() };
+        let host = Host::start(options).await.expect("the host starts");
+        save_warmth(dir.path());
+        TestHost { host, dir, peer: new_peer() }
+    }
+}
+
+/// Compiled components that one test leaves for the next: compiling is not what they test.
+fn warmth() -> &'static Path {
+    static WARMTH: OnceLock<PathBuf> = OnceLock::new();
+    WARMTH.get_or_init(|| {
+        let dir = Path::new(super::PROBE).with_file_name("compiled");
+        std::fs::create_dir_all(&dir).expect("a directory for compiled components");
+        dir
+    })
+}
+
+/// Gives a new state directory the components that were compiled before.
+pub fn warm(state_dir: &Path) {
+    copy_missing(warmth(), &state_dir.join("compiled"));
+}
+
+fn save_warmth(state_dir: &Path) {
+    copy_missing(&state_dir.join("compiled"), warmth());
+}
+
+fn copy_missing(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a directory for compiled components");
+    for file in std::fs::read_dir(from).into_iter().flatten().flatten() {
+        let target = to.join(file.file_name());
+        let whole = file.path().extension().is_some_and(|extension| extension == "cwasm");
+        if whole && !target.exists() {
+            let half = target.with_extension(format!("half{:?}", std::thread::current().id()));
+            if std::fs::copy(file.path(), &half).is_ok() {
+                let _ = std::fs::rename(&half, &target);
+            }
+        }
+    }
+}
+
+/// A running host, with a peer that speaks on its bus.
+pub struct TestHost {
+    /// The host.
+    pub host: Arc<Host>,
+    dir: TempDir,
+    peer: PeerName,
+}
+
+impl TestHost {
+    /// Ends the host and returns its state directory.
+    pub async fn stop(self) -> TempDir {
+        self.host.shutdown().await;
+        self.dir
+    }
+
+    /// Gives an order.
+    pub async fn command(&self, plugin: &str, method: &str, body: Value) -> Result<Value, ReplyError> {
+        let handle = &self.plugin(plugin).handle;
+        parsed(within(handle.command(method.to_owned(), body.to_string())).await)
+    }
+
+    /// Asks a question.
+    pub async fn query(&self, plugin: &str, method: &str, body: Value) -> Result<Value, ReplyError> {
+        let handle = &self.plugin(plugin).handle;
+        parsed(within(handle.query(method.to_owned(), body.to_string())).await)
+    }
+
+    /// Has the probe run a script as a command; returns the answers.
+    pub async fn run(&self, steps: Value) -> Vec<Value> {
+        let answers = self.command("probe", "run", script(steps)).await.expect("the probe runs a script");
+        answers.as_array().expect("a list of answers").clone()
+    }
+
+    /// A value of the probe's state.
+    pub async fn state_of(&self, plugin: &str, key: &str) -> Value {
+        let steps = script(json!([{ "do": "get", "key": key }]));
+        let answers = self.query(plugin, "run", steps).await.expect("the probe answers");
+        let text = answers[0]["ok"].as_str().unwrap_or("null").to_owned();
+        serde_json::from_str(&text).unwrap_or(Value::String(text))
+    }
+
+    /// Publishes as a peer of the network.
+    pub async fn from_peer(&self, topic: &str, data: impl Into<Bytes>) {
+        let topic = topic.parse().expect("a topic");
+        self.listening(&topic).await;
+        self.host
+            .bus
+            .as_ref()
+            .expect("the embedded backend")
+            .publish_as(&self.peer, &topic, data.into())
+            .await;
+    }
+
+    /// Waits until the host listens to a topic.
+    pub async fn listening(&self, topic: &dim::ident::Topic) {
+        let connected = async || {
+            self.host.hearings.all().get(topic).is_some_and(|hearing| hearing.connected_since.is_some())
+        };
+        eventually(&format!("the host listens to {topic}"), connected).await;
+    }
+
+    /// Waits until every plugin has handled what is in the log.
+    pub async fn settled(&self) {
+        let head = self.host.log.head().0;
+        for (name, plugin) in &self.host.plugins {
+            eventually(&format!("{name} has read up to {head}"), async || {
+                plugin.handle.status().cursor >= head
+            })
+            .await;
+        }
+        // What was handled last may still be on its way to the store.
+        self.host.commit.write(|_| Ok(())).await.expect("the host commits");
+        self.host.commit.write(|_| Ok(())).await.expect("the host commits");
+    }
+
+    /// The reasons of all dead letters, oldest first.
+    pub fn dead_letters(&self) -> Vec<String> {
+        let letters = dead::list(&self.host.store, None, None, 10_000).expect("the store can be read");
+        letters.into_iter().map(|(_, letter)| letter.reason).collect()
+    }
+
+    fn plugin(&self, name: &str) -> &dim::host::Loaded {
+        let found = self.host.plugins.iter().find(|(plugin, _)| plugin.as_str() == name);
+        match found {
+            Some((_, plugin)) => plugin,
+            None => panic!("{name} is not loaded: {:?}", self.host.not_loaded),
+        }
+    }
+}
+
+fn parsed(reply: Reply) -> Result<Value, ReplyError> {
+    reply.map(|reply| serde_json::from_str(&reply).expect("a reply is JSON"))
+}
+
+async fn within<R>(work: impl Future<Output = R>) -> R {
+    tokio::time::timeout(PATIENCE, work).await.expect("an answer within 30 seconds")
+}
+
+/// A script for the probe.
+pub fn script(steps: Value) -> Value {
+    json!({ "script": steps })
+}
+
+/// Waits until something holds; fails the test if it does not within 30 seconds.
+pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !holds().await {
+        assert!(tokio::time::Instant::now() < deadline, "in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

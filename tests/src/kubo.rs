@@ -1,0 +1,168 @@
+//! Real Kubo daemons: found or built, started on loopback with a repository of their own.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// A running daemon; it ends with the value.
+pub struct Kubo {
+    repo: TempDir,
+    daemon: Child,
+    api: String,
+}
+
+impl Kubo {
+    /// Starts a daemon. None, and a loud word, where there is none to be had; a failure where
+    /// `DIM_REQUIRE_KUBO=1`.
+    pub fn start() -> Option<Self> {
+        let program = program()?;
+        let repo = tempfile::tempdir().expect("a temporary directory");
+        let run = |args: &[&str]| run(program, repo.path(), args);
+        run(&["init", "--profile=test"]);
+        run(&["config", "--json", "Pubsub.Enabled", "true"]);
+        run(&["config", "--json", "Ipns.UsePubsub", "true"]);
+        run(&["config", "--json", "Provide.Enabled", "false"]);
+        let (daemon, api) = spawn(program, &repo);
+        Some(Self { repo, daemon, api })
+    }
+
+    /// Starts two daemons that know each other.
+    pub fn start_pair() -> Option<(Self, Self)> {
+        let (one, other) = (Self::start()?, Self::start()?);
+        let addresses = other.ipfs(&["id", "-f", "<addrs>"]);
+        one.ipfs(&["swarm", "connect", addresses.lines().next().expect("an address")]);
+        Some((one, other))
+    }
+
+    /// The daemon's API, as a multiaddr.
+    pub fn api(&self) -> &str {
+        &self.api
+    }
+
+    /// The daemon's API, as a URL.
+    pub fn url(&self) -> String {
+        let port = self.api.rsplit('/').next().expect("a port");
+        format!("http://127.0.0.1:{port}")
+    }
+
+    /// Runs the daemon's own command line; returns what it prints.
+    pub fn ipfs(&self, args: &[&str]) -> String {
+        run(program().expect("it has started"), self.repo.path(), args)
+    }
+
+    /// Runs the daemon's own command line where it may fail.
+    pub fn try_ipfs(&self, args: &[&str]) -> Result<String, String> {
+        try_run(program().expect("it has started"), self.repo.path(), args)
+    }
+
+    /// Kills the daemon; its repository stays.
+    pub fn kill(&mut self) {
+        self.daemon.kill().expect("the daemon can be killed");
+        self.daemon.wait().expect("the daemon can be waited for");
+        let _ = std::fs::remove_file(self.repo.path().join("api"));
+    }
+
+    /// Starts a killed daemon again, on the same port.
+    pub fn restart(&mut self) {
+        let program = program().expect("it has started");
+        run(program, self.repo.path(), &["config", "Addresses.API", &self.api]);
+        let (daemon, api) = spawn(program, &self.repo);
+        assert_eq!(api, self.api, "the daemon is where it was");
+        self.daemon = daemon;
+    }
+}
+
+impl Drop for Kubo {
+    fn drop(&mut self) {
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+    }
+}
+
+fn spawn(program: &Path, repo: &TempDir) -> (Child, String) {
+    let log = std::fs::File::create(repo.path().join("daemon.log")).expect("a log file");
+    let daemon = Command::new(program)
+        .arg("daemon")
+        .env("IPFS_PATH", repo.path())
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().expect("a log file"))
+        .stderr(log)
+        .spawn()
+        .expect("the daemon can be started");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    // The address is written once the listener is ready.
+    loop {
+        let api = std::fs::read_to_string(repo.path().join("api")).unwrap_or_default();
+        if !api.trim().is_empty() && try_run(program, repo.path(), &["id"]).is_ok() {
+            return (daemon, api.trim().to_owned());
+        }
+        let log = || std::fs::read_to_string(repo.path().join("daemon.log")).unwrap_or_default();
+        assert!(Instant::now() < deadline, "the daemon does not start: {}", log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn run(program: &Path, repo: &Path, args: &[&str]) -> String {
+    try_run(program, repo, args).unwrap_or_else(|error| panic!("ipfs {}: {error}", args.join(" ")))
+}
+
+fn try_run(program: &Path, repo: &Path, args: &[&str]) -> Result<String, String> {
+    let output = Command::new(program).args(args).env("IPFS_PATH", repo).output().expect("ipfs can be run");
+    if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
+    }
+}
+
+/// The program: `DIM_KUBO`, then `ipfs` on the path, then built with Go.
+fn program() -> Option<&'static Path> {
+    static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let found = PROGRAM.get_or_init(|| {
+        let found = find();
+        if let Err(why) = &found {
+            let required = std::env::var("DIM_REQUIRE_KUBO").is_ok_and(|value| value == "1");
+            assert!(!required, "DIM_REQUIRE_KUBO=1, but there is no Kubo: {why}");
+            eprintln!("\n!!! THE KUBO TESTS ARE SKIPPED: {why}\n");
+        }
+        found.ok()
+    });
+    found.as_deref()
+}
+
+fn find() -> Result<PathBuf, String> {
+    if let Some(path) = std::env::var_os("DIM_KUBO") {
+        return Ok(path.into());
+    }
+    let on_path = Command::new("ipfs").arg("version").output();
+    if on_path.is_ok_and(|output| output.status.success()) {
+        return Ok("ipfs".into());
+    }
+    build()
+}
+
+fn build() -> Result<PathBuf, String> {
+    let module = crate::data("kubo");
+    let program =
+        Path::new(crate::PROBE).ancestors().nth(4).expect("the target directory").join("kubo").join("ipfs");
+    if program.exists() {
+        return Ok(program);
+    }
+    eprintln!("building Kubo with Go, as tests/kubo/go.mod pins it; this takes some minutes once");
+    let half = program.with_extension("half");
+    let built = Command::new("go")
+        .args(["build", "-o"])
+        .arg(&half)
+        .arg("github.com/ipfs/kubo/cmd/ipfs")
+        .current_dir(module)
+        .status()
+        .map_err(|error| format!("no DIM_KUBO, no `ipfs` on the path, and Go cannot be run: {error}"))?;
+    if !built.success() {
+        return Err("Kubo does not build".to_owned());
+    }
+    std::fs::rename(&half, &program).map_err(|error| error.to_string())?;
+    Ok(program)
+}

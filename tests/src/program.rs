@@ -1,0 +1,85 @@
+//! A host as a program of its own, which can be killed.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// A running `dim run`; it is killed with the value.
+pub struct Program {
+    child: Child,
+    state_dir: PathBuf,
+    program: PathBuf,
+}
+
+impl Program {
+    /// Starts `dim run` with more arguments; returns once its API answers.
+    pub fn start(program: &Path, state_dir: &Path, args: &[&str]) -> Self {
+        crate::host::warm(state_dir);
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(state_dir.with_extension("log"))
+            .expect("a log file");
+        let child = Command::new(program)
+            .args(["run", "--state-dir"])
+            .arg(state_dir)
+            .args(args)
+            .env_remove("DIM_API")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a log file"))
+            .stderr(log)
+            .spawn()
+            .expect("dim can be started");
+        let mut host = Self { child, state_dir: state_dir.to_owned(), program: program.to_owned() };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !host.dim(&["status"]).status.success() {
+            let ended = host.child.try_wait().expect("the child can be asked");
+            assert!(ended.is_none(), "dim ended: {}", host.log());
+            assert!(Instant::now() < deadline, "dim does not answer: {}", host.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        host
+    }
+
+    /// Runs a command against this host.
+    pub fn dim(&self, args: &[&str]) -> Output {
+        Command::new(&self.program)
+            .args(args)
+            .arg("--state-dir")
+            .arg(&self.state_dir)
+            .env_remove("DIM_API")
+            .env("RUST_BACKTRACE", "0")
+            .output()
+            .expect("dim can be run")
+    }
+
+    /// Runs a command that must go well; returns the JSON that it prints.
+    pub fn json(&self, args: &[&str]) -> serde_json::Value {
+        let output = self.dim(&[args, &["--output", "json"]].concat());
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "dim {}: {error}", args.join(" "));
+        serde_json::from_slice(&output.stdout).unwrap_or_default()
+    }
+
+    /// The socket of its API.
+    pub fn socket(&self) -> PathBuf {
+        self.state_dir.join(dim::api::SOCKET)
+    }
+
+    /// Kills it, as `kill -9` does.
+    pub fn kill(mut self) {
+        self.child.kill().expect("dim can be killed");
+        self.child.wait().expect("dim can be waited for");
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.state_dir.with_extension("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

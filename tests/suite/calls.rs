@@ -1,0 +1,290 @@
+//! Each import function: what it answers, what it refuses, and its limits.
+
+use dim_tests::{Setup, TestHost, script};
+use serde_json::{Value, json};
+
+async fn run_one(host: &TestHost, step: Value) -> Value {
+    host.run(json!([step])).await.remove(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn state_is_read_back_deleted_and_scanned_in_order() {
+    let host = Setup::probe().start().await;
+    let answers = host
+        .run(json!([
+            { "do": "get", "key": "a" },
+            { "do": "set", "key": "p/2", "value": "two" },
+            { "do": "set", "key": "p/1", "value": "one" },
+            { "do": "set", "key": "q/1", "value": "other" },
+            { "do": "get", "key": "p/1" },
+        ]))
+        .await;
+    assert_eq!(answers[0], json!({ "ok": null }));
+    assert_eq!(answers[4], json!({ "ok": "one" }));
+    // Now from the store, with fresh writes and deletions on top.
+    let answers = host
+        .run(json!([
+            { "do": "set", "key": "p/15", "value": "between" },
+            { "do": "delete", "key": "p/2" },
+            { "do": "scan", "prefix": "p/", "limit": 10 },
+            { "do": "scan", "prefix": "p/", "after": "p/1", "limit": 1 },
+            { "do": "scan", "prefix": "", "limit": 2 },
+            { "do": "scan", "prefix": "p/", "after": "p/15", "limit": 10 },
+        ]))
+        .await;
+    assert_eq!(answers[2], json!({ "ok": ["p/1", "p/15"] }));
+    assert_eq!(answers[3], json!({ "ok": ["p/15"] }));
+    assert_eq!(answers[4], json!({ "ok": ["p/1", "p/15"] }));
+    assert_eq!(answers[5], json!({ "ok": [] }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_of_state_hold_at_the_limit_and_one_past_it() {
+    let setup = Setup::default()
+        .and_probe("probe", json!({ "limits": { "value-bytes": 100, "state-bytes": 400, "effects": 6 } }));
+    let host = setup.start().await;
+    for (len, expected) in [(512, json!({ "ok": null })), (513, json!({ "error": "Error::KeyLength(512)" }))]
+    {
+        let answer = run_one(&host, json!({ "do": "get", "key_len": len })).await;
+        assert_eq!(answer, expected, "a key of {len} bytes");
+    }
+    assert_eq!(
+        run_one(&host, json!({ "do": "get", "key": "" })).await,
+        json!({ "error": "Error::KeyLength(512)" })
+    );
+    for (repeat, expected) in
+        [(100, json!({ "ok": null })), (101, json!({ "error": "Error::ValueTooLarge(100)" }))]
+    {
+        let answer = run_one(&host, json!({ "do": "set", "key": "a", "value": "x", "repeat": repeat })).await;
+        assert_eq!(answer, expected, "a value of {repeat} bytes");
+    }
+    // 101 bytes are taken; three more of 100 would be 404, with 99 at the end they are 400.
+    let full = host
+        .run(json!([
+            { "do": "set", "key": "b", "value": "x", "repeat": 99 },
+            { "do": "set", "key": "c", "value": "x", "repeat": 99 },
+            { "do": "set", "key": "d", "value": "x", "repeat": 98 },
+            { "do": "set", "key": "d", "value": "x", "repeat": 99 },
+        ]))
+        .await;
+    assert_eq!(full[2], json!({ "ok": null }));
+    assert_eq!(full[3], json!({ "error": "Error::QuotaExceeded(400)" }));
+    let set = |n: u64| json!({ "do": "set", "key": "a", "value": n.to_string() });
+    let many = host.run((0..7).map(set).collect()).await;
+    assert_eq!(many[5], json!({ "ok": null }));
+    assert_eq!(many[6], json!({ "error": "Error::LimitExceeded(\"effects\")" }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn timers_fire_once_at_their_time_and_can_be_cleared() {
+    let host = Setup::probe().start().await;
+    let answers = host
+        .run(json!([
+            { "do": "timer", "key": "soon", "in": 50_000_000 },
+            { "do": "timer", "key": "never", "in": 100_000_000 },
+            { "do": "clear", "key": "never" },
+            { "do": "timer-at", "key": "never" },
+            { "do": "timer", "key": "past", "at": 1 },
+        ]))
+        .await;
+    assert_eq!(answers[3], json!({ "ok": null }));
+    dim_tests::eventually("both timers fire", async || {
+        host.state_of("probe", "fired").await.as_array().is_some_and(|fired| fired.len() == 2)
+    })
+    .await;
+    let fired = host.state_of("probe", "fired").await;
+    assert_eq!(fired[0]["key"], "past");
+    assert_eq!(fired[1]["key"], "soon");
+    assert!(fired[1]["now"].as_u64() >= fired[1]["due"].as_u64());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_number_of_timers_is_limited() {
+    let setup = Setup::default().and_probe("probe", json!({ "limits": { "timers": 3 } }));
+    let host = setup.start().await;
+    assert_eq!(run_one(&host, json!({ "do": "timers", "count": 3 })).await, json!({ "ok": null }));
+    assert_eq!(
+        run_one(&host, json!({ "do": "timers", "count": 4 })).await,
+        json!({ "error": "Error::TooMany(3)" })
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_granted_is_refused_before_anything_is_touched() {
+    let host = Setup::default().and_probe("probe", json!({ "grants": {} })).start().await;
+    let answers = host
+        .run(json!([
+            { "do": "publish", "topic": "probe.out", "data": "x" },
+            { "do": "subscribe", "topic": "probe.in" },
+            { "do": "update-state", "key": "probe-key", "data": "x" },
+            { "do": "publish-name", "key": "probe-key", "path": "/ipfs/bafkqaaa" },
+            { "do": "key-id", "key": "probe-key" },
+            { "do": "resolve", "name": "probe-key" },
+            { "do": "get-state", "name": "probe-key" },
+            { "do": "follow", "name": "k51qzi5uqu5dlkw8pxuw9qmqayfdeh4kfebhmreauqdc6a7c3y7d5i9fi8mk9w" },
+            { "do": "peers", "topic": "probe.in" },
+            { "do": "heard", "topic": "probe.in" },
+            { "do": "topics" },
+        ]))
+        .await;
+    for answer in &answers[..10] {
+        let error = answer["error"].as_str().unwrap_or_default();
+        assert!(error.starts_with("Error::NotGranted"), "{answers:?}");
+    }
+    assert_eq!(answers[10], json!([]));
+    assert!(host.host.keys.all().is_empty(), "no key was made");
+    assert!(host.host.interest.names().is_empty() && host.host.interest.topics().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn invalid_topics_keys_and_paths_are_told_apart() {
+    let host = Setup::probe().start().await;
+    let answers = host
+        .run(json!([
+            { "do": "publish", "topic": "", "data": "x" },
+            { "do": "publish", "topic": "probe.\n", "data": "x" },
+            { "do": "update-state", "key": "../etc", "data": "x" },
+            { "do": "publish-name", "key": "probe-key", "path": "/etc/passwd" },
+            { "do": "resolve", "name": "/ipns/x" },
+            { "do": "update-state", "key": "probe-key", "data": "x", "lifetime": 1 },
+        ]))
+        .await;
+    for answer in answers {
+        let error = answer["error"].as_str().unwrap_or_default().to_owned();
+        assert!(error.starts_with("Error::InvalidArgument"), "{answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_and_documents_have_a_largest_size() {
+    let host = Setup::probe().start().await;
+    let limit = 60 << 10;
+    let message =
+        |repeat: u64| json!({ "do": "publish", "topic": "probe.out", "data": "x", "repeat": repeat });
+    assert_eq!(run_one(&host, message(limit)).await, json!({ "ok": null }));
+    assert_eq!(
+        run_one(&host, message(limit + 1)).await,
+        json!({ "error": format!("Error::TooLarge({limit})") })
+    );
+    let limit = 16 << 20;
+    let document =
+        |repeat: u64| json!({ "do": "update-state", "key": "probe-key", "data": "x", "repeat": repeat });
+    assert_eq!(run_one(&host, document(limit)).await, json!({ "ok": null }));
+    assert_eq!(
+        run_one(&host, document(limit + 1)).await,
+        json!({ "error": format!("Error::TooLarge({limit})") })
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_query_has_no_effects() {
+    let host = Setup::probe().start().await;
+    let steps = json!([
+        { "do": "set", "key": "a", "value": "x" },
+        { "do": "delete", "key": "a" },
+        { "do": "timer", "key": "t", "in": 1 },
+        { "do": "clear", "key": "t" },
+        { "do": "publish", "topic": "probe.out", "data": "x" },
+        { "do": "subscribe", "topic": "probe.more" },
+        { "do": "unsubscribe", "topic": "probe.in" },
+        { "do": "update-state", "key": "probe-key", "data": "x" },
+        { "do": "follow", "name": "probe-key" },
+    ]);
+    host.settled().await;
+    let answers = host.query("probe", "run", script(steps)).await.unwrap();
+    for answer in answers.as_array().unwrap() {
+        assert_eq!(answer["error"], "Error::ReadOnly", "{answers}");
+    }
+    let read = host.query("probe", "run", script(json!([{ "do": "get", "key": "a" }]))).await.unwrap();
+    assert_eq!(read, json!([{ "ok": null }]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn subscriptions_begin_with_the_commit_and_end_with_it() {
+    let host = Setup::probe().start().await;
+    host.run(json!([{ "do": "subscribe", "topic": "probe.later" }])).await;
+    host.settled().await;
+    let add = script(json!([{ "do": "add", "key": "heard" }])).to_string();
+    host.from_peer("probe.later", add.clone()).await;
+    host.settled().await;
+    assert_eq!(run_one(&host, json!({ "do": "topics" })).await, json!(["probe.in", "probe.later"]));
+    dim_tests::eventually("the message is counted", async || host.state_of("probe", "heard").await == 1)
+        .await;
+    host.run(json!([{ "do": "unsubscribe", "topic": "probe.later" }])).await;
+    host.settled().await;
+    assert_eq!(run_one(&host, json!({ "do": "topics" })).await, json!(["probe.in"]));
+    assert!(!host.host.interest.topics().iter().any(|topic| topic.as_str() == "probe.later"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn own_names_are_known_at_once_and_read_back() {
+    let host = Setup::probe().start().await;
+    let answers = host
+        .run(json!([
+            { "do": "resolve", "name": "probe-key" },
+            { "do": "update-state", "key": "probe-key", "data": "first" },
+            { "do": "get-state", "name": "probe-key" },
+            { "do": "key-id", "key": "probe-key" },
+        ]))
+        .await;
+    assert_eq!(answers[0], json!({ "error": "Error::NotYetKnown" }));
+    assert_eq!(answers[2], json!({ "ok": "first" }));
+    let name = answers[3]["ok"].as_str().unwrap().to_owned();
+    assert!(name.starts_with("k51"), "{name}");
+    let answers = host
+        .run(json!([
+            { "do": "resolve", "name": "probe-key" },
+            { "do": "resolve", "name": name },
+            { "do": "update-state", "key": "probe-key", "data": "second" },
+            { "do": "update-state", "key": "probe-key", "data": "third" },
+        ]))
+        .await;
+    assert_eq!(answers[0]["ok"]["sequence"], 1);
+    assert_eq!(answers[0], answers[1]);
+    let after = run_one(&host, json!({ "do": "resolve", "name": "probe-key" })).await;
+    // Two updates in one entry are one new value: the newest.
+    assert_eq!(after["ok"]["sequence"], 2);
+    assert_eq!(
+        run_one(&host, json!({ "do": "get-state", "name": "probe-key" })).await,
+        json!({ "ok": "third" })
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_followed_name_of_this_host_tells_of_its_changes() {
+    let reader = json!({ "config": { "on_start": "[{\"do\":\"follow\",\"name\":\"probe-key\"}]" } });
+    let host = Setup::probe().and_probe("reader", reader).start().await;
+    host.run(json!([{ "do": "update-state", "key": "probe-key", "data": "news" }])).await;
+    dim_tests::eventually("the reader hears of it", async || {
+        host.state_of("reader", "changed").await.as_array().is_some_and(|changes| !changes.is_empty())
+    })
+    .await;
+    let read = script(json!([{ "do": "get-state", "name": "probe-key" }]));
+    assert_eq!(host.query("reader", "run", read).await.unwrap(), json!([{ "ok": "news" }]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wasi_shows_the_time_of_the_entry_and_nothing_of_the_machine() {
+    let host = Setup::probe().start().await;
+    let answers = host
+        .run(json!([
+            { "do": "now" },
+            { "do": "monotonic" },
+            { "do": "now" },
+            { "do": "hash" },
+            { "do": "env" },
+            { "do": "file" },
+            { "do": "connect" },
+        ]))
+        .await;
+    assert_eq!(answers[0], answers[2], "the clock stands still");
+    assert_eq!(answers[1], 0, "the monotonic clock stands still");
+    assert_eq!(answers[4], 0, "no environment and no arguments");
+    assert!(answers[5]["error"].is_string(), "no file system: {}", answers[5]);
+    assert!(answers[6]["error"].is_string(), "no network: {}", answers[6]);
+    // The seed of hash maps survives the instance and the host.
+    host.command("probe", "run", script(json!([{ "do": "trap" }]))).await.unwrap_err();
+    assert_eq!(run_one(&host, json!({ "do": "hash" })).await, answers[3]);
+    let again = Setup::probe().start_in(host.stop().await).await;
+    assert_eq!(run_one(&again, json!({ "do": "hash" })).await, answers[3]);
+}

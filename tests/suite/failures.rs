@@ -1,0 +1,171 @@
+//! What a plugin that fails does to itself, and does not do to others.
+
+use std::time::Duration;
+
+use dim::plugin::ReplyError;
+use dim_tests::{Setup, eventually, script};
+use serde_json::{Value, json};
+
+fn message(steps: Value, then: &str) -> String {
+    json!({ "script": steps, "then": then }).to_string()
+}
+
+fn add(key: &str) -> Value {
+    json!({ "do": "add", "key": key })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rejected_event_leaves_no_trace_and_becomes_a_dead_letter() {
+    let host = Setup::probe().start().await;
+    let effects = json!([
+        add("count"),
+        { "do": "timer", "key": "t", "in": 1 },
+        { "do": "publish", "topic": "probe.in", "data": "x" },
+        { "do": "update-state", "key": "probe-key", "data": "x" },
+        { "do": "subscribe", "topic": "probe.more" },
+        { "do": "follow", "name": "probe-other" },
+        { "do": "log", "line": "about to be rejected" },
+    ]);
+    host.from_peer("probe.in", message(json!([add("count")]), "ok")).await;
+    host.from_peer("probe.in", message(effects, "reject")).await;
+    host.from_peer("probe.in", message(json!([add("count")]), "ok")).await;
+    eventually("the events around it are handled", async || host.state_of("probe", "count").await == 2).await;
+    host.settled().await;
+    assert_eq!(host.dead_letters(), ["told to reject"]);
+    assert_eq!(host.state_of("probe", "fired").await, Value::Null);
+    assert!(host.host.interest.names().is_empty());
+    assert_eq!(host.host.interest.topics().len(), 1);
+    let letters = dim::dead::list(&host.host.store, None, None, 10).unwrap();
+    assert_eq!(letters[0].1.log, ["about to be rejected"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retried_event_comes_again_a_bounded_number_of_times() {
+    let setup = Setup::default().and_probe("probe", json!({ "limits": { "retries": 2 } }));
+    let host = setup.start().await;
+    host.from_peer("probe.in", message(json!([add("count")]), "retry")).await;
+    eventually("it is given up", async || host.dead_letters().len() == 1).await;
+    assert_eq!(host.dead_letters(), ["still not handled after 3 tries"]);
+    assert_eq!(host.state_of("probe", "count").await, Value::Null);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trap_is_tried_once_more_then_set_aside_and_the_line_goes_on() {
+    let host = Setup::probe().start().await;
+    host.from_peer("probe.in", message(json!([add("count"), { "do": "trap" }]), "ok")).await;
+    host.from_peer("probe.in", message(json!([add("count")]), "ok")).await;
+    eventually("the next event is handled", async || host.state_of("probe", "count").await == 1).await;
+    host.settled().await;
+    let reasons = host.dead_letters();
+    assert_eq!(reasons.len(), 1);
+    assert!(reasons[0].contains("told to trap"), "the panic's message is told: {reasons:?}");
+    let status = host.host.plugins.values().next().unwrap().handle.status();
+    assert_eq!((status.failures, status.instances), (2, 3), "tried twice, each time on a fresh instance");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_command_says_why_and_leaves_no_trace() {
+    let host = Setup::probe().start().await;
+    let refused = host.command("probe", "refuse", script(json!([add("count")]))).await;
+    assert_eq!(refused, Err(ReplyError::Conflict("told to refuse".into())));
+    let trapped = host.command("probe", "run", script(json!([add("count"), { "do": "trap" }]))).await;
+    assert!(matches!(&trapped, Err(ReplyError::Failed(why)) if why.contains("told to trap")), "{trapped:?}");
+    let unknown = host.command("probe", "nothing", json!({})).await;
+    assert_eq!(unknown, Err(ReplyError::UnknownMethod("nothing".into())));
+    let invalid = host.command("probe", "run", json!([1])).await;
+    assert!(invalid.is_ok(), "{invalid:?}");
+    assert_eq!(host.state_of("probe", "count").await, Value::Null);
+    assert!(host.dead_letters().is_empty(), "a command has a reply instead");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn looping_sleeping_greedy_and_exiting_plugins_are_stopped_with_a_reason() {
+    let limits = json!({ "limits": { "call-cpu-ms": 100, "memory": 32 << 20 } });
+    let host = Setup::default().and_probe("probe", limits).start().await;
+    for (step, reason) in [
+        (json!({ "do": "loop" }), "100ms of CPU time"),
+        (json!({ "do": "sleep", "ms": 60_000 }), "cannot wait"),
+        (json!({ "do": "grow", "mib": 64 }), "limit on memory"),
+        (json!({ "do": "recurse", "depth": 100_000_000_u64 }), "stack"),
+        (json!({ "do": "exit" }), "exit"),
+    ] {
+        let begun = std::time::Instant::now();
+        let reply = host.command("probe", "run", script(json!([add("count"), step.clone()]))).await;
+        let Err(ReplyError::Failed(why)) = &reply else { panic!("{step}: {reply:?}") };
+        assert!(why.contains(reason), "{step}: {why}");
+        assert!(begun.elapsed() < Duration::from_secs(10), "{step} took {:?}", begun.elapsed());
+    }
+    assert_eq!(host.run(json!([add("count")])).await, [json!({ "ok": 1 })]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_fits_into_the_memory_is_allowed() {
+    let limits = json!({ "limits": { "memory": 32 << 20 } });
+    let host = Setup::default().and_probe("probe", limits).start().await;
+    assert_eq!(host.run(json!([{ "do": "grow", "mib": 16 }])).await, [json!(16)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_whose_memory_is_too_large_to_begin_with_does_not_start() {
+    let host = Setup::probe().and_probe("fat", json!({ "limits": { "memory": 1 << 16 } })).start().await;
+    let (_, fat) = host.host.plugins.iter().find(|(name, _)| name.as_str() == "fat").unwrap();
+    eventually("it says why", async || fat.handle.status().reason.is_some()).await;
+    assert!(fat.handle.status().reason.unwrap().contains("limit on memory"));
+    assert_eq!(host.run(json!([add("count")])).await, [json!({ "ok": 1 })]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_plugins_delay_no_other() {
+    let limits = json!({ "limits": { "call-cpu-ms": 200 } });
+    let host = Setup::probe().and_probe("bad", limits).start().await;
+    let bad = message(json!([{ "do": "loop" }]), "ok");
+    // Both hear it; only one of them is told to loop.
+    let (_, looping) = host.host.plugins.iter().find(|(name, _)| name.as_str() == "bad").unwrap();
+    let order = looping.handle.command("run".into(), bad);
+    let honest = async {
+        for count in 1..=200 {
+            assert_eq!(host.run(json!([add("count")])).await, [json!({ "ok": count })]);
+        }
+    };
+    let (stopped, ()) = tokio::join!(order, honest);
+    assert!(matches!(stopped, Err(ReplyError::Failed(_))), "{stopped:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_that_does_not_start_says_why_and_stops_no_other() {
+    let fails = json!({ "config": { "on_start": "[{\"do\":\"add\",\"key\":\"count\"},{\"do\":\"fail\"}]" } });
+    let host = Setup::probe().and_probe("broken", fails).start().await;
+    assert_eq!(host.run(json!([add("count")])).await, [json!({ "ok": 1 })]);
+    let reply = host.query("broken", "calls", json!({})).await;
+    assert!(matches!(&reply, Err(ReplyError::Unavailable(_))), "{reply:?}");
+    let (_, broken) = host.host.plugins.iter().find(|(name, _)| name.as_str() == "broken").unwrap();
+    eventually("its status says why", async || {
+        broken.handle.status().reason.as_deref() == Some("told to fail")
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_no_plugin_is_refused_with_a_reason() {
+    let host = Setup::probe().and_probe("nonsense", json!({ "file": file!() })).start().await;
+    assert_eq!(host.host.not_loaded.len(), 1);
+    assert_eq!(host.host.not_loaded[0].name.as_str(), "nonsense");
+    assert_eq!(host.run(json!([add("count")])).await, [json!({ "ok": 1 })]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_can_be_replayed_and_dropped() {
+    let host = Setup::probe().start().await;
+    host.from_peer("probe.in", "no script").await;
+    host.from_peer("probe.in", message(json!([]), "reject")).await;
+    eventually("both are set aside", async || host.dead_letters().len() == 2).await;
+    let letters = dim::dead::list(&host.host.store, None, None, 10).unwrap();
+    let (store, commit) = (&host.host.store, &host.host.commit);
+    assert!(dim::dead::replay(store, commit, letters[0].0).await.unwrap());
+    eventually("it is set aside again", async || host.dead_letters().len() == 2).await;
+    let again = dim::dead::list(store, None, None, 10).unwrap();
+    assert!(again.iter().all(|(id, _)| *id != letters[0].0), "it has a new number");
+    assert!(dim::dead::drop_letter(commit, letters[1].0).await.unwrap());
+    assert!(!dim::dead::drop_letter(commit, letters[1].0).await.unwrap());
+    assert_eq!(host.dead_letters().len(), 1);
+}

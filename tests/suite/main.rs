@@ -1,0 +1,11 @@
+//! The tests of the host, in one program. Where a test needs a daemon it says so and starts one.
+
+mod backends;
+mod calls;
+mod crash;
+mod failures;
+mod fleet;
+mod hostile;
+mod promises;
+mod records;
+mod replay;

@@ -1,0 +1,109 @@
+//! An entry's world is fixed: the same log, handled again from the same state, ends in the same
+//! state and the same effects, to the byte.
+
+use std::sync::Arc;
+
+use dim::plugin::Batch;
+use dim::replay::Replay;
+use dim_tests::{Setup, TestHost, script};
+use serde_json::json;
+
+/// Everything that a replay leaves, as bytes.
+fn bytes_of(batch: &Batch) -> String {
+    format!(
+        "{:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?}",
+        batch.state,
+        batch.timers,
+        batch.publishes,
+        batch.names,
+        batch.subscriptions,
+        batch.follows,
+        batch.dead,
+        batch.retries
+    )
+}
+
+/// Handles the log that a host left, with fresh plugins, and returns what each of them did.
+fn replayed(setup: &Setup, dir: &std::path::Path) -> Vec<(String, Batch)> {
+    let replay = Replay::open(&setup.config(), dir).expect("the log can be opened again");
+    let done = replay.run().expect("the log can be handled again");
+    done.into_iter().map(|(name, batch)| (name.to_string(), batch)).collect()
+}
+
+async fn live(
+    setup: &Setup,
+    drive: impl AsyncFnOnce(&TestHost),
+) -> (tempfile::TempDir, Vec<(Vec<u8>, Vec<u8>)>) {
+    let host = setup.start().await;
+    drive(&host).await;
+    host.settled().await;
+    let store = host.host.store.clone();
+    let dir = host.stop().await;
+    let state = dump(&store);
+    drop(store);
+    (dir, state)
+}
+
+fn dump(store: &Arc<dim::store::Store>) -> Vec<(Vec<u8>, Vec<u8>)> {
+    use redb::ReadableTable as _;
+    let table = store.snapshot().unwrap().table(dim::store::STATE).unwrap();
+    table
+        .iter()
+        .unwrap()
+        .map(|row| row.unwrap())
+        .map(|(k, v)| (k.value().to_vec(), v.value().to_vec()))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recorded_log_is_handled_twice_with_the_same_outcome() {
+    let setup = Setup::bundled().and_probe("probe", json!({}));
+    let (dir, live_state) = live(&setup, async |host| {
+        for number in 0..200 {
+            let node = number % 7;
+            let beat = json!({ "node_id": format!("n{node}"), "timestamp": 1_700_000_000 + number, "status": "online" });
+            host.from_peer("dim.nodes.heartbeat", beat.to_string()).await;
+            let status = ["queued", "running", "completed", "nonsense"][number % 4];
+            let event = json!({ "job_id": format!("j{}", number / 3), "event_type": status, "data": { "node_id": format!("n{node}") } });
+            host.from_peer("dim.jobs.updates", event.to_string()).await;
+            host.from_peer("probe.in", script(json!([
+                { "do": "note", "key": "times", "what": number },
+                { "do": "publish", "topic": "probe.out", "data": format!("{number}") },
+                { "do": "timer", "key": format!("t{}", number % 3), "in": 1_000_000 },
+            ])).to_string()).await;
+            if number % 50 == 0 {
+                host.from_peer("probe.in", script(json!([{ "do": "add", "key": "x" }, { "do": "trap" }])).to_string()).await;
+                let update = json!({ "job_id": format!("c{number}"), "event_type": "running" });
+                host.command("job-tracker", "update", update).await.expect("the tracker takes it");
+            }
+        }
+    })
+    .await;
+    let (once, twice) = (replayed(&setup, dir.path()), replayed(&setup, dir.path()));
+    assert_eq!(once.len(), 4);
+    for ((name, first), (_, second)) in once.iter().zip(&twice) {
+        assert!(!first.state.is_empty(), "{name} did something");
+        assert_eq!(bytes_of(first), bytes_of(second), "{name}");
+    }
+    // And what the live host committed is what the replay finds.
+    let again: Vec<_> = once
+        .iter()
+        .flat_map(|(_, batch)| {
+            let id = batch.id;
+            batch.state.iter().filter_map(move |(key, value)| {
+                Some((dim::store::StateKey::new(id, key).as_bytes().to_vec(), value.clone()?))
+            })
+        })
+        .collect();
+    let mut again = again;
+    again.sort();
+    assert_eq!(readable(&again), readable(&live_state));
+}
+
+fn readable(state: &[(Vec<u8>, Vec<u8>)]) -> Vec<(String, String)> {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    // The size of the registry's document: it holds the jobs of a document that is not in the log.
+    let of_document = |key: &[u8]| key.ends_with(b"document/document");
+    let state = state.iter().filter(|(key, _)| !of_document(key));
+    state.map(|(key, value)| (text(key), text(value))).collect()
+}

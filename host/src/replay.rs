@@ -83,7 +83,8 @@ impl Replay {
                     candidate.resolve(&self.config, &prepared, &self.id).map_err(refused)?;
                 // On a thread of its own: WASI must not be entered from an async thread.
                 let run = || self.run_one(&name, prepared, resolved, parts, &entries);
-                let done = std::thread::scope(|scope| scope.spawn(run).join().expect("a replay does not panic"));
+                let done =
+                    std::thread::scope(|scope| scope.spawn(run).join().expect("a replay does not panic"));
                 Ok((name.clone(), done?))
             })
             .collect()

@@ -58,6 +58,11 @@ impl Kubo {
         try_run(program().expect("it has started"), self.repo.path(), args)
     }
 
+    /// Where its repository is.
+    pub fn repo(&self) -> &Path {
+        self.repo.path()
+    }
+
     /// Kills the daemon; its repository stays.
     pub fn kill(&mut self) {
         self.daemon.kill().expect("the daemon can be killed");

@@ -1,1 +1,283 @@
-//! To come.
+//! The same suite on both backends, and what they promise each other.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use dim::backend::record::Record;
+use dim::backend::{Backend, BackendError, Publication, unixfs};
+use dim::ident::{ContentPath, KeyName, Topic};
+use dim::keys::{Key, name_of};
+use dim::time::Timestamp;
+use dim_tests::{Kubo, Setup, TestHost, eventually, script};
+use futures::StreamExt as _;
+use libp2p_identity::Keypair;
+use serde_json::json;
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// A host on the embedded backend.
+async fn embedded() -> TestHost {
+    Setup::probe().start().await
+}
+
+/// A daemon and a host on it.
+async fn on_kubo() -> Option<(Kubo, TestHost)> {
+    let kubo = Kubo::start()?;
+    let host = Setup::probe().on_kubo(kubo.api()).start().await;
+    Some((kubo, host))
+}
+
+/// What every backend does for a host.
+async fn suite(host: &TestHost) {
+    a_document_is_published_and_read_back(host).await;
+    a_large_document_is_published_and_read_back(host).await;
+    a_new_value_has_a_higher_sequence(host).await;
+    what_is_not_there_is_not_found(&host.host.backend).await;
+    a_message_comes_back_from_the_topic(&host.host.backend).await;
+}
+
+async fn publish(host: &TestHost, data: &str, repeat: u64) -> (String, u64) {
+    let update = json!({ "do": "update-state", "key": "probe-key", "data": data, "repeat": repeat });
+    let resolve = json!({ "do": "resolve", "name": "probe-key" });
+    let answers = host.run(json!([update, resolve])).await;
+    assert_eq!(answers[0], json!({ "ok": null }));
+    let sequence = answers[1]["ok"]["sequence"].as_u64().unwrap();
+    published(host).await;
+    (answers[1]["ok"]["path"].as_str().unwrap().to_owned(), sequence)
+}
+
+async fn published(host: &TestHost) {
+    let key: KeyName = "probe-key".parse().unwrap();
+    eventually("the backend accepts the name", async || {
+        let known = dim::names::known(&host.host.store.snapshot().unwrap(), &key).unwrap();
+        known.is_some_and(|known| known.is_published())
+    })
+    .await;
+}
+
+/// The record that the backend has now, checked.
+async fn record(host: &TestHost) -> Record {
+    let name = host.host.keys.name(&"probe-key".parse().unwrap()).unwrap();
+    let bytes = host.host.backend.names.record(&name).await.unwrap();
+    Record::verify(&bytes, &name, Timestamp::wall()).unwrap()
+}
+
+async fn a_document_is_published_and_read_back(host: &TestHost) {
+    let (path, _) = publish(host, "a small document", 1).await;
+    let path: ContentPath = path.parse().unwrap();
+    assert_eq!(record(host).await.path, path);
+    let (cid, data) = host.host.backend.content.file(&path, 1 << 20).await.unwrap();
+    assert_eq!(&data[..], b"a small document");
+    assert_eq!(cid, unixfs::file_cid(&data));
+}
+
+async fn a_large_document_is_published_and_read_back(host: &TestHost) {
+    let (path, _) = publish(host, "x", (5 << 20) + 3).await;
+    let path: ContentPath = path.parse().unwrap();
+    let (_, data) = host.host.backend.content.file(&path, 16 << 20).await.unwrap();
+    assert_eq!(data.len(), (5 << 20) + 3);
+    let too_large = host.host.backend.content.file(&path, 5 << 20).await.unwrap_err();
+    assert!(matches!(too_large, BackendError::TooLarge { limit, .. } if limit == 5 << 20), "{too_large}");
+}
+
+async fn a_new_value_has_a_higher_sequence(host: &TestHost) {
+    let before = record(host).await;
+    publish(host, "another value", 1).await;
+    let after = record(host).await;
+    assert!(after.sequence > before.sequence, "{} after {}", after.sequence, before.sequence);
+    assert_ne!(after.path, before.path);
+}
+
+async fn what_is_not_there_is_not_found(backend: &Backend) {
+    let nobody = name_of(&Keypair::generate_ed25519());
+    let error = backend.names.record(&nobody).await.unwrap_err();
+    assert!(matches!(error, BackendError::NotFound(_)), "{error}");
+}
+
+async fn a_message_comes_back_from_the_topic(backend: &Backend) {
+    let topic: Topic = "probe.bus".parse().unwrap();
+    let mut messages = backend.pubsub.subscribe(&topic).await.unwrap();
+    // Bytes that are no text, and a name that is no plain word.
+    let data = Bytes::from_static(b"\0\xff \n\r\n--boundary");
+    backend.pubsub.publish(&topic, data.clone()).await.unwrap();
+    let message =
+        tokio::time::timeout(Duration::from_secs(10), messages.next()).await.unwrap().unwrap().unwrap();
+    assert_eq!(message.data, data);
+    assert_eq!(message.from, backend.pubsub.identity().await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_embedded_backend_passes_the_suite() {
+    suite(&embedded().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kubo_passes_the_suite() {
+    let Some((_kubo, host)) = on_kubo().await else { return };
+    suite(&host).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn documents_have_the_cids_that_kubo_gives_them() {
+    let Some(kubo) = Kubo::start() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    for len in [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 5 << 20, 16 << 20] {
+        let data: Vec<u8> = (0..len).map(|index| (index % 251) as u8).collect();
+        let file = dir.path().join("file");
+        std::fs::write(&file, &data).unwrap();
+        let args = ["add", "--cid-version=1", "--raw-leaves", "--chunker=size-1048576", "-Q"];
+        let cid = kubo.ipfs(&[args.as_slice(), &[file.to_str().unwrap()]].concat());
+        assert_eq!(unixfs::file_cid(&data).to_string(), cid, "{len} bytes");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kubo_accepts_our_records_and_we_accept_kubos() {
+    let Some(kubo) = Kubo::start() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let pair = Keypair::generate_ed25519();
+    let name = name_of(&pair);
+    let path = ContentPath::of(&unixfs::raw_cid(b"ours"));
+    let record = Record::sign(&pair, &path, 7, Timestamp::wall().after(DAY), Duration::from_secs(60));
+    let file = dir.path().join("record");
+    std::fs::write(&file, &record.bytes).unwrap();
+    let file = file.to_str().unwrap();
+    // `name inspect --verify` judges the signature.
+    let verdict = kubo.ipfs(&["name", "inspect", "--enc=json", "--verify", name.as_str(), file]);
+    let verdict: serde_json::Value = serde_json::from_str(&verdict).unwrap();
+    assert_eq!(verdict["Validation"]["Valid"], true, "{verdict}");
+    assert_eq!(verdict["Entry"]["Sequence"], 7, "{verdict}");
+    // `name put` takes it in, and `name get` gives it back, byte for byte.
+    kubo.ipfs(&["name", "put", "--allow-offline", name.as_str(), file]);
+    let settings = dim::backend::kubo::Settings { address: kubo.api().parse().unwrap(), authorization: None };
+    let backend = dim::backend::kubo::backend(&settings).unwrap();
+    assert_eq!(backend.names.record(&name).await.unwrap(), record.bytes);
+    assert_eq!(kubo.ipfs(&["name", "resolve", "--nocache", name.as_str()]), path.as_str());
+    // And the other way: a record that Kubo signed, under a key that was imported and one of its own.
+    let imported: KeyName = "imported".parse().unwrap();
+    let key = Key::Own(std::sync::Arc::new(pair));
+    assert_eq!(backend.names.prepare(&imported, &key).await.unwrap(), dim::backend::Prepared::Ready);
+    let publication = Publication {
+        key_name: imported,
+        key: key.clone(),
+        path: ContentPath::of(&unixfs::raw_cid(b"theirs")),
+        sequence: 9,
+        lifetime: DAY,
+        ttl: Duration::from_secs(60),
+    };
+    let published = backend.names.publish(&publication).await.unwrap();
+    let bytes = backend.names.record(&name).await.unwrap();
+    let theirs = Record::verify(&bytes, &name, Timestamp::wall()).unwrap();
+    assert_eq!((theirs.path, theirs.sequence), (publication.path, published.sequence));
+    assert!(theirs.sequence > 7, "the sequence never goes back: {}", theirs.sequence);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_goes_through_the_gateways_routing_both_ways() {
+    let Some(kubo) = Kubo::start() else { return };
+    let gateway = std::fs::read_to_string(kubo.repo().join("gateway")).unwrap();
+    let pair = Keypair::generate_ed25519();
+    let name = name_of(&pair);
+    let path = ContentPath::of(&unixfs::raw_cid(b"routed"));
+    let record = Record::sign(&pair, &path, 3, Timestamp::wall().after(DAY), Duration::from_secs(60));
+    let url = format!("{}/routing/v1/ipns/{name}", gateway.trim());
+    dim::install_tls();
+    let http = reqwest::Client::new();
+    let kind = "application/vnd.ipfs.ipns-record";
+    let put = http.put(&url).header("Content-Type", kind).body(record.bytes.clone()).send().await.unwrap();
+    assert!(put.status().is_success(), "{}", put.status());
+    let got = http.get(&url).header("Accept", kind).send().await.unwrap().bytes().await.unwrap();
+    assert_eq!(Record::verify(&got, &name, Timestamp::wall()).unwrap(), record);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_kubo_has_already_is_adopted() {
+    let Some(kubo) = Kubo::start() else { return };
+    kubo.ipfs(&["key", "gen", "--type=ed25519", "probe-key"]);
+    let listed = kubo.ipfs(&["key", "list", "-l", "--ipns-base=base36"]);
+    let there =
+        listed.lines().find(|line| line.ends_with("probe-key")).unwrap().split_whitespace().next().unwrap();
+    let host = Setup::probe().on_kubo(kubo.api()).start().await;
+    assert_eq!(host.host.keys.name(&"probe-key".parse().unwrap()).unwrap().as_str(), there);
+    publish(&host, "under the adopted key", 1).await;
+    assert_eq!(kubo.ipfs(&["cat", &format!("/ipns/{there}")]), "under the adopted key");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_superseded_document_is_unpinned() {
+    let Some((kubo, host)) = on_kubo().await else { return };
+    let (first, _) = publish(&host, "the first", 1).await;
+    publish(&host, "the second", 1).await;
+    let cid = first.trim_start_matches("/ipfs/").to_owned();
+    eventually("the first is unpinned", async || kubo.try_ipfs(&["pin", "ls", &cid]).is_err()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kubo_away_blocks_nothing_and_everything_drains_on_its_return() {
+    let Some((mut kubo, host)) = on_kubo().await else { return };
+    publish(&host, "before", 1).await;
+    kubo.kill();
+    let answers = host
+        .run(json!([
+            { "do": "update-state", "key": "probe-key", "data": "while it was away" },
+            { "do": "publish", "topic": "probe.out", "data": "while it was away" },
+            { "do": "get-state", "name": "probe-key" },
+        ]))
+        .await;
+    assert_eq!(answers[2], json!({ "ok": "while it was away" }));
+    host.query("probe", "run", script(json!([]))).await.unwrap();
+    assert_eq!(dim::outbox::waiting(&host.host.store).unwrap().0, 1);
+    kubo.restart();
+    eventually("the outbox drains", async || dim::outbox::waiting(&host.host.store).unwrap().0 == 0).await;
+    published(&host).await;
+    let name = host.host.keys.name(&"probe-key".parse().unwrap()).unwrap();
+    assert_eq!(kubo.ipfs(&["cat", &format!("/ipns/{name}")]), "while it was away");
+    // The streams come back too: a message from the daemon reaches the plugin.
+    host.listening(&"probe.in".parse().unwrap()).await;
+    let add = script(json!([{ "do": "add", "key": "heard" }])).to_string();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), add).unwrap();
+    kubo.ipfs(&["pubsub", "pub", "probe.in", file.path().to_str().unwrap()]);
+    eventually("the message is heard", async || host.state_of("probe", "heard").await == 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_echo_of_what_the_host_published_is_dropped_and_another_programs_is_not() {
+    let Some((kubo, host)) = on_kubo().await else { return };
+    let host_topic: Topic = "probe.in".parse().unwrap();
+    host.listening(&host_topic).await;
+    let add = script(json!([{ "do": "add", "key": "heard" }])).to_string();
+    host.run(json!([{ "do": "publish", "topic": "probe.in", "data": add }])).await;
+    eventually("the echo comes", async || {
+        host.host.received.echoes.load(std::sync::atomic::Ordering::Relaxed) == 1
+    })
+    .await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), &add).unwrap();
+    kubo.ipfs(&["pubsub", "pub", "probe.in", file.path().to_str().unwrap()]);
+    eventually("the other program is heard", async || host.state_of("probe", "heard").await == 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_of_kubo_are_understood() {
+    let Some(kubo) = Kubo::start() else { return };
+    let address =
+        |text: String| dim::backend::kubo::Settings { address: text.parse().unwrap(), authorization: None };
+    // With and without `/api/v0`, as multiaddr and as URL.
+    for text in [kubo.api().to_owned(), kubo.url(), format!("{}/api/v0", kubo.url())] {
+        let backend = dim::backend::kubo::backend(&address(text)).unwrap();
+        assert_eq!(backend.pubsub.identity().await.unwrap().to_string(), kubo.ipfs(&["id", "-f", "<id>"]));
+    }
+    let backend = dim::backend::kubo::backend(&address(kubo.url())).unwrap();
+    let missing = ContentPath::of(&unixfs::raw_cid(b"nobody has this")).as_str().parse().unwrap();
+    let started = std::time::Instant::now();
+    let error = backend.content.file(&missing, 100).await.unwrap_err();
+    assert!(started.elapsed() < Duration::from_secs(40), "bounded");
+    assert!(matches!(error, BackendError::Refused { .. } | BackendError::Timeout(_)), "{error}");
+    let nowhere = dim::backend::kubo::backend(&address("/ip4/127.0.0.1/tcp/9".to_owned())).unwrap();
+    let error = nowhere.pubsub.identity().await.unwrap_err();
+    assert!(
+        matches!(&error, BackendError::Unreachable { what, .. } if what.contains("127.0.0.1:9")),
+        "{error}"
+    );
+}

@@ -1,1 +1,149 @@
-//! To come.
+//! `kill -9` at random moments, under load: after each restart every acknowledged command is there
+//! once, and cursor and state agree.
+
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use dim_tests::{Kubo, Program, Setup};
+use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::StdRng};
+use serde_json::{Value, json};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_dim-under-test");
+
+/// A config file for a host with a probe.
+fn config_file(dir: &Path) -> String {
+    let setup = json!({
+        "plugins": {
+            "probe": {
+                "file": dim_tests::PROBE,
+                "grants": { "publish": ["probe.*"], "subscribe": ["probe.*"], "write": ["probe-key"], "read": [] },
+            },
+        },
+    });
+    let file = dir.join("config.yaml");
+    // JSON is YAML.
+    std::fs::write(&file, setup.to_string()).expect("the config can be written");
+    file.to_string_lossy().into_owned()
+}
+
+/// What the commands that were acknowledged have written.
+type Acknowledged = Mutex<Vec<u64>>;
+
+/// Sends commands, each of which adds its number to a list and one to a count, until told to stop.
+async fn load(socket: &Path, first: u64, acknowledged: &Acknowledged, stop: &AtomicBool) -> u64 {
+    dim::install_tls();
+    let http = reqwest::Client::builder().unix_socket(socket).no_proxy().build().expect("a client");
+    let mut number = first;
+    while !stop.load(Ordering::Relaxed) {
+        let script = json!({ "script": [
+            { "do": "set", "key": format!("n/{number:08}"), "value": "1" },
+            { "do": "add", "key": "count" },
+            { "do": "publish", "topic": "probe.out", "data": format!("{number}") },
+        ] });
+        let url = "http://dim.localhost/v1/plugins/probe/commands/run";
+        let sent = http.post(url).body(script.to_string()).send().await;
+        match sent {
+            Ok(response) if response.status().is_success() => {
+                acknowledged.lock().expect("no panic").push(number);
+            }
+            _ => return number + 1,
+        }
+        number += 1;
+    }
+    number
+}
+
+/// The numbers that the state holds, and its count.
+fn state_of(host: &Program) -> (Vec<u64>, u64) {
+    let mut numbers = Vec::new();
+    let mut after = String::new();
+    loop {
+        let scan = json!({ "script": [{ "do": "scan", "prefix": "n/", "after": after, "limit": 5000 }] });
+        let page = host.json(&["plugin", "query", "probe", "run", &scan.to_string()]);
+        let keys: Vec<String> = serde_json::from_value(page[0]["ok"].clone()).expect("a page of keys");
+        let Some(last) = keys.last() else { break };
+        after.clone_from(last);
+        numbers.extend(keys.iter().map(|key| key[2..].parse::<u64>().expect("a number")));
+    }
+    let get = json!({ "script": [{ "do": "get", "key": "count" }] });
+    let count = host.json(&["plugin", "query", "probe", "run", &get.to_string()]);
+    let count = count[0]["ok"].as_str().map_or(0, |text| text.parse().expect("a count"));
+    (numbers, count)
+}
+
+fn check(host: &Program, acknowledged: &Acknowledged, round: usize) {
+    // What is still in the log is handled first.
+    let settled =
+        |plugins: &Value| plugins.as_array().is_some_and(|all| all.iter().all(|p| p["state"] == "running"));
+    while !settled(&host.json(&["plugin", "ls"])) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    host.json(&["plugin", "command", "probe", "run", "{}"]);
+    let (numbers, count) = state_of(host);
+    for number in acknowledged.lock().expect("no panic").iter() {
+        assert!(
+            numbers.binary_search(number).is_ok(),
+            "round {round}: command {number} was acknowledged and is lost"
+        );
+    }
+    assert_eq!(count, numbers.len() as u64, "round {round}: a command was applied in part or twice");
+    let metrics = host.json(&["status"]);
+    assert_eq!(metrics["dead_letters"], 0, "round {round}");
+}
+
+fn kill_in_a_loop(kills: usize, args: &[&str]) {
+    let seed = rand::rng().next_u64();
+    println!("seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let state_dir = dir.path().join("state");
+    std::fs::create_dir(&state_dir).expect("a state directory");
+    let config = config_file(dir.path());
+    let args = [&["--config", config.as_str()], args].concat();
+    let (acknowledged, mut next) = (Acknowledged::default(), 0);
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    for round in 0..kills {
+        let host = Program::start(Path::new(PROGRAM), &state_dir, &args);
+        check(&host, &acknowledged, round);
+        let stop = AtomicBool::new(false);
+        let socket = host.socket();
+        next = runtime.block_on(async {
+            let working = load(&socket, next, &acknowledged, &stop);
+            let pause = Duration::from_micros(random.random_range(1_000..300_000));
+            let killing = async {
+                tokio::time::sleep(pause).await;
+                tokio::task::block_in_place(|| host.kill());
+                stop.store(true, Ordering::Relaxed);
+            };
+            tokio::join!(working, killing).0
+        });
+    }
+    let host = Program::start(Path::new(PROGRAM), &state_dir, &args);
+    check(&host, &acknowledged, kills);
+    let acknowledged = acknowledged.lock().expect("no panic").len();
+    println!("{kills} kills, {acknowledged} acknowledged commands, none lost");
+    assert!(acknowledged > kills, "there was load: {acknowledged}");
+}
+
+#[test]
+fn a_hundred_kills_on_the_embedded_backend_lose_and_double_nothing() {
+    kill_in_a_loop(100, &["--embedded"]);
+}
+
+#[test]
+fn ten_kills_on_kubo_lose_and_double_nothing() {
+    let Some(kubo) = Kubo::start() else { return };
+    kill_in_a_loop(10, &["--kubo", kubo.api()]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_is_told_to_stop_loses_nothing_either() {
+    let host = Setup::probe().start().await;
+    for count in 1..=50 {
+        assert_eq!(host.run(json!([{ "do": "add", "key": "count" }])).await, [json!({ "ok": count })]);
+    }
+    let host = Setup::probe().start_in(host.stop().await).await;
+    assert_eq!(host.state_of("probe", "count").await, 50);
+}

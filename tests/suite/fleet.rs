@@ -1,1 +1,184 @@
-//! To come.
+//! Two hosts on two daemons: the fleet that the project is for.
+
+use std::time::Duration;
+
+use dim_tests::{Kubo, Setup, TestHost, eventually};
+use serde_json::json;
+
+async fn two_hosts() -> Option<((Kubo, TestHost), (Kubo, TestHost))> {
+    let (one, other) = Kubo::start_pair()?;
+    let first = Setup::bundled().on_kubo(one.api()).start().await;
+    let second = Setup::bundled().on_kubo(other.api()).start().await;
+    for (host, topic) in [(&first, "dim.jobs.updates"), (&second, "dim.jobs.updates")] {
+        let topic = topic.parse().unwrap();
+        host.listening(&topic).await;
+        // The mesh needs a second or two after both have subscribed.
+        eventually("the daemons know each other on the topic", async || {
+            host.host.backend.pubsub.peers(&topic).await.is_ok_and(|peers| !peers.is_empty())
+        })
+        .await;
+    }
+    Some(((one, first), (other, second)))
+}
+
+/// Publishes as curl does.
+async fn publish_by_http(kubo: &Kubo, topic: &str, data: &str) {
+    let arg = multibase::encode(multibase::Base::Base64Url, topic);
+    let url = format!("{}/api/v0/pubsub/pub?arg={arg}", kubo.url());
+    let output = std::process::Command::new("curl")
+        .args([
+            "--silent",
+            "--fail",
+            "--request",
+            "POST",
+            "--form",
+            &format!("file={data};filename=data"),
+            &url,
+        ])
+        .output();
+    let sent = output.is_ok_and(|output| output.status.success());
+    assert!(sent, "curl publishes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_event_from_one_daemon_is_known_on_both_hosts_and_readable_anywhere() {
+    let Some(((one, first), (other, second))) = two_hosts().await else { return };
+    let event = json!({ "job_id": "j1", "event_type": "running", "timestamp": 1_700_000_000, "data": { "node_id": "n1" } });
+    publish_by_http(&one, "dim.jobs.updates", &event.to_string()).await;
+    for host in [&first, &second] {
+        eventually("the job is known", async || {
+            host.query("job-tracker", "get", json!({ "job_id": "j1" }))
+                .await
+                .is_ok_and(|job| job["status"] == "running")
+        })
+        .await;
+    }
+    // The state of the first host, read on the second daemon with its own tools.
+    let name = first.host.keys.name(&"dim-state-key-jobs".parse().unwrap()).unwrap();
+    eventually("the state resolves on the other node", async || {
+        other.try_ipfs(&["name", "resolve", "--nocache", name.as_str()]).is_ok()
+    })
+    .await;
+    eventually("the state reads on the other node", async || {
+        let read = other.try_ipfs(&["cat", &format!("/ipns/{name}")]).unwrap_or_default();
+        serde_json::from_str::<serde_json::Value>(&read)
+            .is_ok_and(|state| state["active_jobs"]["j1"]["node_id"] == "n1")
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_of_another_host_is_read_and_merged() {
+    let Some((one, other)) = Kubo::start_pair() else { return };
+    let first = Setup::bundled().on_kubo(one.api()).start().await;
+    let name = first.host.keys.name(&"dim-state-key".parse().unwrap()).unwrap();
+    let yaml = format!("ipfs:\n  registry_ipns: /ipns/{name}\n  follow_every: 1\n");
+    let second = Setup::bundled().yaml(&yaml).on_kubo(other.api()).start().await;
+    first.listening(&"dim.nodes.heartbeat".parse().unwrap()).await;
+    // Known to the first registry alone.
+    let nodes = json!([{ "node_id": "far", "status": "online", "last_seen": "2026-01-01T00:00:00Z" }]);
+    first.command("node-registry", "put", nodes).await.unwrap();
+    eventually("the second host has merged it", async || {
+        second.query("node-registry", "get", json!({ "node_id": "far" })).await.is_ok()
+    })
+    .await;
+    let node = second.query("node-registry", "get", json!({ "node_id": "far" })).await.unwrap();
+    assert_eq!(node["source"], name.as_str());
+    // Merged nodes are not published again.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let own = second.host.keys.name(&"dim-state-key".parse().unwrap()).unwrap();
+    eventually("the second registry is readable", async || {
+        other.try_ipfs(&["cat", &format!("/ipns/{own}")]).is_ok()
+    })
+    .await;
+    let document = other.ipfs(&["cat", &format!("/ipns/{own}")]);
+    assert!(!document.contains("far"), "{document}");
+}
+
+fn quick() -> Setup {
+    Setup::bundled().yaml(
+        "plugins:\n  heartbeat-watchdog:\n    config:\n      suspect_after_ms: 1500\n      dead_after_ms: 3000\n",
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_node_is_suspected_declared_dead_and_recovers_and_its_job_is_marked() {
+    let host = quick().start().await;
+    let beat = |id: &str| json!({ "node_id": id, "status": "online" }).to_string();
+    let job = json!({ "job_id": "j1", "event_type": "running", "data": { "node_id": "n1" } });
+    host.from_peer("dim.nodes.heartbeat", beat("n1")).await;
+    host.from_peer("dim.jobs.updates", job.to_string()).await;
+    // Others go on, so that the silence is the node's and not the host's.
+    let others = async || {
+        for id in ["n2", "n3"] {
+            host.from_peer("dim.nodes.heartbeat", beat(id)).await;
+        }
+    };
+    let node = async || {
+        host.query("node-registry", "get", json!({ "node_id": "n1" })).await.unwrap()["status"].clone()
+    };
+    let job = async || host.query("job-tracker", "get", json!({ "job_id": "j1" })).await.unwrap();
+    eventually("it is suspect", async || {
+        others().await;
+        node().await == "suspect"
+    })
+    .await;
+    eventually("it is dead", async || {
+        others().await;
+        node().await == "dead"
+    })
+    .await;
+    eventually("its job is marked", async || job().await["node_dead"]["observer"] == host.host.id.as_str())
+        .await;
+    host.from_peer("dim.nodes.heartbeat", beat("n1")).await;
+    eventually("it is back", async || node().await == "online").await;
+    eventually("the mark is gone", async || job().await["node_dead"].is_null()).await;
+    let standing = host.query("heartbeat-watchdog", "list", json!({})).await.unwrap();
+    assert!(standing.as_array().unwrap().iter().all(|node| node["standing"] == "alive"), "{standing}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_was_down_accuses_nobody_and_finds_who_really_died() {
+    let host = quick().start().await;
+    let beat = |id: &str| json!({ "node_id": id, "status": "online" }).to_string();
+    for id in ["alive", "gone"] {
+        host.from_peer("dim.nodes.heartbeat", beat(id)).await;
+    }
+    host.settled().await;
+    let dir = host.stop().await;
+    // Longer than it takes to be declared dead.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let host = quick().start_in(dir).await;
+    host.from_peer("dim.nodes.heartbeat", beat("alive")).await;
+    host.settled().await;
+    let dead =
+        async || host.query("heartbeat-watchdog", "list", json!({ "standing": "dead" })).await.unwrap();
+    assert_eq!(dead().await, json!([]), "nobody is accused for the time without the host");
+    eventually("the one that is really gone is found", async || {
+        host.from_peer("dim.nodes.heartbeat", beat("alive")).await;
+        dead().await[0]["node_id"] == "gone"
+    })
+    .await;
+    assert_eq!(dead().await.as_array().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_all_fall_silent_together_the_host_suspects_itself_first() {
+    let host = quick().start().await;
+    for id in ["n1", "n2", "n3", "n4"] {
+        let beat = json!({ "node_id": id, "status": "online" }).to_string();
+        host.from_peer("dim.nodes.heartbeat", beat).await;
+    }
+    let standing = async |wanted: &str| {
+        let nodes = host.query("heartbeat-watchdog", "list", json!({ "standing": wanted })).await.unwrap();
+        nodes.as_array().unwrap().len()
+    };
+    let begun = std::time::Instant::now();
+    eventually("all are suspect", async || standing("suspect").await == 4).await;
+    eventually("all are dead in the end", async || standing("dead").await == 4).await;
+    assert!(
+        begun.elapsed() > Duration::from_millis(5_500),
+        "not before twice the time: {:?}",
+        begun.elapsed()
+    );
+}

@@ -87,7 +87,7 @@ enum Command {
     Ipns(ipns::Command),
     /// Plugins
     #[command(subcommand)]
-    Plugin(plugin::Command),
+    Plugin(plugin::PluginCommand),
     /// Dead letters: events that a plugin could not handle
     #[command(subcommand)]
     Dead(dead::Command),
@@ -140,7 +140,7 @@ fn dispatch(Cli { global, command }: Cli) -> anyhow::Result<()> {
             clap_complete::generate(shell, &mut Cli::command(), "dim", &mut std::io::stdout());
             Ok(())
         }
-        Command::Plugin(plugin::Command::Inspect { subject }) if plugin::is_file(&subject) => {
+        Command::Plugin(plugin::PluginCommand::Inspect { subject }) if plugin::is_file(&subject) => {
             plugin::inspect_file(&subject, &global.out())
         }
         command => runtime()?.block_on(over_the_api(command, &global)),

@@ -45,8 +45,11 @@ struct Write {
     entries: Vec<Kind>,
     name: Option<(KeyName, NameUpdate)>,
     sync: Sync,
-    run: Box<dyn FnOnce(&WriteTransaction) -> Result<AfterCommit, StoreError> + Send>,
+    run: RunWrite,
 }
+
+/// What writes, and says what is done afterwards.
+type RunWrite = Box<dyn FnOnce(&WriteTransaction) -> Result<AfterCommit, StoreError> + Send>;
 
 /// What is done once a write is durable.
 type AfterCommit = Box<dyn FnOnce() + Send>;

@@ -213,6 +213,19 @@ impl Host {
     }
 }
 
+impl Drop for Host {
+    /// Lets everything end by itself where no one called [`Host::shutdown`].
+    fn drop(&mut self) {
+        let running = self.running.get_mut().expect("no one panics while holding the running").take();
+        let Some(running) = running else { return };
+        for stop in [running.intake, running.plugins, running.tasks, running.writer] {
+            stop.cancel();
+        }
+        self.plugins.values().for_each(|plugin| plugin.handle.wake());
+        running.writer_thread.thread().unpark();
+    }
+}
+
 async fn join(threads: Vec<JoinHandle<()>>) {
     let joined = tokio::task::spawn_blocking(move || {
         for thread in threads {

@@ -263,6 +263,9 @@ pub fn write_log<'a>(
     Ok(())
 }
 
+/// A key as it is stored, and its value.
+pub type Row = Result<(Vec<u8>, Vec<u8>), StoreError>;
+
 /// The committed state as of one moment.
 #[derive(Debug)]
 pub struct Snapshot {
@@ -280,7 +283,7 @@ impl Snapshot {
     pub fn scan(
         &self,
         from: std::ops::Bound<&[u8]>,
-    ) -> Result<impl Iterator<Item = Result<(Vec<u8>, Vec<u8>), StoreError>> + use<>, StoreError> {
+    ) -> Result<impl Iterator<Item = Row> + use<>, StoreError> {
         let range = self.state.range::<&[u8]>((from, std::ops::Bound::Unbounded))?;
         Ok(range.map(|row| {
             let (key, value) = row?;

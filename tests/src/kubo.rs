@@ -1,16 +1,19 @@
 //! Real Kubo daemons: found or built, started on loopback with a repository of their own.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::child::Owned;
+
 /// A running daemon; it ends with the value.
 pub struct Kubo {
+    // Before its repository: fields go in this order.
+    daemon: Owned,
     repo: TempDir,
-    daemon: Child,
     api: String,
 }
 
@@ -18,6 +21,15 @@ impl Kubo {
     /// Starts a daemon. None, and a loud word, where there is none to be had; a failure where
     /// `DIM_REQUIRE_KUBO=1`.
     pub fn start() -> Option<Self> {
+        Self::start_with(|_| None)
+    }
+
+    /// Starts a daemon whose API is on a Unix socket.
+    pub fn start_on_a_socket() -> Option<Self> {
+        Self::start_with(|repo| Some(format!("/unix{}/api.sock", repo.display())))
+    }
+
+    fn start_with(api: impl FnOnce(&Path) -> Option<String>) -> Option<Self> {
         let program = program()?;
         let repo = tempfile::tempdir().expect("a temporary directory");
         let run = |args: &[&str]| run(program, repo.path(), args);
@@ -25,6 +37,9 @@ impl Kubo {
         run(&["config", "--json", "Pubsub.Enabled", "true"]);
         run(&["config", "--json", "Ipns.UsePubsub", "true"]);
         run(&["config", "--json", "Provide.Enabled", "false"]);
+        if let Some(api) = api(repo.path()) {
+            run(&["config", "Addresses.API", &api]);
+        }
         let (daemon, api) = spawn(program, &repo);
         Some(Self { repo, daemon, api })
     }
@@ -65,8 +80,7 @@ impl Kubo {
 
     /// Kills the daemon; its repository stays.
     pub fn kill(&mut self) {
-        self.daemon.kill().expect("the daemon can be killed");
-        self.daemon.wait().expect("the daemon can be waited for");
+        self.daemon.kill();
         let _ = std::fs::remove_file(self.repo.path().join("api"));
     }
 
@@ -80,23 +94,11 @@ impl Kubo {
     }
 }
 
-impl Drop for Kubo {
-    fn drop(&mut self) {
-        let _ = self.daemon.kill();
-        let _ = self.daemon.wait();
-    }
-}
-
-fn spawn(program: &Path, repo: &TempDir) -> (Child, String) {
+fn spawn(program: &Path, repo: &TempDir) -> (Owned, String) {
     let log = std::fs::File::create(repo.path().join("daemon.log")).expect("a log file");
-    let daemon = Command::new(program)
-        .arg("daemon")
-        .env("IPFS_PATH", repo.path())
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().expect("a log file"))
-        .stderr(log)
-        .spawn()
-        .expect("the daemon can be started");
+    let mut command = Command::new(program);
+    command.arg("daemon").env("IPFS_PATH", repo.path()).stdin(Stdio::null());
+    let daemon = Owned::spawn(command.stdout(log.try_clone().expect("a log file")).stderr(log));
     let deadline = Instant::now() + Duration::from_secs(60);
     // The address is written once the listener is ready.
     loop {

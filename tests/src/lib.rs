@@ -1,5 +1,6 @@
 //! What the tests stand on: hosts in the process, hosts as programs, and Kubo daemons.
 
+mod child;
 mod host;
 mod kubo;
 mod program;

@@ -1,12 +1,14 @@
 //! A host as a program of its own, which can be killed.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
+
+use crate::child::Owned;
 
 /// A running `dim run`; it is killed with the value.
 pub struct Program {
-    child: Child,
+    child: Owned,
     state_dir: PathBuf,
     program: PathBuf,
 }
@@ -20,21 +22,14 @@ impl Program {
             .append(true)
             .open(state_dir.with_extension("log"))
             .expect("a log file");
-        let child = Command::new(program)
-            .args(["run", "--state-dir"])
-            .arg(state_dir)
-            .args(args)
-            .env_remove("DIM_API")
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("a log file"))
-            .stderr(log)
-            .spawn()
-            .expect("dim can be started");
+        let mut command = Command::new(program);
+        command.args(["run", "--state-dir"]).arg(state_dir).args(args);
+        command.env_remove("DIM_API").stdin(Stdio::null());
+        let child = Owned::spawn(command.stdout(log.try_clone().expect("a log file")).stderr(log));
         let mut host = Self { child, state_dir: state_dir.to_owned(), program: program.to_owned() };
         let deadline = Instant::now() + Duration::from_secs(60);
         while !host.dim(&["status"]).status.success() {
-            let ended = host.child.try_wait().expect("the child can be asked");
-            assert!(ended.is_none(), "dim ended: {}", host.log());
+            assert!(!host.child.has_ended(), "dim ended: {}", host.log());
             assert!(Instant::now() < deadline, "dim does not answer: {}", host.log());
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -68,18 +63,10 @@ impl Program {
 
     /// Kills it, as `kill -9` does.
     pub fn kill(mut self) {
-        self.child.kill().expect("dim can be killed");
-        self.child.wait().expect("dim can be waited for");
+        self.child.kill();
     }
 
     fn log(&self) -> String {
         std::fs::read_to_string(self.state_dir.with_extension("log")).unwrap_or_default()
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }

@@ -259,6 +259,16 @@ async fn the_echo_of_what_the_host_published_is_dropped_and_another_programs_is_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_on_a_unix_socket_is_as_good() {
+    let Some(kubo) = Kubo::start_on_a_socket() else { return };
+    assert!(kubo.api().starts_with("/unix/"), "{}", kubo.api());
+    let host = Setup::probe().on_kubo(kubo.api()).start().await;
+    publish(&host, "through a socket", 1).await;
+    let name = host.host.keys.name(&"probe-key".parse().unwrap()).unwrap();
+    assert_eq!(kubo.ipfs(&["cat", &format!("/ipns/{name}")]), "through a socket");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn errors_of_kubo_are_understood() {
     let Some(kubo) = Kubo::start() else { return };
     let address =

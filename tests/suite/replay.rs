@@ -97,7 +97,11 @@ async fn a_recorded_log_is_handled_twice_with_the_same_outcome() {
         .collect();
     let mut again = again;
     again.sort();
-    assert_eq!(readable(&again), readable(&live_state));
+    let (again, live_state) = (readable(&again), readable(&live_state));
+    for (replayed, live) in again.iter().zip(&live_state) {
+        assert_eq!(replayed, live);
+    }
+    assert_eq!(again.len(), live_state.len());
 }
 
 fn readable(state: &[(Vec<u8>, Vec<u8>)]) -> Vec<(String, String)> {

@@ -124,10 +124,14 @@ impl Bus {
     pub async fn publish_as(&self, from: &PeerName, topic: &Topic, data: Bytes) {
         let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
         let sequence = Bytes::copy_from_slice(&sequence.to_be_bytes());
+        self.deliver(topic, Incoming { data, from: from.clone(), sequence }).await;
+    }
+
+    /// Delivers a message as it came from somewhere, with the sender's own number.
+    pub async fn deliver(&self, topic: &Topic, message: Incoming) {
         let subscribers = self.lock().get(topic).cloned().unwrap_or_default();
         for subscriber in subscribers {
-            let message = Incoming { data: data.clone(), from: from.clone(), sequence: sequence.clone() };
-            if subscriber.send(message).await.is_err() {
+            if subscriber.send(message.clone()).await.is_err() {
                 self.lock()
                     .entry(topic.clone())
                     .or_default()

@@ -22,7 +22,7 @@ const COLUMNS: [Column; 8] = [
 ];
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub enum PluginCommand {
     /// Lists plugins
     Ls,
     /// Shows a plugin's manifest: of a running one, or of a file without running it
@@ -76,7 +76,7 @@ fn flat(inspection: &Value) -> Value {
     flat
 }
 
-impl Command {
+impl PluginCommand {
     pub async fn execute(self, client: &Client, out: &Output) -> anyhow::Result<()> {
         match self {
             Self::Ls => out.rows(&client.get(&["plugins"], &[]).await?, &COLUMNS),

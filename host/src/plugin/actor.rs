@@ -37,6 +37,8 @@ const BETWEEN_QUERIES: usize = 64;
 const QUERIES: usize = 1024;
 /// A cursor that has moved this far over entries that are not the plugin's own is stored.
 const CURSOR_STRIDE: u64 = 4_096;
+/// How long an idle plugin waits before it reads over entries that are not for it.
+const IDLE: Duration = Duration::from_secs(5);
 /// How often it is looked whether an entry is durable that must be before it is handled.
 const COMMIT_POLL: Duration = Duration::from_millis(1);
 /// How long a plugin that does not start is left alone, at first and at most.
@@ -154,7 +156,7 @@ impl Handle {
         reply.await.unwrap_or_else(|_| Err(ReplyError::Unavailable("it has stopped".into())))
     }
 
-    /// Wakes the plugin's thread, for it to see that it was told to stop.
+    /// Wakes the plugin's thread, for it to see that it was told to stop, or what is in the log.
     pub fn wake(&self) {
         self.mailbox.ring();
     }
@@ -355,14 +357,14 @@ impl Actor {
         }
         self.show();
         let Some((due, _)) = self.session().effects.timers.first() else {
-            return Ok(Some(Duration::from_secs(60)));
+            return Ok(Some(IDLE));
         };
         let now = self.log.now();
         if due <= now {
             self.log.append_now([Kind::Tick(self.plugin.clone())]);
             return Ok(None);
         }
-        Ok(Some(due.since(now).min(Duration::from_secs(60))))
+        Ok(Some(due.since(now).min(IDLE)))
     }
 
     fn handle_some(&mut self) -> Result<(), StoreError> {
@@ -730,7 +732,7 @@ impl Actor {
     fn show(&mut self) {
         self.tally.cursor = self.cursor().0;
         self.tally.state_bytes = self.session().effects.state_size;
-        self.tally.timers = self.session().effects.timers.len();
+        self.tally.timers = self.session().effects.timers.count();
         self.tally.memory = match &self.body {
             Body::Live(instance) => instance.memory(),
             _ => 0,

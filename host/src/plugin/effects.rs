@@ -429,7 +429,7 @@ impl Timers {
     }
 
     /// How many are set.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.by_key.len()
     }
 

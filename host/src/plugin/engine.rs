@@ -99,24 +99,24 @@ impl Engine {
     }
 
     fn component(&self, bytes: &[u8], inspection: &Inspection) -> Result<Component, EngineError> {
-        let cached = self.cached_path(inspection);
-        if let Some(component) = self.from_cache(&cached) {
+        let path = self.cache_path(inspection);
+        if let Some(component) = self.cached(&path) {
             return Ok(component);
         }
         let compiled = self.engine.precompile_component(bytes).map_err(EngineError::Compile)?;
-        self.to_cache(&cached, &compiled).map_err(EngineError::Cache)?;
+        self.keep(&path, &compiled).map_err(EngineError::Cache)?;
         // SAFETY: these bytes come from `precompile_component` just now.
         unsafe { Component::deserialize(&self.engine, &compiled) }.map_err(EngineError::Compile)
     }
 
     /// The compiled form's name says what it was compiled from and for which engine.
-    fn cached_path(&self, inspection: &Inspection) -> PathBuf {
+    fn cache_path(&self, inspection: &Inspection) -> PathBuf {
         let mut hasher = DefaultHasher::new();
         self.engine.precompile_compatibility_hash().hash(&mut hasher);
         PathBuf::from("compiled").join(format!("{}-{:016x}.cwasm", inspection.digest, hasher.finish()))
     }
 
-    fn from_cache(&self, name: &std::path::Path) -> Option<Component> {
+    fn cached(&self, name: &std::path::Path) -> Option<Component> {
         if !self.store.dir().is_file(name) {
             return None;
         }
@@ -131,7 +131,7 @@ impl Engine {
         }
     }
 
-    fn to_cache(&self, name: &std::path::Path, compiled: &[u8]) -> std::io::Result<()> {
+    fn keep(&self, name: &std::path::Path, compiled: &[u8]) -> std::io::Result<()> {
         let dir = self.store.dir();
         dir.create_dir_all("compiled")?;
         let half = name.with_extension(format!("{}.half", std::process::id()));
@@ -147,6 +147,8 @@ fn config() -> Config {
         .total_core_instances(MAX_INSTANCES * 4)
         .total_memories(MAX_INSTANCES)
         .total_tables(MAX_INSTANCES * 4)
+        // Calls are synchronous: no stacks beside the threads' own.
+        .total_stacks(1)
         .max_core_instances_per_component(100)
         .max_memories_per_component(4)
         .max_tables_per_component(100)

@@ -344,7 +344,7 @@ impl Session {
         allowed!(check_key(key.as_bytes()));
         allowed!(self.may_effect(key.len() + 8));
         let known = self.effects.timers.get(key);
-        if at.is_some() && known.is_none() && self.effects.timers.len() >= self.limits.timers {
+        if at.is_some() && known.is_none() && self.effects.timers.count() >= self.limits.timers {
             return Ok(Err(Refusal::TooMany(u32::try_from(self.limits.timers).unwrap_or(u32::MAX))));
         }
         if known != at {

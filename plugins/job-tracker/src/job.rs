@@ -210,7 +210,7 @@ impl Job {
         if known.is_some_and(|job| job.result_cid.as_deref() == Some(&ready.result_cid)) {
             return None;
         }
-        let job = known.cloned().unwrap_or_else(|| Job {
+        let job = known.cloned().unwrap_or(Job {
             job_id: ready.job_id,
             status: Status::Running,
             updated_at: now,

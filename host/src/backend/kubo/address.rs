@@ -60,13 +60,14 @@ impl FromStr for Address {
 }
 
 fn from_multiaddr(text: &str) -> Result<Address, String> {
+    // A path takes the rest of a multiaddr, slashes included; the library takes one segment.
+    if let Some(path) = text.strip_prefix("/unix/") {
+        return Ok(Address::Unix(PathBuf::from(format!("/{}", path.trim_start_matches('/')))));
+    }
     let address: Multiaddr = text.parse().map_err(|error: multiaddr::Error| error.to_string())?;
     let (mut host, mut port, mut scheme) = (None, None, "http");
     for protocol in &address {
         match protocol {
-            Protocol::Unix(path) => {
-                return Ok(Address::Unix(PathBuf::from(format!("/{}", path.trim_start_matches('/')))));
-            }
             Protocol::Ip4(ip) => host = Some(ip.to_string()),
             Protocol::Ip6(ip) => host = Some(format!("[{ip}]")),
             Protocol::Dns(name) | Protocol::Dns4(name) | Protocol::Dns6(name) => {

@@ -70,7 +70,8 @@ impl Replay {
         })
     }
 
-    /// Handles the whole log with each plugin, from no state; returns what each has done.
+    /// Handles the log with each plugin, from no state and as far as that plugin had handled it;
+    /// returns what each has done.
     pub fn run(&self) -> Result<Vec<(PluginName, Batch)>, ReplayError> {
         let entries = self.entries()?;
         host::candidates(&self.config)
@@ -107,11 +108,11 @@ impl Replay {
         let scratch = TempDir::new().map_err(ReplayError::Scratch)?;
         let store = Arc::new(Store::open(scratch.path())?);
         let first = entries.first().map_or(Offset(0), |entry| entry.offset);
-        let row = roster::known(&self.source, name)?;
-        let id = row.map(|row| row.id).ok_or_else(|| ReplayError::Plugin {
+        let (id, cursor) = roster::known(&self.source, name)?.ok_or_else(|| ReplayError::Plugin {
             name: name.clone(),
             reason: "it was not there when the log was written".to_owned(),
         })?;
+        let handled = entries.partition_point(|entry| entry.offset < cursor);
         let session = SessionParts {
             plugin: name.clone(),
             id,
@@ -137,6 +138,6 @@ impl Replay {
             )),
         };
         let (actor, _) = Actor::new(parts)?;
-        Ok(actor.replay(entries)?)
+        Ok(actor.replay(&entries[..handled])?)
     }
 }

@@ -65,9 +65,12 @@ pub fn enter(
     stored(store, name, row)
 }
 
-/// The row of a plugin, if it was ever entered.
-pub fn known(store: &Store, name: &PluginName) -> Result<Option<Row>, StoreError> {
-    row(&store.snapshot()?.table(PLUGINS)?, name)
+/// The number and the cursor of a plugin, if it was ever entered.
+pub fn known(store: &Store, name: &PluginName) -> Result<Option<(PluginId, Offset)>, StoreError> {
+    let snapshot = store.snapshot()?;
+    let Some(row) = row(&snapshot.table(PLUGINS)?, name)? else { return Ok(None) };
+    let cursor = snapshot.table(CURSORS)?.get(row.id.0)?.map(|cursor| cursor.value().0);
+    Ok(cursor.map(|cursor| (row.id, Offset(cursor))))
 }
 
 fn stored(store: &Store, name: &PluginName, row: Row) -> Result<Stored, StoreError> {

@@ -163,7 +163,7 @@ pub trait Pubsub: Send + Sync + 'static {
     /// The peers that are known on a topic.
     async fn peers(&self, topic: &Topic) -> Result<Vec<PeerName>, BackendError>;
 
-    /// Who signs what this backend publishes.
+    /// Who signs what this backend publishes now; another daemon may have taken its place.
     async fn identity(&self) -> Result<PeerName, BackendError>;
 }
 

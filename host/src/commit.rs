@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ident::{KeyName, PluginName};
 use crate::interest::Interest;
-use crate::log::{Event, EventLog, Kind, Mailbox, Offset, Origin};
+use crate::log::{Entry, Event, EventLog, Kind, Mailbox, Offset, Origin};
 use crate::names;
 use crate::outbox;
 use crate::plugin::{Batch, NameUpdate};
@@ -28,6 +28,13 @@ use crate::store::{
 
 /// How long entries wait for a batch to share a transaction with.
 const LINGER: Duration = Duration::from_millis(20);
+
+/// How long what is not worth a sync of its own may wait for the disk. The database frees no page
+/// before it is synced.
+const TRIFLES: Duration = Duration::from_secs(5);
+
+/// How long anything may wait for the disk with `durability: eventual`.
+const EVENTUAL: Duration = Duration::from_millis(500);
 
 /// Why a write did not happen.
 #[derive(Debug, Error)]
@@ -90,7 +97,7 @@ pub enum Durability {
     /// A reply is sent when the effects are on the disk.
     #[default]
     Immediate,
-    /// The disk is written twice a second; a crash of the machine may lose what came since.
+    /// The disk is synced twice a second; a crash of the machine may lose what came since.
     Eventual,
 }
 
@@ -229,27 +236,36 @@ impl Commit {
         self.thread.set(thread).expect("a host has one writer");
     }
 
-    /// The writer's thread: commits until `stop` is cancelled and nothing waits any more.
+    /// The writer's thread: commits until `stop` is cancelled and nothing waits any more. What is
+    /// committed when it returns is on the disk.
     pub fn run(&self, store: &Store, log: &EventLog, stop: &CancellationToken) -> Result<(), StoreError> {
         let mut since: Option<Instant> = None;
+        let mut disk = Disk { synced_at: Instant::now(), behind: false };
         loop {
             let stopping = stop.is_cancelled();
-            let work = self.take(stopping && !log.has_pending());
-            let Some(work) = work else { return Ok(()) };
+            let Some(work) = self.take(stopping && !log.has_pending() && !disk.behind) else { return Ok(()) };
             if work.is_empty() && !stopping {
-                if !log.has_pending() {
+                let pause = if log.has_pending() {
+                    LINGER.saturating_sub(since.get_or_insert_with(Instant::now).elapsed())
+                } else {
                     since = None;
-                    std::thread::park_timeout(Duration::from_secs(1));
-                    continue;
-                }
-                let waited = since.get_or_insert_with(Instant::now).elapsed();
-                if waited < LINGER {
-                    std::thread::park_timeout(LINGER - waited);
+                    disk.pause(self.most_behind())
+                };
+                if !pause.is_zero() {
+                    std::thread::park_timeout(pause);
                     continue;
                 }
             }
             since = None;
-            self.commit(store, log, work)?;
+            self.commit(store, log, work, &mut disk, stopping)?;
+        }
+    }
+
+    /// How long the disk may lag behind the commits.
+    fn most_behind(&self) -> Duration {
+        match self.durability {
+            Durability::Immediate => TRIFLES,
+            Durability::Eventual => EVENTUAL,
         }
     }
 
@@ -267,7 +283,14 @@ impl Commit {
         Some(work)
     }
 
-    fn commit(&self, store: &Store, log: &EventLog, mut work: Work) -> Result<(), StoreError> {
+    fn commit(
+        &self,
+        store: &Store,
+        log: &EventLog,
+        mut work: Work,
+        disk: &mut Disk,
+        stopping: bool,
+    ) -> Result<(), StoreError> {
         let begun = Instant::now();
         let mut write = store.begin()?;
         // Before the pending entries are looked at, so that they share the transaction.
@@ -288,7 +311,8 @@ impl Commit {
             log.append_now(set_names(&write, &submitted.batch)?);
         }
         let entries = log.pending();
-        store::set_sync(&mut write, self.sync(&work, &entries))?;
+        let sync = self.sync(&work, &entries, disk, stopping);
+        store::set_sync(&mut write, sync)?;
         store::write_log(&write, entries.iter().map(AsRef::as_ref))?;
         let now = log.now();
         for submitted in &work.batches {
@@ -297,6 +321,7 @@ impl Commit {
         let after: Vec<AfterCommit> =
             work.writes.into_iter().map(|small| (small.run)(&write)).collect::<Result<_, _>>()?;
         write.commit()?;
+        disk.committed(sync);
         if let Some(last) = entries.last() {
             log.committed(Offset(last.offset.0 + 1));
         }
@@ -311,20 +336,19 @@ impl Commit {
         Ok(())
     }
 
-    /// Proof of listening alone is not worth a sync: losing it only makes a gap begin earlier.
-    fn sync(&self, work: &Work, entries: &[Arc<crate::log::Entry>]) -> Sync {
+    /// Whether this commit waits for the disk. Proof of listening alone is not worth a sync: losing
+    /// it only makes a gap begin earlier.
+    fn sync(&self, work: &Work, entries: &[Arc<Entry>], disk: &Disk, stopping: bool) -> Sync {
+        let changes_world =
+            |entry: &Arc<Entry>| matches!(entry.kind, Kind::Heard(_) | Kind::Peers { .. } | Kind::Tick(_));
         let trifling = work.writes.iter().all(|small| small.sync == Sync::Later)
             && work.batches.iter().all(|submitted| submitted.batch.is_trifling())
-            && entries
-                .iter()
-                .all(|entry| matches!(entry.kind, Kind::Heard(_) | Kind::Peers { .. } | Kind::Tick(_)));
-        match self.durability {
-            Durability::Immediate if trifling => Sync::Later,
-            Durability::Immediate => Sync::Now,
-            Durability::Eventual => {
-                let last = self.tally.commits.load(Ordering::Relaxed);
-                if last.is_multiple_of(32) { Sync::Now } else { Sync::Later }
-            }
+            && entries.iter().all(changes_world);
+        let may_lag = trifling || self.durability == Durability::Eventual;
+        if may_lag && !stopping && disk.synced_at.elapsed() < self.most_behind() {
+            Sync::Later
+        } else {
+            Sync::Now
         }
     }
 
@@ -345,6 +369,31 @@ impl Commit {
             if due {
                 notify.notify_one();
             }
+        }
+    }
+}
+
+/// How far the disk is behind the commits.
+struct Disk {
+    synced_at: Instant,
+    /// Whether something was committed since.
+    behind: bool,
+}
+
+impl Disk {
+    fn committed(&mut self, sync: Sync) {
+        self.behind = sync == Sync::Later;
+        if sync == Sync::Now {
+            self.synced_at = Instant::now();
+        }
+    }
+
+    /// How long there is nothing to do for the disk.
+    fn pause(&self, most_behind: Duration) -> Duration {
+        if self.behind {
+            most_behind.saturating_sub(self.synced_at.elapsed())
+        } else {
+            Duration::from_secs(1)
         }
     }
 }

@@ -446,9 +446,7 @@ impl Start {
         for (name, actor) in self.actors {
             let (stop, fail) = (plugins.clone(), fail.clone());
             let thread = std::thread::Builder::new().name(format!("plugin {name}")).spawn(move || {
-                if let Err(error) = actor.run(&stop) {
-                    fail.send_replace(Some(chain(&error)));
-                }
+                report(&fail, || actor.run(&stop));
             });
             plugin_threads.push(thread.map_err(HostError::Thread)?);
         }
@@ -492,9 +490,7 @@ impl Start {
     ) -> Result<JoinHandle<()>, HostError> {
         let (commit, store, log) = (self.commit.clone(), self.store.clone(), self.log.clone());
         let thread = std::thread::Builder::new().name("commit".to_owned()).spawn(move || {
-            if let Err(error) = commit.run(&store, &log, &stop) {
-                fail.send_replace(Some(chain(&error)));
-            }
+            report(&fail, || commit.run(&store, &log, &stop));
         });
         let thread = thread.map_err(HostError::Thread)?;
         self.commit.attach(thread.thread().clone());
@@ -564,6 +560,16 @@ impl Start {
         tasks.spawn(retention.run(stop.clone()));
         tasks
     }
+}
+
+/// Runs the work of a thread; without it the host cannot go on.
+fn report<E: std::error::Error>(fail: &watch::Sender<Option<String>>, work: impl FnOnce() -> Result<(), E>) {
+    let reason = match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => chain(&error),
+        Err(_) => format!("thread {:?} panicked", std::thread::current().name().unwrap_or_default()),
+    };
+    fail.send_replace(Some(reason));
 }
 
 enum LoadError {

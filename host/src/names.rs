@@ -287,7 +287,14 @@ impl Publisher {
             put(write, &key, &Known { published: Some(accepted), ..known })
         });
         written.await?;
+        // Two keys may have published the same bytes, which have one pin.
+        let snapshot = self.store.snapshot()?;
+        let in_use = |old: &String| {
+            let names = all(&snapshot)?;
+            Ok::<_, StoreError>(names.iter().any(|(_, known)| known.document.as_ref() == Some(old)))
+        };
         if let Some(old) = before.filter(|old| Some(old) != sent.document.as_ref())
+            && !in_use(&old)?
             && let Ok(cid) = Cid::try_from(old.as_str())
             && let Err(error) = self.backend.content.unpin(&cid).await
         {

@@ -4,13 +4,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use redb::{ReadableTable, ReadableTableMetadata as _};
+use redb::ReadableTable;
 use tokio_util::sync::CancellationToken;
 
 use crate::commit::{Commit, CommitError};
 use crate::config::LogConfig;
 use crate::log::{Offset, decode_chunk};
-use crate::store::{CURSORS, LOG, Snapshot, Store, StoreError};
+use crate::store::{self, CURSORS, LOG, META, Snapshot, Store, StoreError};
 use crate::time::Timestamp;
 
 /// How often the log is looked at.
@@ -61,15 +61,7 @@ impl Retention {
         let rows = self.expendable(&self.store.snapshot()?, Timestamp::wall())?;
         let count = rows.len();
         if count > 0 {
-            self.commit
-                .write_later(move |write| {
-                    let mut table = write.open_table(LOG)?;
-                    for row in rows {
-                        table.remove(row)?;
-                    }
-                    Ok(())
-                })
-                .await?;
+            self.commit.write_later(move |write| store::trim_log(write, &rows)).await?;
         }
         Ok(count)
     }
@@ -81,7 +73,7 @@ impl Retention {
             .iter()?
             .try_fold(u64::MAX, |least, row| Ok::<_, StoreError>(least.min(row?.1.value().0)))?;
         let table = snapshot.table(LOG)?;
-        let mut excess = table.stats()?.stored_bytes().saturating_sub(self.log.max_bytes);
+        let mut excess = store::log_bytes(&snapshot.table(META)?)?.saturating_sub(self.log.max_bytes);
         let oldest = Duration::from_secs(self.log.max_age_hours.saturating_mul(3600));
         let mut rows = table.iter()?.peekable();
         let mut expendable = Vec::new();

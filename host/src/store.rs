@@ -248,18 +248,48 @@ pub fn write_log<'a>(
 ) -> Result<(), StoreError> {
     let mut table = write.open_table(LOG)?;
     let mut chunk = BytesMut::with_capacity(CHUNK_BYTES);
-    let mut first = None;
+    let (mut first, mut written) = (None, 0);
     for entry in entries {
         first.get_or_insert(entry.offset);
         encode_into(entry, &mut chunk);
         if chunk.len() >= CHUNK_BYTES {
             table.insert(first.take().expect("set above").0, &chunk[..])?;
+            written += chunk.len() as u64;
             chunk.clear();
         }
     }
     if let Some(first) = first {
         table.insert(first.0, &chunk[..])?;
+        written += chunk.len() as u64;
     }
+    if written > 0 {
+        let before = log_bytes(&write.open_table(META)?)?;
+        set_log_bytes(write, before + written)?;
+    }
+    Ok(())
+}
+
+/// Removes rows of the log, by their first offsets.
+pub fn trim_log(write: &WriteTransaction, rows: &[u64]) -> Result<(), StoreError> {
+    let mut table = write.open_table(LOG)?;
+    let mut removed = 0;
+    for row in rows {
+        removed += table.remove(row)?.map_or(0, |chunk| chunk.value().len() as u64);
+    }
+    let before = log_bytes(&write.open_table(META)?)?;
+    set_log_bytes(write, before.saturating_sub(removed))
+}
+
+/// Counted along: the database would have to look at every page.
+const LOG_BYTES: &str = "log-bytes";
+
+/// The bytes that the log holds.
+pub fn log_bytes(meta: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<u64, StoreError> {
+    meta.get(LOG_BYTES)?.map_or(Ok(0), |bytes| number(bytes.value()))
+}
+
+fn set_log_bytes(write: &WriteTransaction, bytes: u64) -> Result<(), StoreError> {
+    write.open_table(META)?.insert(LOG_BYTES, bytes.to_be_bytes().as_slice())?;
     Ok(())
 }
 

@@ -4,6 +4,7 @@ mod child;
 mod host;
 mod kubo;
 mod program;
+pub mod python;
 
 pub use host::{Setup, TestHost, eventually, script};
 pub use kubo::Kubo;

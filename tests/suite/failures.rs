@@ -169,3 +169,19 @@ async fn a_dead_letter_can_be_replayed_and_dropped() {
     assert!(!dim::dead::drop_letter(commit, letters[1].0).await.unwrap());
     assert_eq!(host.dead_letters().len(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_in_python_loads_and_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(file) = dim_tests::python::component(dir.path()) else { return };
+    // With the limits that every plugin has.
+    let host = Setup::default().and_probe("in-python", json!({ "file": file })).start().await;
+    let count = async || host.query("in-python", "count", json!({ "topic": "probe.in" })).await;
+    eventually("it has started", async || count().await.is_ok()).await;
+    for _ in 0..3 {
+        host.from_peer("probe.in", "hello").await;
+    }
+    eventually("it has counted", async || count().await.is_ok_and(|answer| answer["count"] == 3)).await;
+    assert_eq!(count().await.unwrap(), json!({ "greeting": "hello from Python", "count": 3 }));
+    assert!(host.dead_letters().is_empty());
+}

@@ -10,7 +10,7 @@ use http_body_util::BodyExt as _;
 use multibase::Base;
 use reqwest::{Body, Response};
 use serde::Deserialize;
-use tokio::sync::{Mutex, OnceCell};
+use tokio::sync::Mutex;
 
 use super::rpc::{Call, Rpc};
 use crate::backend::{BackendError, Incoming, Messages, Pubsub};
@@ -28,12 +28,11 @@ pub struct Topics {
     rpc: Arc<Rpc>,
     /// Concurrent publishes on one daemon race for sequence numbers and lose messages.
     publishing: Mutex<()>,
-    identity: OnceCell<PeerName>,
 }
 
 impl Topics {
     pub fn new(rpc: Arc<Rpc>) -> Self {
-        Self { rpc, publishing: Mutex::new(()), identity: OnceCell::new() }
+        Self { rpc, publishing: Mutex::new(()) }
     }
 }
 
@@ -73,11 +72,8 @@ impl Pubsub for Topics {
             #[serde(rename = "ID")]
             id: String,
         }
-        let ask = async {
-            let id: Id = self.rpc.json(Call::new("id")).await?;
-            id.id.parse().map_err(|error| BackendError::Unbelievable { call: "id", why: format!("{error}") })
-        };
-        self.identity.get_or_try_init(|| ask).await.cloned()
+        let id: Id = self.rpc.json(Call::new("id")).await?;
+        id.id.parse().map_err(|error| BackendError::Unbelievable { call: "id", why: format!("{error}") })
     }
 }
 

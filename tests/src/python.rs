@@ -1,0 +1,77 @@
+//! A plugin in Python, built with componentize-py.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The version that the plugin is built with.
+const COMPONENTIZE_PY: &str = "componentize-py==0.25.1";
+
+/// The component of `guests/python`, with its manifest. None, and a loud word, where it cannot be
+/// built.
+pub fn component(dir: &Path) -> Option<PathBuf> {
+    match build(dir) {
+        Ok(component) => Some(component),
+        Err(why) => {
+            eprintln!("\n!!! THE PYTHON TEST IS SKIPPED: {why}\n");
+            None
+        }
+    }
+}
+
+fn build(dir: &Path) -> Result<PathBuf, String> {
+    let program = componentize_py()?;
+    let source = crate::data("guests/python");
+    let component = dir.join("in-python.wasm");
+    run(Command::new(program)
+        .arg("-d")
+        .arg(crate::data("../wit"))
+        .args(["-w", "plugin", "componentize", "app", "-p"])
+        .arg(&source)
+        .arg("-o")
+        .arg(&component))?;
+    let manifest = std::fs::read(source.join("plugin.toml")).map_err(|error| error.to_string())?;
+    let mut bytes = std::fs::read(&component).map_err(|error| error.to_string())?;
+    bytes.extend(custom_section("dim-manifest", &manifest));
+    std::fs::write(&component, bytes).map_err(|error| error.to_string())?;
+    Ok(component)
+}
+
+/// The one on the path, else one of the test's own, made with Python and pip.
+fn componentize_py() -> Result<PathBuf, String> {
+    if run(Command::new("componentize-py").arg("--version")).is_ok() {
+        return Ok("componentize-py".into());
+    }
+    let venv = Path::new(crate::PROBE).ancestors().nth(4).expect("the target directory").join("python");
+    let program = venv.join("bin/componentize-py");
+    if !program.exists() {
+        run(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
+        run(Command::new(venv.join("bin/pip")).args(["install", "--quiet", COMPONENTIZE_PY]))?;
+    }
+    Ok(program)
+}
+
+fn run(command: &mut Command) -> Result<(), String> {
+    let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim()))
+}
+
+/// A custom section of a component, as any tool can append it to a file.
+fn custom_section(name: &str, data: &[u8]) -> Vec<u8> {
+    let mut content = leb128(name.len());
+    content.extend(name.as_bytes());
+    content.extend(data);
+    [vec![0], leb128(content.len()), content].concat()
+}
+
+fn leb128(mut number: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while number >= 0x80 {
+        bytes.push((number & 0x7f) as u8 | 0x80);
+        number >>= 7;
+    }
+    bytes.push(number as u8);
+    bytes
+}

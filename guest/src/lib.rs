@@ -5,8 +5,8 @@
 //! [`pubsub`], [`ipns`] and [`timers`] becomes real together with the cursor past that entry, or
 //! not at all; a plugin's own memory is a cache.
 //!
-//! ```ignore
-//! use dim_guest::{Event, Failure, Plugin, export_plugin, state};
+//! ```
+//! use dim_guest::{Event, Failure, Plugin, state};
 //!
 //! struct Counter;
 //!
@@ -25,9 +25,9 @@
 //!         Ok(())
 //!     }
 //! }
-//!
-//! export_plugin!(Counter, manifest: "../plugin.toml");
 //! ```
+//!
+//! and, in the file that ends up in the component, `export_plugin!(Counter, manifest: "../plugin.toml")`.
 
 mod bindings;
 mod plugin;

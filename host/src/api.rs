@@ -2,6 +2,7 @@
 
 mod dead;
 mod error;
+mod extract;
 mod jobs;
 mod metrics;
 mod names;

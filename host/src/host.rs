@@ -330,7 +330,7 @@ impl Start {
         if !grants.cover(&resolved.asks) {
             tracing::warn!(plugin = %name, "asks for more than it is granted; what is missing is refused when it is used");
         }
-        for key in &grants.write {
+        for key in grants.keys() {
             self.ensure_key(key, existing).await?;
         }
         let stored = roster::enter(

@@ -1,32 +1,82 @@
 //! The host of a fleet's coordination plugins.
+//!
+//! The way of an event, which is also the order of the modules below:
+//!
+//! ```text
+//! backend (kubo | embedded)
+//!    │ message, name change
+//! subscription      one per topic and host, shared by all plugins; reconnects for ever
+//!    │ event
+//! log               gives it an offset; durable; the plugin's cursor points into it
+//!    │
+//! plugin            an actor: one instance, one event at a time, under its limits and grants
+//!    │ effects      (state, publishes, names, timers: nothing has happened yet)
+//! commit            cursor, state, timers, outbox and names in one transaction and one sync
+//!    │
+//! outbox, names     publishes in order, with retry; of a name the newest value
+//!    │
+//! backend
+//! ```
+//!
+//! What holds everywhere:
+//!
+//! - A plugin's memory is a cache; its state is the host's. What was not committed has not happened.
+//! - A call never waits: every host function answers from local state.
+//! - An entry's world is fixed: handling it again starts from the same time, random, peers and names.
+//! - Arrows point one way: a backend knows no plugin, and only `plugin/bindings.rs` holds bindings.
+//!
+//! A program can run a host inside itself:
+//!
+//! ```no_run
+//! use dim::config::Config;
+//! use dim::host::{Host, Options};
+//!
+//! # async fn embed() -> Result<(), Box<dyn std::error::Error>> {
+//! let config = Config::parse("ipfs:\n  ipns_key_name: my-fleet\n")?;
+//! let host = Host::start(Options { config, state_dir: "/var/lib/my-fleet".into() }).await?;
+//!
+//! let tracker = &host.plugins[&"job-tracker".parse()?].handle;
+//! let update = r#"{"job_id":"render-7","event_type":"running"}"#;
+//! let job = tracker.command("update".to_owned(), update.to_owned()).await?;
+//! println!("durable: {job}");
+//!
+//! host.shutdown().await;
+//! # Ok(())
+//! # }
+//! ```
 
+// The words and the time that every stage speaks of.
 pub mod ident;
 pub mod time;
 
+// The way of an event.
 pub mod backend;
-pub mod commit;
-pub mod log;
-pub mod outbox;
-pub mod plugin;
 pub mod subscription;
-
-pub mod api;
-mod backoff;
-mod bundled;
-pub mod cli;
-pub mod config;
-pub mod dead;
-pub mod documents;
-mod echo;
-pub mod followed;
-pub mod host;
-pub mod interest;
-pub mod keys;
+pub mod log;
+pub mod plugin;
+pub mod commit;
+pub mod outbox;
 pub mod names;
-pub mod replay;
-mod retention;
-mod retries;
+
+// What the stages share: the store, and who wants what from outside.
 pub mod store;
+pub mod documents;
+pub mod keys;
+pub mod interest;
+pub mod followed;
+pub mod dead;
+mod retries;
+mod retention;
+mod echo;
+mod backoff;
+
+// The whole, and the ways to it.
+mod bundled;
+pub mod config;
+pub mod host;
+pub mod replay;
+pub mod api;
+pub mod cli;
 
 /// Chooses who does the cryptography of TLS, once for the process.
 pub fn install_tls() {

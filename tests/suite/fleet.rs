@@ -183,3 +183,13 @@ async fn when_all_fall_silent_together_the_host_suspects_itself_first() {
         begun.elapsed()
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_registry_runs_without_the_tracker_whose_document_it_follows() {
+    let host = Setup::bundled().yaml("plugins:\n  job-tracker: { disabled: true }\n").start().await;
+    host.from_peer("dim.nodes.heartbeat", json!({ "node_id": "n1" }).to_string()).await;
+    eventually("the node is known", async || {
+        host.query("node-registry", "get", json!({ "node_id": "n1" })).await.is_ok()
+    })
+    .await;
+}

@@ -2,6 +2,7 @@
 
 mod backends;
 mod calls;
+mod cli;
 mod crash;
 mod failures;
 mod fleet;

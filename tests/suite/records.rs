@@ -29,3 +29,21 @@ fn broken_records_are_refused_for_the_right_reason() {
     assert_eq!(judge("v1-v2-broken-v1-value").unwrap_err(), RecordError::FieldsDiffer);
     assert!(matches!(judge("v1").unwrap_err(), RecordError::Malformed(_)));
 }
+
+#[test]
+fn only_one_file_holds_bindings_and_no_backend_knows_wasmtime() {
+    let source = dim_tests::data("../host/src");
+    let mut files = vec![source.clone()];
+    while let Some(path) = files.pop() {
+        if path.is_dir() {
+            files.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        let place = path.strip_prefix(&source).unwrap();
+        assert_eq!(text.contains("bindgen!"), place.ends_with("plugin/bindings.rs"), "{}", place.display());
+        if place.starts_with("backend") || place.starts_with("backend.rs") {
+            assert!(!text.contains("wasmtime") && !text.contains("crate::plugin"), "{}", place.display());
+        }
+    }
+}

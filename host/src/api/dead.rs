@@ -1,11 +1,12 @@
 //! `/v1/dead-letters`: what plugins could not handle.
 
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::extract::{Path, Query};
 use super::{ApiError, Shared};
 use crate::dead::{self, DeadLetter};
 use crate::ident::PluginName;

@@ -40,6 +40,12 @@ impl ApiError {
         Self { status: StatusCode::BAD_REQUEST, kind: "invalid", detail: detail.to_string() }
     }
 
+    /// What was sent is wrong, in the way that a status says.
+    pub fn of_status(status: StatusCode, detail: String) -> Self {
+        let kind = if status == StatusCode::PAYLOAD_TOO_LARGE { "too-large" } else { "invalid" };
+        Self { status, kind, detail }
+    }
+
     /// There is no such thing.
     pub fn not_found(detail: impl ToString) -> Self {
         Self { status: StatusCode::NOT_FOUND, kind: "not-found", detail: detail.to_string() }

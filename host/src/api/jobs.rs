@@ -5,13 +5,13 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::response::Response;
 use axum::response::sse::{Event as Sse, KeepAlive, Sse as Stream};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::extract::{Body, Path, Query};
 use super::plugins::{command_to, query_to};
 use super::{ApiError, Shared};
 use crate::host::Host;
@@ -65,7 +65,7 @@ pub struct Update {
 pub async fn update(
     State(host): Shared,
     Path(job): Path<String>,
-    Json(update): Json<Update>,
+    Body(update): Body<Update>,
 ) -> Result<Response, ApiError> {
     let Update { event_type, data, result, node_id } = update;
     let members = [("data", data), ("result", result), ("node_id", node_id.map(Value::from))];

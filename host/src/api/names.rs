@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::extract::{Body, Path, Query};
 use super::{ApiError, Shared};
 use crate::backend::BackendError;
 use crate::backend::record::Record;
@@ -64,7 +65,7 @@ pub async fn publish(
     State(host): Shared,
     Path(key): Path<String>,
     Query(how): Query<How>,
-    Json(body): Json<Publish>,
+    Body(body): Body<Publish>,
 ) -> Result<Json<Value>, ApiError> {
     set(&host, key.parse()?, NameValue::Path(body.path), &how).await
 }

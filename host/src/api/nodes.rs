@@ -1,10 +1,11 @@
 //! `/v1/nodes`: the node registry, by the words of its domain.
 
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::extract::{Path, Query};
 use super::plugins::{command_to, query_to};
 use super::{ApiError, Shared};
 

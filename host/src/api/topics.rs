@@ -7,13 +7,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::sse::{Event as Sse, KeepAlive, Sse as Stream};
 use multibase::Base;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
 
+use super::extract::Path;
 use super::{ApiError, Shared};
 use crate::host::Host;
 use crate::ident::Topic;

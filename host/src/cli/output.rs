@@ -31,7 +31,7 @@ impl Output {
         for row in rows.as_array().into_iter().flatten() {
             table.add_row(columns.iter().map(|(_, pointer)| cell(row.pointer(pointer))));
         }
-        line(&table.to_string())
+        lines(&table)
     }
 
     /// Writes one object: JSON, or its members one a line.
@@ -41,10 +41,8 @@ impl Output {
         }
         let mut table = Table::new();
         table.load_preset(presets::NOTHING);
-        for (name, value) in object.as_object().into_iter().flatten() {
-            table.add_row([name.clone(), cell(Some(value))]);
-        }
-        line(&table.to_string())
+        flatten(&mut table, "", object);
+        lines(&table)
     }
 
     /// Whether programs read this.
@@ -66,11 +64,32 @@ impl Output {
     }
 }
 
+/// Adds the members of an object, those of objects inside it under both names.
+fn flatten(table: &mut Table, prefix: &str, object: &Value) {
+    for (name, value) in object.as_object().into_iter().flatten() {
+        let name = format!("{prefix}{name}");
+        match value {
+            Value::Object(members) if !members.is_empty() => flatten(table, &format!("{name}."), value),
+            value => {
+                table.add_row([name, cell(Some(value))]);
+            }
+        }
+    }
+}
+
+/// Writes a table without the blanks at the ends of its lines.
+fn lines(table: &Table) -> anyhow::Result<()> {
+    table.lines().try_for_each(|row| line(row.trim()))
+}
+
 /// A value as a cell; what a plugin or a peer wrote must not steer the terminal.
 fn cell(value: Option<&Value>) -> String {
     let text = match value {
         None | Some(Value::Null) => "-".to_owned(),
         Some(Value::String(text)) => text.clone(),
+        Some(Value::Array(items)) if items.iter().all(Value::is_string) => {
+            items.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", ")
+        }
         Some(other) => other.to_string(),
     };
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()

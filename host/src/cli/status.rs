@@ -27,7 +27,7 @@ pub async fn execute(client: &Client, out: &Output) -> anyhow::Result<()> {
         ("host", text("/id")),
         ("started", format!("{}, in {} ms", text("/started"), text("/start_took_ms"))),
         ("state", text("/state_dir")),
-        ("backend", format!("{} at {}", text("/backend/name"), text("/backend/address"))),
+        ("backend", format!("{}, {}", text("/backend/name"), text("/backend/address"))),
         ("log", format!("{} entries, the first held is {}", text("/log/head"), text("/log/first"))),
         ("outbox", format!("{} waiting", text("/outbox/waiting"))),
         ("dead letters", text("/dead_letters")),

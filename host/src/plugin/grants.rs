@@ -33,6 +33,15 @@ impl Grants {
         self.subscribe.iter().any(|pattern| pattern.covers(topic))
     }
 
+    /// The keys of this host that are written, or read by their key: they must be there.
+    pub fn keys(&self) -> impl Iterator<Item = &KeyName> {
+        let read = self.read.iter().filter_map(|either| match either {
+            NameOrKey::Key(key) => Some(key),
+            NameOrKey::Name(_) => None,
+        });
+        self.write.iter().chain(read)
+    }
+
     /// Whether all that `other` allows is allowed here too.
     pub fn cover(&self, other: &Grants) -> bool {
         other.publish.is_subset(&self.publish)

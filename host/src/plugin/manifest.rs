@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use thiserror::Error;
-use wasmparser::{Parser, Payload};
+use wasmparser::{ComponentTypeRef, Parser, Payload};
 
 use super::{Grants, Limits};
 use crate::ident::{Digest, InvalidWord, PluginName};
@@ -353,7 +353,11 @@ impl<'a> Sections<'a> {
                 }
                 Payload::ComponentImportSection(imports) if depth == 0 => {
                     for import in imports {
-                        sections.imports.push(import.map_err(damaged)?.name.name.to_owned());
+                        let import = import.map_err(damaged)?;
+                        // Types that the world uses are imports too, but nothing that a host offers.
+                        if matches!(import.ty, ComponentTypeRef::Instance(_)) {
+                            sections.imports.push(import.name.name.to_owned());
+                        }
                     }
                 }
                 _ => {}

@@ -154,6 +154,9 @@ async fn feed(host: &Arc<Host>, kinds: Vec<Kind>) {
 async fn settled(host: &Arc<Host>, native: Option<&native::Registry>) {
     let head = host.log.head().0;
     loop {
+        for (name, plugin) in &host.plugins {
+            assert_eq!(plugin.handle.status().reason, None, "{name} does not start");
+        }
         let behind = host.plugins.values().any(|plugin| plugin.handle.status().cursor < head);
         if !behind && native.is_none_or(|native| native.cursor() >= head) {
             break;

@@ -1,0 +1,32 @@
+//! What handlers take out of a request; a request that does not fit is told why in problem details.
+
+use axum::extract::{FromRequest, FromRequestParts};
+
+use super::ApiError;
+
+/// A part of the path.
+#[derive(Debug, FromRequestParts)]
+#[from_request(via(axum::extract::Path), rejection(ApiError))]
+pub struct Path<T>(pub T);
+
+/// The query.
+#[derive(Debug, FromRequestParts)]
+#[from_request(via(axum::extract::Query), rejection(ApiError))]
+pub struct Query<T>(pub T);
+
+/// A body of JSON.
+#[derive(Debug, FromRequest)]
+#[from_request(via(axum::Json), rejection(ApiError))]
+pub struct Body<T>(pub T);
+
+macro_rules! rejections {
+    ($($rejection:ident),*) => {$(
+        impl From<axum::extract::rejection::$rejection> for ApiError {
+            fn from(rejection: axum::extract::rejection::$rejection) -> Self {
+                Self::of_status(rejection.status(), rejection.body_text())
+            }
+        }
+    )*};
+}
+
+rejections!(PathRejection, QueryRejection, JsonRejection);

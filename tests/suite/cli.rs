@@ -1,0 +1,242 @@
+//! The program and its API, as an operator and as a program use them.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use dim_tests::Program;
+use serde_json::{Value, json};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_dim-under-test");
+
+fn host(dir: &Path) -> Program {
+    let state = dir.join("state");
+    std::fs::create_dir_all(&state).unwrap();
+    Program::start(Path::new(PROGRAM), &state, &["--embedded"])
+}
+
+fn exit_code(output: &Output) -> (i32, String) {
+    (output.status.code().unwrap(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// Runs a query until it holds what is wanted.
+fn soon(mut holds: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(std::time::Instant::now() < deadline, "in vain");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn jobs_nodes_topics_and_names_go_through_the_command_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path());
+    let job = host.json(&["job", "update", "render-7", "running", "--data", "{\"node_id\":\"n1\"}"]);
+    assert_eq!(job["status"], "running");
+    assert_eq!(host.json(&["job", "get", "render-7"])["node_id"], "n1");
+    host.json(&["job", "update", "render-7", "completed", "--result", "{\"frames\":12}"]);
+    let finished = host.json(&["job", "ls", "--status", "completed"]);
+    assert_eq!(finished[0]["result"], json!({ "frames": 12 }));
+    assert_eq!(host.json(&["job", "ls", "--status", "running"]), json!([]));
+
+    let nodes = dir.path().join("nodes.json");
+    std::fs::write(&nodes, "[{\"node_id\":\"n1\",\"status\":\"online\"}]").unwrap();
+    host.json(&["node", "put", nodes.to_str().unwrap()]);
+    let beat = dir.path().join("beat.json");
+    std::fs::write(
+        &beat,
+        "{\"node_id\":\"n2\",\"resources\":{\"memory_available\":64},\"cached_models\":[\"m\"]}",
+    )
+    .unwrap();
+    host.json(&["topic", "pub", "dim.nodes.heartbeat", &format!("@{}", beat.display())]);
+    soon(|| host.json(&["node", "ls"]).as_array().is_some_and(|nodes| nodes.len() == 2));
+    assert_eq!(host.json(&["node", "ls", "--min-memory", "32"])[0]["node_id"], "n2");
+    assert_eq!(host.json(&["node", "ls", "--model", "m"])[0]["node_id"], "n2");
+    assert_eq!(host.json(&["node", "ls", "--gpu"]), json!([]));
+    assert_eq!(host.json(&["node", "get", "n1"])["status"], "online");
+    assert_eq!(host.json(&["topic", "ls"]).as_array().unwrap().len(), 4);
+    assert_eq!(host.json(&["topic", "peers", "dim.jobs.updates"]), json!([]));
+
+    let file = dir.path().join("policy");
+    std::fs::write(&file, "the policy").unwrap();
+    let set = host.json(&["ipns", "update-state", "policy", file.to_str().unwrap(), "--lifetime", "2h"]);
+    assert_eq!(set["published"], true);
+    let name = host.json(&["ipns", "key-id", "policy"])["name"].as_str().unwrap().to_owned();
+    assert_eq!(set["name"], name.as_str());
+    assert_eq!(host.json(&["ipns", "resolve", &name])["path"], set["path"]);
+    assert_eq!(host.dim(&["ipns", "get-state", "policy"]).stdout, b"the policy");
+    let path = set["path"].as_str().unwrap();
+    let again = host.json(&["ipns", "publish", "other", path]);
+    assert_eq!(again["path"], path);
+    assert_eq!(host.dim(&["ipns", "get-state", "other"]).stdout, b"the policy");
+}
+
+#[test]
+fn plugins_and_dead_letters_go_through_the_command_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path());
+    let plugins = host.json(&["plugin", "ls"]);
+    assert_eq!(plugins.as_array().unwrap().len(), 3);
+    assert_eq!(host.json(&["plugin", "inspect", "job-tracker"])["name"], "job-tracker");
+    let file = host.json(&["plugin", "inspect", dim_tests::PROBE]);
+    assert_eq!((file["name"].as_str(), file["version"].as_str()), (Some("probe"), Some("0.1.0")));
+    let listed = host.json(&["plugin", "query", "job-tracker", "list"]);
+    assert_eq!(listed, json!([]));
+    let body = "{\"job_id\":\"a\",\"event_type\":\"queued\"}";
+    assert_eq!(host.json(&["plugin", "command", "job-tracker", "update", body])["status"], "queued");
+
+    host.json(&["topic", "pub", "dim.jobs.updates", "no job event"]);
+    soon(|| host.json(&["dead", "ls"]).as_array().is_some_and(|letters| letters.len() == 1));
+    let letter = host.json(&["dead", "ls", "--plugin", "job-tracker"])[0].clone();
+    let id = letter["id"].to_string();
+    assert_eq!(host.json(&["dead", "show", &id])["event"]["data"], "no job event");
+    host.json(&["dead", "replay", &id]);
+    soon(|| {
+        let letters = host.json(&["dead", "ls"]);
+        letters.as_array().is_some_and(|all| all.len() == 1 && all[0]["id"] != letter["id"])
+    });
+    let again = host.json(&["dead", "ls"])[0]["id"].to_string();
+    host.json(&["dead", "drop", &again]);
+    assert_eq!(host.json(&["dead", "ls"]), json!([]));
+}
+
+#[test]
+fn exit_codes_tell_what_went_wrong() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path());
+    let (code, error) = exit_code(&host.dim(&["job", "get", "nothing"]));
+    assert_eq!((code, error.as_str()), (3, "error: not found: nothing\n"));
+    assert_eq!(exit_code(&host.dim(&["dead", "show", "77"])).0, 3);
+    assert_eq!(exit_code(&host.dim(&["plugin", "query", "nobody", "list"])).0, 3);
+    assert_eq!(exit_code(&host.dim(&["job", "update", "a", "exploded"])).0, 5);
+    host.json(&["job", "update", "a", "completed"]);
+    let (code, error) = exit_code(&host.dim(&["job", "update", "a", "running"]));
+    assert_eq!(code, 5);
+    assert!(error.contains("completed"), "{error}");
+    assert_eq!(exit_code(&host.dim(&["job", "update", "a"])).0, 2);
+    assert_eq!(exit_code(&host.dim(&["job", "update", "a", "running", "--data", "{"])).0, 2);
+    let second = Command::new(PROGRAM)
+        .args(["run", "--embedded", "--state-dir"])
+        .arg(dir.path().join("state"))
+        .output();
+    let (code, error) = exit_code(&second.unwrap());
+    assert_eq!(code, 1);
+    assert!(error.contains("is in use by dim"), "{error}");
+    let nowhere =
+        Command::new(PROGRAM).args(["status", "--state-dir"]).arg(dir.path()).env_remove("DIM_API").output();
+    let (code, error) = exit_code(&nowhere.unwrap());
+    assert_eq!(code, 4);
+    assert!(error.contains("Is a host running?"), "{error}");
+}
+
+#[test]
+fn a_topic_and_the_jobs_can_be_watched() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path());
+    let watch = |args: &[&str]| {
+        let mut command = Command::new(PROGRAM);
+        command.args(args).args(["--output", "json", "--state-dir"]).arg(dir.path().join("state"));
+        command.env_remove("DIM_API").stdout(Stdio::piped());
+        command.spawn().expect("it can be started")
+    };
+    let (mut messages, mut jobs) = (watch(&["topic", "sub", "probe.any"]), watch(&["job", "watch"]));
+    soon(|| {
+        host.json(&["topic", "ls"]).as_array().unwrap().iter().any(|topic| topic["topic"] == "probe.any")
+    });
+    // Written until it is seen: there is no sign that the stream of jobs is open.
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let (message, job) = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut number = 0;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                number += 1;
+                host.json(&["topic", "pub", "probe.any", "{\"to\":\"whoever listens\"}"]);
+                host.json(&["job", "update", &format!("j{number}"), "running"]);
+            }
+        });
+        let first = |child: &mut std::process::Child| {
+            let mut line = String::new();
+            BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
+            serde_json::from_str::<Value>(&line).expect("a line of JSON")
+        };
+        let seen = (first(&mut messages), first(&mut jobs));
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        seen
+    });
+    for mut child in [messages, jobs] {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    assert_eq!(message["data"], "{\"to\":\"whoever listens\"}");
+    assert_eq!(message["origin"], "host");
+    assert_eq!(job["status"], "running");
+}
+
+#[test]
+fn a_message_comes_from_standard_input_byte_for_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path());
+    let mut command = Command::new(PROGRAM);
+    command.args(["topic", "pub", "dim.jobs.updates", "-", "--state-dir"]).arg(dir.path().join("state"));
+    let mut child = command.env_remove("DIM_API").stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"\xff\0binary").unwrap();
+    assert!(child.wait().unwrap().success());
+    soon(|| host.json(&["dead", "ls"]).as_array().is_some_and(|letters| letters.len() == 1));
+    assert_eq!(host.json(&["dead", "ls"])[0]["event"]["bytes"], 8);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_of_the_api_are_problem_details() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = tokio::task::block_in_place(|| host(dir.path()));
+    dim::install_tls();
+    let http = reqwest::Client::builder().unix_socket(host.socket().as_path()).no_proxy().build().unwrap();
+    for (path, status, kind) in [
+        ("/v1/nothing", 404, "not-found"),
+        ("/v1/jobs/nothing", 404, "not-found"),
+        ("/v1/plugins/Bad_Name", 400, "invalid"),
+        ("/v1/plugins/nobody", 404, "no-plugin"),
+        ("/v1/names/x%2Fy", 400, "invalid"),
+        ("/v1/jobs?typo=1", 400, "invalid"),
+        ("/v1/dead-letters/x", 400, "invalid"),
+    ] {
+        let response = http.get(format!("http://dim{path}")).send().await.unwrap();
+        assert_eq!(response.status(), status, "{path}");
+        assert_eq!(response.headers()["content-type"], "application/problem+json", "{path}");
+        let problem: Value = serde_json::from_slice(&response.bytes().await.unwrap()).unwrap();
+        assert_eq!((&problem["type"], &problem["status"]), (&json!(kind), &json!(status)), "{path}");
+    }
+    let wrong = http.post("http://dim/v1/jobs/a/events").body("{").send().await.unwrap();
+    assert_eq!(wrong.headers()["content-type"], "application/problem+json");
+    let health = http.get("http://dim/healthz").send().await.unwrap();
+    assert_eq!((health.status().as_u16(), health.text().await.unwrap().as_str()), (200, "ok\n"));
+    let metrics = http.get("http://dim/metrics").send().await.unwrap().text().await.unwrap();
+    assert!(metrics.contains("dim_plugin_handled_total{plugin=\"job-tracker\"}"), "{metrics}");
+    assert!(metrics.ends_with("# EOF\n"), "{metrics}");
+    let large = vec![b'x'; (60 << 10) + 1];
+    let refused = http.post("http://dim/v1/topics/t/messages").body(large).send().await.unwrap();
+    assert_eq!(refused.status(), 413);
+}
+
+#[test]
+fn the_demonstration_shows_a_death_and_a_return() {
+    let mut command = Command::new(PROGRAM);
+    command.args(["run", "--demo", "5"]).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut wanted = vec!["node-1 is dead", "job-1 is marked", "node-1 is recovered"].into_iter();
+    let mut next = wanted.next();
+    for line in lines.map_while(Result::ok).take(60) {
+        if next.is_some_and(|text| line.contains(text)) {
+            next = wanted.next();
+        }
+        if next.is_none() {
+            break;
+        }
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(next, None, "the demonstration does not come to it");
+}

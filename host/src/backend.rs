@@ -30,6 +30,14 @@ pub enum BackendError {
         /// Why.
         why: String,
     },
+    /// It broke off; what was asked may have happened.
+    #[error("the answer of {call} broke off: {why}")]
+    Interrupted {
+        /// Which call.
+        call: &'static str,
+        /// Why.
+        why: String,
+    },
     /// It did not answer in time; what was asked may have happened.
     #[error("{0} did not answer in time")]
     Timeout(&'static str),

@@ -11,11 +11,12 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-use redb::WriteTransaction;
+use redb::{ReadableTableMetadata as _, WriteTransaction};
 use thiserror::Error;
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use crate::dead;
 use crate::ident::{KeyName, PluginName};
 use crate::interest::Interest;
 use crate::log::{Entry, Event, EventLog, Kind, Mailbox, Offset, Origin};
@@ -239,6 +240,19 @@ impl Commit {
     /// The writer's thread: commits until `stop` is cancelled and nothing waits any more. What is
     /// committed when it returns is on the disk.
     pub fn run(&self, store: &Store, log: &EventLog, stop: &CancellationToken) -> Result<(), StoreError> {
+        let outcome = self.run_until(store, log, stop);
+        // After an error nothing is acknowledged any more: who waits is told.
+        let mut queue = self.queue.lock().expect("no one panics while holding the queue");
+        *queue = Queue { closed: true, ..Queue::default() };
+        outcome
+    }
+
+    /// Whether nothing will be committed any more.
+    pub fn is_closed(&self) -> bool {
+        self.queue.lock().expect("no one panics while holding the queue").closed
+    }
+
+    fn run_until(&self, store: &Store, log: &EventLog, stop: &CancellationToken) -> Result<(), StoreError> {
         let mut since: Option<Instant> = None;
         let mut disk = Disk { synced_at: Instant::now(), behind: false };
         loop {
@@ -320,6 +334,10 @@ impl Commit {
         }
         let after: Vec<AfterCommit> =
             work.writes.into_iter().map(|small| (small.run)(&write)).collect::<Result<_, _>>()?;
+        // Before the outbox can see them and count them down.
+        for submitted in &work.batches {
+            self.outbox_tally.added(&submitted.batch.plugin, submitted.batch.publishes.len());
+        }
         write.commit()?;
         disk.committed(sync);
         if let Some(last) = entries.last() {
@@ -355,7 +373,6 @@ impl Commit {
     fn finish(&self, submitted: Submitted) {
         let Submitted { batch, progress } = submitted;
         self.tally.handled.fetch_add(batch.entries as u64, Ordering::Relaxed);
-        self.outbox_tally.added(&batch.plugin, batch.publishes.len());
         self.interest.update(&batch);
         batch.send_replies();
         progress.committed.store(batch.number, Ordering::Release);
@@ -505,6 +522,13 @@ fn apply_failures(write: &WriteTransaction, batch: &Batch, wakes: &mut Wakes) ->
         let mut table = write.open_table(DEAD)?;
         for (id, letter) in (first..).zip(&batch.dead) {
             table.insert(id, letter.to_bytes().as_slice())?;
+        }
+        while table.len()? > dead::MAX_LETTERS {
+            let Some((id, _)) = table.pop_first()?.map(|(id, letter)| (id.value(), letter.value().len()))
+            else {
+                break;
+            };
+            tracing::warn!(id, "the oldest dead letter is dropped: there are {}", dead::MAX_LETTERS);
         }
     }
     if !batch.retries.is_empty() {

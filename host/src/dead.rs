@@ -8,6 +8,12 @@ use crate::ident::PluginName;
 use crate::log::{Event, Kind, Offset};
 use crate::store::{DEAD, Store, StoreError};
 
+/// How many letters are kept; beyond it the oldest go, with a warning.
+pub const MAX_LETTERS: u64 = 10_000;
+
+/// Held while a letter is replayed or dropped.
+static TAKING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// An event that was set aside.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DeadLetter {
@@ -84,6 +90,8 @@ pub fn count(store: &Store) -> Result<u64, StoreError> {
 /// Gives a dead letter's event to its plugin again, in place of the letter.
 /// Returns false if there is no such letter.
 pub async fn replay(store: &Store, commit: &Commit, id: u64) -> Result<bool, CommitError> {
+    // Each letter is taken once, however many ask at the same time.
+    let _turn = TAKING.lock().await;
     let Some(letter) = get(store, id)? else { return Ok(false) };
     let event = letter.event()?;
     let again = Kind::Again { plugin: letter.plugin, attempt: 0, first: Offset(letter.offset), event };
@@ -92,6 +100,7 @@ pub async fn replay(store: &Store, commit: &Commit, id: u64) -> Result<bool, Com
 
 /// Forgets a dead letter. Returns false if there is no such letter.
 pub async fn drop_letter(commit: &Commit, id: u64) -> Result<bool, CommitError> {
+    let _turn = TAKING.lock().await;
     commit.write(move |write| Ok(write.open_table(DEAD)?.remove(id)?.is_some())).await
 }
 

@@ -2,7 +2,7 @@
 
 mod candidate;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -21,13 +21,15 @@ use crate::commit::Commit;
 use crate::config::Config;
 use crate::echo::Echoes;
 use crate::followed::Follower;
-use crate::ident::{InvalidWord, PluginName, Topic};
+use crate::ident::{InvalidWord, IpnsName, KeyName, PluginName, Topic};
 use crate::interest::Interest;
 use crate::keys::{KeyError, Keyring};
 use crate::log::{EventLog, Kind};
 use crate::names::Publisher;
 use crate::outbox::{self, Outbox};
-use crate::plugin::{Actor, Engine, EngineError, Grants, Handle, Parts, Prepared, SessionParts, roster};
+use crate::plugin::{
+    Actor, Engine, EngineError, Grants, Handle, NameOrKey, Parts, Prepared, SessionParts, World, roster,
+};
 use crate::retention::Retention;
 use crate::retries::Retries;
 use crate::store::{Store, StoreError};
@@ -321,7 +323,7 @@ impl Start {
         &mut self,
         candidate: Candidate,
         prepared: Prepared,
-        existing: &mut Option<Vec<(crate::ident::KeyName, crate::ident::IpnsName)>>,
+        existing: &mut Option<Vec<(KeyName, IpnsName)>>,
     ) -> Result<(), LoadError> {
         let (resolved, Allowance { grants, limits }) =
             candidate.resolve(&self.config, &prepared, &self.id).map_err(LoadError::Refused)?;
@@ -341,6 +343,8 @@ impl Start {
             self.log.head(),
         )
         .map_err(HostError::from)?;
+        let mut stored = stored;
+        self.take_back(&name, &grants, &mut stored.world);
         self.interest.restore(&name, &stored.world);
         self.subscribe_as_asked(&name, &resolved.asks, &grants, &stored.world);
         let grants = Arc::new(grants);
@@ -370,16 +374,28 @@ impl Start {
         Ok(())
     }
 
+    /// Ends what the plugin had and is not granted any more.
+    fn take_back(&self, name: &PluginName, grants: &Grants, world: &mut World) {
+        let names = grants.read.iter().filter_map(|either| match either {
+            NameOrKey::Name(name) => Some(name.clone()),
+            NameOrKey::Key(key) => self.keys.name(key),
+        });
+        let names: BTreeSet<IpnsName> = names.collect();
+        for gone in world.follows().keys().filter(|name| !names.contains(*name)).cloned().collect::<Vec<_>>()
+        {
+            world.unfollow(&gone);
+        }
+        let revoked = |topic: &&Topic| !grants.may_subscribe(topic);
+        for topic in world.subscriptions().iter().filter(revoked).cloned().collect::<Vec<_>>() {
+            world.unsubscribe(&topic);
+            self.log.append_now([Kind::Subscription { plugin: name.clone(), topic, subscribed: false }]);
+        }
+    }
+
     /// Subscribes to the exact topics of the manifest that are granted, from the head of the log.
-    fn subscribe_as_asked(
-        &self,
-        name: &PluginName,
-        asks: &Grants,
-        grants: &Grants,
-        world: &crate::plugin::World,
-    ) {
+    fn subscribe_as_asked(&self, name: &PluginName, asks: &Grants, grants: &Grants, world: &World) {
         for (topic, until) in world.last_heard() {
-            self.hearings.restore(topic, until);
+            self.hearings.restore(topic, until, !world.peers(topic).is_empty());
         }
         for topic in asks.subscribe.iter().filter_map(|pattern| pattern.exact()) {
             if grants.may_subscribe(topic) && !world.subscriptions().contains(topic) {
@@ -395,8 +411,8 @@ impl Start {
     /// Makes a key, or adopts the one that the daemon has under that name.
     async fn ensure_key(
         &self,
-        key: &crate::ident::KeyName,
-        existing: &mut Option<Vec<(crate::ident::KeyName, crate::ident::IpnsName)>>,
+        key: &KeyName,
+        existing: &mut Option<Vec<(KeyName, IpnsName)>>,
     ) -> Result<(), HostError> {
         if self.keys.get(key).is_some() {
             return Ok(());
@@ -417,7 +433,7 @@ impl Start {
         Ok(())
     }
 
-    async fn daemon_keys(&self) -> Vec<(crate::ident::KeyName, crate::ident::IpnsName)> {
+    async fn daemon_keys(&self) -> Vec<(KeyName, IpnsName)> {
         match tokio::time::timeout(KEYS_TIMEOUT, self.backend.names.keys()).await {
             Ok(Ok(keys)) => keys,
             Ok(Err(error)) => {

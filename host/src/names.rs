@@ -247,12 +247,12 @@ impl Publisher {
         let data =
             documents::get(&snapshot, &known.path).map_err(|error| BackendError::Store(error.to_string()))?;
         drop(snapshot);
-        if let (Some((cid, _)), Some(data)) = (known.path.ipfs(), data) {
-            self.backend.content.put(&cid, data.into()).await?;
-        }
         if let Prepared::Taken(other) = self.backend.names.prepare(key, &held).await? {
             tracing::error!(%key, "the daemon has another key of this name ({other}): rename one of the two");
             return Err(BackendError::Refused { call: "key/import", message: format!("{key} is taken") });
+        }
+        if let (Some((cid, _)), Some(data)) = (known.path.ipfs(), data) {
+            self.backend.content.put(&cid, data.into()).await?;
         }
         let lifetime = Duration::from_nanos(known.lifetime);
         let last = known.published.as_ref().map_or(0, |accepted| accepted.sequence);

@@ -21,8 +21,8 @@ use crate::plugin::Publish;
 use crate::store::{self, OUTBOX, Store, StoreError};
 use crate::time::Timestamp;
 
-/// Publishes that are held in memory at a time.
-const WINDOW: usize = 1_000;
+/// Publishes of the API that may wait; one more is refused. Plugins have a limit of their own.
+pub const API_QUOTA: u64 = 10_000;
 
 /// Accepted publishes that are forgotten together.
 const FORGET: usize = 64;
@@ -132,12 +132,10 @@ pub struct Outbox {
     pub expiry: Duration,
 }
 
-/// One publish that waits.
-#[derive(Debug)]
+/// One publish that waits; what it says is read when it is its turn.
+#[derive(Clone, Copy, Debug)]
 struct Waiting {
     number: u64,
-    topic: Topic,
-    data: Bytes,
     time: Timestamp,
 }
 
@@ -155,7 +153,6 @@ struct Window {
     lines: BTreeMap<Option<PluginName>, Line>,
     /// The number of the last row that was loaded.
     loaded: u64,
-    held: usize,
     /// Whose turn came last.
     last: Option<Option<PluginName>>,
     accepted: Vec<u64>,
@@ -199,13 +196,12 @@ impl Outbox {
             return Ok(());
         };
         let line = window.lines.get_mut(&whose).expect("chosen from the lines");
-        let first = line.waiting.front().expect("chosen because it has one");
+        let first = *line.waiting.front().expect("chosen because it has one");
         let expired = Timestamp::wall().since(first.time) > self.expiry;
-        if expired || self.send(first, &whose, line.waiting.len()).await {
-            let first = line.waiting.pop_front().expect("looked at above");
+        if expired || self.send(first.number, &whose).await? {
+            line.waiting.pop_front();
             line.backoff.reset();
             line.not_before = None;
-            window.held -= 1;
             window.accepted.push(first.number);
             self.count(&whose, expired);
         } else {
@@ -218,21 +214,28 @@ impl Outbox {
         Ok(())
     }
 
-    async fn send(&self, publish: &Waiting, whose: &Option<PluginName>, waiting: usize) -> bool {
-        let Waiting { topic, data, .. } = publish;
+    /// Sends one publish; false if it has to be tried again.
+    async fn send(&self, number: u64, whose: &Option<PluginName>) -> Result<bool, StoreError> {
+        let Some(row) = self.row(number)? else { return Ok(true) };
+        let topic: Topic = row.topic.parse().map_err(|error| StoreError::corrupt("outbox", error))?;
         // Expected before it is sent: the echo may be faster than the answer.
-        let expected = self.echoes.expect(topic, data);
-        match self.backend.pubsub.publish(topic, data.clone()).await {
-            Ok(()) => true,
+        let expected = self.echoes.expect(&topic, &row.data);
+        match self.backend.pubsub.publish(&topic, row.data.clone()).await {
+            Ok(()) => Ok(true),
             Err(error) => {
                 if error.certainly_not_sent() {
                     self.echoes.forget(expected);
                 }
                 let whose = whose.as_ref().map_or("the API", PluginName::as_str);
-                tracing::debug!(%topic, whose, waiting, "not published yet: {error}");
-                false
+                tracing::debug!(%topic, whose, "not published yet: {error}");
+                Ok(false)
             }
         }
+    }
+
+    fn row(&self, number: u64) -> Result<Option<Row>, StoreError> {
+        let table = self.store.snapshot()?.table(OUTBOX)?;
+        table.get(number)?.map(|row| Row::read(row.value())).transpose()
     }
 
     fn count(&self, whose: &Option<PluginName>, expired: bool) {
@@ -246,23 +249,15 @@ impl Outbox {
         }
     }
 
-    /// Loads more rows, as far as the window has room.
+    /// Takes in what was committed since: the numbers of all that waits, so that no plugin's queue
+    /// hides another's.
     fn load(&self, window: &mut Window) -> Result<(), StoreError> {
-        if window.held >= WINDOW {
-            return Ok(());
-        }
         let table = self.store.snapshot()?.table(OUTBOX)?;
-        for row in table.range(window.loaded + 1..)?.take(WINDOW - window.held) {
+        for row in table.range(window.loaded + 1..)? {
             let (number, bytes) = row?;
             let row = Row::read(bytes.value())?;
-            let waiting = Waiting {
-                number: number.value(),
-                topic: row.topic.parse().map_err(|error| StoreError::corrupt("outbox", error))?,
-                data: row.data.clone(),
-                time: Timestamp(row.time),
-            };
+            let waiting = Waiting { number: number.value(), time: Timestamp(row.time) };
             window.loaded = waiting.number;
-            window.held += 1;
             window.lines.entry(owner(&row)?).or_default().waiting.push_back(waiting);
         }
         Ok(())

@@ -92,9 +92,15 @@ impl Replay {
     }
 
     fn entries(&self) -> Result<Vec<Entry>, StoreError> {
-        let mut entries = self.source.read_log(Offset(0), usize::MAX)?;
-        entries.sort_by_key(|entry| entry.offset);
-        Ok(entries)
+        let mut entries: Vec<Entry> = Vec::new();
+        loop {
+            let next = entries.last().map_or(Offset(0), |last| Offset(last.offset.0 + 1));
+            let more = self.source.read_log(next, usize::MAX)?;
+            if more.is_empty() {
+                return Ok(entries);
+            }
+            entries.extend(more);
+        }
     }
 
     fn run_one(

@@ -31,6 +31,9 @@ const CACHE_BYTES: usize = 192 << 20;
 /// Largest chunk of the event log, in bytes: entries that are committed together share rows.
 const CHUNK_BYTES: usize = 64 << 10;
 
+/// Bytes of the log that are read at a time, or one row if it is larger.
+const READ_BYTES: usize = 4 << 20;
+
 /// What can go wrong with the store.
 #[derive(Debug, Error)]
 pub enum StoreError {
@@ -202,11 +205,14 @@ impl Store {
             Some(row) => row?.0.value(),
             None => from.0,
         };
-        let mut entries = Vec::new();
+        let (mut entries, mut bytes) = (Vec::new(), 0);
         for row in table.range(first..)? {
-            let chunk = decode_chunk(Bytes::copy_from_slice(row?.1.value()))?;
+            let row = row?.1;
+            bytes += row.value().len();
+            let chunk = decode_chunk(Bytes::copy_from_slice(row.value()))?;
             entries.extend(chunk.into_iter().filter(|entry| entry.offset >= from));
-            if entries.len() >= limit {
+            // A plugin that lags far behind must not fill the memory with large messages.
+            if entries.len() >= limit || (bytes >= READ_BYTES && !entries.is_empty()) {
                 break;
             }
         }

@@ -1,5 +1,6 @@
 //! What a plugin that fails does to itself, and does not do to others.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use dim::plugin::ReplyError;
@@ -184,4 +185,38 @@ async fn a_plugin_in_python_loads_and_answers() {
     eventually("it has counted", async || count().await.is_ok_and(|answer| answer["count"] == 3)).await;
     assert_eq!(count().await.unwrap(), json!({ "greeting": "hello from Python", "count": 3 }));
     assert!(host.dead_letters().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_timer_that_sets_itself_to_the_past_for_ever_hangs_nobody() {
+    let host = Setup::probe().start().await;
+    host.run(json!([{ "do": "timer", "key": "again", "at": 0 }])).await;
+    eventually("it has fired often", async || {
+        host.state_of("probe", "fired").await.as_array().is_some_and(|fired| fired.len() > 20)
+    })
+    .await;
+    // Commands and queries get their turn, and the host can be stopped.
+    assert_eq!(
+        host.run(json!([{ "do": "clear", "key": "again" }, add("count")])).await[1],
+        json!({ "ok": 1 })
+    );
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_plugins_queue_does_not_hide_anothers_publishes() {
+    let host = Setup::probe().and_probe("other", json!({})).start().await;
+    let publish = |n: u64| json!({ "do": "publish", "topic": "probe.out", "data": n.to_string() });
+    host.run((0..5_000).map(publish).collect()).await;
+    host.command("other", "run", script(json!([publish(0)]))).await.unwrap();
+    let waiting = |plugin: &str| host.host.sent.length(&plugin.parse().unwrap()).load(Ordering::Relaxed);
+    let left = std::cell::Cell::new(0);
+    eventually("the other's is sent", async || {
+        left.set(waiting("probe"));
+        waiting("other") == 0
+    })
+    .await;
+    assert!(left.get() > 2_500, "in its turn, not after {} of 5,000", 5_000 - left.get());
+    eventually("all are sent", async || dim::outbox::waiting(&host.host.store).unwrap().0 == 0).await;
+    assert_eq!(host.host.sent.sent.load(Ordering::Relaxed), 5_001);
 }

@@ -27,8 +27,14 @@ async fn another_program_on_the_bus_is_never_swallowed() {
     let host = Setup::probe().start().await;
     let published = json!({ "do": "publish", "topic": "probe.in", "data": add("heard") });
     host.run(json!([published])).await;
-    // The same bytes, from someone else.
-    host.from_peer("probe.in", add("heard")).await;
+    eventually("the echo is dropped", async || {
+        host.host.received.echoes.load(std::sync::atomic::Ordering::Relaxed) == 1
+    })
+    .await;
+    // The same bytes with the same sender: another program on the host's own daemon.
+    let daemon = host.host.backend.pubsub.identity().await.unwrap();
+    let (bus, topic) = (host.host.bus.as_ref().unwrap(), "probe.in".parse().unwrap());
+    bus.publish_as(&daemon, &topic, add("heard").into()).await;
     eventually("it is heard", async || host.state_of("probe", "heard").await == 1).await;
 }
 
@@ -151,4 +157,45 @@ async fn state_of_an_older_start_is_told_to_the_plugin() {
     host.settled().await;
     eventually("the second start knows the version", async || host.state_of("probe", "version").await == 1)
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_granted_any_more_is_taken_back_at_the_next_start() {
+    let host = Setup::probe().start().await;
+    host.run(
+        json!([{ "do": "subscribe", "topic": "probe.more" }, { "do": "follow", "name": "probe-other" }]),
+    )
+    .await;
+    host.settled().await;
+    let less = Setup::default().and_probe("probe", json!({ "grants": { "subscribe": ["probe.in"] } }));
+    let host = less.start_in(host.stop().await).await;
+    host.settled().await;
+    assert_eq!(host.run(json!([{ "do": "topics" }])).await, [json!(["probe.in"])]);
+    assert!(host.host.interest.names().is_empty());
+    assert_eq!(host.host.interest.topics().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_of_subscribing_and_unsubscribing_holds() {
+    let host = Setup::probe().start().await;
+    host.run(json!([
+        { "do": "unsubscribe", "topic": "probe.in" },
+        { "do": "subscribe", "topic": "probe.in" },
+        { "do": "subscribe", "topic": "probe.more" },
+        { "do": "unsubscribe", "topic": "probe.more" },
+    ]))
+    .await;
+    host.settled().await;
+    assert_eq!(host.run(json!([{ "do": "topics" }])).await, [json!(["probe.in"])]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn following_is_as_durable_as_the_commit_that_asked_for_it() {
+    use dim::store::WORLDS;
+    let host = Setup::probe().start().await;
+    host.run(json!([{ "do": "follow", "name": "probe-other" }])).await;
+    let worlds = host.host.store.snapshot().unwrap().table(WORLDS).unwrap();
+    let world = worlds.get(1).unwrap().expect("it is stored with the reply");
+    let world: Value = serde_json::from_slice(world.value()).unwrap();
+    assert_eq!(world["follows"].as_object().unwrap().len(), 1, "{world}");
 }

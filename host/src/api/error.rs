@@ -1,7 +1,9 @@
 //! Errors of the API as problem details, <https://www.rfc-editor.org/rfc/rfc9457>.
 
 use axum::Json;
+use axum::extract::Request;
 use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
@@ -49,6 +51,11 @@ impl ApiError {
     /// There is no such thing.
     pub fn not_found(detail: impl ToString) -> Self {
         Self { status: StatusCode::NOT_FOUND, kind: "not-found", detail: detail.to_string() }
+    }
+
+    /// It cannot be done now; it may be later.
+    pub fn unavailable(detail: impl ToString) -> Self {
+        Self { status: StatusCode::SERVICE_UNAVAILABLE, kind: "unavailable", detail: detail.to_string() }
     }
 
     /// More bytes than allowed.
@@ -127,7 +134,9 @@ impl From<BackendError> for ApiError {
             BackendError::NotFound(_) => (StatusCode::NOT_FOUND, "not-found"),
             BackendError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too-large"),
             BackendError::Timeout(_) => (StatusCode::GATEWAY_TIMEOUT, "backend-timeout"),
-            BackendError::Unreachable { .. } => (StatusCode::SERVICE_UNAVAILABLE, "backend-unreachable"),
+            BackendError::Unreachable { .. } | BackendError::Interrupted { .. } => {
+                (StatusCode::SERVICE_UNAVAILABLE, "backend-unreachable")
+            }
             BackendError::Refused { .. } | BackendError::Unbelievable { .. } => {
                 (StatusCode::BAD_GATEWAY, "backend")
             }
@@ -135,6 +144,16 @@ impl From<BackendError> for ApiError {
         };
         Self { status, kind, detail: error.to_string() }
     }
+}
+
+/// Refuses what a web page sends: the API trusts whoever can reach it, and a page of any origin can
+/// reach loopback through a browser.
+pub async fn refuse_browsers(request: Request, next: Next) -> Result<Response, ApiError> {
+    if request.headers().contains_key(header::ORIGIN) {
+        let detail = "requests of web pages are refused".to_owned();
+        return Err(ApiError { status: StatusCode::FORBIDDEN, kind: "forbidden", detail });
+    }
+    Ok(next.run(request).await)
 }
 
 /// Answers for a path that there is not.

@@ -16,7 +16,7 @@ use super::{ApiError, Shared};
 use crate::backend::BackendError;
 use crate::backend::record::Record;
 use crate::documents;
-use crate::followed::Resolution;
+use crate::followed::{self, Resolution};
 use crate::host::Host;
 use crate::ident::{ContentPath, IpnsName, KeyName};
 use crate::names::{self, Known};
@@ -145,7 +145,14 @@ async fn resolution(host: &Host, text: &str) -> Result<Resolution, ApiError> {
     {
         return Ok(known.resolution(name));
     }
-    let record = record(host, &name).await?;
+    let record = match record(host, &name).await {
+        Ok(record) => record,
+        // What was known last, with the time at which it was confirmed.
+        Err(error @ (BackendError::Unreachable { .. } | BackendError::Timeout(_))) => {
+            return followed::known(&host.store, &name)?.ok_or_else(|| error.into());
+        }
+        Err(error) => return Err(error.into()),
+    };
     Ok(Resolution {
         name,
         path: record.path,

@@ -61,6 +61,10 @@ pub async fn publish(
             data.len()
         )));
     }
+    let (waiting, _) = outbox::waiting(&host.store)?;
+    if waiting >= outbox::API_QUOTA {
+        return Err(ApiError::unavailable(format!("{waiting} publishes wait for the backend already")));
+    }
     let event = Event::Message { topic: topic.clone(), data: data.clone(), origin: Origin::Host };
     let now = host.log.now();
     let publish = Publish { topic, data };

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::bindings::{self, dim::coordination::event as wit};
 use super::instance::{CallError, Instance, Setting, thread_cpu};
+use super::limits::REASON_BYTES;
 use super::session::{Mode, Session, SessionParts};
 use super::wasi::EntryRandom;
 use super::{Batch, Change, Prepared, Reply, ReplyError, Retry, ipns};
@@ -298,7 +299,7 @@ impl Actor {
                 Err(source) => return Err(ActorError { plugin: self.plugin, source }),
             }
         }
-        while !self.hand_over() && !self.session().effects.batch.is_empty() {
+        while !self.commit.is_closed() && !self.hand_over() && !self.session().effects.batch.is_empty() {
             self.mailbox.wait(Duration::from_millis(100));
         }
         self.log.unwatch(&self.plugin);
@@ -469,7 +470,7 @@ impl Actor {
                     let tries = delivery.attempt + 1;
                     self.set_aside(delivery, entry, format!("still not handled after {tries} tries"), lines);
                 }
-                wit::Failure::Reject(why) => self.set_aside(delivery, entry, why, lines),
+                wit::Failure::Reject(why) => self.set_aside(delivery, entry, cut(why), lines),
             }
             return Ok(Outcome::Done);
         }
@@ -486,6 +487,10 @@ impl Actor {
     }
 
     fn put_off(&mut self, delivery: Delivery, entry: &Entry, after: Duration) {
+        let bytes = match &delivery.event {
+            Event::Message { data, .. } => data.len(),
+            Event::Timer { .. } | Event::NameChanged(_) | Event::Gap { .. } => 0,
+        };
         let retry = Retry {
             at: entry.time.after(after.max(Duration::from_millis(100)).min(Duration::from_secs(86_400))),
             attempt: delivery.attempt + 1,
@@ -493,6 +498,7 @@ impl Actor {
             event: delivery.event,
         };
         let batch = &mut self.session_mut().effects.batch;
+        batch.bytes += bytes;
         batch.retries.push(retry);
         batch.entries += 1;
     }
@@ -511,6 +517,8 @@ impl Actor {
             event: delivery.event.to_bytes(),
         };
         let batch = &mut self.session_mut().effects.batch;
+        batch.bytes +=
+            letter.event.len() + letter.reason.len() + letter.log.iter().map(String::len).sum::<usize>();
         batch.dead.push(letter);
         batch.entries += 1;
     }
@@ -712,7 +720,8 @@ impl Actor {
         if waits || !self.has_something() {
             return !waits;
         }
-        if std::mem::take(&mut self.world_changed) {
+        let follows = !self.session().effects.batch.follows.is_empty();
+        if std::mem::take(&mut self.world_changed) || follows {
             let world = serde_json::to_vec(&self.session().world).expect("a world is plain data");
             self.session_mut().effects.batch.world = Some(world);
         }
@@ -768,11 +777,17 @@ fn refused(error: CallError) -> Result<Result<(), String>, StoreError> {
 fn reply_error(refusal: bindings::Refusal, method: &str) -> ReplyError {
     match refusal {
         wit::Refusal::UnknownMethod => ReplyError::UnknownMethod(method.to_owned()),
-        wit::Refusal::Invalid(why) => ReplyError::Invalid(why),
-        wit::Refusal::NotFound(what) => ReplyError::NotFound(what),
-        wit::Refusal::Conflict(why) => ReplyError::Conflict(why),
-        wit::Refusal::Other(why) => ReplyError::Refused(why),
+        wit::Refusal::Invalid(why) => ReplyError::Invalid(cut(why)),
+        wit::Refusal::NotFound(what) => ReplyError::NotFound(cut(what)),
+        wit::Refusal::Conflict(why) => ReplyError::Conflict(cut(why)),
+        wit::Refusal::Other(why) => ReplyError::Refused(cut(why)),
     }
+}
+
+/// What a plugin says of a failure, as long as an operator reads it.
+fn cut(mut reason: String) -> String {
+    reason.truncate(reason.floor_char_boundary(REASON_BYTES));
+    reason
 }
 
 fn wit_event(event: &Event) -> wit::Event {

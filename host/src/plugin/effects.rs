@@ -222,6 +222,7 @@ impl Batch {
 
     /// Keeps a reply for after the commit.
     pub fn reply(&mut self, to: oneshot::Sender<Reply>, reply: Reply) {
+        self.bytes += reply.as_ref().map_or(0, String::len);
         let replies = self.replies.get_mut().expect("no one panics while holding the replies");
         replies.push(PendingReply { to, reply });
     }

@@ -32,6 +32,8 @@ pub struct Limits {
     pub timers: usize,
     /// Names followed at one time.
     pub follows: usize,
+    /// Topics subscribed to at one time.
+    pub topics: usize,
     /// Log lines of one call; more are counted and dropped.
     pub log_lines: usize,
     /// Publishes that wait to be sent; an entry that would add to more is refused the publish.
@@ -45,6 +47,9 @@ pub const KEY_BYTES: usize = 512;
 
 /// Largest page of a scan, in bytes.
 pub const PAGE_BYTES: usize = 1 << 20;
+
+/// Longest reason that a plugin gives for a failure, in bytes; what is longer is cut.
+pub const REASON_BYTES: usize = 4096;
 
 /// Longest line of a plugin's log, in bytes; what is longer is cut.
 pub const LINE_BYTES: usize = 4096;
@@ -62,13 +67,14 @@ impl Default for Limits {
             call_cpu_ms: 1_000,
             start_cpu_ms: 10_000,
             effect_bytes: 24 << 20,
-            effects: 10_000,
+            effects: 200_000,
             state_bytes: 1 << 30,
             value_bytes: 1 << 20,
             message_bytes: MESSAGE_BYTES,
             document_bytes: DOCUMENT_BYTES,
             timers: 200_000,
             follows: 64,
+            topics: 64,
             log_lines: 100,
             outbox: 10_000,
             retries: 5,

@@ -343,6 +343,8 @@ impl Session {
     pub fn set_timer(&mut self, key: &str, at: Option<Timestamp>) -> Answer<()> {
         allowed!(check_key(key.as_bytes()));
         allowed!(self.may_effect(key.len() + 8));
+        // What has passed falls due with the next entry: within this one it would fire for ever.
+        let at = at.map(|at| at.max(Timestamp(self.world.time().0.saturating_add(1))));
         let known = self.effects.timers.get(key);
         if at.is_some() && known.is_none() && self.effects.timers.count() >= self.limits.timers {
             return Ok(Err(Refusal::TooMany(u32::try_from(self.limits.timers).unwrap_or(u32::MAX))));
@@ -386,9 +388,12 @@ impl Session {
             return Ok(Err(Refusal::NotGranted(topic.to_string())));
         }
         allowed!(self.may_effect(topic.as_str().len()));
-        if self.world.subscriptions().contains(&topic) != subscribed {
-            self.effects.subscribe(topic, subscribed);
+        let asked = self.world.subscriptions().len() + self.effects.batch.subscriptions.len();
+        if subscribed && asked >= self.limits.topics {
+            return Ok(Err(Refusal::Limit("topics")));
         }
+        // Noted even if it seems to hold already: an earlier one may still be on its way to the log.
+        self.effects.subscribe(topic, subscribed);
         Ok(Ok(()))
     }
 

@@ -69,9 +69,7 @@ impl World {
                 if *subscribed {
                     self.subscriptions.insert(topic.clone());
                 } else {
-                    self.subscriptions.remove(topic);
-                    self.heard.remove(topic);
-                    self.peers.remove(topic);
+                    self.unsubscribe(topic);
                 }
                 Change::Some
             }
@@ -84,6 +82,13 @@ impl World {
             },
             _ => Change::None,
         }
+    }
+
+    /// Ends a subscription, and forgets what was heard on it.
+    pub fn unsubscribe(&mut self, topic: &Topic) {
+        self.subscriptions.remove(topic);
+        self.heard.remove(topic);
+        self.peers.remove(topic);
     }
 
     fn hear(&mut self, hearing: &Hearing) {

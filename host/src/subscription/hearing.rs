@@ -49,11 +49,13 @@ pub struct TopicHearing {
 pub struct Hearings(Mutex<BTreeMap<Topic, TopicHearing>>);
 
 impl Hearings {
-    /// Takes in until when listening was proven before this start of the host.
-    pub fn restore(&self, topic: &Topic, until: Timestamp) {
+    /// Takes in until when listening was proven before this start of the host, and whether there
+    /// were peers.
+    pub fn restore(&self, topic: &Topic, until: Timestamp, had_peers: bool) {
         let mut topics = self.lock();
         let hearing = topics.entry(topic.clone()).or_default();
         hearing.proven_until = hearing.proven_until.max(Some(until));
+        hearing.expects_peers |= had_peers;
     }
 
     /// Says that a topic's stream is open.
@@ -188,7 +190,10 @@ impl Prober {
     }
 
     fn proven(&self, time: Timestamp) {
-        self.log.append_now(self.hearings.prove(time));
+        // While the log has no room the streams are not read, and the daemon drops messages.
+        if self.log.has_room() {
+            self.log.append_now(self.hearings.prove(time));
+        }
     }
 
     async fn probe_for_ever(&self) {

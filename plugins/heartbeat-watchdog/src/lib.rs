@@ -78,15 +78,15 @@ impl Watchdog {
         }
         let known = NODES.get(&id)?;
         let now = Time::now();
-        if known.as_ref().is_none_or(|node| !node.armed) {
+        // Asked of the timers themselves: one whose firing failed is gone and must be set anew.
+        if timers::get(&id)?.is_none() {
             timers::set(&id, now.after(self.suspect_after()).timestamp())?;
         }
-        let node = Node { last_seen: now, standing: Standing::Alive, armed: true };
         if known.is_some_and(|node| node.standing != Standing::Alive) {
             self.say(&id, Standing::Recovered, now)?;
         }
-        NODES.set(&id, &node)?;
-        Ok(())
+        NODES.set(&id, &Node { last_seen: now, standing: Standing::Alive })?;
+        silence::heard_someone(now)
     }
 
     /// A node's timer fired: judges its silence and arms the timer for when there is more to say.
@@ -100,8 +100,7 @@ impl Watchdog {
             self.say(id, standing, node.last_seen)?;
             node.standing = standing;
         }
-        node.armed = node.standing != Standing::Dead;
-        if node.armed {
+        if node.standing != Standing::Dead {
             let next = if silent < self.suspect_after() { self.suspect_after() } else { self.dead_after() };
             // While the host is deaf the silence does not grow: look again in a while.
             let pause =
@@ -122,14 +121,10 @@ impl Watchdog {
         if silent < self.dead_after() || doubted { Ok(Standing::Suspect) } else { Ok(Standing::Dead) }
     }
 
-    /// Whether all of several nodes were last heard within one and the same short time.
+    /// Whether no node at all was heard for a while, of several that are not dead.
     fn all_are_silent(&self) -> Result<bool, Failure> {
-        let newest = Time::now().timestamp().saturating_sub(self.suspect_after().as_nanos() as u64);
-        silence::fell_silent_together(
-            self.config.mass_silence_min,
-            Time::from_timestamp(newest),
-            self.suspect_after(),
-        )
+        let silence = Time::now().since(silence::last_heard()?);
+        Ok(silence >= self.suspect_after() && silence::living_at_least(self.config.mass_silence_min)?)
     }
 
     fn say(&self, node_id: &str, status: Standing, last_seen: Time) -> Result<(), Failure> {

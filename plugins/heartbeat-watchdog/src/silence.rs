@@ -1,8 +1,6 @@
 //! What the watchdog remembers of each node, and how several of them fell silent.
 
-use std::time::Duration;
-
-use dim_guest::state::Records;
+use dim_guest::state::{self, Records};
 use dim_guest::time::Time;
 use dim_guest::{Failure, Refusal, json};
 use serde::{Deserialize, Serialize};
@@ -37,28 +35,31 @@ impl Standing {
 pub struct Node {
     pub last_seen: Time,
     pub standing: Standing,
-    /// Whether its timer is set.
-    pub armed: bool,
 }
 
-/// Whether there are at least `least` living nodes, none of them was heard after `newest`, and all
-/// were heard within `span`.
-pub fn fell_silent_together(least: usize, newest: Time, span: Duration) -> Result<bool, Failure> {
-    let (mut first, mut last, mut count) = (None, None, 0);
+/// When any node was last heard.
+const LAST_HEARD: &[u8] = b"last-heard";
+
+/// Notes that some node was heard.
+pub fn heard_someone(now: Time) -> Result<(), Failure> {
+    Ok(state::set_json(LAST_HEARD, &now)?)
+}
+
+/// When any node was last heard.
+pub fn last_heard() -> Result<Time, Failure> {
+    Ok(state::get_json(LAST_HEARD)?.unwrap_or_default())
+}
+
+/// Whether at least `least` nodes are not dead.
+pub fn living_at_least(least: usize) -> Result<bool, Failure> {
+    let mut living = 0;
     for row in NODES.iter(None) {
-        let (_, node) = row?;
-        if node.standing == Standing::Dead {
-            continue;
+        living += usize::from(row?.1.standing != Standing::Dead);
+        if living >= least {
+            return Ok(true);
         }
-        if node.last_seen > newest {
-            return Ok(false);
-        }
-        count += 1;
-        first = Some(first.map_or(node.last_seen, |first: Time| first.min(node.last_seen)));
-        last = Some(last.map_or(node.last_seen, |last: Time| last.max(node.last_seen)));
     }
-    let (Some(first), Some(last)) = (first, last) else { return Ok(false) };
-    Ok(count >= least && last.since(first) <= span)
+    Ok(least == 0)
 }
 
 /// Which nodes are asked for.

@@ -44,7 +44,8 @@ pub fn merge(name: &str) -> Result<(), Failure> {
     struct Registry {
         nodes: Vec<Node>,
     }
-    let document = ipns::get_state(name)?;
+    // Not held any more: a newer one has come, and with it another event.
+    let Ok(document) = ipns::get_state(name) else { return Ok(()) };
     let registry: Registry = serde_json::from_slice(&document.data)
         .map_err(|error| Failure::Reject(format!("{name} holds no registry: {error}")))?;
     let mut gone: BTreeSet<String> =

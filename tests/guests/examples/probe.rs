@@ -54,6 +54,9 @@ impl Plugin for Probe {
             }
             Event::Timer(timer) => {
                 let now = now();
+                if timer.key == "again" {
+                    timers::set("again", 0)?;
+                }
                 note("fired", &json!({ "key": timer.key, "due": timer.due, "now": now }))
             }
             Event::Gap(gap) => {

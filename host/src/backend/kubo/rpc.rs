@@ -138,26 +138,30 @@ impl Rpc {
             let part = Part::stream(Body::from(body)).file_name("file");
             request = request.multipart(Form::new().part("file", part));
         }
-        let response = request.send().await.map_err(|error| self.unreachable(&error))?;
+        let response = request.send().await.map_err(|error| self.failed(call.command, &error))?;
         if response.status() == StatusCode::OK {
             return Ok(response);
         }
         Err(refused(call.command, response).await)
     }
 
-    fn unreachable(&self, error: &reqwest::Error) -> BackendError {
+    /// Without a connection nothing has happened; with one that breaks it may have.
+    fn failed(&self, call: &'static str, error: &reqwest::Error) -> BackendError {
         let mut why = error.to_string();
         let mut source = std::error::Error::source(error);
         while let Some(cause) = source {
             why = cause.to_string();
             source = cause.source();
         }
+        if !error.is_connect() {
+            return BackendError::Interrupted { call, why };
+        }
         BackendError::Unreachable { what: format!("the IPFS API at {}", self.address), why }
     }
 }
 
 async fn read_whole(command: &'static str, response: Response, limit: usize) -> Result<Bytes, BackendError> {
-    let broken = |why: String| BackendError::Unreachable { what: command.to_owned(), why };
+    let broken = |why: String| BackendError::Interrupted { call: command, why };
     // reqwest drops trailers; the body's frames still have them.
     let mut body = http::Response::<Body>::from(response).into_body();
     let mut data = BytesMut::new();

@@ -118,6 +118,30 @@ macro_rules! export_plugin {
             #[used]
             #[cfg_attr(target_family = "wasm", unsafe(link_section = "dim-manifest"))]
             static MANIFEST: [u8; include_bytes!($manifest).len()] = *include_bytes!($manifest);
+
+            // The standard sections of WebAssembly's metadata.
+            $crate::metadata_section!("version", env!("CARGO_PKG_VERSION"));
+            $crate::metadata_section!("authors", env!("CARGO_PKG_AUTHORS"));
+            $crate::metadata_section!("licenses", env!("CARGO_PKG_LICENSE"));
+        };
+    };
+}
+
+/// Puts a text into a custom section of the component.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! metadata_section {
+    ($name:literal, $text:expr) => {
+        const _: () = {
+            const TEXT: &str = $text;
+
+            #[used]
+            #[cfg_attr(target_family = "wasm", unsafe(link_section = $name))]
+            static SECTION: [u8; TEXT.len()] = {
+                let mut bytes = [0; TEXT.len()];
+                bytes.copy_from_slice(TEXT.as_bytes());
+                bytes
+            };
         };
     };
 }

@@ -357,8 +357,9 @@ impl Commit {
     /// Whether this commit waits for the disk. Proof of listening alone is not worth a sync: losing
     /// it only makes a gap begin earlier.
     fn sync(&self, work: &Work, entries: &[Arc<Entry>], disk: &Disk, stopping: bool) -> Sync {
-        let changes_world =
-            |entry: &Arc<Entry>| matches!(entry.kind, Kind::Heard(_) | Kind::Peers { .. } | Kind::Tick(_));
+        let changes_world = |entry: &Arc<Entry>| {
+            matches!(entry.kind, Kind::Heard(_) | Kind::NameConfirmed(_) | Kind::Peers { .. } | Kind::Tick(_))
+        };
         let trifling = work.writes.iter().all(|small| small.sync == Sync::Later)
             && work.batches.iter().all(|submitted| submitted.batch.is_trifling())
             && entries.iter().all(changes_world);

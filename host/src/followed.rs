@@ -4,6 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use cid::Cid;
+use redb::WriteTransaction;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +25,9 @@ use crate::time::Timestamp;
 
 /// How long one name may take.
 const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How often it is noted that a name still has its value.
+const CONFIRM_EVERY: Duration = Duration::from_secs(60);
 
 /// How often a name may point to another name.
 const MAX_HOPS: usize = 4;
@@ -121,27 +127,34 @@ impl Follower {
 
     async fn ask(&self, name: &IpnsName, known: Option<&Resolution>) -> Result<(), FollowError> {
         let record = self.record(name).await?;
-        let newer = known
-            .is_none_or(|known| (record.sequence, record.validity) > (known.sequence, known.valid_until));
-        if !newer {
+        let older = known.is_some_and(|known| record.sequence < known.sequence);
+        if older {
             return Ok(());
         }
-        let changed = known.is_none_or(|known| known.path != record.path);
+        let now = Timestamp::wall();
         let resolution = Resolution {
             name: name.clone(),
             path: record.path.clone(),
             sequence: record.sequence,
             valid_until: record.validity,
-            confirmed_at: Timestamp::wall(),
+            confirmed_at: now,
         };
-        if !changed {
-            return Ok(self.store_known(resolution, None, None, false).await?);
+        // The path of a name that points to another name is where that one ends.
+        if let Some(known) = known
+            && record.path.ipns().is_none()
+            && known.path == record.path
+        {
+            let fresh = known.valid_until == record.validity && now.since(known.confirmed_at) < CONFIRM_EVERY;
+            return if fresh { Ok(()) } else { Ok(self.confirm(resolution).await?) };
         }
         let path = self.follow_path(record.path).await?;
         let (cid, data) = self.backend.content.file(&path, DOCUMENT_BYTES).await?;
         let resolution = Resolution { path: ContentPath::of(&cid), ..resolution };
+        if known.is_some_and(|known| known.path == resolution.path) {
+            return Ok(self.confirm(resolution).await?);
+        }
         let old = known.and_then(|known| known.path.ipfs()).map(|(cid, _)| cid);
-        Ok(self.store_known(resolution, Some((cid, data)), old, true).await?)
+        Ok(self.change(resolution, (cid, data), old).await?)
     }
 
     async fn record(&self, name: &IpnsName) -> Result<Record, BackendError> {
@@ -159,29 +172,35 @@ impl Follower {
         Err(BackendError::NotFound(format!("the end of a chain of more than {MAX_HOPS} names")))
     }
 
-    async fn store_known(
+    /// Notes that a name still has its value, for those who judge how stale it is.
+    async fn confirm(&self, resolution: Resolution) -> Result<(), CommitError> {
+        let entry = Kind::NameConfirmed(resolution.clone());
+        self.commit.append_and_write(vec![entry], move |write| put(write, &resolution)).await
+    }
+
+    /// Keeps a new value with its document, and tells the followers.
+    async fn change(
         &self,
         resolution: Resolution,
-        document: Option<(cid::Cid, bytes::Bytes)>,
-        old: Option<cid::Cid>,
-        tell: bool,
+        document: (Cid, Bytes),
+        old: Option<Cid>,
     ) -> Result<(), CommitError> {
-        let events =
-            if tell { vec![Kind::Event(Event::NameChanged(resolution.clone()))] } else { Vec::new() };
-        self.commit
-            .append_and_write(events, move |write| {
-                if let Some((cid, data)) = &document {
-                    documents::keep(write, cid, data)?;
-                }
-                if let Some(old) = &old {
-                    documents::release(write, old)?;
-                }
-                let bytes = serde_json::to_vec(&resolution).expect("a resolution is plain data");
-                write.open_table(FOLLOWED)?.insert(resolution.name.as_str(), bytes.as_slice())?;
-                Ok(())
-            })
-            .await
+        let event = Kind::Event(Event::NameChanged(resolution.clone()));
+        let write = move |write: &WriteTransaction| {
+            documents::keep(write, &document.0, &document.1)?;
+            if let Some(old) = &old {
+                documents::release(write, old)?;
+            }
+            put(write, &resolution)
+        };
+        self.commit.append_and_write(vec![event], write).await
     }
+}
+
+fn put(write: &WriteTransaction, resolution: &Resolution) -> Result<(), StoreError> {
+    let bytes = serde_json::to_vec(resolution).expect("a resolution is plain data");
+    write.open_table(FOLLOWED)?.insert(resolution.name.as_str(), bytes.as_slice())?;
+    Ok(())
 }
 
 /// What is known of a name of someone else.

@@ -98,6 +98,7 @@ impl Subscriptions {
             loop {
                 let error = self.stream(&topic, &mut seen, &mut backoff).await;
                 self.hearings.disconnected(&topic);
+                self.echoes.stream_ended(&topic);
                 self.tally.reconnects.fetch_add(1, Ordering::Relaxed);
                 tracing::debug!(%topic, "the stream ended, opening it again: {error}");
                 tokio::time::sleep(backoff.next()).await;

@@ -82,6 +82,7 @@ fn plugins_and_dead_letters_go_through_the_command_line() {
     assert_eq!(host.json(&["plugin", "inspect", "job-tracker"])["name"], "job-tracker");
     let file = host.json(&["plugin", "inspect", dim_tests::PROBE]);
     assert_eq!((file["name"].as_str(), file["version"].as_str()), (Some("probe"), Some("0.1.0")));
+    assert_eq!(file["licenses"], "Apache-2.0");
     let listed = host.json(&["plugin", "query", "job-tracker", "list"]);
     assert_eq!(listed, json!([]));
     let body = "{\"job_id\":\"a\",\"event_type\":\"queued\"}";

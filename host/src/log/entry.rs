@@ -48,6 +48,8 @@ pub enum Kind {
     Event(Event),
     /// Proof that topics were listened to. Changes the world of plugins; no event of its own.
     Heard(Vec<Hearing>),
+    /// A followed name still has its value. Changes the world of plugins; no event of its own.
+    NameConfirmed(Resolution),
     /// The peers of a topic have changed. Changes the world of plugins; no event of its own.
     Peers {
         /// The topic.
@@ -150,7 +152,7 @@ impl Kind {
             | Kind::Tick(plugin)
             | Kind::Again { plugin, .. }
             | Kind::Subscription { plugin, .. } => Some(plugin),
-            Kind::Event(_) | Kind::Heard(_) | Kind::Peers { .. } => None,
+            Kind::Event(_) | Kind::Heard(_) | Kind::NameConfirmed(_) | Kind::Peers { .. } => None,
         }
     }
 
@@ -254,6 +256,7 @@ fn wire_kind(kind: &Kind) -> wire::entry::Kind {
         Kind::Heard(topics) => W::Heard(wire::Heard {
             topics: topics.iter().map(|h| wire_span(&h.topic, h.since, h.until)).collect(),
         }),
+        Kind::NameConfirmed(resolution) => W::NameConfirmed(wire_resolution(resolution)),
         Kind::Peers { topic, peers } => W::Peers(wire::Peers {
             topic: topic.to_string(),
             peers: peers.iter().map(PeerName::to_string).collect(),
@@ -322,6 +325,7 @@ fn kind_of(wire: wire::entry::Kind) -> Result<Kind, StoreError> {
     Ok(match wire {
         W::Event(event) => Kind::Event(event_of(event)?),
         W::Heard(heard) => Kind::Heard(heard.topics.iter().map(span_of).collect::<Result<_, _>>()?),
+        W::NameConfirmed(resolution) => Kind::NameConfirmed(resolution_of(resolution)?),
         W::Peers(peers) => Kind::Peers {
             topic: word(&peers.topic)?,
             peers: peers.peers.iter().map(|peer| word(peer)).collect::<Result<_, _>>()?,
@@ -404,7 +408,7 @@ mod wire {
         pub offset: u64,
         #[prost(fixed64, tag = "2")]
         pub time: u64,
-        #[prost(oneof = "entry::Kind", tags = "3, 6, 7, 8, 9, 10, 11")]
+        #[prost(oneof = "entry::Kind", tags = "3, 4, 6, 7, 8, 9, 10, 11")]
         pub kind: Option<entry::Kind>,
     }
 
@@ -413,6 +417,8 @@ mod wire {
         pub enum Kind {
             #[prost(message, tag = "3")]
             Event(super::Event),
+            #[prost(message, tag = "4")]
+            NameConfirmed(super::Resolution),
             #[prost(message, tag = "6")]
             Heard(super::Heard),
             #[prost(message, tag = "7")]

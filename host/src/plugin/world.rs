@@ -73,13 +73,15 @@ impl World {
                 }
                 Change::Some
             }
-            Kind::Event(Event::NameChanged(resolution)) => match self.follows.get_mut(&resolution.name) {
-                Some(known) => {
-                    *known = Some(resolution.clone());
-                    Change::Some
+            Kind::Event(Event::NameChanged(resolution)) | Kind::NameConfirmed(resolution) => {
+                match self.follows.get_mut(&resolution.name) {
+                    Some(known) => {
+                        *known = Some(resolution.clone());
+                        Change::Some
+                    }
+                    None => Change::None,
                 }
-                None => Change::None,
-            },
+            }
             _ => Change::None,
         }
     }

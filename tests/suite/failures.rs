@@ -34,10 +34,22 @@ async fn a_rejected_event_leaves_no_trace_and_becomes_a_dead_letter() {
     host.settled().await;
     assert_eq!(host.dead_letters(), ["told to reject"]);
     assert_eq!(host.state_of("probe", "fired").await, Value::Null);
+    assert_eq!(published(&host), 0, "nothing was published");
+    assert!(dim::names::all(&host.host.store.snapshot().unwrap()).unwrap().is_empty());
     assert!(host.host.interest.names().is_empty());
     assert_eq!(host.host.interest.topics().len(), 1);
     let letters = dim::dead::list(&host.host.store, None, None, 10).unwrap();
     assert_eq!(letters[0].1.log, ["about to be rejected"]);
+}
+
+/// How many messages of plugins are in the log.
+fn published(host: &dim_tests::TestHost) -> usize {
+    use dim::log::{Event, Kind, Offset, Origin};
+    let mut entries = std::collections::VecDeque::new();
+    host.host.log.read(Offset(0), usize::MAX, &mut entries).unwrap();
+    let of_plugin =
+        |kind: &Kind| matches!(kind, Kind::Event(Event::Message { origin: Origin::Plugin(_), .. }));
+    entries.iter().filter(|entry| of_plugin(&entry.kind)).count()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -122,8 +122,13 @@ impl Keyring {
         Ok(held)
     }
 
-    /// Takes over the name of a key that the daemon had first.
+    /// Takes over the name of a key that the daemon had first. One that was made here is set aside
+    /// under another file name.
     pub fn adopt(&self, key: &KeyName, name: &IpnsName) -> Result<(), KeyError> {
+        if matches!(self.get(key), Some(Key::Own(_))) {
+            let io = |source| KeyError::File { key: key.clone(), source };
+            self.dir.rename(key.as_str(), &self.dir, format!(".{key}.replaced")).map_err(io)?;
+        }
         self.write_new(key, &format!("{key}{ADOPTED}"), name.as_str().as_bytes())?;
         self.put(key, Key::Adopted(name.clone()));
         Ok(())

@@ -248,7 +248,7 @@ impl Publisher {
             documents::get(&snapshot, &known.path).map_err(|error| BackendError::Store(error.to_string()))?;
         drop(snapshot);
         if let Prepared::Taken(other) = self.backend.names.prepare(key, &held).await? {
-            tracing::error!(%key, "the daemon has another key of this name ({other}): rename one of the two");
+            self.settle_whose_key(key, known, &other)?;
             return Err(BackendError::Refused { call: "key/import", message: format!("{key} is taken") });
         }
         if let (Some((cid, _)), Some(data)) = (known.path.ipfs(), data) {
@@ -267,6 +267,17 @@ impl Publisher {
             ttl: TTL.min(lifetime),
         };
         self.backend.names.publish(&publication).await
+    }
+
+    /// The daemon has another key of this name. If nothing was ever published under the host's own,
+    /// which was made while the daemon was away, the daemon's is adopted.
+    fn settle_whose_key(&self, key: &KeyName, known: &Known, other: &IpnsName) -> Result<(), BackendError> {
+        if known.published.is_some() {
+            tracing::error!(%key, "the daemon has another key of this name ({other}): rename one of the two");
+            return Ok(());
+        }
+        tracing::info!(%key, name = %other, "adopted the key that the daemon has under this name");
+        self.keys.adopt(key, other).map_err(|error| BackendError::Store(crate::host::chain(&error)))
     }
 
     /// Notes that the backend has a value, and unpins the one before.

@@ -204,6 +204,24 @@ async fn a_key_that_kubo_has_already_is_adopted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_key_of_a_daemon_that_was_away_at_the_first_start_is_adopted_on_its_return() {
+    let Some(mut kubo) = Kubo::start() else { return };
+    kubo.ipfs(&["key", "gen", "--type=ed25519", "probe-key"]);
+    let listed = kubo.ipfs(&["key", "list", "-l", "--ipns-base=base36"]);
+    let there =
+        listed.lines().find(|line| line.ends_with("probe-key")).unwrap().split_whitespace().next().unwrap();
+    kubo.kill();
+    let host = Setup::probe().on_kubo(kubo.api()).start().await;
+    let key = "probe-key".parse().unwrap();
+    assert_ne!(host.host.keys.name(&key).unwrap().as_str(), there);
+    host.run(json!([{ "do": "update-state", "key": "probe-key", "data": "made without it" }])).await;
+    kubo.restart();
+    published(&host).await;
+    assert_eq!(host.host.keys.name(&key).unwrap().as_str(), there);
+    assert_eq!(kubo.ipfs(&["cat", &format!("/ipns/{there}")]), "made without it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_superseded_document_is_unpinned() {
     let Some((kubo, host)) = on_kubo().await else { return };
     let (first, _) = publish(&host, "the first", 1).await;

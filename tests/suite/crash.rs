@@ -12,16 +12,13 @@ use serde_json::{Value, json};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_dim-under-test");
 
-/// A config file for a host with a probe.
+/// A config file for a host with two probes: what one publishes the other counts.
 fn config_file(dir: &Path) -> String {
-    let setup = json!({
-        "plugins": {
-            "probe": {
-                "file": dim_tests::PROBE,
-                "grants": { "publish": ["probe.*"], "subscribe": ["probe.*"], "write": ["probe-key"], "read": [] },
-            },
-        },
+    let probe = json!({
+        "file": dim_tests::PROBE,
+        "grants": { "publish": ["probe.*"], "subscribe": ["probe.*"], "write": ["probe-key"], "read": [] },
     });
+    let setup = json!({ "plugins": { "probe": probe, "other": probe } });
     let file = dir.join("config.yaml");
     // JSON is YAML.
     std::fs::write(&file, setup.to_string()).expect("the config can be written");
@@ -35,12 +32,15 @@ type Acknowledged = Mutex<Vec<u64>>;
 async fn load(socket: &Path, first: u64, acknowledged: &Acknowledged, stop: &AtomicBool) -> u64 {
     dim::install_tls();
     let http = reqwest::Client::builder().unix_socket(socket).no_proxy().build().expect("a client");
+    let heard = json!({ "script": [{ "do": "add", "key": "heard" }] }).to_string();
     let mut number = first;
     while !stop.load(Ordering::Relaxed) {
         let script = json!({ "script": [
             { "do": "set", "key": format!("n/{number:08}"), "value": "1" },
             { "do": "add", "key": "count" },
-            { "do": "publish", "topic": "probe.out", "data": format!("{number}") },
+            { "do": "publish", "topic": "probe.in", "data": heard },
+            { "do": "timer", "key": "t", "in": 1_000_000 },
+            { "do": "update-state", "key": "probe-key", "data": format!("{number}") },
         ] });
         let url = "http://dim.localhost/v1/plugins/probe/commands/run";
         let sent = http.post(url).body(script.to_string()).send().await;
@@ -67,10 +67,14 @@ fn state_of(host: &Program) -> (Vec<u64>, u64) {
         after.clone_from(last);
         numbers.extend(keys.iter().map(|key| key[2..].parse::<u64>().expect("a number")));
     }
-    let get = json!({ "script": [{ "do": "get", "key": "count" }] });
-    let count = host.json(&["plugin", "query", "probe", "run", &get.to_string()]);
-    let count = count[0]["ok"].as_str().map_or(0, |text| text.parse().expect("a count"));
-    (numbers, count)
+    (numbers, number_of(host, "probe", "count"))
+}
+
+/// A number in the state of a probe.
+fn number_of(host: &Program, plugin: &str, key: &str) -> u64 {
+    let get = json!({ "script": [{ "do": "get", "key": key }] });
+    let answer = host.json(&["plugin", "query", plugin, "run", &get.to_string()]);
+    answer[0]["ok"].as_str().map_or(0, |text| text.parse().expect("a number"))
 }
 
 fn check(host: &Program, acknowledged: &Acknowledged, round: usize) {
@@ -89,8 +93,14 @@ fn check(host: &Program, acknowledged: &Acknowledged, round: usize) {
         );
     }
     assert_eq!(count, numbers.len() as u64, "round {round}: a command was applied in part or twice");
-    let metrics = host.json(&["status"]);
-    assert_eq!(metrics["dead_letters"], 0, "round {round}");
+    // Each publish reached the other plugin with the commit that held it: once.
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while number_of(host, "other", "heard") < count {
+        assert!(std::time::Instant::now() < deadline, "round {round}: a committed publish is lost");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(number_of(host, "other", "heard"), count, "round {round}: a publish was heard twice");
+    assert_eq!(host.json(&["status"])["dead_letters"], 0, "round {round}");
 }
 
 fn kill_in_a_loop(kills: usize, args: &[&str]) {

@@ -10,3 +10,4 @@ mod hostile;
 mod promises;
 mod records;
 mod replay;
+mod traps;

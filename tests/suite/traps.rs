@@ -1,0 +1,196 @@
+//! What a daemon may do to its callers, from `kubo-facts`: each trap once, by a stand-in that
+//! answers what it is told and remembers what it was asked.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use dim::backend::kubo::{Settings, backend};
+use dim::backend::{Backend, BackendError, unixfs};
+use dim::ident::{ContentPath, Topic};
+use futures::StreamExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+
+/// A daemon's stand-in: one answer for every call, byte for byte, after a pause.
+struct StandIn {
+    backend: Backend,
+    /// The heads of the requests.
+    asked: Arc<Mutex<Vec<String>>>,
+    /// The most calls that were under way at one time.
+    most_at_once: Arc<AtomicUsize>,
+}
+
+async fn stand_in(answer: &'static [u8], pause: Duration) -> StandIn {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let settings = Settings {
+        address: format!("http://{}", listener.local_addr().unwrap()).parse().unwrap(),
+        authorization: Some("Bearer secret".to_owned()),
+    };
+    let asked = Arc::<Mutex<Vec<String>>>::default();
+    let (now, most_at_once) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (heads, most) = (asked.clone(), most_at_once.clone());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (heads, now, most) = (heads.clone(), now.clone(), most.clone());
+            tokio::spawn(async move {
+                let (stream, head) = request(stream).await;
+                heads.lock().unwrap().push(head);
+                most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                tokio::time::sleep(pause).await;
+                now.fetch_sub(1, Ordering::SeqCst);
+                reply(stream, answer).await;
+            });
+        }
+    });
+    StandIn { backend: backend(&settings).unwrap(), asked, most_at_once }
+}
+
+/// Reads a request to its end; its head comes back.
+async fn request(mut stream: TcpStream) -> (TcpStream, String) {
+    let mut bytes = Vec::new();
+    let mut chunk = [0; 4096];
+    loop {
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        if let Some(end) = text.find("\r\n\r\n") {
+            let head = text[..end].to_owned();
+            let lower = head.to_lowercase();
+            let length =
+                lower.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse::<usize>().ok());
+            let whole = match length {
+                Some(length) => bytes.len() >= end + 4 + length,
+                None => !lower.contains("transfer-encoding: chunked") || text.ends_with("0\r\n\r\n"),
+            };
+            if whole {
+                return (stream, head);
+            }
+        }
+        let count = stream.read(&mut chunk).await.unwrap_or(0);
+        if count == 0 {
+            return (stream, String::from_utf8_lossy(&bytes).into_owned());
+        }
+        bytes.extend_from_slice(&chunk[..count]);
+    }
+}
+
+async fn reply(mut stream: TcpStream, answer: &[u8]) {
+    // A caller that has gone away is one of the things that are tried.
+    let _ = stream.write_all(answer).await;
+    let _ = stream.shutdown().await;
+}
+
+const AT_ONCE: Duration = Duration::ZERO;
+const OK_EMPTY: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+
+fn topic() -> Topic {
+    "dim.jobs.updates".parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_200_where_json_is_due_is_an_error() {
+    let daemon = stand_in(OK_EMPTY, AT_ONCE).await;
+    let error = daemon.backend.names.keys().await.unwrap_err();
+    assert!(matches!(&error, BackendError::Unbelievable { why, .. } if why.contains("empty")), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_in_mid_stream_is_found_in_the_trailer() {
+    let daemon = stand_in(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Stream-Error\r\nConnection: close\r\n\r\n\
+          5\r\nhello\r\n0\r\nX-Stream-Error: the disk is gone\r\n\r\n",
+        AT_ONCE,
+    )
+    .await;
+    let path = ContentPath::of(&unixfs::raw_cid(b"hello"));
+    let error = daemon.backend.content.file(&path, 100).await.unwrap_err();
+    assert!(
+        matches!(&error, BackendError::Refused { message, .. } if message == "the disk is gone"),
+        "{error}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_in_json_and_in_plain_text_are_told() {
+    let daemon = stand_in(
+        b"HTTP/1.1 500 Internal Server Error\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n\
+          {\"Message\":\"experimental pubsub feature not enabled\",\"Code\":0,\"Type\":\"error\"}",
+        AT_ONCE,
+    )
+    .await;
+    let error = daemon.backend.pubsub.publish(&topic(), Bytes::new()).await.unwrap_err().to_string();
+    assert!(error.ends_with("experimental pubsub feature not enabled"), "{error}");
+    let daemon = stand_in(
+        b"HTTP/1.1 403 Forbidden\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n403 - Access Denied\n",
+        AT_ONCE,
+    )
+    .await;
+    let error = daemon.backend.pubsub.publish(&topic(), Bytes::new()).await.unwrap_err().to_string();
+    assert!(error.contains("403 - Access Denied"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_that_are_not_those_of_their_cid_are_refused() {
+    let daemon =
+        stand_in(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nwrong", AT_ONCE).await;
+    let path = ContentPath::of(&unixfs::raw_cid(b"right"));
+    let error = daemon.backend.content.file(&path, 100).await.unwrap_err();
+    assert!(matches!(error, BackendError::Unbelievable { .. }), "{error}");
+    let other = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{\"Name\":\"file\",\"Hash\":\"bafkqaaa\",\"Size\":\"5\"}\n";
+    let daemon = stand_in(other, AT_ONCE).await;
+    let error = daemon
+        .backend
+        .content
+        .put(&unixfs::raw_cid(b"right"), Bytes::from_static(b"right"))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, BackendError::Unbelievable { call: "add", .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn publishes_go_one_at_a_time_with_their_headers_and_units() {
+    let daemon = stand_in(OK_EMPTY, Duration::from_millis(20)).await;
+    let publishes = (0..8).map(|_| async {
+        daemon.backend.pubsub.publish(&topic(), Bytes::from_static(b"x")).await.unwrap();
+    });
+    futures::future::join_all(publishes).await;
+    assert_eq!(daemon.most_at_once.load(Ordering::SeqCst), 1);
+    let asked = daemon.asked.lock().unwrap();
+    assert_eq!(asked.len(), 8);
+    for head in asked.iter() {
+        let (first, rest) = head.split_once("\r\n").unwrap();
+        assert!(first.starts_with("POST /api/v0/pubsub/pub?"), "{first}");
+        // Topics as multibase base64url; a timeout without a unit answers with nothing.
+        assert!(first.contains("arg=uZGltLmpvYnMudXBkYXRlcw") && first.contains("timeout=10s"), "{first}");
+        let rest = rest.to_lowercase();
+        assert!(rest.contains("authorization: bearer secret"), "{rest}");
+        assert!(rest.contains("user-agent: dim/") && !rest.contains("/kubo/"), "{rest}");
+        assert!(rest.contains("content-type: multipart/form-data"), "{rest}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_daemon_holds_nobody_up_for_ever() {
+    let daemon = stand_in(OK_EMPTY, Duration::from_secs(3_600)).await;
+    let begun = Instant::now();
+    let error = daemon.backend.pubsub.publish(&topic(), Bytes::new()).await.unwrap_err();
+    assert!(matches!(error, BackendError::Timeout("pubsub/pub")), "{error}");
+    assert!(!error.certainly_not_sent(), "it may have been sent");
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_come_from_a_stream_until_it_turns_to_nonsense() {
+    let daemon = stand_in(
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n\
+          {\"from\":\"12D3KooWPr7UWisY9hP3jK3M3moYS6yS3PH28b8by5MVeuzk2eTT\",\"data\":\"uAAH_\",\
+          \"seqno\":\"uAAAAAAAAAAc\",\"topicIDs\":[\"udG9waWM\"]}\n\nnonsense\n",
+        AT_ONCE,
+    )
+    .await;
+    let mut messages = daemon.backend.pubsub.subscribe(&topic()).await.unwrap();
+    let message = messages.next().await.unwrap().unwrap();
+    assert_eq!((&message.data[..], &message.sequence[..]), (&[0, 1, 255][..], &[0, 0, 0, 0, 0, 0, 0, 7][..]));
+    assert!(matches!(messages.next().await, Some(Err(BackendError::Unbelievable { .. }))));
+    assert!(messages.next().await.is_none());
+}

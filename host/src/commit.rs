@@ -185,7 +185,16 @@ impl Commit {
         &self,
         write: impl FnOnce(&WriteTransaction) -> Result<R, StoreError> + Send + 'static,
     ) -> Result<R, CommitError> {
-        self.enqueue(Vec::new(), None, Sync::Later, write).await
+        self.append_and_write_later(Vec::new(), write).await
+    }
+
+    /// Appends `entries` to the log and writes, as [`Commit::write_later`] does.
+    pub async fn append_and_write_later<R: Send + 'static>(
+        &self,
+        entries: Vec<Kind>,
+        write: impl FnOnce(&WriteTransaction) -> Result<R, StoreError> + Send + 'static,
+    ) -> Result<R, CommitError> {
+        self.enqueue(entries, None, Sync::Later, write).await
     }
 
     /// Appends `entries` to the log and writes, both in the next transaction, and waits until it

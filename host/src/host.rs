@@ -25,7 +25,7 @@ use crate::ident::{InvalidWord, IpnsName, KeyName, PluginName, Topic};
 use crate::interest::Interest;
 use crate::keys::{KeyError, Keyring};
 use crate::log::{EventLog, Kind};
-use crate::names::Publisher;
+use crate::names::{self, Publisher};
 use crate::outbox::{self, Outbox};
 use crate::plugin::{
     Actor, Engine, EngineError, Grants, Handle, NameOrKey, Parts, Prepared, SessionParts, World, roster,
@@ -345,6 +345,7 @@ impl Start {
         .map_err(HostError::from)?;
         let mut stored = stored;
         self.take_back(&name, &grants, &mut stored.world);
+        self.add_own_names(&grants, &mut stored.world)?;
         self.interest.restore(&name, &stored.world);
         self.subscribe_as_asked(&name, &resolved.asks, &grants, &stored.world);
         let grants = Arc::new(grants);
@@ -371,6 +372,17 @@ impl Start {
         let (actor, handle) = Actor::new(parts).map_err(HostError::from)?;
         self.actors.push((name.clone(), actor));
         self.plugins.insert(name, Loaded { handle, prepared, grants, source });
+        Ok(())
+    }
+
+    /// What the operator or another plugin published under the plugin's keys before it was there.
+    fn add_own_names(&self, grants: &Grants, world: &mut World) -> Result<(), HostError> {
+        let snapshot = self.store.snapshot()?;
+        for key in &grants.write {
+            let Some(name) = self.keys.name(key) else { continue };
+            let known = names::known(&snapshot, key)?.map(|known| known.resolution(name.clone()));
+            world.add_own(name, known);
+        }
         Ok(())
     }
 

@@ -17,6 +17,7 @@ use crate::documents;
 use crate::followed::Resolution;
 use crate::ident::{ContentPath, IpnsName, KeyName};
 use crate::keys::Keyring;
+use crate::log::Kind;
 use crate::plugin::{NameUpdate, NameValue};
 use crate::store::{NAMES, Snapshot, Store, StoreError};
 use crate::time::{Timestamp, nanoseconds};
@@ -284,6 +285,7 @@ impl Publisher {
     async fn accept(&self, key: KeyName, sent: Known, published: Published) -> Result<(), CommitError> {
         let now = Timestamp::wall();
         let before = sent.published.as_ref().and_then(|accepted| accepted.document.clone());
+        let Some(sent_name) = self.keys.name(&key) else { return Ok(()) };
         let accepted = Accepted {
             path: sent.path,
             document: sent.document.clone(),
@@ -293,7 +295,14 @@ impl Publisher {
             valid_until: now.0.saturating_add(sent.lifetime),
             record: published.record,
         };
-        let written = self.commit.write_later(move |write| {
+        let confirmed = Kind::NameConfirmed(Resolution {
+            name: sent_name,
+            path: accepted.path.clone(),
+            sequence: accepted.of,
+            valid_until: Timestamp(accepted.valid_until),
+            confirmed_at: now,
+        });
+        let written = self.commit.append_and_write_later(vec![confirmed], move |write| {
             let Some(known) = read(&write.open_table(NAMES)?, &key)? else { return Ok(()) };
             put(write, &key, &Known { published: Some(accepted), ..known })
         });

@@ -71,6 +71,15 @@ async fn a_recorded_log_is_handled_twice_with_the_same_outcome() {
                 { "do": "publish", "topic": "probe.out", "data": format!("{number}") },
                 { "do": "timer", "key": format!("t{}", number % 3), "in": 1_000_000 },
             ])).to_string()).await;
+            if number % 20 == 0 {
+                // What is known of an own name follows from the log too, however the backend is.
+                let name = json!([
+                    { "do": "note-name", "name": "probe-key" },
+                    { "do": "update-state", "key": "probe-key", "data": format!("{number}") },
+                    { "do": "note-name", "name": "probe-key" },
+                ]);
+                host.from_peer("probe.in", script(name).to_string()).await;
+            }
             if number % 50 == 0 {
                 host.from_peer("probe.in", script(json!([{ "do": "add", "key": "x" }, { "do": "trap" }])).to_string()).await;
                 let update = json!({ "job_id": format!("c{number}"), "event_type": "running" });

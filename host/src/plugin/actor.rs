@@ -720,8 +720,9 @@ impl Actor {
         if waits || !self.has_something() {
             return !waits;
         }
-        let follows = !self.session().effects.batch.follows.is_empty();
-        if std::mem::take(&mut self.world_changed) || follows {
+        let batch = &self.session().effects.batch;
+        let asked = !batch.follows.is_empty() || !batch.names.is_empty();
+        if std::mem::take(&mut self.world_changed) || asked {
             let world = serde_json::to_vec(&self.session().world).expect("a world is plain data");
             self.session_mut().effects.batch.world = Some(world);
         }

@@ -15,7 +15,7 @@ use crate::dead::DeadLetter;
 use crate::followed::Resolution;
 use crate::ident::{ContentPath, IpnsName, KeyName, PluginName, Topic};
 use crate::log::{Event, Kind, Offset};
-use crate::plugin::world::World;
+use crate::plugin::world::{OwnName, World};
 use crate::store::PluginId;
 use crate::time::Timestamp;
 
@@ -243,7 +243,7 @@ enum Undo {
     State { key: Vec<u8>, before: Option<Option<Vec<u8>>>, size_before: u64 },
     Timer { key: String, before: Option<Option<Timestamp>>, due_before: Option<Timestamp> },
     Publish,
-    Name { key: KeyName, before: Option<NameUpdate> },
+    Name { key: KeyName, before: Option<NameUpdate>, name: IpnsName, own_before: OwnName },
     Subscription,
     Follow { name: IpnsName, before: Option<Option<Resolution>>, noted: Option<bool> },
 }
@@ -313,7 +313,10 @@ impl Effects {
             Undo::Publish => {
                 self.batch.publishes.pop();
             }
-            Undo::Name { key, before } => restore(&mut self.batch.names, key, before),
+            Undo::Name { key, before, name, own_before } => {
+                restore(&mut self.batch.names, key, before);
+                world.restore_own(name, own_before);
+            }
             Undo::Subscription => {
                 self.batch.subscriptions.pop();
             }
@@ -364,12 +367,14 @@ impl Effects {
     }
 
     /// Gives a name a new value.
-    pub fn set_name(&mut self, key: KeyName, update: NameUpdate) {
+    pub fn set_name(&mut self, world: &mut World, key: KeyName, update: NameUpdate) {
         if let NameValue::Document { data, .. } = &update.value {
             self.batch.bytes += data.len();
         }
+        let (name, path) = (update.name.clone(), update.value.path());
+        let own_before = world.ask_own(&name, path, world.time().after(update.lifetime));
         let before = self.batch.names.insert(key.clone(), update);
-        self.journal.push(Undo::Name { key, before });
+        self.journal.push(Undo::Name { key, before, name, own_before });
     }
 
     /// Subscribes or unsubscribes.

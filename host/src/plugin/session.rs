@@ -123,6 +123,10 @@ impl Session {
     /// A session for `version` of a plugin.
     pub fn new(parts: SessionParts, version: String) -> Result<Self, StoreError> {
         let SessionParts { plugin, id, grants, limits, world, effects, store, keys, outbox_len } = parts;
+        let mut world = world;
+        for name in grants.write.iter().filter_map(|key| keys.name(key)) {
+            world.add_own(name, None);
+        }
         let clock = Arc::new(AtomicU64::new(world.time().0));
         let snapshot = store.snapshot()?;
         Ok(Self {
@@ -427,7 +431,7 @@ impl Session {
         let Some(name) = self.keys.name(&key) else {
             return Ok(Err(Refusal::Invalid(format!("the host has no key {key}"))));
         };
-        self.effects.set_name(key, NameUpdate { name, value, lifetime });
+        self.effects.set_name(&mut self.world, key, NameUpdate { name, value, lifetime });
         Ok(Ok(()))
     }
 
@@ -479,8 +483,8 @@ impl Session {
 
     /// What is known of a followed name or of an own key.
     pub fn resolve(&mut self, name: &str) -> Answer<Resolution> {
-        if let Some((key, name)) = self.own_key(name) {
-            return Ok(self.resolve_own(&key, name)?.ok_or(Refusal::NotYetKnown));
+        if let Some(name) = self.own_name(name) {
+            return Ok(self.world.own(&name).ok_or(Refusal::NotYetKnown));
         }
         let name = allowed!(self.readable(name));
         match self.world.follows().get(&name) {
@@ -495,29 +499,10 @@ impl Session {
         }
     }
 
-    fn own_key(&self, name: &str) -> Option<(KeyName, IpnsName)> {
+    fn own_name(&self, name: &str) -> Option<IpnsName> {
         let asked = name.parse().ok()?;
         let name = self.name_of(&asked)?;
-        let key = self.grants.write.iter().find(|key| self.keys.name(key).as_ref() == Some(&name))?;
-        Some((key.clone(), name))
-    }
-
-    fn resolve_own(&self, key: &KeyName, name: IpnsName) -> Result<Option<Resolution>, StoreError> {
-        let stored = names::known(&self.store.snapshot()?, key)?;
-        let asked = self.effects.layers().find_map(|batch| batch.names.get(key));
-        let is_stored =
-            |update: &NameUpdate| stored.as_ref().is_some_and(|known| known.path == update.value.path());
-        let Some(update) = asked.filter(|update| !is_stored(update)) else {
-            return Ok(stored.map(|known| known.resolution(name)));
-        };
-        let now = self.world.time();
-        Ok(Some(Resolution {
-            name,
-            path: update.value.path(),
-            sequence: stored.map_or(1, |known| known.sequence + 1),
-            valid_until: now.after(update.lifetime),
-            confirmed_at: Timestamp(0),
-        }))
+        self.grants.write.iter().any(|key| self.keys.name(key).as_ref() == Some(&name)).then_some(name)
     }
 
     /// The file behind a followed name or an own key.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::followed::Resolution;
-use crate::ident::{IpnsName, PeerName, PluginName, Topic};
+use crate::ident::{ContentPath, IpnsName, PeerName, PluginName, Topic};
 use crate::log::{Entry, Event, Hearing, Kind, Origin};
 use crate::time::Timestamp;
 
@@ -23,9 +23,52 @@ pub struct World {
     time: u64,
     subscriptions: BTreeSet<Topic>,
     follows: BTreeMap<IpnsName, Option<Resolution>>,
+    /// The names of the plugin's own keys.
+    #[serde(default)]
+    own: BTreeMap<IpnsName, OwnName>,
     peers: BTreeMap<Topic, Vec<PeerName>>,
     /// For each topic the spans that were listened to, in order.
     heard: BTreeMap<Topic, Vec<(u64, u64)>>,
+}
+
+/// An own name: what the log says of it, and what the plugin has asked for since.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct OwnName {
+    known: Option<Resolution>,
+    asked: Option<Asked>,
+}
+
+/// A value that was asked for and is not in the log yet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Asked {
+    path: ContentPath,
+    valid_until: Timestamp,
+}
+
+impl OwnName {
+    fn changed(&mut self, resolution: &Resolution) {
+        self.asked.take_if(|asked| asked.path == resolution.path);
+        self.known = Some(resolution.clone());
+    }
+
+    /// The backend has a value; an older one than is known says nothing new.
+    fn confirmed(&mut self, resolution: &Resolution) {
+        if let Some(known) = self.known.as_mut().filter(|known| known.path == resolution.path) {
+            known.valid_until = resolution.valid_until;
+            known.confirmed_at = resolution.confirmed_at;
+        }
+    }
+
+    fn resolution(&self, name: &IpnsName) -> Option<Resolution> {
+        let Some(asked) = &self.asked else { return self.known.clone() };
+        Some(Resolution {
+            name: name.clone(),
+            path: asked.path.clone(),
+            sequence: self.known.as_ref().map_or(1, |known| known.sequence + 1),
+            valid_until: asked.valid_until,
+            confirmed_at: self.known.as_ref().map_or(Timestamp(0), |known| known.confirmed_at),
+        })
+    }
 }
 
 /// Whether an entry changed the world.
@@ -73,14 +116,19 @@ impl World {
                 }
                 Change::Some
             }
-            Kind::Event(Event::NameChanged(resolution)) | Kind::NameConfirmed(resolution) => {
-                match self.follows.get_mut(&resolution.name) {
-                    Some(known) => {
-                        *known = Some(resolution.clone());
-                        Change::Some
-                    }
-                    None => Change::None,
-                }
+            Kind::Event(Event::NameChanged(resolution)) => {
+                let own = self.own.get_mut(&resolution.name).map(|own| own.changed(resolution));
+                let followed =
+                    self.follows.get_mut(&resolution.name).map(|known| *known = Some(resolution.clone()));
+                if own.is_some() || followed.is_some() { Change::Some } else { Change::None }
+            }
+            Kind::NameConfirmed(resolution) => {
+                let own = self.own.get_mut(&resolution.name).map(|own| own.confirmed(resolution));
+                let known = self.follows.get_mut(&resolution.name).and_then(Option::as_mut);
+                let followed = known
+                    .filter(|known| known.path == resolution.path)
+                    .map(|known| *known = resolution.clone());
+                if own.is_some() || followed.is_some() { Change::Some } else { Change::None }
             }
             _ => Change::None,
         }
@@ -145,6 +193,30 @@ impl World {
     /// Stops following a name and returns what was known of it.
     pub fn unfollow(&mut self, name: &IpnsName) -> Option<Option<Resolution>> {
         self.follows.remove(name)
+    }
+
+    /// Takes note of an own name, with what was known of it before the plugin was there.
+    pub fn add_own(&mut self, name: IpnsName, known: Option<Resolution>) {
+        self.own.entry(name).or_insert(OwnName { known, asked: None });
+    }
+
+    /// What is known of an own name, what was asked for included.
+    pub fn own(&self, name: &IpnsName) -> Option<Resolution> {
+        self.own.get(name)?.resolution(name)
+    }
+
+    /// Notes that a value was asked for; returns what stood there before.
+    pub fn ask_own(&mut self, name: &IpnsName, path: ContentPath, valid_until: Timestamp) -> OwnName {
+        let own = self.own.entry(name.clone()).or_default();
+        let before = own.clone();
+        let is_known = own.known.as_ref().is_some_and(|known| known.path == path);
+        own.asked = (!is_known).then_some(Asked { path, valid_until });
+        before
+    }
+
+    /// Takes back what [`World::ask_own`] did.
+    pub fn restore_own(&mut self, name: IpnsName, before: OwnName) {
+        self.own.insert(name, before);
     }
 
     /// The event that `entry` is for `plugin`, if it is one. A plugin does not hear itself.

@@ -139,6 +139,11 @@ impl Probe {
                 noted.push(step["what"].clone());
                 answer(state::set_json(text("key").as_bytes(), &noted))
             }
+            "note-name" => {
+                let known = ipns::resolve(text("name"))
+                    .map(|known| json!([known.path, known.sequence, known.valid_until, known.confirmed_at]));
+                answer(note("names", &answer(known)))
+            }
             "get" => answer(
                 state::get(key().as_bytes())
                     .map(|value| value.map(|value| String::from_utf8_lossy(&value).into_owned())),

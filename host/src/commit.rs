@@ -534,11 +534,12 @@ fn apply_failures(write: &WriteTransaction, batch: &Batch, wakes: &mut Wakes) ->
             table.insert(id, letter.to_bytes().as_slice())?;
         }
         while table.len()? > dead::MAX_LETTERS {
-            let Some((id, _)) = table.pop_first()?.map(|(id, letter)| (id.value(), letter.value().len()))
-            else {
-                break;
-            };
-            tracing::warn!(id, "the oldest dead letter is dropped: there are {}", dead::MAX_LETTERS);
+            let Some((id, _)) = table.pop_first()? else { break };
+            tracing::warn!(
+                id = id.value(),
+                "the oldest dead letter is dropped: there are {}",
+                dead::MAX_LETTERS
+            );
         }
     }
     if !batch.retries.is_empty() {

@@ -17,13 +17,14 @@ use crate::{dead, documents, names, outbox};
 /// How the host is doing.
 pub async fn status(State(host): Shared) -> Result<Json<Value>, ApiError> {
     let (waiting, oldest) = outbox::waiting(&host.store)?;
+    let troubles = troubles(&host)?;
     let commits = host.commit.tally.commits.load(Ordering::Relaxed);
     let spent = host.commit.tally.nanoseconds.load(Ordering::Relaxed);
     Ok(Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "id": host.id,
-        "healthy": troubles(&host)?.is_empty(),
-        "troubles": troubles(&host)?,
+        "healthy": troubles.is_empty(),
+        "troubles": troubles,
         "started": host.started,
         "start_took_ms": host.start_took.as_millis(),
         "state_dir": host.store.path(),
@@ -94,8 +95,9 @@ fn troubles(host: &Host) -> Result<Vec<String>, ApiError> {
     {
         troubles.push(format!("{waiting} publishes wait since {oldest}"));
     }
-    for (key, known) in names::all(&host.store.snapshot()?)? {
-        let document = documents::get(&host.store.snapshot()?, &known.path)?.map_or(0, |data| data.len());
+    let snapshot = host.store.snapshot()?;
+    for (key, known) in names::all(&snapshot)? {
+        let document = documents::get(&snapshot, &known.path)?.map_or(0, |data| data.len());
         if document > DOCUMENT_BYTES / 10 * 9 {
             troubles
                 .push(format!("the document of {key} has {document} bytes; {DOCUMENT_BYTES} are the limit"));

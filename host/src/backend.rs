@@ -18,6 +18,9 @@ use thiserror::Error;
 
 use crate::ident::{ContentPath, IpnsName, KeyName, PeerName, Topic};
 use crate::keys::Key;
+use crate::time::Timestamp;
+
+use record::Record;
 
 /// Why a backend could not do what it was asked.
 #[derive(Debug, Error)]
@@ -190,6 +193,27 @@ pub struct Backend {
     pub pubsub: Arc<dyn Pubsub>,
     /// Whether there is a network behind it: whether listening must be proven from outside.
     pub network: bool,
+}
+
+/// How often a name may point to another name.
+const MAX_HOPS: usize = 4;
+
+impl Backend {
+    /// The newest record of a name that the backend finds, verified.
+    pub async fn record(&self, name: &IpnsName) -> Result<Record, BackendError> {
+        let bytes = self.names.record(name).await?;
+        Record::verify(&bytes, name, Timestamp::wall())
+            .map_err(|error| BackendError::Unbelievable { call: "name/get", why: error.to_string() })
+    }
+
+    /// Where a path ends that may point to a name, which may point to another.
+    pub async fn end_of_chain(&self, mut path: ContentPath) -> Result<ContentPath, BackendError> {
+        for _ in 0..MAX_HOPS {
+            let Some(name) = path.ipns() else { return Ok(path) };
+            path = self.record(&name).await?.path;
+        }
+        Err(BackendError::NotFound(format!("the end of a chain of more than {MAX_HOPS} names")))
+    }
 }
 
 impl std::fmt::Debug for Backend {

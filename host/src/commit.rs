@@ -5,27 +5,32 @@
 //! published goes into the log here, for the other plugins, and into the outbox, for the backend.
 //! After the sync it sends the replies of commands and wakes the stages that have work.
 
+mod apply;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-use redb::{ReadableTableMetadata as _, WriteTransaction};
+use bytes::Bytes;
+use cid::Cid;
+use redb::WriteTransaction;
 use thiserror::Error;
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::dead;
-use crate::ident::{KeyName, PluginName};
+use apply::{NameChanges, Wakes, apply, entries_of};
+
+use crate::effect::NameUpdate;
+use crate::entry::{Entry, Kind, Offset};
+use crate::ident::{IpnsName, KeyName, PluginName};
 use crate::interest::Interest;
-use crate::log::{Entry, Event, EventLog, Kind, Mailbox, Offset, Origin};
-use crate::names;
-use crate::outbox;
-use crate::plugin::{Batch, NameUpdate};
-use crate::store::{
-    self, CURSORS, DEAD, PLUGINS, RETRIES, STATE, StateKey, Store, StoreError, Sync, TIMERS, WORLDS,
-};
+use crate::log::{EventLog, Mailbox};
+use crate::plugin::Batch;
+use crate::store::followed::Followed;
+use crate::store::outbox::Backlog;
+use crate::store::{self, Store, StoreError, Sync};
 
 /// How long entries wait for a batch to share a transaction with.
 const LINGER: Duration = Duration::from_millis(20);
@@ -51,9 +56,37 @@ pub enum CommitError {
 /// A small write of another stage, with what becomes durable together with it.
 struct Write {
     entries: Vec<Kind>,
-    name: Option<(KeyName, NameUpdate)>,
+    name: Option<NameChange>,
     sync: Sync,
     run: RunWrite,
+}
+
+/// A name that another stage has news of.
+#[derive(Debug)]
+pub enum NameChange {
+    /// The operator gives an own name a new value.
+    Own {
+        /// The key behind it.
+        key: KeyName,
+        /// The value.
+        update: NameUpdate,
+    },
+    /// A followed name points to another file.
+    Followed {
+        /// What is known of it.
+        known: Followed,
+        /// The file's CID.
+        cid: Cid,
+        /// The file.
+        data: Bytes,
+    },
+    /// Someone new follows a name: what is known of it by then is said again.
+    Again {
+        /// The name.
+        name: IpnsName,
+        /// The key behind it, if it is the host's own.
+        key: Option<KeyName>,
+    },
 }
 
 /// What writes, and says what is done afterwards.
@@ -69,7 +102,7 @@ pub struct Commit {
     thread: OnceLock<Thread>,
     durability: Durability,
     interest: Arc<Interest>,
-    outbox_tally: Arc<outbox::Tally>,
+    backlog: Arc<Backlog>,
     /// Woken when there is something to publish on topics.
     pub outbox: Notify,
     /// Woken when the value of a name has changed.
@@ -148,10 +181,10 @@ impl Progress {
 
 impl Commit {
     /// A writer that has not started.
-    pub fn new(durability: Durability, interest: Arc<Interest>, outbox_tally: Arc<outbox::Tally>) -> Self {
+    pub fn new(durability: Durability, interest: Arc<Interest>, backlog: Arc<Backlog>) -> Self {
         Self {
             interest,
-            outbox_tally,
+            backlog,
             queue: Mutex::default(),
             thread: OnceLock::new(),
             durability,
@@ -207,15 +240,15 @@ impl Commit {
         self.enqueue(entries, None, Sync::Now, write).await
     }
 
-    /// Gives a name a new value on behalf of the operator, and tells its followers.
-    pub async fn set_name(&self, key: KeyName, update: NameUpdate) -> Result<(), CommitError> {
-        self.enqueue(Vec::new(), Some((key, update)), Sync::Now, |_| Ok(())).await
+    /// Takes in news of a name and tells its followers.
+    pub async fn change_name(&self, change: NameChange) -> Result<(), CommitError> {
+        self.enqueue(Vec::new(), Some(change), Sync::Now, |_| Ok(())).await
     }
 
     async fn enqueue<R: Send + 'static>(
         &self,
         entries: Vec<Kind>,
-        name: Option<(KeyName, NameUpdate)>,
+        name: Option<NameChange>,
         sync: Sync,
         write: impl FnOnce(&WriteTransaction) -> Result<R, StoreError> + Send + 'static,
     ) -> Result<R, CommitError> {
@@ -317,13 +350,11 @@ impl Commit {
         let begun = Instant::now();
         let mut write = store.begin()?;
         // Before the pending entries are looked at, so that they share the transaction.
-        let mut wakes = Wakes::default();
+        let (mut wakes, mut names) = (Wakes::default(), NameChanges::default());
         for small in &mut work.writes {
             log.append_now(std::mem::take(&mut small.entries));
-            if let Some((key, update)) = &small.name {
-                log.append_now(
-                    names::set(&write, key, update)?.map(|known| Kind::Event(Event::NameChanged(known))),
-                );
+            if let Some(change) = &small.name {
+                log.append_now(names.make(&write, change)?);
                 wakes.names = true;
             }
         }
@@ -331,12 +362,17 @@ impl Commit {
             submitted.progress.taken.store(submitted.batch.number, Ordering::Release);
             submitted.progress.mailbox.ring();
             log.append_now(entries_of(&submitted.batch));
-            log.append_now(set_names(&write, &submitted.batch)?);
+            for (key, update) in &submitted.batch.names {
+                log.append_now(names.set_own(&write, key, update)?);
+            }
         }
         let entries = log.pending();
         let sync = self.sync(&work, &entries, disk, stopping);
         store::set_sync(&mut write, sync)?;
-        store::write_log(&write, entries.iter().map(AsRef::as_ref))?;
+        store::log::append(&write, entries.iter().map(AsRef::as_ref))?;
+        if let Some(last) = entries.last() {
+            names.settle(&write, last.offset)?;
+        }
         let now = log.now();
         for submitted in &work.batches {
             apply(&write, &submitted.batch, now, &mut wakes)?;
@@ -345,7 +381,7 @@ impl Commit {
             work.writes.into_iter().map(|small| (small.run)(&write)).collect::<Result<_, _>>()?;
         // Before the outbox can see them and count them down.
         for submitted in &work.batches {
-            self.outbox_tally.added(&submitted.batch.plugin, submitted.batch.publishes.len());
+            self.backlog.added(&submitted.batch.plugin, submitted.batch.publishes.len());
         }
         write.commit()?;
         disk.committed(sync);
@@ -435,120 +471,4 @@ impl Work {
     fn is_empty(&self) -> bool {
         self.batches.is_empty() && self.writes.is_empty()
     }
-}
-
-/// Which stages have work after a commit.
-#[derive(Default)]
-struct Wakes {
-    outbox: bool,
-    names: bool,
-    retries: bool,
-}
-
-/// What a batch adds to the log: its publishes, for the other plugins, and its subscriptions.
-fn entries_of(batch: &Batch) -> Vec<Kind> {
-    let origin = Origin::Plugin(batch.plugin.clone());
-    let messages = batch.publishes.iter().map(|publish| {
-        Kind::Event(Event::Message {
-            topic: publish.topic.clone(),
-            data: publish.data.clone(),
-            origin: origin.clone(),
-        })
-    });
-    let subscriptions = batch.subscriptions.iter().map(|(topic, subscribed)| Kind::Subscription {
-        plugin: batch.plugin.clone(),
-        topic: topic.clone(),
-        subscribed: *subscribed,
-    });
-    messages.chain(subscriptions).collect()
-}
-
-/// Gives names their new values; returns what their followers are told.
-fn set_names(write: &WriteTransaction, batch: &Batch) -> Result<Vec<Kind>, StoreError> {
-    let mut changes = Vec::new();
-    for (key, update) in &batch.names {
-        let changed = names::set(write, key, update)?;
-        changes.extend(changed.map(|resolution| Kind::Event(Event::NameChanged(resolution))));
-    }
-    Ok(changes)
-}
-
-fn apply(
-    write: &WriteTransaction,
-    batch: &Batch,
-    now: crate::time::Timestamp,
-    wakes: &mut Wakes,
-) -> Result<(), StoreError> {
-    apply_state(write, batch)?;
-    apply_timers(write, batch)?;
-    write.open_table(CURSORS)?.insert(batch.id.0, (batch.cursor.0, batch.state_size))?;
-    if let Some(world) = &batch.world {
-        write.open_table(WORLDS)?.insert(batch.id.0, world.as_slice())?;
-    }
-    if let Some(version) = batch.started {
-        crate::plugin::roster::set_state_version(&mut write.open_table(PLUGINS)?, &batch.plugin, version)?;
-    }
-    if !batch.publishes.is_empty() {
-        outbox::enqueue(write, Some(&batch.plugin), &batch.publishes, now)?;
-        wakes.outbox = true;
-    }
-    wakes.names |= !batch.names.is_empty();
-    apply_failures(write, batch, wakes)
-}
-
-fn apply_state(write: &WriteTransaction, batch: &Batch) -> Result<(), StoreError> {
-    if batch.state.is_empty() {
-        return Ok(());
-    }
-    let mut table = write.open_table(STATE)?;
-    for (key, value) in &batch.state {
-        let key = StateKey::new(batch.id, key);
-        match value {
-            Some(value) => table.insert(key.as_bytes(), value.as_slice())?,
-            None => table.remove(key.as_bytes())?,
-        };
-    }
-    Ok(())
-}
-
-fn apply_timers(write: &WriteTransaction, batch: &Batch) -> Result<(), StoreError> {
-    if batch.timers.is_empty() {
-        return Ok(());
-    }
-    let mut table = write.open_table(TIMERS)?;
-    for (key, at) in &batch.timers {
-        let key = StateKey::new(batch.id, key.as_bytes());
-        match at {
-            Some(at) => table.insert(key.as_bytes(), at.0)?,
-            None => table.remove(key.as_bytes())?,
-        };
-    }
-    Ok(())
-}
-
-fn apply_failures(write: &WriteTransaction, batch: &Batch, wakes: &mut Wakes) -> Result<(), StoreError> {
-    if !batch.dead.is_empty() {
-        let first = store::next_numbers(write, "dead", batch.dead.len() as u64)?;
-        let mut table = write.open_table(DEAD)?;
-        for (id, letter) in (first..).zip(&batch.dead) {
-            table.insert(id, letter.to_bytes().as_slice())?;
-        }
-        while table.len()? > dead::MAX_LETTERS {
-            let Some((id, _)) = table.pop_first()? else { break };
-            tracing::warn!(
-                id = id.value(),
-                "the oldest dead letter is dropped: there are {}",
-                dead::MAX_LETTERS
-            );
-        }
-    }
-    if !batch.retries.is_empty() {
-        let first = store::next_numbers(write, "retries", batch.retries.len() as u64)?;
-        let mut table = write.open_table(RETRIES)?;
-        for (number, retry) in (first..).zip(&batch.retries) {
-            table.insert((retry.at.0, number), retry.to_bytes(&batch.plugin).as_slice())?;
-        }
-        wakes.retries = true;
-    }
-    Ok(())
 }

@@ -95,7 +95,7 @@ pub struct PluginConfig {
     pub config: Map<String, Value>,
     /// What it may reach. Absent: what the manifest asks, for a bundled plugin; nothing otherwise.
     pub grants: Option<Grants>,
-    /// What it may take. Absent: the defaults.
+    /// What it may take. Absent: the defaults, or less where the manifest asks for less.
     pub limits: Option<Limits>,
 }
 
@@ -118,6 +118,10 @@ pub struct LogConfig {
     pub max_bytes: u64,
     /// Hours, default 168. Older entries are trimmed, but never past a plugin's cursor.
     pub max_age_hours: u64,
+    /// Bytes, default 256 MiB: documents that names pointed to before, kept for as long as the
+    /// entries from that time. Beyond it the oldest go, but never past a plugin's cursor; entries
+    /// from before can then be handled again, but not read these documents.
+    pub max_document_bytes: u64,
 }
 
 /// The section `outbox`.
@@ -155,7 +159,7 @@ impl Default for Topics {
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { max_bytes: 1 << 30, max_age_hours: 168 }
+        Self { max_bytes: 1 << 30, max_age_hours: 168, max_document_bytes: 256 << 20 }
     }
 }
 

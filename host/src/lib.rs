@@ -45,9 +45,11 @@
 //! # }
 //! ```
 
-// The words and the time that every stage speaks of.
+// The words, the time and the values that every stage speaks of.
 pub mod ident;
 pub mod time;
+pub mod entry;
+pub mod effect;
 
 // The way of an event.
 pub mod backend;
@@ -60,7 +62,6 @@ pub mod names;
 
 // What the stages share: the store, and who wants what from outside.
 pub mod store;
-pub mod documents;
 pub mod keys;
 pub mod interest;
 pub mod followed;

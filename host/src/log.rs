@@ -4,17 +4,14 @@
 //! time that never goes back, keeps the newest in memory for the plugins to read, and hands them
 //! to the commit, which makes them durable. What is no longer in memory is read from the store.
 
-mod entry;
-
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::thread::Thread;
 use std::time::Duration;
 
-pub use entry::{Entry, Event, Hearing, Kind, Offset, Origin, decode_chunk, encode_into};
-
 use tokio::sync::broadcast;
 
+use crate::entry::{Entry, Event, Kind, Offset};
 use crate::ident::{PluginName, Topic};
 use crate::store::{Store, StoreError};
 use crate::time::{LogClock, Timestamp};

@@ -2,13 +2,10 @@
 //! at a time, plugins in turn, until the backend accepts them or they expire.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
-use prost::Message as _;
-use redb::{ReadableTable, ReadableTableMetadata as _, WriteTransaction};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -16,9 +13,9 @@ use crate::backend::Backend;
 use crate::backoff::Backoff;
 use crate::commit::{Commit, CommitError};
 use crate::echo::Echoes;
-use crate::ident::{PluginName, Topic};
-use crate::plugin::Publish;
-use crate::store::{self, OUTBOX, Store, StoreError};
+use crate::ident::PluginName;
+use crate::store::outbox::{Backlog, Row};
+use crate::store::{OUTBOX, Store, StoreError};
 use crate::time::Timestamp;
 
 /// Publishes of the API that may wait; one more is refused. Plugins have a limit of their own.
@@ -27,92 +24,15 @@ pub const API_QUOTA: u64 = 10_000;
 /// Accepted publishes that are forgotten together.
 const FORGET: usize = 64;
 
-/// Puts publishes into the outbox, in the transaction of the commit.
-pub fn enqueue(
-    write: &WriteTransaction,
-    plugin: Option<&PluginName>,
-    publishes: &[Publish],
-    now: Timestamp,
-) -> Result<(), StoreError> {
-    let first = store::next_numbers(write, "outbox", publishes.len() as u64)?;
-    let mut table = write.open_table(OUTBOX)?;
-    for (number, publish) in (first..).zip(publishes) {
-        let row = Row {
-            plugin: plugin.map(PluginName::to_string),
-            topic: publish.topic.to_string(),
-            data: publish.data.clone(),
-            time: now.0,
-        };
-        table.insert(number, row.encode_to_vec().as_slice())?;
-    }
-    Ok(())
-}
-
-/// How many publishes wait, and since when the oldest does.
-pub fn waiting(store: &Store) -> Result<(u64, Option<Timestamp>), StoreError> {
-    let table = store.snapshot()?.table(OUTBOX)?;
-    let oldest = match table.first()? {
-        Some((_, row)) => Some(Timestamp(Row::read(row.value())?.time)),
-        None => None,
-    };
-    Ok((table.len()?, oldest))
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct Row {
-    #[prost(string, optional, tag = "1")]
-    plugin: Option<String>,
-    #[prost(string, tag = "2")]
-    topic: String,
-    #[prost(bytes = "bytes", tag = "3")]
-    data: Bytes,
-    #[prost(fixed64, tag = "4")]
-    time: u64,
-}
-
-impl Row {
-    fn read(bytes: &[u8]) -> Result<Self, StoreError> {
-        Row::decode(bytes).map_err(|error| StoreError::corrupt("outbox", error))
-    }
-}
-
-/// Counts of the outbox, for the operator and for the quota of each plugin.
+/// Counts of what went out.
 #[derive(Debug, Default)]
-pub struct Tally {
-    lengths: Mutex<BTreeMap<PluginName, Arc<AtomicUsize>>>,
+pub struct Sent {
     /// Publishes that the backend accepted.
-    pub sent: AtomicUsize,
+    pub accepted: AtomicUsize,
     /// Publishes that were refused and tried again.
     pub retried: AtomicUsize,
     /// Publishes that were given up after their time.
     pub expired: AtomicUsize,
-}
-
-impl Tally {
-    /// How many publishes of a plugin wait.
-    pub fn length(&self, plugin: &PluginName) -> Arc<AtomicUsize> {
-        let mut lengths = self.lengths.lock().expect("no one panics while holding the lengths");
-        lengths.entry(plugin.clone()).or_default().clone()
-    }
-
-    /// Counts what the store holds; called once before anything is added.
-    pub fn restore(&self, store: &Store) -> Result<(), StoreError> {
-        for row in store.snapshot()?.table(OUTBOX)?.iter()? {
-            if let Some(plugin) = owner(&Row::read(row?.1.value())?)? {
-                self.length(&plugin).fetch_add(1, Ordering::Relaxed);
-            }
-        }
-        Ok(())
-    }
-
-    /// Adds what a batch has put in.
-    pub fn added(&self, plugin: &PluginName, count: usize) {
-        self.length(plugin).fetch_add(count, Ordering::Relaxed);
-    }
-}
-
-fn owner(row: &Row) -> Result<Option<PluginName>, StoreError> {
-    row.plugin.as_deref().map(str::parse).transpose().map_err(|error| StoreError::corrupt("outbox", error))
 }
 
 /// The task that sends.
@@ -126,8 +46,10 @@ pub struct Outbox {
     pub backend: Backend,
     /// Which echoes to expect.
     pub echoes: Arc<Echoes>,
+    /// How many wait.
+    pub backlog: Arc<Backlog>,
     /// The counts.
-    pub tally: Arc<Tally>,
+    pub sent: Arc<Sent>,
     /// How long a publish is tried.
     pub expiry: Duration,
 }
@@ -206,7 +128,7 @@ impl Outbox {
             self.count(&whose, expired);
         } else {
             line.not_before = Some(now + line.backoff.next());
-            self.tally.retried.fetch_add(1, Ordering::Relaxed);
+            self.sent.retried.fetch_add(1, Ordering::Relaxed);
         }
         if window.accepted.len() >= FORGET {
             self.forget(window).await?;
@@ -217,7 +139,7 @@ impl Outbox {
     /// Sends one publish; false if it has to be tried again.
     async fn send(&self, number: u64, whose: &Option<PluginName>) -> Result<bool, StoreError> {
         let Some(row) = self.row(number)? else { return Ok(true) };
-        let topic: Topic = row.topic.parse().map_err(|error| StoreError::corrupt("outbox", error))?;
+        let topic = row.topic()?;
         // Expected before it is sent: the echo may be faster than the answer.
         let expected = self.echoes.expect(&topic, &row.data);
         match self.backend.pubsub.publish(&topic, row.data.clone()).await {
@@ -240,9 +162,9 @@ impl Outbox {
 
     fn count(&self, whose: &Option<PluginName>, expired: bool) {
         if let Some(plugin) = whose {
-            self.tally.length(plugin).fetch_sub(1, Ordering::Relaxed);
+            self.backlog.length(plugin).fetch_sub(1, Ordering::Relaxed);
         }
-        let counter = if expired { &self.tally.expired } else { &self.tally.sent };
+        let counter = if expired { &self.sent.expired } else { &self.sent.accepted };
         counter.fetch_add(1, Ordering::Relaxed);
         if expired {
             tracing::warn!(after = ?self.expiry, "a publish expired before the backend accepted it");
@@ -258,7 +180,7 @@ impl Outbox {
             let row = Row::read(bytes.value())?;
             let waiting = Waiting { number: number.value(), time: Timestamp(row.time) };
             window.loaded = waiting.number;
-            window.lines.entry(owner(&row)?).or_default().waiting.push_back(waiting);
+            window.lines.entry(row.owner()?).or_default().waiting.push_back(waiting);
         }
         Ok(())
     }

@@ -16,17 +16,16 @@ mod session;
 mod wasi;
 mod world;
 
-// The host functions, one file for each interface of `wit/`.
+// The host functions and the words of the exports, one file for each interface of `wit/`.
+mod event;
 mod ipns;
 mod log;
 mod pubsub;
 mod state;
 mod timers;
 
-pub use actor::{Actor, ActorError, Handle, Parts, PluginStatus, Query, Status};
-pub use effects::{
-    Batch, Effects, NameUpdate, NameValue, PendingReply, Publish, Reply, ReplyError, Retry, Timers,
-};
+pub use actor::{Actor, ActorError, Handle, Parts, PluginStatus};
+pub use effects::{Batch, Effects, PendingReply, Reply, ReplyError, Timers};
 pub use engine::{Engine, EngineError, Prepared};
 pub use grants::{Grants, NameOrKey, TopicPattern};
 pub use limits::{DOCUMENT_BYTES, Limits, MESSAGE_BYTES};

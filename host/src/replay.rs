@@ -1,8 +1,8 @@
 //! Owns handling a recorded log again: fresh plugins, the same entries, nothing that reaches the
 //! outside. A week of traffic is tried in as long as the plugins take to handle it.
 //!
-//! Documents behind followed names are not part of the log: a plugin that reads one finds that it
-//! is not held.
+//! A document behind a name is there for as long as `store.log` keeps it; who reads one that is gone
+//! is told that it is not held.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,11 +12,11 @@ use thiserror::Error;
 
 use crate::commit::Commit;
 use crate::config::Config;
+use crate::entry::{Entry, Offset};
 use crate::host::{self, HostError};
 use crate::ident::PluginName;
 use crate::keys::Keyring;
-use crate::log::{Entry, EventLog, Offset};
-use crate::outbox;
+use crate::log::EventLog;
 use crate::plugin::{
     Actor, Batch, Effects, Engine, Parts, Prepared, Resolved, SessionParts, Timers, World, roster,
 };
@@ -114,10 +114,11 @@ impl Replay {
         let scratch = TempDir::new().map_err(ReplayError::Scratch)?;
         let store = Arc::new(Store::open(scratch.path())?);
         let first = entries.first().map_or(Offset(0), |entry| entry.offset);
-        let (id, cursor) = roster::known(&self.source, name)?.ok_or_else(|| ReplayError::Plugin {
-            name: name.clone(),
-            reason: "it was not there when the log was written".to_owned(),
-        })?;
+        let (id, cursor) =
+            roster::known(&self.source.snapshot()?, name)?.ok_or_else(|| ReplayError::Plugin {
+                name: name.clone(),
+                reason: "it was not there when the log was written".to_owned(),
+            })?;
         let handled = entries.partition_point(|entry| entry.offset < cursor);
         let session = SessionParts {
             plugin: name.clone(),
@@ -127,6 +128,7 @@ impl Replay {
             world: World::default(),
             effects: Effects::new(Batch::new(name.clone(), id, 1, first), Timers::default(), 0),
             store: store.clone(),
+            files: self.source.clone(),
             keys: self.keys.clone(),
             outbox_len: Arc::default(),
         };
@@ -137,11 +139,7 @@ impl Replay {
             session,
             secret: self.secret,
             log: Arc::new(EventLog::new(store, first, Timestamp(0))),
-            commit: Arc::new(Commit::new(
-                self.config.store.durability,
-                Arc::default(),
-                Arc::<outbox::Tally>::default(),
-            )),
+            commit: Arc::new(Commit::new(self.config.store.durability, Arc::default(), Arc::default())),
         };
         let (actor, _) = Actor::new(parts)?;
         Ok(actor.replay(&entries[..handled])?)

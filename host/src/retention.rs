@@ -1,20 +1,24 @@
-//! Owns how long the event log is kept: by size and age, and never past what a plugin has yet to
-//! read.
+//! Owns how long the event log and the documents of its time are kept: by size and age, and never
+//! past what a plugin has yet to read.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use redb::ReadableTable;
 use tokio_util::sync::CancellationToken;
 
 use crate::commit::{Commit, CommitError};
 use crate::config::LogConfig;
-use crate::log::{Offset, decode_chunk};
-use crate::store::{self, CURSORS, LOG, META, Snapshot, Store, StoreError};
+use crate::entry::{Offset, decode_chunk};
+use crate::ident::PluginName;
+use crate::plugin::roster;
+use crate::store::documents::{self, Superseded};
+use crate::store::{self, LOG, META, Snapshot, Store, StoreError};
 use crate::time::Timestamp;
 
 /// How often the log is looked at.
-const EVERY: Duration = Duration::from_secs(30);
+const EVERY: Duration = Duration::from_secs(5);
 
 /// Rows that are removed in one transaction, so that it stays short.
 const ROWS: usize = 512;
@@ -28,6 +32,9 @@ pub struct Retention {
     pub commit: Arc<Commit>,
     /// What is kept.
     pub log: LogConfig,
+    /// The plugins of the config, also one that could not be loaded: the log waits for them. It
+    /// does not for one that is disabled or gone.
+    pub plugins: Vec<PluginName>,
 }
 
 impl Retention {
@@ -35,18 +42,12 @@ impl Retention {
     pub async fn run(self, stop: CancellationToken) {
         let work = async {
             loop {
-                tokio::time::sleep(EVERY).await;
-                loop {
-                    match self.trim().await {
-                        Ok(removed) if removed == ROWS => {}
-                        Ok(_) => break,
-                        Err(CommitError::Closed) => return,
-                        Err(error) => {
-                            tracing::error!("cannot trim the log: {error}");
-                            break;
-                        }
-                    }
+                match self.trim().await {
+                    Ok(()) => {}
+                    Err(CommitError::Closed) => return,
+                    Err(error) => tracing::error!("cannot trim the log: {error}"),
                 }
+                tokio::time::sleep(EVERY).await;
             }
         };
         tokio::select! {
@@ -56,24 +57,46 @@ impl Retention {
         }
     }
 
-    /// Removes the oldest rows that are beyond what is kept; returns how many.
-    async fn trim(&self) -> Result<usize, CommitError> {
-        let rows = self.expendable(&self.store.snapshot()?, Timestamp::wall())?;
+    async fn trim(&self) -> Result<(), CommitError> {
+        while self.trim_entries().await? == ROWS {}
+        while self.trim_documents().await? == ROWS {}
+        Ok(())
+    }
+
+    async fn trim_entries(&self) -> Result<usize, CommitError> {
+        let rows = self.expendable_rows(&self.store.snapshot()?, Timestamp::wall())?;
         let count = rows.len();
         if count > 0 {
-            self.commit.write_later(move |write| store::trim_log(write, &rows)).await?;
+            self.commit.write_later(move |write| store::log::trim(write, &rows)).await?;
         }
         Ok(count)
     }
 
+    async fn trim_documents(&self) -> Result<usize, CommitError> {
+        let gone = self.expendable_documents(&self.store.snapshot()?)?;
+        let count = gone.len();
+        if count > 0 {
+            self.commit.write_later(move |write| documents::forget(write, &gone)).await?;
+        }
+        Ok(count)
+    }
+
+    /// Everything before this was handled by each plugin.
+    fn handled_by_all(&self, snapshot: &Snapshot) -> Result<Offset, StoreError> {
+        let mut least = Offset(u64::MAX);
+        for name in &self.plugins {
+            if let Some((_, cursor)) = roster::known(snapshot, name)? {
+                least = least.min(cursor);
+            }
+        }
+        Ok(least)
+    }
+
     /// The first rows of the log that no one needs: a row ends where the next one begins.
-    fn expendable(&self, snapshot: &Snapshot, now: Timestamp) -> Result<Vec<u64>, StoreError> {
-        let read_by_all = snapshot
-            .table(CURSORS)?
-            .iter()?
-            .try_fold(u64::MAX, |least, row| Ok::<_, StoreError>(least.min(row?.1.value().0)))?;
+    fn expendable_rows(&self, snapshot: &Snapshot, now: Timestamp) -> Result<Vec<u64>, StoreError> {
+        let handled = self.handled_by_all(snapshot)?;
         let table = snapshot.table(LOG)?;
-        let mut excess = store::log_bytes(&snapshot.table(META)?)?.saturating_sub(self.log.max_bytes);
+        let mut excess = store::log::bytes(&snapshot.table(META)?)?.saturating_sub(self.log.max_bytes);
         let oldest = Duration::from_secs(self.log.max_age_hours.saturating_mul(3600));
         let mut rows = table.iter()?.peekable();
         let mut expendable = Vec::new();
@@ -81,18 +104,30 @@ impl Retention {
             let (first, chunk) = row?;
             let Some(Ok((next, _))) = rows.peek() else { break };
             let too_old = || -> Result<bool, StoreError> {
-                let entries = decode_chunk(bytes::Bytes::copy_from_slice(chunk.value()))?;
+                let entries = decode_chunk(Bytes::copy_from_slice(chunk.value()))?;
                 Ok(entries.last().is_some_and(|last| now.since(last.time) > oldest))
             };
-            if Offset(next.value()) > Offset(read_by_all)
-                || (excess == 0 && !too_old()?)
-                || expendable.len() == ROWS
-            {
+            if Offset(next.value()) > handled || (excess == 0 && !too_old()?) || expendable.len() == ROWS {
                 break;
             }
             excess = excess.saturating_sub(chunk.value().len() as u64);
             expendable.push(first.value());
         }
         Ok(expendable)
+    }
+
+    /// The documents of entries that are gone, and the oldest of those that are too much.
+    fn expendable_documents(&self, snapshot: &Snapshot) -> Result<Vec<Superseded>, StoreError> {
+        let handled = self.handled_by_all(snapshot)?;
+        let log_start = snapshot.table(LOG)?.first()?.map_or(0, |(first, _)| first.value());
+        let documents = documents::superseded(snapshot)?;
+        let all: u64 = documents.iter().map(|document| document.bytes).sum();
+        let mut excess = all.saturating_sub(self.log.max_document_bytes);
+        let expendable = documents.into_iter().take_while(|document| {
+            let is_over = excess > 0 || document.at < Offset(log_start);
+            excess = excess.saturating_sub(document.bytes);
+            is_over && document.at < handled
+        });
+        Ok(expendable.take(ROWS).collect())
     }
 }

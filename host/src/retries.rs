@@ -7,7 +7,8 @@ use redb::ReadableTable as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::commit::{Commit, CommitError};
-use crate::log::{EventLog, Kind};
+use crate::entry::Kind;
+use crate::log::EventLog;
 use crate::store::{RETRIES, Store, StoreError};
 use crate::time::Timestamp;
 

@@ -3,12 +3,18 @@
 //! It receives whole transactions from the commit, which is the only writer, and hands out
 //! snapshots to read from.
 
+pub mod dead;
+pub mod documents;
+pub mod followed;
 mod lock;
+pub mod log;
+pub mod names;
+pub mod outbox;
 mod tables;
 
+use std::cmp::Ordering;
 use std::path::{Path, PathBuf};
 
-use bytes::{Bytes, BytesMut};
 use cap_std::ambient_authority;
 use cap_std::fs::Dir;
 use redb::{
@@ -16,23 +22,16 @@ use redb::{
 };
 use thiserror::Error;
 
-use crate::log::{Entry, Offset, decode_chunk, encode_into};
-use crate::time::Timestamp;
+use crate::entry::MalformedEntry;
 
 pub use lock::LockError;
 pub use tables::*;
 
 /// The format of the store that this host writes.
-pub const FORMAT: u64 = 1;
+pub const FORMAT: u64 = 2;
 
 /// Memory for the database's pages, in bytes. Its own default is 1 GiB.
 const CACHE_BYTES: usize = 192 << 20;
-
-/// Largest chunk of the event log, in bytes: entries that are committed together share rows.
-const CHUNK_BYTES: usize = 64 << 10;
-
-/// Bytes of the log that are read at a time, or one row if it is larger.
-const READ_BYTES: usize = 4 << 20;
 
 /// What can go wrong with the store.
 #[derive(Debug, Error)]
@@ -56,6 +55,14 @@ pub enum StoreError {
         /// Its format.
         found: u64,
     },
+    /// It was written by a host from before the first release.
+    #[error(
+        "the store has format {found}, from before the first release, which this host cannot read: use another --state-dir"
+    )]
+    Older {
+        /// Its format.
+        found: u64,
+    },
     /// It holds what no host writes.
     #[error("the store is damaged: {what}: {why}")]
     Corrupt {
@@ -73,6 +80,12 @@ impl StoreError {
     /// The error of a part that cannot be read.
     pub fn corrupt(what: &'static str, why: impl ToString) -> Self {
         Self::Corrupt { what, why: why.to_string() }
+    }
+}
+
+impl From<MalformedEntry> for StoreError {
+    fn from(error: MalformedEntry) -> Self {
+        Self::corrupt("event log", error)
     }
 }
 
@@ -142,8 +155,10 @@ impl Store {
                 }
                 Some(bytes) => {
                     let found = number(&bytes)?;
-                    if found > FORMAT {
-                        return Err(StoreError::Newer { found });
+                    match found.cmp(&FORMAT) {
+                        Ordering::Greater => return Err(StoreError::Newer { found }),
+                        Ordering::Less => return Err(StoreError::Older { found }),
+                        Ordering::Equal => {}
                     }
                 }
             }
@@ -177,48 +192,6 @@ impl Store {
         write.commit()?;
         Ok(())
     }
-
-    /// The offset after the last entry of the log, and that entry's time.
-    pub fn log_end(&self) -> Result<(Offset, Timestamp), StoreError> {
-        let read = self.database.begin_read()?;
-        let table = read.open_table(LOG)?;
-        let Some((_, chunk)) = table.last()? else {
-            return Ok((Offset(0), Timestamp(0)));
-        };
-        let entries = decode_chunk(Bytes::copy_from_slice(chunk.value()))?;
-        let last = entries.last().ok_or_else(|| StoreError::corrupt("event log", "an empty chunk"))?;
-        Ok((Offset(last.offset.0 + 1), last.time))
-    }
-
-    /// The first offset that the log still holds.
-    pub fn log_start(&self) -> Result<Option<Offset>, StoreError> {
-        let read = self.database.begin_read()?;
-        let table = read.open_table(LOG)?;
-        Ok(table.first()?.map(|(first, _)| Offset(first.value())))
-    }
-
-    /// At least one and about `limit` entries from `from` on; none if there are no more.
-    pub fn read_log(&self, from: Offset, limit: usize) -> Result<Vec<Entry>, StoreError> {
-        let read = self.database.begin_read()?;
-        let table = read.open_table(LOG)?;
-        let first = match table.range(..=from.0)?.next_back() {
-            Some(row) => row?.0.value(),
-            None => from.0,
-        };
-        let (mut entries, mut bytes) = (Vec::new(), 0);
-        for row in table.range(first..)? {
-            let row = row?.1;
-            bytes += row.value().len();
-            let chunk = decode_chunk(Bytes::copy_from_slice(row.value()))?;
-            entries.extend(chunk.into_iter().filter(|entry| entry.offset >= from));
-            // A plugin that lags far behind must not fill the memory with large messages.
-            if entries.len() >= limit || (bytes >= READ_BYTES && !entries.is_empty()) {
-                break;
-            }
-        }
-        entries.truncate(limit);
-        Ok(entries)
-    }
 }
 
 /// Says whether the end of a transaction waits for the disk.
@@ -245,58 +218,6 @@ pub fn next_numbers(write: &WriteTransaction, series: &str, count: u64) -> Resul
 fn number(bytes: &[u8]) -> Result<u64, StoreError> {
     let bytes = <[u8; 8]>::try_from(bytes).map_err(|_| StoreError::corrupt("meta", "not a number"))?;
     Ok(u64::from_be_bytes(bytes))
-}
-
-/// Writes entries to the log: rows of many entries each, keyed by the first one's offset.
-pub fn write_log<'a>(
-    write: &WriteTransaction,
-    entries: impl Iterator<Item = &'a Entry>,
-) -> Result<(), StoreError> {
-    let mut table = write.open_table(LOG)?;
-    let mut chunk = BytesMut::with_capacity(CHUNK_BYTES);
-    let (mut first, mut written) = (None, 0);
-    for entry in entries {
-        first.get_or_insert(entry.offset);
-        encode_into(entry, &mut chunk);
-        if chunk.len() >= CHUNK_BYTES {
-            table.insert(first.take().expect("set above").0, &chunk[..])?;
-            written += chunk.len() as u64;
-            chunk.clear();
-        }
-    }
-    if let Some(first) = first {
-        table.insert(first.0, &chunk[..])?;
-        written += chunk.len() as u64;
-    }
-    if written > 0 {
-        let before = log_bytes(&write.open_table(META)?)?;
-        set_log_bytes(write, before + written)?;
-    }
-    Ok(())
-}
-
-/// Removes rows of the log, by their first offsets.
-pub fn trim_log(write: &WriteTransaction, rows: &[u64]) -> Result<(), StoreError> {
-    let mut table = write.open_table(LOG)?;
-    let mut removed = 0;
-    for row in rows {
-        removed += table.remove(row)?.map_or(0, |chunk| chunk.value().len() as u64);
-    }
-    let before = log_bytes(&write.open_table(META)?)?;
-    set_log_bytes(write, before.saturating_sub(removed))
-}
-
-/// Counted along: the database would have to look at every page.
-const LOG_BYTES: &str = "log-bytes";
-
-/// The bytes that the log holds.
-pub fn log_bytes(meta: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<u64, StoreError> {
-    meta.get(LOG_BYTES)?.map_or(Ok(0), |bytes| number(bytes.value()))
-}
-
-fn set_log_bytes(write: &WriteTransaction, bytes: u64) -> Result<(), StoreError> {
-    write.open_table(META)?.insert(LOG_BYTES, bytes.to_be_bytes().as_slice())?;
-    Ok(())
 }
 
 /// A key as it is stored, and its value.

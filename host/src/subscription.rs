@@ -17,9 +17,10 @@ pub use hearing::{Hearings, Prober, TopicHearing};
 use crate::backend::{Backend, BackendError, Incoming};
 use crate::backoff::Backoff;
 use crate::echo::Echoes;
+use crate::entry::{Event, Kind, Origin};
 use crate::ident::{PeerName, Topic};
 use crate::interest::Interest;
-use crate::log::{Event, EventLog, Kind, Origin};
+use crate::log::EventLog;
 
 /// Messages of a topic that are remembered to recognise one that comes twice.
 const REMEMBERED: usize = 8_192;

@@ -7,10 +7,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use dim::backend::embedded::new_peer;
 use dim::config::Config;
-use dim::dead;
 use dim::host::{Host, Options};
 use dim::ident::PeerName;
 use dim::plugin::{Reply, ReplyError};
+use dim::store::dead;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

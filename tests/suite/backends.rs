@@ -49,7 +49,7 @@ async fn publish(host: &TestHost, data: &str, repeat: u64) -> (String, u64) {
 async fn published(host: &TestHost) {
     let key: KeyName = "probe-key".parse().unwrap();
     eventually("the backend accepts the name", async || {
-        let known = dim::names::known(&host.host.store.snapshot().unwrap(), &key).unwrap();
+        let known = dim::store::names::known(&host.host.store.snapshot().unwrap(), &key).unwrap();
         known.is_some_and(|known| known.is_published())
     })
     .await;
@@ -244,9 +244,10 @@ async fn kubo_away_blocks_nothing_and_everything_drains_on_its_return() {
         .await;
     assert_eq!(answers[2], json!({ "ok": "while it was away" }));
     host.query("probe", "run", script(json!([]))).await.unwrap();
-    assert_eq!(dim::outbox::waiting(&host.host.store).unwrap().0, 1);
+    assert_eq!(dim::store::outbox::waiting(&host.host.store).unwrap().0, 1);
     kubo.restart();
-    eventually("the outbox drains", async || dim::outbox::waiting(&host.host.store).unwrap().0 == 0).await;
+    eventually("the outbox drains", async || dim::store::outbox::waiting(&host.host.store).unwrap().0 == 0)
+        .await;
     published(&host).await;
     let name = host.host.keys.name(&"probe-key".parse().unwrap()).unwrap();
     assert_eq!(kubo.ipfs(&["cat", &format!("/ipns/{name}")]), "while it was away");

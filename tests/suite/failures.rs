@@ -35,16 +35,16 @@ async fn a_rejected_event_leaves_no_trace_and_becomes_a_dead_letter() {
     assert_eq!(host.dead_letters(), ["told to reject"]);
     assert_eq!(host.state_of("probe", "fired").await, Value::Null);
     assert_eq!(published(&host), 0, "nothing was published");
-    assert!(dim::names::all(&host.host.store.snapshot().unwrap()).unwrap().is_empty());
+    assert!(dim::store::names::all(&host.host.store.snapshot().unwrap()).unwrap().is_empty());
     assert!(host.host.interest.names().is_empty());
     assert_eq!(host.host.interest.topics().len(), 1);
-    let letters = dim::dead::list(&host.host.store, None, None, 10).unwrap();
+    let letters = dim::store::dead::list(&host.host.store, None, None, 10).unwrap();
     assert_eq!(letters[0].1.log, ["about to be rejected"]);
 }
 
 /// How many messages of plugins are in the log.
 fn published(host: &dim_tests::TestHost) -> usize {
-    use dim::log::{Event, Kind, Offset, Origin};
+    use dim::entry::{Event, Kind, Offset, Origin};
     let mut entries = std::collections::VecDeque::new();
     host.host.log.read(Offset(0), usize::MAX, &mut entries).unwrap();
     let of_plugin =
@@ -172,11 +172,11 @@ async fn a_dead_letter_can_be_replayed_and_dropped() {
     host.from_peer("probe.in", "no script").await;
     host.from_peer("probe.in", message(json!([]), "reject")).await;
     eventually("both are set aside", async || host.dead_letters().len() == 2).await;
-    let letters = dim::dead::list(&host.host.store, None, None, 10).unwrap();
+    let letters = dim::store::dead::list(&host.host.store, None, None, 10).unwrap();
     let (store, commit) = (&host.host.store, &host.host.commit);
     assert!(dim::dead::replay(store, commit, letters[0].0).await.unwrap());
     eventually("it is set aside again", async || host.dead_letters().len() == 2).await;
-    let again = dim::dead::list(store, None, None, 10).unwrap();
+    let again = dim::store::dead::list(store, None, None, 10).unwrap();
     assert!(again.iter().all(|(id, _)| *id != letters[0].0), "it has a new number");
     assert!(dim::dead::drop_letter(commit, letters[1].0).await.unwrap());
     assert!(!dim::dead::drop_letter(commit, letters[1].0).await.unwrap());
@@ -221,7 +221,7 @@ async fn one_plugins_queue_does_not_hide_anothers_publishes() {
     let publish = |n: u64| json!({ "do": "publish", "topic": "probe.out", "data": n.to_string() });
     host.run((0..5_000).map(publish).collect()).await;
     host.command("other", "run", script(json!([publish(0)]))).await.unwrap();
-    let waiting = |plugin: &str| host.host.sent.length(&plugin.parse().unwrap()).load(Ordering::Relaxed);
+    let waiting = |plugin: &str| host.host.backlog.length(&plugin.parse().unwrap()).load(Ordering::Relaxed);
     let left = std::cell::Cell::new(0);
     eventually("the other's is sent", async || {
         left.set(waiting("probe"));
@@ -229,6 +229,6 @@ async fn one_plugins_queue_does_not_hide_anothers_publishes() {
     })
     .await;
     assert!(left.get() > 2_500, "in its turn, not after {} of 5,000", 5_000 - left.get());
-    eventually("all are sent", async || dim::outbox::waiting(&host.host.store).unwrap().0 == 0).await;
-    assert_eq!(host.host.sent.sent.load(Ordering::Relaxed), 5_001);
+    eventually("all are sent", async || dim::store::outbox::waiting(&host.host.store).unwrap().0 == 0).await;
+    assert_eq!(host.host.sent.accepted.load(Ordering::Relaxed), 5_001);
 }

@@ -10,4 +10,5 @@ mod hostile;
 mod promises;
 mod records;
 mod replay;
+mod retention;
 mod traps;

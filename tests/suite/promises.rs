@@ -77,9 +77,9 @@ async fn a_timer_waits_for_the_messages_that_came_before_it() {
 
 fn message_times(host: &dim_tests::TestHost) -> Vec<u64> {
     let mut entries = std::collections::VecDeque::new();
-    host.host.log.read(dim::log::Offset(0), usize::MAX, &mut entries).unwrap();
+    host.host.log.read(dim::entry::Offset(0), usize::MAX, &mut entries).unwrap();
     let is_message =
-        |kind: &dim::log::Kind| matches!(kind, dim::log::Kind::Event(dim::log::Event::Message { .. }));
+        |kind: &dim::entry::Kind| matches!(kind, dim::entry::Kind::Event(dim::entry::Event::Message { .. }));
     entries.iter().filter(|entry| is_message(&entry.kind)).map(|entry| entry.time.0).collect()
 }
 

@@ -8,8 +8,10 @@ use serde_json::{Value, json};
 
 use super::extract::{Path, Query};
 use super::{ApiError, Shared};
-use crate::dead::{self, DeadLetter};
+use crate::dead;
+use crate::effect::DeadLetter;
 use crate::ident::PluginName;
+use crate::store;
 use crate::time::Timestamp;
 
 /// Most letters of one page.
@@ -27,18 +29,14 @@ pub struct Filter {
 /// Letters in the order in which they were set aside.
 pub async fn list(State(host): Shared, Query(filter): Query<Filter>) -> Result<Json<Value>, ApiError> {
     let limit = filter.limit.unwrap_or(PAGE).min(PAGE);
-    let letters = dead::list(&host.store, filter.plugin.as_ref(), filter.after, limit)?;
-    letters
-        .iter()
-        .map(|(id, letter)| describe(*id, letter))
-        .collect::<Result<Vec<_>, _>>()
-        .map(|all| Json(all.into()))
+    let letters = store::dead::list(&host.store, filter.plugin.as_ref(), filter.after, limit)?;
+    Ok(Json(letters.iter().map(|(id, letter)| describe(*id, letter)).collect()))
 }
 
 /// One letter.
 pub async fn show(State(host): Shared, Path(id): Path<u64>) -> Result<Json<Value>, ApiError> {
-    let letter = dead::get(&host.store, id)?.ok_or_else(|| missing(id))?;
-    Ok(Json(describe(id, &letter)?))
+    let letter = store::dead::get(&host.store, id)?.ok_or_else(|| missing(id))?;
+    Ok(Json(describe(id, &letter)))
 }
 
 /// Gives a letter's event to its plugin again.
@@ -59,9 +57,9 @@ fn missing(id: u64) -> ApiError {
     ApiError::not_found(format!("there is no dead letter {id}"))
 }
 
-fn describe(id: u64, letter: &DeadLetter) -> Result<Value, ApiError> {
-    let (kind, event) = letter.event()?.describe();
-    Ok(json!({
+fn describe(id: u64, letter: &DeadLetter) -> Value {
+    let (kind, event) = letter.event.describe();
+    json!({
         "id": id,
         "plugin": letter.plugin,
         "version": letter.version,
@@ -72,5 +70,5 @@ fn describe(id: u64, letter: &DeadLetter) -> Result<Value, ApiError> {
         "log": letter.log,
         "kind": kind,
         "event": event,
-    }))
+    })
 }

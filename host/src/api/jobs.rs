@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 use super::extract::{Body, Path, Query};
 use super::plugins::{command_to, query_to};
 use super::{ApiError, Shared};
+use crate::entry::{Entry, Event, Kind};
 use crate::host::Host;
-use crate::log::{Entry, Event, Kind};
 
 const PLUGIN: &str = "job-tracker";
 

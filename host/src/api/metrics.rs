@@ -13,7 +13,7 @@ use prometheus_client::registry::Registry;
 use super::{ApiError, Shared};
 use crate::host::Host;
 use crate::plugin::PluginStatus;
-use crate::{dead, outbox};
+use crate::store::{dead, outbox};
 
 /// All counts, in the OpenMetrics text format.
 pub async fn metrics(State(host): Shared) -> Result<Response, ApiError> {
@@ -100,7 +100,7 @@ fn topics(registry: &mut Registry, host: &Host) {
 fn store(registry: &mut Registry, host: &Host) -> Result<(), ApiError> {
     let sent = &host.sent;
     let load = |counter: &AtomicUsize| counter.load(Ordering::Relaxed) as u64;
-    counter(registry, "publishes_sent", "Publishes that the backend accepted", load(&sent.sent));
+    counter(registry, "publishes_sent", "Publishes that the backend accepted", load(&sent.accepted));
     counter(
         registry,
         "publishes_retried",

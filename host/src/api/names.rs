@@ -14,13 +14,14 @@ use serde_json::{Value, json};
 use super::extract::{Body, Path, Query};
 use super::{ApiError, Shared};
 use crate::backend::BackendError;
-use crate::backend::record::Record;
-use crate::documents;
-use crate::followed::{self, Resolution};
+use crate::commit::NameChange;
+use crate::effect::{LIFETIME, LIFETIMES, NameUpdate, NameValue};
+use crate::entry::Resolution;
 use crate::host::Host;
 use crate::ident::{ContentPath, IpnsName, KeyName};
-use crate::names::{self, Known};
-use crate::plugin::{DOCUMENT_BYTES, NameOrKey, NameUpdate, NameValue};
+use crate::plugin::{DOCUMENT_BYTES, NameOrKey};
+use crate::store::names::{self, Known};
+use crate::store::{documents, followed};
 use crate::time::Timestamp;
 
 /// How long a caller waits for the backend to accept a name; it goes on afterwards.
@@ -88,13 +89,13 @@ pub async fn update_state(
 }
 
 async fn set(host: &Arc<Host>, key: KeyName, value: NameValue, how: &How) -> Result<Json<Value>, ApiError> {
-    let lifetime = how.lifetime_seconds.map_or(names::LIFETIME, Duration::from_secs);
-    if !names::LIFETIMES.contains(&lifetime) {
+    let lifetime = how.lifetime_seconds.map_or(LIFETIME, Duration::from_secs);
+    if !LIFETIMES.contains(&lifetime) {
         return Err(ApiError::invalid("a lifetime lies between one minute and one year"));
     }
     let name = key_name(host, &key).await?;
     let update = NameUpdate { name: name.clone(), value, lifetime };
-    host.commit.set_name(key.clone(), update).await?;
+    host.commit.change_name(NameChange::Own { key: key.clone(), update }).await?;
     let known = published(host, &key).await?;
     Ok(Json(json!({
         "key": key, "name": name, "path": known.path, "sequence": known.sequence, "published": known.is_published(),
@@ -125,7 +126,7 @@ pub async fn get_state(State(host): Shared, Path(name): Path<String>) -> Result<
     let data = match held {
         Some(data) => Bytes::from(data),
         None => {
-            let path = end_of_chain(&host, known.path).await?;
+            let path = host.backend.end_of_chain(known.path).await?;
             host.backend.content.file(&path, DOCUMENT_BYTES).await?.1
         }
     };
@@ -145,11 +146,12 @@ async fn resolution(host: &Host, text: &str) -> Result<Resolution, ApiError> {
     {
         return Ok(known.resolution(name));
     }
-    let record = match record(host, &name).await {
+    let record = match host.backend.record(&name).await {
         Ok(record) => record,
         // What was known last, with the time at which it was confirmed.
         Err(error @ (BackendError::Unreachable { .. } | BackendError::Timeout(_))) => {
-            return followed::known(&host.store, &name)?.ok_or_else(|| error.into());
+            let known = followed::known(&host.store.snapshot()?, &name)?;
+            return known.map(|known| known.resolution).ok_or_else(|| error.into());
         }
         Err(error) => return Err(error.into()),
     };
@@ -160,19 +162,4 @@ async fn resolution(host: &Host, text: &str) -> Result<Resolution, ApiError> {
         valid_until: record.validity,
         confirmed_at: Timestamp::wall(),
     })
-}
-
-async fn record(host: &Host, name: &IpnsName) -> Result<Record, BackendError> {
-    let bytes = host.backend.names.record(name).await?;
-    Record::verify(&bytes, name, Timestamp::wall())
-        .map_err(|error| BackendError::Unbelievable { call: "name/get", why: error.to_string() })
-}
-
-/// A name may point to a name, a few times.
-async fn end_of_chain(host: &Host, mut path: ContentPath) -> Result<ContentPath, ApiError> {
-    for _ in 0..4 {
-        let Some(name) = path.ipns() else { return Ok(path) };
-        path = record(host, &name).await?.path;
-    }
-    Err(ApiError::not_found("the end of a chain of more than 4 names"))
 }

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use super::{ApiError, Shared};
 use crate::host::Host;
 use crate::plugin::DOCUMENT_BYTES;
+use crate::store::{dead, names, outbox};
 use crate::time::Timestamp;
-use crate::{dead, documents, names, outbox};
 
 /// How the host is doing.
 pub async fn status(State(host): Shared) -> Result<Json<Value>, ApiError> {
@@ -46,14 +46,13 @@ fn own_names(host: &Host) -> Result<Vec<Value>, ApiError> {
     let snapshot = host.store.snapshot()?;
     let mut described = Vec::new();
     for (key, known) in names::all(&snapshot)? {
-        let bytes = documents::get(&snapshot, &known.path)?.map(|data| data.len());
         described.push(json!({
             "key": key,
             "name": host.keys.name(&key),
             "path": known.path,
             "sequence": known.sequence,
             "published": known.is_published(),
-            "document_bytes": bytes,
+            "document_bytes": known.document,
             "document_limit": DOCUMENT_BYTES,
         }));
     }
@@ -97,8 +96,8 @@ fn troubles(host: &Host) -> Result<Vec<String>, ApiError> {
     }
     let snapshot = host.store.snapshot()?;
     for (key, known) in names::all(&snapshot)? {
-        let document = documents::get(&snapshot, &known.path)?.map_or(0, |data| data.len());
-        if document > DOCUMENT_BYTES / 10 * 9 {
+        let document = known.document.unwrap_or_default();
+        if document > DOCUMENT_BYTES as u64 / 10 * 9 {
             troubles
                 .push(format!("the document of {key} has {document} bytes; {DOCUMENT_BYTES} are the limit"));
         }

@@ -16,12 +16,14 @@ use tokio::sync::broadcast;
 
 use super::extract::Path;
 use super::{ApiError, Shared};
+use crate::effect::Publish;
+use crate::entry::{Entry, Event, Kind, Origin};
 use crate::host::Host;
 use crate::ident::Topic;
 use crate::interest::Party;
-use crate::log::{Entry, Event, Kind, Origin};
-use crate::outbox;
-use crate::plugin::{MESSAGE_BYTES, Publish};
+use crate::outbox::API_QUOTA;
+use crate::plugin::MESSAGE_BYTES;
+use crate::store::outbox;
 
 /// The topics that anyone here listens to, and how well.
 pub async fn list(State(host): Shared) -> Json<Value> {
@@ -62,7 +64,7 @@ pub async fn publish(
         )));
     }
     let (waiting, _) = outbox::waiting(&host.store)?;
-    if waiting >= outbox::API_QUOTA {
+    if waiting >= API_QUOTA {
         return Err(ApiError::unavailable(format!("{waiting} publishes wait for the backend already")));
     }
     let event = Event::Message { topic: topic.clone(), data: data.clone(), origin: Origin::Host };

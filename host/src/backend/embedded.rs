@@ -16,11 +16,9 @@ use super::record::Record;
 use super::{
     Backend, BackendError, Content, Incoming, Messages, Names, Prepared, Publication, Published, Pubsub,
 };
-use crate::documents;
 use crate::ident::{ContentPath, IpnsName, KeyName, PeerName, Topic};
 use crate::keys::{Key, Keyring};
-use crate::names;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, documents, names};
 use crate::time::Timestamp;
 
 /// Messages that wait for one subscriber. Whoever publishes waits for room: nothing is lost.

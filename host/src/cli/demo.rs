@@ -12,9 +12,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backend::embedded::new_peer;
 use crate::config::Config;
+use crate::entry::{Event, Kind, Origin};
 use crate::host::Host;
 use crate::ident::{PeerName, Topic};
-use crate::log::{Event, Kind, Origin};
 
 /// How often a node sends a heartbeat.
 const HEARTBEAT: Duration = Duration::from_secs(1);

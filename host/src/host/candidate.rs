@@ -77,7 +77,8 @@ impl Candidate {
             (None, None) => resolved.asks.clone(),
             (None, Some(_)) => Grants::default(),
         };
-        let limits = self.setup.limits.unwrap_or_default();
+        // A plugin may have less than the defaults by asking; more only the operator gives.
+        let limits = self.setup.limits.unwrap_or_else(|| manifest.limits.within(&Limits::default()));
         Ok((resolved, Allowance { grants, limits }))
     }
 }

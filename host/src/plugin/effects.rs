@@ -3,18 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
-use bytes::Bytes;
-use cid::Cid;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use crate::backend::unixfs;
-use crate::dead::DeadLetter;
-use crate::followed::Resolution;
-use crate::ident::{ContentPath, IpnsName, KeyName, PluginName, Topic};
-use crate::log::{Event, Kind, Offset};
+use crate::effect::{DeadLetter, NameUpdate, NameValue, Publish, Retry};
+use crate::entry::Offset;
+use crate::entry::Resolution;
+use crate::ident::{IpnsName, KeyName, PluginName, Topic};
 use crate::plugin::world::{OwnName, World};
 use crate::store::PluginId;
 use crate::time::Timestamp;
@@ -58,81 +54,6 @@ pub struct Batch {
     pub entries: usize,
     /// Bytes that the effects hold.
     pub bytes: usize,
-}
-
-/// One publish.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Publish {
-    /// Where.
-    pub topic: Topic,
-    /// What.
-    pub data: Bytes,
-}
-
-/// A new value of a name.
-#[derive(Clone, Debug, PartialEq)]
-pub struct NameUpdate {
-    /// The name that belongs to the key.
-    pub name: IpnsName,
-    /// What the name points to from now on.
-    pub value: NameValue,
-    /// How long the record is valid.
-    pub lifetime: Duration,
-}
-
-/// What a name points to.
-#[derive(Clone, Debug, PartialEq)]
-pub enum NameValue {
-    /// A path that exists already.
-    Path(ContentPath),
-    /// A file that the host stores.
-    Document {
-        /// Its CID, as `ipfs add` with CID version 1, raw leaves and 1 MiB chunks makes it.
-        cid: Cid,
-        /// The whole file.
-        data: Bytes,
-    },
-}
-
-impl NameValue {
-    /// A file that the host stores.
-    pub fn document(data: Bytes) -> Self {
-        Self::Document { cid: unixfs::file_cid(&data), data }
-    }
-
-    /// The path of the value.
-    pub fn path(&self) -> ContentPath {
-        match self {
-            Self::Path(path) => path.clone(),
-            Self::Document { cid, .. } => ContentPath::of(cid),
-        }
-    }
-}
-
-/// An event that is to be handled again later.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Retry {
-    /// Not before this time.
-    pub at: Timestamp,
-    /// Counted from 1.
-    pub attempt: u32,
-    /// The entry that the event came from.
-    pub first: Offset,
-    /// The event.
-    pub event: Event,
-}
-
-impl Retry {
-    /// The entry that it will be, in the form of the log.
-    pub fn to_bytes(&self, plugin: &PluginName) -> Vec<u8> {
-        let again = Kind::Again {
-            plugin: plugin.clone(),
-            attempt: self.attempt,
-            first: self.first,
-            event: self.event.clone(),
-        };
-        again.to_bytes()
-    }
 }
 
 /// The answer to a command.

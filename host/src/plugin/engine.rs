@@ -5,7 +5,7 @@ use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use wasmtime::component::{Component, HasSelf, Linker};
@@ -103,7 +103,11 @@ impl Engine {
         if let Some(component) = self.cached(&path) {
             return Ok(component);
         }
+        let (plugin, begun) = (&inspection.manifest.name, Instant::now());
+        let kib = bytes.len() >> 10;
+        tracing::info!(%plugin, kib, "compiling; the compiled form is kept for later starts");
         let compiled = self.engine.precompile_component(bytes).map_err(EngineError::Compile)?;
+        tracing::info!(%plugin, took = ?begun.elapsed(), "compiled");
         self.keep(&path, &compiled).map_err(EngineError::Cache)?;
         // SAFETY: these bytes come from `precompile_component` just now.
         unsafe { Component::deserialize(&self.engine, &compiled) }.map_err(EngineError::Compile)

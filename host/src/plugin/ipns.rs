@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::DOCUMENT_BYTES;
 use super::bindings::dim::coordination::ipns::{Document, Error, Host, Resolution};
 use super::instance::Guest;
 use super::session::Refusal;
-use super::{DOCUMENT_BYTES, NameValue};
-use crate::followed;
+use crate::effect::NameValue;
+use crate::entry;
 
 impl Host for Guest {
     fn publish(
@@ -65,7 +66,7 @@ impl Host for Guest {
 }
 
 /// A resolution in the words of the interface.
-pub fn resolution(known: &followed::Resolution) -> Resolution {
+pub fn resolution(known: &entry::Resolution) -> Resolution {
     Resolution {
         name: known.name.to_string(),
         path: known.path.to_string(),

@@ -83,6 +83,27 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// What a plugin asks for, as far as it lies within `ceiling`.
+    pub fn within(&self, ceiling: &Self) -> Self {
+        Self {
+            memory: self.memory.min(ceiling.memory),
+            call_cpu_ms: self.call_cpu_ms.min(ceiling.call_cpu_ms),
+            start_cpu_ms: self.start_cpu_ms.min(ceiling.start_cpu_ms),
+            effect_bytes: self.effect_bytes.min(ceiling.effect_bytes),
+            effects: self.effects.min(ceiling.effects),
+            state_bytes: self.state_bytes.min(ceiling.state_bytes),
+            value_bytes: self.value_bytes.min(ceiling.value_bytes),
+            message_bytes: self.message_bytes.min(ceiling.message_bytes),
+            document_bytes: self.document_bytes.min(ceiling.document_bytes),
+            timers: self.timers.min(ceiling.timers),
+            follows: self.follows.min(ceiling.follows),
+            topics: self.topics.min(ceiling.topics),
+            log_lines: self.log_lines.min(ceiling.log_lines),
+            outbox: self.outbox.min(ceiling.outbox),
+            retries: self.retries.min(ceiling.retries),
+        }
+    }
+
     /// CPU time of one event, command or query.
     pub fn call_cpu(&self) -> Duration {
         Duration::from_millis(self.call_cpu_ms)

@@ -4,9 +4,9 @@ use redb::{ReadableTable, Table};
 use serde::{Deserialize, Serialize};
 
 use super::{Batch, Effects, Timers, World};
+use crate::entry::Offset;
 use crate::ident::{Digest, PluginName};
-use crate::log::Offset;
-use crate::store::{self, CURSORS, PLUGINS, PluginId, StateKey, Store, StoreError, TIMERS, WORLDS};
+use crate::store::{self, CURSORS, PLUGINS, PluginId, Snapshot, StateKey, Store, StoreError, TIMERS, WORLDS};
 use crate::time::Timestamp;
 
 /// What the store knows of a plugin.
@@ -29,10 +29,21 @@ pub struct Stored {
     pub row: Row,
     /// The next entry that it will read.
     pub cursor: Offset,
+    /// What it can read no more, for it was away longer than the log is kept.
+    pub missed: Option<Missed>,
     /// Its world as of the cursor.
     pub world: World,
     /// Its effects: none, on top of its timers and the size of its state.
     pub effects: Effects,
+}
+
+/// A time whose entries were trimmed before a plugin read them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missed {
+    /// The time of the last entry that it handled.
+    pub since: Timestamp,
+    /// The time of the first entry that is left.
+    pub until: Timestamp,
 }
 
 /// Enters a plugin with its version, before the commit runs. A new one starts at `head`.
@@ -66,8 +77,7 @@ pub fn enter(
 }
 
 /// The number and the cursor of a plugin, if it was ever entered.
-pub fn known(store: &Store, name: &PluginName) -> Result<Option<(PluginId, Offset)>, StoreError> {
-    let snapshot = store.snapshot()?;
+pub fn known(snapshot: &Snapshot, name: &PluginName) -> Result<Option<(PluginId, Offset)>, StoreError> {
     let Some(row) = row(&snapshot.table(PLUGINS)?, name)? else { return Ok(None) };
     let cursor = snapshot.table(CURSORS)?.get(row.id.0)?.map(|cursor| cursor.value().0);
     Ok(cursor.map(|cursor| (row.id, Offset(cursor))))
@@ -92,8 +102,14 @@ fn stored(store: &Store, name: &PluginName, row: Row) -> Result<Stored, StoreErr
         let Some(key) = StateKey::strip(id, key.value()) else { break };
         timers.put(&String::from_utf8_lossy(key), Some(Timestamp(at.value())));
     }
+    let (cursor, missed) = match store.read_log(cursor, 1)?.first() {
+        Some(first) if first.offset > cursor => {
+            (first.offset, Some(Missed { since: world.time(), until: first.time }))
+        }
+        _ => (cursor, None),
+    };
     let batch = Batch::new(name.clone(), id, 1, cursor);
-    Ok(Stored { row, cursor, world, effects: Effects::new(batch, timers, size) })
+    Ok(Stored { row, cursor, missed, world, effects: Effects::new(batch, timers, size) })
 }
 
 fn row(

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::followed::Resolution;
+use crate::entry::Resolution;
+use crate::entry::{Entry, Event, Hearing, Kind, Origin};
 use crate::ident::{ContentPath, IpnsName, PeerName, PluginName, Topic};
-use crate::log::{Entry, Event, Hearing, Kind, Origin};
 use crate::time::Timestamp;
 
 /// How many spans of listening are kept for a topic. Older ones are forgotten, which can only make
@@ -244,7 +244,7 @@ impl World {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log::Offset;
+    use crate::entry::Offset;
 
     fn heard(topic: &Topic, since: u64, until: u64) -> Entry {
         let hearing = Hearing { topic: topic.clone(), since: Timestamp(since), until: Timestamp(until) };

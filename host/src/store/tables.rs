@@ -28,6 +28,10 @@ pub const NAMES: TableDefinition<&str, &[u8]> = TableDefinition::new("names");
 pub const FOLLOWED: TableDefinition<&str, &[u8]> = TableDefinition::new("followed");
 /// A CID, to the whole file.
 pub const DOCUMENTS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("documents");
+/// A CID, to how many count on the file.
+pub const HOLDS: TableDefinition<&[u8], u64> = TableDefinition::new("holds");
+/// The offset from which on no name points to a file, and its CID, to its bytes.
+pub const SUPERSEDED: TableDefinition<(u64, &[u8]), u64> = TableDefinition::new("superseded");
 /// Dead letters in the order in which they were set aside.
 pub const DEAD: TableDefinition<u64, &[u8]> = TableDefinition::new("dead");
 /// Events that are to be handled again, by the time they are due and a running number.
@@ -46,6 +50,8 @@ pub fn create_all(write: &WriteTransaction) -> Result<(), StoreError> {
     write.open_table(NAMES)?;
     write.open_table(FOLLOWED)?;
     write.open_table(DOCUMENTS)?;
+    write.open_table(HOLDS)?;
+    write.open_table(SUPERSEDED)?;
     write.open_table(DEAD)?;
     write.open_table(RETRIES)?;
     Ok(())

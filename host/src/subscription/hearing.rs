@@ -14,9 +14,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backend::{Backend, BackendError};
 use crate::backoff::Backoff;
+use crate::entry::{Event, Hearing, Kind};
 use crate::ident::{PeerName, Topic};
 use crate::interest::Interest;
-use crate::log::{Event, EventLog, Hearing, Kind};
+use crate::log::EventLog;
 use crate::time::Timestamp;
 
 /// How often listening is proven.

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use dim::config::Config;
+use dim::entry::{Event, Kind, Origin};
 use dim::host::{Host, Options};
 use dim::ident::{PeerName, Topic};
-use dim::log::{Event, Kind, Origin};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 use tempfile::TempDir;
 

@@ -8,8 +8,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use dim::commit::Progress;
+use dim::entry::{Event, Kind, Offset};
 use dim::host::Host;
-use dim::log::{Event, Kind, Mailbox, Offset};
+use dim::log::Mailbox;
 use dim::plugin::{Batch, Effects, Limits, Mode, Session, SessionParts, Timers, World};
 use dim::store::PluginId;
 use serde_json::{Value, json};
@@ -49,6 +50,7 @@ fn run(host: &Host, shown: &AtomicU64, stop: &AtomicBool) {
         limits: Limits::default(),
         world: World::default(),
         effects: Effects::new(batch, Timers::default(), 0),
+        files: host.store.clone(),
         store: host.store.clone(),
         keys: host.keys.clone(),
         outbox_len: Arc::default(),

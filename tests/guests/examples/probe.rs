@@ -62,10 +62,18 @@ impl Plugin for Probe {
             Event::Gap(gap) => {
                 note("gaps", &json!({ "topic": gap.topic, "since": gap.since, "until": gap.until }))
             }
-            Event::NameChanged(known) => note(
-                "changed",
-                &json!({ "name": known.name, "path": known.path, "sequence": known.sequence }),
-            ),
+            Event::NameChanged(known) => {
+                let document = ipns::get_state(&known.name)
+                    .map(|document| String::from_utf8_lossy(&document.data).into_owned());
+                let document = answer(document);
+                note(
+                    "changed",
+                    &json!({
+                        "name": known.name, "path": known.path, "sequence": known.sequence,
+                        "document": document,
+                    }),
+                )
+            }
         }
     }
 

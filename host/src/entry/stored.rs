@@ -1,179 +1,25 @@
-//! Owns the entries of the event log and their form in the store: protocol buffers, one after the
-//! other, each behind its length, so that fields can be added later.
+//! Owns the stored form of entries: protocol buffers, one after the other, each behind its length,
+//! so that fields can be added later.
 
-use std::fmt;
+use std::fmt::Display;
 use std::str::FromStr;
 
 use bytes::{Buf, Bytes, BytesMut};
 use prost::Message as _;
-use serde::{Serialize, Serializer};
+use thiserror::Error;
 
-use crate::followed::Resolution;
-use crate::ident::{PeerName, PluginName, Topic};
-use crate::store::StoreError;
+use super::{Entry, Event, Hearing, Kind, Offset, Origin, Resolution};
+use crate::ident::{PeerName, Topic};
 use crate::time::Timestamp;
 
-/// The place of an entry in the log.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Offset(pub u64);
+/// Why stored bytes are no entry.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub struct MalformedEntry(String);
 
-impl fmt::Display for Offset {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl Serialize for Offset {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.0.serialize(serializer)
-    }
-}
-
-/// One entry of the log.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Entry {
-    /// Its place.
-    pub offset: Offset,
-    /// When it was appended; no earlier than the entry before it.
-    pub time: Timestamp,
-    /// What it is.
-    pub kind: Kind,
-}
-
-/// What an entry is.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Kind {
-    /// An event for every plugin that it concerns: the subscribers of its topic, the followers of
-    /// its name. (A timer that falls due is no entry: it follows from the entries' times.)
-    Event(Event),
-    /// Proof that topics were listened to. Changes the world of plugins; no event of its own.
-    Heard(Vec<Hearing>),
-    /// A followed name still has its value. Changes the world of plugins; no event of its own.
-    NameConfirmed(Resolution),
-    /// The peers of a topic have changed. Changes the world of plugins; no event of its own.
-    Peers {
-        /// The topic.
-        topic: Topic,
-        /// Its peers, sorted.
-        peers: Vec<PeerName>,
-    },
-    /// An order to a plugin, with a reply.
-    Command {
-        /// To whom.
-        plugin: PluginName,
-        /// Which order.
-        method: String,
-        /// JSON.
-        body: String,
-    },
-    /// A plugin has caught up and a timer of it falls due.
-    Tick(PluginName),
-    /// An event that is handled again, because the plugin asked for it or an operator did.
-    Again {
-        /// By whom.
-        plugin: PluginName,
-        /// The how manyth try this is, counted from 1 for the first retry; 0 for an operator's.
-        attempt: u32,
-        /// The entry that it came from.
-        first: Offset,
-        /// The event.
-        event: Event,
-    },
-    /// A plugin has subscribed or unsubscribed from here on.
-    Subscription {
-        /// Which plugin.
-        plugin: PluginName,
-        /// Which topic.
-        topic: Topic,
-        /// Whether it is subscribed from here on.
-        subscribed: bool,
-    },
-}
-
-/// What a plugin is called with; the part of an entry that outlives it in retries and dead letters.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Event {
-    /// A message on a topic.
-    Message {
-        /// Where it was published.
-        topic: Topic,
-        /// The sender's bytes.
-        data: Bytes,
-        /// Who sent it.
-        origin: Origin,
-    },
-    /// A timer that fell due.
-    Timer {
-        /// The plugin's name for it.
-        key: String,
-        /// When it was due.
-        due: Timestamp,
-    },
-    /// A followed name has a new value.
-    NameChanged(Resolution),
-    /// A time in which messages of a topic may have been missed.
-    Gap {
-        /// The topic.
-        topic: Topic,
-        /// From when.
-        since: Timestamp,
-        /// Until when.
-        until: Timestamp,
-    },
-}
-
-/// Who published a message.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Origin {
-    /// A plugin of this host.
-    Plugin(PluginName),
-    /// The operator or a program, through the API of this host.
-    Host,
-    /// A peer of the network.
-    Peer(PeerName),
-}
-
-/// A span of time in which a topic was listened to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Hearing {
-    /// The topic.
-    pub topic: Topic,
-    /// From when.
-    pub since: Timestamp,
-    /// Until when it is proven.
-    pub until: Timestamp,
-}
-
-impl Kind {
-    /// The plugin that the entry is addressed to, if it is for one only.
-    pub fn addressee(&self) -> Option<&PluginName> {
-        match self {
-            Kind::Command { plugin, .. }
-            | Kind::Tick(plugin)
-            | Kind::Again { plugin, .. }
-            | Kind::Subscription { plugin, .. } => Some(plugin),
-            Kind::Event(_) | Kind::Heard(_) | Kind::NameConfirmed(_) | Kind::Peers { .. } => None,
-        }
-    }
-
-    /// The topic whose subscribers the entry is for.
-    pub fn topic(&self) -> Option<&Topic> {
-        match self {
-            Kind::Event(Event::Message { topic, .. } | Event::Gap { topic, .. }) => Some(topic),
-            _ => None,
-        }
-    }
-
-    /// Roughly the bytes of what the entry carries.
-    pub fn payload_len(&self) -> usize {
-        match self {
-            Kind::Command { method, body, .. } => method.len() + body.len(),
-            Kind::Event(Event::Message { data, .. })
-            | Kind::Again { event: Event::Message { data, .. }, .. } => data.len(),
-            Kind::Heard(topics) => topics.len() * 64,
-            Kind::Peers { peers, .. } => peers.len() * 64,
-            _ => 64,
-        }
+impl MalformedEntry {
+    fn because(why: impl Display) -> Self {
+        Self(why.to_string())
     }
 }
 
@@ -184,11 +30,10 @@ pub fn encode_into(entry: &Entry, chunk: &mut BytesMut) {
 }
 
 /// Reads the entries of a stored chunk.
-pub fn decode_chunk(mut chunk: Bytes) -> Result<Vec<Entry>, StoreError> {
+pub fn decode_chunk(mut chunk: Bytes) -> Result<Vec<Entry>, MalformedEntry> {
     let mut entries = Vec::new();
     while chunk.has_remaining() {
-        let wire = wire::Entry::decode_length_delimited(&mut chunk)
-            .map_err(|error| StoreError::corrupt("event log", error))?;
+        let wire = wire::Entry::decode_length_delimited(&mut chunk).map_err(MalformedEntry::because)?;
         entries.push(entry_of(wire)?);
     }
     Ok(entries)
@@ -201,8 +46,8 @@ impl Kind {
     }
 
     /// Reads the stored form.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self, StoreError> {
-        let wire = wire::Entry::decode(bytes).map_err(|error| StoreError::corrupt("entry", error))?;
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, MalformedEntry> {
+        let wire = wire::Entry::decode(bytes).map_err(MalformedEntry::because)?;
         Ok(entry_of(wire)?.kind)
     }
 }
@@ -214,38 +59,9 @@ impl Event {
     }
 
     /// Reads the stored form.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self, StoreError> {
-        let wire = wire::Event::decode(bytes).map_err(|error| StoreError::corrupt("event", error))?;
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, MalformedEntry> {
+        let wire = wire::Event::decode(bytes).map_err(MalformedEntry::because)?;
         event_of(wire)
-    }
-
-    /// The event as an operator sees it: a word for its kind, and JSON.
-    pub fn describe(&self) -> (&'static str, serde_json::Value) {
-        match self {
-            Event::Message { topic, data, origin } => (
-                "message",
-                serde_json::json!({
-                    "topic": topic, "origin": origin.to_string(),
-                    "data": String::from_utf8_lossy(data),
-                    "bytes": data.len(),
-                }),
-            ),
-            Event::Timer { key, due } => ("timer", serde_json::json!({ "key": key, "due": due })),
-            Event::NameChanged(resolution) => ("name-changed", serde_json::json!(resolution)),
-            Event::Gap { topic, since, until } => {
-                ("gap", serde_json::json!({ "topic": topic, "since": since, "until": until }))
-            }
-        }
-    }
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Origin::Plugin(name) => write!(f, "plugin {name}"),
-            Origin::Host => f.write_str("this host"),
-            Origin::Peer(peer) => write!(f, "peer {peer}"),
-        }
     }
 }
 
@@ -315,12 +131,12 @@ fn wire_event(event: &Event) -> wire::Event {
     wire::Event { event: Some(event) }
 }
 
-fn entry_of(wire: wire::Entry) -> Result<Entry, StoreError> {
+fn entry_of(wire: wire::Entry) -> Result<Entry, MalformedEntry> {
     let kind = kind_of(wire.kind.ok_or_else(|| missing("kind of an entry"))?)?;
     Ok(Entry { offset: Offset(wire.offset), time: Timestamp(wire.time), kind })
 }
 
-fn kind_of(wire: wire::entry::Kind) -> Result<Kind, StoreError> {
+fn kind_of(wire: wire::entry::Kind) -> Result<Kind, MalformedEntry> {
     use wire::entry::Kind as W;
     Ok(match wire {
         W::Event(event) => Kind::Event(event_of(event)?),
@@ -348,7 +164,7 @@ fn kind_of(wire: wire::entry::Kind) -> Result<Kind, StoreError> {
     })
 }
 
-fn message_of(message: wire::Message) -> Result<(Topic, Bytes, Origin), StoreError> {
+fn message_of(message: wire::Message) -> Result<(Topic, Bytes, Origin), MalformedEntry> {
     let origin = match message.origin {
         None => Origin::Host,
         Some(wire::message::Origin::Plugin(plugin)) => Origin::Plugin(word(&plugin)?),
@@ -357,7 +173,7 @@ fn message_of(message: wire::Message) -> Result<(Topic, Bytes, Origin), StoreErr
     Ok((word(&message.topic)?, message.data, origin))
 }
 
-fn event_of(wire: wire::Event) -> Result<Event, StoreError> {
+fn event_of(wire: wire::Event) -> Result<Event, MalformedEntry> {
     use wire::event::Event as W;
     Ok(match wire.event.ok_or_else(|| missing("event"))? {
         W::Message(message) => {
@@ -373,11 +189,11 @@ fn event_of(wire: wire::Event) -> Result<Event, StoreError> {
     })
 }
 
-fn span_of(span: &wire::Span) -> Result<Hearing, StoreError> {
+fn span_of(span: &wire::Span) -> Result<Hearing, MalformedEntry> {
     Ok(Hearing { topic: word(&span.topic)?, since: Timestamp(span.since), until: Timestamp(span.until) })
 }
 
-fn resolution_of(wire: wire::Resolution) -> Result<Resolution, StoreError> {
+fn resolution_of(wire: wire::Resolution) -> Result<Resolution, MalformedEntry> {
     Ok(Resolution {
         name: word(&wire.name)?,
         path: word(&wire.path)?,
@@ -387,15 +203,15 @@ fn resolution_of(wire: wire::Resolution) -> Result<Resolution, StoreError> {
     })
 }
 
-fn word<T: FromStr>(text: &str) -> Result<T, StoreError>
+fn word<T: FromStr>(text: &str) -> Result<T, MalformedEntry>
 where
-    T::Err: fmt::Display,
+    T::Err: Display,
 {
-    text.parse().map_err(|error| StoreError::corrupt("event log", error))
+    text.parse().map_err(MalformedEntry::because)
 }
 
-fn missing(what: &'static str) -> StoreError {
-    StoreError::corrupt("event log", format!("the {what} is missing or newer than this host"))
+fn missing(what: &'static str) -> MalformedEntry {
+    MalformedEntry(format!("the {what} is missing or newer than this host"))
 }
 
 /// The protocol buffers of the log. Field numbers are never reused.

@@ -1,0 +1,229 @@
+//! Owns what runs in a host: spawns the threads and tasks, and ends them in order.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::start::Start;
+use super::{Host, HostError, chain};
+use crate::echo::Echoes;
+use crate::followed::Follower;
+use crate::ident::{PluginName, Topic};
+use crate::names::Publisher;
+use crate::outbox::Outbox;
+use crate::plugin::{Actor, Engine};
+use crate::retention::Retention;
+use crate::retries::Retries;
+use crate::store::outbox;
+use crate::subscription::{self, Prober, Subscriptions};
+
+/// How long the outbox may go on sending when the host ends.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Who is told why the host cannot go on.
+type Fail = Arc<watch::Sender<Option<String>>>;
+
+/// The threads and tasks of a host.
+#[derive(Debug)]
+pub struct Running {
+    stops: Stops,
+    intake_tasks: TaskTracker,
+    other_tasks: TaskTracker,
+    plugin_threads: Vec<JoinHandle<()>>,
+    writer_thread: JoinHandle<()>,
+    epoch_thread: JoinHandle<()>,
+}
+
+/// What is cancelled to end them, in this order.
+#[derive(Debug, Default)]
+struct Stops {
+    intake: CancellationToken,
+    plugins: CancellationToken,
+    tasks: CancellationToken,
+    writer: CancellationToken,
+}
+
+impl Running {
+    /// Starts everything; the writer first, for the others wait for it.
+    pub fn spawn(
+        start: &Start,
+        actors: Vec<(PluginName, Actor)>,
+        received: &Arc<subscription::Tally>,
+        fail: &Fail,
+    ) -> Result<Self, HostError> {
+        let stops = Stops::default();
+        let echoes = Arc::new(Echoes::default());
+        let writer_thread = start.spawn_writer(stops.writer.clone(), fail.clone())?;
+        let epoch_thread = spawn_epochs(start.engine.clone(), stops.writer.clone())?;
+        let intake_tasks = start.spawn_intake(&stops.intake, &echoes, received)?;
+        let other_tasks = start.spawn_tasks(&stops.tasks, &echoes);
+        let plugin_threads = actors
+            .into_iter()
+            .map(|(name, actor)| {
+                let (stop, fail) = (stops.plugins.clone(), fail.clone());
+                spawn_thread(format!("plugin {name}"), move || report(&fail, || actor.run(&stop)))
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self { stops, intake_tasks, other_tasks, plugin_threads, writer_thread, epoch_thread })
+    }
+
+    /// Ends everything: no more intake, plugins finish their entry, the outbox drains within a
+    /// grace, everything handled is committed.
+    pub async fn end(self, host: &Host) {
+        self.stops.intake.cancel();
+        self.intake_tasks.close();
+        self.intake_tasks.wait().await;
+        self.stops.plugins.cancel();
+        host.plugins.values().for_each(|plugin| plugin.handle.wake());
+        join(self.plugin_threads).await;
+        drain_outbox(host).await;
+        self.stops.tasks.cancel();
+        self.other_tasks.close();
+        self.other_tasks.wait().await;
+        self.stops.writer.cancel();
+        self.writer_thread.thread().unpark();
+        join(vec![self.writer_thread, self.epoch_thread]).await;
+    }
+
+    /// Lets everything end by itself, and waits for nothing.
+    pub fn abandon(self, host: &Host) {
+        for stop in [self.stops.intake, self.stops.plugins, self.stops.tasks, self.stops.writer] {
+            stop.cancel();
+        }
+        host.plugins.values().for_each(|plugin| plugin.handle.wake());
+        self.writer_thread.thread().unpark();
+    }
+}
+
+async fn drain_outbox(host: &Host) {
+    let deadline = Instant::now() + GRACE;
+    while Instant::now() < deadline {
+        match outbox::waiting(&host.store) {
+            Ok((0, _)) | Err(_) => return,
+            Ok(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
+    if let Ok((left, _)) = outbox::waiting(&host.store) {
+        tracing::info!(left, "publishes are left in the outbox and go out after the next start");
+    }
+}
+
+async fn join(threads: Vec<JoinHandle<()>>) {
+    let joined = tokio::task::spawn_blocking(move || {
+        for thread in threads {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the host panicked");
+            }
+        }
+    });
+    if joined.await.is_err() {
+        tracing::error!("joining the threads failed");
+    }
+}
+
+impl Start {
+    fn spawn_writer(&self, stop: CancellationToken, fail: Fail) -> Result<JoinHandle<()>, HostError> {
+        let (commit, store, log) = (self.commit.clone(), self.store.clone(), self.log.clone());
+        let thread = spawn_thread("commit".to_owned(), move || {
+            report(&fail, || commit.run(&store, &log, &stop));
+        })?;
+        self.commit.attach(thread.thread().clone());
+        self.log.attach(thread.thread().clone());
+        Ok(thread)
+    }
+
+    fn spawn_intake(
+        &self,
+        stop: &CancellationToken,
+        echoes: &Arc<Echoes>,
+        tally: &Arc<subscription::Tally>,
+    ) -> Result<TaskTracker, HostError> {
+        let tasks = TaskTracker::new();
+        let subscriptions = Subscriptions {
+            backend: self.backend.clone(),
+            log: self.log.clone(),
+            interest: self.interest.clone(),
+            echoes: echoes.clone(),
+            hearings: self.hearings.clone(),
+            tally: tally.clone(),
+        };
+        tasks.spawn(subscriptions.run(stop.clone()));
+        let prober = Prober {
+            backend: self.backend.clone(),
+            log: self.log.clone(),
+            interest: self.interest.clone(),
+            hearings: self.hearings.clone(),
+            topic: format!("dim.probe.{}", self.id).parse::<Topic>()?,
+        };
+        tasks.spawn(prober.run(stop.clone()));
+        let follower = Follower {
+            store: self.store.clone(),
+            commit: self.commit.clone(),
+            backend: self.backend.clone(),
+            interest: self.interest.clone(),
+            keys: self.keys.clone(),
+            every: self.config.follow_every(),
+        };
+        tasks.spawn(follower.run(stop.clone()));
+        Ok(tasks)
+    }
+
+    fn spawn_tasks(&self, stop: &CancellationToken, echoes: &Arc<Echoes>) -> TaskTracker {
+        let tasks = TaskTracker::new();
+        let (store, commit, backend) = (&self.store, &self.commit, &self.backend);
+        let outbox = Outbox {
+            store: store.clone(),
+            commit: commit.clone(),
+            backend: backend.clone(),
+            echoes: echoes.clone(),
+            backlog: self.backlog.clone(),
+            sent: self.sent.clone(),
+            expiry: self.config.outbox_expiry(),
+        };
+        tasks.spawn(outbox.run(stop.clone()));
+        let publisher = Publisher {
+            store: store.clone(),
+            commit: commit.clone(),
+            backend: backend.clone(),
+            keys: self.keys.clone(),
+        };
+        tasks.spawn(publisher.run(stop.clone()));
+        let retries = Retries { store: store.clone(), commit: commit.clone(), log: self.log.clone() };
+        tasks.spawn(retries.run(stop.clone()));
+        let retention = Retention {
+            store: store.clone(),
+            commit: commit.clone(),
+            log: self.config.store.log.clone(),
+            plugins: self.configured.clone(),
+        };
+        tasks.spawn(retention.run(stop.clone()));
+        tasks
+    }
+}
+
+/// Runs the work of a thread; without it the host cannot go on.
+fn report<E: std::error::Error>(fail: &watch::Sender<Option<String>>, work: impl FnOnce() -> Result<(), E>) {
+    let reason = match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => chain(&error),
+        Err(_) => format!("thread {:?} panicked", std::thread::current().name().unwrap_or_default()),
+    };
+    fail.send_replace(Some(reason));
+}
+
+fn spawn_epochs(engine: Arc<Engine>, stop: CancellationToken) -> Result<JoinHandle<()>, HostError> {
+    spawn_thread("epochs".to_owned(), move || {
+        while !stop.is_cancelled() {
+            std::thread::sleep(Engine::EPOCH);
+            engine.tick();
+        }
+    })
+}
+
+fn spawn_thread(name: String, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, HostError> {
+    std::thread::Builder::new().name(name).spawn(work).map_err(HostError::Thread)
+}

@@ -1,0 +1,369 @@
+//! Owns the start of a host: opens what it is made of, loads the plugins and puts them into the world
+//! as of their cursors. What runs is `running`'s.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use rand::Rng as _;
+use tokio::sync::watch;
+
+use super::candidate::{Allowance, Candidate, candidates};
+use super::running::Running;
+use super::{Host, HostError, Loaded, NotLoaded};
+use crate::backend::embedded::Bus;
+use crate::backend::kubo::{self, Settings};
+use crate::backend::{Backend, embedded};
+use crate::commit::Commit;
+use crate::config::Config;
+use crate::entry::{Event, Kind, Offset};
+use crate::ident::{IpnsName, KeyName, PluginName, Topic};
+use crate::interest::{Interest, Party};
+use crate::keys::Keyring;
+use crate::log::EventLog;
+use crate::outbox::Sent;
+use crate::plugin::roster::{self, Missed};
+use crate::plugin::{Actor, Engine, Grants, NameOrKey, Parts, Prepared, SessionParts, World};
+use crate::store::outbox::Backlog;
+use crate::store::{Store, StoreError, names};
+use crate::subscription::Hearings;
+use crate::time::Timestamp;
+
+/// How long the daemon may take to say which keys it has, when the host makes its first ones.
+const KEYS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A host on its way.
+pub struct Start {
+    pub(super) config: Config,
+    pub(super) id: String,
+    pub(super) secret: [u8; 32],
+    pub(super) store: Arc<Store>,
+    pub(super) keys: Arc<Keyring>,
+    pub(super) backend: Backend,
+    pub(super) bus: Option<Arc<Bus>>,
+    pub(super) interest: Arc<Interest>,
+    pub(super) sent: Arc<Sent>,
+    pub(super) backlog: Arc<Backlog>,
+    pub(super) hearings: Arc<Hearings>,
+    pub(super) commit: Arc<Commit>,
+    pub(super) log: Arc<EventLog>,
+    pub(super) engine: Arc<Engine>,
+    pub(super) plugins: BTreeMap<PluginName, Loaded>,
+    pub(super) actors: Vec<(PluginName, Actor)>,
+    pub(super) not_loaded: Vec<NotLoaded>,
+    /// The plugins of the config, loaded or not.
+    pub(super) configured: Vec<PluginName>,
+}
+
+impl Start {
+    /// Opens what the host is made of.
+    pub fn new(config: Config, store: Arc<Store>) -> Result<Self, HostError> {
+        let keys = Arc::new(Keyring::open(&store)?);
+        let (backend, bus) = choose_backend(&config, &store, &keys)?;
+        let interest = Arc::new(Interest::default());
+        let backlog = Arc::new(Backlog::restore(&store)?);
+        let commit = Arc::new(Commit::new(config.store.durability, interest.clone(), backlog.clone()));
+        let (next, last) = store.log_end()?;
+        let log = Arc::new(EventLog::new(store.clone(), next, last));
+        let engine = Arc::new(Engine::new(store.clone()).map_err(HostError::Engine)?);
+        Ok(Self {
+            id: identity(&store)?,
+            secret: secret(&store)?,
+            config,
+            store,
+            keys,
+            backend,
+            bus,
+            interest,
+            sent: Arc::default(),
+            backlog,
+            hearings: Arc::default(),
+            commit,
+            log,
+            engine,
+            plugins: BTreeMap::new(),
+            actors: Vec::new(),
+            not_loaded: Vec::new(),
+            configured: Vec::new(),
+        })
+    }
+
+    /// Loads the plugins; one that cannot be loaded stops no other.
+    pub async fn load_plugins(&mut self) -> Result<(), HostError> {
+        let candidates = candidates(&self.config);
+        self.configured = candidates.iter().map(|candidate| candidate.name.clone()).collect();
+        let engine = self.engine.clone();
+        // Compiling takes a core for a second: all cores at once, off the async threads.
+        let prepared = tokio::task::spawn_blocking(move || prepare_all(&engine, candidates))
+            .await
+            .expect("preparing does not panic");
+        let mut existing = None;
+        for (candidate, prepared) in prepared {
+            let name = candidate.name.clone();
+            let loaded = match prepared {
+                Ok(prepared) => self.load(candidate, prepared, &mut existing).await,
+                Err(reason) => Err(LoadError::Refused(reason)),
+            };
+            match loaded {
+                Ok(()) => {}
+                Err(LoadError::Refused(reason)) => {
+                    tracing::error!(plugin = %name, "not loaded: {reason}");
+                    self.not_loaded.push(NotLoaded { name, reason });
+                }
+                Err(LoadError::Host(error)) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    async fn load(
+        &mut self,
+        candidate: Candidate,
+        prepared: Prepared,
+        existing: &mut Option<Vec<(KeyName, IpnsName)>>,
+    ) -> Result<(), LoadError> {
+        let (resolved, Allowance { grants, limits }) =
+            candidate.resolve(&self.config, &prepared, &self.id).map_err(LoadError::Refused)?;
+        let Candidate { name, source, .. } = candidate;
+        let manifest = &prepared.inspection.manifest;
+        if !grants.cover(&resolved.asks) {
+            tracing::warn!(plugin = %name, "asks for more than it is granted; what is missing is refused when it is used");
+        }
+        for key in grants.keys() {
+            self.ensure_key(key, existing).await?;
+        }
+        let stored = roster::enter(
+            &self.store,
+            &name,
+            &manifest.version,
+            &prepared.inspection.digest,
+            self.log.head(),
+        )
+        .map_err(HostError::from)?;
+        let mut stored = stored;
+        if let Some(missed) = &stored.missed {
+            self.tell_missed(&name, &stored.world, stored.cursor, missed);
+        }
+        self.take_back(&name, &grants, &mut stored.world);
+        self.add_own_names(&grants, &mut stored.world)?;
+        self.interest.restore(&name, &stored.world);
+        self.subscribe_as_asked(&name, &resolved.asks, &grants, &stored.world);
+        let grants = Arc::new(grants);
+        let session = SessionParts {
+            plugin: name.clone(),
+            id: stored.row.id,
+            grants: grants.clone(),
+            limits,
+            world: stored.world,
+            effects: stored.effects,
+            store: self.store.clone(),
+            files: self.store.clone(),
+            keys: self.keys.clone(),
+            outbox_len: self.backlog.length(&name),
+        };
+        let parts = Parts {
+            prepared: prepared.clone(),
+            config: resolved.config,
+            state_version: stored.row.state_version,
+            session,
+            secret: self.secret,
+            log: self.log.clone(),
+            commit: self.commit.clone(),
+        };
+        let (actor, handle) = Actor::new(parts).map_err(HostError::from)?;
+        self.actors.push((name.clone(), actor));
+        self.plugins.insert(name, Loaded { handle, prepared, grants, source });
+        Ok(())
+    }
+
+    /// The log did not wait for a plugin that was disabled: it missed what was trimmed.
+    fn tell_missed(&self, name: &PluginName, world: &World, cursor: Offset, missed: &Missed) {
+        tracing::warn!(plugin = %name, since = %missed.since, until = %missed.until, "missed what the log no longer holds");
+        self.log.append_now(world.subscriptions().iter().map(|topic| Kind::Again {
+            plugin: name.clone(),
+            attempt: 0,
+            first: cursor,
+            event: Event::Gap { topic: topic.clone(), since: missed.since, until: missed.until },
+        }));
+    }
+
+    /// What the operator or another plugin published under the plugin's keys before it was there.
+    fn add_own_names(&self, grants: &Grants, world: &mut World) -> Result<(), HostError> {
+        let snapshot = self.store.snapshot()?;
+        for key in &grants.write {
+            let Some(name) = self.keys.name(key) else { continue };
+            let known = names::known(&snapshot, key)?.map(|known| known.resolution(name.clone()));
+            world.add_own(name, known);
+        }
+        Ok(())
+    }
+
+    /// Ends what the plugin had and is not granted any more.
+    fn take_back(&self, name: &PluginName, grants: &Grants, world: &mut World) {
+        let names = grants.read.iter().filter_map(|either| match either {
+            NameOrKey::Name(name) => Some(name.clone()),
+            NameOrKey::Key(key) => self.keys.name(key),
+        });
+        let names: BTreeSet<IpnsName> = names.collect();
+        for gone in world.follows().keys().filter(|name| !names.contains(*name)).cloned().collect::<Vec<_>>()
+        {
+            world.unfollow(&gone);
+        }
+        let revoked = |topic: &&Topic| !grants.may_subscribe(topic);
+        for topic in world.subscriptions().iter().filter(revoked).cloned().collect::<Vec<_>>() {
+            world.unsubscribe(&topic);
+            self.log.append_now([Kind::Subscription { plugin: name.clone(), topic, subscribed: false }]);
+        }
+    }
+
+    /// Subscribes to the exact topics of the manifest that are granted, from the head of the log.
+    fn subscribe_as_asked(&self, name: &PluginName, asks: &Grants, grants: &Grants, world: &World) {
+        for (topic, until) in world.last_heard() {
+            self.hearings.restore(topic, until, !world.peers(topic).is_empty());
+        }
+        for topic in asks.subscribe.iter().filter_map(|pattern| pattern.exact()) {
+            if grants.may_subscribe(topic) && !world.subscriptions().contains(topic) {
+                let party = Party::Plugin(name.clone());
+                self.interest.want_topic(topic, party, true);
+                let kind =
+                    Kind::Subscription { plugin: name.clone(), topic: topic.clone(), subscribed: true };
+                self.log.append_now([kind]);
+            }
+        }
+    }
+
+    /// Makes a key, or adopts the one that the daemon has under that name.
+    async fn ensure_key(
+        &self,
+        key: &KeyName,
+        existing: &mut Option<Vec<(KeyName, IpnsName)>>,
+    ) -> Result<(), HostError> {
+        if self.keys.get(key).is_some() {
+            return Ok(());
+        }
+        if existing.is_none() {
+            *existing = Some(self.daemon_keys().await);
+        }
+        let there = existing.iter().flatten().find(|(name, _)| name == key);
+        match there {
+            Some((_, name)) => {
+                tracing::info!(%key, %name, "adopted the key that the daemon has under this name");
+                self.keys.adopt(key, name)?;
+            }
+            None => {
+                self.keys.get_or_create(key)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn daemon_keys(&self) -> Vec<(KeyName, IpnsName)> {
+        match tokio::time::timeout(KEYS_TIMEOUT, self.backend.names.keys()).await {
+            Ok(Ok(keys)) => keys,
+            Ok(Err(error)) => {
+                tracing::warn!("making new keys without knowing those of the daemon: {error}");
+                Vec::new()
+            }
+            Err(_) => {
+                tracing::warn!("making new keys without knowing those of the daemon: it does not answer");
+                Vec::new()
+            }
+        }
+    }
+
+    /// Starts everything.
+    pub fn run(mut self, begun: Instant) -> Result<Host, HostError> {
+        let (fail, failed) = watch::channel(None);
+        let received = Arc::default();
+        let actors = std::mem::take(&mut self.actors);
+        let running = Running::spawn(&self, actors, &received, &Arc::new(fail))?;
+        Ok(Host {
+            id: self.id,
+            started: Timestamp::wall(),
+            start_took: begun.elapsed(),
+            config: self.config,
+            store: self.store,
+            log: self.log,
+            commit: self.commit,
+            keys: self.keys,
+            backend: self.backend,
+            bus: self.bus,
+            interest: self.interest,
+            hearings: self.hearings,
+            received,
+            sent: self.sent,
+            backlog: self.backlog,
+            plugins: self.plugins,
+            not_loaded: self.not_loaded,
+            failed,
+            running: Mutex::new(Some(running)),
+        })
+    }
+}
+
+enum LoadError {
+    /// The plugin is refused; the host goes on.
+    Refused(String),
+    /// The host cannot go on.
+    Host(HostError),
+}
+
+impl From<HostError> for LoadError {
+    fn from(error: HostError) -> Self {
+        Self::Host(error)
+    }
+}
+
+fn prepare_all(engine: &Engine, candidates: Vec<Candidate>) -> Vec<(Candidate, Result<Prepared, String>)> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = candidates
+            .into_iter()
+            .map(|candidate| {
+                scope.spawn(|| {
+                    let prepared = candidate.prepare(engine);
+                    (candidate, prepared)
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().expect("preparing does not panic")).collect()
+    })
+}
+
+fn choose_backend(
+    config: &Config,
+    store: &Arc<Store>,
+    keys: &Arc<Keyring>,
+) -> Result<(Backend, Option<Arc<Bus>>), HostError> {
+    match &config.ipfs.api_url {
+        Some(address) => {
+            let settings =
+                Settings { address: address.parse()?, authorization: config.ipfs.api_authorization.clone() };
+            Ok((kubo::backend(&settings)?, None))
+        }
+        None => {
+            let (backend, bus) = embedded::backend(store.clone(), keys.clone());
+            Ok((backend, Some(bus)))
+        }
+    }
+}
+
+/// The host's identity: made once, kept in the store.
+pub(crate) fn identity(store: &Store) -> Result<String, StoreError> {
+    if let Some(id) = store.meta("id")? {
+        return String::from_utf8(id).map_err(|error| StoreError::corrupt("meta", error));
+    }
+    let id = embedded::new_peer().to_string();
+    store.set_meta("id", id.as_bytes())?;
+    Ok(id)
+}
+
+/// The secret that random follows from: made once, kept in the store.
+pub(crate) fn secret(store: &Store) -> Result<[u8; 32], StoreError> {
+    if let Some(secret) = store.meta("secret")? {
+        return secret.try_into().map_err(|_| StoreError::corrupt("meta", "the secret has not 32 bytes"));
+    }
+    let mut secret = [0; 32];
+    rand::rng().fill_bytes(&mut secret);
+    store.set_meta("secret", &secret)?;
+    Ok(secret)
+}

@@ -1,0 +1,148 @@
+//! Owns the instance of an actor: made when it is needed, started, dropped after a failure.
+
+use std::time::{Duration, Instant};
+
+use super::Actor;
+use crate::plugin::instance::{CallError, Instance, Setting};
+use crate::plugin::session::{Mode, Session};
+use crate::store::StoreError;
+
+/// How long a plugin that does not start is left alone, at first and at most.
+const RESTART: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// The session, with or without an instance around it.
+pub enum Body {
+    Bare(Box<Session>),
+    Live(Box<Instance>),
+    /// Only while one of the other two is being made.
+    Between,
+}
+
+impl std::fmt::Debug for Body {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Body::Bare(_) => "Bare",
+            Body::Live(_) => "Live",
+            Body::Between => "Between",
+        })
+    }
+}
+
+/// A plugin that did not start.
+#[derive(Debug)]
+pub struct Restart {
+    at: Instant,
+    pause: Duration,
+}
+
+impl Actor {
+    /// Makes sure that there is an instance that has started; false if it does not start.
+    pub(super) fn make_ready(&mut self) -> Result<bool, StoreError> {
+        if matches!(self.body, Body::Live(_)) {
+            return Ok(true);
+        }
+        if self.restart.as_ref().is_some_and(|restart| Instant::now() < restart.at) {
+            return Ok(false);
+        }
+        match self.start()? {
+            Ok(()) => {
+                self.restart = None;
+                self.tally.state = "running";
+                self.tally.reason = None;
+                self.show();
+                Ok(true)
+            }
+            Err(reason) => {
+                let pause = self.restart.as_ref().map_or(RESTART.0, |last| (last.pause * 2).min(RESTART.1));
+                tracing::error!(plugin = %self.plugin, "does not start, trying again in {pause:?}: {reason}");
+                self.restart = Some(Restart { at: Instant::now() + pause, pause });
+                self.tally.state = "failing";
+                self.tally.reason = Some(reason);
+                self.show();
+                Ok(false)
+            }
+        }
+    }
+
+    /// How long it is until a plugin that did not start is tried again.
+    pub(super) fn until_restart(&self) -> Duration {
+        self.restart
+            .as_ref()
+            .map_or(RESTART.0, |restart| restart.at.saturating_duration_since(Instant::now()))
+    }
+
+    /// Makes an instance and calls `start`, whose effects join the batch.
+    fn start(&mut self) -> Result<Result<(), String>, StoreError> {
+        let Body::Bare(mut session) = std::mem::replace(&mut self.body, Body::Between) else {
+            unreachable!("an instance is made only when there is none");
+        };
+        let time = session.world.time();
+        session.begin(Mode::Entry, time);
+        self.random.begin(session.effects.batch.cursor.0, u64::MAX);
+        let setting = Setting { random: self.random.clone(), hash_seed: self.hash_seed };
+        self.tally.instances += 1;
+        match Instance::new(&self.prepared, *session, &setting) {
+            Ok(instance) => self.body = Body::Live(Box::new(instance)),
+            Err(failed) => {
+                let (session, error) = *failed;
+                self.body = Body::Bare(Box::new(session));
+                return refused(error);
+            }
+        }
+        let (config, from) = (self.config.clone(), self.state_version);
+        match self.instance().start(&config, from) {
+            Ok(Ok(())) => {
+                let version = self.prepared.inspection.manifest.state_version;
+                if self.state_version != Some(version) {
+                    self.session_mut().effects.batch.started = Some(version);
+                    self.state_version = Some(version);
+                }
+                Ok(Ok(()))
+            }
+            Ok(Err(reason)) => {
+                self.fail(true);
+                Ok(Err(reason))
+            }
+            Err(error) => {
+                self.fail(true);
+                refused(error)
+            }
+        }
+    }
+
+    pub(super) fn instance(&mut self) -> &mut Instance {
+        match &mut self.body {
+            Body::Live(instance) => instance,
+            _ => unreachable!("made ready before"),
+        }
+    }
+
+    pub(super) fn drop_instance(&mut self) {
+        self.body = match std::mem::replace(&mut self.body, Body::Between) {
+            Body::Live(instance) => Body::Bare(Box::new(instance.into_session())),
+            other => other,
+        };
+    }
+
+    pub(super) fn session(&self) -> &Session {
+        match &self.body {
+            Body::Bare(session) => session,
+            Body::Live(instance) => instance.session(),
+            Body::Between => unreachable!("only inside `start` and `drop_instance`"),
+        }
+    }
+
+    pub(super) fn session_mut(&mut self) -> &mut Session {
+        match &mut self.body {
+            Body::Bare(session) => session,
+            Body::Live(instance) => instance.session_mut(),
+            Body::Between => unreachable!("only inside `start` and `drop_instance`"),
+        }
+    }
+}
+
+fn refused(error: CallError) -> Result<Result<(), String>, StoreError> {
+    match error {
+        CallError::Trap(reason) => Ok(Err(reason)),
+        CallError::Host(error) => Err(error),
+    }
+}

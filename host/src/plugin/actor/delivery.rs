@@ -1,0 +1,185 @@
+//! Owns what becomes of one event or command: handled, put off, or set aside.
+
+use std::time::Duration;
+
+use super::Actor;
+use crate::effect::{DeadLetter, Retry};
+use crate::entry::{Entry, Event, Offset};
+use crate::plugin::ReplyError;
+use crate::plugin::bindings::dim::coordination::event as wit;
+use crate::plugin::event::{cut, reply_error, wit_event};
+use crate::plugin::instance::CallError;
+use crate::plugin::session::Mode;
+use crate::store::StoreError;
+use crate::time::Timestamp;
+
+/// How often a trapping event is tried.
+const TRIES: u32 = 2;
+
+/// An event on its way to a plugin.
+pub struct Delivery {
+    /// What the plugin is called with.
+    pub event: Event,
+    /// How often it was put off.
+    pub attempt: u32,
+    /// The entry that it came from.
+    pub first: Offset,
+    /// The timer that fired, if it is one.
+    pub timer: Option<String>,
+}
+
+/// How an event went.
+pub enum Outcome {
+    /// Handled, put off or set aside.
+    Done,
+    /// The instance did not start; the event is still to be handled.
+    NotStarted,
+}
+
+impl Actor {
+    pub(super) fn fire(
+        &mut self,
+        entry: &Entry,
+        part: u64,
+        key: String,
+        due: Timestamp,
+    ) -> Result<Outcome, StoreError> {
+        let event = Event::Timer { key: key.clone(), due };
+        self.deliver(entry, part, Delivery { event, attempt: 0, first: entry.offset, timer: Some(key) })
+    }
+
+    /// Calls `handle` until the event is handled, put off or set aside.
+    pub(super) fn deliver(
+        &mut self,
+        entry: &Entry,
+        part: u64,
+        delivery: Delivery,
+    ) -> Result<Outcome, StoreError> {
+        let event = wit_event(&delivery.event);
+        let mut lines = Vec::new();
+        let mut reason = String::new();
+        for _ in 0..TRIES {
+            if !self.make_ready()? {
+                return Ok(Outcome::NotStarted);
+            }
+            self.begin(Mode::Entry, entry, part);
+            self.clear_fired(&delivery);
+            let failure = match self.instance().handle(&event) {
+                Ok(Ok(())) => {
+                    self.tally.handled += 1;
+                    self.session_mut().effects.batch.entries += 1;
+                    return Ok(Outcome::Done);
+                }
+                Ok(Err(failure)) => failure,
+                Err(CallError::Host(error)) => return Err(error),
+                Err(CallError::Trap(trap)) => {
+                    self.tally.failures += 1;
+                    lines.extend(self.fail(true));
+                    reason = trap;
+                    continue;
+                }
+            };
+            self.tally.failures += 1;
+            lines.extend(self.fail(false));
+            self.begin(Mode::Entry, entry, part);
+            self.clear_fired(&delivery);
+            match failure {
+                wit::Failure::Retry(after) if delivery.attempt < self.session().limits().retries => {
+                    self.put_off(delivery, entry, Duration::from_nanos(after));
+                }
+                wit::Failure::Retry(_) => {
+                    let tries = delivery.attempt + 1;
+                    self.set_aside(delivery, entry, format!("still not handled after {tries} tries"), lines);
+                }
+                wit::Failure::Reject(why) => self.set_aside(delivery, entry, cut(why), lines),
+            }
+            return Ok(Outcome::Done);
+        }
+        self.session_mut().begin(Mode::Entry, entry.time);
+        self.clear_fired(&delivery);
+        self.set_aside(delivery, entry, reason, lines);
+        Ok(Outcome::Done)
+    }
+
+    fn clear_fired(&mut self, delivery: &Delivery) {
+        if let Some(key) = &delivery.timer {
+            self.session_mut().effects.set_timer(key.clone(), None);
+        }
+    }
+
+    fn put_off(&mut self, delivery: Delivery, entry: &Entry, after: Duration) {
+        let bytes = delivery.event.payload_len();
+        let retry = Retry {
+            at: entry.time.after(after.max(Duration::from_millis(100)).min(Duration::from_secs(86_400))),
+            attempt: delivery.attempt + 1,
+            first: delivery.first,
+            event: delivery.event,
+        };
+        let batch = &mut self.session_mut().effects.batch;
+        batch.bytes += bytes;
+        batch.retries.push(retry);
+        batch.entries += 1;
+    }
+
+    fn set_aside(&mut self, delivery: Delivery, entry: &Entry, reason: String, log: Vec<String>) {
+        tracing::warn!(plugin = %self.plugin, offset = %entry.offset, "event set aside: {reason}");
+        self.tally.dead_letters += 1;
+        let letter = DeadLetter {
+            plugin: self.plugin.clone(),
+            version: self.version.clone(),
+            offset: delivery.first.0,
+            time: entry.time.0,
+            attempts: delivery.attempt + 1,
+            reason,
+            log,
+            event: delivery.event,
+        };
+        let batch = &mut self.session_mut().effects.batch;
+        batch.bytes += letter.event.payload_len()
+            + letter.reason.len()
+            + letter.log.iter().map(String::len).sum::<usize>();
+        batch.dead.push(letter);
+        batch.entries += 1;
+    }
+
+    pub(super) fn command(&mut self, entry: &Entry, method: &str, body: &str) -> Result<Outcome, StoreError> {
+        if !self.make_ready()? {
+            return Ok(Outcome::NotStarted);
+        }
+        self.begin(Mode::Entry, entry, 0);
+        let reply = match self.instance().command(method, body) {
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(refusal)) => {
+                self.fail(false);
+                Err(reply_error(refusal, method))
+            }
+            Err(CallError::Host(error)) => return Err(error),
+            Err(CallError::Trap(reason)) => {
+                self.tally.failures += 1;
+                self.fail(true);
+                Err(ReplyError::Failed(reason))
+            }
+        };
+        self.tally.handled += 1;
+        let to = self.inbox.take_waiting(entry.offset);
+        let batch = &mut self.session_mut().effects.batch;
+        batch.entries += 1;
+        if let Some(to) = to {
+            batch.reply(to, reply);
+        }
+        Ok(Outcome::Done)
+    }
+
+    /// Drops the effects of the call. If it trapped or had any, its instance goes too: the
+    /// instance's memory may have seen them. Returns what the plugin logged.
+    pub(super) fn fail(&mut self, trapped: bool) -> Vec<String> {
+        let session = self.session_mut();
+        let had_effects = session.effects.count() > 0;
+        session.roll_back();
+        let lines = session.take_lines();
+        if trapped || had_effects {
+            self.drop_instance();
+        }
+        lines
+    }
+}

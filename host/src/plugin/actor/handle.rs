@@ -1,0 +1,146 @@
+//! Owns the other end of an actor: how the rest of the host asks, orders and sees how it is doing.
+
+use std::collections::HashMap;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::oneshot;
+
+use crate::entry::{Kind, Offset};
+use crate::ident::PluginName;
+use crate::log::{EventLog, Mailbox};
+use crate::plugin::{Reply, ReplyError};
+
+/// Queries that wait at one plugin; one more is refused.
+const QUERIES: usize = 1024;
+/// A question to a plugin.
+#[derive(Debug)]
+pub struct Query {
+    /// Which question.
+    pub method: String,
+    /// JSON.
+    pub body: String,
+    /// Where the answer goes.
+    pub to: oneshot::Sender<Reply>,
+}
+
+/// How a plugin is doing, as the operator sees it.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct PluginStatus {
+    /// `starting`, `running` or `failing`.
+    pub state: &'static str,
+    /// Why it is failing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The next entry that it will read.
+    pub cursor: u64,
+    /// Events, commands and timers that it handled.
+    pub handled: u64,
+    /// Events that it rejected or put off, and traps.
+    pub failures: u64,
+    /// Events that were set aside.
+    pub dead_letters: u64,
+    /// Instances that were made.
+    pub instances: u64,
+    /// CPU time, in nanoseconds.
+    pub cpu: u64,
+    /// Bytes of memory of the instance.
+    pub memory: usize,
+    /// Bytes of its state.
+    pub state_bytes: u64,
+    /// Timers that are set.
+    pub timers: usize,
+}
+
+/// Who waits for the reply of a command, by the offset of its entry.
+type Waiting = Mutex<HashMap<Offset, oneshot::Sender<Reply>>>;
+
+/// A plugin, as the rest of the host knows it.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    name: PluginName,
+    log: Arc<EventLog>,
+    mailbox: Arc<Mailbox>,
+    queries: SyncSender<Query>,
+    waiting: Arc<Waiting>,
+    status: Arc<Mutex<PluginStatus>>,
+}
+
+/// The actor's end of its handle.
+#[derive(Debug)]
+pub struct Inbox {
+    /// Rung when there is something to do.
+    pub mailbox: Arc<Mailbox>,
+    /// Questions, in the order in which they came.
+    pub queries: Receiver<Query>,
+    waiting: Arc<Waiting>,
+    status: Arc<Mutex<PluginStatus>>,
+}
+
+/// The two ends between the actor of `name` and the rest of the host.
+pub fn pair(name: PluginName, log: Arc<EventLog>) -> (Handle, Inbox) {
+    let (to_queries, queries) = sync_channel(QUERIES);
+    let inbox =
+        Inbox { mailbox: Arc::new(Mailbox::new()), queries, waiting: Arc::default(), status: Arc::default() };
+    let handle = Handle {
+        name,
+        log,
+        mailbox: inbox.mailbox.clone(),
+        queries: to_queries,
+        waiting: inbox.waiting.clone(),
+        status: inbox.status.clone(),
+    };
+    (handle, inbox)
+}
+
+impl Inbox {
+    /// Who waits for the reply of the command at `offset`.
+    pub fn take_waiting(&self, offset: Offset) -> Option<oneshot::Sender<Reply>> {
+        self.waiting.lock().expect("no one panics while holding the waiting").remove(&offset)
+    }
+
+    /// Says how the plugin is doing.
+    pub fn show(&self, status: &PluginStatus) {
+        *self.status.lock().expect("no one panics while holding a status") = status.clone();
+    }
+}
+
+impl Handle {
+    /// How the plugin is doing.
+    pub fn status(&self) -> PluginStatus {
+        self.status.lock().expect("no one panics while holding a status").clone()
+    }
+
+    /// Gives an order: an entry of the log. The reply comes once its effects are durable.
+    pub async fn command(&self, method: String, body: String) -> Reply {
+        let (to, reply) = oneshot::channel();
+        {
+            // Held while appending, so that the plugin finds who waits.
+            let mut waiting = self.waiting.lock().expect("no one panics while holding the waiting");
+            let kind = Kind::Command { plugin: self.name.clone(), method, body };
+            let offset = self.log.append_command(kind);
+            waiting.insert(offset, to);
+        }
+        reply.await.unwrap_or_else(|_| Err(ReplyError::Unavailable("the host is shutting down".into())))
+    }
+
+    /// Asks a question.
+    pub async fn query(&self, method: String, body: String) -> Reply {
+        let (to, reply) = oneshot::channel();
+        match self.queries.try_send(Query { method, body, to }) {
+            Ok(()) => self.mailbox.ring(),
+            Err(TrySendError::Full(_)) => {
+                return Err(ReplyError::Unavailable(format!("{QUERIES} queries are waiting")));
+            }
+            Err(TrySendError::Disconnected(_)) => {
+                return Err(ReplyError::Unavailable("it has stopped".into()));
+            }
+        }
+        reply.await.unwrap_or_else(|_| Err(ReplyError::Unavailable("it has stopped".into())))
+    }
+
+    /// Wakes the plugin's thread, for it to see that it was told to stop, or what is in the log.
+    pub fn wake(&self) {
+        self.mailbox.ring();
+    }
+}

@@ -1,0 +1,127 @@
+//! What `wit/ipns.wit` asks of a session: own names, followed names and the files behind both.
+
+use std::time::Duration;
+
+use super::{Answer, Mode, Refusal, Session, allowed, word};
+use crate::effect::{LIFETIME, LIFETIMES, NameUpdate, NameValue};
+use crate::entry::Resolution;
+use crate::ident::{ContentPath, IpnsName, KeyName};
+use crate::plugin::NameOrKey;
+use crate::store::{StoreError, documents};
+
+impl Session {
+    /// Gives a key's name a new value.
+    pub fn set_name(&mut self, key: &str, value: NameValue, lifetime: Option<Duration>) -> Answer<()> {
+        let key = allowed!(self.writable(key));
+        let bytes = match &value {
+            NameValue::Document { data, .. } => data.len(),
+            NameValue::Path(path) => path.as_str().len(),
+        };
+        if bytes > self.limits.document_bytes {
+            return Ok(Err(Refusal::TooLarge(self.limits.document_bytes as u64)));
+        }
+        allowed!(self.may_effect(bytes));
+        let lifetime = lifetime.unwrap_or(LIFETIME);
+        if !LIFETIMES.contains(&lifetime) {
+            return Ok(Err(Refusal::Invalid("a lifetime lies between one minute and one year".to_owned())));
+        }
+        let Some(name) = self.keys.name(&key) else {
+            return Ok(Err(Refusal::Invalid(format!("the host has no key {key}"))));
+        };
+        self.effects.set_name(&mut self.world, key, NameUpdate { name, value, lifetime });
+        Ok(Ok(()))
+    }
+
+    fn writable(&self, key: &str) -> Result<KeyName, Refusal> {
+        let key = word::<KeyName>(key)?;
+        if self.grants.write.contains(&key) { Ok(key) } else { Err(Refusal::NotGranted(key.to_string())) }
+    }
+
+    /// The name of a key that the plugin may write.
+    pub fn key_id(&self, key: &str) -> Answer<IpnsName> {
+        let key = allowed!(self.writable(key));
+        Ok(self.keys.name(&key).ok_or_else(|| Refusal::Invalid(format!("the host has no key {key}"))))
+    }
+
+    /// Follows a name, or stops doing so.
+    pub fn follow(&mut self, name: &str, followed: bool) -> Answer<()> {
+        let name = allowed!(self.readable(name));
+        allowed!(self.may_effect(name.as_str().len()));
+        if followed
+            && self.world.follows().len() >= self.limits.follows
+            && !self.world.follows().contains_key(&name)
+        {
+            return Ok(Err(Refusal::Limit("follows")));
+        }
+        self.effects.follow(&mut self.world, name, followed);
+        Ok(Ok(()))
+    }
+
+    fn readable(&self, name: &str) -> Result<IpnsName, Refusal> {
+        let asked = word::<NameOrKey>(name)?;
+        let name = self.name_of(&asked);
+        let granted = self
+            .grants
+            .read
+            .iter()
+            .any(|grant| *grant == asked || (name.is_some() && self.name_of(grant) == name));
+        match name {
+            Some(name) if granted => Ok(name),
+            _ => Err(Refusal::NotGranted(String::from(asked))),
+        }
+    }
+
+    fn name_of(&self, either: &NameOrKey) -> Option<IpnsName> {
+        match either {
+            NameOrKey::Name(name) => Some(name.clone()),
+            NameOrKey::Key(key) => self.keys.name(key),
+        }
+    }
+
+    /// What is known of a followed name or of an own key.
+    pub fn resolve(&mut self, name: &str) -> Answer<Resolution> {
+        if let Some(name) = self.own_name(name) {
+            return Ok(self.world.own(&name).ok_or(Refusal::NotYetKnown));
+        }
+        let name = allowed!(self.readable(name));
+        match self.world.follows().get(&name) {
+            Some(Some(known)) => Ok(Ok(known.clone())),
+            Some(None) => Ok(Err(Refusal::NotYetKnown)),
+            None => {
+                if self.mode == Mode::Entry && self.world.follows().len() < self.limits.follows {
+                    self.effects.follow(&mut self.world, name, true);
+                }
+                Ok(Err(Refusal::NotYetKnown))
+            }
+        }
+    }
+
+    fn own_name(&self, name: &str) -> Option<IpnsName> {
+        let asked = name.parse().ok()?;
+        let name = self.name_of(&asked)?;
+        self.grants.write.iter().any(|key| self.keys.name(key).as_ref() == Some(&name)).then_some(name)
+    }
+
+    /// The file behind a followed name or an own key.
+    pub fn get_document(&mut self, name: &str) -> Answer<(Resolution, Vec<u8>)> {
+        let resolution = allowed!(self.resolve(name)?);
+        let Some(data) = self.document(&resolution.path)? else {
+            return Ok(Err(Refusal::NotADocument(format!("{} is not held here", resolution.path))));
+        };
+        Ok(Ok((resolution, data)))
+    }
+
+    fn document(&self, path: &ContentPath) -> Result<Option<Vec<u8>>, StoreError> {
+        let asked = self.effects.layers().flat_map(|batch| batch.names.values()).find_map(|update| {
+            match &update.value {
+                NameValue::Document { cid, data } if ContentPath::of(cid) == *path => Some(data.to_vec()),
+                _ => None,
+            }
+        });
+        match asked {
+            Some(data) => Ok(Some(data)),
+            // Another plugin's commit may have brought it since the snapshot.
+            None => documents::get(&self.files.snapshot()?, path),
+        }
+    }
+}

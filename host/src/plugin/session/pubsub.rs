@@ -1,0 +1,55 @@
+//! What `wit/pubsub.wit` asks of a session: publishes and subscriptions.
+
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use super::{Answer, Refusal, Session, allowed, word};
+use crate::effect::Publish;
+use crate::ident::Topic;
+
+impl Session {
+    /// Publishes on a topic.
+    pub fn publish(&mut self, topic: &str, data: Bytes) -> Answer<()> {
+        let topic = allowed!(word::<Topic>(topic));
+        if !self.grants.may_publish(&topic) {
+            return Ok(Err(Refusal::NotGranted(topic.to_string())));
+        }
+        if data.len() > self.limits.message_bytes {
+            return Ok(Err(Refusal::TooLarge(self.limits.message_bytes as u64)));
+        }
+        allowed!(self.may_effect(topic.as_str().len() + data.len()));
+        let waiting = self.outbox_len.load(Ordering::Relaxed) + self.effects.batch.publishes.len();
+        if waiting >= self.limits.outbox {
+            return Ok(Err(Refusal::Limit("outbox")));
+        }
+        self.effects.publish(Publish { topic, data });
+        Ok(Ok(()))
+    }
+
+    /// Subscribes to a topic, or unsubscribes.
+    pub fn subscribe(&mut self, topic: &str, subscribed: bool) -> Answer<()> {
+        let topic = allowed!(word::<Topic>(topic));
+        if subscribed && !self.grants.may_subscribe(&topic) {
+            return Ok(Err(Refusal::NotGranted(topic.to_string())));
+        }
+        allowed!(self.may_effect(topic.as_str().len()));
+        let asked = self.world.subscriptions().len() + self.effects.batch.subscriptions.len();
+        if subscribed && asked >= self.limits.topics {
+            return Ok(Err(Refusal::Limit("topics")));
+        }
+        // Noted even if it seems to hold already: an earlier one may still be on its way to the log.
+        self.effects.subscribe(topic, subscribed);
+        Ok(Ok(()))
+    }
+
+    /// The topic, if the plugin may subscribe to it.
+    pub fn heard_topic(&self, topic: &str) -> Result<Topic, Refusal> {
+        let topic = word::<Topic>(topic)?;
+        if self.grants.may_subscribe(&topic) {
+            Ok(topic)
+        } else {
+            Err(Refusal::NotGranted(topic.to_string()))
+        }
+    }
+}

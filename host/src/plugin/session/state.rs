@@ -1,0 +1,124 @@
+//! What `wit/state.wit` asks of a session: the plugin's own keys and values.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
+use super::{Answer, Refusal, Session, allowed, check_key};
+use crate::plugin::Batch;
+use crate::plugin::limits::{KEY_BYTES, PAGE_BYTES};
+use crate::store::{StateKey, StoreError};
+
+impl Session {
+    /// The value of a state key.
+    pub fn get_state(&mut self, key: &[u8]) -> Answer<Option<Vec<u8>>> {
+        allowed!(check_key(key));
+        let value = self.read_state(key)?;
+        self.last_read = Some((key.to_vec(), value.as_ref().map(Vec::len)));
+        Ok(Ok(value))
+    }
+
+    fn read_state(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        match self.effects.state(key) {
+            Some(value) => Ok(value.map(<[u8]>::to_vec)),
+            None => self.snapshot.state(&StateKey::new(self.id, key)),
+        }
+    }
+
+    /// Sets a state key, or deletes it.
+    pub fn set_state(&mut self, key: &[u8], value: Option<&[u8]>) -> Answer<()> {
+        allowed!(check_key(key));
+        let len = value.map_or(0, <[u8]>::len);
+        if len > self.limits.value_bytes {
+            return Ok(Err(Refusal::TooLarge(self.limits.value_bytes as u64)));
+        }
+        allowed!(self.may_effect(key.len() + len));
+        let old = match self.last_read.take() {
+            Some((read, len)) if read == key => len,
+            _ => self.read_state(key)?.map(|value| value.len()),
+        };
+        let grows = value.map_or(0, |value| key.len() + value.len()) as u64;
+        let shrinks = old.map_or(0, |len| (key.len() + len) as u64);
+        if grows > shrinks && self.effects.state_size + grows - shrinks > self.limits.state_bytes {
+            return Ok(Err(Refusal::Quota(self.limits.state_bytes)));
+        }
+        if value.is_none() && old.is_none() {
+            return Ok(Ok(()));
+        }
+        self.effects.set_state(key.to_vec(), value.map(<[u8]>::to_vec), old);
+        Ok(Ok(()))
+    }
+
+    /// A page of the keys that start with `prefix` and come after `after`.
+    pub fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Answer<Vec<(Vec<u8>, Vec<u8>)>> {
+        if prefix.len() > KEY_BYTES || after.is_some_and(|after| after.len() > KEY_BYTES) {
+            return Ok(Err(Refusal::KeyLength(KEY_BYTES as u32)));
+        }
+        let from = match after {
+            Some(after) if after >= prefix => Bound::Excluded(after),
+            _ => Bound::Included(prefix),
+        };
+        // What is not committed yet, newest layer last, so that it wins.
+        let mut fresh: BTreeMap<&[u8], Option<&[u8]>> = BTreeMap::new();
+        let layers: Vec<&Batch> = self.effects.layers().collect();
+        for batch in layers.into_iter().rev() {
+            let range = batch.state.range::<[u8], _>((from, Bound::Unbounded));
+            let within = range.take_while(|(key, _)| key.starts_with(prefix));
+            fresh.extend(within.map(|(key, value)| (key.as_slice(), value.as_deref())));
+        }
+        let mut fresh = fresh.into_iter().peekable();
+        let stored_from = from.map(|key| StateKey::new(self.id, key));
+        let stored = self.snapshot.scan(stored_from.as_ref().map(|key| key.as_bytes()))?;
+        let mut stored = stored
+            .map_while(|row| match row {
+                Ok((key, value)) => {
+                    let key = StateKey::strip(self.id, &key)?.to_vec();
+                    key.starts_with(prefix).then_some(Ok((key, value)))
+                }
+                Err(error) => Some(Err(error)),
+            })
+            .peekable();
+        let mut page = Page { rows: Vec::new(), bytes: 0, limit };
+        while page.has_room() {
+            let next_stored = match stored.peek() {
+                Some(Ok((key, _))) => Some(key.as_slice()),
+                Some(Err(_)) => return Err(stored.next().and_then(Result::err).expect("just seen")),
+                None => None,
+            };
+            match (fresh.peek(), next_stored) {
+                (None, None) => break,
+                (Some((new, _)), old) if old.is_none_or(|old| *new <= old) => {
+                    if old == Some(*new) {
+                        stored.next();
+                    }
+                    let (key, value) = fresh.next().expect("just seen");
+                    if let Some(value) = value {
+                        page.push(key.to_vec(), value.to_vec());
+                    }
+                }
+                _ => {
+                    let (key, value) = stored.next().expect("just seen")?;
+                    page.push(key, value);
+                }
+            }
+        }
+        Ok(Ok(page.rows))
+    }
+}
+
+/// A page of a scan that is being filled.
+struct Page {
+    rows: Vec<(Vec<u8>, Vec<u8>)>,
+    bytes: usize,
+    limit: usize,
+}
+
+impl Page {
+    fn has_room(&self) -> bool {
+        self.rows.len() < self.limit && self.bytes < PAGE_BYTES
+    }
+
+    fn push(&mut self, key: Vec<u8>, value: Vec<u8>) {
+        self.bytes += key.len() + value.len();
+        self.rows.push((key, value));
+    }
+}

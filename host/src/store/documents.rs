@@ -1,0 +1,101 @@
+//! Owns the files that the host holds: its own state documents and those behind followed names.
+//!
+//! A file is held for as long as something counts on it: a name that points to it, what the backend
+//! last accepted of a name, or the log. The log counts on a file that a name pointed to before: who
+//! handles an entry from that time, late or again, must find the file that was there then.
+
+use cid::Cid;
+use redb::{ReadableTable, WriteTransaction};
+
+use super::{DOCUMENTS, HOLDS, SUPERSEDED, Snapshot, StoreError};
+use crate::entry::Offset;
+use crate::ident::ContentPath;
+
+/// Holds a file once more.
+pub fn keep(write: &WriteTransaction, cid: &Cid, data: &[u8]) -> Result<(), StoreError> {
+    if add_hold(write, cid)? == 1 {
+        write.open_table(DOCUMENTS)?.insert(cid.to_bytes().as_slice(), data)?;
+    }
+    Ok(())
+}
+
+/// Holds a file once more if it is held at all; returns whether it is.
+pub fn hold(write: &WriteTransaction, cid: &Cid) -> Result<bool, StoreError> {
+    let is_held = write.open_table(HOLDS)?.get(cid.to_bytes().as_slice())?.is_some();
+    if is_held {
+        add_hold(write, cid)?;
+    }
+    Ok(is_held)
+}
+
+fn add_hold(write: &WriteTransaction, cid: &Cid) -> Result<u64, StoreError> {
+    let (mut holds, key) = (write.open_table(HOLDS)?, cid.to_bytes());
+    let count = holds.get(key.as_slice())?.map_or(0, |count| count.value()) + 1;
+    holds.insert(key.as_slice(), count)?;
+    Ok(count)
+}
+
+/// Lets go of a file once; the last one to let go takes it along.
+pub fn release(write: &WriteTransaction, cid: &Cid) -> Result<(), StoreError> {
+    let (mut holds, key) = (write.open_table(HOLDS)?, cid.to_bytes());
+    let count = holds.get(key.as_slice())?.map_or(0, |count| count.value());
+    if count > 1 {
+        holds.insert(key.as_slice(), count - 1)?;
+    } else {
+        holds.remove(key.as_slice())?;
+        write.open_table(DOCUMENTS)?.remove(key.as_slice())?;
+    }
+    Ok(())
+}
+
+/// Passes a hold on to the log: no name points to the file any more from the entry at `at` on.
+pub fn supersede(write: &WriteTransaction, at: Offset, cid: &Cid) -> Result<(), StoreError> {
+    let key = cid.to_bytes();
+    let len = write.open_table(DOCUMENTS)?.get(key.as_slice())?.map_or(0, |data| data.value().len());
+    let before = write.open_table(SUPERSEDED)?.insert((at.0, key.as_slice()), len as u64)?.is_some();
+    // The log holds a file once for each entry.
+    if before { release(write, cid) } else { Ok(()) }
+}
+
+/// A file that no name points to any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Superseded {
+    /// From this entry on.
+    pub at: Offset,
+    /// Which file.
+    pub cid: Cid,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// The files that only the log counts on, oldest first.
+pub fn superseded(snapshot: &Snapshot) -> Result<Vec<Superseded>, StoreError> {
+    let rows = snapshot.table(SUPERSEDED)?;
+    rows.iter()?
+        .map(|row| {
+            let (key, bytes) = row?;
+            let (at, cid) = key.value();
+            let cid = Cid::try_from(cid).map_err(|error| StoreError::corrupt("documents", error))?;
+            Ok(Superseded { at: Offset(at), cid, bytes: bytes.value() })
+        })
+        .collect()
+}
+
+/// Ends the log's hold on files.
+pub fn forget(write: &WriteTransaction, gone: &[Superseded]) -> Result<(), StoreError> {
+    for Superseded { at, cid, .. } in gone {
+        write.open_table(SUPERSEDED)?.remove((at.0, cid.to_bytes().as_slice()))?;
+        release(write, cid)?;
+    }
+    Ok(())
+}
+
+/// The file at `/ipfs/CID`, if it is held.
+pub fn get(snapshot: &Snapshot, path: &ContentPath) -> Result<Option<Vec<u8>>, StoreError> {
+    let Some((cid, below)) = path.ipfs() else { return Ok(None) };
+    if !below.is_empty() {
+        return Ok(None);
+    }
+    let data = snapshot.table(DOCUMENTS)?.get(cid.to_bytes().as_slice())?;
+    Ok(data.map(|data| data.value().to_vec()))
+}

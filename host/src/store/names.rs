@@ -1,0 +1,182 @@
+//! Owns the rows of the host's own names: the value that was committed last, and what the backend
+//! has accepted of it.
+
+use cid::Cid;
+use redb::{ReadableTable, WriteTransaction};
+use serde::{Deserialize, Serialize};
+
+use super::{NAMES, Snapshot, StoreError, documents};
+use crate::effect::{NameUpdate, NameValue};
+use crate::entry::Resolution;
+use crate::ident::{ContentPath, IpnsName, KeyName};
+use crate::time::{Timestamp, nanoseconds};
+
+/// One of the host's names, as it was committed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Known {
+    /// What it points to.
+    pub path: ContentPath,
+    /// Counts the values.
+    pub sequence: u64,
+    /// How long a record is valid, in nanoseconds.
+    pub lifetime: u64,
+    /// Bytes of the document, if the host holds it.
+    pub document: Option<u64>,
+    /// What the backend last accepted.
+    pub published: Option<Accepted>,
+}
+
+/// What the backend accepted of a name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Accepted {
+    /// What the record points to.
+    pub path: ContentPath,
+    /// Whether its document was stored by the host and is held for those who read the record.
+    pub is_held: bool,
+    /// The count of the value.
+    pub of: u64,
+    /// The record's sequence.
+    pub sequence: u64,
+    /// When, in nanoseconds since 1970.
+    pub at: u64,
+    /// Until when the record is valid, in nanoseconds since 1970.
+    pub valid_until: u64,
+    /// The signed record, where the host signs it.
+    #[serde(default)]
+    pub record: Option<Vec<u8>>,
+}
+
+impl Accepted {
+    /// The document that the host stored for it.
+    pub fn document(&self) -> Option<Cid> {
+        self.path.ipfs().map(|(cid, _)| cid).filter(|_| self.is_held)
+    }
+}
+
+impl Known {
+    /// What plugins and the API are told.
+    pub fn resolution(&self, name: IpnsName) -> Resolution {
+        let published = self.published.as_ref();
+        Resolution {
+            name,
+            path: self.path.clone(),
+            sequence: self.sequence,
+            valid_until: Timestamp(published.map_or(0, |accepted| accepted.valid_until)),
+            confirmed_at: Timestamp(published.map_or(0, |accepted| accepted.at)),
+        }
+    }
+
+    /// Whether the backend has the newest value.
+    pub fn is_published(&self) -> bool {
+        self.published.as_ref().is_some_and(|accepted| accepted.of == self.sequence)
+    }
+
+    /// The record that the host signed.
+    pub fn record(&self) -> Option<&[u8]> {
+        self.published.as_ref()?.record.as_deref()
+    }
+
+    /// Whether the newest value must be published, or signed anew at half of its lifetime.
+    pub fn is_due(&self, now: Timestamp) -> bool {
+        !self.is_published() || now >= self.due_at()
+    }
+
+    /// When it must be signed anew.
+    pub fn due_at(&self) -> Timestamp {
+        Timestamp(self.published.as_ref().map_or(0, |accepted| accepted.at.saturating_add(self.lifetime / 2)))
+    }
+
+    fn document_cid(&self) -> Option<Cid> {
+        self.path.ipfs().map(|(cid, _)| cid).filter(|_| self.document.is_some())
+    }
+}
+
+/// A name that has a new value.
+#[derive(Debug)]
+pub struct Changed {
+    /// What followers are told.
+    pub resolution: Resolution,
+    /// The document that it pointed to before; the caller passes the hold on to the log.
+    pub superseded: Option<Cid>,
+}
+
+/// Gives a name a new value, in the transaction of the commit; none if it has this value already.
+pub fn set(
+    write: &WriteTransaction,
+    key: &KeyName,
+    update: &NameUpdate,
+) -> Result<Option<Changed>, StoreError> {
+    let before = read(&write.open_table(NAMES)?, key)?;
+    let path = update.value.path();
+    let lifetime = nanoseconds(update.lifetime);
+    if let Some(known) = before.as_ref().filter(|known| known.path == path) {
+        put(write, key, &Known { lifetime, ..known.clone() })?;
+        return Ok(None);
+    }
+    let document = match &update.value {
+        NameValue::Document { cid, data } => {
+            documents::keep(write, cid, data)?;
+            Some(data.len() as u64)
+        }
+        NameValue::Path(_) => None,
+    };
+    let superseded = before.as_ref().and_then(Known::document_cid);
+    let sequence = before.as_ref().map_or(1, |known| known.sequence + 1);
+    let published = before.and_then(|known| known.published);
+    let known = Known { path, sequence, lifetime, document, published };
+    put(write, key, &known)?;
+    Ok(Some(Changed { resolution: known.resolution(update.name.clone()), superseded }))
+}
+
+/// Notes that the backend has a value, whose document is held for those who read the record.
+pub fn accept(write: &WriteTransaction, key: &KeyName, accepted: Accepted) -> Result<(), StoreError> {
+    let Some(known) = read(&write.open_table(NAMES)?, key)? else { return Ok(()) };
+    let is_held = match accepted.document() {
+        Some(cid) => documents::hold(write, &cid)?,
+        None => false,
+    };
+    if let Some(before) = known.published.as_ref().and_then(Accepted::document) {
+        documents::release(write, &before)?;
+    }
+    put(write, key, &Known { published: Some(Accepted { is_held, ..accepted }), ..known })
+}
+
+/// What is committed under a key.
+pub fn known(snapshot: &Snapshot, key: &KeyName) -> Result<Option<Known>, StoreError> {
+    read(&snapshot.table(NAMES)?, key)
+}
+
+/// What is committed under a key by now, within the transaction of the commit.
+pub fn known_within(write: &WriteTransaction, key: &KeyName) -> Result<Option<Known>, StoreError> {
+    read(&write.open_table(NAMES)?, key)
+}
+
+/// Everything that is committed under keys.
+pub fn all(snapshot: &Snapshot) -> Result<Vec<(KeyName, Known)>, StoreError> {
+    let table = snapshot.table(NAMES)?;
+    table
+        .iter()?
+        .map(|row| {
+            let (key, known) = row?;
+            let key = key.value().parse().map_err(|error| StoreError::corrupt("names", error))?;
+            Ok((key, decode(known.value())?))
+        })
+        .collect()
+}
+
+fn read(
+    table: &impl ReadableTable<&'static str, &'static [u8]>,
+    key: &KeyName,
+) -> Result<Option<Known>, StoreError> {
+    table.get(key.as_str())?.map(|row| decode(row.value())).transpose()
+}
+
+fn decode(bytes: &[u8]) -> Result<Known, StoreError> {
+    serde_json::from_slice(bytes).map_err(|error| StoreError::corrupt("names", error))
+}
+
+fn put(write: &WriteTransaction, key: &KeyName, known: &Known) -> Result<(), StoreError> {
+    let bytes = serde_json::to_vec(known).expect("a name is plain data");
+    write.open_table(NAMES)?.insert(key.as_str(), bytes.as_slice())?;
+    Ok(())
+}

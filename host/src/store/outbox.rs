@@ -1,0 +1,108 @@
+//! Owns the rows of the outbox: publishes that were committed and not yet accepted by the backend, in
+//! the order of their commits, and how many of them each plugin has.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use prost::Message as _;
+use redb::{ReadableTable, ReadableTableMetadata as _, WriteTransaction};
+
+use super::{OUTBOX, Store, StoreError, next_numbers};
+use crate::effect::Publish;
+use crate::ident::{PluginName, Topic};
+use crate::time::Timestamp;
+
+/// Puts publishes into the outbox, in the transaction of the commit.
+pub fn enqueue(
+    write: &WriteTransaction,
+    plugin: Option<&PluginName>,
+    publishes: &[Publish],
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let first = next_numbers(write, "outbox", publishes.len() as u64)?;
+    let mut table = write.open_table(OUTBOX)?;
+    for (number, publish) in (first..).zip(publishes) {
+        let row = Row {
+            plugin: plugin.map(PluginName::to_string),
+            topic: publish.topic.to_string(),
+            data: publish.data.clone(),
+            time: now.0,
+        };
+        table.insert(number, row.encode_to_vec().as_slice())?;
+    }
+    Ok(())
+}
+
+/// How many publishes wait, and since when the oldest does.
+pub fn waiting(store: &Store) -> Result<(u64, Option<Timestamp>), StoreError> {
+    let table = store.snapshot()?.table(OUTBOX)?;
+    let oldest = match table.first()? {
+        Some((_, row)) => Some(Timestamp(Row::read(row.value())?.time)),
+        None => None,
+    };
+    Ok((table.len()?, oldest))
+}
+
+/// A publish that waits. Field numbers are never reused.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Row {
+    /// Whose it is; none for the API.
+    #[prost(string, optional, tag = "1")]
+    plugin: Option<String>,
+    #[prost(string, tag = "2")]
+    topic: String,
+    /// What is to be published.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub data: Bytes,
+    /// When it was committed, in nanoseconds since 1970.
+    #[prost(fixed64, tag = "4")]
+    pub time: u64,
+}
+
+impl Row {
+    /// Where it is to be published.
+    pub fn topic(&self) -> Result<Topic, StoreError> {
+        self.topic.parse().map_err(|error| StoreError::corrupt("outbox", error))
+    }
+
+    /// Whose it is; none for the API.
+    pub fn owner(&self) -> Result<Option<PluginName>, StoreError> {
+        let owner = self.plugin.as_deref().map(str::parse).transpose();
+        owner.map_err(|error| StoreError::corrupt("outbox", error))
+    }
+
+    /// Reads a row.
+    pub fn read(bytes: &[u8]) -> Result<Self, StoreError> {
+        Row::decode(bytes).map_err(|error| StoreError::corrupt("outbox", error))
+    }
+}
+
+/// How many publishes of each plugin wait, counted along for their quotas.
+#[derive(Debug, Default)]
+pub struct Backlog(Mutex<BTreeMap<PluginName, Arc<AtomicUsize>>>);
+
+impl Backlog {
+    /// Counts what the store holds; called once before anything is added.
+    pub fn restore(store: &Store) -> Result<Self, StoreError> {
+        let backlog = Self::default();
+        for row in store.snapshot()?.table(OUTBOX)?.iter()? {
+            if let Some(plugin) = Row::read(row?.1.value())?.owner()? {
+                backlog.added(&plugin, 1);
+            }
+        }
+        Ok(backlog)
+    }
+
+    /// How many publishes of a plugin wait.
+    pub fn length(&self, plugin: &PluginName) -> Arc<AtomicUsize> {
+        let mut lengths = self.0.lock().expect("no one panics while holding the lengths");
+        lengths.entry(plugin.clone()).or_default().clone()
+    }
+
+    /// Adds what a batch has put in.
+    pub fn added(&self, plugin: &PluginName, count: usize) {
+        self.length(plugin).fetch_add(count, Ordering::Relaxed);
+    }
+}

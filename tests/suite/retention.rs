@@ -1,0 +1,97 @@
+//! The log and the documents of its time are kept for those who have yet to read them, and not for
+//! ever.
+
+use dim::entry::Offset;
+use dim::plugin::roster;
+use dim::store::documents;
+use dim_tests::{Setup, TestHost, eventually, script};
+use serde_json::{Value, json};
+
+/// A probe that follows the other's name and reads the document of each change.
+fn reader() -> Value {
+    json!({ "config": { "on_start": "[{\"do\":\"follow\",\"name\":\"probe-key\"}]" } })
+}
+
+async fn update(host: &TestHost, data: &str) {
+    host.run(json!([{ "do": "update-state", "key": "probe-key", "data": data }])).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_that_lags_reads_the_documents_of_its_time() {
+    // Nothing is kept that no one has yet to read.
+    let yaml = "store:\n  log:\n    max_document_bytes: 0\n";
+    let host = Setup::probe().and_probe("reader", reader()).yaml(yaml).start().await;
+    host.settled().await;
+    let busy = host.host.plugins[&"reader".parse().unwrap()].handle.clone();
+    let busy = tokio::spawn(async move {
+        busy.command("run".to_owned(), script(json!([{ "do": "loop" }])).to_string()).await
+    });
+    for number in 0..20 {
+        update(&host, &format!("document {number}")).await;
+    }
+    assert!(!busy.is_finished(), "the reader was busy all the time");
+    busy.await.unwrap().unwrap_err();
+    host.settled().await;
+    let changes = host.state_of("reader", "changed").await;
+    let read: Vec<_> = changes.as_array().unwrap().iter().map(|change| change["document"].clone()).collect();
+    let written: Vec<_> = (0..20).map(|number| json!({ "ok": format!("document {number}") })).collect();
+    assert_eq!(read, written);
+    eventually("no document is kept that everyone has read", async || {
+        documents::superseded(&host.host.store.snapshot().unwrap()).unwrap().is_empty()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn documents_are_kept_up_to_a_limit() {
+    let host = Setup::probe().yaml("store:\n  log:\n    max_document_bytes: 50000\n").start().await;
+    for number in 0..20 {
+        update(&host, &format!("{number}").repeat(10_000)).await;
+    }
+    let kept = || documents::superseded(&host.host.store.snapshot().unwrap()).unwrap();
+    assert_eq!(kept().len(), 19);
+    eventually("the oldest go", async || kept().iter().map(|document| document.bytes).sum::<u64>() <= 50_000)
+        .await;
+    assert!(!kept().is_empty());
+    assert_eq!(kept().last().unwrap().bytes, 20_000, "the newest stays");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_waits_for_a_plugin_that_cannot_be_loaded_and_not_for_one_that_is_disabled() {
+    let two = || Setup::probe().and_probe("other", json!({}));
+    let host = two().start().await;
+    host.settled().await;
+    let dir = host.stop().await;
+    let tiny = "store:\n  log:\n    max_bytes: 1\n";
+    let broken = Setup::probe().yaml(tiny).and_probe("other", json!({ "file": "/dev/null" }));
+    let host = broken.start_in(dir).await;
+    host.from_peer("probe.in", script(json!([])).to_string()).await;
+    host.settled().await;
+    // The log is looked at when a host starts.
+    let host = broken.start_in(host.stop().await).await;
+    eventually("the log is trimmed", async || first(&host) > Offset(0)).await;
+    assert!(first(&host) <= cursor_of_other(&host), "and never past a plugin of the config");
+    let dir = host.stop().await;
+
+    let disabled = Setup::probe().yaml(tiny).and_probe("other", json!({ "disabled": true }));
+    let host = disabled.start_in(dir).await;
+    eventually("the log is trimmed further", async || first(&host) > cursor_of_other(&host)).await;
+    let dir = host.stop().await;
+
+    // What is left begins where the disabled host's log begins.
+    let host = two().start_in(dir).await;
+    let left = host.host.store.read_log(Offset(0), 1).unwrap()[0].time;
+    eventually("it is told until when it has missed something", async || {
+        let gaps = host.state_of("other", "gaps").await;
+        gaps.as_array().is_some_and(|gaps| gaps.iter().any(|gap| gap["until"] == left.0))
+    })
+    .await;
+}
+
+fn first(host: &TestHost) -> Offset {
+    host.host.store.log_start().unwrap().expect("the log is never empty again")
+}
+
+fn cursor_of_other(host: &TestHost) -> Offset {
+    roster::known(&host.host.store.snapshot().unwrap(), &"other".parse().unwrap()).unwrap().unwrap().1
+}

@@ -70,6 +70,7 @@ mod retries;
 mod retention;
 mod echo;
 mod backoff;
+mod cause;
 
 // The whole, and the ways to it.
 mod bundled;

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backend::{Backend, BackendError, Prepared, Publication, Published};
 use crate::backoff::Backoff;
+use crate::cause::chain;
 use crate::commit::{Commit, CommitError};
 use crate::entry::{Kind, Resolution};
 use crate::ident::{ContentPath, IpnsName, KeyName};
@@ -123,7 +124,7 @@ impl Publisher {
             return Ok(());
         }
         tracing::info!(%key, name = %other, "adopted the key that the daemon has under this name");
-        self.keys.adopt(key, other).map_err(|error| BackendError::Store(crate::host::chain(&error)))
+        self.keys.adopt(key, other).map_err(|error| BackendError::Store(chain(&error)))
     }
 
     /// Notes that the backend has a value, and unpins the one before.

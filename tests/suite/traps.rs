@@ -7,13 +7,17 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use dim::backend::kubo::{Settings, backend};
-use dim::backend::{Backend, BackendError, unixfs};
+use dim::backend::{Backend, BackendError, Prepared, Publication, unixfs};
 use dim::ident::{ContentPath, Topic};
+use dim::keys::Key;
+use dim_tests::{Setup, eventually};
 use futures::StreamExt as _;
+use multibase::Base;
+use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-/// A daemon's stand-in: one answer for every call, byte for byte, after a pause.
+/// A daemon's stand-in: it answers byte for byte what it is told, after a pause.
 struct StandIn {
     backend: Backend,
     /// The heads of the requests.
@@ -22,7 +26,14 @@ struct StandIn {
     most_at_once: Arc<AtomicUsize>,
 }
 
+/// One answer for every call.
 async fn stand_in(answer: &'static [u8], pause: Duration) -> StandIn {
+    stand_in_with(vec![("", answer)], pause).await
+}
+
+/// Answers by the command that they are for, in order; the last one is given again.
+async fn stand_in_with(answers: Vec<(&'static str, &'static [u8])>, pause: Duration) -> StandIn {
+    let answers = Arc::new(Mutex::new(answers));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let settings = Settings {
         address: format!("http://{}", listener.local_addr().unwrap()).parse().unwrap(),
@@ -34,8 +45,10 @@ async fn stand_in(answer: &'static [u8], pause: Duration) -> StandIn {
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let (heads, now, most) = (heads.clone(), now.clone(), most.clone());
+            let answers = answers.clone();
             tokio::spawn(async move {
                 let (stream, head) = request(stream).await;
+                let answer = next_answer(&mut answers.lock().unwrap(), &head);
                 heads.lock().unwrap().push(head);
                 most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                 tokio::time::sleep(pause).await;
@@ -45,6 +58,16 @@ async fn stand_in(answer: &'static [u8], pause: Duration) -> StandIn {
         }
     });
     StandIn { backend: backend(&settings).unwrap(), asked, most_at_once }
+}
+
+fn next_answer(answers: &mut Vec<(&'static str, &'static [u8])>, head: &str) -> &'static [u8] {
+    let is_for = |(command, _): &(&str, &[u8])| head.starts_with(&format!("POST /api/v0/{command}"));
+    let first = answers.iter().position(is_for).unwrap_or_else(|| panic!("no answer for {head}"));
+    if answers.iter().filter(|answer| is_for(answer)).count() > 1 {
+        answers.remove(first).1
+    } else {
+        answers[first].1
+    }
 }
 
 /// Reads a request to its end; its head comes back.
@@ -193,4 +216,103 @@ async fn messages_come_from_a_stream_until_it_turns_to_nonsense() {
     assert_eq!((&message.data[..], &message.sequence[..]), (&[0, 1, 255][..], &[0, 0, 0, 0, 0, 0, 0, 7][..]));
     assert!(matches!(messages.next().await, Some(Err(BackendError::Unbelievable { .. }))));
     assert!(messages.next().await.is_none());
+}
+
+const TAKEN: &[u8] =
+    b"HTTP/1.1 500 Internal Server Error\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n\
+    {\"Message\":\"key with name 'fleet' already exists\",\"Code\":0,\"Type\":\"error\"}";
+const NO_KEYS: &[u8] = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{\"Keys\":[]}";
+const ONE_KEY: &[u8] = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{\"Keys\":[{\"Name\":\"fleet\",\
+    \"Id\":\"k51qzi5uqu5dlkw8pxuw9qmqayfdeh4kfebhmreauqdc6a7c3y7d5i9fi8mk9w\"}]}";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_someone_else_made_meanwhile_is_found_by_listing_again() {
+    let answers = vec![("key/list", NO_KEYS), ("key/import", TAKEN), ("key/list", ONE_KEY)];
+    let daemon = stand_in_with(answers, AT_ONCE).await;
+    let pair = libp2p_identity::Keypair::generate_ed25519();
+    let prepared = daemon.backend.names.prepare(&"fleet".parse().unwrap(), &Key::Own(Arc::new(pair))).await;
+    let theirs = "k51qzi5uqu5dlkw8pxuw9qmqayfdeh4kfebhmreauqdc6a7c3y7d5i9fi8mk9w".parse().unwrap();
+    assert_eq!(prepared.unwrap(), Prepared::Taken(theirs));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_is_published_without_waiting_for_its_content() {
+    let not_found =
+        b"HTTP/1.1 500 Internal Server Error\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n\
+        {\"Message\":\"routing: not found\",\"Code\":0,\"Type\":\"error\"}";
+    let daemon = stand_in_with(vec![("name/get", not_found), ("name/publish", OK_EMPTY)], AT_ONCE).await;
+    let publication = Publication {
+        key_name: "fleet".parse().unwrap(),
+        key: Key::Own(Arc::new(libp2p_identity::Keypair::generate_ed25519())),
+        path: ContentPath::of(&unixfs::raw_cid(b"hello")),
+        sequence: 7,
+        lifetime: Duration::from_secs(3_600),
+        ttl: Duration::from_secs(60),
+    };
+    assert_eq!(daemon.backend.names.publish(&publication).await.unwrap().sequence, 7);
+    let asked = daemon.asked.lock().unwrap();
+    let publish = asked.iter().find(|head| head.contains("name/publish")).unwrap();
+    for option in
+        ["resolve=false", "allow-offline=true", "lifetime=3600s", "ttl=60s", "sequence=7", "key=fleet"]
+    {
+        assert!(publish.contains(option), "{option} in {publish}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_is_added_in_a_form_that_no_configuration_changes() {
+    let added = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n\
+        {\"Name\":\"file\",\"Hash\":\"bafkreibm6jg3ux5qumhcn2b3flc3tyu6dmlb4xa7u5bf44yegnrjhc4yeq\",\"Size\":\"5\"}\n";
+    let daemon = stand_in(added, AT_ONCE).await;
+    let cid = unixfs::file_cid(b"hello");
+    daemon.backend.content.put(&cid, Bytes::from_static(b"hello")).await.unwrap();
+    let asked = daemon.asked.lock().unwrap();
+    for option in ["chunker=size-1048576", "raw-leaves=true", "cid-version=1", "pin=true"] {
+        assert!(asked[0].contains(option), "{option} in {}", asked[0]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_is_not_found_is_told_by_two_messages() {
+    let could_not =
+        b"HTTP/1.1 500 Internal Server Error\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n\
+        {\"Message\":\"could not resolve name\",\"Code\":0,\"Type\":\"error\"}";
+    let not_found =
+        b"HTTP/1.1 500 Internal Server Error\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n\
+        {\"Message\":\"routing: not found\",\"Code\":0,\"Type\":\"error\"}";
+    let daemon = stand_in_with(vec![("name/get", could_not), ("name/get", not_found)], AT_ONCE).await;
+    let name = "k51qzi5uqu5dlkw8pxuw9qmqayfdeh4kfebhmreauqdc6a7c3y7d5i9fi8mk9w".parse().unwrap();
+    for _ in 0..2 {
+        let error = daemon.backend.names.record(&name).await.unwrap_err();
+        assert!(matches!(error, BackendError::NotFound(_)), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_publish_is_sent_again_until_it_is_accepted_and_in_order() {
+    let ignored =
+        b"HTTP/1.1 500 Internal Server Error\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n\
+        {\"Message\":\"validation ignored\",\"Code\":0,\"Type\":\"error\"}";
+    let publish = |topic: &str| format!("pubsub/pub?arg={}", multibase::encode(Base::Base64Url, topic));
+    let (one, two) = (publish("probe.one"), publish("probe.two"));
+    let one_is = |answer| (&*one.clone().leak(), answer);
+    let answers = vec![
+        one_is(&ignored[..]),
+        one_is(&ignored[..]),
+        one_is(OK_EMPTY),
+        ("pubsub/pub", OK_EMPTY),
+        ("", NO_KEYS),
+    ];
+    let daemon = stand_in_with(answers, AT_ONCE).await;
+    let host = Setup::probe().on_kubo(&daemon.backend.address).start().await;
+    host.run(json!([
+        { "do": "publish", "topic": "probe.one", "data": "x" },
+        { "do": "publish", "topic": "probe.two", "data": "x" },
+    ]))
+    .await;
+    eventually("both are sent", async || dim::store::outbox::waiting(&host.host.store).unwrap().0 == 0).await;
+    let asked = daemon.asked.lock().unwrap();
+    let sent = |head: &String| [&one, &two].into_iter().position(|publish| head.contains(publish));
+    let sent: Vec<_> = asked.iter().filter_map(sent).collect();
+    assert_eq!(sent, [0, 0, 0, 1], "the first one three times, then the second");
 }

@@ -103,7 +103,7 @@ impl From<ReplyError> for ApiError {
 
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
-        let detail = crate::host::chain(&error);
+        let detail = crate::cause::chain(&error);
         Self { status: StatusCode::INTERNAL_SERVER_ERROR, kind: "store", detail }
     }
 }
@@ -123,7 +123,7 @@ impl From<CommitError> for ApiError {
 
 impl From<KeyError> for ApiError {
     fn from(error: KeyError) -> Self {
-        let detail = crate::host::chain(&error);
+        let detail = crate::cause::chain(&error);
         Self { status: StatusCode::INTERNAL_SERVER_ERROR, kind: "key", detail }
     }
 }

@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 use std::io;
 
-use super::chain;
 use crate::bundled;
+use crate::cause::chain;
 use crate::config::{Config, PluginConfig};
 use crate::ident::PluginName;
 use crate::plugin::{Engine, Grants, Limits, Prepared, Resolved};

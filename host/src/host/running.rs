@@ -9,7 +9,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::start::Start;
-use super::{Host, HostError, chain};
+use super::{Host, HostError};
+use crate::cause::chain;
 use crate::echo::Echoes;
 use crate::followed::Follower;
 use crate::ident::{PluginName, Topic};

@@ -32,6 +32,11 @@ impl Time {
         u64::try_from(self.0).unwrap_or(0).saturating_mul(1_000_000)
     }
 
+    /// The time so many milliseconds after 1970-01-01T00:00:00Z.
+    pub fn of_millis(millis: i64) -> Self {
+        Self(millis)
+    }
+
     /// Milliseconds since 1970-01-01T00:00:00Z.
     pub fn millis(self) -> i64 {
         self.0

@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use dim::entry::{Entry, Event, Kind, Offset, Origin};
+use dim::plugin::roster;
+use dim::replay::Replay;
+use dim::store::{CURSORS, Store};
 use dim_tests::{Kubo, Setup, TestHost, eventually};
 use serde_json::json;
 
@@ -192,4 +196,45 @@ async fn the_registry_runs_without_the_tracker_whose_document_it_follows() {
         host.query("node-registry", "get", json!({ "node_id": "n1" })).await.is_ok()
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_finished_jobs_than_one_entry_may_remove_are_pruned_in_slices() {
+    const JOBS: u64 = 120_000;
+    const KEEP: usize = 100;
+    let yaml = format!("plugins:\n  job-tracker:\n    config:\n      keep_finished: {KEEP}\n");
+    let setup = Setup::bundled().yaml(&yaml);
+    let dir = setup.start().await.stop().await;
+    // A log of a minute and a half, written at once.
+    let store = Store::open(dir.path()).unwrap();
+    let (first, begun) = store.log_end().unwrap();
+    let later = |index: u64| {
+        let pause = if index < JOBS { Duration::ZERO } else { Duration::from_secs(90) };
+        begun.after(pause + Duration::from_micros(index))
+    };
+    let entries: Vec<Entry> = (0..JOBS + 50)
+        .map(|index| {
+            let event = json!({ "job_id": format!("j{index}"), "event_type": "completed" });
+            let message = Event::Message {
+                topic: "dim.jobs.updates".parse().unwrap(),
+                data: event.to_string().into(),
+                origin: Origin::Host,
+            };
+            Entry { offset: Offset(first.0 + index), time: later(index), kind: Kind::Event(message) }
+        })
+        .collect();
+    let write = store.begin().unwrap();
+    dim::store::log::append(&write, entries.iter()).unwrap();
+    let (id, _) =
+        roster::known(&store.snapshot().unwrap(), &"job-tracker".parse().unwrap()).unwrap().unwrap();
+    write.open_table(CURSORS).unwrap().insert(id.0, (first.0 + JOBS + 50, 0)).unwrap();
+    write.commit().unwrap();
+    drop(store);
+
+    let done = Replay::open(&setup.config(), dir.path()).unwrap().run().unwrap();
+    let (_, batch) = done.iter().find(|(name, _)| name.as_str() == "job-tracker").unwrap();
+    assert!(batch.dead.is_empty(), "{:?}", batch.dead);
+    let finished = batch.state.iter().filter(|(key, value)| key.starts_with(b"finished/") && value.is_some());
+    let left = finished.count();
+    assert!((KEEP..KEEP + 50).contains(&left), "{left} are left");
 }

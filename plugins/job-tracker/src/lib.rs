@@ -15,6 +15,7 @@ use dim_guest::{Event, Failure, Message, Origin, Plugin, Refusal, export_plugin,
 use serde::Deserialize;
 
 use job::{Job, JobEvent, ResultReady, Verdict};
+use store::Left;
 
 /// How often finished jobs are pruned.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
@@ -131,9 +132,13 @@ impl JobTracker {
 
     fn prune(&self) -> Result<(), Failure> {
         let age = Duration::from_secs(self.config.keep_finished_days.saturating_mul(86_400));
-        let left = store::prune(Time::now(), self.config.keep_finished, age)?;
-        if left > 0 {
-            timers::set(PRUNE, Time::now().after(PRUNE_EVERY).timestamp())?;
+        let pause = match store::prune(Time::now(), self.config.keep_finished, age)? {
+            Left::Nothing => None,
+            Left::Kept => Some(PRUNE_EVERY),
+            Left::More => Some(Duration::ZERO),
+        };
+        if let Some(pause) = pause {
+            timers::set(PRUNE, Time::now().after(pause).timestamp())?;
         }
         self.document.touch()
     }

@@ -84,19 +84,43 @@ pub fn finished_raw(id: &str) -> Result<Option<Vec<u8>>, Error> {
     state::get(format!("finished/{id}").as_bytes())
 }
 
-/// Removes finished jobs beyond `keep` and older than `age`; returns how many are left.
-pub fn prune(now: Time, keep: usize, age: Duration) -> Result<usize, Failure> {
-    let mut left = 0;
+/// What pruning has left to do.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Left {
+    /// No finished job.
+    Nothing,
+    /// Jobs that may stay.
+    Kept,
+    /// More to remove than one entry should.
+    More,
+}
+
+/// Jobs that are removed at a time: an entry may have a bounded number of effects.
+const TOGETHER: usize = 5_000;
+
+/// Removes finished jobs beyond `keep` and older than `age`, a bounded number at a time.
+pub fn prune(now: Time, keep: usize, age: Duration) -> Result<Left, Failure> {
+    let (mut kept, mut removed) = (0, 0);
     for row in BY_AGE.iter(None) {
-        let (_, id) = row?;
-        let Some(job) = FINISHED.get(&id)? else { continue };
-        if left < keep && now.since(job.updated_at) <= age {
-            left += 1;
-        } else {
-            remove(&job)?;
+        let (key, id) = row?;
+        if kept < keep && finished_at(&key).is_some_and(|at| now.since(at) <= age) {
+            kept += 1;
+            continue;
         }
+        if removed == TOGETHER {
+            return Ok(Left::More);
+        }
+        FINISHED.delete(&id)?;
+        BY_AGE.delete(&key)?;
+        removed += 1;
     }
-    Ok(left)
+    Ok(if kept > 0 { Left::Kept } else { Left::Nothing })
+}
+
+/// The time in a key of [`BY_AGE`].
+fn finished_at(key: &str) -> Option<Time> {
+    let counted_down = i64::from_str_radix(key.split_once('/')?.0, 16).ok()?;
+    Some(Time::of_millis(i64::MAX - counted_down))
 }
 
 /// Which jobs are asked for.

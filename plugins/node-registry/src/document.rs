@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 
+use dim_guest::state::set_json;
 use dim_guest::time::Time;
 use dim_guest::{Failure, ipns};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::node::{MERGED, NODES, Node, check_id};
+use crate::node::{MERGED, MERGED_FROM, NODES, Node, check_id};
 
 /// Builds `{"nodes":[…],"active_jobs":{…},"updated_at"}`. Merged nodes are not published again.
 pub fn build(jobs: &str) -> Result<Vec<u8>, Failure> {
@@ -38,7 +39,8 @@ fn active_jobs(jobs: &str) -> Vec<u8> {
     active.map_or_else(|| b"{}".to_vec(), |jobs| jobs.active_jobs.get().as_bytes().to_vec())
 }
 
-/// Takes in the registry that another host publishes under `name`.
+/// Takes in the registry that another host publishes under `name`. In one entry, so that no one
+/// sees half of it: a document that can be published has no more than an entry may change.
 pub fn merge(name: &str) -> Result<(), Failure> {
     #[derive(Deserialize)]
     struct Registry {
@@ -48,12 +50,13 @@ pub fn merge(name: &str) -> Result<(), Failure> {
     let Ok(document) = ipns::get_state(name) else { return Ok(()) };
     let registry: Registry = serde_json::from_slice(&document.data)
         .map_err(|error| Failure::Reject(format!("{name} holds no registry: {error}")))?;
+    set_json(MERGED_FROM, &name)?;
     let mut gone: BTreeSet<String> =
         MERGED.iter_raw(None).map(|row| Ok(row?.0)).collect::<Result<_, Failure>>()?;
     for node in registry.nodes.into_iter().filter(|node| check_id(&node.node_id).is_ok()) {
         gone.remove(&node.node_id);
         let id = node.node_id.clone();
-        MERGED.set(&id, &Node { source: Some(name.to_owned()), ..node })?;
+        MERGED.set(&id, &Node { source: None, ..node })?;
     }
     for id in gone {
         MERGED.delete(&id)?;

@@ -13,7 +13,7 @@ use dim_guest::time::Time;
 use dim_guest::{Event, Failure, Message, Origin, Plugin, Refusal, export_plugin, ipns, json};
 use serde::Deserialize;
 
-use node::{Filter, Heartbeat, MERGED, NODES, Node, Verdict};
+use node::{Filter, Heartbeat, NODES, Node, Verdict};
 
 #[derive(Debug, Deserialize)]
 struct Config {
@@ -136,9 +136,7 @@ struct Get {
 
 fn get(Get { node_id }: Get) -> Result<String, Refusal> {
     node::check_id(&node_id).map_err(Refusal::Invalid)?;
-    let own = NODES.get(&node_id)?;
-    let newest = own.into_iter().chain(MERGED.get(&node_id)?).max_by_key(|node| node.last_seen);
-    json::write(&newest.ok_or(Refusal::NotFound(node_id))?)
+    json::write(&node::get(&node_id)?.ok_or(Refusal::NotFound(node_id))?)
 }
 
 fn list(filter: &Filter) -> Result<String, Refusal> {

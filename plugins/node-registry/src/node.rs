@@ -14,6 +14,9 @@ pub const NODES: Records<Node> = Records::new("node/");
 /// The nodes of another host's registry.
 pub const MERGED: Records<Node> = Records::new("merged/");
 
+/// The key of the name of that registry; each of its nodes is told with it.
+pub const MERGED_FROM: &[u8] = b"registry";
+
 /// How far ahead of the host's clock a node's clock may be before its time is not believed.
 const AHEAD: std::time::Duration = std::time::Duration::from_secs(300);
 
@@ -163,12 +166,24 @@ impl Filter {
     }
 }
 
+/// A node, own or merged: what was seen last of it.
+pub fn get(id: &str) -> Result<Option<Node>, state::Error> {
+    let own = NODES.get(id)?;
+    let merged = match MERGED.get(id)? {
+        Some(node) => Some(Node { source: state::get_json(MERGED_FROM)?, ..node }),
+        None => None,
+    };
+    Ok(own.into_iter().chain(merged).max_by_key(|node| node.last_seen))
+}
+
 /// The nodes that match, own and merged, by id.
 pub fn list(filter: &Filter) -> Result<Vec<Node>, state::Error> {
     let after = filter.after.as_deref();
     let limit = filter.limit.unwrap_or(usize::MAX);
     let mut own = NODES.iter(after).peekable();
-    let mut merged = MERGED.iter(after).peekable();
+    let source: Option<String> = state::get_json(MERGED_FROM)?;
+    let told = |row: Row| row.map(|(id, node)| (id, Node { source: source.clone(), ..node }));
+    let mut merged = MERGED.iter(after).map(told).peekable();
     let mut nodes = Vec::new();
     while nodes.len() < limit {
         let Some(node) = next_of_both(&mut own, &mut merged)? else { break };

@@ -120,12 +120,16 @@ impl Replay {
                 reason: "it was not there when the log was written".to_owned(),
             })?;
         let handled = entries.partition_point(|entry| entry.offset < cursor);
+        let mut world = World::default();
+        for own in grants.write.iter().filter_map(|key| self.keys.name(key)) {
+            world.add_own(own, None);
+        }
         let session = SessionParts {
             plugin: name.clone(),
             id,
             grants: Arc::new(grants),
             limits,
-            world: World::default(),
+            world,
             effects: Effects::new(Batch::new(name.clone(), id, 1, first), Timers::default(), 0),
             store: store.clone(),
             files: self.source.clone(),

@@ -242,3 +242,8 @@ pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
+
+/// Lets time pass without a host, where that is what a test is about.
+pub async fn downtime(length: Duration) {
+    tokio::time::sleep(length).await;
+}

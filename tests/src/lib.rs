@@ -6,7 +6,7 @@ mod kubo;
 mod program;
 pub mod python;
 
-pub use host::{Setup, TestHost, eventually, script};
+pub use host::{Setup, TestHost, downtime, eventually, script};
 pub use kubo::Kubo;
 pub use program::Program;
 

@@ -111,7 +111,7 @@ async fn time_without_the_host_is_a_gap_and_does_not_count_as_listening() {
     .await;
     host.settled().await;
     let dir = host.stop().await;
-    tokio::time::sleep(std::time::Duration::from_secs(6)).await;
+    dim_tests::downtime(std::time::Duration::from_secs(6)).await;
     let host = Setup::probe().start_in(dir).await;
     eventually("the gap is told", async || host.state_of("probe", "gaps").await.is_array()).await;
     let gaps = host.state_of("probe", "gaps").await;

@@ -124,10 +124,6 @@ impl Session {
     pub fn new(parts: SessionParts, version: String) -> Result<Self, StoreError> {
         let SessionParts { plugin, id, grants, limits, world, effects, store, files, keys, outbox_len } =
             parts;
-        let mut world = world;
-        for name in grants.write.iter().filter_map(|key| keys.name(key)) {
-            world.add_own(name, None);
-        }
         let clock = Arc::new(AtomicU64::new(world.time().0));
         let snapshot = store.snapshot()?;
         Ok(Self {

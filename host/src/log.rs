@@ -23,6 +23,9 @@ const TAIL_BYTES: usize = 32 << 20;
 /// stream is then read more slowly and the daemon drops messages, which becomes a gap.
 const PENDING_BYTES: usize = 64 << 20;
 
+/// How often it is looked whether there is room again.
+const ROOM_POLL: Duration = Duration::from_millis(5);
+
 /// What an entry costs in memory beside its payload.
 const ENTRY_OVERHEAD: usize = 160;
 
@@ -175,6 +178,14 @@ impl EventLog {
         drop(inner);
         self.wake_writer();
         entry.offset
+    }
+
+    /// Resolves when there is room. Whoever gives orders waits here, so that orders cannot fill
+    /// the memory faster than they are committed.
+    pub async fn room(&self) {
+        while !self.has_room() {
+            tokio::time::sleep(ROOM_POLL).await;
+        }
     }
 
     /// Whether an append would go through at once.

@@ -22,6 +22,9 @@ const PLUGIN: &str = "job-tracker";
 /// How long a change may take from the log to the tracker.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Jobs that a watch remembers; when there are more it begins anew, and may tell one twice.
+const REMEMBERED: usize = 10_000;
+
 /// Which jobs are asked for.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -106,6 +109,9 @@ impl Watching {
         loop {
             while let Some(job) = self.ready.pop() {
                 let id = job["job_id"].as_str().unwrap_or_default().to_owned();
+                if self.told.len() > REMEMBERED {
+                    self.told.clear();
+                }
                 if self.told.insert(id, job.clone()).as_ref() != Some(&job) {
                     return Some(job.to_string());
                 }

@@ -114,6 +114,7 @@ impl Handle {
     /// Gives an order: an entry of the log. The reply comes once its effects are durable.
     pub async fn command(&self, method: String, body: String) -> Reply {
         let (to, reply) = oneshot::channel();
+        self.log.room().await;
         {
             // Held while appending, so that the plugin finds who waits.
             let mut waiting = self.waiting.lock().expect("no one panics while holding the waiting");

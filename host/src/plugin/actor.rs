@@ -43,6 +43,8 @@ const READ: usize = 512;
 const BETWEEN_QUERIES: usize = 64;
 /// A cursor that has moved this far over entries that are not the plugin's own is stored.
 const CURSOR_STRIDE: u64 = 4_096;
+/// And so is one that has moved at all, after this long: the log waits for cursors.
+const CURSOR_EVERY: Duration = Duration::from_secs(10);
 /// How long an idle plugin waits before it reads over entries that are not for it.
 const IDLE: Duration = Duration::from_secs(5);
 /// How often it is looked whether an entry is durable that must be before it is handled.
@@ -94,6 +96,7 @@ pub struct Actor {
     batch_begun: Option<Instant>,
     /// The cursor of the last batch that was handed over.
     stored_cursor: Offset,
+    stored_at: Instant,
     world_changed: bool,
     restart: Option<Restart>,
     tally: PluginStatus,
@@ -124,6 +127,7 @@ impl Actor {
             buffer: VecDeque::new(),
             batch_begun: None,
             stored_cursor: cursor,
+            stored_at: Instant::now(),
             world_changed: false,
             restart: None,
             tally: PluginStatus { state: "starting", ..PluginStatus::default() },
@@ -230,7 +234,7 @@ impl Actor {
     /// A changed name's document comes with the same commit as the entry; the plugin may read it.
     fn must_wait_for_commit(&self, entry: &Entry) -> bool {
         let Kind::Event(Event::NameChanged(changed)) = &entry.kind else { return false };
-        self.session().world.follows().contains_key(&changed.name) && !self.log.is_committed(entry.offset)
+        self.session().world.knows(&changed.name) && !self.log.is_committed(entry.offset)
     }
 
     /// Handles one entry: the timers that fell due before it, then what it is to this plugin.
@@ -307,7 +311,8 @@ impl Actor {
 
     fn has_something(&self) -> bool {
         let moved = self.cursor().0 - self.stored_cursor.0;
-        !self.session().effects.batch.is_empty() || self.world_changed || moved >= CURSOR_STRIDE
+        let is_due = moved >= CURSOR_STRIDE || (moved > 0 && self.stored_at.elapsed() >= CURSOR_EVERY);
+        !self.session().effects.batch.is_empty() || self.world_changed || is_due
     }
 
     fn batch_is_full(&self) -> bool {
@@ -333,6 +338,7 @@ impl Actor {
             self.session_mut().effects.batch.world = Some(world);
         }
         self.stored_cursor = self.cursor();
+        self.stored_at = Instant::now();
         self.batch_begun = None;
         let batch = self.session_mut().seal();
         self.commit.submit(batch, self.progress.clone());

@@ -180,6 +180,11 @@ impl World {
         &self.follows
     }
 
+    /// Whether the plugin may read what a name points to: it is followed, or its own.
+    pub fn knows(&self, name: &IpnsName) -> bool {
+        self.follows.contains_key(name) || self.own.contains_key(name)
+    }
+
     /// Follows a name; what was known of it stays known.
     pub fn follow(&mut self, name: IpnsName) {
         self.follows.entry(name).or_insert(None);

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use error::{ApiError, Problem};
 
-use crate::host::Host;
+use crate::host::Supervised;
 use crate::plugin::DOCUMENT_BYTES;
 
 /// The socket of the API, inside the state directory.
@@ -33,11 +33,8 @@ pub const SOCKET: &str = "api.sock";
 /// Largest body, in bytes: the largest document, and a little.
 const MAX_BODY: usize = DOCUMENT_BYTES + 4096;
 
-/// What handlers work on.
-type Shared = axum::extract::State<Arc<Host>>;
-
-/// All routes.
-pub fn router(host: Arc<Host>) -> Router {
+/// All routes. While the host is down they answer so.
+pub fn router(host: Arc<Supervised>) -> Router {
     let v1 = Router::new()
         .route("/status", get(status::status))
         .route("/plugins", get(plugins::list))
@@ -117,7 +114,7 @@ impl Listener {
     }
 
     /// Serves until `stop` is cancelled; open streams end then.
-    pub async fn serve(self, host: Arc<Host>, stop: CancellationToken) -> io::Result<()> {
+    pub async fn serve(self, host: Arc<Supervised>, stop: CancellationToken) -> io::Result<()> {
         let router = router(host);
         match self {
             Self::Unix(listener, path) => {

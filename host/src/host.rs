@@ -3,6 +3,7 @@
 mod candidate;
 mod running;
 mod start;
+mod supervised;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::backend::Backend;
 use crate::backend::embedded::Bus;
@@ -24,12 +26,13 @@ use crate::log::EventLog;
 use crate::outbox::Sent;
 use crate::plugin::{EngineError, Grants, Handle, Prepared};
 use crate::store::outbox::Backlog;
-use crate::store::{Store, StoreError};
+use crate::store::{Disk, Medium, Store, StoreError};
 use crate::subscription::{self, Hearings};
 use crate::time::Timestamp;
 
 pub(crate) use candidate::{Allowance, candidates};
 pub(crate) use start::{identity, secret};
+pub use supervised::{Standing, Supervised};
 
 use running::Running;
 use start::Start;
@@ -67,6 +70,16 @@ pub struct Options {
     pub config: Config,
     /// The state directory.
     pub state_dir: PathBuf,
+    /// What the database is written to; a file in the state directory, unless a test is about the
+    /// disk.
+    pub medium: Arc<dyn Medium>,
+}
+
+impl Options {
+    /// A host whose database is a file in `state_dir`.
+    pub fn new(config: Config, state_dir: impl Into<PathBuf>) -> Self {
+        Self { config, state_dir: state_dir.into(), medium: Arc::new(Disk) }
+    }
 }
 
 /// A plugin that was not loaded, and why.
@@ -128,6 +141,8 @@ pub struct Host {
     pub plugins: BTreeMap<PluginName, Loaded>,
     /// Those that could not be loaded.
     pub not_loaded: Vec<NotLoaded>,
+    /// Cancelled when the host ends: what waits for something of it gives up.
+    pub ended: CancellationToken,
     failed: watch::Receiver<Option<String>>,
     running: Mutex<Option<Running>>,
 }
@@ -137,8 +152,8 @@ impl Host {
     /// runtime.
     pub async fn start(options: Options) -> Result<Arc<Self>, HostError> {
         let begun = Instant::now();
-        let Options { config, state_dir } = options;
-        let store = tokio::task::spawn_blocking(move || Store::open(&state_dir))
+        let Options { config, state_dir, medium } = options;
+        let store = tokio::task::spawn_blocking(move || Store::open_on(&state_dir, &*medium))
             .await
             .expect("opening a store does not panic")?;
         let mut start = Start::new(config, Arc::new(store))?;
@@ -149,8 +164,9 @@ impl Host {
     /// Resolves with the reason when the host cannot go on.
     pub async fn failure(&self) -> String {
         let mut failed = self.failed.clone();
-        match failed.wait_for(Option::is_some).await {
-            Ok(reason) => reason.clone().unwrap_or_default(),
+        let reason = failed.wait_for(Option::is_some).await.map(|reason| reason.clone());
+        match reason {
+            Ok(reason) => reason.unwrap_or_default(),
             // The host has been shut down.
             Err(_) => std::future::pending().await,
         }
@@ -161,6 +177,7 @@ impl Host {
     pub async fn shutdown(&self) {
         let running = self.running.lock().expect("no one panics while holding the running").take();
         let Some(running) = running else { return };
+        self.ended.cancel();
         running.end(self).await;
     }
 }
@@ -170,6 +187,7 @@ impl Drop for Host {
     fn drop(&mut self) {
         let running = self.running.get_mut().expect("no one panics while holding the running").take();
         let Some(running) = running else { return };
+        self.ended.cancel();
         running.abandon(self);
     }
 }

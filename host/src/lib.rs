@@ -33,7 +33,7 @@
 //!
 //! # async fn embed() -> Result<(), Box<dyn std::error::Error>> {
 //! let config = Config::parse("ipfs:\n  ipns_key_name: my-fleet\n")?;
-//! let host = Host::start(Options { config, state_dir: "/var/lib/my-fleet".into() }).await?;
+//! let host = Host::start(Options::new(config, "/var/lib/my-fleet")).await?;
 //!
 //! let tracker = &host.plugins[&"job-tracker".parse()?].handle;
 //! let update = r#"{"job_id":"render-7","event_type":"running"}"#;

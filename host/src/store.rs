@@ -18,7 +18,8 @@ use std::path::{Path, PathBuf};
 use cap_std::ambient_authority;
 use cap_std::fs::Dir;
 use redb::{
-    Database, Durability, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, WriteTransaction,
+    Builder, Database, Durability, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable,
+    WriteTransaction,
 };
 use thiserror::Error;
 
@@ -110,6 +111,23 @@ pub struct Store {
     _lock: lock::Lock,
 }
 
+/// What the database is written to. The disk, and what tests put in its place.
+pub trait Medium: std::fmt::Debug + Send + std::marker::Sync + 'static {
+    /// Opens the database that belongs to `file`, or makes an empty one. Called once for each
+    /// start of a host, and may block.
+    fn open(&self, builder: &Builder, file: &Path) -> Result<Database, redb::DatabaseError>;
+}
+
+/// A file of the file system.
+#[derive(Clone, Copy, Debug)]
+pub struct Disk;
+
+impl Medium for Disk {
+    fn open(&self, builder: &Builder, file: &Path) -> Result<Database, redb::DatabaseError> {
+        builder.create(file)
+    }
+}
+
 /// How durable a transaction is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sync {
@@ -122,13 +140,19 @@ pub enum Sync {
 impl Store {
     /// Opens the state directory, creating it if it is missing.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
+        Self::open_on(path, &Disk)
+    }
+
+    /// Opens a state directory whose database lies on `medium`.
+    pub fn open_on(path: &Path, medium: &dyn Medium) -> Result<Self, StoreError> {
         let directory = |source| StoreError::Directory { path: path.to_owned(), source };
         let mut builder = std::fs::DirBuilder::new();
         std::os::unix::fs::DirBuilderExt::mode(builder.recursive(true), 0o700);
         builder.create(path).map_err(directory)?;
         let dir = Dir::open_ambient_dir(path, ambient_authority()).map_err(directory)?;
         let lock = lock::Lock::take(&dir, path)?;
-        let database = Database::builder().set_cache_size(CACHE_BYTES).create(path.join("dim.redb"))?;
+        let mut builder = Database::builder();
+        let database = medium.open(builder.set_cache_size(CACHE_BYTES), &path.join("dim.redb"))?;
         let store = Self { path: path.to_owned(), dir, database, _lock: lock };
         store.check_format()?;
         Ok(store)

@@ -89,7 +89,7 @@ impl Setup {
     /// Starts the host on the state that another left.
     pub async fn start_in(&self, dir: TempDir) -> TestHost {
         warm(dir.path());
-        let options = Options { config: self.config(), state_dir: dir.path().to_owned() };
+        let options = Options::new(self.config(), dir.path());
         let host = Host::start(options).await.expect("the host starts");
         save_warmth(dir.path());
         TestHost { host, dir, peer: new_peer() }

@@ -1,12 +1,14 @@
 //! What the tests stand on: hosts in the process, hosts as programs, and Kubo daemons.
 
 mod child;
+mod disk;
 mod host;
 mod kubo;
 mod program;
 pub mod python;
 
-pub use host::{Setup, TestHost, downtime, eventually, script};
+pub use disk::FailingDisk;
+pub use host::{Setup, TestHost, downtime, eventually, script, warm};
 pub use kubo::Kubo;
 pub use program::Program;
 

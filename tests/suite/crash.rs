@@ -2,13 +2,15 @@
 //! once, and cursor and state agree.
 
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use dim_tests::{Kubo, Program, Setup};
+use dim::host::{Options, Standing, Supervised};
+use dim_tests::{FailingDisk, Kubo, Program, Setup, eventually, script, warm};
 use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::StdRng};
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_dim-under-test");
 
@@ -156,4 +158,51 @@ async fn a_host_that_is_told_to_stop_loses_nothing_either() {
     }
     let host = Setup::probe().start_in(host.stop().await).await;
     assert_eq!(host.state_of("probe", "count").await, 50);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_an_error_of_the_disk_the_host_goes_on_by_itself() {
+    let (disk, dir) = (FailingDisk::default(), tempfile::tempdir().unwrap());
+    warm(dir.path());
+    let mut options = Options::new(Setup::probe().config(), dir.path());
+    options.medium = Arc::new(disk.clone());
+    let supervised = Supervised::start(options).await.unwrap();
+    let stop = CancellationToken::new();
+    let running = tokio::spawn({
+        let (supervised, stop) = (supervised.clone(), stop.clone());
+        async move { supervised.run(stop).await }
+    });
+    let command = async |step: Value| {
+        let Standing::Running(host) = supervised.standing() else { return None };
+        let probe = host.plugins[&"probe".parse().unwrap()].handle.clone();
+        drop(host);
+        probe.command("run".to_owned(), script(json!([step])).to_string()).await.ok()
+    };
+    let mut acknowledged = Vec::new();
+    for round in 0..3 {
+        let mut failed = 0;
+        for number in 0..40 {
+            if number == 20 {
+                disk.set_broken(true);
+            }
+            let key = format!("{round}/{number}");
+            match command(json!({ "do": "add", "key": key })).await {
+                Some(_) => acknowledged.push(key),
+                None => failed += 1,
+            }
+        }
+        assert!(failed > 0, "nothing is acknowledged by a broken disk");
+        disk.set_broken(false);
+        eventually("the host runs again", async || {
+            command(json!({ "do": "set", "key": "runs" })).await.is_some()
+        })
+        .await;
+    }
+    assert!(acknowledged.len() >= 60, "{}", acknowledged.len());
+    for key in acknowledged {
+        let read = command(json!({ "do": "get", "key": key })).await.unwrap();
+        assert_eq!(read, r#"[{"ok":"1"}]"#, "{key} is there, once");
+    }
+    stop.cancel();
+    running.await.unwrap();
 }

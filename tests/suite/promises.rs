@@ -125,8 +125,7 @@ async fn time_without_the_host_is_a_gap_and_does_not_count_as_listening() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_host_on_one_state_directory_is_refused_with_the_holders_pid() {
     let host = Setup::probe().start().await;
-    let options =
-        dim::host::Options { config: Setup::probe().config(), state_dir: host.host.store.path().to_owned() };
+    let options = dim::host::Options::new(Setup::probe().config(), host.host.store.path());
     let error = dim::host::Host::start(options).await.unwrap_err().to_string();
     assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
 }
@@ -141,7 +140,7 @@ async fn a_store_of_a_newer_format_is_refused() {
     write.open_table(dim::store::META).unwrap().insert("format", newer.as_slice()).unwrap();
     write.commit().unwrap();
     drop(database);
-    let options = dim::host::Options { config: Setup::probe().config(), state_dir: dir.path().to_owned() };
+    let options = dim::host::Options::new(Setup::probe().config(), dir.path());
     let error = dim::host::Host::start(options).await.unwrap_err().to_string();
     assert!(error.contains("newer dim"), "{error}");
 }

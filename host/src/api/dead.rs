@@ -1,13 +1,12 @@
 //! `/v1/dead-letters`: what plugins could not handle.
 
 use axum::Json;
-use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::extract::{Path, Query};
-use super::{ApiError, Shared};
+use super::ApiError;
+use super::extract::{Current, Path, Query};
 use crate::dead;
 use crate::effect::DeadLetter;
 use crate::ident::PluginName;
@@ -27,20 +26,20 @@ pub struct Filter {
 }
 
 /// Letters in the order in which they were set aside.
-pub async fn list(State(host): Shared, Query(filter): Query<Filter>) -> Result<Json<Value>, ApiError> {
+pub async fn list(Current(host): Current, Query(filter): Query<Filter>) -> Result<Json<Value>, ApiError> {
     let limit = filter.limit.unwrap_or(PAGE).min(PAGE);
     let letters = store::dead::list(&host.store, filter.plugin.as_ref(), filter.after, limit)?;
     Ok(Json(letters.iter().map(|(id, letter)| describe(*id, letter)).collect()))
 }
 
 /// One letter.
-pub async fn show(State(host): Shared, Path(id): Path<u64>) -> Result<Json<Value>, ApiError> {
+pub async fn show(Current(host): Current, Path(id): Path<u64>) -> Result<Json<Value>, ApiError> {
     let letter = store::dead::get(&host.store, id)?.ok_or_else(|| missing(id))?;
     Ok(Json(describe(id, &letter)))
 }
 
 /// Gives a letter's event to its plugin again.
-pub async fn replay(State(host): Shared, Path(id): Path<u64>) -> Result<StatusCode, ApiError> {
+pub async fn replay(Current(host): Current, Path(id): Path<u64>) -> Result<StatusCode, ApiError> {
     if dead::replay(&host.store, &host.commit, id).await? {
         Ok(StatusCode::ACCEPTED)
     } else {
@@ -49,7 +48,7 @@ pub async fn replay(State(host): Shared, Path(id): Path<u64>) -> Result<StatusCo
 }
 
 /// Forgets a letter.
-pub async fn remove(State(host): Shared, Path(id): Path<u64>) -> Result<StatusCode, ApiError> {
+pub async fn remove(Current(host): Current, Path(id): Path<u64>) -> Result<StatusCode, ApiError> {
     if dead::drop_letter(&host.commit, id).await? { Ok(StatusCode::NO_CONTENT) } else { Err(missing(id)) }
 }
 

@@ -1,8 +1,29 @@
 //! What handlers take out of a request; a request that does not fit is told why in problem details.
 
+use std::sync::Arc;
+
 use axum::extract::{FromRequest, FromRequestParts};
+use axum::http::request::Parts;
 
 use super::ApiError;
+use crate::host::{Host, Standing, Supervised};
+
+/// The host that runs now.
+#[derive(Debug)]
+pub struct Current(pub Arc<Host>);
+
+impl FromRequestParts<Arc<Supervised>> for Current {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(_: &mut Parts, host: &Arc<Supervised>) -> Result<Self, ApiError> {
+        match host.standing() {
+            Standing::Running(host) => Ok(Self(host)),
+            Standing::Down { reason, since } => {
+                Err(ApiError::unavailable(format!("the host is down since {since}: {reason}")))
+            }
+        }
+    }
+}
 
 /// A part of the path.
 #[derive(Debug, FromRequestParts)]

@@ -5,15 +5,14 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::State;
 use axum::response::Response;
 use axum::response::sse::{Event as Sse, KeepAlive, Sse as Stream};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::extract::{Body, Path, Query};
+use super::ApiError;
+use super::extract::{Body, Current, Path, Query};
 use super::plugins::{command_to, query_to};
-use super::{ApiError, Shared};
 use crate::entry::{Entry, Event, Kind};
 use crate::host::Host;
 
@@ -40,17 +39,17 @@ pub struct Filter {
 }
 
 /// Jobs by id.
-pub async fn list(State(host): Shared, Query(filter): Query<Filter>) -> Result<Response, ApiError> {
+pub async fn list(Current(host): Current, Query(filter): Query<Filter>) -> Result<Response, ApiError> {
     query_to(&host, PLUGIN, "list", json!(filter).to_string()).await
 }
 
 /// One job.
-pub async fn show(State(host): Shared, Path(job): Path<String>) -> Result<Response, ApiError> {
+pub async fn show(Current(host): Current, Path(job): Path<String>) -> Result<Response, ApiError> {
     query_to(&host, PLUGIN, "get", json!({ "job_id": job }).to_string()).await
 }
 
 /// Removes a job.
-pub async fn remove(State(host): Shared, Path(job): Path<String>) -> Result<Response, ApiError> {
+pub async fn remove(Current(host): Current, Path(job): Path<String>) -> Result<Response, ApiError> {
     command_to(&host, PLUGIN, "remove", json!({ "job_id": job }).to_string()).await
 }
 
@@ -66,7 +65,7 @@ pub struct Update {
 
 /// Changes a job and publishes the event.
 pub async fn update(
-    State(host): Shared,
+    Current(host): Current,
     Path(job): Path<String>,
     Body(update): Body<Update>,
 ) -> Result<Response, ApiError> {
@@ -82,7 +81,7 @@ pub async fn update(
 }
 
 /// Each job as it changes, as server-sent events.
-pub async fn watch(State(host): Shared) -> Stream<impl futures::Stream<Item = Result<Sse, Infallible>>> {
+pub async fn watch(Current(host): Current) -> Stream<impl futures::Stream<Item = Result<Sse, Infallible>>> {
     Stream::new(changes(host)).keep_alive(KeepAlive::default())
 }
 
@@ -116,7 +115,12 @@ impl Watching {
                     return Some(job.to_string());
                 }
             }
-            match self.listener.recv().await {
+            let next = tokio::select! {
+                biased;
+                () = self.host.ended.cancelled() => return None,
+                next = self.listener.recv() => next,
+            };
+            match next {
                 Ok(entry) => self.look(&entry).await,
                 Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => return None,

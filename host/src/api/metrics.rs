@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use prometheus_client::encoding::text::encode;
@@ -10,13 +9,14 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-use super::{ApiError, Shared};
+use super::ApiError;
+use super::extract::Current;
 use crate::host::Host;
 use crate::plugin::PluginStatus;
 use crate::store::{dead, outbox};
 
 /// All counts, in the OpenMetrics text format.
-pub async fn metrics(State(host): Shared) -> Result<Response, ApiError> {
+pub async fn metrics(Current(host): Current) -> Result<Response, ApiError> {
     let mut registry = Registry::with_prefix("dim");
     plugins(&mut registry, &host);
     topics(&mut registry, &host);

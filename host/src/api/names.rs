@@ -5,14 +5,13 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::extract::{Body, Path, Query};
-use super::{ApiError, Shared};
+use super::ApiError;
+use super::extract::{Body, Current, Path, Query};
 use crate::backend::BackendError;
 use crate::commit::NameChange;
 use crate::effect::{LIFETIME, LIFETIMES, NameUpdate, NameValue};
@@ -28,7 +27,7 @@ use crate::time::Timestamp;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The name that belongs to a key, which is made if there is none.
-pub async fn key_id(State(host): Shared, Path(key): Path<String>) -> Result<Json<Value>, ApiError> {
+pub async fn key_id(Current(host): Current, Path(key): Path<String>) -> Result<Json<Value>, ApiError> {
     let key: KeyName = key.parse()?;
     let name = key_name(&host, &key).await?;
     Ok(Json(json!({ "key": key, "name": name })))
@@ -63,7 +62,7 @@ pub struct How {
 
 /// Points a key's name at a path.
 pub async fn publish(
-    State(host): Shared,
+    Current(host): Current,
     Path(key): Path<String>,
     Query(how): Query<How>,
     Body(body): Body<Publish>,
@@ -73,7 +72,7 @@ pub async fn publish(
 
 /// Stores the body as a file and points a key's name at it.
 pub async fn update_state(
-    State(host): Shared,
+    Current(host): Current,
     Path(key): Path<String>,
     Query(how): Query<How>,
     data: Bytes,
@@ -115,12 +114,12 @@ async fn published(host: &Host, key: &KeyName) -> Result<Known, ApiError> {
 }
 
 /// What a name, or a key's name, points to.
-pub async fn resolve(State(host): Shared, Path(name): Path<String>) -> Result<Json<Resolution>, ApiError> {
+pub async fn resolve(Current(host): Current, Path(name): Path<String>) -> Result<Json<Resolution>, ApiError> {
     Ok(Json(resolution(&host, &name).await?))
 }
 
 /// The file behind a name.
-pub async fn get_state(State(host): Shared, Path(name): Path<String>) -> Result<Response, ApiError> {
+pub async fn get_state(Current(host): Current, Path(name): Path<String>) -> Result<Response, ApiError> {
     let known = resolution(&host, &name).await?;
     let held = documents::get(&host.store.snapshot()?, &known.path)?;
     let data = match held {

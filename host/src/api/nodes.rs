@@ -1,13 +1,12 @@
 //! `/v1/nodes`: the node registry, by the words of its domain.
 
-use axum::extract::State;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::extract::{Path, Query};
+use super::ApiError;
+use super::extract::{Current, Path, Query};
 use super::plugins::{command_to, query_to};
-use super::{ApiError, Shared};
 
 const PLUGIN: &str = "node-registry";
 
@@ -30,16 +29,16 @@ pub struct Filter {
 }
 
 /// Nodes by id.
-pub async fn list(State(host): Shared, Query(filter): Query<Filter>) -> Result<Response, ApiError> {
+pub async fn list(Current(host): Current, Query(filter): Query<Filter>) -> Result<Response, ApiError> {
     query_to(&host, PLUGIN, "list", json!(filter).to_string()).await
 }
 
 /// One node.
-pub async fn show(State(host): Shared, Path(node): Path<String>) -> Result<Response, ApiError> {
+pub async fn show(Current(host): Current, Path(node): Path<String>) -> Result<Response, ApiError> {
     query_to(&host, PLUGIN, "get", json!({ "node_id": node }).to_string()).await
 }
 
 /// Replaces the registry.
-pub async fn put(State(host): Shared, body: String) -> Result<Response, ApiError> {
+pub async fn put(Current(host): Current, body: String) -> Result<Response, ApiError> {
     command_to(&host, PLUGIN, "put", body).await
 }

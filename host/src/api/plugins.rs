@@ -4,13 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use super::extract::Path;
-use super::{ApiError, Shared};
+use super::ApiError;
+use super::extract::{Current, Path};
 use crate::host::{Host, Loaded};
 use crate::ident::PluginName;
 use crate::plugin::{Reply, ReplyError};
@@ -19,7 +18,7 @@ use crate::plugin::{Reply, ReplyError};
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// All plugins, those that were not loaded too.
-pub async fn list(State(host): Shared) -> Json<Value> {
+pub async fn list(Current(host): Current) -> Json<Value> {
     let head = host.log.head().0;
     let loaded = host.plugins.iter().map(|(name, plugin)| describe(name, plugin, head));
     let refused = host
@@ -30,7 +29,7 @@ pub async fn list(State(host): Shared) -> Json<Value> {
 }
 
 /// One plugin, with its manifest and its grants.
-pub async fn show(State(host): Shared, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
+pub async fn show(Current(host): Current, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
     let (name, plugin) = find(&host, &name)?;
     let mut described = describe(&name, plugin, host.log.head().0);
     described["inspection"] = json!(*plugin.prepared.inspection);
@@ -51,7 +50,7 @@ fn describe(name: &PluginName, plugin: &Loaded, head: u64) -> Value {
 
 /// Gives an order; the answer comes once its effects are durable.
 pub async fn command(
-    State(host): Shared,
+    Current(host): Current,
     Path((plugin, method)): Path<(String, String)>,
     body: String,
 ) -> Result<Response, ApiError> {
@@ -60,7 +59,7 @@ pub async fn command(
 
 /// Asks a question.
 pub async fn query(
-    State(host): Shared,
+    Current(host): Current,
     Path((plugin, method)): Path<(String, String)>,
     body: String,
 ) -> Result<Response, ApiError> {

@@ -1,5 +1,6 @@
 //! `/v1/status` and `/healthz`: how the host is doing.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use axum::Json;
@@ -8,14 +9,15 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use super::{ApiError, Shared};
-use crate::host::Host;
+use super::ApiError;
+use super::extract::Current;
+use crate::host::{Host, Standing, Supervised};
 use crate::plugin::DOCUMENT_BYTES;
 use crate::store::{dead, names, outbox};
 use crate::time::Timestamp;
 
 /// How the host is doing.
-pub async fn status(State(host): Shared) -> Result<Json<Value>, ApiError> {
+pub async fn status(Current(host): Current) -> Result<Json<Value>, ApiError> {
     let (waiting, oldest) = outbox::waiting(&host.store)?;
     let troubles = troubles(&host)?;
     let commits = host.commit.tally.commits.load(Ordering::Relaxed);
@@ -60,8 +62,11 @@ fn own_names(host: &Host) -> Result<Vec<Value>, ApiError> {
 }
 
 /// One line: whether all is well, and what is not.
-pub async fn health(State(host): Shared) -> Result<Response, ApiError> {
-    let troubles = troubles(&host)?;
+pub async fn health(State(host): State<Arc<Supervised>>) -> Result<Response, ApiError> {
+    let troubles = match host.standing() {
+        Standing::Running(host) => troubles(&host)?,
+        Standing::Down { reason, since } => vec![format!("down since {since}: {reason}")],
+    };
     Ok(if troubles.is_empty() {
         (StatusCode::OK, "ok\n".to_owned()).into_response()
     } else {

@@ -7,15 +7,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::sse::{Event as Sse, KeepAlive, Sse as Stream};
 use multibase::Base;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
 
-use super::extract::Path;
-use super::{ApiError, Shared};
+use super::ApiError;
+use super::extract::{Current, Path};
 use crate::effect::Publish;
 use crate::entry::{Entry, Event, Kind, Origin};
 use crate::host::Host;
@@ -26,7 +25,7 @@ use crate::plugin::MESSAGE_BYTES;
 use crate::store::outbox;
 
 /// The topics that anyone here listens to, and how well.
-pub async fn list(State(host): Shared) -> Json<Value> {
+pub async fn list(Current(host): Current) -> Json<Value> {
     let hearings = host.hearings.all();
     let mut topics: BTreeMap<Topic, Value> = BTreeMap::new();
     for topic in host.interest.topics() {
@@ -45,14 +44,14 @@ pub async fn list(State(host): Shared) -> Json<Value> {
 }
 
 /// The peers of a topic, as the backend knows them now.
-pub async fn peers(State(host): Shared, Path(topic): Path<String>) -> Result<Json<Value>, ApiError> {
+pub async fn peers(Current(host): Current, Path(topic): Path<String>) -> Result<Json<Value>, ApiError> {
     let topic: Topic = topic.parse()?;
     Ok(Json(json!(host.backend.pubsub.peers(&topic).await?)))
 }
 
 /// Publishes the body as it is: to the plugins with the commit, to the network through the outbox.
 pub async fn publish(
-    State(host): Shared,
+    Current(host): Current,
     Path(topic): Path<String>,
     data: Bytes,
 ) -> Result<StatusCode, ApiError> {
@@ -78,7 +77,7 @@ pub async fn publish(
 
 /// The messages of a topic from now on, as server-sent events.
 pub async fn subscribe(
-    State(host): Shared,
+    Current(host): Current,
     Path(topic): Path<String>,
 ) -> Result<Stream<impl futures::Stream<Item = Result<Sse, Infallible>>>, ApiError> {
     let listening = Listening::new(host, topic.parse()?);
@@ -108,7 +107,12 @@ impl Listening {
 
     async fn next(&mut self) -> Option<Sse> {
         loop {
-            match self.entries.recv().await {
+            let next = tokio::select! {
+                biased;
+                () = self.host.ended.cancelled() => return None,
+                next = self.entries.recv() => next,
+            };
+            match next {
                 Ok(entry) => {
                     if let Some(message) = self.message(&entry) {
                         return Some(

@@ -13,7 +13,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::api::Listener;
 use crate::config::Config;
-use crate::host::{Host, Options};
+use crate::host::{Options, Standing, Supervised};
 
 use super::{Global, demo};
 
@@ -78,24 +78,37 @@ impl Run {
         if self.demo.is_some() {
             demo::quicken(&mut config);
         }
-        let host = Host::start(Options { config, state_dir: state_dir.clone() }).await?;
-        let stop = CancellationToken::new();
-        let servers = self.serve(&host, &state_dir, &stop).await?;
-        let demo = self.demo.map(|nodes| tokio::spawn(demo::run(host.clone(), nodes, stop.clone())));
-        let outcome = self.until_stopped(&host).await;
-        stop.cancel();
+        let supervised = Supervised::start(Options::new(config, &state_dir)).await?;
+        let (stop_serving, stop) = (CancellationToken::new(), CancellationToken::new());
+        let servers = self.serve(&supervised, &state_dir, &stop_serving).await?;
+        let running = tokio::spawn({
+            let (supervised, stop) = (supervised.clone(), stop.clone());
+            async move { supervised.run(stop).await }
+        });
+        let demo = self.demonstrate(&supervised);
+        interrupted()?.await;
+        tracing::info!("shutting down; a second signal stops at once");
+        stop_serving.cancel();
         for server in servers {
             server.await??;
         }
-        if let Some(demo) = demo {
-            demo.await??;
-        }
-        let end = tokio::spawn(async move { host.shutdown().await });
+        stop.cancel();
         tokio::select! {
-            ended = end => ended?,
+            ended = running => ended?,
             () = interrupted()? => anyhow::bail!("stopped at once, on a second signal"),
         }
-        outcome
+        match demo {
+            Some(demo) => demo.await?,
+            None => Ok(()),
+        }
+    }
+
+    fn demonstrate(&self, supervised: &Supervised) -> Option<tokio::task::JoinHandle<anyhow::Result<()>>> {
+        let Standing::Running(host) = supervised.standing() else { return None };
+        tracing::info!(id = host.id, backend = host.backend.name, address = host.backend.address, took = ?host.start_took, "ready");
+        let nodes = self.demo?;
+        let stop = host.ended.clone();
+        Some(tokio::spawn(demo::run(host, nodes, stop)))
     }
 
     fn config(&self) -> anyhow::Result<Config> {
@@ -114,7 +127,7 @@ impl Run {
 
     async fn serve(
         &self,
-        host: &Arc<Host>,
+        host: &Arc<Supervised>,
         state_dir: &std::path::Path,
         stop: &CancellationToken,
     ) -> anyhow::Result<Vec<tokio::task::JoinHandle<std::io::Result<()>>>> {
@@ -137,17 +150,6 @@ impl Run {
             .into_iter()
             .map(|listener| tokio::spawn(listener.serve(host.clone(), stop.clone())))
             .collect())
-    }
-
-    async fn until_stopped(&self, host: &Host) -> anyhow::Result<()> {
-        tracing::info!(id = host.id, backend = host.backend.name, address = host.backend.address, took = ?host.start_took, "ready");
-        tokio::select! {
-            reason = host.failure() => Err(anyhow::anyhow!("the host cannot go on: {reason}")),
-            () = interrupted()? => {
-                tracing::info!("shutting down; a second signal stops at once");
-                Ok(())
-            }
-        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use rand::Rng as _;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::candidate::{Allowance, Candidate, candidates};
 use super::running::Running;
@@ -23,7 +24,7 @@ use crate::keys::Keyring;
 use crate::log::EventLog;
 use crate::outbox::Sent;
 use crate::plugin::roster::{self, Missed};
-use crate::plugin::{Actor, Engine, Grants, NameOrKey, Parts, Prepared, SessionParts, World};
+use crate::plugin::{Actor, Engine, Grants, NameOrKey, Parts, Prepared, Resolved, SessionParts, World};
 use crate::store::outbox::Backlog;
 use crate::store::{Store, StoreError, names};
 use crate::subscription::Hearings;
@@ -92,55 +93,48 @@ impl Start {
     pub async fn load_plugins(&mut self) -> Result<(), HostError> {
         let candidates = candidates(&self.config);
         self.configured = candidates.iter().map(|candidate| candidate.name.clone()).collect();
-        let engine = self.engine.clone();
+        let (engine, config, id) = (self.engine.clone(), self.config.clone(), self.id.clone());
         // Compiling takes a core for a second: all cores at once, off the async threads.
-        let prepared = tokio::task::spawn_blocking(move || prepare_all(&engine, candidates))
+        let ready = tokio::task::spawn_blocking(move || ready_all(&engine, candidates, &config, &id))
             .await
             .expect("preparing does not panic");
-        let mut existing = None;
-        for (candidate, prepared) in prepared {
+        let granted = ready.iter().flat_map(|(_, ready)| ready.as_ref().ok());
+        let missing: BTreeSet<KeyName> = granted
+            .flat_map(|ready| ready.allowance.grants.keys())
+            .filter(|key| self.keys.get(key).is_none())
+            .cloned()
+            .collect();
+        if !missing.is_empty() {
+            let existing = daemon_keys(self.backend.clone()).await;
+            self.make_keys(&missing, &existing)?;
+        }
+        for (candidate, ready) in ready {
             let name = candidate.name.clone();
-            let loaded = match prepared {
-                Ok(prepared) => self.load(candidate, prepared, &mut existing).await,
-                Err(reason) => Err(LoadError::Refused(reason)),
-            };
-            match loaded {
-                Ok(()) => {}
-                Err(LoadError::Refused(reason)) => {
+            match ready {
+                Ok(ready) => self.load(candidate, ready)?,
+                Err(reason) => {
                     tracing::error!(plugin = %name, "not loaded: {reason}");
                     self.not_loaded.push(NotLoaded { name, reason });
                 }
-                Err(LoadError::Host(error)) => return Err(error),
             }
         }
         Ok(())
     }
 
-    async fn load(
-        &mut self,
-        candidate: Candidate,
-        prepared: Prepared,
-        existing: &mut Option<Vec<(KeyName, IpnsName)>>,
-    ) -> Result<(), LoadError> {
-        let (resolved, Allowance { grants, limits }) =
-            candidate.resolve(&self.config, &prepared, &self.id).map_err(LoadError::Refused)?;
+    fn load(&mut self, candidate: Candidate, ready: Ready) -> Result<(), HostError> {
+        let Ready { prepared, resolved, allowance: Allowance { grants, limits } } = ready;
         let Candidate { name, source, .. } = candidate;
         let manifest = &prepared.inspection.manifest;
         if !grants.cover(&resolved.asks) {
             tracing::warn!(plugin = %name, "asks for more than it is granted; what is missing is refused when it is used");
         }
-        for key in grants.keys() {
-            self.ensure_key(key, existing).await?;
-        }
-        let stored = roster::enter(
+        let mut stored = roster::enter(
             &self.store,
             &name,
             &manifest.version,
             &prepared.inspection.digest,
             self.log.head(),
-        )
-        .map_err(HostError::from)?;
-        let mut stored = stored;
+        )?;
         if let Some(missed) = &stored.missed {
             self.tell_missed(&name, &stored.world, stored.cursor, missed);
         }
@@ -170,7 +164,7 @@ impl Start {
             log: self.log.clone(),
             commit: self.commit.clone(),
         };
-        let (actor, handle) = Actor::new(parts).map_err(HostError::from)?;
+        let (actor, handle) = Actor::new(parts)?;
         self.actors.push((name.clone(), actor));
         self.plugins.insert(name, Loaded { handle, prepared, grants, source });
         Ok(())
@@ -232,43 +226,24 @@ impl Start {
         }
     }
 
-    /// Makes a key, or adopts the one that the daemon has under that name.
-    async fn ensure_key(
+    /// Makes keys, or adopts those that the daemon has under these names.
+    fn make_keys(
         &self,
-        key: &KeyName,
-        existing: &mut Option<Vec<(KeyName, IpnsName)>>,
+        missing: &BTreeSet<KeyName>,
+        existing: &[(KeyName, IpnsName)],
     ) -> Result<(), HostError> {
-        if self.keys.get(key).is_some() {
-            return Ok(());
-        }
-        if existing.is_none() {
-            *existing = Some(self.daemon_keys().await);
-        }
-        let there = existing.iter().flatten().find(|(name, _)| name == key);
-        match there {
-            Some((_, name)) => {
-                tracing::info!(%key, %name, "adopted the key that the daemon has under this name");
-                self.keys.adopt(key, name)?;
-            }
-            None => {
-                self.keys.get_or_create(key)?;
+        for key in missing {
+            match existing.iter().find(|(there, _)| there == key) {
+                Some((_, name)) => {
+                    tracing::info!(%key, %name, "adopted the key that the daemon has under this name");
+                    self.keys.adopt(key, name)?;
+                }
+                None => {
+                    self.keys.get_or_create(key)?;
+                }
             }
         }
         Ok(())
-    }
-
-    async fn daemon_keys(&self) -> Vec<(KeyName, IpnsName)> {
-        match tokio::time::timeout(KEYS_TIMEOUT, self.backend.names.keys()).await {
-            Ok(Ok(keys)) => keys,
-            Ok(Err(error)) => {
-                tracing::warn!("making new keys without knowing those of the daemon: {error}");
-                Vec::new()
-            }
-            Err(_) => {
-                tracing::warn!("making new keys without knowing those of the daemon: it does not answer");
-                Vec::new()
-            }
-        }
     }
 
     /// Starts everything.
@@ -295,38 +270,58 @@ impl Start {
             backlog: self.backlog,
             plugins: self.plugins,
             not_loaded: self.not_loaded,
+            ended: CancellationToken::new(),
             failed,
             running: Mutex::new(Some(running)),
         })
     }
 }
 
-enum LoadError {
-    /// The plugin is refused; the host goes on.
-    Refused(String),
-    /// The host cannot go on.
-    Host(HostError),
+/// A plugin that can be loaded.
+struct Ready {
+    prepared: Prepared,
+    resolved: Resolved,
+    allowance: Allowance,
 }
 
-impl From<HostError> for LoadError {
-    fn from(error: HostError) -> Self {
-        Self::Host(error)
-    }
-}
-
-fn prepare_all(engine: &Engine, candidates: Vec<Candidate>) -> Vec<(Candidate, Result<Prepared, String>)> {
+/// Judges and compiles all candidates at once; the error of one is for the operator.
+fn ready_all(
+    engine: &Engine,
+    candidates: Vec<Candidate>,
+    config: &Config,
+    host_id: &str,
+) -> Vec<(Candidate, Result<Ready, String>)> {
+    let ready = |candidate: &Candidate| {
+        let prepared = candidate.prepare(engine)?;
+        let (resolved, allowance) = candidate.resolve(config, &prepared, host_id)?;
+        Ok(Ready { prepared, resolved, allowance })
+    };
     std::thread::scope(|scope| {
         let threads: Vec<_> = candidates
             .into_iter()
             .map(|candidate| {
-                scope.spawn(|| {
-                    let prepared = candidate.prepare(engine);
-                    (candidate, prepared)
+                scope.spawn(move || {
+                    let ready = ready(&candidate);
+                    (candidate, ready)
                 })
             })
             .collect();
         threads.into_iter().map(|thread| thread.join().expect("preparing does not panic")).collect()
     })
+}
+
+async fn daemon_keys(backend: Backend) -> Vec<(KeyName, IpnsName)> {
+    match tokio::time::timeout(KEYS_TIMEOUT, backend.names.keys()).await {
+        Ok(Ok(keys)) => keys,
+        Ok(Err(error)) => {
+            tracing::warn!("making new keys without knowing those of the daemon: {error}");
+            Vec::new()
+        }
+        Err(_) => {
+            tracing::warn!("making new keys without knowing those of the daemon: it does not answer");
+            Vec::new()
+        }
+    }
 }
 
 fn choose_backend(

@@ -77,8 +77,7 @@ async fn start(warm: &TempDir, more: &str, durability: &str) -> (TempDir, Arc<Ho
 async fn start_with(warm: &TempDir, config: Config) -> (TempDir, Arc<Host>) {
     let dir = TempDir::new().expect("a directory");
     copy(&warm.path().join("compiled"), &dir.path().join("compiled"));
-    let host =
-        Host::start(Options { config, state_dir: dir.path().to_owned() }).await.expect("the host starts");
+    let host = Host::start(Options::new(config, dir.path())).await.expect("the host starts");
     copy(&dir.path().join("compiled"), &warm.path().join("compiled"));
     (dir, host)
 }

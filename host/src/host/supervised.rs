@@ -1,0 +1,99 @@
+//! Owns a host that goes on after its store has failed: what was not committed is dropped, nothing is
+//! acknowledged, and a host is started again on what is on the disk, with back-off.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::{Host, HostError, Options};
+use crate::backoff::Backoff;
+use crate::cause::chain;
+use crate::time::Timestamp;
+
+/// How long callers of a host that has failed may hold on to it.
+const LET_GO: Duration = Duration::from_secs(5);
+
+/// How a supervised host stands.
+#[derive(Clone, Debug)]
+pub enum Standing {
+    /// It runs.
+    Running(Arc<Host>),
+    /// It has failed and is started again.
+    Down {
+        /// Why.
+        reason: String,
+        /// Since when.
+        since: Timestamp,
+    },
+}
+
+/// A host that is started again when it fails.
+#[derive(Debug)]
+pub struct Supervised {
+    options: Options,
+    standing: watch::Sender<Standing>,
+}
+
+impl Supervised {
+    /// Starts a host. An error of this first start is the caller's; [`Supervised::run`] sees to
+    /// what comes later.
+    pub async fn start(options: Options) -> Result<Arc<Self>, HostError> {
+        let host = Host::start(options.clone()).await?;
+        Ok(Arc::new(Self { options, standing: watch::Sender::new(Standing::Running(host)) }))
+    }
+
+    /// How the host stands now.
+    pub fn standing(&self) -> Standing {
+        self.standing.borrow().clone()
+    }
+
+    /// Keeps the host running until `stop` is cancelled, then shuts it down.
+    pub async fn run(&self, stop: CancellationToken) {
+        while let Standing::Running(host) = self.standing() {
+            let failure = tokio::select! {
+                biased;
+                () = stop.cancelled() => None,
+                reason = host.failure() => Some(reason),
+            };
+            let Some(reason) = failure else { return host.shutdown().await };
+            tracing::error!("the host failed and is started again: {reason}");
+            self.standing.send_replace(Standing::Down { reason, since: Timestamp::wall() });
+            host.shutdown().await;
+            let_go(host).await;
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                () = self.start_again() => {}
+            }
+        }
+    }
+
+    async fn start_again(&self) {
+        let mut backoff = Backoff::new();
+        loop {
+            tokio::time::sleep(backoff.next()).await;
+            match Host::start(self.options.clone()).await {
+                Ok(host) => {
+                    tracing::info!(took = ?host.start_took, "the host runs again");
+                    self.standing.send_replace(Standing::Running(host));
+                    return;
+                }
+                Err(error) => tracing::error!("the host does not start again yet: {}", chain(&error)),
+            }
+        }
+    }
+}
+
+/// Waits until callers have let go of a host: it holds the lock of its state directory.
+async fn let_go(host: Arc<Host>) {
+    let last = async {
+        while Arc::strong_count(&host) > 1 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    if tokio::time::timeout(LET_GO, last).await.is_err() {
+        tracing::warn!("callers still hold on to the host that failed");
+    }
+}

@@ -31,7 +31,7 @@ use crate::plugin::DOCUMENT_BYTES;
 pub const SOCKET: &str = "api.sock";
 
 /// Largest body, in bytes: the largest document, and a little.
-const MAX_BODY: usize = DOCUMENT_BYTES + 4096;
+pub const MAX_BODY: usize = DOCUMENT_BYTES + 4096;
 
 /// All routes. While the host is down they answer so.
 pub fn router(host: Arc<Supervised>) -> Router {
@@ -50,7 +50,7 @@ pub fn router(host: Arc<Supervised>) -> Router {
         .route("/topics", get(topics::list))
         .route("/topics/{topic}/messages", get(topics::subscribe).post(topics::publish))
         .route("/topics/{topic}/peers", get(topics::peers))
-        .route("/keys/{key}", get(names::key_id))
+        .route("/keys/{key}", get(names::key_id).put(names::make_key))
         .route("/keys/{key}/path", put(names::publish))
         .route("/keys/{key}/state", put(names::update_state))
         .route("/names/{name}", get(names::resolve))

@@ -92,6 +92,9 @@ pub trait Content: Send + Sync + 'static {
     /// Reads the file at a path of at most `limit` bytes, checked against its CID, which comes too.
     async fn file(&self, path: &ContentPath, limit: usize) -> Result<(Cid, Bytes), BackendError>;
 
+    /// Whether someone has the backend hold a file already.
+    async fn is_pinned(&self, cid: &Cid) -> Result<bool, BackendError>;
+
     /// Stops holding a file that something newer has taken the place of.
     async fn unpin(&self, cid: &Cid) -> Result<(), BackendError>;
 }

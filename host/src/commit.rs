@@ -53,13 +53,19 @@ pub enum CommitError {
     Closed,
 }
 
-/// A small write of another stage, with what becomes durable together with it.
+/// A small write of another stage.
 struct Write {
-    entries: Vec<Kind>,
-    name: Option<NameChange>,
     sync: Sync,
     run: RunWrite,
 }
+
+/// What writes, in the transaction; it says which entries join the log and what is done afterwards.
+type RunWrite = Box<
+    dyn FnOnce(&WriteTransaction, &mut NameChanges) -> Result<(Vec<Kind>, AfterCommit), StoreError> + Send,
+>;
+
+/// What is done once a write is durable.
+type AfterCommit = Box<dyn FnOnce() + Send>;
 
 /// A name that another stage has news of.
 #[derive(Debug)]
@@ -88,12 +94,6 @@ pub enum NameChange {
         key: Option<KeyName>,
     },
 }
-
-/// What writes, and says what is done afterwards.
-type RunWrite = Box<dyn FnOnce(&WriteTransaction) -> Result<AfterCommit, StoreError> + Send>;
-
-/// What is done once a write is durable.
-type AfterCommit = Box<dyn FnOnce() + Send>;
 
 /// The writer, as the other stages know it.
 #[derive(Debug)]
@@ -198,6 +198,10 @@ impl Commit {
     /// Hands over a batch. The plugin's earlier one must have been taken.
     pub fn submit(&self, batch: Arc<Batch>, progress: Arc<Progress>) {
         let mut queue = self.queue.lock().expect("no one panics while holding the queue");
+        if queue.closed {
+            // It will not happen: whoever waits for a reply is told, for the reply goes with it.
+            return;
+        }
         let earlier = queue.batches.insert(batch.plugin.clone(), Submitted { batch, progress });
         debug_assert!(earlier.is_none(), "a plugin waits until its batch is taken");
         drop(queue);
@@ -227,7 +231,7 @@ impl Commit {
         entries: Vec<Kind>,
         write: impl FnOnce(&WriteTransaction) -> Result<R, StoreError> + Send + 'static,
     ) -> Result<R, CommitError> {
-        self.enqueue(entries, None, Sync::Later, write).await
+        self.enqueue(Sync::Later, |transaction, _| Ok((entries, write(transaction)?))).await
     }
 
     /// Appends `entries` to the log and writes, both in the next transaction, and waits until it
@@ -237,20 +241,33 @@ impl Commit {
         entries: Vec<Kind>,
         write: impl FnOnce(&WriteTransaction) -> Result<R, StoreError> + Send + 'static,
     ) -> Result<R, CommitError> {
-        self.enqueue(entries, None, Sync::Now, write).await
+        self.enqueue(Sync::Now, |transaction, _| Ok((entries, write(transaction)?))).await
+    }
+
+    /// Writes and appends what the write finds, both in the next transaction.
+    pub async fn write_and_append<R: Send + 'static>(
+        &self,
+        write: impl FnOnce(&WriteTransaction) -> Result<(Vec<Kind>, R), StoreError> + Send + 'static,
+    ) -> Result<R, CommitError> {
+        self.enqueue(Sync::Now, |transaction, _| write(transaction)).await
     }
 
     /// Takes in news of a name and tells its followers.
     pub async fn change_name(&self, change: NameChange) -> Result<(), CommitError> {
-        self.enqueue(Vec::new(), Some(change), Sync::Now, |_| Ok(())).await
+        let write = move |transaction: &WriteTransaction, names: &mut NameChanges| {
+            Ok((names.make(transaction, &change)?.into_iter().collect(), ()))
+        };
+        self.enqueue(Sync::Now, write).await?;
+        self.names.notify_one();
+        Ok(())
     }
 
     async fn enqueue<R: Send + 'static>(
         &self,
-        entries: Vec<Kind>,
-        name: Option<NameChange>,
         sync: Sync,
-        write: impl FnOnce(&WriteTransaction) -> Result<R, StoreError> + Send + 'static,
+        write: impl FnOnce(&WriteTransaction, &mut NameChanges) -> Result<(Vec<Kind>, R), StoreError>
+        + Send
+        + 'static,
     ) -> Result<R, CommitError> {
         let (done, result) = oneshot::channel();
         {
@@ -258,11 +275,11 @@ impl Commit {
             if queue.closed {
                 return Err(CommitError::Closed);
             }
-            let run = Box::new(move |transaction: &WriteTransaction| {
-                let result = write(transaction)?;
-                Ok(Box::new(move || drop(done.send(result))) as AfterCommit)
+            let run = Box::new(move |transaction: &WriteTransaction, names: &mut NameChanges| {
+                let (entries, result) = write(transaction, names)?;
+                Ok((entries, Box::new(move || drop(done.send(result))) as AfterCommit))
             });
-            queue.writes.push(Write { entries, name, sync, run });
+            queue.writes.push(Write { sync, run });
         }
         self.wake();
         result.await.map_err(|_| CommitError::Closed)
@@ -350,13 +367,16 @@ impl Commit {
         let begun = Instant::now();
         let mut write = store.begin()?;
         // Before the pending entries are looked at, so that they share the transaction.
-        let (mut wakes, mut names) = (Wakes::default(), NameChanges::default());
-        for small in &mut work.writes {
-            log.append_now(std::mem::take(&mut small.entries));
-            if let Some(change) = &small.name {
-                log.append_now(names.make(&write, change)?);
-                wakes.names = true;
+        let (mut wakes, mut names) = (Wakes::default(), NameChanges::new(log.now()));
+        let mut after = Vec::new();
+        let mut worth = Sync::Later;
+        for small in std::mem::take(&mut work.writes) {
+            if small.sync == Sync::Now {
+                worth = Sync::Now;
             }
+            let (entries, done) = (small.run)(&write, &mut names)?;
+            log.append_now(entries);
+            after.push(done);
         }
         for submitted in &work.batches {
             submitted.progress.taken.store(submitted.batch.number, Ordering::Release);
@@ -367,7 +387,7 @@ impl Commit {
             }
         }
         let entries = log.pending();
-        let sync = self.sync(&work, &entries, disk, stopping);
+        let sync = self.sync(worth, &work, &entries, disk, stopping);
         store::set_sync(&mut write, sync)?;
         store::log::append(&write, entries.iter().map(AsRef::as_ref))?;
         if let Some(last) = entries.last() {
@@ -377,11 +397,9 @@ impl Commit {
         for submitted in &work.batches {
             apply(&write, &submitted.batch, now, &mut wakes)?;
         }
-        let after: Vec<AfterCommit> =
-            work.writes.into_iter().map(|small| (small.run)(&write)).collect::<Result<_, _>>()?;
         // Before the outbox can see them and count them down.
         for submitted in &work.batches {
-            self.backlog.added(&submitted.batch.plugin, submitted.batch.publishes.len());
+            self.backlog.added(Some(&submitted.batch.plugin), submitted.batch.publishes.len());
         }
         write.commit()?;
         disk.committed(sync);
@@ -401,11 +419,11 @@ impl Commit {
 
     /// Whether this commit waits for the disk. Proof of listening alone is not worth a sync: losing
     /// it only makes a gap begin earlier.
-    fn sync(&self, work: &Work, entries: &[Arc<Entry>], disk: &Disk, stopping: bool) -> Sync {
+    fn sync(&self, writes: Sync, work: &Work, entries: &[Arc<Entry>], disk: &Disk, stopping: bool) -> Sync {
         let changes_world = |entry: &Arc<Entry>| {
             matches!(entry.kind, Kind::Heard(_) | Kind::NameConfirmed(_) | Kind::Peers { .. } | Kind::Tick(_))
         };
-        let trifling = work.writes.iter().all(|small| small.sync == Sync::Later)
+        let trifling = writes == Sync::Later
             && work.batches.iter().all(|submitted| submitted.batch.is_trifling())
             && entries.iter().all(changes_world);
         let may_lag = trifling || self.durability == Durability::Eventual;

@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use crate::commit::Durability;
 use crate::ident::{InvalidWord, KeyName, PluginName, Topic};
-use crate::plugin::{Grants, Limits};
+use crate::plugin::{Grants, Limits, NameOrKey};
 
 /// Why a config cannot be used.
 #[derive(Debug, Error)]
@@ -191,6 +191,19 @@ impl Config {
         Ok(config)
     }
 
+    /// The registry to merge. What is no name is told and left out: the host's own registry is
+    /// worth more than another's.
+    fn registry(&self) -> Option<&str> {
+        let name = self.ipfs.registry_ipns.as_deref().map(str::trim).filter(|name| !name.is_empty())?;
+        match name.parse::<NameOrKey>() {
+            Ok(_) => Some(name),
+            Err(error) => {
+                tracing::warn!("ipfs.registry_ipns is left out, no registry is merged: {error}");
+                None
+            }
+        }
+    }
+
     /// How long to wait between two rounds of questions for followed names.
     pub fn follow_every(&self) -> Duration {
         Duration::from_secs(self.ipfs.follow_every.max(1))
@@ -210,7 +223,7 @@ impl Config {
             "updates_topic": topics.job_updates,
             "results_topic": topics.results_ready,
             "ipns_key_name": self.ipfs.ipns_key_name,
-            "registry_ipns": self.ipfs.registry_ipns,
+            "registry_ipns": self.registry(),
         });
         let Value::Object(values) = values else { unreachable!("an object was written") };
         let mut set: Map<String, Value> = values.into_iter().filter(|(key, _)| declared(key)).collect();
@@ -251,6 +264,15 @@ orchestrator:
         assert!(why.contains('3'), "{why}");
         assert!(Config::parse("ipfs:\n  ipns_key_name: ../../etc\n").is_err());
         assert!(Config::parse("plugins:\n  job-tracker:\n    typo: 1\n").unwrap_err().contains("typo"));
+    }
+
+    #[test]
+    fn a_registry_that_is_no_name_is_left_out() {
+        for name in ["", "/ipns/Qm...", "../x"] {
+            let config = Config::parse(&format!("ipfs:\n  registry_ipns: {name:?}\n")).unwrap();
+            let values = config.bundled_values("node-registry", |_| true);
+            assert_eq!(values["registry_ipns"], Value::Null, "{name}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::backend::record::Record;
 use crate::backend::{Backend, BackendError};
 use crate::commit::{Commit, CommitError, NameChange};
 use crate::entry::{Kind, Resolution};
@@ -92,7 +93,7 @@ impl Follower {
         let known = followed::known(&self.store.snapshot().map_err(CommitError::from)?, name)
             .map_err(CommitError::from)?;
         let record = self.backend.record(name).await?;
-        if known.as_ref().is_some_and(|known| record.sequence < known.resolution.sequence) {
+        if known.as_ref().is_some_and(|known| is_older(&record, &known.record, name)) {
             return Ok(());
         }
         let target = self.backend.end_of_chain(record.path).await?;
@@ -109,12 +110,13 @@ impl Follower {
             let is_fresh =
                 before.valid_until == record.validity && now.since(before.confirmed_at) < CONFIRM_EVERY;
             if !is_fresh {
-                self.confirm(Followed { resolution: told(before.path), target }).await?;
+                self.confirm(Followed { resolution: told(before.path), target, record: record.bytes })
+                    .await?;
             }
             return Ok(());
         }
         let (cid, data) = self.backend.content.file(&target, DOCUMENT_BYTES).await?;
-        let known = Followed { resolution: told(ContentPath::of(&cid)), target };
+        let known = Followed { resolution: told(ContentPath::of(&cid)), target, record: record.bytes };
         Ok(self.commit.change_name(NameChange::Followed { known, cid, data }).await?)
     }
 
@@ -123,6 +125,13 @@ impl Follower {
         let entry = Kind::NameConfirmed(known.resolution.clone());
         self.commit.append_and_write(vec![entry], move |write| followed::confirm(write, &known)).await
     }
+}
+
+/// Whether `record` comes before the one that is known, by the order of the specification: two hosts
+/// with one key sign records of one sequence.
+fn is_older(record: &Record, known: &[u8], name: &IpnsName) -> bool {
+    // One that has ended since is still known.
+    Record::verify(known, name, Timestamp(0)).is_ok_and(|known| record.compare(&known).is_lt())
 }
 
 #[derive(Debug, thiserror::Error)]

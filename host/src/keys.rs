@@ -15,7 +15,7 @@ use crate::store::Store;
 /// The directory of the keys, inside the state directory.
 const DIRECTORY: &str = "keys";
 
-/// The ending of a file that names a key whose private half the daemon keeps.
+/// The directory for the names of keys whose private half the daemon keeps; no key has such a name.
 const ADOPTED: &str = ".adopted";
 
 /// Why a key cannot be had.
@@ -69,6 +69,7 @@ pub fn name_of(pair: &Keypair) -> IpnsName {
 #[derive(Debug)]
 pub struct Keyring {
     dir: Dir,
+    adopted: Dir,
     keys: RwLock<BTreeMap<KeyName, Key>>,
 }
 
@@ -82,13 +83,16 @@ impl Keyring {
             store.dir().create_dir_with(DIRECTORY, &builder).map_err(file)?;
         }
         let dir = store.dir().open_dir(DIRECTORY).map_err(file)?;
-        let ring = Self { dir, keys: RwLock::default() };
-        for entry in ring.dir.entries().map_err(file)? {
-            let name = entry.map_err(file)?.file_name();
-            let Some(name) = name.to_str() else { continue };
-            let Ok(key) = name.strip_suffix(ADOPTED).unwrap_or(name).parse::<KeyName>() else { continue };
-            let held = if name.ends_with(ADOPTED) { ring.read_adopted(&key)? } else { ring.read_own(&key)? };
-            ring.put(&key, held);
+        if !dir.is_dir(ADOPTED) {
+            dir.create_dir_with(ADOPTED, &builder).map_err(file)?;
+        }
+        let adopted = dir.open_dir(ADOPTED).map_err(file)?;
+        let ring = Self { dir, adopted, keys: RwLock::default() };
+        for key in keys_in(&ring.dir).map_err(file)? {
+            ring.put(&key, read_own(&ring.dir, &key)?);
+        }
+        for key in keys_in(&ring.adopted).map_err(file)? {
+            ring.put(&key, read_adopted(&ring.adopted, &key)?);
         }
         Ok(ring)
     }
@@ -116,7 +120,7 @@ impl Keyring {
         }
         let pair = Keypair::generate_ed25519();
         let bytes = pair.to_protobuf_encoding().expect("an ed25519 key has a protobuf form");
-        self.write_new(key, key.as_str(), &bytes)?;
+        write_new(&self.dir, key, &bytes)?;
         let held = Key::Own(Arc::new(pair));
         self.put(key, held.clone());
         Ok(held)
@@ -129,7 +133,7 @@ impl Keyring {
             let io = |source| KeyError::File { key: key.clone(), source };
             self.dir.rename(key.as_str(), &self.dir, format!(".{key}.replaced")).map_err(io)?;
         }
-        self.write_new(key, &format!("{key}{ADOPTED}"), name.as_str().as_bytes())?;
+        write_new(&self.adopted, key, name.as_str().as_bytes())?;
         self.put(key, Key::Adopted(name.clone()));
         Ok(())
     }
@@ -137,37 +141,39 @@ impl Keyring {
     fn put(&self, key: &KeyName, held: Key) {
         self.keys.write().expect("no one panics while holding the keys").insert(key.clone(), held);
     }
+}
 
-    fn read_own(&self, key: &KeyName) -> Result<Key, KeyError> {
-        let bytes = self.read(key, key.as_str())?;
-        let pair =
-            Keypair::from_protobuf_encoding(&bytes).map_err(|_| KeyError::Damaged { key: key.clone() })?;
-        Ok(Key::Own(Arc::new(pair)))
-    }
+fn keys_in(dir: &Dir) -> std::io::Result<Vec<KeyName>> {
+    let names: std::io::Result<Vec<_>> = dir.entries()?.map(|entry| Ok(entry?.file_name())).collect();
+    Ok(names?.iter().filter_map(|name| name.to_str()?.parse().ok()).collect())
+}
 
-    fn read_adopted(&self, key: &KeyName) -> Result<Key, KeyError> {
-        let bytes = self.read(key, &format!("{key}{ADOPTED}"))?;
-        let text = String::from_utf8_lossy(&bytes);
-        let name = text.parse().map_err(|_| KeyError::Damaged { key: key.clone() })?;
-        Ok(Key::Adopted(name))
-    }
+fn read_own(dir: &Dir, key: &KeyName) -> Result<Key, KeyError> {
+    let pair = Keypair::from_protobuf_encoding(&read(dir, key)?);
+    Ok(Key::Own(Arc::new(pair.map_err(|_| KeyError::Damaged { key: key.clone() })?)))
+}
 
-    fn read(&self, key: &KeyName, file: &str) -> Result<Vec<u8>, KeyError> {
-        let io = |source| KeyError::File { key: key.clone(), source };
-        let mut bytes = Vec::new();
-        self.dir.open(file).map_err(io)?.take(16 << 10).read_to_end(&mut bytes).map_err(io)?;
-        Ok(bytes)
-    }
+fn read_adopted(dir: &Dir, key: &KeyName) -> Result<Key, KeyError> {
+    let bytes = read(dir, key)?;
+    let name = String::from_utf8_lossy(&bytes).parse();
+    name.map(Key::Adopted).map_err(|_| KeyError::Damaged { key: key.clone() })
+}
 
-    fn write_new(&self, key: &KeyName, file: &str, bytes: &[u8]) -> Result<(), KeyError> {
-        let io = |source| KeyError::File { key: key.clone(), source };
-        let half = format!(".{file}.half");
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600);
-        let mut opened = self.dir.open_with(&half, &options).map_err(io)?;
-        opened.write_all(bytes).and_then(|()| opened.sync_all()).map_err(io)?;
-        self.dir.rename(&half, &self.dir, file).map_err(io)?;
-        // The name of the file must survive a crash too, or the host would make another key.
-        self.dir.open(".").and_then(|dir| dir.sync_all()).map_err(io)
-    }
+fn read(dir: &Dir, key: &KeyName) -> Result<Vec<u8>, KeyError> {
+    let io = |source| KeyError::File { key: key.clone(), source };
+    let mut bytes = Vec::new();
+    dir.open(key.as_str()).map_err(io)?.take(16 << 10).read_to_end(&mut bytes).map_err(io)?;
+    Ok(bytes)
+}
+
+fn write_new(dir: &Dir, key: &KeyName, bytes: &[u8]) -> Result<(), KeyError> {
+    let io = |source| KeyError::File { key: key.clone(), source };
+    let half = format!(".{key}.half");
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut opened = dir.open_with(&half, &options).map_err(io)?;
+    opened.write_all(bytes).and_then(|()| opened.sync_all()).map_err(io)?;
+    dir.rename(&half, dir, key.as_str()).map_err(io)?;
+    // The name of the file must survive a crash too, or the host would make another key.
+    dir.open(".").and_then(|dir| dir.sync_all()).map_err(io)
 }

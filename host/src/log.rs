@@ -40,7 +40,7 @@ pub struct EventLog {
 }
 
 /// Entries that wait for one listener; a slower one is told how many it missed.
-const LISTENER: usize = 4_096;
+const LISTENER: usize = 512;
 
 #[derive(Debug)]
 struct Inner {
@@ -52,6 +52,8 @@ struct Inner {
     uncommitted: Offset,
     pending_bytes: usize,
     readers: Vec<Reader>,
+    /// The host ends: no one need wait for room any more.
+    closed: bool,
 }
 
 /// A plugin that waits for entries.
@@ -112,6 +114,7 @@ impl EventLog {
             uncommitted: next,
             pending_bytes: 0,
             readers: Vec::new(),
+            closed: false,
         };
         Self {
             inner: Mutex::new(inner),
@@ -149,7 +152,7 @@ impl EventLog {
     /// the commit, so it must not be called on an async thread; see [`EventLog::has_room`].
     pub fn append(&self, kind: Kind) -> Arc<Entry> {
         let mut inner = self.lock();
-        while inner.pending_bytes > PENDING_BYTES {
+        while !inner.has_room() {
             inner = self.room.wait(inner).expect("no one panics while holding the log");
         }
         let entry = inner.append(kind);
@@ -188,9 +191,15 @@ impl EventLog {
         }
     }
 
+    /// Says that the host ends: who waits for room goes on.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.room.notify_all();
+    }
+
     /// Whether an append would go through at once.
     pub fn has_room(&self) -> bool {
-        self.lock().pending_bytes <= PENDING_BYTES
+        self.lock().has_room()
     }
 
     /// The time now, as the log counts it.
@@ -272,6 +281,10 @@ impl EventLog {
 }
 
 impl Inner {
+    fn has_room(&self) -> bool {
+        self.closed || self.pending_bytes <= PENDING_BYTES
+    }
+
     fn append(&mut self, kind: Kind) -> Arc<Entry> {
         let entry = Arc::new(Entry { offset: self.next, time: self.clock.now(), kind });
         self.next = Offset(self.next.0 + 1);

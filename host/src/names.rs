@@ -1,8 +1,9 @@
 //! Owns the publishing of the host's own names: the newest committed value of each, signed anew at
 //! half of its lifetime; the backend lets go of what it supersedes.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cid::Cid;
 use tokio_util::sync::CancellationToken;
@@ -15,7 +16,7 @@ use crate::entry::{Kind, Resolution};
 use crate::ident::{ContentPath, IpnsName, KeyName};
 use crate::keys::Keyring;
 use crate::store::names::{self, Accepted, Known};
-use crate::store::{Store, documents};
+use crate::store::{Store, StoreError, documents, pins};
 use crate::time::Timestamp;
 
 /// How long others may keep a record before they ask again.
@@ -40,16 +41,16 @@ pub struct Publisher {
 impl Publisher {
     /// Publishes until `stop` is cancelled.
     pub async fn run(self, stop: CancellationToken) {
-        let mut backoff = Backoff::new();
+        let mut waits = Waits::new();
         let stopped = stop.clone();
         let work = async {
             loop {
-                let pause = match self.publish_due(&mut backoff).await {
+                let pause = match self.publish_due(&mut waits).await {
                     Ok(pause) => pause,
                     Err(CommitError::Closed) => return,
                     Err(error) => {
                         tracing::error!("cannot read the names to publish: {error}");
-                        backoff.next()
+                        Duration::from_secs(1)
                     }
                 };
                 tokio::select! {
@@ -65,40 +66,42 @@ impl Publisher {
         }
     }
 
-    /// Publishes each name that is due once; returns how long there is nothing to do.
-    async fn publish_due(&self, backoff: &mut Backoff) -> Result<Duration, CommitError> {
+    /// Publishes each name that is due once; returns how long there is nothing to do. A name that
+    /// fails holds up no other.
+    async fn publish_due(&self, waits: &mut Waits) -> Result<Duration, CommitError> {
         let mut pause = Duration::from_secs(3600);
         for (key, known) in names::all(&self.store.snapshot()?)? {
-            let now = Timestamp::wall();
-            if !known.is_due(now) {
-                pause = pause.min(known.due_at().since(now));
+            let waiting = waits.get(&key).map_or(Duration::ZERO, |wait| wait.left());
+            let due_in = known.due_at().since(Timestamp::wall()).max(waiting);
+            if !due_in.is_zero() {
+                pause = pause.min(due_in);
                 continue;
             }
             match self.publish(&key, &known).await {
                 Ok(published) => {
-                    backoff.reset();
+                    waits.remove(&key);
                     self.accept(key, known, published).await?;
                 }
-                Err(error) => {
+                Err(PublishError::Commit(error)) => return Err(error),
+                Err(PublishError::Backend(error)) => {
                     tracing::warn!(%key, "cannot publish the name yet: {error}");
-                    pause = pause.min(backoff.next());
+                    pause = pause.min(waits.entry(key).or_default().longer());
                 }
             }
         }
         Ok(pause.max(Duration::from_millis(10)))
     }
 
-    async fn publish(&self, key: &KeyName, known: &Known) -> Result<Published, BackendError> {
+    async fn publish(&self, key: &KeyName, known: &Known) -> Result<Published, PublishError> {
         let held = self.keys.get(key).ok_or_else(|| BackendError::NotFound(format!("key {key}")))?;
-        let snapshot = self.store.snapshot().map_err(|error| BackendError::Store(error.to_string()))?;
-        let data =
-            documents::get(&snapshot, &known.path).map_err(|error| BackendError::Store(error.to_string()))?;
-        drop(snapshot);
+        let data = documents::get(&self.store.snapshot()?, &known.path)?;
         if let Prepared::Taken(other) = self.backend.names.prepare(key, &held).await? {
             self.settle_whose_key(key, known, &other)?;
-            return Err(BackendError::Refused { call: "key/import", message: format!("{key} is taken") });
+            let message = format!("{key} is taken");
+            return Err(BackendError::Refused { call: "key/import", message }.into());
         }
         if let (Some((cid, _)), Some(data)) = (known.path.ipfs(), data) {
+            self.note_pin(&cid).await?;
             self.backend.content.put(&cid, data.into()).await?;
         }
         let lifetime = Duration::from_nanos(known.lifetime);
@@ -113,7 +116,18 @@ impl Publisher {
             lifetime,
             ttl: TTL.min(lifetime),
         };
-        self.backend.names.publish(&publication).await
+        Ok(self.backend.names.publish(&publication).await?)
+    }
+
+    /// Notes a file before it is pinned, so that the pin is found again whatever happens then. One
+    /// that someone else has pinned stays theirs.
+    async fn note_pin(&self, cid: &Cid) -> Result<(), PublishError> {
+        let is_noted = pins::is_noted(&self.store.snapshot()?, cid)?;
+        if self.backend.network && !is_noted && !self.backend.content.is_pinned(cid).await? {
+            let cid = *cid;
+            self.commit.write(move |write| pins::note(write, &cid)).await?;
+        }
+        Ok(())
     }
 
     /// The daemon has another key of this name. If nothing was ever published under the host's own,
@@ -127,47 +141,89 @@ impl Publisher {
         self.keys.adopt(key, other).map_err(|error| BackendError::Store(chain(&error)))
     }
 
-    /// Notes that the backend has a value, and unpins the one before.
+    /// Notes that the backend has a value, and unpins what no name points to any more.
     async fn accept(&self, key: KeyName, sent: Known, published: Published) -> Result<(), CommitError> {
         let now = Timestamp::wall();
         let Some(name) = self.keys.name(&key) else { return Ok(()) };
-        let before = sent.published.as_ref().and_then(Accepted::document);
         let accepted = Accepted {
             path: sent.path,
             is_held: sent.document.is_some(),
             of: sent.sequence,
             sequence: published.sequence,
             at: now.0,
-            valid_until: now.0.saturating_add(sent.lifetime),
+            lifetime: sent.lifetime,
             record: published.record,
         };
         let confirmed = Kind::NameConfirmed(Resolution {
             name,
             path: accepted.path.clone(),
             sequence: accepted.of,
-            valid_until: Timestamp(accepted.valid_until),
+            valid_until: accepted.valid_until(),
             confirmed_at: now,
         });
         self.commit
             .append_and_write_later(vec![confirmed], move |write| names::accept(write, &key, accepted))
             .await?;
-        match before {
-            Some(cid) => self.unpin(&cid).await,
-            None => Ok(()),
-        }
+        self.unpin_superseded().await
     }
 
-    /// Unpins what no name of the host points to; two may have the same bytes, which have one pin.
-    async fn unpin(&self, cid: &Cid) -> Result<(), CommitError> {
-        let path = ContentPath::of(cid);
-        let all = names::all(&self.store.snapshot()?)?;
-        let is_accepted = |known: &Known| known.published.as_ref().is_some_and(|last| last.path == path);
-        if all.iter().any(|(_, known)| known.path == path || is_accepted(known)) {
-            return Ok(());
-        }
-        if let Err(error) = self.backend.content.unpin(cid).await {
-            tracing::warn!(%cid, "cannot unpin a superseded document: {error}");
+    /// Unpins what no name points to: what was accepted before, and what never came to that.
+    async fn unpin_superseded(&self) -> Result<(), CommitError> {
+        let snapshot = self.store.snapshot()?;
+        let names = names::all(&snapshot)?;
+        let is_current = |cid: &Cid| {
+            let path = ContentPath::of(cid);
+            let accepted = |known: &Known| known.published.as_ref().is_some_and(|last| last.path == path);
+            names.iter().any(|(_, known)| known.path == path || accepted(known))
+        };
+        for cid in pins::all(&snapshot)?.into_iter().filter(|cid| !is_current(cid)) {
+            match self.backend.content.unpin(&cid).await {
+                Ok(()) => self.commit.write_later(move |write| pins::forget(write, &cid)).await?,
+                Err(error) => tracing::warn!(%cid, "cannot unpin a superseded document yet: {error}"),
+            }
         }
         Ok(())
+    }
+}
+
+/// How long each name that failed is left alone.
+type Waits = BTreeMap<KeyName, Wait>;
+
+/// A name that could not be published.
+#[derive(Debug)]
+struct Wait {
+    backoff: Backoff,
+    until: Instant,
+}
+
+impl Default for Wait {
+    fn default() -> Self {
+        Self { backoff: Backoff::new(), until: Instant::now() }
+    }
+}
+
+impl Wait {
+    fn left(&self) -> Duration {
+        self.until.saturating_duration_since(Instant::now())
+    }
+
+    fn longer(&mut self) -> Duration {
+        let pause = self.backoff.next();
+        self.until = Instant::now() + pause;
+        pause
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum PublishError {
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+}
+
+impl From<StoreError> for PublishError {
+    fn from(error: StoreError) -> Self {
+        Self::Commit(error.into())
     }
 }

@@ -19,7 +19,7 @@ use crate::store::{OUTBOX, Store, StoreError};
 use crate::time::Timestamp;
 
 /// Publishes of the API that may wait; one more is refused. Plugins have a limit of their own.
-pub const API_QUOTA: u64 = 10_000;
+pub const API_QUOTA: usize = 10_000;
 
 /// Accepted publishes that are forgotten together.
 const FORGET: usize = 64;
@@ -161,9 +161,7 @@ impl Outbox {
     }
 
     fn count(&self, whose: &Option<PluginName>, expired: bool) {
-        if let Some(plugin) = whose {
-            self.backlog.length(plugin).fetch_sub(1, Ordering::Relaxed);
-        }
+        self.backlog.length(whose.as_ref()).fetch_sub(1, Ordering::Relaxed);
         let counter = if expired { &self.sent.expired } else { &self.sent.accepted };
         counter.fetch_add(1, Ordering::Relaxed);
         if expired {

@@ -24,7 +24,7 @@ const EVERY: Duration = Duration::from_secs(5);
 const ROWS: usize = 512;
 
 /// The task that trims the log.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Retention {
     /// Where the log lies.
     pub store: Arc<Store>,
@@ -64,7 +64,7 @@ impl Retention {
     }
 
     async fn trim_entries(&self) -> Result<usize, CommitError> {
-        let rows = self.expendable_rows(&self.store.snapshot()?, Timestamp::wall())?;
+        let rows = self.look(|this, snapshot| this.expendable_rows(snapshot, Timestamp::wall())).await?;
         let count = rows.len();
         if count > 0 {
             self.commit.write_later(move |write| store::log::trim(write, &rows)).await?;
@@ -73,12 +73,22 @@ impl Retention {
     }
 
     async fn trim_documents(&self) -> Result<usize, CommitError> {
-        let gone = self.expendable_documents(&self.store.snapshot()?)?;
+        let gone = self.look(|this, snapshot| this.expendable_documents(snapshot)).await?;
         let count = gone.len();
         if count > 0 {
             self.commit.write_later(move |write| documents::forget(write, &gone)).await?;
         }
         Ok(count)
+    }
+
+    /// Looks for what can go, off the async threads.
+    async fn look<R: Send + 'static>(
+        &self,
+        find: impl FnOnce(&Self, &Snapshot) -> Result<R, StoreError> + Send + 'static,
+    ) -> Result<R, CommitError> {
+        let this = self.clone();
+        let found = tokio::task::spawn_blocking(move || find(&this, &this.store.snapshot()?)).await;
+        Ok(found.expect("looking does not panic")?)
     }
 
     /// Everything before this was handled by each plugin.
@@ -120,14 +130,17 @@ impl Retention {
     fn expendable_documents(&self, snapshot: &Snapshot) -> Result<Vec<Superseded>, StoreError> {
         let handled = self.handled_by_all(snapshot)?;
         let log_start = snapshot.table(LOG)?.first()?.map_or(0, |(first, _)| first.value());
-        let documents = documents::superseded(snapshot)?;
-        let all: u64 = documents.iter().map(|document| document.bytes).sum();
-        let mut excess = all.saturating_sub(self.log.max_document_bytes);
-        let expendable = documents.into_iter().take_while(|document| {
+        let mut excess = documents::superseded_bytes(snapshot)?.saturating_sub(self.log.max_document_bytes);
+        let mut expendable = Vec::new();
+        for document in documents::superseded(snapshot)? {
+            let document = document?;
             let is_over = excess > 0 || document.at < Offset(log_start);
+            if !is_over || document.at >= handled || expendable.len() == ROWS {
+                break;
+            }
             excess = excess.saturating_sub(document.bytes);
-            is_over && document.at < handled
-        });
-        Ok(expendable.take(ROWS).collect())
+            expendable.push(document);
+        }
+        Ok(expendable)
     }
 }

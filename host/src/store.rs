@@ -10,6 +10,7 @@ mod lock;
 pub mod log;
 pub mod names;
 pub mod outbox;
+pub mod pins;
 mod tables;
 
 use std::cmp::Ordering;
@@ -44,6 +45,16 @@ pub enum StoreError {
         path: PathBuf,
         /// Why.
         source: std::io::Error,
+    },
+    /// Others may write into it.
+    #[error(
+        "others may write into the state directory {path} (mode {mode:03o}): chmod go-w it, or use another --state-dir"
+    )]
+    Shared {
+        /// Which.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
     },
     /// Another host holds it.
     #[error(transparent)]
@@ -150,9 +161,22 @@ impl Store {
         std::os::unix::fs::DirBuilderExt::mode(builder.recursive(true), 0o700);
         builder.create(path).map_err(directory)?;
         let dir = Dir::open_ambient_dir(path, ambient_authority()).map_err(directory)?;
+        let mode = std::os::unix::fs::PermissionsExt::mode(
+            &std::fs::metadata(path).map_err(directory)?.permissions(),
+        );
+        // Whoever can write here has native code run in the host, for it lies here compiled.
+        if mode & 0o022 != 0 {
+            return Err(StoreError::Shared { path: path.to_owned(), mode: mode & 0o777 });
+        }
         let lock = lock::Lock::take(&dir, path)?;
         let mut builder = Database::builder();
-        let database = medium.open(builder.set_cache_size(CACHE_BYTES), &path.join("dim.redb"))?;
+        let file = path.join("dim.redb");
+        let database = medium.open(builder.set_cache_size(CACHE_BYTES), &file)?;
+        if file.exists() {
+            // It holds the host's secret.
+            let owner_only = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+            std::fs::set_permissions(&file, owner_only).map_err(directory)?;
+        }
         let store = Self { path: path.to_owned(), dir, database, _lock: lock };
         store.check_format()?;
         Ok(store)
@@ -237,6 +261,16 @@ pub fn next_numbers(write: &WriteTransaction, series: &str, count: u64) -> Resul
     };
     table.insert(key.as_str(), (next + count).to_be_bytes().as_slice())?;
     Ok(next)
+}
+
+/// A number that is counted along, for the database would have to look at every row.
+fn counter(meta: &impl ReadableTable<&'static str, &'static [u8]>, name: &str) -> Result<u64, StoreError> {
+    meta.get(name)?.map_or(Ok(0), |bytes| number(bytes.value()))
+}
+
+fn set_counter(write: &WriteTransaction, name: &str, value: u64) -> Result<(), StoreError> {
+    write.open_table(META)?.insert(name, value.to_be_bytes().as_slice())?;
+    Ok(())
 }
 
 fn number(bytes: &[u8]) -> Result<u64, StoreError> {

@@ -1,11 +1,13 @@
-//! A disk that fails when it is told to.
+//! Disks that fail: one that refuses when it is told to, and one that loses power.
 
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use dim::store::Medium;
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
 use redb::backends::FileBackend;
 use redb::{Builder, Database, DatabaseError, StorageBackend};
 
@@ -67,5 +69,132 @@ impl StorageBackend for Failing {
 
     fn close(&self) -> io::Result<()> {
         self.file.close()
+    }
+}
+
+/// A disk that can lose power: of what was written since the last sync some arrives, some does not,
+/// and some arrives in part. It lies in memory, so that nothing else keeps what it lost.
+#[derive(Clone, Debug, Default)]
+pub struct TearingDisk {
+    inner: Arc<Mutex<Torn>>,
+}
+
+/// The smallest part of a write that arrives whole.
+const SECTOR: usize = 512;
+
+#[derive(Debug, Default)]
+struct Torn {
+    /// What arrived for certain.
+    synced: Vec<u8>,
+    /// What the host sees: that, and what it has written since.
+    seen: Vec<u8>,
+    /// What was written since the last sync, in order.
+    since: Vec<Change>,
+    /// Counts the losses of power: who opened the disk before one sees nothing of it any more.
+    life: u64,
+}
+
+#[derive(Clone, Debug)]
+enum Change {
+    Length(usize),
+    Bytes { at: usize, data: Vec<u8> },
+}
+
+impl Change {
+    fn apply(&self, image: &mut Vec<u8>) {
+        match self {
+            Change::Length(length) => image.resize(*length, 0),
+            Change::Bytes { at, data } => {
+                if image.len() < at + data.len() {
+                    image.resize(at + data.len(), 0);
+                }
+                image[*at..at + data.len()].copy_from_slice(data);
+            }
+        }
+    }
+}
+
+impl TearingDisk {
+    /// Loses power. What becomes of the writes since the last sync follows from `seed`.
+    pub fn lose_power(&self, seed: u64) {
+        let mut random = StdRng::seed_from_u64(seed);
+        let mut torn = self.lock();
+        let mut image = std::mem::take(&mut torn.synced);
+        for change in std::mem::take(&mut torn.since) {
+            match (change, random.random_range(0..3)) {
+                (_, 0) => {}
+                (Change::Bytes { at, mut data }, 1) => {
+                    data.truncate(random.random_range(0..=data.len() / SECTOR) * SECTOR);
+                    Change::Bytes { at, data }.apply(&mut image);
+                }
+                (change, _) => change.apply(&mut image),
+            }
+        }
+        torn.seen.clone_from(&image);
+        torn.synced = image;
+        torn.life += 1;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Torn> {
+        self.inner.lock().expect("no one panics while holding the disk")
+    }
+}
+
+impl Medium for TearingDisk {
+    fn open(&self, builder: &Builder, _: &Path) -> Result<Database, DatabaseError> {
+        let life = self.lock().life;
+        builder.create_with_backend(Tearing { disk: self.clone(), life })
+    }
+}
+
+#[derive(Debug)]
+struct Tearing {
+    disk: TearingDisk,
+    life: u64,
+}
+
+impl Tearing {
+    fn lock(&self) -> io::Result<MutexGuard<'_, Torn>> {
+        let torn = self.disk.lock();
+        if torn.life == self.life { Ok(torn) } else { Err(io::Error::other("the power is gone")) }
+    }
+
+    fn change(&self, change: Change) -> io::Result<()> {
+        let mut torn = self.lock()?;
+        change.apply(&mut torn.seen);
+        torn.since.push(change);
+        Ok(())
+    }
+}
+
+impl StorageBackend for Tearing {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.lock()?.seen.len() as u64)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let torn = self.lock()?;
+        let at = usize::try_from(offset).map_err(io::Error::other)?;
+        let bytes = torn.seen.get(at..at + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        out.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.change(Change::Length(usize::try_from(len).map_err(io::Error::other)?))
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let mut torn = self.lock()?;
+        let since = std::mem::take(&mut torn.since);
+        for change in since {
+            change.apply(&mut torn.synced);
+        }
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let at = usize::try_from(offset).map_err(io::Error::other)?;
+        self.change(Change::Bytes { at, data: data.to_vec() })
     }
 }

@@ -7,12 +7,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use dim::backend::embedded::new_peer;
 use dim::config::Config;
-use dim::host::{Host, Options};
+use dim::host::{Host, Options, Standing, Supervised};
 use dim::ident::PeerName;
 use dim::plugin::{Reply, ReplyError};
+use dim::store::Medium;
 use dim::store::dead;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
 
 /// How long anything may take before a test gives up.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -93,6 +95,57 @@ impl Setup {
         let host = Host::start(options).await.expect("the host starts");
         save_warmth(dir.path());
         TestHost { host, dir, peer: new_peer() }
+    }
+}
+
+/// A host on a disk of the test's that is started again when it fails.
+pub struct SupervisedHost {
+    supervised: Arc<Supervised>,
+    stop: CancellationToken,
+    running: tokio::task::JoinHandle<()>,
+    _dir: TempDir,
+}
+
+impl SupervisedHost {
+    /// Starts the host of `setup` on `medium`.
+    pub async fn start(setup: &Setup, medium: Arc<dyn Medium>) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        warm(dir.path());
+        let mut options = Options::new(setup.config(), dir.path());
+        options.medium = medium;
+        let supervised = Supervised::start(options).await.expect("the host starts");
+        let stop = CancellationToken::new();
+        let running = tokio::spawn({
+            let (supervised, stop) = (supervised.clone(), stop.clone());
+            async move { supervised.run(stop).await }
+        });
+        Self { supervised, stop, running, _dir: dir }
+    }
+
+    /// Gives an order; none if it was not acknowledged.
+    pub async fn try_command(&self, plugin: &str, method: &str, body: Value) -> Option<Value> {
+        let Standing::Running(host) = self.supervised.standing() else { return None };
+        let handle = host.plugins[&plugin.parse().expect("a plugin name")].handle.clone();
+        drop(host);
+        let reply = within(handle.command(method.to_owned(), body.to_string())).await.ok()?;
+        Some(serde_json::from_str(&reply).expect("a reply is JSON"))
+    }
+
+    /// Has a probe run a script; none if it was not acknowledged.
+    pub async fn try_run(&self, plugin: &str, steps: Value) -> Option<Vec<Value>> {
+        let answers = self.try_command(plugin, "run", script(steps)).await?;
+        Some(answers.as_array().expect("a list of answers").clone())
+    }
+
+    /// Waits until orders are acknowledged.
+    pub async fn works(&self, plugin: &str) {
+        eventually("the host works", async || self.try_run(plugin, json!([])).await.is_some()).await;
+    }
+
+    /// Ends the host.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.running.await.expect("the host ends");
     }
 }
 

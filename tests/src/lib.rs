@@ -7,8 +7,8 @@ mod kubo;
 mod program;
 pub mod python;
 
-pub use disk::FailingDisk;
-pub use host::{Setup, TestHost, downtime, eventually, script, warm};
+pub use disk::{FailingDisk, TearingDisk};
+pub use host::{Setup, SupervisedHost, TestHost, downtime, eventually, script, warm};
 pub use kubo::Kubo;
 pub use program::Program;
 

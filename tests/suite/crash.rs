@@ -6,11 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use dim::host::{Options, Standing, Supervised};
-use dim_tests::{FailingDisk, Kubo, Program, Setup, eventually, script, warm};
+use dim_tests::{FailingDisk, Kubo, Program, Setup, SupervisedHost, TearingDisk, eventually};
 use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::StdRng};
 use serde_json::{Value, json};
-use tokio_util::sync::CancellationToken;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_dim-under-test");
 
@@ -162,47 +160,102 @@ async fn a_host_that_is_told_to_stop_loses_nothing_either() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn after_an_error_of_the_disk_the_host_goes_on_by_itself() {
-    let (disk, dir) = (FailingDisk::default(), tempfile::tempdir().unwrap());
-    warm(dir.path());
-    let mut options = Options::new(Setup::probe().config(), dir.path());
-    options.medium = Arc::new(disk.clone());
-    let supervised = Supervised::start(options).await.unwrap();
-    let stop = CancellationToken::new();
-    let running = tokio::spawn({
-        let (supervised, stop) = (supervised.clone(), stop.clone());
-        async move { supervised.run(stop).await }
-    });
-    let command = async |step: Value| {
-        let Standing::Running(host) = supervised.standing() else { return None };
-        let probe = host.plugins[&"probe".parse().unwrap()].handle.clone();
-        drop(host);
-        probe.command("run".to_owned(), script(json!([step])).to_string()).await.ok()
-    };
+    let disk = FailingDisk::default();
+    let host = SupervisedHost::start(&Setup::probe(), Arc::new(disk.clone())).await;
     let mut acknowledged = Vec::new();
     for round in 0..3 {
         let mut failed = 0;
         for number in 0..40 {
-            if number == 20 {
-                disk.set_broken(true);
-            }
+            disk.set_broken(number >= 20);
             let key = format!("{round}/{number}");
-            match command(json!({ "do": "add", "key": key })).await {
+            match host.try_run("probe", json!([{ "do": "add", "key": key }])).await {
                 Some(_) => acknowledged.push(key),
                 None => failed += 1,
             }
         }
         assert!(failed > 0, "nothing is acknowledged by a broken disk");
         disk.set_broken(false);
-        eventually("the host runs again", async || {
-            command(json!({ "do": "set", "key": "runs" })).await.is_some()
-        })
-        .await;
+        host.works("probe").await;
     }
     assert!(acknowledged.len() >= 60, "{}", acknowledged.len());
     for key in acknowledged {
-        let read = command(json!({ "do": "get", "key": key })).await.unwrap();
-        assert_eq!(read, r#"[{"ok":"1"}]"#, "{key} is there, once");
+        let read = host.try_run("probe", json!([{ "do": "get", "key": key }])).await.unwrap();
+        assert_eq!(read, [json!({ "ok": "1" })], "{key} is there, once");
     }
-    stop.cancel();
-    running.await.unwrap();
+    host.stop().await;
+}
+
+/// One worker of a load on a host that loses power now and then: what was acknowledged of it.
+async fn work(host: &SupervisedHost, worker: usize, stop: &AtomicBool) -> Vec<String> {
+    let heard = json!({ "script": [{ "do": "add", "key": "heard" }] }).to_string();
+    let mut acknowledged = Vec::new();
+    for number in (0..).take_while(|_| !stop.load(Ordering::Relaxed)) {
+        let key = format!("n/{worker}/{number:08}");
+        let steps = json!([
+            { "do": "set", "key": key, "value": "1" },
+            { "do": "add", "key": "count" },
+            { "do": "publish", "topic": "probe.in", "data": heard },
+            { "do": "timer", "key": "t", "in": 1_000_000 },
+            { "do": "update-state", "key": "probe-key", "data": key },
+        ]);
+        match host.try_run("probe", steps).await {
+            Some(_) => acknowledged.push(key),
+            None => tokio::time::sleep(Duration::from_millis(1)).await,
+        }
+    }
+    acknowledged
+}
+
+async fn number_in(host: &SupervisedHost, plugin: &str, key: &str) -> u64 {
+    let answers = host.try_run(plugin, json!([{ "do": "get", "key": key }])).await.unwrap();
+    answers[0]["ok"].as_str().map_or(0, |text| text.parse().expect("a number"))
+}
+
+/// Loses power `times` times under load, at moments that follow from a seed.
+async fn lose_power_in_a_loop(setup: Setup, times: u32) {
+    let seed = rand::rng().next_u64();
+    println!("seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let disk = TearingDisk::default();
+    let host = SupervisedHost::start(&setup, Arc::new(disk.clone())).await;
+    let stop = AtomicBool::new(false);
+    let crashes = async {
+        for _ in 0..times {
+            host.works("probe").await;
+            tokio::time::sleep(Duration::from_micros(random.random_range(0..60_000))).await;
+            disk.lose_power(random.next_u64());
+        }
+        host.works("probe").await;
+        stop.store(true, Ordering::Relaxed);
+    };
+    let workers = futures::future::join_all((0..4).map(|worker| work(&host, worker, &stop)));
+    let (acknowledged, ()) = tokio::join!(workers, crashes);
+    let acknowledged: Vec<String> = acknowledged.concat();
+    println!("{times} losses of power, {} acknowledged commands", acknowledged.len());
+    assert!(acknowledged.len() > times as usize, "there was load: {}", acknowledged.len());
+    for keys in acknowledged.chunks(500) {
+        let steps: Vec<Value> = keys.iter().map(|key| json!({ "do": "get", "key": key })).collect();
+        for (key, read) in keys.iter().zip(host.try_run("probe", json!(steps)).await.unwrap()) {
+            assert_eq!(read, json!({ "ok": "1" }), "{key} was acknowledged and is lost");
+        }
+    }
+    // What was applied without an acknowledgement was applied whole, too: state, count and publish.
+    let (mut applied, mut after) = (0, String::new());
+    loop {
+        let scan = json!([{ "do": "scan", "prefix": "n/", "after": after, "limit": 5000 }]);
+        let page = host.try_run("probe", scan).await.unwrap();
+        let keys: Vec<String> = serde_json::from_value(page[0]["ok"].clone()).unwrap();
+        let Some(last) = keys.last() else { break };
+        after.clone_from(last);
+        applied += keys.len() as u64;
+    }
+    assert_eq!(number_in(&host, "probe", "count").await, applied, "a command was applied in part or twice");
+    eventually("each publish was heard", async || number_in(&host, "other", "heard").await >= applied).await;
+    assert_eq!(number_in(&host, "other", "heard").await, applied, "a publish was heard twice");
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hundred_losses_of_power_lose_and_double_nothing() {
+    lose_power_in_a_loop(Setup::probe().and_probe("other", json!({})), 200).await;
 }

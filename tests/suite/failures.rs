@@ -181,7 +181,7 @@ async fn a_dead_letter_can_be_replayed_and_dropped() {
     eventually("both are set aside", async || host.dead_letters().len() == 2).await;
     let letters = dim::store::dead::list(&host.host.store, None, None, 10).unwrap();
     let (store, commit) = (&host.host.store, &host.host.commit);
-    assert!(dim::dead::replay(store, commit, letters[0].0).await.unwrap());
+    assert!(dim::dead::replay(commit, letters[0].0).await.unwrap());
     eventually("it is set aside again", async || host.dead_letters().len() == 2).await;
     let again = dim::store::dead::list(store, None, None, 10).unwrap();
     assert!(again.iter().all(|(id, _)| *id != letters[0].0), "it has a new number");
@@ -228,7 +228,8 @@ async fn one_plugins_queue_does_not_hide_anothers_publishes() {
     let publish = |n: u64| json!({ "do": "publish", "topic": "probe.out", "data": n.to_string() });
     host.run((0..5_000).map(publish).collect()).await;
     host.command("other", "run", script(json!([publish(0)]))).await.unwrap();
-    let waiting = |plugin: &str| host.host.backlog.length(&plugin.parse().unwrap()).load(Ordering::Relaxed);
+    let waiting =
+        |plugin: &str| host.host.backlog.length(Some(&plugin.parse().unwrap())).load(Ordering::Relaxed);
     let left = std::cell::Cell::new(0);
     eventually("the other's is sent", async || {
         left.set(waiting("probe"));

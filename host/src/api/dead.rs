@@ -16,6 +16,9 @@ use crate::time::Timestamp;
 /// Most letters of one page.
 const PAGE: usize = 1_000;
 
+/// Bytes of an event's data in a list.
+const IN_LIST: usize = 1_000;
+
 /// Which letters are asked for.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -29,7 +32,7 @@ pub struct Filter {
 pub async fn list(Current(host): Current, Query(filter): Query<Filter>) -> Result<Json<Value>, ApiError> {
     let limit = filter.limit.unwrap_or(PAGE).min(PAGE);
     let letters = store::dead::list(&host.store, filter.plugin.as_ref(), filter.after, limit)?;
-    Ok(Json(letters.iter().map(|(id, letter)| describe(*id, letter)).collect()))
+    Ok(Json(letters.iter().map(|(id, letter)| cut(describe(*id, letter))).collect()))
 }
 
 /// One letter.
@@ -40,11 +43,11 @@ pub async fn show(Current(host): Current, Path(id): Path<u64>) -> Result<Json<Va
 
 /// Gives a letter's event to its plugin again.
 pub async fn replay(Current(host): Current, Path(id): Path<u64>) -> Result<StatusCode, ApiError> {
-    if dead::replay(&host.store, &host.commit, id).await? {
-        Ok(StatusCode::ACCEPTED)
-    } else {
-        Err(missing(id))
+    let letter = store::dead::get(&host.store, id)?.ok_or_else(|| missing(id))?;
+    if !host.plugins.contains_key(&letter.plugin) {
+        return Err(ApiError::conflict(format!("plugin {} does not run: the letter stays", letter.plugin)));
     }
+    if dead::replay(&host.commit, id).await? { Ok(StatusCode::ACCEPTED) } else { Err(missing(id)) }
 }
 
 /// Forgets a letter.
@@ -54,6 +57,15 @@ pub async fn remove(Current(host): Current, Path(id): Path<u64>) -> Result<Statu
 
 fn missing(id: u64) -> ApiError {
     ApiError::not_found(format!("there is no dead letter {id}"))
+}
+
+/// A list says of a large event how it begins.
+fn cut(mut letter: Value) -> Value {
+    if let Some(data) = letter["event"]["data"].as_str().filter(|data| data.len() > IN_LIST) {
+        letter["event"]["data"] = json!(data[..data.floor_char_boundary(IN_LIST)]);
+        letter["event"]["cut"] = json!(true);
+    }
+    letter
 }
 
 fn describe(id: u64, letter: &DeadLetter) -> Value {

@@ -1,5 +1,7 @@
 //! Errors of the API as problem details, <https://www.rfc-editor.org/rfc/rfc9457>.
 
+use std::net::IpAddr;
+
 use axum::Json;
 use axum::extract::Request;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -7,6 +9,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
+use super::MAX_BODY;
 use crate::backend::BackendError;
 use crate::commit::CommitError;
 use crate::ident::InvalidWord;
@@ -44,8 +47,10 @@ impl ApiError {
 
     /// What was sent is wrong, in the way that a status says.
     pub fn of_status(status: StatusCode, detail: String) -> Self {
-        let kind = if status == StatusCode::PAYLOAD_TOO_LARGE { "too-large" } else { "invalid" };
-        Self { status, kind, detail }
+        if status == StatusCode::PAYLOAD_TOO_LARGE {
+            return Self::too_large(format!("the body has more than {MAX_BODY} bytes"));
+        }
+        Self { status, kind: "invalid", detail }
     }
 
     /// There is no such thing.
@@ -56,6 +61,11 @@ impl ApiError {
     /// It cannot be done now; it may be later.
     pub fn unavailable(detail: impl ToString) -> Self {
         Self { status: StatusCode::SERVICE_UNAVAILABLE, kind: "unavailable", detail: detail.to_string() }
+    }
+
+    /// It cannot be done as things stand.
+    pub fn conflict(detail: impl ToString) -> Self {
+        Self { status: StatusCode::CONFLICT, kind: "conflict", detail: detail.to_string() }
     }
 
     /// More bytes than allowed.
@@ -149,11 +159,24 @@ impl From<BackendError> for ApiError {
 /// Refuses what a web page sends: the API trusts whoever can reach it, and a page of any origin can
 /// reach loopback through a browser.
 pub async fn refuse_browsers(request: Request, next: Next) -> Result<Response, ApiError> {
-    if request.headers().contains_key(header::ORIGIN) {
+    let headers = request.headers();
+    let says = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let other_site = says("sec-fetch-site").is_some_and(|site| !["same-origin", "none"].contains(&site));
+    // A name that someone else's DNS points to loopback is not this host's.
+    let rebound = says("host").is_some_and(|host| !is_local(host));
+    if headers.contains_key(header::ORIGIN) || other_site || rebound {
         let detail = "requests of web pages are refused".to_owned();
         return Err(ApiError { status: StatusCode::FORBIDDEN, kind: "forbidden", detail });
     }
     Ok(next.run(request).await)
+}
+
+/// Whether a `Host` header names this machine: loopback, or a name that none but this machine has.
+fn is_local(host: &str) -> bool {
+    let name = host.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok());
+    let name = name.map_or(host, |(name, _)| name).trim_start_matches('[').trim_end_matches(']');
+    // What has no dot is a socket's caller, or from the machine's own hosts file.
+    name.parse::<IpAddr>().map_or(!name.contains('.') || name.ends_with(".localhost"), |ip| ip.is_loopback())
 }
 
 /// Answers for a path that there is not.

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use axum::extract::{FromRequest, FromRequestParts};
+use axum::body::Bytes;
+use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
 
 use super::ApiError;
@@ -40,6 +41,30 @@ pub struct Query<T>(pub T);
 #[from_request(via(axum::Json), rejection(ApiError))]
 pub struct Body<T>(pub T);
 
+/// A body of bytes.
+#[derive(Debug)]
+pub struct Raw(pub Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for Raw {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        Ok(Self(Bytes::from_request(request, state).await?))
+    }
+}
+
+/// A body of text.
+#[derive(Debug)]
+pub struct Text(pub String);
+
+impl<S: Send + Sync> FromRequest<S> for Text {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        Ok(Self(String::from_request(request, state).await?))
+    }
+}
+
 macro_rules! rejections {
     ($($rejection:ident),*) => {$(
         impl From<axum::extract::rejection::$rejection> for ApiError {
@@ -50,4 +75,4 @@ macro_rules! rejections {
     )*};
 }
 
-rejections!(PathRejection, QueryRejection, JsonRejection);
+rejections!(PathRejection, QueryRejection, JsonRejection, BytesRejection, StringRejection);

@@ -130,8 +130,13 @@ impl Watching {
 
     /// Finds the jobs that an entry may have changed.
     async fn look(&mut self, entry: &Entry) {
+        let Some((_, tracker)) = self.host.plugins.iter().find(|(name, _)| name.as_str() == PLUGIN) else {
+            return;
+        };
         let message: Value = match &entry.kind {
-            Kind::Event(Event::Message { data, .. }) => serde_json::from_slice(data).unwrap_or_default(),
+            Kind::Event(Event::Message { topic, data, .. }) if tracker.grants.may_subscribe(topic) => {
+                serde_json::from_slice(data).unwrap_or_default()
+            }
             Kind::Command { plugin, body, .. } if plugin.as_str() == PLUGIN => {
                 serde_json::from_str(body).unwrap_or_default()
             }
@@ -139,11 +144,9 @@ impl Watching {
         };
         let (method, body) = match (message["job_id"].as_str(), message["node_id"].as_str()) {
             (Some(job), _) => ("get", json!({ "job_id": job })),
-            (None, Some(node)) => ("list", json!({ "node_id": node })),
+            // A verdict on a node is one on the jobs that run there.
+            (None, Some(node)) => ("list", json!({ "node_id": node, "status": "running" })),
             (None, None) => return,
-        };
-        let Some((_, tracker)) = self.host.plugins.iter().find(|(name, _)| name.as_str() == PLUGIN) else {
-            return;
         };
         let handled = async {
             while tracker.handle.status().cursor <= entry.offset.0 {

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use prometheus_client::encoding::text::encode;
-use prometheus_client::metrics::counter::ConstCounter;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
 
 use super::ApiError;
@@ -14,6 +15,7 @@ use super::extract::Current;
 use crate::host::Host;
 use crate::plugin::PluginStatus;
 use crate::store::{dead, outbox};
+use crate::subscription::TopicHearing;
 
 /// All counts, in the OpenMetrics text format.
 pub async fn metrics(Current(host): Current) -> Result<Response, ApiError> {
@@ -29,36 +31,25 @@ pub async fn metrics(Current(host): Current) -> Result<Response, ApiError> {
 
 fn plugins(registry: &mut Registry, host: &Host) {
     let head = host.log.head().0;
-    for (name, plugin) in &host.plugins {
-        let PluginStatus {
-            cursor,
-            handled,
-            failures,
-            dead_letters,
-            instances,
-            cpu,
-            memory,
-            state_bytes,
-            timers,
-            ..
-        } = plugin.handle.status();
-        let registry = registry.sub_registry_with_label(("plugin".into(), name.to_string().into()));
-        counter(registry, "plugin_handled", "Events, commands and timers that were handled", handled);
-        counter(registry, "plugin_failures", "Rejections, retries and traps", failures);
-        counter(registry, "plugin_dead_letters", "Events that were set aside", dead_letters);
-        counter(registry, "plugin_instances", "Instances that were made", instances);
-        let cpu = ConstCounter::new(cpu as f64 / 1e9);
-        registry.register("plugin_cpu_seconds", "CPU time", cpu);
-        gauge(registry, "plugin_memory_bytes", "Memory of the instance", memory as u64);
-        gauge(registry, "plugin_state_bytes", "State", state_bytes);
-        gauge(registry, "plugin_timers", "Timers that are set", timers as u64);
-        gauge(
-            registry,
-            "plugin_behind",
-            "Entries of the log that it has not read yet",
-            head.saturating_sub(cursor),
-        );
-    }
+    let all: Vec<(String, PluginStatus)> =
+        host.plugins.iter().map(|(name, plugin)| (name.to_string(), plugin.handle.status())).collect();
+    let mut of_each = |kind: Kind, name: &str, help: &str, value: fn(&PluginStatus, u64) -> f64| {
+        let values = all.iter().map(|(plugin, status)| (plugin.clone(), value(status, head)));
+        family(registry, kind, name, help, "plugin", values);
+    };
+    of_each(Kind::Counter, "plugin_handled", "Events, commands and timers that were handled", |p, _| {
+        p.handled as f64
+    });
+    of_each(Kind::Counter, "plugin_failures", "Rejections, retries and traps", |p, _| p.failures as f64);
+    of_each(Kind::Counter, "plugin_dead_letters", "Events that were set aside", |p, _| p.dead_letters as f64);
+    of_each(Kind::Counter, "plugin_instances", "Instances that were made", |p, _| p.instances as f64);
+    of_each(Kind::Counter, "plugin_cpu_seconds", "CPU time", |p, _| p.cpu as f64 / 1e9);
+    of_each(Kind::Gauge, "plugin_memory_bytes", "Memory of the instance", |p, _| p.memory as f64);
+    of_each(Kind::Gauge, "plugin_state_bytes", "State", |p, _| p.state_bytes as f64);
+    of_each(Kind::Gauge, "plugin_timers", "Timers that are set", |p, _| p.timers as f64);
+    of_each(Kind::Gauge, "plugin_behind", "Entries of the log that it has not read yet", |p, head| {
+        head.saturating_sub(p.cursor) as f64
+    });
 }
 
 fn topics(registry: &mut Registry, host: &Host) {
@@ -79,22 +70,18 @@ fn topics(registry: &mut Registry, host: &Host) {
         "Streams that ended and were opened again",
         load(&received.reconnects),
     );
-    for (topic, hearing) in host.hearings.all() {
-        let registry = registry.sub_registry_with_label(("topic".into(), topic.to_string().into()));
-        gauge(
-            registry,
-            "topic_connected",
-            "Whether the stream is open",
-            u64::from(hearing.connected_since.is_some()),
-        );
-        gauge(registry, "topic_peers", "Peers on the topic", hearing.peers.len() as u64);
-        let proven = hearing.proven_until.map_or(0.0, |until| until.0 as f64 / 1e9);
-        registry.register(
-            "topic_proven_until_seconds",
-            "Until when listening is proven",
-            ConstGauge::new(proven),
-        );
-    }
+    let all = host.hearings.all();
+    let mut of_each = |name: &str, help: &str, value: fn(&TopicHearing) -> f64| {
+        let values = all.iter().map(|(topic, hearing)| (topic.to_string(), value(hearing)));
+        family(registry, Kind::Gauge, name, help, "topic", values);
+    };
+    of_each("topic_connected", "Whether the stream is open", |hearing| {
+        f64::from(u8::from(hearing.connected_since.is_some()))
+    });
+    of_each("topic_peers", "Peers on the topic", |hearing| hearing.peers.len() as f64);
+    of_each("topic_proven_until_seconds", "Until when listening is proven", |hearing| {
+        hearing.proven_until.map_or(0.0, |until| until.0 as f64 / 1e9)
+    });
 }
 
 fn store(registry: &mut Registry, host: &Host) -> Result<(), ApiError> {
@@ -122,6 +109,36 @@ fn store(registry: &mut Registry, host: &Host) -> Result<(), ApiError> {
     );
     gauge(registry, "log_head", "The offset of the next entry", host.log.head().0);
     Ok(())
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Counter,
+    Gauge,
+}
+
+/// One family with a value for each of what a label names.
+fn family(
+    registry: &mut Registry,
+    kind: Kind,
+    name: &str,
+    help: &str,
+    label: &'static str,
+    values: impl Iterator<Item = (String, f64)>,
+) {
+    let counters = Family::<[(&'static str, String); 1], Counter<f64, AtomicU64>>::default();
+    let gauges = Family::<[(&'static str, String); 1], Gauge<f64, AtomicU64>>::default();
+    for (whose, value) in values {
+        let labels = [(label, whose)];
+        match kind {
+            Kind::Counter => drop(counters.get_or_create(&labels).inc_by(value)),
+            Kind::Gauge => drop(gauges.get_or_create(&labels).set(value)),
+        }
+    }
+    match kind {
+        Kind::Counter => registry.register(name, help, counters),
+        Kind::Gauge => registry.register(name, help, gauges),
+    }
 }
 
 fn counter(registry: &mut Registry, name: &str, help: &str, value: u64) {

@@ -11,8 +11,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::ApiError;
-use super::extract::{Body, Current, Path, Query};
-use crate::backend::BackendError;
+use super::extract::{Body, Current, Path, Query, Raw};
 use crate::commit::NameChange;
 use crate::effect::{LIFETIME, LIFETIMES, NameUpdate, NameValue};
 use crate::entry::Resolution;
@@ -26,8 +25,15 @@ use crate::time::Timestamp;
 /// How long a caller waits for the backend to accept a name; it goes on afterwards.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The name that belongs to a key, which is made if there is none.
+/// The name that belongs to a key.
 pub async fn key_id(Current(host): Current, Path(key): Path<String>) -> Result<Json<Value>, ApiError> {
+    let key: KeyName = key.parse()?;
+    let name = host.keys.name(&key).ok_or_else(|| ApiError::not_found(format!("there is no key {key}")))?;
+    Ok(Json(json!({ "key": key, "name": name })))
+}
+
+/// The name that belongs to a key, which is made if there is none.
+pub async fn make_key(Current(host): Current, Path(key): Path<String>) -> Result<Json<Value>, ApiError> {
     let key: KeyName = key.parse()?;
     let name = key_name(&host, &key).await?;
     Ok(Json(json!({ "key": key, "name": name })))
@@ -75,7 +81,7 @@ pub async fn update_state(
     Current(host): Current,
     Path(key): Path<String>,
     Query(how): Query<How>,
-    data: Bytes,
+    Raw(data): Raw,
 ) -> Result<Json<Value>, ApiError> {
     if data.len() > DOCUMENT_BYTES {
         return Err(ApiError::too_large(format!(
@@ -145,14 +151,15 @@ async fn resolution(host: &Host, text: &str) -> Result<Resolution, ApiError> {
     {
         return Ok(known.resolution(name));
     }
-    let record = match host.backend.record(&name).await {
-        Ok(record) => record,
-        // What was known last, with the time at which it was confirmed.
-        Err(error @ (BackendError::Unreachable { .. } | BackendError::Timeout(_))) => {
-            let known = followed::known(&host.store.snapshot()?, &name)?;
-            return known.map(|known| known.resolution).ok_or_else(|| error.into());
-        }
-        Err(error) => return Err(error.into()),
+    // A followed name is asked for in the background; how old the answer is stands in it.
+    let known = followed::known(&host.store.snapshot()?, &name)?.map(|known| known.resolution);
+    if let Some(known) = known.clone().filter(|_| host.interest.names().contains(&name)) {
+        return Ok(known);
+    }
+    let record = match (host.backend.record(&name).await, known) {
+        (Ok(record), _) => record,
+        (Err(_), Some(known)) => return Ok(known),
+        (Err(error), None) => return Err(error.into()),
     };
     Ok(Resolution {
         name,

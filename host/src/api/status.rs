@@ -101,6 +101,15 @@ fn troubles(host: &Host) -> Result<Vec<String>, ApiError> {
     }
     let snapshot = host.store.snapshot()?;
     for (key, known) in names::all(&snapshot)? {
+        let overdue = now.since(Timestamp(known.since)) > LATE;
+        if !known.is_published() && overdue {
+            troubles.push(format!("name {key} is not published since {}", Timestamp(known.since)));
+        }
+        if let Some(accepted) = &known.published
+            && accepted.is_nearly_over(now)
+        {
+            troubles.push(format!("the record of {key} ends at {}", accepted.valid_until()));
+        }
         let document = known.document.unwrap_or_default();
         if document > DOCUMENT_BYTES as u64 / 10 * 9 {
             troubles

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::Json;
-use axum::body::Bytes;
 use axum::http::StatusCode;
 use axum::response::sse::{Event as Sse, KeepAlive, Sse as Stream};
 use multibase::Base;
@@ -14,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::sync::broadcast;
 
 use super::ApiError;
-use super::extract::{Current, Path};
+use super::extract::{Current, Path, Raw};
 use crate::effect::Publish;
 use crate::entry::{Entry, Event, Kind, Origin};
 use crate::host::Host;
@@ -53,7 +52,7 @@ pub async fn peers(Current(host): Current, Path(topic): Path<String>) -> Result<
 pub async fn publish(
     Current(host): Current,
     Path(topic): Path<String>,
-    data: Bytes,
+    Raw(data): Raw,
 ) -> Result<StatusCode, ApiError> {
     let topic: Topic = topic.parse()?;
     if data.len() > MESSAGE_BYTES {
@@ -62,15 +61,20 @@ pub async fn publish(
             data.len()
         )));
     }
-    let (waiting, _) = outbox::waiting(&host.store)?;
-    if waiting >= API_QUOTA {
-        return Err(ApiError::unavailable(format!("{waiting} publishes wait for the backend already")));
+    let waiting = host.backlog.length(None);
+    if waiting.load(Ordering::Relaxed) >= API_QUOTA {
+        return Err(ApiError::unavailable(format!("{API_QUOTA} publishes wait for the backend already")));
     }
     let event = Event::Message { topic: topic.clone(), data: data.clone(), origin: Origin::Host };
     let now = host.log.now();
     let publish = Publish { topic, data };
     let queue = move |write: &redb::WriteTransaction| outbox::enqueue(write, None, &[publish], now);
-    host.commit.append_and_write(vec![Kind::Event(event)], queue).await?;
+    // Before the outbox can see it and count it down.
+    waiting.fetch_add(1, Ordering::Relaxed);
+    if let Err(error) = host.commit.append_and_write(vec![Kind::Event(event)], queue).await {
+        waiting.fetch_sub(1, Ordering::Relaxed);
+        return Err(error.into());
+    }
     host.commit.outbox.notify_one();
     Ok(StatusCode::ACCEPTED)
 }

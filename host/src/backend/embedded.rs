@@ -69,6 +69,10 @@ impl Content for Files {
         Ok((cid, data.into()))
     }
 
+    async fn is_pinned(&self, _: &Cid) -> Result<bool, BackendError> {
+        Ok(false)
+    }
+
     /// The commit lets go of it in its own time.
     async fn unpin(&self, _: &Cid) -> Result<(), BackendError> {
         Ok(())

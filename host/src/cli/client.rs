@@ -8,7 +8,7 @@ use reqwest::{Method, RequestBuilder, Response, Url};
 use serde_json::Value;
 use thiserror::Error;
 
-use crate::api::{Problem, SOCKET};
+use crate::api::{MAX_BODY, Problem, SOCKET};
 
 /// Why a call failed.
 #[derive(Debug, Error)]
@@ -68,10 +68,14 @@ impl Client {
         Ok(Self { http, base, address })
     }
 
-    fn request(&self, method: Method, segments: &[&str]) -> RequestBuilder {
+    fn request(&self, method: Method, segments: &[&str]) -> Result<RequestBuilder, ClientError> {
+        // A URL cannot hold them: they mean the directory. No id is one of them.
+        if let Some(dots) = segments.iter().find(|segment| [".", ".."].contains(*segment)) {
+            return Err(refused(400, format!("{dots:?} is no id")));
+        }
         let mut url = self.base.clone();
         url.path_segments_mut().expect("the base has a host").pop_if_empty().push("v1").extend(segments);
-        self.http.request(method, url)
+        Ok(self.http.request(method, url))
     }
 
     async fn send(&self, request: RequestBuilder) -> Result<Response, ClientError> {
@@ -110,12 +114,12 @@ impl Client {
 
     /// Reads JSON.
     pub async fn get(&self, segments: &[&str], query: &[(&str, String)]) -> Result<Value, ClientError> {
-        self.json(self.request(Method::GET, segments).query(query)).await
+        self.json(self.request(Method::GET, segments)?.query(query)).await
     }
 
     /// Reads bytes as they are.
     pub async fn get_bytes(&self, segments: &[&str]) -> Result<Bytes, ClientError> {
-        self.bytes(self.request(Method::GET, segments)).await
+        self.bytes(self.request(Method::GET, segments)?).await
     }
 
     /// Sends JSON.
@@ -126,7 +130,7 @@ impl Client {
         query: &[(&str, String)],
         body: &Value,
     ) -> Result<Value, ClientError> {
-        self.json(self.request(method, segments).query(query).json(body)).await
+        self.json(self.request(method, segments)?.query(query).json(body)).await
     }
 
     /// Sends bytes as they are.
@@ -137,12 +141,19 @@ impl Client {
         query: &[(&str, String)],
         body: Vec<u8>,
     ) -> Result<Value, ClientError> {
-        self.json(self.request(method, segments).query(query).body(body)).await
+        // The host would break off in the middle of a body that is too large.
+        if body.len() > MAX_BODY {
+            return Err(refused(
+                413,
+                format!("{} bytes are too many: the host takes at most {MAX_BODY}", body.len()),
+            ));
+        }
+        self.json(self.request(method, segments)?.query(query).body(body)).await
     }
 
     /// Deletes.
     pub async fn delete(&self, segments: &[&str]) -> Result<Value, ClientError> {
-        self.json(self.request(Method::DELETE, segments)).await
+        self.json(self.request(Method::DELETE, segments)?).await
     }
 
     /// Reads server-sent events until the stream ends; `each` gets the kind and the data.
@@ -151,7 +162,7 @@ impl Client {
         segments: &[&str],
         mut each: impl FnMut(&str, &str) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
-        let response = self.send(self.request(Method::GET, segments)).await?;
+        let response = self.send(self.request(Method::GET, segments)?).await?;
         let mut chunks = response.bytes_stream();
         let mut text = Vec::new();
         while let Some(chunk) = chunks.next().await {
@@ -166,6 +177,11 @@ impl Client {
         }
         Ok(())
     }
+}
+
+/// What the host would say no to.
+fn refused(status: u16, detail: String) -> ClientError {
+    ClientError::Problem(Problem { kind: "invalid".to_owned(), title: "Refused".to_owned(), status, detail })
 }
 
 fn on_socket(builder: reqwest::ClientBuilder, path: PathBuf) -> (reqwest::ClientBuilder, Url, String) {

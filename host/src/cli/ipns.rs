@@ -82,7 +82,9 @@ impl Command {
             }
             Self::Resolve { name } => out.object(&client.get(&["names", &name], &[]).await?),
             Self::GetState { name } => bytes(&client.get_bytes(&["names", &name, "state"]).await?),
-            Self::KeyId { key } => out.object(&client.get(&["keys", &key], &[]).await?),
+            Self::KeyId { key } => {
+                out.object(&client.send_bytes(Method::PUT, &["keys", &key], &[], Vec::new()).await?)
+            }
         }
     }
 }

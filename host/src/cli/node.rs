@@ -35,6 +35,12 @@ pub enum Command {
         /// Only those with a GPU to spare
         #[arg(long)]
         gpu: bool,
+        /// Only those after this one, for the next page
+        #[arg(long, value_name = "ID")]
+        after: Option<String>,
+        /// At most this many
+        #[arg(long, value_name = "N")]
+        limit: Option<usize>,
     },
     /// Shows one node
     Get {
@@ -51,11 +57,18 @@ pub enum Command {
 impl Command {
     pub async fn execute(self, client: &Client, out: &Output) -> anyhow::Result<()> {
         match self {
-            Self::Ls { status, model, min_memory, gpu } => {
+            Self::Ls { status, model, min_memory, gpu, after, limit } => {
                 let min_memory = min_memory.map(|least| least.to_string());
                 let gpu = gpu.then(|| "true".to_owned());
-                let asked =
-                    [("status", status), ("cached_model", model), ("min_memory", min_memory), ("gpu", gpu)];
+                let limit = limit.map(|limit| limit.to_string());
+                let asked = [
+                    ("status", status),
+                    ("cached_model", model),
+                    ("min_memory", min_memory),
+                    ("gpu", gpu),
+                    ("after", after),
+                    ("limit", limit),
+                ];
                 let query: Vec<_> =
                     asked.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
                 out.rows(&client.get(&["nodes"], &query).await?, &COLUMNS)

@@ -27,12 +27,17 @@ pub struct Wakes {
 }
 
 /// The changes of names in one transaction.
-#[derive(Default)]
 pub struct NameChanges {
+    now: Timestamp,
     superseded: Vec<Cid>,
 }
 
 impl NameChanges {
+    /// None yet; those that follow are made at `now`.
+    pub fn new(now: Timestamp) -> Self {
+        Self { now, superseded: Vec::new() }
+    }
+
     /// Makes a change; returns what its followers are told.
     pub fn make(
         &mut self,
@@ -61,7 +66,7 @@ impl NameChanges {
         key: &KeyName,
         update: &NameUpdate,
     ) -> Result<Option<Kind>, StoreError> {
-        Ok(names::set(write, key, update)?.map(|changed| self.note(changed)))
+        Ok(names::set(write, key, update, self.now)?.map(|changed| self.note(changed)))
     }
 
     fn note(&mut self, changed: Changed) -> Kind {

@@ -75,6 +75,7 @@ impl Running {
     /// Ends everything: no more intake, plugins finish their entry, the outbox drains within a
     /// grace, everything handled is committed.
     pub async fn end(self, host: &Host) {
+        host.log.close();
         self.stops.intake.cancel();
         self.intake_tasks.close();
         self.intake_tasks.wait().await;
@@ -92,6 +93,7 @@ impl Running {
 
     /// Lets everything end by itself, and waits for nothing.
     pub fn abandon(self, host: &Host) {
+        host.log.close();
         for stop in [self.stops.intake, self.stops.plugins, self.stops.tasks, self.stops.writer] {
             stop.cancel();
         }

@@ -124,24 +124,19 @@ impl Start {
     fn load(&mut self, candidate: Candidate, ready: Ready) -> Result<(), HostError> {
         let Ready { prepared, resolved, allowance: Allowance { grants, limits } } = ready;
         let Candidate { name, source, .. } = candidate;
-        let manifest = &prepared.inspection.manifest;
         if !grants.cover(&resolved.asks) {
             tracing::warn!(plugin = %name, "asks for more than it is granted; what is missing is refused when it is used");
         }
-        let mut stored = roster::enter(
-            &self.store,
-            &name,
-            &manifest.version,
-            &prepared.inspection.digest,
-            self.log.head(),
-        )?;
+        let asked = resolved.asks.subscribe.iter().filter_map(|pattern| pattern.exact());
+        let topics = asked.filter(|topic| grants.may_subscribe(topic)).cloned().collect();
+        let mut stored = roster::enter(&self.store, &name, &prepared.inspection, topics, self.log.head())?;
         if let Some(missed) = &stored.missed {
             self.tell_missed(&name, &stored.world, stored.cursor, missed);
         }
         self.take_back(&name, &grants, &mut stored.world);
         self.add_own_names(&grants, &mut stored.world)?;
         self.interest.restore(&name, &stored.world);
-        self.subscribe_as_asked(&name, &resolved.asks, &grants, &stored.world);
+        self.subscribe_to_new(&name, &stored.new_topics, &stored.world);
         let grants = Arc::new(grants);
         let session = SessionParts {
             plugin: name.clone(),
@@ -153,7 +148,7 @@ impl Start {
             store: self.store.clone(),
             files: self.store.clone(),
             keys: self.keys.clone(),
-            outbox_len: self.backlog.length(&name),
+            outbox_len: self.backlog.length(Some(&name)),
         };
         let parts = Parts {
             prepared: prepared.clone(),
@@ -210,19 +205,15 @@ impl Start {
         }
     }
 
-    /// Subscribes to the exact topics of the manifest that are granted, from the head of the log.
-    fn subscribe_as_asked(&self, name: &PluginName, asks: &Grants, grants: &Grants, world: &World) {
+    /// Subscribes to the topics of the manifest that are new, from the head of the log.
+    fn subscribe_to_new(&self, name: &PluginName, topics: &BTreeSet<Topic>, world: &World) {
         for (topic, until) in world.last_heard() {
             self.hearings.restore(topic, until, !world.peers(topic).is_empty());
         }
-        for topic in asks.subscribe.iter().filter_map(|pattern| pattern.exact()) {
-            if grants.may_subscribe(topic) && !world.subscriptions().contains(topic) {
-                let party = Party::Plugin(name.clone());
-                self.interest.want_topic(topic, party, true);
-                let kind =
-                    Kind::Subscription { plugin: name.clone(), topic: topic.clone(), subscribed: true };
-                self.log.append_now([kind]);
-            }
+        for topic in topics.iter().filter(|topic| !world.will_hear(topic)) {
+            self.interest.want_topic(topic, Party::Plugin(name.clone()), true);
+            let kind = Kind::Subscription { plugin: name.clone(), topic: topic.clone(), subscribed: true };
+            self.log.append_now([kind]);
         }
     }
 

@@ -47,6 +47,9 @@ const CURSOR_STRIDE: u64 = 4_096;
 const CURSOR_EVERY: Duration = Duration::from_secs(10);
 /// How long an idle plugin waits before it reads over entries that are not for it.
 const IDLE: Duration = Duration::from_secs(5);
+/// Shortest time between two entries that a plugin's timers bring about while nothing else comes: a
+/// timer that sets itself to the past must not fill the log.
+const TICK_EVERY: Duration = Duration::from_millis(10);
 /// How often it is looked whether an entry is durable that must be before it is handled.
 const COMMIT_POLL: Duration = Duration::from_millis(1);
 /// Why an actor ended before it was told to.
@@ -99,6 +102,10 @@ pub struct Actor {
     stored_at: Instant,
     world_changed: bool,
     restart: Option<Restart>,
+    ticked_at: Option<Instant>,
+    warned_at: Option<Instant>,
+    /// Events that were set aside without a word since.
+    unwarned: u64,
     tally: PluginStatus,
 }
 
@@ -130,6 +137,9 @@ impl Actor {
             stored_at: Instant::now(),
             world_changed: false,
             restart: None,
+            ticked_at: None,
+            warned_at: None,
+            unwarned: 0,
             tally: PluginStatus { state: "starting", ..PluginStatus::default() },
             plugin,
         };
@@ -206,6 +216,11 @@ impl Actor {
         };
         let now = self.log.now();
         if due <= now {
+            let since = self.ticked_at.map_or(Duration::MAX, |at| at.elapsed());
+            if since < TICK_EVERY {
+                return Ok(Some(TICK_EVERY - since));
+            }
+            self.ticked_at = Some(Instant::now());
             self.log.append_now([Kind::Tick(self.plugin.clone())]);
             return Ok(None);
         }
@@ -332,7 +347,7 @@ impl Actor {
             return !waits;
         }
         let batch = &self.session().effects.batch;
-        let asked = !batch.follows.is_empty() || !batch.names.is_empty();
+        let asked = !batch.follows.is_empty() || !batch.names.is_empty() || !batch.subscriptions.is_empty();
         if std::mem::take(&mut self.world_changed) || asked {
             let world = serde_json::to_vec(&self.session().world).expect("a world is plain data");
             self.session_mut().effects.batch.world = Some(world);

@@ -165,7 +165,7 @@ enum Undo {
     Timer { key: String, before: Option<Option<Timestamp>>, due_before: Option<Timestamp> },
     Publish,
     Name { key: KeyName, before: Option<NameUpdate>, name: IpnsName, own_before: OwnName },
-    Subscription,
+    Subscription { topic: Topic, before: Option<bool> },
     Follow { name: IpnsName, before: Option<Option<Resolution>>, noted: Option<bool> },
 }
 
@@ -238,8 +238,9 @@ impl Effects {
                 restore(&mut self.batch.names, key, before);
                 world.restore_own(name, own_before);
             }
-            Undo::Subscription => {
+            Undo::Subscription { topic, before } => {
                 self.batch.subscriptions.pop();
+                world.restore_subscription(topic, before);
             }
             Undo::Follow { name, before, noted } => {
                 restore(&mut self.batch.follows, name.clone(), noted);
@@ -299,9 +300,10 @@ impl Effects {
     }
 
     /// Subscribes or unsubscribes.
-    pub fn subscribe(&mut self, topic: Topic, subscribed: bool) {
-        self.batch.subscriptions.push((topic, subscribed));
-        self.journal.push(Undo::Subscription);
+    pub fn subscribe(&mut self, world: &mut World, topic: Topic, subscribed: bool) {
+        let before = world.ask_subscription(topic.clone(), subscribed);
+        self.batch.subscriptions.push((topic.clone(), subscribed));
+        self.journal.push(Undo::Subscription { topic, before });
     }
 
     /// Follows a name or stops doing so.

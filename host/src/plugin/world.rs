@@ -22,6 +22,9 @@ pub struct World {
     /// Nanoseconds since 1970: the time of the last entry before the cursor.
     time: u64,
     subscriptions: BTreeSet<Topic>,
+    /// Subscriptions (true) and their ends that were asked for and are not in the log yet.
+    #[serde(default)]
+    asked: BTreeMap<Topic, bool>,
     follows: BTreeMap<IpnsName, Option<Resolution>>,
     /// The names of the plugin's own keys.
     #[serde(default)]
@@ -109,6 +112,9 @@ impl World {
                 Change::Some
             }
             Kind::Subscription { plugin: whose, topic, subscribed } if whose == plugin => {
+                if self.asked.get(topic) == Some(subscribed) {
+                    self.asked.remove(topic);
+                }
                 if *subscribed {
                     self.subscriptions.insert(topic.clone());
                 } else {
@@ -132,6 +138,31 @@ impl World {
             }
             _ => Change::None,
         }
+    }
+
+    /// Notes that a subscription or its end was asked for; returns what stood there before.
+    pub fn ask_subscription(&mut self, topic: Topic, subscribed: bool) -> Option<bool> {
+        self.asked.insert(topic, subscribed)
+    }
+
+    /// Takes back what [`World::ask_subscription`] did.
+    pub fn restore_subscription(&mut self, topic: Topic, before: Option<bool>) {
+        match before {
+            Some(before) => self.asked.insert(topic, before),
+            None => self.asked.remove(&topic),
+        };
+    }
+
+    /// Whether the plugin will be subscribed once all that it asked for is in the log.
+    pub fn will_hear(&self, topic: &Topic) -> bool {
+        self.asked.get(topic).copied().unwrap_or_else(|| self.subscriptions.contains(topic))
+    }
+
+    /// How many topics the plugin will be subscribed to.
+    pub fn topics(&self) -> usize {
+        let added = self.asked.iter().filter(|(topic, on)| **on && !self.subscriptions.contains(*topic));
+        let ended = self.asked.iter().filter(|(topic, on)| !**on && self.subscriptions.contains(*topic));
+        self.subscriptions.len() + added.count() - ended.count()
     }
 
     /// Ends a subscription, and forgets what was heard on it.

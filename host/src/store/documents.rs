@@ -7,7 +7,7 @@
 use cid::Cid;
 use redb::{ReadableTable, WriteTransaction};
 
-use super::{DOCUMENTS, HOLDS, SUPERSEDED, Snapshot, StoreError};
+use super::{DOCUMENTS, HOLDS, META, SUPERSEDED, Snapshot, StoreError, counter, set_counter};
 use crate::entry::Offset;
 use crate::ident::ContentPath;
 
@@ -54,8 +54,15 @@ pub fn supersede(write: &WriteTransaction, at: Offset, cid: &Cid) -> Result<(), 
     let len = write.open_table(DOCUMENTS)?.get(key.as_slice())?.map_or(0, |data| data.value().len());
     let before = write.open_table(SUPERSEDED)?.insert((at.0, key.as_slice()), len as u64)?.is_some();
     // The log holds a file once for each entry.
-    if before { release(write, cid) } else { Ok(()) }
+    if before {
+        return release(write, cid);
+    }
+    let held = counter(&write.open_table(META)?, BYTES)?;
+    set_counter(write, BYTES, held + len as u64)
 }
+
+/// Bytes of all superseded files, counted along.
+const BYTES: &str = "superseded-bytes";
 
 /// A file that no name points to any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,16 +76,21 @@ pub struct Superseded {
 }
 
 /// The files that only the log counts on, oldest first.
-pub fn superseded(snapshot: &Snapshot) -> Result<Vec<Superseded>, StoreError> {
-    let rows = snapshot.table(SUPERSEDED)?;
-    rows.iter()?
-        .map(|row| {
-            let (key, bytes) = row?;
-            let (at, cid) = key.value();
-            let cid = Cid::try_from(cid).map_err(|error| StoreError::corrupt("documents", error))?;
-            Ok(Superseded { at: Offset(at), cid, bytes: bytes.value() })
-        })
-        .collect()
+pub fn superseded(
+    snapshot: &Snapshot,
+) -> Result<impl Iterator<Item = Result<Superseded, StoreError>> + use<>, StoreError> {
+    let rows = snapshot.table(SUPERSEDED)?.range::<(u64, &[u8])>(..)?;
+    Ok(rows.map(|row| {
+        let (key, bytes) = row?;
+        let (at, cid) = key.value();
+        let cid = Cid::try_from(cid).map_err(|error| StoreError::corrupt("documents", error))?;
+        Ok(Superseded { at: Offset(at), cid, bytes: bytes.value() })
+    }))
+}
+
+/// How many bytes they have.
+pub fn superseded_bytes(snapshot: &Snapshot) -> Result<u64, StoreError> {
+    counter(&snapshot.table(META)?, BYTES)
 }
 
 /// Ends the log's hold on files.
@@ -87,7 +99,9 @@ pub fn forget(write: &WriteTransaction, gone: &[Superseded]) -> Result<(), Store
         write.open_table(SUPERSEDED)?.remove((at.0, cid.to_bytes().as_slice()))?;
         release(write, cid)?;
     }
-    Ok(())
+    let held = counter(&write.open_table(META)?, BYTES)?;
+    let freed: u64 = gone.iter().map(|file| file.bytes).sum();
+    set_counter(write, BYTES, held.saturating_sub(freed))
 }
 
 /// The file at `/ipfs/CID`, if it is held.

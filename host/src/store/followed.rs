@@ -18,6 +18,8 @@ pub struct Followed {
     /// What the last record of the chain says. It never points to another file than before, for
     /// it is no name; so a file is read only when this changes.
     pub target: ContentPath,
+    /// The newest record of the name, as it was signed.
+    pub record: Vec<u8>,
 }
 
 /// Gives a followed name a new value with its file, in the transaction of the commit.

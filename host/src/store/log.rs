@@ -3,7 +3,7 @@
 use bytes::{Bytes, BytesMut};
 use redb::{ReadableDatabase as _, ReadableTable, WriteTransaction};
 
-use super::{LOG, META, Store, StoreError, number};
+use super::{LOG, META, Store, StoreError, counter, set_counter};
 use crate::entry::{Entry, Offset, decode_chunk, encode_into};
 use crate::time::Timestamp;
 
@@ -80,7 +80,7 @@ pub fn append<'a>(
     }
     if written > 0 {
         let before = bytes(&write.open_table(META)?)?;
-        set_bytes(write, before + written)?;
+        set_counter(write, BYTES, before + written)?;
     }
     Ok(())
 }
@@ -93,18 +93,13 @@ pub fn trim(write: &WriteTransaction, rows: &[u64]) -> Result<(), StoreError> {
         removed += table.remove(row)?.map_or(0, |chunk| chunk.value().len() as u64);
     }
     let before = bytes(&write.open_table(META)?)?;
-    set_bytes(write, before.saturating_sub(removed))
+    set_counter(write, BYTES, before.saturating_sub(removed))
 }
 
-/// Counted along: the database would have to look at every page.
-const LOG_BYTES: &str = "log-bytes";
+/// Counted along.
+const BYTES: &str = "log-bytes";
 
 /// The bytes that the log holds.
 pub fn bytes(meta: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<u64, StoreError> {
-    meta.get(LOG_BYTES)?.map_or(Ok(0), |bytes| number(bytes.value()))
-}
-
-fn set_bytes(write: &WriteTransaction, bytes: u64) -> Result<(), StoreError> {
-    write.open_table(META)?.insert(LOG_BYTES, bytes.to_be_bytes().as_slice())?;
-    Ok(())
+    counter(meta, BYTES)
 }

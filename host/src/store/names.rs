@@ -20,6 +20,8 @@ pub struct Known {
     pub sequence: u64,
     /// How long a record is valid, in nanoseconds.
     pub lifetime: u64,
+    /// When it got this value, in nanoseconds since 1970.
+    pub since: u64,
     /// Bytes of the document, if the host holds it.
     pub document: Option<u64>,
     /// What the backend last accepted.
@@ -39,8 +41,8 @@ pub struct Accepted {
     pub sequence: u64,
     /// When, in nanoseconds since 1970.
     pub at: u64,
-    /// Until when the record is valid, in nanoseconds since 1970.
-    pub valid_until: u64,
+    /// How long the record is valid, in nanoseconds.
+    pub lifetime: u64,
     /// The signed record, where the host signs it.
     #[serde(default)]
     pub record: Option<Vec<u8>>,
@@ -50,6 +52,21 @@ impl Accepted {
     /// The document that the host stored for it.
     pub fn document(&self) -> Option<Cid> {
         self.path.ipfs().map(|(cid, _)| cid).filter(|_| self.is_held)
+    }
+
+    /// Until when the record is valid.
+    pub fn valid_until(&self) -> Timestamp {
+        Timestamp(self.at.saturating_add(self.lifetime))
+    }
+
+    /// Whether it should have been signed anew a while ago.
+    pub fn is_nearly_over(&self, now: Timestamp) -> bool {
+        now.0 >= self.at.saturating_add(self.lifetime / 4 * 3)
+    }
+
+    /// When it must be signed anew: at half of its lifetime.
+    fn renew_at(&self) -> Timestamp {
+        Timestamp(self.at.saturating_add(self.lifetime / 2))
     }
 }
 
@@ -61,7 +78,7 @@ impl Known {
             name,
             path: self.path.clone(),
             sequence: self.sequence,
-            valid_until: Timestamp(published.map_or(0, |accepted| accepted.valid_until)),
+            valid_until: published.map_or(Timestamp(0), Accepted::valid_until),
             confirmed_at: Timestamp(published.map_or(0, |accepted| accepted.at)),
         }
     }
@@ -76,14 +93,15 @@ impl Known {
         self.published.as_ref()?.record.as_deref()
     }
 
-    /// Whether the newest value must be published, or signed anew at half of its lifetime.
-    pub fn is_due(&self, now: Timestamp) -> bool {
-        !self.is_published() || now >= self.due_at()
-    }
-
-    /// When it must be signed anew.
+    /// When the name must be published: at once if the backend has not the newest value with the
+    /// lifetime that was asked for, and again at half of that.
     pub fn due_at(&self) -> Timestamp {
-        Timestamp(self.published.as_ref().map_or(0, |accepted| accepted.at.saturating_add(self.lifetime / 2)))
+        match &self.published {
+            Some(accepted) if accepted.of == self.sequence && accepted.lifetime == self.lifetime => {
+                accepted.renew_at()
+            }
+            _ => Timestamp(0),
+        }
     }
 
     fn document_cid(&self) -> Option<Cid> {
@@ -100,16 +118,21 @@ pub struct Changed {
     pub superseded: Option<Cid>,
 }
 
-/// Gives a name a new value, in the transaction of the commit; none if it has this value already.
+/// Gives a name a new value at `now`, in the transaction of the commit; none if it has this value
+/// already.
 pub fn set(
     write: &WriteTransaction,
     key: &KeyName,
     update: &NameUpdate,
+    now: Timestamp,
 ) -> Result<Option<Changed>, StoreError> {
     let before = read(&write.open_table(NAMES)?, key)?;
     let path = update.value.path();
     let lifetime = nanoseconds(update.lifetime);
-    if let Some(known) = before.as_ref().filter(|known| known.path == path) {
+    let is_path = matches!(update.value, NameValue::Path(_));
+    // A file that the name pointed to already, but that the host does not hold, is news.
+    let has_it = |known: &&Known| known.path == path && (is_path || known.document.is_some());
+    if let Some(known) = before.as_ref().filter(has_it) {
         put(write, key, &Known { lifetime, ..known.clone() })?;
         return Ok(None);
     }
@@ -123,7 +146,7 @@ pub fn set(
     let superseded = before.as_ref().and_then(Known::document_cid);
     let sequence = before.as_ref().map_or(1, |known| known.sequence + 1);
     let published = before.and_then(|known| known.published);
-    let known = Known { path, sequence, lifetime, document, published };
+    let known = Known { path, sequence, lifetime, since: now.0, document, published };
     put(write, key, &known)?;
     Ok(Some(Changed { resolution: known.resolution(update.name.clone()), superseded }))
 }

@@ -79,30 +79,28 @@ impl Row {
     }
 }
 
-/// How many publishes of each plugin wait, counted along for their quotas.
+/// How many publishes of each plugin and of the API wait, counted along for their quotas.
 #[derive(Debug, Default)]
-pub struct Backlog(Mutex<BTreeMap<PluginName, Arc<AtomicUsize>>>);
+pub struct Backlog(Mutex<BTreeMap<Option<PluginName>, Arc<AtomicUsize>>>);
 
 impl Backlog {
     /// Counts what the store holds; called once before anything is added.
     pub fn restore(store: &Store) -> Result<Self, StoreError> {
         let backlog = Self::default();
         for row in store.snapshot()?.table(OUTBOX)?.iter()? {
-            if let Some(plugin) = Row::read(row?.1.value())?.owner()? {
-                backlog.added(&plugin, 1);
-            }
+            backlog.added(Row::read(row?.1.value())?.owner()?.as_ref(), 1);
         }
         Ok(backlog)
     }
 
-    /// How many publishes of a plugin wait.
-    pub fn length(&self, plugin: &PluginName) -> Arc<AtomicUsize> {
+    /// How many publishes of a plugin wait, or of the API.
+    pub fn length(&self, owner: Option<&PluginName>) -> Arc<AtomicUsize> {
         let mut lengths = self.0.lock().expect("no one panics while holding the lengths");
-        lengths.entry(plugin.clone()).or_default().clone()
+        lengths.entry(owner.cloned()).or_default().clone()
     }
 
-    /// Adds what a batch has put in.
-    pub fn added(&self, plugin: &PluginName, count: usize) {
-        self.length(plugin).fetch_add(count, Ordering::Relaxed);
+    /// Adds what was put in.
+    pub fn added(&self, owner: Option<&PluginName>, count: usize) {
+        self.length(owner).fetch_add(count, Ordering::Relaxed);
     }
 }

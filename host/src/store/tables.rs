@@ -32,6 +32,8 @@ pub const DOCUMENTS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("docum
 pub const HOLDS: TableDefinition<&[u8], u64> = TableDefinition::new("holds");
 /// The offset from which on no name points to a file, and its CID, to its bytes.
 pub const SUPERSEDED: TableDefinition<(u64, &[u8]), u64> = TableDefinition::new("superseded");
+/// The CIDs of the files that the backend has pinned for this host.
+pub const PINS: TableDefinition<&[u8], ()> = TableDefinition::new("pins");
 /// Dead letters in the order in which they were set aside.
 pub const DEAD: TableDefinition<u64, &[u8]> = TableDefinition::new("dead");
 /// Events that are to be handled again, by the time they are due and a running number.
@@ -52,6 +54,7 @@ pub fn create_all(write: &WriteTransaction) -> Result<(), StoreError> {
     write.open_table(DOCUMENTS)?;
     write.open_table(HOLDS)?;
     write.open_table(SUPERSEDED)?;
+    write.open_table(PINS)?;
     write.open_table(DEAD)?;
     write.open_table(RETRIES)?;
     Ok(())

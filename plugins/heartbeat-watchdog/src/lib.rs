@@ -73,8 +73,10 @@ impl Watchdog {
         let heartbeat: Heartbeat = serde_json::from_slice(&message.data)
             .map_err(|error| Failure::Reject(format!("not a heartbeat: {error}")))?;
         let id = heartbeat.node_id;
-        if id.is_empty() || id.len() > 256 || id.chars().any(char::is_control) {
-            return Err(Failure::Reject("a node_id has 1 to 256 bytes and no control characters".to_owned()));
+        let has_place = ![".", ".."].contains(&id.as_str());
+        if id.is_empty() || id.len() > 256 || id.chars().any(char::is_control) || !has_place {
+            let why = "a node_id has 1 to 256 bytes, no control characters, and is neither . nor ..";
+            return Err(Failure::Reject(why.to_owned()));
         }
         let known = NODES.get(&id)?;
         let now = Time::now();

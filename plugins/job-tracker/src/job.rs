@@ -127,8 +127,9 @@ impl JobEvent {
 }
 
 fn check_id(what: &str, id: &str) -> Result<(), String> {
-    if id.is_empty() || id.len() > 128 || id.chars().any(char::is_control) {
-        return Err(format!("a {what} has 1 to 128 bytes and no control characters"));
+    // `.` and `..` have no place in a URL.
+    if id.is_empty() || id.len() > 128 || id.chars().any(char::is_control) || [".", ".."].contains(&id) {
+        return Err(format!("a {what} has 1 to 128 bytes, no control characters, and is neither . nor .."));
     }
     Ok(())
 }
@@ -161,12 +162,31 @@ pub struct Verdict {
     pub timestamp: Option<Time>,
 }
 
+/// What a verdict says of a node's death.
+pub enum Death {
+    Dead(NodeDead),
+    Alive,
+    Unsaid,
+}
+
 impl Verdict {
     pub fn parse(data: &[u8]) -> Result<Self, Failure> {
         let verdict: Self = serde_json::from_slice(data)
             .map_err(|error| Failure::Reject(format!("not a verdict on a node: {error}")))?;
         check_id("node_id", &verdict.node_id).map_err(Failure::Reject)?;
         Ok(verdict)
+    }
+
+    /// Whether the node is dead, as far as the verdict says so.
+    pub fn death(&self) -> Death {
+        match self.status.as_str() {
+            "dead" => {
+                let since = self.timestamp.unwrap_or_else(Time::now);
+                Death::Dead(NodeDead { observer: self.observer.clone(), since })
+            }
+            "alive" | "recovered" => Death::Alive,
+            _ => Death::Unsaid,
+        }
     }
 }
 
@@ -188,8 +208,11 @@ impl Job {
             });
         };
         let moves_on = status.rank() > known.status.rank();
-        let newer_of_same = status == known.status && !status.is_final() && time > known.updated_at;
-        if !moves_on && !newer_of_same {
+        let same = status == known.status && !status.is_final();
+        // A job that is known by its result alone learns the rest from a late event.
+        let learns = same && known.data.is_none() && known.node_id.is_none();
+        let newer = same && time > known.updated_at;
+        if !moves_on && !learns && !newer {
             return None;
         }
         let node_id = event.node().map(str::to_owned).or_else(|| known.node_id.clone());
@@ -223,16 +246,9 @@ impl Job {
         Some(Job { result_cid: Some(ready.result_cid), ..job })
     }
 
-    /// The job after a verdict on its node; none if that changes nothing.
-    pub fn judged(&self, verdict: &Verdict) -> Option<Job> {
-        let node_dead = match verdict.status.as_str() {
-            "dead" if self.node_dead.is_none() => {
-                let since = verdict.timestamp.unwrap_or_else(Time::now);
-                Some(NodeDead { observer: verdict.observer.clone(), since })
-            }
-            "alive" | "recovered" if self.node_dead.is_some() => None,
-            _ => return None,
-        };
-        Some(Job { node_dead, ..self.clone() })
+    /// The job with what is known of its node's death; none if that changes nothing.
+    pub fn on_node(&self, dead: Option<&NodeDead>) -> Option<Job> {
+        let changes = self.status == Status::Running && self.node_dead.is_some() != dead.is_some();
+        changes.then(|| Job { node_dead: dead.cloned(), ..self.clone() })
     }
 }

@@ -14,7 +14,7 @@ use dim_guest::time::Time;
 use dim_guest::{Event, Failure, Message, Origin, Plugin, Refusal, export_plugin, json, pubsub, timers};
 use serde::Deserialize;
 
-use job::{Job, JobEvent, ResultReady, Verdict};
+use job::{Death, Job, JobEvent, ResultReady, Verdict};
 use store::Left;
 
 /// How often finished jobs are pruned.
@@ -92,7 +92,12 @@ impl JobTracker {
     /// Applies an event; returns the job if it has changed.
     fn take_in(&self, event: &JobEvent) -> Result<Option<Job>, Failure> {
         let known = store::get(&event.job_id)?;
-        let Some(job) = Job::after(known.as_ref(), event, Time::now()) else { return Ok(None) };
+        let Some(mut job) = Job::after(known.as_ref(), event, Time::now()) else { return Ok(None) };
+        // It may have been declared dead before the job was heard of.
+        if let Some(node) = &job.node_id {
+            let dead = store::death_of(node)?;
+            job = job.on_node(dead.as_ref()).unwrap_or(job);
+        }
         self.keep(known.as_ref(), &job)?;
         Ok(Some(job))
     }
@@ -111,11 +116,14 @@ impl JobTracker {
             Origin::Plugin(_) | Origin::Host => true,
             Origin::Peer(peer) => self.config.trusted_observers.contains(peer),
         };
-        if !believed {
-            return Ok(());
-        }
+        let dead = match verdict.death() {
+            Death::Dead(dead) if believed => Some(dead),
+            Death::Alive if believed => None,
+            _ => return Ok(()),
+        };
+        store::set_death(&verdict.node_id, dead.as_ref())?;
         for job in store::running_on(&verdict.node_id)? {
-            if let Some(marked) = job.judged(&verdict) {
+            if let Some(marked) = job.on_node(dead.as_ref()) {
                 self.keep(Some(&job), &marked)?;
             }
         }

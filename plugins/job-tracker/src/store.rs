@@ -7,13 +7,26 @@ use dim_guest::state::{self, Error, Records};
 use dim_guest::time::Time;
 use serde::Deserialize;
 
-use crate::job::{Job, Status};
+use crate::job::{Job, NodeDead, Status};
 
 const ACTIVE: Records<Job> = Records::new("active/");
 const FINISHED: Records<Job> = Records::new("finished/");
 /// Newest first: the key counts down.
 const BY_AGE: Records<String> = Records::new("age/");
 const BY_NODE: Records<String> = Records::new("node/");
+
+/// The nodes that were declared dead and have not come back.
+const DEAD_NODES: Records<NodeDead> = Records::new("dead/");
+
+/// Notes that a node is dead, or is not any more.
+pub fn set_death(node: &str, dead: Option<&NodeDead>) -> Result<(), Error> {
+    dead.map_or_else(|| DEAD_NODES.delete(node), |dead| DEAD_NODES.set(node, dead))
+}
+
+/// Who declared a node dead, and when, if it is.
+pub fn death_of(node: &str) -> Result<Option<NodeDead>, Error> {
+    DEAD_NODES.get(node)
+}
 
 pub fn get(id: &str) -> Result<Option<Job>, Error> {
     match ACTIVE.get(id)? {

@@ -80,8 +80,9 @@ impl Heartbeat {
 
 /// An id that can be part of a key and be shown to an operator.
 pub fn check_id(id: &str) -> Result<(), String> {
-    if id.is_empty() || id.len() > 256 || id.chars().any(char::is_control) {
-        return Err("a node_id has 1 to 256 bytes and no control characters".to_owned());
+    // `.` and `..` have no place in a URL.
+    if id.is_empty() || id.len() > 256 || id.chars().any(char::is_control) || [".", ".."].contains(&id) {
+        return Err("a node_id has 1 to 256 bytes, no control characters, and is neither . nor ..".to_owned());
     }
     Ok(())
 }

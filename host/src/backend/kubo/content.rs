@@ -58,6 +58,15 @@ impl Content for Files {
         unixfs::read_file(self, path, limit).await
     }
 
+    async fn is_pinned(&self, cid: &Cid) -> Result<bool, BackendError> {
+        let call = Call::new("pin/ls").arg(cid.to_string()).option("type", "recursive");
+        match self.rpc.bytes(call).await {
+            Ok(_) => Ok(true),
+            Err(BackendError::Refused { message, .. }) if message.contains("not pinned") => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn unpin(&self, cid: &Cid) -> Result<(), BackendError> {
         let call = Call::new("pin/rm").arg(cid.to_string()).option("recursive", "true");
         match self.rpc.bytes(call).await {

@@ -1,6 +1,6 @@
 //! Owns what becomes of one event or command: handled, put off, or set aside.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Actor;
 use crate::effect::{DeadLetter, Retry};
@@ -12,6 +12,9 @@ use crate::plugin::instance::CallError;
 use crate::plugin::session::Mode;
 use crate::store::StoreError;
 use crate::time::Timestamp;
+
+/// How often an event that is set aside is told in the operator's log; the others are counted.
+const WARN_EVERY: Duration = Duration::from_secs(1);
 
 /// How often a trapping event is tried.
 const TRIES: u32 = 2;
@@ -58,7 +61,8 @@ impl Actor {
         let event = wit_event(&delivery.event);
         let mut lines = Vec::new();
         let mut reason = String::new();
-        for _ in 0..TRIES {
+        for again in 0..TRIES {
+            let tries = delivery.attempt + again + 1;
             if !self.make_ready()? {
                 return Ok(Outcome::NotStarted);
             }
@@ -88,16 +92,17 @@ impl Actor {
                     self.put_off(delivery, entry, Duration::from_nanos(after));
                 }
                 wit::Failure::Retry(_) => {
-                    let tries = delivery.attempt + 1;
-                    self.set_aside(delivery, entry, format!("still not handled after {tries} tries"), lines);
+                    let reason = format!("still not handled after {tries} tries");
+                    self.set_aside(delivery, entry, tries, reason, lines);
                 }
-                wit::Failure::Reject(why) => self.set_aside(delivery, entry, cut(why), lines),
+                wit::Failure::Reject(why) => self.set_aside(delivery, entry, tries, cut(why), lines),
             }
             return Ok(Outcome::Done);
         }
         self.session_mut().begin(Mode::Entry, entry.time);
         self.clear_fired(&delivery);
-        self.set_aside(delivery, entry, reason, lines);
+        let tries = delivery.attempt + TRIES;
+        self.set_aside(delivery, entry, tries, reason, lines);
         Ok(Outcome::Done)
     }
 
@@ -121,15 +126,22 @@ impl Actor {
         batch.entries += 1;
     }
 
-    fn set_aside(&mut self, delivery: Delivery, entry: &Entry, reason: String, log: Vec<String>) {
-        tracing::warn!(plugin = %self.plugin, offset = %entry.offset, "event set aside: {reason}");
+    fn set_aside(&mut self, delivery: Delivery, entry: &Entry, tries: u32, reason: String, log: Vec<String>) {
+        // Whoever may publish on a topic can have events set aside: the log must not grow with them.
+        if self.warned_at.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
+            let before = std::mem::take(&mut self.unwarned);
+            tracing::warn!(plugin = %self.plugin, offset = %entry.offset, before, "event set aside: {reason}");
+            self.warned_at = Some(Instant::now());
+        } else {
+            self.unwarned += 1;
+        }
         self.tally.dead_letters += 1;
         let letter = DeadLetter {
             plugin: self.plugin.clone(),
             version: self.version.clone(),
             offset: delivery.first.0,
             time: entry.time.0,
-            attempts: delivery.attempt + 1,
+            attempts: tries,
             reason,
             log,
             event: delivery.event,

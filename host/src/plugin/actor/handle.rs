@@ -52,8 +52,8 @@ pub struct PluginStatus {
     pub timers: usize,
 }
 
-/// Who waits for the reply of a command, by the offset of its entry.
-type Waiting = Mutex<HashMap<Offset, oneshot::Sender<Reply>>>;
+/// Who waits for the reply of a command, by the offset of its entry; none once the actor has ended.
+type Waiting = Mutex<Option<HashMap<Offset, oneshot::Sender<Reply>>>>;
 
 /// A plugin, as the rest of the host knows it.
 #[derive(Clone, Debug)]
@@ -80,8 +80,8 @@ pub struct Inbox {
 /// The two ends between the actor of `name` and the rest of the host.
 pub fn pair(name: PluginName, log: Arc<EventLog>) -> (Handle, Inbox) {
     let (to_queries, queries) = sync_channel(QUERIES);
-    let inbox =
-        Inbox { mailbox: Arc::new(Mailbox::new()), queries, waiting: Arc::default(), status: Arc::default() };
+    let waiting = Arc::new(Mutex::new(Some(HashMap::new())));
+    let inbox = Inbox { mailbox: Arc::new(Mailbox::new()), queries, waiting, status: Arc::default() };
     let handle = Handle {
         name,
         log,
@@ -93,10 +93,17 @@ pub fn pair(name: PluginName, log: Arc<EventLog>) -> (Handle, Inbox) {
     (handle, inbox)
 }
 
+impl Drop for Inbox {
+    /// Tells whoever waits that there will be no reply.
+    fn drop(&mut self) {
+        self.waiting.lock().expect("no one panics while holding the waiting").take();
+    }
+}
+
 impl Inbox {
     /// Who waits for the reply of the command at `offset`.
     pub fn take_waiting(&self, offset: Offset) -> Option<oneshot::Sender<Reply>> {
-        self.waiting.lock().expect("no one panics while holding the waiting").remove(&offset)
+        self.waiting.lock().expect("no one panics while holding the waiting").as_mut()?.remove(&offset)
     }
 
     /// Says how the plugin is doing.
@@ -113,11 +120,17 @@ impl Handle {
 
     /// Gives an order: an entry of the log. The reply comes once its effects are durable.
     pub async fn command(&self, method: String, body: String) -> Reply {
+        if let Some(reason) = self.status().reason {
+            return Err(ReplyError::Unavailable(reason));
+        }
         let (to, reply) = oneshot::channel();
         self.log.room().await;
         {
             // Held while appending, so that the plugin finds who waits.
             let mut waiting = self.waiting.lock().expect("no one panics while holding the waiting");
+            let Some(waiting) = waiting.as_mut() else {
+                return Err(ReplyError::Unavailable("it has stopped".into()));
+            };
             let kind = Kind::Command { plugin: self.name.clone(), method, body };
             let offset = self.log.append_command(kind);
             waiting.insert(offset, to);

@@ -34,12 +34,13 @@ impl Session {
             return Ok(Err(Refusal::NotGranted(topic.to_string())));
         }
         allowed!(self.may_effect(topic.as_str().len()));
-        let asked = self.world.subscriptions().len() + self.effects.batch.subscriptions.len();
-        if subscribed && asked >= self.limits.topics {
+        if self.world.will_hear(&topic) == subscribed {
+            return Ok(Ok(()));
+        }
+        if subscribed && self.world.topics() >= self.limits.topics {
             return Ok(Err(Refusal::Limit("topics")));
         }
-        // Noted even if it seems to hold already: an earlier one may still be on its way to the log.
-        self.effects.subscribe(topic, subscribed);
+        self.effects.subscribe(&mut self.world, topic, subscribed);
         Ok(Ok(()))
     }
 

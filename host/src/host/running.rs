@@ -104,7 +104,8 @@ impl Running {
 
 async fn drain_outbox(host: &Host) {
     let deadline = Instant::now() + GRACE;
-    while Instant::now() < deadline {
+    // Without a writer nothing drains any more.
+    while Instant::now() < deadline && !host.commit.is_closed() {
         match outbox::waiting(&host.store) {
             Ok((0, _)) | Err(_) => return,
             Ok(_) => tokio::time::sleep(Duration::from_millis(20)).await,

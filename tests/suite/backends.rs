@@ -310,3 +310,26 @@ async fn errors_of_kubo_are_understood() {
         "{error}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pin_that_someone_else_made_stays() {
+    let Some(kubo) = Kubo::start() else { return };
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "theirs").unwrap();
+    let theirs = kubo.ipfs(&["add", "-Q", "--cid-version=1", "--raw-leaves", &file.path().to_string_lossy()]);
+    let host = Setup::probe().on_kubo(kubo.api()).start().await;
+    let key = "probe-key".parse().unwrap();
+    for data in ["theirs", "ours", "newest"] {
+        host.run(json!([{ "do": "update-state", "key": "probe-key", "data": data }])).await;
+        eventually("it is published", async || {
+            let known = dim::store::names::known(&host.host.store.snapshot().unwrap(), &key).unwrap();
+            known.is_some_and(|known| known.is_published())
+        })
+        .await;
+    }
+    let pins = || kubo.ipfs(&["pin", "ls", "--type=recursive", "-q"]);
+    let ours = dim::backend::unixfs::file_cid(b"ours").to_string();
+    eventually("the superseded one is unpinned", async || !pins().contains(&ours)).await;
+    assert!(pins().contains(theirs.trim()), "theirs stays");
+    assert!(pins().contains(&dim::backend::unixfs::file_cid(b"newest").to_string()));
+}

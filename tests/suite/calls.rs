@@ -288,3 +288,53 @@ async fn wasi_shows_the_time_of_the_entry_and_nothing_of_the_machine() {
     let again = Setup::probe().start_in(host.stop().await).await;
     assert_eq!(run_one(&again, json!({ "do": "hash" })).await, answers[3]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn topics_are_counted_and_not_the_calls_about_them() {
+    let setup = Setup::default().and_probe("probe", json!({ "limits": { "topics": 3 } }));
+    let host = setup.start().await;
+    let subscribe = |topic: &str| json!({ "do": "subscribe", "topic": topic });
+    let again = vec![subscribe("probe.one"); 70];
+    let head = host.host.log.head().0;
+    assert!(host.run(json!(again)).await.iter().all(|answer| *answer == json!({ "ok": null })));
+    host.settled().await;
+    let subscriptions = host.host.store.read_log(dim::entry::Offset(head), 1000).unwrap();
+    let asked = |entry: &&dim::entry::Entry| matches!(entry.kind, dim::entry::Kind::Subscription { .. });
+    assert_eq!(subscriptions.iter().filter(asked).count(), 1, "what changes nothing is no entry");
+    let pair = [subscribe("probe.two"), json!({ "do": "unsubscribe", "topic": "probe.two" })];
+    let pairs: Vec<Value> = pair.iter().cycle().take(80).cloned().collect();
+    assert!(host.run(json!(pairs)).await.iter().all(|answer| *answer == json!({ "ok": null })));
+    // `probe.in` is in the manifest, `probe.one` was asked for.
+    let answers = host.run(json!([subscribe("probe.three"), subscribe("probe.four")])).await;
+    assert_eq!(answers[0], json!({ "ok": null }));
+    assert_eq!(answers[1], json!({ "error": "Error::LimitExceeded(\"topics\")" }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_behind_a_path_that_the_name_had_already_is_stored_and_a_longer_lifetime_counts() {
+    let host = Setup::probe().start().await;
+    let path = dim::ident::ContentPath::of(&dim::backend::unixfs::file_cid(b"news")).to_string();
+    let minute = 60_000_000_000_u64;
+    let by_path = json!({ "do": "publish-name", "key": "probe-key", "path": path, "lifetime": minute });
+    assert_eq!(run_one(&host, by_path).await, json!({ "ok": null }));
+    let key = "probe-key".parse().unwrap();
+    let known = || dim::store::names::known(&host.host.store.snapshot().unwrap(), &key).unwrap().unwrap();
+    let lifetime = || known().published.map(|accepted| accepted.lifetime);
+    dim_tests::eventually("the path is published", async || lifetime() == Some(minute)).await;
+    let read = json!({ "do": "get-state", "name": "probe-key" });
+    assert!(run_one(&host, read.clone()).await["error"].is_string(), "no one holds it");
+    run_one(&host, json!({ "do": "update-state", "key": "probe-key", "data": "news" })).await;
+    assert_eq!(run_one(&host, read).await, json!({ "ok": "news" }));
+    dim_tests::eventually("a record of a day is signed", async || lifetime() == Some(1440 * minute)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_name_of_a_key_survives_a_restart() {
+    let host = Setup::probe().start().await;
+    for key in ["x.adopted", "adopted", "half"] {
+        host.host.keys.get_or_create(&key.parse().unwrap()).unwrap();
+    }
+    let name = host.host.keys.name(&"x.adopted".parse().unwrap());
+    let host = Setup::probe().start_in(host.stop().await).await;
+    assert_eq!(host.host.keys.name(&"x.adopted".parse().unwrap()), name);
+}

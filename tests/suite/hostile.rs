@@ -285,3 +285,19 @@ async fn a_flood_from_one_topic_does_not_hold_up_commands() {
     let nodes = host.query("node-registry", "list", json!({})).await.unwrap();
     assert_eq!(nodes.as_array().unwrap().len(), 100);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_that_comes_before_its_job_does_not_hide_it() {
+    let host = Setup::bundled().start().await;
+    let ready = json!({ "job_id": "early", "result_cid": "bafkqaaa", "timestamp": 1_700_000_100 });
+    host.from_peer("dim.results.ready", ready.to_string()).await;
+    let running = json!({
+        "job_id": "early", "event_type": "running", "timestamp": 1_700_000_000, "data": { "node_id": "n1" },
+    });
+    host.from_peer(JOBS, running.to_string()).await;
+    eventually("the job has both", async || {
+        let job = host.query("job-tracker", "get", json!({ "job_id": "early" })).await.unwrap_or_default();
+        job["node_id"] == "n1" && job["result_cid"] == "bafkqaaa"
+    })
+    .await;
+}

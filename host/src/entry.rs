@@ -78,6 +78,18 @@ pub enum Kind {
         /// The event.
         event: Event,
     },
+    /// A limit struck while a plugin handled an entry. Where it strikes depends on the machine, so it
+    /// is recorded: handling the entry again ends in the same way.
+    Struck {
+        /// Which plugin.
+        plugin: PluginName,
+        /// The entry that it handled.
+        offset: Offset,
+        /// 0 for the entry itself; the timers that fell due before it are counted from 1.
+        part: u64,
+        /// Which limit.
+        limit: StruckLimit,
+    },
     /// A plugin has subscribed or unsubscribed from here on.
     Subscription {
         /// Which plugin.
@@ -86,6 +98,25 @@ pub enum Kind {
         topic: Topic,
         /// Whether it is subscribed from here on.
         subscribed: bool,
+    },
+}
+
+/// A limit that depends on the machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StruckLimit {
+    /// The CPU time of a call, which trapped.
+    Cpu {
+        /// Which try this was, counted from 0.
+        again: u32,
+        /// What the operator is told.
+        reason: String,
+        /// What the plugin logged.
+        log: Vec<String>,
+    },
+    /// The number of publishes that may wait: there was room for so many more.
+    Outbox {
+        /// How many.
+        room: u64,
     },
 }
 
@@ -165,6 +196,7 @@ impl Kind {
             Kind::Command { plugin, .. }
             | Kind::Tick(plugin)
             | Kind::Again { plugin, .. }
+            | Kind::Struck { plugin, .. }
             | Kind::Subscription { plugin, .. } => Some(plugin),
             Kind::Event(_) | Kind::Heard(_) | Kind::NameConfirmed(_) | Kind::Peers { .. } => None,
         }

@@ -85,7 +85,8 @@ fn told(resolution: crate::entry::Resolution) -> Kind {
     Kind::Event(Event::NameChanged(resolution))
 }
 
-/// What a batch adds to the log: its publishes, for the other plugins, and its subscriptions.
+/// What a batch adds to the log: its publishes, for the other plugins, its subscriptions, and the
+/// limits that struck.
 pub fn entries_of(batch: &Batch) -> Vec<Kind> {
     let origin = Origin::Plugin(batch.plugin.clone());
     let messages = batch.publishes.iter().map(|publish| {
@@ -100,7 +101,7 @@ pub fn entries_of(batch: &Batch) -> Vec<Kind> {
         topic: topic.clone(),
         subscribed: *subscribed,
     });
-    messages.chain(subscriptions).collect()
+    messages.chain(subscriptions).chain(batch.struck.iter().cloned()).collect()
 }
 
 /// Writes the effects of a batch and its cursor.

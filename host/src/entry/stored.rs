@@ -8,7 +8,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use prost::Message as _;
 use thiserror::Error;
 
-use super::{Entry, Event, Hearing, Kind, Offset, Origin, Resolution};
+use super::{Entry, Event, Hearing, Kind, Offset, Origin, Resolution, StruckLimit};
 use crate::ident::{PeerName, Topic};
 use crate::time::Timestamp;
 
@@ -89,6 +89,21 @@ fn wire_kind(kind: &Kind) -> wire::entry::Kind {
             first: first.0,
             event: Some(wire_event(event)),
         }),
+        Kind::Struck { plugin, offset, part, limit } => {
+            let (again, reason, log, room) = match limit {
+                StruckLimit::Cpu { again, reason, log } => (*again, reason.clone(), log.clone(), None),
+                StruckLimit::Outbox { room } => (0, String::new(), Vec::new(), Some(*room)),
+            };
+            W::Struck(wire::Struck {
+                plugin: plugin.to_string(),
+                offset: offset.0,
+                part: *part,
+                again,
+                reason,
+                log,
+                room,
+            })
+        }
         Kind::Subscription { plugin, topic, subscribed } => W::Subscription(wire::Subscription {
             plugin: plugin.to_string(),
             topic: topic.to_string(),
@@ -155,6 +170,15 @@ fn kind_of(wire: wire::entry::Kind) -> Result<Kind, MalformedEntry> {
             attempt: again.attempt,
             first: Offset(again.first),
             event: event_of(again.event.ok_or_else(|| missing("event of a retry"))?)?,
+        },
+        W::Struck(struck) => Kind::Struck {
+            plugin: word(&struck.plugin)?,
+            offset: Offset(struck.offset),
+            part: struck.part,
+            limit: match struck.room {
+                Some(room) => StruckLimit::Outbox { room },
+                None => StruckLimit::Cpu { again: struck.again, reason: struck.reason, log: struck.log },
+            },
         },
         W::Subscription(subscription) => Kind::Subscription {
             plugin: word(&subscription.plugin)?,
@@ -224,7 +248,7 @@ mod wire {
         pub offset: u64,
         #[prost(fixed64, tag = "2")]
         pub time: u64,
-        #[prost(oneof = "entry::Kind", tags = "3, 4, 6, 7, 8, 9, 10, 11")]
+        #[prost(oneof = "entry::Kind", tags = "3, 4, 6, 7, 8, 9, 10, 11, 12")]
         pub kind: Option<entry::Kind>,
     }
 
@@ -247,6 +271,8 @@ mod wire {
             Again(super::Again),
             #[prost(message, tag = "11")]
             Subscription(super::Subscription),
+            #[prost(message, tag = "12")]
+            Struck(super::Struck),
         }
     }
 
@@ -356,6 +382,25 @@ mod wire {
         pub first: u64,
         #[prost(message, optional, tag = "4")]
         pub event: Option<Event>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct Struck {
+        #[prost(string, tag = "1")]
+        pub plugin: String,
+        #[prost(uint64, tag = "2")]
+        pub offset: u64,
+        #[prost(uint64, tag = "3")]
+        pub part: u64,
+        #[prost(uint32, tag = "4")]
+        pub again: u32,
+        #[prost(string, tag = "5")]
+        pub reason: String,
+        #[prost(string, repeated, tag = "6")]
+        pub log: Vec<String>,
+        /// Of the limit on waiting publishes; none for the limit on CPU time.
+        #[prost(uint64, optional, tag = "7")]
+        pub room: Option<u64>,
     }
 
     #[derive(Clone, PartialEq, prost::Message)]

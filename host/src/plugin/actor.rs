@@ -4,6 +4,7 @@
 mod body;
 mod delivery;
 mod handle;
+mod recorded;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -30,6 +31,7 @@ use crate::time::nanoseconds;
 use body::{Body, Restart};
 use delivery::{Delivery, Outcome};
 use handle::{Inbox, Query};
+use recorded::Recorded;
 
 /// Work that a batch may hold before it is handed over.
 const BATCH_TIME: Duration = Duration::from_millis(20);
@@ -103,6 +105,8 @@ pub struct Actor {
     world_changed: bool,
     restart: Option<Restart>,
     ticked_at: Option<Instant>,
+    /// The limits that struck when a recorded log was handled first.
+    recorded: Option<Recorded>,
     warned_at: Option<Instant>,
     /// Events that were set aside without a word since.
     unwarned: u64,
@@ -138,6 +142,7 @@ impl Actor {
             world_changed: false,
             restart: None,
             ticked_at: None,
+            recorded: None,
             warned_at: None,
             unwarned: 0,
             tally: PluginStatus { state: "starting", ..PluginStatus::default() },
@@ -167,6 +172,7 @@ impl Actor {
     /// Handles recorded entries, one after the other, and commits nothing; returns all that the
     /// plugin has done. A plugin that does not start has done nothing.
     pub fn replay(mut self, entries: &[Entry]) -> Result<Batch, StoreError> {
+        self.recorded = Some(Recorded::new(&self.plugin, entries));
         self.make_ready()?;
         for entry in entries {
             if let Outcome::NotStarted = self.handle(entry)? {
@@ -307,7 +313,7 @@ impl Actor {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(refusal)) => Err(reply_error(refusal, &query.method)),
             Err(CallError::Host(error)) => return Err(error),
-            Err(CallError::Trap(reason)) => {
+            Err(CallError::Trap(reason) | CallError::Late(reason)) => {
                 self.tally.failures += 1;
                 self.fail(true);
                 Err(ReplyError::Failed(reason))
@@ -318,6 +324,10 @@ impl Actor {
     fn begin(&mut self, mode: Mode, entry: &Entry, part: u64) {
         self.random.begin(entry.offset.0, part);
         self.session_mut().begin(mode, entry.time);
+        if let Some(recorded) = &self.recorded {
+            let room = recorded.room(entry.offset, part);
+            self.session_mut().outbox.room = room;
+        }
     }
 
     fn cursor(&self) -> Offset {

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::effect::{DeadLetter, NameUpdate, NameValue, Publish, Retry};
-use crate::entry::Offset;
 use crate::entry::Resolution;
+use crate::entry::{Kind, Offset};
 use crate::ident::{IpnsName, KeyName, PluginName, Topic};
 use crate::plugin::world::{OwnName, World};
 use crate::store::PluginId;
@@ -44,6 +44,8 @@ pub struct Batch {
     pub dead: Vec<DeadLetter>,
     /// Events that are to be handled again.
     pub retries: Vec<Retry>,
+    /// The limits that struck, as entries of the log.
+    pub struck: Vec<Kind>,
     /// The world after the last entry, if it changed.
     pub world: Option<Vec<u8>>,
     /// The state version, if a start has changed it.
@@ -115,6 +117,7 @@ impl Batch {
             follows: BTreeMap::new(),
             dead: Vec::new(),
             retries: Vec::new(),
+            struck: Vec::new(),
             world: None,
             started: None,
             replies: Mutex::default(),
@@ -133,6 +136,7 @@ impl Batch {
             && self.follows.is_empty()
             && self.dead.is_empty()
             && self.retries.is_empty()
+            && self.struck.is_empty()
             && self.started.is_none()
     }
 

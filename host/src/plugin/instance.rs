@@ -25,6 +25,9 @@ pub enum CallError {
     /// The guest trapped or met a limit.
     #[error("{0}")]
     Trap(String),
+    /// The guest took too much CPU time. Where that strikes depends on the machine.
+    #[error("{0}")]
+    Late(String),
     /// The host failed; the guest is not to blame.
     #[error(transparent)]
     Host(#[from] StoreError),
@@ -274,7 +277,7 @@ fn cause(guest: &mut Guest, console: &Console, error: &wasmtime::Error) -> CallE
     }
     if guest.deadline.struck {
         let limit = guest.deadline.limit;
-        return CallError::Trap(format!("the call took more than {limit:?} of CPU time"));
+        return CallError::Late(format!("the call took more than {limit:?} of CPU time"));
     }
     let mut text = match error.downcast_ref::<wasmtime::Trap>() {
         Some(trap) => trap.to_string(),

@@ -91,6 +91,17 @@ pub struct SessionParts {
     pub outbox_len: Arc<AtomicUsize>,
 }
 
+/// How many publishes a call may ask for. Settled before it, so that it can be recorded.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OutboxRoom {
+    /// So many.
+    pub room: usize,
+    /// It has asked for so many.
+    pub used: usize,
+    /// It has asked for more.
+    pub struck: bool,
+}
+
 /// One plugin's side of the host functions.
 #[derive(Debug)]
 pub struct Session {
@@ -113,6 +124,8 @@ pub struct Session {
     snapshot: Snapshot,
     keys: Arc<Keyring>,
     outbox_len: Arc<AtomicUsize>,
+    /// How many publishes the call may ask for.
+    pub(super) outbox: OutboxRoom,
     /// The clock that WASI shows, in nanoseconds since 1970.
     clock: Arc<AtomicU64>,
     /// The key that was read last and the length of its value: what is written next is mostly it.
@@ -142,6 +155,7 @@ impl Session {
             snapshot,
             keys,
             outbox_len,
+            outbox: OutboxRoom::default(),
             clock,
             last_read: None,
         })
@@ -169,6 +183,10 @@ impl Session {
         self.lines_dropped = 0;
         self.world.set_time(time);
         self.clock.store(self.world.time().0, Ordering::Relaxed);
+        let waiting = self.outbox_len.load(Ordering::Relaxed)
+            + self.effects.layers().map(|batch| batch.publishes.len()).sum::<usize>();
+        self.outbox =
+            OutboxRoom { room: self.limits.outbox.saturating_sub(waiting), ..OutboxRoom::default() };
         self.effects.begin_entry();
         self.last_read = None;
     }

@@ -77,6 +77,9 @@ impl Actor {
         };
         let time = session.world.time();
         session.begin(Mode::Entry, time);
+        if self.recorded.is_some() {
+            session.outbox.room = usize::MAX;
+        }
         self.random.begin(session.effects.batch.cursor.0, u64::MAX);
         let setting = Setting { random: self.random.clone(), hash_seed: self.hash_seed };
         self.tally.instances += 1;
@@ -142,7 +145,7 @@ impl Actor {
 
 fn refused(error: CallError) -> Result<Result<(), String>, StoreError> {
     match error {
-        CallError::Trap(reason) => Ok(Err(reason)),
+        CallError::Trap(reason) | CallError::Late(reason) => Ok(Err(reason)),
         CallError::Host(error) => Err(error),
     }
 }

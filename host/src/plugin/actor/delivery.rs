@@ -68,7 +68,15 @@ impl Actor {
             }
             self.begin(Mode::Entry, entry, part);
             self.clear_fired(&delivery);
-            let failure = match self.instance().handle(&event) {
+            if let Some((late, log)) = self.was_late(entry, part, again) {
+                self.fail(true);
+                lines.extend(log);
+                reason = late;
+                continue;
+            }
+            let called = self.instance().handle(&event);
+            self.note_outbox(entry, part);
+            let failure = match called {
                 Ok(Ok(())) => {
                     self.tally.handled += 1;
                     self.session_mut().effects.batch.entries += 1;
@@ -80,6 +88,14 @@ impl Actor {
                     self.tally.failures += 1;
                     lines.extend(self.fail(true));
                     reason = trap;
+                    continue;
+                }
+                Err(CallError::Late(late)) => {
+                    self.tally.failures += 1;
+                    let log = self.fail(true);
+                    self.note_late(entry, part, again, &late, &log);
+                    lines.extend(log);
+                    reason = late;
                     continue;
                 }
             };
@@ -159,7 +175,13 @@ impl Actor {
             return Ok(Outcome::NotStarted);
         }
         self.begin(Mode::Entry, entry, 0);
-        let reply = match self.instance().command(method, body) {
+        if self.was_late(entry, 0, 0).is_some() {
+            self.fail(true);
+            return Ok(Outcome::Done);
+        }
+        let called = self.instance().command(method, body);
+        self.note_outbox(entry, 0);
+        let reply = match called {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(refusal)) => {
                 self.fail(false);
@@ -169,6 +191,12 @@ impl Actor {
             Err(CallError::Trap(reason)) => {
                 self.tally.failures += 1;
                 self.fail(true);
+                Err(ReplyError::Failed(reason))
+            }
+            Err(CallError::Late(reason)) => {
+                self.tally.failures += 1;
+                let log = self.fail(true);
+                self.note_late(entry, 0, 0, &reason, &log);
                 Err(ReplyError::Failed(reason))
             }
         };

@@ -1,7 +1,5 @@
 //! What `wit/pubsub.wit` asks of a session: publishes and subscriptions.
 
-use std::sync::atomic::Ordering;
-
 use bytes::Bytes;
 
 use super::{Answer, Refusal, Session, allowed, word};
@@ -19,10 +17,11 @@ impl Session {
             return Ok(Err(Refusal::TooLarge(self.limits.message_bytes as u64)));
         }
         allowed!(self.may_effect(topic.as_str().len() + data.len()));
-        let waiting = self.outbox_len.load(Ordering::Relaxed) + self.effects.batch.publishes.len();
-        if waiting >= self.limits.outbox {
+        if self.outbox.used >= self.outbox.room {
+            self.outbox.struck = true;
             return Ok(Err(Refusal::Limit("outbox")));
         }
+        self.outbox.used += 1;
         self.effects.publish(Publish { topic, data });
         Ok(Ok(()))
     }

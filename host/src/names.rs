@@ -86,6 +86,8 @@ impl Publisher {
                 Err(PublishError::Backend(error)) => {
                     tracing::warn!(%key, "cannot publish the name yet: {error}");
                     pause = pause.min(waits.entry(key).or_default().longer());
+                    // However long it is refused: no more than the newest is held for it.
+                    self.unpin_superseded().await?;
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! What a daemon may do to its callers, from `kubo-facts`: each trap once, by a stand-in that
 //! answers what it is told and remembers what it was asked.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use dim::backend::kubo::{Settings, backend};
 use dim::backend::{Backend, BackendError, Prepared, Publication, unixfs};
 use dim::ident::{ContentPath, Topic};
 use dim::keys::Key;
-use dim_tests::{Setup, eventually};
+use dim_tests::{Kubo, Setup, eventually};
 use futures::StreamExt as _;
 use multibase::Base;
 use serde_json::json;
@@ -47,7 +47,8 @@ async fn stand_in_with(answers: Vec<(&'static str, &'static [u8])>, pause: Durat
             let (heads, now, most) = (heads.clone(), now.clone(), most.clone());
             let answers = answers.clone();
             tokio::spawn(async move {
-                let (stream, head) = request(stream).await;
+                let (stream, bytes) = request(stream).await;
+                let head = head_of(&bytes);
                 let answer = next_answer(&mut answers.lock().unwrap(), &head);
                 heads.lock().unwrap().push(head);
                 most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
@@ -70,8 +71,13 @@ fn next_answer(answers: &mut Vec<(&'static str, &'static [u8])>, head: &str) -> 
     }
 }
 
-/// Reads a request to its end; its head comes back.
-async fn request(mut stream: TcpStream) -> (TcpStream, String) {
+fn head_of(request: &[u8]) -> String {
+    let text = String::from_utf8_lossy(request);
+    text.split_once("\r\n\r\n").map_or(&*text, |(head, _)| head).to_owned()
+}
+
+/// Reads a request to its end.
+async fn request(mut stream: TcpStream) -> (TcpStream, Vec<u8>) {
     let mut bytes = Vec::new();
     let mut chunk = [0; 4096];
     loop {
@@ -86,12 +92,12 @@ async fn request(mut stream: TcpStream) -> (TcpStream, String) {
                 None => !lower.contains("transfer-encoding: chunked") || text.ends_with("0\r\n\r\n"),
             };
             if whole {
-                return (stream, head);
+                return (stream, bytes);
             }
         }
         let count = stream.read(&mut chunk).await.unwrap_or(0);
         if count == 0 {
-            return (stream, String::from_utf8_lossy(&bytes).into_owned());
+            return (stream, bytes);
         }
         bytes.extend_from_slice(&chunk[..count]);
     }
@@ -315,4 +321,53 @@ async fn a_refused_publish_is_sent_again_until_it_is_accepted_and_in_order() {
     let sent = |head: &String| [&one, &two].into_iter().position(|publish| head.contains(publish));
     let sent: Vec<_> = asked.iter().filter_map(sent).collect();
     assert_eq!(sent, [0, 0, 0, 1], "the first one three times, then the second");
+}
+
+/// Stands before a daemon and refuses one command for as long as it is told to; returns its address.
+async fn refusing(daemon: &Kubo, command: &'static str, refuses: Arc<AtomicBool>) -> String {
+    let port = daemon.api().rsplit('/').next().unwrap().to_owned();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (port, refuses) = (port.clone(), refuses.clone());
+            tokio::spawn(async move {
+                let (mut stream, request) = request(stream).await;
+                if refuses.load(Ordering::SeqCst) && head_of(&request).contains(command) {
+                    return reply(stream, UNAVAILABLE).await;
+                }
+                // One request for each connection, so that each is looked at.
+                let end = request.windows(2).position(|pair| pair == b"\r\n").unwrap_or(0);
+                let closing = [&request[..end], b"\r\nConnection: close", &request[end..]].concat();
+                let Ok(mut daemon) = TcpStream::connect(format!("127.0.0.1:{port}")).await else { return };
+                if daemon.write_all(&closing).await.is_ok() {
+                    let _ = tokio::io::copy_bidirectional(&mut daemon, &mut stream).await;
+                }
+            });
+        }
+    });
+    address
+}
+
+const UNAVAILABLE: &[u8] = b"HTTP/1.1 500 Internal Server Error\r\nContent-Type: application/json\r\n\
+    Connection: close\r\n\r\n{\"Message\":\"told to refuse\",\"Code\":0,\"Type\":\"error\"}";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn documents_whose_names_were_refused_are_unpinned_when_a_newer_one_is_accepted() {
+    let Some(kubo) = Kubo::start() else { return };
+    let refuses = Arc::new(AtomicBool::new(true));
+    let address = refusing(&kubo, "name/publish", refuses.clone()).await;
+    let host = Setup::probe().on_kubo(&address).start().await;
+    let pins = || kubo.ipfs(&["pin", "ls", "--type=recursive", "-q"]);
+    let cid = |number: usize| unixfs::file_cid(format!("{number}").as_bytes()).to_string();
+    for number in 0..4 {
+        let data = format!("{number}");
+        host.run(json!([{ "do": "update-state", "key": "probe-key", "data": data }])).await;
+        eventually("it is pinned", async || pins().contains(&cid(number))).await;
+    }
+    refuses.store(false, Ordering::SeqCst);
+    eventually("all but the newest are unpinned", async || {
+        (0..4).map(|number| pins().contains(&cid(number))).eq([false, false, false, true])
+    })
+    .await;
 }

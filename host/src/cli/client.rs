@@ -1,6 +1,8 @@
 //! The command line's way to the API of a host.
 
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -9,6 +11,9 @@ use serde_json::Value;
 use thiserror::Error;
 
 use crate::api::{MAX_BODY, Problem, SOCKET};
+
+/// How long a command is silent while it waits.
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// Why a call failed.
 #[derive(Debug, Error)]
@@ -80,7 +85,7 @@ impl Client {
 
     async fn send(&self, request: RequestBuilder) -> Result<Response, ClientError> {
         let unreachable = |source| ClientError::Unreachable { address: self.address.clone(), source };
-        let response = request.send().await.map_err(unreachable)?;
+        let response = telling(request.send(), &self.address).await.map_err(unreachable)?;
         if response.status().is_success() {
             return Ok(response);
         }
@@ -176,6 +181,21 @@ impl Client {
             }
         }
         Ok(())
+    }
+}
+
+/// Tells who waits at a terminal what for, when it takes longer than a moment.
+async fn telling<R>(answer: impl Future<Output = R>, address: &str) -> R {
+    tokio::pin!(answer);
+    tokio::select! {
+        biased;
+        answer = &mut answer => answer,
+        () = tokio::time::sleep(MOMENT) => {
+            if std::io::stderr().is_terminal() {
+                eprintln!("waiting for the host at {address} …");
+            }
+            answer.await
+        }
     }
 }
 

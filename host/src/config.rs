@@ -223,7 +223,7 @@ impl Config {
             "updates_topic": topics.job_updates,
             "results_topic": topics.results_ready,
             "ipns_key_name": self.ipfs.ipns_key_name,
-            "registry_ipns": self.registry(),
+            "registry_ipns": declared("registry_ipns").then(|| self.registry()).flatten(),
         });
         let Value::Object(values) = values else { unreachable!("an object was written") };
         let mut set: Map<String, Value> = values.into_iter().filter(|(key, _)| declared(key)).collect();

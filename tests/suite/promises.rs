@@ -198,3 +198,21 @@ async fn following_is_as_durable_as_the_commit_that_asked_for_it() {
     let world: Value = serde_json::from_slice(world.value()).unwrap();
     assert_eq!(world["follows"].as_object().unwrap().len(), 1, "{world}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_that_unsubscribed_from_a_topic_of_its_manifest_stays_so() {
+    let host = Setup::probe().start().await;
+    host.settled().await;
+    host.run(json!([{ "do": "unsubscribe", "topic": "probe.in" }])).await;
+    host.settled().await;
+    let host = Setup::probe().start_in(host.stop().await).await;
+    assert_eq!(host.run(json!([{ "do": "topics" }])).await, [json!([])]);
+    // Taken and granted again, it is as new.
+    let none = Setup::default().and_probe("probe", json!({ "grants": {} }));
+    let host = none.start_in(host.stop().await).await;
+    host.settled().await;
+    let host = Setup::probe().start_in(host.stop().await).await;
+    host.settled().await;
+    let unchanged = host.run(json!([{ "do": "topics" }])).await;
+    assert_eq!(unchanged, [json!([])], "what it gave up itself was not taken from it");
+}

@@ -128,15 +128,15 @@ impl Start {
             tracing::warn!(plugin = %name, "asks for more than it is granted; what is missing is refused when it is used");
         }
         let asked = resolved.asks.subscribe.iter().filter_map(|pattern| pattern.exact());
-        let topics = asked.filter(|topic| grants.may_subscribe(topic)).cloned().collect();
-        let mut stored = roster::enter(&self.store, &name, &prepared.inspection, topics, self.log.head())?;
+        let topics: Vec<&Topic> = asked.filter(|topic| grants.may_subscribe(topic)).collect();
+        let mut stored = roster::enter(&self.store, &name, &prepared.inspection, self.log.head())?;
         if let Some(missed) = &stored.missed {
             self.tell_missed(&name, &stored.world, stored.cursor, missed);
         }
         self.take_back(&name, &grants, &mut stored.world);
         self.add_own_names(&grants, &mut stored.world)?;
         self.interest.restore(&name, &stored.world);
-        self.subscribe_to_new(&name, &stored.new_topics, &stored.world);
+        self.subscribe_to_new(&name, topics, &stored.world);
         let grants = Arc::new(grants);
         let session = SessionParts {
             plugin: name.clone(),
@@ -200,17 +200,18 @@ impl Start {
         }
         let revoked = |topic: &&Topic| !grants.may_subscribe(topic);
         for topic in world.subscriptions().iter().filter(revoked).cloned().collect::<Vec<_>>() {
-            world.unsubscribe(&topic);
+            world.revoke(&topic);
             self.log.append_now([Kind::Subscription { plugin: name.clone(), topic, subscribed: false }]);
         }
     }
 
-    /// Subscribes to the topics of the manifest that are new, from the head of the log.
-    fn subscribe_to_new(&self, name: &PluginName, topics: &BTreeSet<Topic>, world: &World) {
+    /// Subscribes to the topics of the manifest that are new, from the head of the log. From others
+    /// the plugin may have unsubscribed.
+    fn subscribe_to_new(&self, name: &PluginName, topics: Vec<&Topic>, world: &World) {
         for (topic, until) in world.last_heard() {
             self.hearings.restore(topic, until, !world.peers(topic).is_empty());
         }
-        for topic in topics.iter().filter(|topic| !world.will_hear(topic)) {
+        for topic in topics.into_iter().filter(|topic| world.is_new(topic)) {
             self.interest.want_topic(topic, Party::Plugin(name.clone()), true);
             let kind = Kind::Subscription { plugin: name.clone(), topic: topic.clone(), subscribed: true };
             self.log.append_now([kind]);

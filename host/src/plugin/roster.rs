@@ -1,13 +1,11 @@
 //! Owns the rows of the plugins in the store: which there are, their numbers and versions.
 
-use std::collections::BTreeSet;
-
 use redb::{ReadableTable, Table};
 use serde::{Deserialize, Serialize};
 
 use super::{Batch, Effects, Inspection, Timers, World};
 use crate::entry::Offset;
-use crate::ident::{PluginName, Topic};
+use crate::ident::PluginName;
 use crate::store::{self, CURSORS, PLUGINS, PluginId, Snapshot, StateKey, Store, StoreError, TIMERS, WORLDS};
 use crate::time::Timestamp;
 
@@ -22,9 +20,6 @@ pub struct Row {
     pub digest: String,
     /// The version of its state's layout; none before its first start.
     pub state_version: Option<u32>,
-    /// The topics that its manifest asked for when it last ran, and that were granted.
-    #[serde(default)]
-    pub subscribed: BTreeSet<Topic>,
 }
 
 /// A plugin as it stands in the store.
@@ -34,8 +29,6 @@ pub struct Stored {
     pub row: Row,
     /// The next entry that it will read.
     pub cursor: Offset,
-    /// Topics of its manifest to which it was never subscribed; later it may unsubscribe.
-    pub new_topics: BTreeSet<Topic>,
     /// What it can read no more, for it was away longer than the log is kept.
     pub missed: Option<Missed>,
     /// Its world as of the cursor.
@@ -53,13 +46,11 @@ pub struct Missed {
     pub until: Timestamp,
 }
 
-/// Enters a plugin with its version and the topics of its manifest, before the commit runs. A new one
-/// starts at `head`.
+/// Enters a plugin with its version, before the commit runs. A new one starts at `head`.
 pub fn enter(
     store: &Store,
     name: &PluginName,
     inspection: &Inspection,
-    topics: BTreeSet<Topic>,
     head: Offset,
 ) -> Result<Stored, StoreError> {
     let write = store.begin()?;
@@ -75,16 +66,13 @@ pub fn enter(
         version: inspection.manifest.version.clone(),
         digest: inspection.digest.to_string(),
         state_version: known.as_ref().and_then(|known| known.state_version),
-        subscribed: topics,
     };
-    let before = known.as_ref().map(|known| known.subscribed.clone()).unwrap_or_default();
-    let new_topics = row.subscribed.difference(&before).cloned().collect();
     put_row(&mut write.open_table(PLUGINS)?, name, &row)?;
     if known.is_none() {
         write.open_table(CURSORS)?.insert(row.id.0, (head.0, 0))?;
     }
     write.commit()?;
-    stored(store, name, row, new_topics)
+    stored(store, name, row)
 }
 
 /// The number and the cursor of a plugin, if it was ever entered.
@@ -94,12 +82,7 @@ pub fn known(snapshot: &Snapshot, name: &PluginName) -> Result<Option<(PluginId,
     Ok(cursor.map(|cursor| (row.id, Offset(cursor))))
 }
 
-fn stored(
-    store: &Store,
-    name: &PluginName,
-    row: Row,
-    new_topics: BTreeSet<Topic>,
-) -> Result<Stored, StoreError> {
+fn stored(store: &Store, name: &PluginName, row: Row) -> Result<Stored, StoreError> {
     let snapshot = store.snapshot()?;
     let id = row.id;
     let cursor = snapshot.table(CURSORS)?.get(id.0)?.map(|cursor| cursor.value());
@@ -125,7 +108,7 @@ fn stored(
         _ => (cursor, None),
     };
     let batch = Batch::new(name.clone(), id, 1, cursor);
-    Ok(Stored { row, cursor, new_topics, missed, world, effects: Effects::new(batch, timers, size) })
+    Ok(Stored { row, cursor, missed, world, effects: Effects::new(batch, timers, size) })
 }
 
 fn row(

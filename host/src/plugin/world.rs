@@ -22,6 +22,9 @@ pub struct World {
     /// Nanoseconds since 1970: the time of the last entry before the cursor.
     time: u64,
     subscriptions: BTreeSet<Topic>,
+    /// Topics to which the plugin was subscribed at any time and may still be.
+    #[serde(default)]
+    once: BTreeSet<Topic>,
     /// Subscriptions (true) and their ends that were asked for and are not in the log yet.
     #[serde(default)]
     asked: BTreeMap<Topic, bool>,
@@ -116,6 +119,7 @@ impl World {
                     self.asked.remove(topic);
                 }
                 if *subscribed {
+                    self.once.insert(topic.clone());
                     self.subscriptions.insert(topic.clone());
                 } else {
                     self.unsubscribe(topic);
@@ -151,6 +155,17 @@ impl World {
             Some(before) => self.asked.insert(topic, before),
             None => self.asked.remove(&topic),
         };
+    }
+
+    /// Whether the plugin was never subscribed to a topic, and has not asked for it.
+    pub fn is_new(&self, topic: &Topic) -> bool {
+        !self.once.contains(topic) && !self.asked.contains_key(topic)
+    }
+
+    /// Ends a subscription that is not granted any more; granted again, it is a new one.
+    pub fn revoke(&mut self, topic: &Topic) {
+        self.once.remove(topic);
+        self.unsubscribe(topic);
     }
 
     /// Whether the plugin will be subscribed once all that it asked for is in the log.

@@ -141,9 +141,11 @@ impl Fleet {
             let time = format!("{:.0}", entry.time);
             if *topic == self.verdicts && matches!(origin, Origin::Plugin(_)) {
                 println!("{time}  heartbeat-watchdog: {} is {}", word("node_id"), word("status"));
-                // The tracker hears it in the same moment: look a little later.
-                tokio::time::sleep(Duration::from_millis(300)).await;
-                self.tell_jobs_of(&word("node_id"), &time).await;
+                if ["dead", "recovered"].contains(&word("status").as_str()) {
+                    // The tracker hears it in the same moment: look a little later.
+                    tokio::time::sleep(Duration::from_millis(300)).await;
+                    self.tell_jobs_of(&word("node_id"), &time).await;
+                }
             }
         }
     }

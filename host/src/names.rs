@@ -172,13 +172,17 @@ impl Publisher {
     /// Unpins what no name points to: what was accepted before, and what never came to that.
     async fn unpin_superseded(&self) -> Result<(), CommitError> {
         let snapshot = self.store.snapshot()?;
+        let pinned = pins::all(&snapshot)?;
+        if pinned.is_empty() {
+            return Ok(());
+        }
         let names = names::all(&snapshot)?;
         let is_current = |cid: &Cid| {
             let path = ContentPath::of(cid);
             let accepted = |known: &Known| known.published.as_ref().is_some_and(|last| last.path == path);
             names.iter().any(|(_, known)| known.path == path || accepted(known))
         };
-        for cid in pins::all(&snapshot)?.into_iter().filter(|cid| !is_current(cid)) {
+        for cid in pinned.into_iter().filter(|cid| !is_current(cid)) {
             match self.backend.content.unpin(&cid).await {
                 Ok(()) => self.commit.write_later(move |write| pins::forget(write, &cid)).await?,
                 Err(error) => tracing::warn!(%cid, "cannot unpin a superseded document yet: {error}"),

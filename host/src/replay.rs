@@ -84,8 +84,15 @@ impl Replay {
                     candidate.resolve(&self.config, &prepared, &self.id).map_err(refused)?;
                 // On a thread of its own: WASI must not be entered from an async thread.
                 let run = || self.run_one(&name, prepared, resolved, parts, &entries);
-                let done =
-                    std::thread::scope(|scope| scope.spawn(run).join().expect("a replay does not panic"));
+                let done = std::thread::scope(|scope| {
+                    let running = scope.spawn(run);
+                    // A plugin that loops now and did not then must not hold the replay for ever.
+                    while !running.is_finished() {
+                        std::thread::sleep(Engine::EPOCH);
+                        self.engine.tick();
+                    }
+                    running.join().expect("a replay does not panic")
+                });
                 Ok((name.clone(), done?))
             })
             .collect()
@@ -146,6 +153,6 @@ impl Replay {
             commit: Arc::new(Commit::new(self.config.store.durability, Arc::default(), Arc::default())),
         };
         let (actor, _) = Actor::new(parts)?;
-        Ok(actor.replay(&entries[..handled])?)
+        Ok(actor.replay(&entries[..handled], entries)?)
     }
 }

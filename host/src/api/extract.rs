@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
 
@@ -41,27 +40,20 @@ pub struct Query<T>(pub T);
 #[from_request(via(axum::Json), rejection(ApiError))]
 pub struct Body<T>(pub T);
 
-/// A body of bytes.
+/// A body as it is: bytes, or text.
 #[derive(Debug)]
-pub struct Raw(pub Bytes);
+pub struct Plain<T>(pub T);
 
-impl<S: Send + Sync> FromRequest<S> for Raw {
+impl<S, T> FromRequest<S> for Plain<T>
+where
+    S: Send + Sync,
+    T: FromRequest<S>,
+    ApiError: From<T::Rejection>,
+{
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        Ok(Self(Bytes::from_request(request, state).await?))
-    }
-}
-
-/// A body of text.
-#[derive(Debug)]
-pub struct Text(pub String);
-
-impl<S: Send + Sync> FromRequest<S> for Text {
-    type Rejection = ApiError;
-
-    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        Ok(Self(String::from_request(request, state).await?))
+        Ok(Self(T::from_request(request, state).await?))
     }
 }
 

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::ApiError;
-use super::extract::{Body, Current, Path, Query, Raw};
+use super::extract::{Body, Current, Path, Plain, Query};
 use crate::commit::NameChange;
 use crate::effect::{LIFETIME, LIFETIMES, NameUpdate, NameValue};
 use crate::entry::Resolution;
@@ -81,7 +81,7 @@ pub async fn update_state(
     Current(host): Current,
     Path(key): Path<String>,
     Query(how): Query<How>,
-    Raw(data): Raw,
+    Plain(data): Plain<Bytes>,
 ) -> Result<Json<Value>, ApiError> {
     if data.len() > DOCUMENT_BYTES {
         return Err(ApiError::too_large(format!(

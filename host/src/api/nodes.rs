@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::ApiError;
-use super::extract::{Current, Path, Query, Text};
+use super::extract::{Current, Path, Plain, Query};
 use super::plugins::{command_to, query_to};
 
 const PLUGIN: &str = "node-registry";
@@ -39,6 +39,6 @@ pub async fn show(Current(host): Current, Path(node): Path<String>) -> Result<Re
 }
 
 /// Replaces the registry.
-pub async fn put(Current(host): Current, Text(body): Text) -> Result<Response, ApiError> {
+pub async fn put(Current(host): Current, Plain(body): Plain<String>) -> Result<Response, ApiError> {
     command_to(&host, PLUGIN, "put", body).await
 }

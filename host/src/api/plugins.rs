@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::ApiError;
-use super::extract::{Current, Path, Text};
+use super::extract::{Current, Path, Plain};
 use crate::host::{Host, Loaded};
 use crate::ident::PluginName;
 use crate::plugin::{Reply, ReplyError};
@@ -52,7 +52,7 @@ fn describe(name: &PluginName, plugin: &Loaded, head: u64) -> Value {
 pub async fn command(
     Current(host): Current,
     Path((plugin, method)): Path<(String, String)>,
-    Text(body): Text,
+    Plain(body): Plain<String>,
 ) -> Result<Response, ApiError> {
     command_to(&host, &plugin, &method, body).await
 }
@@ -61,7 +61,7 @@ pub async fn command(
 pub async fn query(
     Current(host): Current,
     Path((plugin, method)): Path<(String, String)>,
-    Text(body): Text,
+    Plain(body): Plain<String>,
 ) -> Result<Response, ApiError> {
     query_to(&host, &plugin, &method, body).await
 }

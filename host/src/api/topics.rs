@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::Json;
+use axum::body::Bytes;
 use axum::http::StatusCode;
 use axum::response::sse::{Event as Sse, KeepAlive, Sse as Stream};
 use multibase::Base;
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::sync::broadcast;
 
 use super::ApiError;
-use super::extract::{Current, Path, Raw};
+use super::extract::{Current, Path, Plain};
 use crate::effect::Publish;
 use crate::entry::{Entry, Event, Kind, Origin};
 use crate::host::Host;
@@ -52,7 +53,7 @@ pub async fn peers(Current(host): Current, Path(topic): Path<String>) -> Result<
 pub async fn publish(
     Current(host): Current,
     Path(topic): Path<String>,
-    Raw(data): Raw,
+    Plain(data): Plain<Bytes>,
 ) -> Result<StatusCode, ApiError> {
     let topic: Topic = topic.parse()?;
     if data.len() > MESSAGE_BYTES {

@@ -171,8 +171,10 @@ impl Actor {
 
     /// Handles recorded entries, one after the other, and commits nothing; returns all that the
     /// plugin has done. A plugin that does not start has done nothing.
-    pub fn replay(mut self, entries: &[Entry]) -> Result<Batch, StoreError> {
-        self.recorded = Some(Recorded::new(&self.plugin, entries));
+    /// `log` is the whole record: a limit that struck stands in it behind the entry, perhaps beyond
+    /// the last one that is handled.
+    pub fn replay(mut self, entries: &[Entry], log: &[Entry]) -> Result<Batch, StoreError> {
+        self.recorded = Some(Recorded::new(&self.plugin, log));
         self.make_ready()?;
         for entry in entries {
             if let Outcome::NotStarted = self.handle(entry)? {

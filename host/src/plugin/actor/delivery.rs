@@ -83,19 +83,10 @@ impl Actor {
                     return Ok(Outcome::Done);
                 }
                 Ok(Err(failure)) => failure,
-                Err(CallError::Host(error)) => return Err(error),
-                Err(CallError::Trap(trap)) => {
-                    self.tally.failures += 1;
-                    lines.extend(self.fail(true));
-                    reason = trap;
-                    continue;
-                }
-                Err(CallError::Late(late)) => {
-                    self.tally.failures += 1;
-                    let log = self.fail(true);
-                    self.note_late(entry, part, again, &late, &log);
+                Err(error) => {
+                    let (trap, log) = self.trapped(error, entry, part, again)?;
                     lines.extend(log);
-                    reason = late;
+                    reason = trap;
                     continue;
                 }
             };
@@ -187,18 +178,7 @@ impl Actor {
                 self.fail(false);
                 Err(reply_error(refusal, method))
             }
-            Err(CallError::Host(error)) => return Err(error),
-            Err(CallError::Trap(reason)) => {
-                self.tally.failures += 1;
-                self.fail(true);
-                Err(ReplyError::Failed(reason))
-            }
-            Err(CallError::Late(reason)) => {
-                self.tally.failures += 1;
-                let log = self.fail(true);
-                self.note_late(entry, 0, 0, &reason, &log);
-                Err(ReplyError::Failed(reason))
-            }
+            Err(error) => Err(ReplyError::Failed(self.trapped(error, entry, 0, 0)?.0)),
         };
         self.tally.handled += 1;
         let to = self.inbox.take_waiting(entry.offset);
@@ -208,6 +188,28 @@ impl Actor {
             batch.reply(to, reply);
         }
         Ok(Outcome::Done)
+    }
+
+    /// Takes in that a call trapped; returns why and what the plugin logged. A fault of the host is
+    /// the caller's.
+    fn trapped(
+        &mut self,
+        error: CallError,
+        entry: &Entry,
+        part: u64,
+        again: u32,
+    ) -> Result<(String, Vec<String>), StoreError> {
+        let (reason, is_late) = match error {
+            CallError::Host(error) => return Err(error),
+            CallError::Trap(reason) => (reason, false),
+            CallError::Late(reason) => (reason, true),
+        };
+        self.tally.failures += 1;
+        let log = self.fail(true);
+        if is_late {
+            self.note_late(entry, part, again, &reason, &log);
+        }
+        Ok((reason, log))
     }
 
     /// Drops the effects of the call. If it trapped or had any, its instance goes too: the

@@ -3,6 +3,7 @@
 mod client;
 mod dead;
 mod demo;
+mod input;
 mod ipns;
 mod job;
 mod node;

@@ -29,6 +29,6 @@ pub use effects::{Batch, Effects, PendingReply, Reply, ReplyError, Timers};
 pub use engine::{Engine, EngineError, Prepared};
 pub use grants::{Grants, NameOrKey, TopicPattern};
 pub use limits::{DOCUMENT_BYTES, Limits, MESSAGE_BYTES};
-pub use manifest::{Inspection, Manifest, ManifestError, Resolved, inspect};
+pub use manifest::{Inspection, Manifest, ManifestError, Resolved, inspect, read};
 pub use session::{Mode, Session, SessionParts};
 pub use world::{Change, World};

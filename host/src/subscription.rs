@@ -98,7 +98,7 @@ impl Subscriptions {
             let mut seen = Seen::default();
             loop {
                 let error = self.stream(&topic, &mut seen, &mut backoff).await;
-                self.hearings.disconnected(&topic);
+                self.hearings.disconnected(&topic, &error);
                 self.echoes.stream_ended(&topic);
                 self.tally.reconnects.fetch_add(1, Ordering::Relaxed);
                 tracing::debug!(%topic, "the stream ended, opening it again: {error}");
@@ -110,7 +110,6 @@ impl Subscriptions {
             () = stop.cancelled() => {}
             () = work => {}
         }
-        self.hearings.disconnected(&topic);
     }
 
     /// Reads one stream to its end, which is always an error.

@@ -2,6 +2,8 @@
 
 use std::process::{Child, Command};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 /// A running process; it is killed and waited for with the value.
 pub struct Owned(Child);
 
@@ -14,6 +16,20 @@ impl Owned {
     /// Whether it has ended by itself.
     pub fn has_ended(&mut self) -> bool {
         self.0.try_wait().expect("a child can be asked").is_some()
+    }
+
+    /// Stops it as Ctrl-Z does, until it is let go on.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets a stopped one go on.
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.0), signal).expect("a child can be signalled");
     }
 
     /// Kills it, as `kill -9` does.

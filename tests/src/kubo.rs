@@ -15,21 +15,30 @@ pub struct Kubo {
     daemon: Owned,
     repo: TempDir,
     api: String,
+    options: &'static [&'static str],
 }
 
 impl Kubo {
     /// Starts a daemon. None, and a loud word, where there is none to be had; a failure where
     /// `DIM_REQUIRE_KUBO=1`.
     pub fn start() -> Option<Self> {
-        Self::start_with(|_| None)
+        Self::start_with(|_| None, &[])
+    }
+
+    /// Starts a daemon without a network, and so without pubsub.
+    pub fn start_offline() -> Option<Self> {
+        Self::start_with(|_| None, &["--offline"])
     }
 
     /// Starts a daemon whose API is on a Unix socket.
     pub fn start_on_a_socket() -> Option<Self> {
-        Self::start_with(|repo| Some(format!("/unix{}/api.sock", repo.display())))
+        Self::start_with(|repo| Some(format!("/unix{}/api.sock", repo.display())), &[])
     }
 
-    fn start_with(api: impl FnOnce(&Path) -> Option<String>) -> Option<Self> {
+    fn start_with(
+        api: impl FnOnce(&Path) -> Option<String>,
+        options: &'static [&'static str],
+    ) -> Option<Self> {
         let program = program()?;
         let repo = tempfile::tempdir().expect("a temporary directory");
         let run = |args: &[&str]| run(program, repo.path(), args);
@@ -40,8 +49,8 @@ impl Kubo {
         if let Some(api) = api(repo.path()) {
             run(&["config", "Addresses.API", &api]);
         }
-        let (daemon, api) = spawn(program, &repo);
-        Some(Self { repo, daemon, api })
+        let (daemon, api) = spawn(program, &repo, options);
+        Some(Self { repo, daemon, api, options })
     }
 
     /// Starts two daemons that know each other.
@@ -78,6 +87,16 @@ impl Kubo {
         self.repo.path()
     }
 
+    /// Freezes the daemon: its sockets stay open.
+    pub fn freeze(&self) {
+        self.daemon.freeze();
+    }
+
+    /// Lets a frozen daemon go on.
+    pub fn thaw(&self) {
+        self.daemon.thaw();
+    }
+
     /// Kills the daemon; its repository stays.
     pub fn kill(&mut self) {
         self.daemon.kill();
@@ -88,16 +107,16 @@ impl Kubo {
     pub fn restart(&mut self) {
         let program = program().expect("it has started");
         run(program, self.repo.path(), &["config", "Addresses.API", &self.api]);
-        let (daemon, api) = spawn(program, &self.repo);
+        let (daemon, api) = spawn(program, &self.repo, self.options);
         assert_eq!(api, self.api, "the daemon is where it was");
         self.daemon = daemon;
     }
 }
 
-fn spawn(program: &Path, repo: &TempDir) -> (Owned, String) {
+fn spawn(program: &Path, repo: &TempDir, options: &[&str]) -> (Owned, String) {
     let log = std::fs::File::create(repo.path().join("daemon.log")).expect("a log file");
     let mut command = Command::new(program);
-    command.arg("daemon").env("IPFS_PATH", repo.path()).stdin(Stdio::null());
+    command.arg("daemon").args(options).env("IPFS_PATH", repo.path()).stdin(Stdio::null());
     let daemon = Owned::spawn(command.stdout(log.try_clone().expect("a log file")).stderr(log));
     let deadline = Instant::now() + Duration::from_secs(60);
     // The address is written once the listener is ready.

@@ -7,10 +7,12 @@ use dim::backend::record::Record;
 use dim::backend::{Backend, BackendError, Publication, unixfs};
 use dim::ident::{ContentPath, KeyName, Topic};
 use dim::keys::{Key, name_of};
-use dim::time::Timestamp;
+use dim::store::{NAMES, names};
+use dim::time::{Timestamp, nanoseconds};
 use dim_tests::{Kubo, Setup, TestHost, eventually, script};
 use futures::StreamExt as _;
 use libp2p_identity::Keypair;
+use redb::ReadableTable as _;
 use serde_json::json;
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -32,6 +34,7 @@ async fn suite(host: &TestHost) {
     a_document_is_published_and_read_back(host).await;
     a_large_document_is_published_and_read_back(host).await;
     a_new_value_has_a_higher_sequence(host).await;
+    a_record_is_renewed_at_half_of_its_lifetime(host).await;
     what_is_not_there_is_not_found(&host.host.backend).await;
     a_message_comes_back_from_the_topic(&host.host.backend).await;
 }
@@ -86,6 +89,30 @@ async fn a_new_value_has_a_higher_sequence(host: &TestHost) {
     let after = record(host).await;
     assert!(after.sequence > before.sequence, "{} after {}", after.sequence, before.sequence);
     assert_ne!(after.path, before.path);
+}
+
+/// Lets the last publish of the name be longer ago than it was.
+async fn age(host: &TestHost, by: Duration) {
+    let write = move |write: &redb::WriteTransaction| {
+        let mut table = write.open_table(NAMES)?;
+        let row = table.get("probe-key")?.expect("it was published").value().to_vec();
+        let mut known: names::Known = serde_json::from_slice(&row).expect("a name");
+        known.published.as_mut().expect("it was accepted").at -= nanoseconds(by);
+        table.insert("probe-key", serde_json::to_vec(&known).expect("plain data").as_slice())?;
+        Ok(())
+    };
+    host.host.commit.write(write).await.unwrap();
+    host.host.commit.names.notify_one();
+}
+
+async fn a_record_is_renewed_at_half_of_its_lifetime(host: &TestHost) {
+    publish(host, "kept for long", 1).await;
+    let before = record(host).await;
+    age(host, DAY / 2).await;
+    eventually("it is signed anew", async || record(host).await.validity > before.validity).await;
+    let after = record(host).await;
+    assert_eq!(after.path, before.path);
+    assert!(after.sequence >= before.sequence, "{} after {}", after.sequence, before.sequence);
 }
 
 async fn what_is_not_there_is_not_found(backend: &Backend) {
@@ -285,6 +312,50 @@ async fn a_daemon_on_a_unix_socket_is_as_good() {
     publish(&host, "through a socket", 1).await;
     let name = host.host.keys.name(&"probe-key".parse().unwrap()).unwrap();
     assert_eq!(kubo.ipfs(&["cat", &format!("/ipns/{name}")]), "through a socket");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_runs_offline_publishes_names_and_the_operator_is_told_what_it_lacks() {
+    let Some(kubo) = Kubo::start_offline() else { return };
+    let host = Setup::probe().on_kubo(kubo.api()).start().await;
+    let name = host.host.keys.name(&"probe-key".parse().unwrap()).unwrap();
+    let key = "probe-key".parse().unwrap();
+    let accepted = || {
+        let known = names::known(&host.host.store.snapshot().unwrap(), &key).unwrap().unwrap();
+        known.published.unwrap()
+    };
+    for data in ["one", "two", "three"] {
+        publish(&host, data, 1).await;
+        assert_eq!(kubo.ipfs(&["cat", &format!("/ipns/{name}")]), data);
+    }
+    // It shows no record of its own, and takes none with the number that it has.
+    let before = accepted();
+    age(&host, DAY / 2).await;
+    eventually("it is signed anew", async || accepted().at > before.at).await;
+    assert_eq!(kubo.ipfs(&["cat", &format!("/ipns/{name}")]), "three");
+    eventually("the reason is told", async || {
+        let hearings = host.host.hearings.all();
+        let deaf = hearings.values().find_map(|hearing| hearing.deaf.clone());
+        deaf.is_some_and(|why| why.contains("ipfs config --json Pubsub.Enabled true"))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_daemon_is_not_listened_to_and_the_time_is_a_gap() {
+    let Some((kubo, host)) = on_kubo().await else { return };
+    let topic: Topic = "probe.in".parse().unwrap();
+    let proven = || host.host.hearings.all().get(&topic).and_then(|hearing| hearing.proven_until);
+    eventually("listening is proven", async || proven().is_some()).await;
+    kubo.freeze();
+    let frozen_at = host.host.log.now();
+    dim_tests::downtime(Duration::from_secs(7)).await;
+    assert!(proven() <= Some(frozen_at), "its sockets are open, and that proves nothing");
+    kubo.thaw();
+    eventually("the gap is told", async || host.state_of("probe", "gaps").await.is_array()).await;
+    let gap = host.state_of("probe", "gaps").await[0].clone();
+    assert!(gap["since"].as_u64() <= Some(frozen_at.0), "it begins at the last proof: {gap}");
+    assert!(gap["until"].as_u64() >= Some(frozen_at.after(Duration::from_secs(7)).0), "{gap}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -39,6 +39,18 @@ async fn another_program_on_the_bus_is_never_swallowed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn plugins_share_the_one_subscription_of_a_topic() {
+    let host = Setup::probe().and_probe("other", json!({})).start().await;
+    host.from_peer("probe.in", add("heard")).await;
+    for plugin in ["probe", "other"] {
+        eventually("it is heard", async || host.state_of(plugin, "heard").await == 1).await;
+    }
+    let load = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
+    let received = &host.host.received;
+    assert_eq!((load(&received.received), load(&received.repeated)), (1, 0), "it came through one stream");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn order_holds_within_a_topic() {
     let host = Setup::probe().start().await;
     for number in 0..500 {

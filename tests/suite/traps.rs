@@ -148,7 +148,7 @@ async fn errors_in_json_and_in_plain_text_are_told() {
     )
     .await;
     let error = daemon.backend.pubsub.publish(&topic(), Bytes::new()).await.unwrap_err().to_string();
-    assert!(error.ends_with("experimental pubsub feature not enabled"), "{error}");
+    assert!(error.contains("experimental pubsub feature not enabled; `ipfs config"), "{error}");
     let daemon = stand_in(
         b"HTTP/1.1 403 Forbidden\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n403 - Access Denied\n",
         AT_ONCE,

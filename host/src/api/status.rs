@@ -1,5 +1,6 @@
 //! `/v1/status` and `/healthz`: how the host is doing.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -88,12 +89,7 @@ fn troubles(host: &Host) -> Result<Vec<String>, ApiError> {
         }
     }
     let now = Timestamp::wall();
-    for (topic, hearing) in host.hearings.all() {
-        let proven = hearing.proven_until.unwrap_or(host.started);
-        if now.since(proven) > LATE {
-            troubles.push(format!("listening to {topic} is not proven since {proven}"));
-        }
-    }
+    troubles.extend(deaf(host, now));
     if let (waiting, Some(oldest)) = outbox::waiting(&host.store)?
         && now.since(oldest) > LATE
     {
@@ -117,4 +113,22 @@ fn troubles(host: &Host) -> Result<Vec<String>, ApiError> {
         }
     }
     Ok(troubles)
+}
+
+/// The topics that are not listened to for certain; those with one reason are told together.
+fn deaf(host: &Host, now: Timestamp) -> Vec<String> {
+    let mut by_reason: BTreeMap<String, (Timestamp, Vec<String>)> = BTreeMap::new();
+    for (topic, hearing) in host.hearings.all() {
+        let proven = hearing.proven_until.unwrap_or(host.started);
+        if now.since(proven) > LATE {
+            let why = hearing.deaf.unwrap_or_else(|| "no proof has come".to_owned());
+            let (since, topics) = by_reason.entry(why).or_insert((proven, Vec::new()));
+            *since = proven.min(*since);
+            topics.push(topic.to_string());
+        }
+    }
+    let told = by_reason.into_iter().map(|(why, (since, topics))| {
+        format!("listening is not proven since {since} on {}: {why}", topics.join(", "))
+    });
+    told.collect()
 }

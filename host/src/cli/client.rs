@@ -148,10 +148,7 @@ impl Client {
     ) -> Result<Value, ClientError> {
         // The host would break off in the middle of a body that is too large.
         if body.len() > MAX_BODY {
-            return Err(refused(
-                413,
-                format!("{} bytes are too many: the host takes at most {MAX_BODY}", body.len()),
-            ));
+            return Err(refused(413, format!("it is too large: the host takes at most {MAX_BODY} bytes")));
         }
         self.json(self.request(method, segments)?.query(query).body(body)).await
     }

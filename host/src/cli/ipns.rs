@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::client::Client;
+use super::input;
 use super::output::{Output, bytes};
 
 #[derive(Debug, Subcommand)]
@@ -75,7 +75,7 @@ impl Command {
                 tell(out, &set)
             }
             Self::UpdateState { key, file, how } => {
-                let data = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+                let data = input::file(&file)?;
                 let set =
                     client.send_bytes(Method::PUT, &["keys", &key, "state"], &how.query(), data).await?;
                 tell(out, &set)

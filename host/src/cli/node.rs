@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context as _;
 use clap::Subcommand;
 use reqwest::Method;
 
 use super::client::Client;
+use super::input;
 use super::output::{Column, Output};
 
 const COLUMNS: [Column; 7] = [
@@ -75,8 +75,7 @@ impl Command {
             }
             Self::Get { id } => out.object(&client.get(&["nodes", &id], &[]).await?),
             Self::Put { file } => {
-                let nodes =
-                    std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+                let nodes = input::file(&file)?;
                 out.object(&client.send_bytes(Method::PUT, &["nodes"], &[], nodes).await?)
             }
         }

@@ -60,7 +60,7 @@ pub fn is_file(subject: &str) -> bool {
 
 /// Looks at a file without running it.
 pub fn inspect_file(file: &str, out: &Output) -> anyhow::Result<()> {
-    let bytes = std::fs::read(file).with_context(|| format!("cannot read {file}"))?;
+    let bytes = plugin::read(file.as_ref()).with_context(|| format!("cannot read {file}"))?;
     let inspection = plugin::inspect(&bytes).with_context(|| format!("{file} is not a plugin"))?;
     out.object(&flat(&json!(inspection)))
 }

@@ -1,13 +1,11 @@
 //! `dim topic`.
 
-use std::io::Read as _;
-
-use anyhow::Context as _;
 use clap::Subcommand;
 use reqwest::Method;
 use serde_json::Value;
 
 use super::client::Client;
+use super::input;
 use super::output::{Column, Output, line};
 
 #[derive(Debug, Subcommand)]
@@ -76,13 +74,9 @@ impl Command {
 
 /// A message as it was written, from a file or from standard input.
 fn read(data: &str) -> anyhow::Result<Vec<u8>> {
-    if data == "-" {
-        let mut bytes = Vec::new();
-        std::io::stdin().read_to_end(&mut bytes).context("cannot read standard input")?;
-        return Ok(bytes);
-    }
     match data.strip_prefix('@') {
-        Some(file) => std::fs::read(file).with_context(|| format!("cannot read {file}")),
+        Some(file) => input::file(file.as_ref()),
+        None if data == "-" => input::standard_input(),
         None => Ok(data.as_bytes().to_vec()),
     }
 }

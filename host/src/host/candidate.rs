@@ -7,7 +7,7 @@ use crate::bundled;
 use crate::cause::chain;
 use crate::config::{Config, PluginConfig};
 use crate::ident::PluginName;
-use crate::plugin::{Engine, Grants, Limits, Prepared, Resolved};
+use crate::plugin::{self, Engine, Grants, Limits, Prepared, Resolved};
 
 /// A plugin that is to be loaded.
 pub struct Candidate {
@@ -40,7 +40,7 @@ pub fn candidates(config: &Config) -> Vec<Candidate> {
 impl Candidate {
     fn new(name: PluginName, setup: PluginConfig) -> Self {
         let (source, bytes) = match &setup.file {
-            Some(file) => (file.display().to_string(), std::fs::read(file).map(Cow::from)),
+            Some(file) => (file.display().to_string(), plugin::read(file).map(Cow::from)),
             None => {
                 let component = bundled::component(name.as_str()).map(Cow::from);
                 let missing = "no plugin of this name comes with the host, and the config gives no `file`";

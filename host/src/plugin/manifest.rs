@@ -2,6 +2,9 @@
 //! custom section of the component, so that a file can be judged without running it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::Path;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -28,8 +31,8 @@ pub type HostValues<'a> = &'a [(&'a str, &'a str)];
 #[derive(Debug, Error)]
 pub enum ManifestError {
     /// Too large to be looked at.
-    #[error("the file has {0} bytes; a component may have {MAX_COMPONENT}")]
-    TooLarge(usize),
+    #[error("the file is too large: a component may have {MAX_COMPONENT} bytes")]
+    TooLarge,
     /// Not WebAssembly at all.
     #[error("the file is not WebAssembly")]
     NotWasm,
@@ -307,10 +310,17 @@ pub struct Inspection {
     pub imports: Vec<String>,
 }
 
+/// Reads a component file, no more of it than a component may have and one byte beyond.
+pub fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_COMPONENT as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// Looks at a component file.
 pub fn inspect(component: &[u8]) -> Result<Inspection, ManifestError> {
     if component.len() > MAX_COMPONENT {
-        return Err(ManifestError::TooLarge(component.len()));
+        return Err(ManifestError::TooLarge);
     }
     if !component.starts_with(b"\0asm") {
         return Err(ManifestError::NotWasm);

@@ -26,7 +26,8 @@ const EVERY: Duration = Duration::from_secs(1);
 /// Two proofs that are further apart than this do not prove what lies between them.
 const CONTINUOUS: Duration = Duration::from_secs(5);
 
-/// How long an echo of a probe may take.
+/// How long a probe may take until its echo is there. A daemon that was frozen meanwhile answers later,
+/// and was perhaps frozen already when the probe was sent.
 const ECHO: Duration = Duration::from_secs(3);
 
 /// How often the peers of topics are asked for.
@@ -43,6 +44,8 @@ pub struct TopicHearing {
     pub peers: Vec<PeerName>,
     /// Whether there ever was a peer: silence without one proves nothing then.
     pub expects_peers: bool,
+    /// Why listening is not proven by now, as far as that is known.
+    pub deaf: Option<String>,
 }
 
 /// What is listened to.
@@ -64,10 +67,18 @@ impl Hearings {
         self.lock().entry(topic.clone()).or_default().connected_since = Some(now);
     }
 
-    /// Says that a topic's stream has ended.
-    pub fn disconnected(&self, topic: &Topic) {
-        if let Some(hearing) = self.lock().get_mut(topic) {
-            hearing.connected_since = None;
+    /// Says that a topic has no stream, and why.
+    pub fn disconnected(&self, topic: &Topic, why: &BackendError) {
+        let mut topics = self.lock();
+        let hearing = topics.entry(topic.clone()).or_default();
+        hearing.connected_since = None;
+        hearing.deaf = Some(why.to_string());
+    }
+
+    /// Says why nothing is proven of topics whose streams are open.
+    fn doubt(&self, why: &BackendError) {
+        for hearing in self.lock().values_mut().filter(|hearing| hearing.connected_since.is_some()) {
+            hearing.deaf = Some(why.to_string());
         }
     }
 
@@ -127,6 +138,7 @@ impl TopicHearing {
     fn prove(&mut self, time: Timestamp) -> Option<Span> {
         let connected = self.connected_since.filter(|since| *since <= time)?;
         if self.expects_peers && self.peers.is_empty() {
+            self.deaf = Some("there were peers on the topic, and there are none any more".to_owned());
             return None;
         }
         let before = self.proven_until.filter(|until| *until <= time);
@@ -141,6 +153,7 @@ impl TopicHearing {
             None => Span { since: fresh(connected, time), missed_since: None },
         };
         self.proven_until = Some(time);
+        self.deaf = None;
         Some(span)
     }
 }
@@ -201,6 +214,7 @@ impl Prober {
         let mut backoff = Backoff::new();
         loop {
             let error = self.probe(&mut backoff).await;
+            self.hearings.doubt(&error);
             tracing::debug!("listening is not proven: {error}");
             tokio::time::sleep(backoff.next()).await;
         }
@@ -215,10 +229,8 @@ impl Prober {
         for number in 0_u64.. {
             let sent_at = self.log.now();
             let probe = Bytes::from(format!("{{\"probe\":{number},\"at\":\"{sent_at}\"}}"));
-            if let Err(error) = self.backend.pubsub.publish(&self.topic, probe.clone()).await {
-                return error;
-            }
             let echo = async {
+                self.backend.pubsub.publish(&self.topic, probe.clone()).await?;
                 while let Some(message) = echoes.next().await {
                     if message?.data == probe {
                         return Ok(());
@@ -283,7 +295,7 @@ mod tests {
         let hearings = Hearings::default();
         hearings.connected(&topic(), seconds(100));
         assert_eq!(gaps(&hearings.prove(seconds(101))), []);
-        hearings.disconnected(&topic());
+        hearings.disconnected(&topic(), &BackendError::Timeout("pubsub/sub"));
         assert_eq!(hearings.prove(seconds(110)), []);
         hearings.connected(&topic(), seconds(120));
         assert_eq!(gaps(&hearings.prove(seconds(121))), [(101, 120)]);

@@ -18,6 +18,9 @@ use crate::time::Timestamp;
 /// How long a publish may take: the first one of a new key on a public network takes 30 s.
 const PUBLISH: Duration = Duration::from_secs(120);
 
+/// How a daemon refuses a sequence number that is not above that of its own record.
+const NOT_GREATER: &str = "sequence number must be greater";
+
 /// Names of a daemon.
 #[derive(Debug)]
 pub struct Names {
@@ -116,7 +119,13 @@ impl Backend for Names {
         let behind = current.as_ref().is_none_or(|record| record.sequence + 1 < publication.sequence);
         let same = current.as_ref().is_some_and(|record| record.path == publication.path);
         let wanted = (behind && !(same && publication.sequence <= 1)).then_some(publication.sequence);
-        self.send(publication, wanted.filter(|sequence| *sequence > 0)).await?;
+        match self.send(publication, wanted.filter(|sequence| *sequence > 0)).await {
+            // It has a newer record than it shows: one that runs offline shows none at all.
+            Err(BackendError::Refused { message, .. }) if message.contains(NOT_GREATER) => {
+                self.send(publication, None).await?;
+            }
+            sent => sent?,
+        }
         let sequence = match self.current(&name).await {
             Some(record) => record.sequence,
             None => publication.sequence,

@@ -22,6 +22,13 @@ const MAX_LINE: usize = 2 << 20;
 /// How long one publish may take.
 const PUBLISH: Duration = Duration::from_secs(10);
 
+/// How a daemon without pubsub refuses; it says so too when it runs offline.
+const DISABLED: &str = "experimental pubsub feature not enabled";
+
+/// What the operator of such a daemon is told beside it.
+const ENABLE: &str =
+    "`ipfs config --json Pubsub.Enabled true`, and start the daemon again, not with --offline";
+
 /// Topics of a daemon.
 #[derive(Debug)]
 pub struct Topics {
@@ -46,13 +53,13 @@ impl Pubsub for Topics {
     async fn publish(&self, topic: &Topic, data: Bytes) -> Result<(), BackendError> {
         let _turn = self.publishing.lock().await;
         let call = Call::new("pubsub/pub").arg(encode(topic.as_str().as_bytes())).file(data).timeout(PUBLISH);
-        self.rpc.bytes(call).await.map(drop)
+        self.rpc.bytes(call).await.map(drop).map_err(with_advice)
     }
 
     async fn subscribe(&self, topic: &Topic) -> Result<Messages, BackendError> {
         // The headers come when the subscription is registered.
         let call = Call::new("pubsub/sub").arg(encode(topic.as_str().as_bytes()));
-        Ok(messages(self.rpc.stream(call).await?))
+        Ok(messages(self.rpc.stream(call).await.map_err(with_advice)?))
     }
 
     async fn peers(&self, topic: &Topic) -> Result<Vec<PeerName>, BackendError> {
@@ -74,6 +81,15 @@ impl Pubsub for Topics {
         }
         let id: Id = self.rpc.json(Call::new("id")).await?;
         id.id.parse().map_err(|error| BackendError::Unbelievable { call: "id", why: format!("{error}") })
+    }
+}
+
+fn with_advice(error: BackendError) -> BackendError {
+    match error {
+        BackendError::Refused { call, message } if message.contains(DISABLED) => {
+            BackendError::Refused { call, message: format!("{message}; {ENABLE}") }
+        }
+        other => other,
     }
 }
 

@@ -1,10 +1,10 @@
 //! What `wit/state.wit` asks of a session: the plugin's own keys and values.
 
-use std::collections::BTreeMap;
+use std::collections::btree_map::Range;
+use std::iter::Peekable;
 use std::ops::Bound;
 
 use super::{Answer, Refusal, Session, allowed, check_key};
-use crate::plugin::Batch;
 use crate::plugin::limits::{KEY_BYTES, PAGE_BYTES};
 use crate::store::{StateKey, StoreError};
 
@@ -57,15 +57,10 @@ impl Session {
             Some(after) if after >= prefix => Bound::Excluded(after),
             _ => Bound::Included(prefix),
         };
-        // What is not committed yet, newest layer last, so that it wins.
-        let mut fresh: BTreeMap<&[u8], Option<&[u8]>> = BTreeMap::new();
-        let layers: Vec<&Batch> = self.effects.layers().collect();
-        for batch in layers.into_iter().rev() {
-            let range = batch.state.range::<[u8], _>((from, Bound::Unbounded));
-            let within = range.take_while(|(key, _)| key.starts_with(prefix));
-            fresh.extend(within.map(|(key, value)| (key.as_slice(), value.as_deref())));
-        }
-        let mut fresh = fresh.into_iter().peekable();
+        let layers = self.effects.layers();
+        let layers = layers.map(|batch| batch.state.range::<[u8], _>((from, Bound::Unbounded)).peekable());
+        let fresh = Fresh { layers: layers.collect() };
+        let mut fresh = fresh.take_while(|(key, _)| key.starts_with(prefix)).peekable();
         let stored_from = from.map(|key| StateKey::new(self.id, key));
         let stored = self.snapshot.scan(stored_from.as_ref().map(|key| key.as_bytes()))?;
         let mut stored = stored
@@ -105,6 +100,29 @@ impl Session {
     }
 }
 
+/// What is not committed yet, in the order of keys. A page is small and a batch may be large: no more
+/// of it is looked at than the page takes.
+struct Fresh<'a> {
+    /// Newest first.
+    layers: Vec<Peekable<Range<'a, Vec<u8>, Option<Vec<u8>>>>>,
+}
+
+impl<'a> Iterator for Fresh<'a> {
+    type Item = (&'a [u8], Option<&'a [u8]>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let key = self.layers.iter_mut().filter_map(|layer| layer.peek().map(|(key, _)| *key)).min()?;
+        let mut said = None;
+        for layer in &mut self.layers {
+            // Of one key the newest layer counts, and the older ones are passed over.
+            if let Some((_, value)) = layer.next_if(|(other, _)| *other == key) {
+                said.get_or_insert(value);
+            }
+        }
+        said.map(|value| (key.as_slice(), value.as_deref()))
+    }
+}
+
 /// A page of a scan that is being filled.
 struct Page {
     rows: Vec<(Vec<u8>, Vec<u8>)>,
@@ -120,5 +138,28 @@ impl Page {
     fn push(&mut self, key: Vec<u8>, value: Vec<u8>) {
         self.bytes += key.len() + value.len();
         self.rows.push((key, value));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn of_one_key_the_newest_layer_counts() {
+        let layer = |rows: &[(&str, Option<&str>)]| -> BTreeMap<Vec<u8>, Option<Vec<u8>>> {
+            let bytes = |text: &str| text.as_bytes().to_vec();
+            rows.iter().map(|(key, value)| (bytes(key), value.map(bytes))).collect()
+        };
+        let newest = layer(&[("b", None), ("d", Some("new"))]);
+        let older = layer(&[("a", Some("1")), ("b", Some("2")), ("d", Some("old"))]);
+        let oldest = layer(&[("b", Some("3")), ("c", None), ("e", Some("5"))]);
+        let layers = [&newest, &older, &oldest].map(|layer| layer.range::<[u8], _>(..).peekable());
+        let merged: Vec<_> = Fresh { layers: layers.into() }.collect();
+        let expected: [(&[u8], Option<&[u8]>); 5] =
+            [(b"a", Some(b"1")), (b"b", None), (b"c", None), (b"d", Some(b"new")), (b"e", Some(b"5"))];
+        assert_eq!(merged, expected);
     }
 }

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::time::Duration;
 
+use crate::log::{self, Level};
 use crate::time::Time;
 use crate::{DueTimer, Failure, ipns, state, timers};
 
@@ -56,11 +57,19 @@ impl Document {
         due
     }
 
-    /// Publishes the document.
+    /// Publishes the document. One that is too large is told to the operator and left: the one before
+    /// stays, and the next is built when there is something new to show.
     pub fn publish(&self, data: &[u8]) -> Result<(), Failure> {
         state::set_json(self.size_key().as_bytes(), &data.len())?;
-        ipns::update_state(&self.key, data, None)?;
-        Ok(())
+        match ipns::update_state(&self.key, data, None) {
+            Err(ipns::Error::TooLarge(limit)) => {
+                let (size, limit) = (data.len().to_string(), limit.to_string());
+                let values = [("key", self.key.as_str()), ("bytes", &size), ("limit", &limit)];
+                log::line(Level::Error, "the document is too large and is not published", &values);
+                Ok(())
+            }
+            published => Ok(published?),
+        }
     }
 
     fn size_key(&self) -> String {

@@ -5,9 +5,19 @@ pub use crate::bindings::dim::coordination::pubsub::{
 };
 use crate::{Failure, Refusal};
 
+/// The limit that names how many publishes may wait for the backend.
+const OUTBOX: &str = "outbox";
+
+/// How long until there may be room for a publish again, in nanoseconds.
+const ROOM: u64 = 1_000_000_000;
+
 impl From<Error> for Failure {
+    /// An event for whose publishes there is no room comes again; the others are wrong and stay so.
     fn from(error: Error) -> Self {
-        Failure::Reject(format!("pubsub: {error:?}"))
+        match error {
+            Error::LimitExceeded(limit) if limit == OUTBOX => Failure::Retry(ROOM),
+            error => Failure::Reject(format!("pubsub: {error:?}")),
+        }
     }
 }
 

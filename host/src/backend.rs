@@ -177,6 +177,9 @@ pub trait Pubsub: Send + Sync + 'static {
     /// The peers that are known on a topic.
     async fn peers(&self, topic: &Topic) -> Result<Vec<PeerName>, BackendError>;
 
+    /// Whether it has any peer at all, on whatever topic: one without may be cut off.
+    async fn is_connected(&self) -> Result<bool, BackendError>;
+
     /// Who signs what this backend publishes now; another daemon may have taken its place.
     async fn identity(&self) -> Result<PeerName, BackendError>;
 }

@@ -22,15 +22,16 @@ use tokio_util::sync::CancellationToken;
 
 use apply::{NameChanges, Wakes, apply, entries_of};
 
-use crate::effect::NameUpdate;
-use crate::entry::{Entry, Kind, Offset};
+use crate::effect::{NameUpdate, Publish};
+use crate::entry::{Entry, Event, Kind, Offset, Origin};
 use crate::ident::{IpnsName, KeyName, PluginName};
 use crate::interest::Interest;
 use crate::log::{EventLog, Mailbox};
 use crate::plugin::Batch;
 use crate::store::followed::Followed;
-use crate::store::outbox::Backlog;
+use crate::store::outbox::{self, Backlog};
 use crate::store::{self, Store, StoreError, Sync};
+use crate::time::Timestamp;
 
 /// How long entries wait for a batch to share a transaction with.
 const LINGER: Duration = Duration::from_millis(20);
@@ -56,6 +57,7 @@ pub enum CommitError {
 /// A small write of another stage.
 struct Write {
     sync: Sync,
+    wakes: Wakes,
     run: RunWrite,
 }
 
@@ -231,7 +233,8 @@ impl Commit {
         entries: Vec<Kind>,
         write: impl FnOnce(&WriteTransaction) -> Result<R, StoreError> + Send + 'static,
     ) -> Result<R, CommitError> {
-        self.enqueue(Sync::Later, |transaction, _| Ok((entries, write(transaction)?))).await
+        let run = |transaction: &WriteTransaction, _: &mut NameChanges| Ok((entries, write(transaction)?));
+        self.enqueue(Sync::Later, Wakes::default(), run).await
     }
 
     /// Appends `entries` to the log and writes, both in the next transaction, and waits until it
@@ -241,7 +244,8 @@ impl Commit {
         entries: Vec<Kind>,
         write: impl FnOnce(&WriteTransaction) -> Result<R, StoreError> + Send + 'static,
     ) -> Result<R, CommitError> {
-        self.enqueue(Sync::Now, |transaction, _| Ok((entries, write(transaction)?))).await
+        let run = |transaction: &WriteTransaction, _: &mut NameChanges| Ok((entries, write(transaction)?));
+        self.enqueue(Sync::Now, Wakes::default(), run).await
     }
 
     /// Writes and appends what the write finds, both in the next transaction.
@@ -249,7 +253,7 @@ impl Commit {
         &self,
         write: impl FnOnce(&WriteTransaction) -> Result<(Vec<Kind>, R), StoreError> + Send + 'static,
     ) -> Result<R, CommitError> {
-        self.enqueue(Sync::Now, |transaction, _| write(transaction)).await
+        self.enqueue(Sync::Now, Wakes::default(), |transaction, _| write(transaction)).await
     }
 
     /// Takes in news of a name and tells its followers.
@@ -257,14 +261,24 @@ impl Commit {
         let write = move |transaction: &WriteTransaction, names: &mut NameChanges| {
             Ok((names.make(transaction, &change)?.into_iter().collect(), ()))
         };
-        self.enqueue(Sync::Now, write).await?;
-        self.names.notify_one();
-        Ok(())
+        self.enqueue(Sync::Now, Wakes { names: true, ..Wakes::default() }, write).await
+    }
+
+    /// Publishes what a caller of the API gave: to the plugins, and through the outbox.
+    pub async fn publish(&self, publish: Publish, now: Timestamp) -> Result<(), CommitError> {
+        let Publish { topic, data } = publish.clone();
+        let message = Kind::Event(Event::Message { topic, data, origin: Origin::Host });
+        let write = move |transaction: &WriteTransaction, _: &mut NameChanges| {
+            outbox::enqueue(transaction, None, &[publish], now)?;
+            Ok((vec![message], ()))
+        };
+        self.enqueue(Sync::Now, Wakes { outbox: true, ..Wakes::default() }, write).await
     }
 
     async fn enqueue<R: Send + 'static>(
         &self,
         sync: Sync,
+        wakes: Wakes,
         write: impl FnOnce(&WriteTransaction, &mut NameChanges) -> Result<(Vec<Kind>, R), StoreError>
         + Send
         + 'static,
@@ -279,7 +293,7 @@ impl Commit {
                 let (entries, result) = write(transaction, names)?;
                 Ok((entries, Box::new(move || drop(done.send(result))) as AfterCommit))
             });
-            queue.writes.push(Write { sync, run });
+            queue.writes.push(Write { sync, wakes, run });
         }
         self.wake();
         result.await.map_err(|_| CommitError::Closed)
@@ -374,6 +388,7 @@ impl Commit {
             if small.sync == Sync::Now {
                 worth = Sync::Now;
             }
+            wakes.add(small.wakes);
             let (entries, done) = (small.run)(&write, &mut names)?;
             log.append_now(entries);
             after.push(done);

@@ -85,7 +85,7 @@ pub enum Kind {
         plugin: PluginName,
         /// The entry that it handled.
         offset: Offset,
-        /// 0 for the entry itself; the timers that fell due before it are counted from 1.
+        /// 0 for the entry itself; a number of its own for each timer that fell due before it.
         part: u64,
         /// Which limit.
         limit: StruckLimit,
@@ -104,8 +104,9 @@ pub enum Kind {
 /// A limit that depends on the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StruckLimit {
-    /// The CPU time of a call, which trapped.
-    Cpu {
+    /// The CPU time or the memory of a call, which trapped. The memory depends on how long the
+    /// instance had lived.
+    Call {
         /// Which try this was, counted from 0.
         again: u32,
         /// What the operator is told.
@@ -115,6 +116,8 @@ pub enum StruckLimit {
     },
     /// The number of publishes that may wait: there was room for so many more.
     Outbox {
+        /// Which try this was, counted from 0.
+        again: u32,
         /// How many.
         room: u64,
     },

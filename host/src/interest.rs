@@ -39,7 +39,7 @@ impl Interest {
     pub fn restore(&self, plugin: &PluginName, world: &World) {
         let party = Party::Plugin(plugin.clone());
         let mut wanted = self.lock();
-        for topic in world.subscriptions() {
+        for topic in world.topics_to_hear() {
             wanted.topics.entry(topic.clone()).or_default().insert(party.clone());
         }
         for (name, known) in world.follows() {
@@ -111,5 +111,21 @@ fn change<K: Ord + Clone>(wanted: &mut BTreeMap<K, BTreeSet<Party>>, key: &K, pa
         if parties.is_empty() {
             wanted.remove(key);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subscription_that_is_not_in_the_log_yet_is_restored_too() {
+        let (asked, ended): (Topic, Topic) = ("asked".parse().unwrap(), "ended".parse().unwrap());
+        let mut world = World::default();
+        world.ask_subscription(asked.clone(), true);
+        world.ask_subscription(ended, false);
+        let interest = Interest::default();
+        interest.restore(&"probe".parse().unwrap(), &world);
+        assert_eq!(interest.topics(), BTreeSet::from([asked]));
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 
 use cap_std::fs::{Dir, DirBuilder, DirBuilderExt, OpenOptions, OpenOptionsExt};
 use libp2p_identity::Keypair;
@@ -71,6 +71,8 @@ pub struct Keyring {
     dir: Dir,
     adopted: Dir,
     keys: RwLock<BTreeMap<KeyName, Key>>,
+    /// Held while a key is made, so that two who ask for it at once get the same.
+    making: Mutex<()>,
 }
 
 impl Keyring {
@@ -87,7 +89,7 @@ impl Keyring {
             dir.create_dir_with(ADOPTED, &builder).map_err(file)?;
         }
         let adopted = dir.open_dir(ADOPTED).map_err(file)?;
-        let ring = Self { dir, adopted, keys: RwLock::default() };
+        let ring = Self { dir, adopted, keys: RwLock::default(), making: Mutex::default() };
         for key in keys_in(&ring.dir).map_err(file)? {
             ring.put(&key, read_own(&ring.dir, &key)?);
         }
@@ -115,6 +117,7 @@ impl Keyring {
 
     /// The key, made if the host has none of that name.
     pub fn get_or_create(&self, key: &KeyName) -> Result<Key, KeyError> {
+        let _making = self.making.lock().expect("no one panics while making a key");
         if let Some(held) = self.get(key) {
             return Ok(held);
         }
@@ -129,6 +132,7 @@ impl Keyring {
     /// Takes over the name of a key that the daemon had first. One that was made here is set aside
     /// under another file name.
     pub fn adopt(&self, key: &KeyName, name: &IpnsName) -> Result<(), KeyError> {
+        let _making = self.making.lock().expect("no one panics while making a key");
         if matches!(self.get(key), Some(Key::Own(_))) {
             let io = |source| KeyError::File { key: key.clone(), source };
             self.dir.rename(key.as_str(), &self.dir, format!(".{key}.replaced")).map_err(io)?;

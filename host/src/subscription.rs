@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures::StreamExt as _;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -64,22 +65,23 @@ impl Subscriptions {
     /// Listens until `stop` is cancelled; the streams are closed when it returns.
     pub async fn run(self, stop: CancellationToken) {
         let tasks = TaskTracker::new();
-        let mut streams: BTreeMap<Topic, CancellationToken> = BTreeMap::new();
+        let mut streams: BTreeMap<Topic, Stream> = BTreeMap::new();
         loop {
             let wanted = self.interest.topics();
-            streams.retain(|topic, stream| {
-                let keep = wanted.contains(topic);
-                if !keep {
-                    stream.cancel();
-                    self.hearings.forget(topic);
+            let unwanted: Vec<Topic> =
+                streams.keys().filter(|topic| !wanted.contains(topic)).cloned().collect();
+            for topic in unwanted {
+                if let Some(stream) = streams.remove(&topic) {
+                    stream.end().await;
                 }
-                keep
-            });
+                // Only now, or the stream could enter the topic again.
+                self.hearings.forget(&topic);
+            }
             for topic in wanted {
                 streams.entry(topic.clone()).or_insert_with(|| {
-                    let token = stop.child_token();
-                    tasks.spawn(self.clone().listen(topic, token.clone()));
-                    token
+                    let stop = stop.child_token();
+                    let task = tasks.spawn(self.clone().listen(topic, stop.clone()));
+                    Stream { stop, task }
                 });
             }
             tokio::select! {
@@ -148,6 +150,7 @@ impl Subscriptions {
             return;
         }
         self.tally.received.fetch_add(1, Ordering::Relaxed);
+        self.hearings.received(topic);
         let event =
             Event::Message { topic: topic.clone(), data: message.data, origin: Origin::Peer(message.from) };
         self.append(Kind::Event(event)).await;
@@ -163,6 +166,21 @@ impl Subscriptions {
         let appended = tokio::task::spawn_blocking(move || drop(log.append(kind))).await;
         if let Err(error) = appended {
             tracing::error!("a message was lost on its way into the log: {error}");
+        }
+    }
+}
+
+/// A stream that is kept open.
+struct Stream {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Stream {
+    async fn end(self) {
+        self.stop.cancel();
+        if let Err(error) = self.task.await {
+            tracing::error!("a stream ended badly: {error}");
         }
     }
 }

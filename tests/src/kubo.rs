@@ -150,9 +150,8 @@ fn program() -> Option<&'static Path> {
     let found = PROGRAM.get_or_init(|| {
         let found = find();
         if let Err(why) = &found {
-            let required = std::env::var("DIM_REQUIRE_KUBO").is_ok_and(|value| value == "1");
-            assert!(!required, "DIM_REQUIRE_KUBO=1, but there is no Kubo: {why}");
-            eprintln!("\n!!! THE KUBO TESTS ARE SKIPPED: {why}\n");
+            crate::must_be_there("DIM_REQUIRE_KUBO", why);
+            crate::say(&format!("\n!!! THE KUBO TESTS ARE SKIPPED: {why}\n"));
         }
         found.ok()
     });
@@ -177,7 +176,7 @@ fn build() -> Result<PathBuf, String> {
     if program.exists() {
         return Ok(program);
     }
-    eprintln!("building Kubo with Go, as tests/kubo/go.mod pins it; this takes some minutes once");
+    crate::say("building Kubo with Go, as tests/kubo/go.mod pins it; this takes some minutes once");
     let half = program.with_extension("half");
     let built = Command::new("go")
         .args(["build", "-o"])

@@ -19,3 +19,17 @@ pub const PROBE: &str = env!("GUEST_PROBE");
 pub fn data(path: &str) -> std::path::PathBuf {
     std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
+
+/// Says something to whoever runs the tests, also from one that goes well: the macros' output of those
+/// is kept back.
+fn say(words: &str) {
+    use std::io::Write as _;
+    // Without a standard error there is no one to tell.
+    let _ = writeln!(std::io::stderr(), "{words}");
+}
+
+/// Fails where the environment asks for what cannot be had.
+fn must_be_there(variable: &str, why: &str) {
+    let required = std::env::var(variable).is_ok_and(|value| value == "1");
+    assert!(!required, "{variable}=1, but it cannot be had: {why}");
+}

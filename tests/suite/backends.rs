@@ -35,6 +35,7 @@ async fn suite(host: &TestHost) {
     a_large_document_is_published_and_read_back(host).await;
     a_new_value_has_a_higher_sequence(host).await;
     a_record_is_renewed_at_half_of_its_lifetime(host).await;
+    a_shorter_lifetime_has_a_higher_sequence(host).await;
     what_is_not_there_is_not_found(&host.host.backend).await;
     a_message_comes_back_from_the_topic(&host.host.backend).await;
 }
@@ -113,6 +114,20 @@ async fn a_record_is_renewed_at_half_of_its_lifetime(host: &TestHost) {
     let after = record(host).await;
     assert_eq!(after.path, before.path);
     assert!(after.sequence >= before.sequence, "{} after {}", after.sequence, before.sequence);
+}
+
+/// Of two records with one sequence the one that is valid for longer counts.
+async fn a_shorter_lifetime_has_a_higher_sequence(host: &TestHost) {
+    publish(host, "valid for a day", 1).await;
+    let before = record(host).await;
+    let hour = 3_600_000_000_000_u64;
+    let shorter =
+        json!({ "do": "update-state", "key": "probe-key", "data": "valid for a day", "lifetime": hour });
+    host.run(json!([shorter])).await;
+    eventually("it is signed anew", async || record(host).await.validity < before.validity).await;
+    let after = record(host).await;
+    assert_eq!(after.path, before.path);
+    assert_eq!(after.compare(&before), std::cmp::Ordering::Greater);
 }
 
 async fn what_is_not_there_is_not_found(backend: &Backend) {
@@ -356,6 +371,17 @@ async fn a_frozen_daemon_is_not_listened_to_and_the_time_is_a_gap() {
     let gap = host.state_of("probe", "gaps").await[0].clone();
     assert!(gap["since"].as_u64() <= Some(frozen_at.0), "it begins at the last proof: {gap}");
     assert!(gap["until"].as_u64() >= Some(frozen_at.after(Duration::from_secs(7)).0), "{gap}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_knows_whether_it_is_cut_off() {
+    let Some((mut one, other)) = Kubo::start_pair() else { return };
+    let settings =
+        dim::backend::kubo::Settings { address: other.api().parse().unwrap(), authorization: None };
+    let pubsub = dim::backend::kubo::backend(&settings).unwrap().pubsub;
+    assert!(pubsub.is_connected().await.unwrap());
+    one.kill();
+    eventually("the other one is alone", async || !pubsub.is_connected().await.unwrap()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

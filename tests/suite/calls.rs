@@ -76,6 +76,31 @@ async fn limits_of_state_hold_at_the_limit_and_one_past_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn bytes_of_effects_follows_and_log_lines_are_limited() {
+    let limits = json!({ "limits": { "effect-bytes": 1_000, "follows": 1, "log-lines": 3 } });
+    let host = Setup::default().and_probe("probe", limits).start().await;
+    let set = |repeat: u64| json!({ "do": "set", "key": "a", "value": "x", "repeat": repeat });
+    assert_eq!(run_one(&host, set(999)).await, json!({ "ok": null }), "a key of one byte and 999 more");
+    let past = json!({ "error": "Error::LimitExceeded(\"effect-bytes\")" });
+    assert_eq!(run_one(&host, set(1_000)).await, past);
+    let follow = |name: &str| json!({ "do": "follow", "name": name });
+    let follows = host.run(json!([follow("probe-key"), follow("probe-key"), follow("probe-other")])).await;
+    let one_past = json!({ "error": "Error::LimitExceeded(\"follows\")" });
+    assert_eq!(follows, [json!({ "ok": null }), json!({ "ok": null }), one_past]);
+    for (times, told) in [(3, 3), (4, 4)] {
+        let mut rejected = script(json!([{ "do": "log", "line": "x", "times": times }]));
+        rejected["then"] = json!("reject");
+        host.from_peer("probe.in", rejected.to_string()).await;
+        let letters = || dim::store::dead::list(&host.host.store, None, None, 10).unwrap();
+        dim_tests::eventually("it is set aside", async || letters().len() == times - 2).await;
+        let (_, letter) = letters().pop().unwrap();
+        assert_eq!(letter.log.len(), told);
+        let last = if times == 3 { "x" } else { "(1 more lines were dropped)" };
+        assert_eq!(letter.log.last().unwrap(), last);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn timers_fire_once_at_their_time_and_can_be_cleared() {
     let host = Setup::probe().start().await;
     let answers = host

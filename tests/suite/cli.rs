@@ -66,6 +66,9 @@ fn jobs_nodes_topics_and_names_go_through_the_command_line() {
     let name = host.json(&["ipns", "key-id", "policy"])["name"].as_str().unwrap().to_owned();
     assert_eq!(set["name"], name.as_str());
     assert_eq!(host.json(&["ipns", "resolve", &name])["path"], set["path"]);
+    let status = host.json(&["status"]);
+    let policy = status["names"].as_array().unwrap().iter().find(|row| row["key"] == "policy").unwrap();
+    assert_eq!((&policy["document_bytes"], &policy["document_limit"]), (&json!(10), &json!(16 << 20)));
     assert_eq!(host.dim(&["ipns", "get-state", "policy"]).stdout, b"the policy");
     let path = set["path"].as_str().unwrap();
     let again = host.json(&["ipns", "publish", "other", path]);

@@ -81,7 +81,9 @@ fn check(host: &Program, acknowledged: &Acknowledged, round: usize) {
     // What is still in the log is handled first.
     let settled =
         |plugins: &Value| plugins.as_array().is_some_and(|all| all.iter().all(|p| p["state"] == "running"));
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
     while !settled(&host.json(&["plugin", "ls"])) {
+        assert!(std::time::Instant::now() < deadline, "round {round}: the plugins do not run");
         std::thread::sleep(Duration::from_millis(10));
     }
     host.json(&["plugin", "command", "probe", "run", "{}"]);

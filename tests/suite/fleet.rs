@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use dim::backend::embedded::new_peer;
 use dim::entry::{Entry, Event, Kind, Offset, Origin};
 use dim::plugin::roster;
 use dim::replay::Replay;
@@ -107,9 +108,26 @@ async fn a_registry_of_another_host_is_read_and_merged() {
 }
 
 fn quick() -> Setup {
-    Setup::bundled().yaml(
-        "plugins:\n  heartbeat-watchdog:\n    config:\n      suspect_after_ms: 1500\n      dead_after_ms: 3000\n",
-    )
+    dead_after(3_000)
+}
+
+fn dead_after(ms: u64) -> Setup {
+    let config = json!({ "suspect_after_ms": ms / 2, "dead_after_ms": ms });
+    Setup::bundled().yaml(&format!("plugins:\n  heartbeat-watchdog:\n    config: {config}\n"))
+}
+
+/// What the watchdog has said of a node, by the log.
+fn verdicts(host: &TestHost, node: &str) -> Vec<String> {
+    let mut entries = std::collections::VecDeque::new();
+    host.host.log.read(Offset(0), usize::MAX, &mut entries).unwrap();
+    let said = entries.iter().filter_map(|entry| match &entry.kind {
+        Kind::Event(Event::Message { data, origin: Origin::Plugin(_), .. }) => {
+            let verdict: serde_json::Value = serde_json::from_slice(data).unwrap();
+            (verdict["node_id"] == node).then(|| verdict["status"].as_str().unwrap().to_owned())
+        }
+        _ => None,
+    });
+    said.collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -130,16 +148,12 @@ async fn a_silent_node_is_suspected_declared_dead_and_recovers_and_its_job_is_ma
         node.map_or(json!(null), |node| node["status"].clone())
     };
     let job = async || host.query("job-tracker", "get", json!({ "job_id": "j1" })).await.unwrap_or_default();
-    eventually("it is suspect", async || {
-        others().await;
-        node().await == "suspect"
-    })
-    .await;
     eventually("it is dead", async || {
         others().await;
         node().await == "dead"
     })
     .await;
+    assert_eq!(verdicts(&host, "n1"), ["suspect", "dead"]);
     eventually("its job is marked", async || job().await["node_dead"]["observer"] == host.host.id.as_str())
         .await;
     host.from_peer("dim.nodes.heartbeat", beat("n1")).await;
@@ -151,7 +165,8 @@ async fn a_silent_node_is_suspected_declared_dead_and_recovers_and_its_job_is_ma
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_that_was_down_accuses_nobody_and_finds_who_really_died() {
-    let host = quick().start().await;
+    let setup = dead_after(6_000);
+    let host = setup.start().await;
     let beat = |id: &str| json!({ "node_id": id, "status": "online" }).to_string();
     for id in ["alive", "gone"] {
         host.from_peer("dim.nodes.heartbeat", beat(id)).await;
@@ -159,8 +174,8 @@ async fn a_host_that_was_down_accuses_nobody_and_finds_who_really_died() {
     host.settled().await;
     let dir = host.stop().await;
     // Longer than it takes to be declared dead.
-    downtime(Duration::from_secs(5)).await;
-    let host = quick().start_in(dir).await;
+    downtime(Duration::from_secs(8)).await;
+    let host = setup.start_in(dir).await;
     host.from_peer("dim.nodes.heartbeat", beat("alive")).await;
     host.settled().await;
     let dead =
@@ -203,6 +218,64 @@ async fn the_registry_runs_without_the_tracker_whose_document_it_follows() {
         host.query("node-registry", "get", json!({ "node_id": "n1" })).await.is_ok()
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_is_told_to_merge_itself_does_not() {
+    let host = Setup::bundled().yaml("ipfs:\n  registry_ipns: dim-state-key\n").start().await;
+    host.from_peer("dim.nodes.heartbeat", json!({ "node_id": "n1" }).to_string()).await;
+    let key = "dim-state-key".parse().unwrap();
+    let known = || names::known(&host.host.store.snapshot().unwrap(), &key).unwrap();
+    eventually("it is published", async || known().is_some_and(|name| name.is_published())).await;
+    host.settled().await;
+    let settled = known().unwrap().sequence;
+    // Several times as long as a document takes.
+    downtime(Duration::from_secs(2)).await;
+    assert_eq!(known().unwrap().sequence, settled, "nothing new is published");
+    let node = host.query("node-registry", "get", json!({ "node_id": "n1" })).await.unwrap();
+    assert!(node["source"].is_null(), "{node}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watchdog_of_another_host_is_believed_where_the_operator_says_so() {
+    let (trusted, stranger) = (new_peer(), new_peer());
+    let believing = json!({ "config": { "trusted_observers": [trusted] } });
+    let plugins = json!({ "plugins": { "node-registry": believing, "job-tracker": believing } });
+    // JSON is YAML.
+    let host = Setup::bundled().yaml(&plugins.to_string()).start().await;
+    host.from_peer("dim.nodes.heartbeat", json!({ "node_id": "n1" }).to_string()).await;
+    let job = json!({ "job_id": "j1", "event_type": "running", "data": { "node_id": "n1" } });
+    host.from_peer("dim.jobs.updates", job.to_string()).await;
+    let topic = "dim.nodes.status".parse().unwrap();
+    host.listening(&topic).await;
+    let bus = host.host.bus.as_ref().unwrap();
+    let now = dim::time::Timestamp::wall();
+    let verdict = |status: &str, at: dim::time::Timestamp| {
+        let verdict = json!({ "node_id": "n1", "status": status, "observer": "other", "timestamp": at });
+        bytes::Bytes::from(verdict.to_string())
+    };
+    let later = now.after(Duration::from_secs(10));
+    let latest = now.after(Duration::from_secs(20));
+    let marked = async || {
+        host.settled().await;
+        let job = host.query("job-tracker", "get", json!({ "job_id": "j1" })).await.unwrap_or_default();
+        let node = host.query("node-registry", "get", json!({ "node_id": "n1" })).await.unwrap_or_default();
+        (job["node_dead"].is_object(), node["status"] == "dead")
+    };
+    eventually("the job and the node are known", async || {
+        host.query("job-tracker", "get", json!({ "job_id": "j1" })).await.is_ok()
+            && host.query("node-registry", "get", json!({ "node_id": "n1" })).await.is_ok()
+    })
+    .await;
+    bus.publish_as(&stranger, &topic, verdict("dead", later)).await;
+    assert_eq!(marked().await, (false, false), "a stranger's is not");
+    bus.publish_as(&trusted, &topic, verdict("dead", later)).await;
+    eventually("it is believed", async || marked().await == (true, true)).await;
+    bus.publish_as(&trusted, &topic, verdict("recovered", latest)).await;
+    eventually("the mark is gone", async || !marked().await.0).await;
+    bus.publish_as(&trusted, &topic, verdict("dead", later)).await;
+    bus.publish_as(&trusted, &topic, verdict("recovered", latest)).await;
+    assert!(!marked().await.0, "an earlier verdict that comes later says nothing");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -119,6 +119,12 @@ fn kinds() -> Vec<(&'static str, &'static str, Vec<u8>, Fate)> {
             value(json!({ "job_id": "done", "result_cid": "bafyresult" })),
             Nothing,
         ),
+        (
+            "a result that was ready before the one that is known",
+            RESULTS,
+            value(json!({ "job_id": "done", "result_cid": "bafyearlier", "timestamp": 1 })),
+            Nothing,
+        ),
         ("a result that is no JSON", RESULTS, text("bafyresult"), Dead(1)),
         // Heartbeats: the registry and the watchdog both hear them.
         ("a heartbeat without node", BEATS, value(json!({ "status": "online" })), Dead(2)),

@@ -113,6 +113,17 @@ async fn state_timers_and_subscriptions_survive_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_host_whose_disk_may_lag_loses_nothing_when_it_is_told_to_stop() {
+    let setup = Setup::probe().yaml("store:\n  durability: eventual\n");
+    let host = setup.start().await;
+    for count in 1..=20 {
+        assert_eq!(host.run(json!([{ "do": "add", "key": "count" }])).await, [json!({ "ok": count })]);
+    }
+    let host = setup.start_in(host.stop().await).await;
+    assert_eq!(host.state_of("probe", "count").await, 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn time_without_the_host_is_a_gap_and_does_not_count_as_listening() {
     let host = Setup::probe().start().await;
     let begun = host.host.log.now().0;

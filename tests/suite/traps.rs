@@ -323,6 +323,22 @@ async fn a_refused_publish_is_sent_again_until_it_is_accepted_and_in_order() {
     assert_eq!(sent, [0, 0, 0, 1], "the first one three times, then the second");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publish_that_no_daemon_accepts_expires() {
+    let ignored =
+        b"HTTP/1.1 500 Internal Server Error\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n\
+        {\"Message\":\"validation ignored\",\"Code\":0,\"Type\":\"error\"}";
+    let daemon = stand_in(ignored, AT_ONCE).await;
+    let setup = Setup::probe().yaml("outbox:\n  expire_after: 1\n").on_kubo(&daemon.backend.address);
+    let host = setup.start().await;
+    host.run(json!([{ "do": "publish", "topic": "probe.out", "data": "x" }])).await;
+    eventually("it is given up", async || host.host.sent.expired.load(Ordering::SeqCst) == 1).await;
+    eventually("it waits no more", async || dim::store::outbox::waiting(&host.host.store).unwrap().0 == 0)
+        .await;
+    let asked = daemon.asked.lock().unwrap();
+    assert!(asked.iter().any(|head| head.contains("pubsub/pub")), "it was tried");
+}
+
 /// Stands before a daemon and refuses one command for as long as it is told to; returns its address.
 async fn refusing(daemon: &Kubo, command: &'static str, refuses: Arc<AtomicBool>) -> String {
     let port = daemon.api().rsplit('/').next().unwrap().to_owned();

@@ -78,7 +78,7 @@ fn topics(registry: &mut Registry, host: &Host) {
     of_each("topic_connected", "Whether the stream is open", |hearing| {
         f64::from(u8::from(hearing.connected_since.is_some()))
     });
-    of_each("topic_peers", "Peers on the topic", |hearing| hearing.peers.len() as f64);
+    of_each("topic_peers", "Peers on the topic", |hearing| hearing.peer_count() as f64);
     of_each("topic_proven_until_seconds", "Until when listening is proven", |hearing| {
         hearing.proven_until.map_or(0.0, |until| until.0 as f64 / 1e9)
     });

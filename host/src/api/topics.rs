@@ -22,7 +22,6 @@ use crate::ident::Topic;
 use crate::interest::Party;
 use crate::outbox::API_QUOTA;
 use crate::plugin::MESSAGE_BYTES;
-use crate::store::outbox;
 
 /// The topics that anyone here listens to, and how well.
 pub async fn list(Current(host): Current) -> Json<Value> {
@@ -36,7 +35,7 @@ pub async fn list(Current(host): Current) -> Json<Value> {
                 "topic": topic,
                 "connected_since": hearing.connected_since,
                 "listening_proven_until": hearing.proven_until,
-                "peers": hearing.peers.len(),
+                "peers": hearing.peer_count(),
             }),
         );
     }
@@ -66,17 +65,13 @@ pub async fn publish(
     if waiting.load(Ordering::Relaxed) >= API_QUOTA {
         return Err(ApiError::unavailable(format!("{API_QUOTA} publishes wait for the backend already")));
     }
-    let event = Event::Message { topic: topic.clone(), data: data.clone(), origin: Origin::Host };
     let now = host.log.now();
-    let publish = Publish { topic, data };
-    let queue = move |write: &redb::WriteTransaction| outbox::enqueue(write, None, &[publish], now);
     // Before the outbox can see it and count it down.
     waiting.fetch_add(1, Ordering::Relaxed);
-    if let Err(error) = host.commit.append_and_write(vec![Kind::Event(event)], queue).await {
+    if let Err(error) = host.commit.publish(Publish { topic, data }, now).await {
         waiting.fetch_sub(1, Ordering::Relaxed);
         return Err(error.into());
     }
-    host.commit.outbox.notify_one();
     Ok(StatusCode::ACCEPTED)
 }
 

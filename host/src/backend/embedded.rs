@@ -170,6 +170,10 @@ impl Pubsub for Bus {
         Ok(Vec::new())
     }
 
+    async fn is_connected(&self) -> Result<bool, BackendError> {
+        Ok(false)
+    }
+
     async fn identity(&self) -> Result<PeerName, BackendError> {
         Ok(self.identity.clone())
     }

@@ -16,7 +16,7 @@ use crate::store::{
 use crate::time::Timestamp;
 
 /// Which stages have work after a commit.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 pub struct Wakes {
     /// The outbox.
     pub outbox: bool,
@@ -24,6 +24,15 @@ pub struct Wakes {
     pub names: bool,
     /// The retries.
     pub retries: bool,
+}
+
+impl Wakes {
+    /// Adds the stages that have work after a part of the commit.
+    pub fn add(&mut self, other: Self) {
+        self.outbox |= other.outbox;
+        self.names |= other.names;
+        self.retries |= other.retries;
+    }
 }
 
 /// The changes of names in one transaction.

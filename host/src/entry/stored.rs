@@ -91,8 +91,8 @@ fn wire_kind(kind: &Kind) -> wire::entry::Kind {
         }),
         Kind::Struck { plugin, offset, part, limit } => {
             let (again, reason, log, room) = match limit {
-                StruckLimit::Cpu { again, reason, log } => (*again, reason.clone(), log.clone(), None),
-                StruckLimit::Outbox { room } => (0, String::new(), Vec::new(), Some(*room)),
+                StruckLimit::Call { again, reason, log } => (*again, reason.clone(), log.clone(), None),
+                StruckLimit::Outbox { again, room } => (*again, String::new(), Vec::new(), Some(*room)),
             };
             W::Struck(wire::Struck {
                 plugin: plugin.to_string(),
@@ -176,8 +176,8 @@ fn kind_of(wire: wire::entry::Kind) -> Result<Kind, MalformedEntry> {
             offset: Offset(struck.offset),
             part: struck.part,
             limit: match struck.room {
-                Some(room) => StruckLimit::Outbox { room },
-                None => StruckLimit::Cpu { again: struck.again, reason: struck.reason, log: struck.log },
+                Some(room) => StruckLimit::Outbox { again: struck.again, room },
+                None => StruckLimit::Call { again: struck.again, reason: struck.reason, log: struck.log },
             },
         },
         W::Subscription(subscription) => Kind::Subscription {
@@ -398,7 +398,7 @@ mod wire {
         pub reason: String,
         #[prost(string, repeated, tag = "6")]
         pub log: Vec<String>,
-        /// Of the limit on waiting publishes; none for the limit on CPU time.
+        /// Of the limit on waiting publishes; none for a limit that ended the call.
         #[prost(uint64, optional, tag = "7")]
         pub room: Option<u64>,
     }

@@ -176,11 +176,17 @@ impl Actor {
     pub fn replay(mut self, entries: &[Entry], log: &[Entry]) -> Result<Batch, StoreError> {
         self.recorded = Some(Recorded::new(&self.plugin, log));
         self.make_ready()?;
-        for entry in entries {
-            if let Outcome::NotStarted = self.handle(entry)? {
-                break;
+        let mut left = entries.iter();
+        let mut next = left.next();
+        while let Some(entry) = next {
+            match self.handle(entry)? {
+                Outcome::NotStarted => break,
+                Outcome::Fired => {}
+                Outcome::Done => {
+                    self.session_mut().effects.batch.cursor = Offset(entry.offset.0 + 1);
+                    next = left.next();
+                }
             }
-            self.session_mut().effects.batch.cursor = Offset(entry.offset.0 + 1);
         }
         let session = self.session_mut();
         let next =
@@ -193,6 +199,9 @@ impl Actor {
         let committed = self.progress.committed();
         self.session_mut().settle(committed)?;
         if !self.make_ready()? {
+            // What was handled before must not wait for a start, nor the store for the snapshot.
+            self.hand_over();
+            self.session_mut().renew_snapshot()?;
             self.answer_queries()?;
             return Ok(Some(self.until_restart()));
         }
@@ -238,18 +247,23 @@ impl Actor {
     fn handle_some(&mut self) -> Result<(), StoreError> {
         self.batch_begun.get_or_insert_with(Instant::now);
         for _ in 0..BETWEEN_QUERIES {
-            let Some(entry) = self.buffer.pop_front() else { return Ok(()) };
+            let Some(entry) = self.buffer.front().cloned() else { return Ok(()) };
             if self.must_wait_for_commit(&entry) {
-                self.buffer.push_front(entry);
                 self.inbox.mailbox.wait(COMMIT_POLL);
                 return Ok(());
             }
-            if let Outcome::NotStarted = self.handle(&entry)? {
-                self.buffer.push_front(entry);
+            match self.handle(&entry)? {
+                Outcome::NotStarted => return Ok(()),
+                Outcome::Fired => {}
+                Outcome::Done => {
+                    self.buffer.pop_front();
+                    self.session_mut().effects.batch.cursor = Offset(entry.offset.0 + 1);
+                }
+            }
+            // A few entries may hold as much as a batch.
+            if self.batch_is_full() {
                 return Ok(());
             }
-            let session = self.session_mut();
-            session.effects.batch.cursor = Offset(entry.offset.0 + 1);
         }
         Ok(())
     }
@@ -260,17 +274,14 @@ impl Actor {
         self.session().world.knows(&changed.name) && !self.log.is_committed(entry.offset)
     }
 
-    /// Handles one entry: the timers that fell due before it, then what it is to this plugin.
+    /// Handles one of the timers that fell due before an entry, or, when there is none, what the entry
+    /// is to this plugin. Many timers may fall due at once: each is a step of its own, as entries are.
     fn handle(&mut self, entry: &Entry) -> Result<Outcome, StoreError> {
-        let mut part = 0;
-        while let Some((due, key)) = self.session().effects.timers.first()
+        if let Some((due, key)) = self.session().effects.timers.first()
             && due <= entry.time
         {
             let key = key.to_owned();
-            part += 1;
-            if let Outcome::NotStarted = self.fire(entry, part, key, due)? {
-                return Ok(Outcome::NotStarted);
-            }
+            return self.fire(entry, key, due);
         }
         let plugin = self.plugin.clone();
         let world = &mut self.session_mut().world;
@@ -315,7 +326,7 @@ impl Actor {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(refusal)) => Err(reply_error(refusal, &query.method)),
             Err(CallError::Host(error)) => return Err(error),
-            Err(CallError::Trap(reason) | CallError::Late(reason)) => {
+            Err(CallError::Trap(reason) | CallError::Limit(reason)) => {
                 self.tally.failures += 1;
                 self.fail(true);
                 Err(ReplyError::Failed(reason))
@@ -323,11 +334,11 @@ impl Actor {
         })
     }
 
-    fn begin(&mut self, mode: Mode, entry: &Entry, part: u64) {
+    fn begin(&mut self, mode: Mode, entry: &Entry, part: u64, again: u32) {
         self.random.begin(entry.offset.0, part);
         self.session_mut().begin(mode, entry.time);
         if let Some(recorded) = &self.recorded {
-            let room = recorded.room(entry.offset, part);
+            let room = recorded.room(entry.offset, part, again);
             self.session_mut().outbox.room = room;
         }
     }

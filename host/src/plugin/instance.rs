@@ -25,9 +25,10 @@ pub enum CallError {
     /// The guest trapped or met a limit.
     #[error("{0}")]
     Trap(String),
-    /// The guest took too much CPU time. Where that strikes depends on the machine.
+    /// The guest met the limit on CPU time or on memory. Where that strikes depends on the machine, or
+    /// on how long the instance has lived.
     #[error("{0}")]
-    Late(String),
+    Limit(String),
     /// The host failed; the guest is not to blame.
     #[error(transparent)]
     Host(#[from] StoreError),
@@ -259,8 +260,9 @@ impl Instance {
         limit: Duration,
         call: impl FnOnce(&bindings::Plugin, &mut wasmtime::Store<Guest>) -> wasmtime::Result<R>,
     ) -> Result<R, CallError> {
-        let deadline = &mut self.store.data_mut().deadline;
-        *deadline = Deadline { limit, ..Deadline::default() };
+        let guest = self.store.data_mut();
+        guest.deadline = Deadline { limit, ..Deadline::default() };
+        guest.memory.struck = false;
         self.store.set_epoch_deadline(1);
         let result = call(&self.plugin, &mut self.store);
         for line in self.console.take_lines() {
@@ -277,20 +279,21 @@ fn cause(guest: &mut Guest, console: &Console, error: &wasmtime::Error) -> CallE
     }
     if guest.deadline.struck {
         let limit = guest.deadline.limit;
-        return CallError::Late(format!("the call took more than {limit:?} of CPU time"));
+        return CallError::Limit(format!("the call took more than {limit:?} of CPU time"));
     }
     let mut text = match error.downcast_ref::<wasmtime::Trap>() {
         Some(trap) => trap.to_string(),
         None => error.root_cause().to_string(),
     };
-    if guest.memory.struck {
+    let memory_struck = guest.memory.struck;
+    if memory_struck {
         text = format!("{text} (the limit on memory, {} bytes, was met)", guest.memory.limit);
     }
     let last_words = last_words(guest, console);
     if !last_words.is_empty() {
         text = format!("{text}: {last_words}");
     }
-    CallError::Trap(text)
+    if memory_struck { CallError::Limit(text) } else { CallError::Trap(text) }
 }
 
 /// The end of what the guest wrote during the call: a panic's place and message.

@@ -200,9 +200,15 @@ impl Session {
     /// Forgets batches that are durable by now, and reads from a newer snapshot.
     pub fn settle(&mut self, committed: u64) -> Result<(), StoreError> {
         if self.effects.in_flight.first().is_some_and(|batch| batch.number <= committed) {
-            self.snapshot = self.store.snapshot()?;
+            self.renew_snapshot()?;
             self.effects.in_flight.retain(|batch| batch.number > committed);
         }
+        Ok(())
+    }
+
+    /// Reads from what is committed by now: the store frees no page that an old snapshot shows.
+    pub fn renew_snapshot(&mut self) -> Result<(), StoreError> {
+        self.snapshot = self.store.snapshot()?;
         Ok(())
     }
 

@@ -173,11 +173,17 @@ impl World {
         self.asked.get(topic).copied().unwrap_or_else(|| self.subscriptions.contains(topic))
     }
 
-    /// How many topics the plugin will be subscribed to.
-    pub fn topics(&self) -> usize {
-        let added = self.asked.iter().filter(|(topic, on)| **on && !self.subscriptions.contains(*topic));
-        let ended = self.asked.iter().filter(|(topic, on)| !**on && self.subscriptions.contains(*topic));
-        self.subscriptions.len() + added.count() - ended.count()
+    /// The topics that the plugin will be subscribed to once all that it asked for is in the log.
+    pub fn topics_to_hear(&self) -> BTreeSet<&Topic> {
+        let mut topics: BTreeSet<&Topic> = self.subscriptions.iter().collect();
+        for (topic, subscribed) in &self.asked {
+            if *subscribed {
+                topics.insert(topic)
+            } else {
+                topics.remove(topic)
+            };
+        }
+        topics
     }
 
     /// Ends a subscription, and forgets what was heard on it.

@@ -58,13 +58,13 @@ pub fn list(
     let table = store.snapshot()?.table(DEAD)?;
     let mut letters = Vec::new();
     for row in table.range(after.map_or(0, |id| id.saturating_add(1))..)? {
+        if letters.len() == limit {
+            break;
+        }
         let (id, bytes) = row?;
         let letter = read(bytes.value())?;
         if plugin.is_none_or(|name| *name == letter.plugin) {
             letters.push((id.value(), letter));
-        }
-        if letters.len() == limit {
-            break;
         }
     }
     Ok(letters)

@@ -133,7 +133,9 @@ pub fn set(
     // A file that the name pointed to already, but that the host does not hold, is news.
     let has_it = |known: &&Known| known.path == path && (is_path || known.document.is_some());
     if let Some(known) = before.as_ref().filter(has_it) {
-        put(write, key, &Known { lifetime, ..known.clone() })?;
+        // Of two records with one sequence the one that is valid for longer counts.
+        let sequence = known.sequence + u64::from(lifetime < known.lifetime);
+        put(write, key, &Known { lifetime, sequence, ..known.clone() })?;
         return Ok(None);
     }
     let document = match &update.value {

@@ -33,6 +33,9 @@ const ECHO: Duration = Duration::from_secs(3);
 /// How often the peers of topics are asked for.
 const PEERS_EVERY: Duration = Duration::from_secs(5);
 
+/// How often in a row a topic must have no peers, while the daemon has some, until none are expected.
+const GONE_AFTER: u32 = 3;
+
 /// How well a topic is listened to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct TopicHearing {
@@ -40,10 +43,14 @@ pub struct TopicHearing {
     pub connected_since: Option<Timestamp>,
     /// Until when listening is proven.
     pub proven_until: Option<Timestamp>,
-    /// The topic's peers.
-    pub peers: Vec<PeerName>,
-    /// Whether there ever was a peer: silence without one proves nothing then.
+    /// The topic's peers, as far as they are known.
+    pub peers: Option<Vec<PeerName>>,
+    /// Whether there was a peer: silence without one proves nothing then, for the daemon may be cut
+    /// off. It ends when the daemon is seen not to be, by other peers or by a message.
     pub expects_peers: bool,
+    /// How often in a row the topic had no peers while the daemon had some.
+    #[serde(skip)]
+    without_peers: u32,
     /// Why listening is not proven by now, as far as that is known.
     pub deaf: Option<String>,
 }
@@ -110,15 +117,29 @@ impl Hearings {
         kinds
     }
 
-    /// Takes in a topic's peers; returns what the log is to say if they have changed.
-    fn set_peers(&self, topic: &Topic, peers: Vec<PeerName>) -> Option<Kind> {
+    /// Notes that a message came in: whoever is not expected to have peers hears all the same.
+    pub fn received(&self, topic: &Topic) {
+        if let Some(hearing) = self.lock().get_mut(topic) {
+            hearing.expects_peers &= hearing.peer_count() > 0;
+        }
+    }
+
+    /// Takes in a topic's peers, and whether the daemon has any peer at all; returns what the log is
+    /// to say if they have changed, or were not known.
+    fn set_peers(&self, topic: &Topic, peers: Vec<PeerName>, is_connected: bool) -> Option<Kind> {
         let mut topics = self.lock();
         let hearing = topics.get_mut(topic)?;
-        hearing.expects_peers |= !peers.is_empty();
-        if hearing.peers == peers {
+        if peers.is_empty() && is_connected {
+            hearing.without_peers += 1;
+            hearing.expects_peers &= hearing.without_peers < GONE_AFTER;
+        } else {
+            hearing.without_peers = 0;
+            hearing.expects_peers |= !peers.is_empty();
+        }
+        if hearing.peers.as_ref() == Some(&peers) {
             return None;
         }
-        hearing.peers.clone_from(&peers);
+        hearing.peers = Some(peers.clone());
         Some(Kind::Peers { topic: topic.clone(), peers })
     }
 
@@ -135,10 +156,15 @@ struct Span {
 }
 
 impl TopicHearing {
+    /// How many peers the topic has, as far as they are known.
+    pub fn peer_count(&self) -> usize {
+        self.peers.as_ref().map_or(0, Vec::len)
+    }
+
     fn prove(&mut self, time: Timestamp) -> Option<Span> {
         let connected = self.connected_since.filter(|since| *since <= time)?;
-        if self.expects_peers && self.peers.is_empty() {
-            self.deaf = Some("there were peers on the topic, and there are none any more".to_owned());
+        if self.expects_peers && self.peer_count() == 0 {
+            self.deaf = Some("there were peers, and there are none: the daemon may be cut off".to_owned());
             return None;
         }
         let before = self.proven_until.filter(|until| *until <= time);
@@ -255,16 +281,20 @@ impl Prober {
     async fn ask_for_peers(&self) {
         loop {
             for topic in self.interest.topics() {
-                match self.backend.pubsub.peers(&topic).await {
-                    Ok(mut peers) => {
-                        peers.sort();
-                        self.log.append_now(self.hearings.set_peers(&topic, peers));
-                    }
-                    Err(error) => tracing::debug!(%topic, "cannot ask for the peers: {error}"),
+                if let Err(error) = self.ask_for_peers_of(&topic).await {
+                    tracing::debug!(%topic, "cannot ask for the peers: {error}");
                 }
             }
             tokio::time::sleep(PEERS_EVERY).await;
         }
+    }
+
+    async fn ask_for_peers_of(&self, topic: &Topic) -> Result<(), BackendError> {
+        let mut peers = self.backend.pubsub.peers(topic).await?;
+        peers.sort();
+        let is_connected = !peers.is_empty() || self.backend.pubsub.is_connected().await?;
+        self.log.append_now(self.hearings.set_peers(topic, peers, is_connected));
+        Ok(())
     }
 }
 
@@ -317,9 +347,33 @@ mod tests {
         let hearings = Hearings::default();
         hearings.connected(&topic(), seconds(100));
         let peer: PeerName = "QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWnPbdG".parse().unwrap();
-        assert!(hearings.set_peers(&topic(), vec![peer]).is_some());
+        assert!(hearings.set_peers(&topic(), vec![peer.clone()], true).is_some());
         assert_eq!(hearings.prove(seconds(101)).len(), 1);
-        hearings.set_peers(&topic(), Vec::new());
-        assert_eq!(hearings.prove(seconds(102)), []);
+        for round in 0..10 {
+            hearings.set_peers(&topic(), Vec::new(), false);
+            assert_eq!(hearings.prove(seconds(102 + round)), [], "the daemon may be cut off");
+        }
+        // A message says that it is not.
+        hearings.received(&topic());
+        assert_eq!(gaps(&hearings.prove(seconds(120))), [(101, 120)]);
+        hearings.set_peers(&topic(), vec![peer], true);
+        assert_eq!(hearings.prove(seconds(121)).len(), 1);
+        // And so do peers that it has elsewhere.
+        for _ in 1..GONE_AFTER {
+            hearings.set_peers(&topic(), Vec::new(), true);
+            assert_eq!(hearings.prove(seconds(122)), [], "peers come and go");
+        }
+        hearings.set_peers(&topic(), Vec::new(), true);
+        assert_eq!(hearings.prove(seconds(123)).len(), 1);
+    }
+
+    #[test]
+    fn the_first_answer_after_a_start_is_told_even_if_there_is_nobody() {
+        let hearings = Hearings::default();
+        hearings.restore(&topic(), seconds(100), true);
+        hearings.connected(&topic(), seconds(110));
+        let nobody = Kind::Peers { topic: topic(), peers: Vec::new() };
+        assert_eq!(hearings.set_peers(&topic(), Vec::new(), false), Some(nobody));
+        assert_eq!(hearings.set_peers(&topic(), Vec::new(), false), None);
     }
 }

@@ -21,6 +21,7 @@ struct Config {
     suspect_after_ms: u64,
     dead_after_ms: u64,
     mass_silence_min: usize,
+    forget_after_days: u64,
 }
 
 struct Watchdog {
@@ -80,8 +81,10 @@ impl Watchdog {
         }
         let known = NODES.get(&id)?;
         let now = Time::now();
-        // Asked of the timers themselves: one whose firing failed is gone and must be set anew.
-        if timers::get(&id)?.is_none() {
+        // Asked of the timers themselves: one whose firing failed is gone and must be set anew. A dead
+        // node's is the one that forgets it.
+        let is_back = known.as_ref().is_some_and(|node| node.standing == Standing::Dead);
+        if is_back || timers::get(&id)?.is_none() {
             timers::set(&id, now.after(self.suspect_after()).timestamp())?;
         }
         if known.is_some_and(|node| node.standing != Standing::Alive) {
@@ -91,18 +94,24 @@ impl Watchdog {
         silence::heard_someone(now)
     }
 
-    /// A node's timer fired: judges its silence and arms the timer for when there is more to say.
+    /// A node's timer fired: judges its silence and arms the timer for when there is more to say. One
+    /// that has been dead for long is forgotten.
     fn look(&self, timer: &DueTimer) -> Result<(), Failure> {
         let id = timer.key.as_str();
         let Some(mut node) = NODES.get(id)? else { return Ok(()) };
+        if node.standing == Standing::Dead {
+            return Ok(NODES.delete(id)?);
+        }
         let hearing = pubsub::heard(&self.config.heartbeat_topic, node.last_seen.timestamp())?;
         let silent = Duration::from_nanos(hearing.listened);
         let standing = self.judge(silent)?;
-        if standing.is_worse_than(node.standing) {
-            self.say(id, standing, node.last_seen)?;
+        // While there is no room for a verdict, the node stands as it was said last, and is looked at again.
+        if standing.is_worse_than(node.standing) && self.say_if_there_is_room(id, standing, node.last_seen)? {
             node.standing = standing;
         }
-        if node.standing != Standing::Dead {
+        if node.standing == Standing::Dead {
+            timers::set(id, Time::now().after(self.forget_after()).timestamp())?;
+        } else {
             let next = if silent < self.suspect_after() { self.suspect_after() } else { self.dead_after() };
             // While the host is deaf the silence does not grow: look again in a while.
             let pause =
@@ -129,12 +138,23 @@ impl Watchdog {
         Ok(silence >= self.suspect_after() && silence::living_at_least(self.config.mass_silence_min)?)
     }
 
-    fn say(&self, node_id: &str, status: Standing, last_seen: Time) -> Result<(), Failure> {
+    fn say_if_there_is_room(&self, id: &str, standing: Standing, last_seen: Time) -> Result<bool, Failure> {
+        match self.say(id, standing, last_seen) {
+            Ok(()) => Ok(true),
+            Err(pubsub::Error::LimitExceeded(_)) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn say(&self, node_id: &str, status: Standing, last_seen: Time) -> Result<(), pubsub::Error> {
         let verdict =
             Verdict { node_id, status, observer: &self.config.observer, timestamp: Time::now(), last_seen };
         let verdict = serde_json::to_vec(&verdict).expect("a verdict is plain data");
-        pubsub::publish(&self.config.status_topic, &verdict)?;
-        Ok(())
+        pubsub::publish(&self.config.status_topic, &verdict)
+    }
+
+    fn forget_after(&self) -> Duration {
+        Duration::from_secs(self.config.forget_after_days.saturating_mul(86_400))
     }
 
     fn suspect_after(&self) -> Duration {

@@ -107,9 +107,9 @@ impl JobEvent {
     }
 
     pub fn check(&self) -> Result<(), String> {
-        check_id("job_id", &self.job_id)?;
+        check_id("job_id", &self.job_id, MAX_ID)?;
         if let Some(node) = self.node() {
-            check_id("node_id", node)?;
+            check_id("node_id", node, MAX_NODE_ID)?;
         }
         if Status::of(&self.event_type).is_none() {
             return Err(format!("unknown event_type {:?}", self.event_type));
@@ -126,12 +126,23 @@ impl JobEvent {
     }
 }
 
-fn check_id(what: &str, id: &str) -> Result<(), String> {
+/// Longest id of a job and longest CID, in bytes.
+const MAX_ID: usize = 128;
+
+/// Longest id of a node, in bytes.
+const MAX_NODE_ID: usize = 256;
+
+fn check_id(what: &str, id: &str, max: usize) -> Result<(), String> {
     // `.` and `..` have no place in a URL.
-    if id.is_empty() || id.len() > 128 || id.chars().any(char::is_control) || [".", ".."].contains(&id) {
-        return Err(format!("a {what} has 1 to 128 bytes, no control characters, and is neither . nor .."));
+    if id.is_empty() || id.len() > max || id.chars().any(char::is_control) || [".", ".."].contains(&id) {
+        return Err(format!("a {what} has 1 to {max} bytes, no control characters, and is neither . nor .."));
     }
     Ok(())
+}
+
+/// A sender's time, unless it is missing or its clock is not to be believed.
+fn believed(time: Option<Time>, now: Time) -> Time {
+    time.filter(|time| time.since(now) <= AHEAD).unwrap_or(now)
 }
 
 /// A result that was stored.
@@ -139,14 +150,21 @@ fn check_id(what: &str, id: &str) -> Result<(), String> {
 pub struct ResultReady {
     pub job_id: String,
     pub result_cid: String,
+    #[serde(default)]
+    timestamp: Option<Time>,
 }
 
 impl ResultReady {
+    /// When the result was ready.
+    pub fn time(&self, now: Time) -> Time {
+        believed(self.timestamp, now)
+    }
+
     pub fn parse(data: &[u8]) -> Result<Self, Failure> {
         let ready: Self = serde_json::from_slice(data)
             .map_err(|error| Failure::Reject(format!("not a result: {error}")))?;
-        check_id("job_id", &ready.job_id).map_err(Failure::Reject)?;
-        check_id("result_cid", &ready.result_cid).map_err(Failure::Reject)?;
+        check_id("job_id", &ready.job_id, MAX_ID).map_err(Failure::Reject)?;
+        check_id("result_cid", &ready.result_cid, MAX_ID).map_err(Failure::Reject)?;
         Ok(ready)
     }
 }
@@ -173,15 +191,20 @@ impl Verdict {
     pub fn parse(data: &[u8]) -> Result<Self, Failure> {
         let verdict: Self = serde_json::from_slice(data)
             .map_err(|error| Failure::Reject(format!("not a verdict on a node: {error}")))?;
-        check_id("node_id", &verdict.node_id).map_err(Failure::Reject)?;
+        check_id("node_id", &verdict.node_id, MAX_NODE_ID).map_err(Failure::Reject)?;
         Ok(verdict)
     }
 
+    /// When it was spoken.
+    pub fn time(&self, now: Time) -> Time {
+        believed(self.timestamp, now)
+    }
+
     /// Whether the node is dead, as far as the verdict says so.
-    pub fn death(&self) -> Death {
+    pub fn death(&self, now: Time) -> Death {
         match self.status.as_str() {
             "dead" => {
-                let since = self.timestamp.unwrap_or_else(Time::now);
+                let since = self.time(now);
                 Death::Dead(NodeDead { observer: self.observer.clone(), since })
             }
             "alive" | "recovered" => Death::Alive,
@@ -194,7 +217,7 @@ impl Job {
     /// The job after an event; none if a late, repeated or impossible event changes nothing.
     pub fn after(known: Option<&Job>, event: &JobEvent, now: Time) -> Option<Job> {
         let status = Status::of(&event.event_type)?;
-        let time = event.timestamp.filter(|time| time.since(now) <= AHEAD).unwrap_or(now);
+        let time = believed(event.timestamp, now);
         let Some(known) = known else {
             return Some(Job {
                 job_id: event.job_id.clone(),

@@ -15,7 +15,7 @@ use dim_guest::{Event, Failure, Message, Origin, Plugin, Refusal, export_plugin,
 use serde::Deserialize;
 
 use job::{Death, Job, JobEvent, ResultReady, Verdict};
-use store::Left;
+use store::{LastVerdict, Left};
 
 /// How often finished jobs are pruned.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
@@ -95,7 +95,7 @@ impl JobTracker {
         let Some(mut job) = Job::after(known.as_ref(), event, Time::now()) else { return Ok(None) };
         // It may have been declared dead before the job was heard of.
         if let Some(node) = &job.node_id {
-            let dead = store::death_of(node)?;
+            let dead = store::verdict_on(node)?.and_then(|verdict| verdict.dead);
             job = job.on_node(dead.as_ref()).unwrap_or(job);
         }
         self.keep(known.as_ref(), &job)?;
@@ -103,8 +103,13 @@ impl JobTracker {
     }
 
     fn result(&self, ready: ResultReady) -> Result<(), Failure> {
-        let known = store::get(&ready.job_id)?;
-        let Some(job) = Job::with_result(known.as_ref(), ready, Time::now()) else { return Ok(()) };
+        let (known, now) = (store::get(&ready.job_id)?, Time::now());
+        let at = ready.time(now);
+        if store::result_time(&ready.job_id)?.is_some_and(|known| known > at) {
+            return Ok(());
+        }
+        store::set_result_time(&ready.job_id, at)?;
+        let Some(job) = Job::with_result(known.as_ref(), ready, now) else { return Ok(()) };
         self.keep(known.as_ref(), &job)
     }
 
@@ -116,12 +121,18 @@ impl JobTracker {
             Origin::Plugin(_) | Origin::Host => true,
             Origin::Peer(peer) => self.config.trusted_observers.contains(peer),
         };
-        let dead = match verdict.death() {
+        let now = Time::now();
+        let dead = match verdict.death(now) {
             Death::Dead(dead) if believed => Some(dead),
             Death::Alive if believed => None,
             _ => return Ok(()),
         };
-        store::set_death(&verdict.node_id, dead.as_ref())?;
+        let at = verdict.time(now);
+        if store::verdict_on(&verdict.node_id)?.is_some_and(|known| known.at > at) {
+            return Ok(());
+        }
+        let last = LastVerdict { at, dead: dead.clone() };
+        store::set_verdict(&verdict.node_id, &last)?;
         for job in store::running_on(&verdict.node_id)? {
             if let Some(marked) = job.on_node(dead.as_ref()) {
                 self.keep(Some(&job), &marked)?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use dim_guest::Failure;
 use dim_guest::state::{self, Error, Records};
 use dim_guest::time::Time;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::job::{Job, NodeDead, Status};
 
@@ -15,17 +15,39 @@ const FINISHED: Records<Job> = Records::new("finished/");
 const BY_AGE: Records<String> = Records::new("age/");
 const BY_NODE: Records<String> = Records::new("node/");
 
-/// The nodes that were declared dead and have not come back.
-const DEAD_NODES: Records<NodeDead> = Records::new("dead/");
+/// The last verdict on each node that there was one on.
+const VERDICTS: Records<LastVerdict> = Records::new("verdict/");
 
-/// Notes that a node is dead, or is not any more.
-pub fn set_death(node: &str, dead: Option<&NodeDead>) -> Result<(), Error> {
-    dead.map_or_else(|| DEAD_NODES.delete(node), |dead| DEAD_NODES.set(node, dead))
+/// The last verdict on a node; an earlier one that comes later says nothing any more.
+#[derive(Serialize, Deserialize)]
+pub struct LastVerdict {
+    /// When it was spoken.
+    pub at: Time,
+    /// Who declared the node dead, and when, if it is.
+    pub dead: Option<NodeDead>,
 }
 
-/// Who declared a node dead, and when, if it is.
-pub fn death_of(node: &str) -> Result<Option<NodeDead>, Error> {
-    DEAD_NODES.get(node)
+/// Keeps the last verdict on a node.
+pub fn set_verdict(node: &str, verdict: &LastVerdict) -> Result<(), Error> {
+    VERDICTS.set(node, verdict)
+}
+
+/// The last verdict on a node, if there was one.
+pub fn verdict_on(node: &str) -> Result<Option<LastVerdict>, Error> {
+    VERDICTS.get(node)
+}
+
+/// When the result of a job was ready; an earlier one that comes later is not the job's result.
+const RESULT_TIMES: Records<Time> = Records::new("result/");
+
+/// Keeps when the result of a job was ready.
+pub fn set_result_time(job: &str, at: Time) -> Result<(), Error> {
+    RESULT_TIMES.set(job, &at)
+}
+
+/// When the result of a job was ready, if there is one.
+pub fn result_time(job: &str) -> Result<Option<Time>, Error> {
+    RESULT_TIMES.get(job)
 }
 
 pub fn get(id: &str) -> Result<Option<Job>, Error> {
@@ -38,7 +60,7 @@ pub fn get(id: &str) -> Result<Option<Job>, Error> {
 /// Keeps `job` in place of `before`.
 pub fn put(before: Option<&Job>, job: &Job) -> Result<(), Error> {
     if let Some(before) = before.filter(|before| indices(before) != indices(job)) {
-        remove(before)?;
+        take_away(before)?;
     }
     let records = if job.status.is_final() { &FINISHED } else { &ACTIVE };
     records.set(&job.job_id, job)?;
@@ -52,7 +74,13 @@ pub fn put(before: Option<&Job>, job: &Job) -> Result<(), Error> {
     Ok(())
 }
 
+/// Removes a job and all that is kept beside it.
 pub fn remove(job: &Job) -> Result<(), Error> {
+    RESULT_TIMES.delete(&job.job_id)?;
+    take_away(job)
+}
+
+fn take_away(job: &Job) -> Result<(), Error> {
     ACTIVE.delete(&job.job_id)?;
     FINISHED.delete(&job.job_id)?;
     let (age, node) = indices(job);
@@ -124,6 +152,7 @@ pub fn prune(now: Time, keep: usize, age: Duration) -> Result<Left, Failure> {
             return Ok(Left::More);
         }
         FINISHED.delete(&id)?;
+        RESULT_TIMES.delete(&id)?;
         BY_AGE.delete(&key)?;
         removed += 1;
     }

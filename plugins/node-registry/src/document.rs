@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use dim_guest::state::set_json;
+use dim_guest::state::{self, set_json};
 use dim_guest::time::Time;
 use dim_guest::{Failure, ipns};
 use serde::Deserialize;
@@ -37,6 +37,17 @@ fn active_jobs(jobs: &str) -> Vec<u8> {
     let active =
         document.as_ref().ok().and_then(|document| serde_json::from_slice::<Jobs<'_>>(&document.data).ok());
     active.map_or_else(|| b"{}".to_vec(), |jobs| jobs.active_jobs.get().as_bytes().to_vec())
+}
+
+/// Forgets what was merged from a registry that is followed no more.
+pub fn forget_merged() -> Result<(), state::Error> {
+    if state::get(MERGED_FROM)?.is_none() {
+        return Ok(());
+    }
+    for row in MERGED.iter_raw(None) {
+        MERGED.delete(&row?.0)?;
+    }
+    state::delete(MERGED_FROM)
 }
 
 /// Takes in the registry that another host publishes under `name`. In one entry, so that no one

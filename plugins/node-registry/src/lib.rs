@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use dim_guest::document::Document;
 use dim_guest::time::Time;
-use dim_guest::{Event, Failure, Message, Origin, Plugin, Refusal, export_plugin, ipns, json};
+use dim_guest::{Event, Failure, Message, Origin, Plugin, Refusal, export_plugin, ipns, json, timers};
 use serde::Deserialize;
 
 use node::{Filter, Heartbeat, NODES, Node, Verdict};
@@ -23,7 +23,12 @@ struct Config {
     registry_ipns: Option<String>,
     trusted_observers: Vec<String>,
     publish_every_ms: u64,
+    forget_after_days: u64,
 }
+
+/// The timer that looks for nodes that have been dead for long, and how often it does.
+const FORGET: &str = "forget";
+const FORGET_EVERY: Duration = Duration::from_secs(3_600);
 
 struct NodeRegistry {
     config: Config,
@@ -37,8 +42,14 @@ impl Plugin for NodeRegistry {
     fn start(config: Config, _: Option<u32>) -> Result<Self, String> {
         let jobs = format!("{}-jobs", config.ipns_key_name);
         ipns::follow(&jobs).map_err(|error| format!("cannot follow {jobs}: {error:?}"))?;
-        if let Some(other) = &config.registry_ipns {
-            ipns::follow(other).map_err(|error| format!("cannot follow {other}: {error:?}"))?;
+        match &config.registry_ipns {
+            Some(other) => {
+                ipns::follow(other).map_err(|error| format!("cannot follow {other}: {error:?}"))?;
+            }
+            None => document::forget_merged().map_err(|error| format!("{error:?}"))?,
+        }
+        if timers::get(FORGET).map_err(|error| format!("{error:?}"))?.is_none() {
+            look_again_after(FORGET_EVERY).map_err(|error| format!("{error:?}"))?;
         }
         let every = Duration::from_millis(config.publish_every_ms);
         let document = Document::new(config.ipns_key_name.clone(), "document", every);
@@ -52,6 +63,7 @@ impl Plugin for NodeRegistry {
             }
             Event::Message(message) if message.topic == self.config.status_topic => self.verdict(&message),
             Event::Timer(timer) if self.document.is_due(&timer) => self.publish(),
+            Event::Timer(timer) if timer.key == FORGET => self.forget(),
             Event::NameChanged(changed) => self.name_changed(&changed.name),
             Event::Message(_) | Event::Timer(_) | Event::Gap(_) => Ok(()),
         }
@@ -100,13 +112,25 @@ impl NodeRegistry {
         Ok(())
     }
 
+    /// The jobs belong into the document; what is merged does not, or two registries that merge each
+    /// other would publish for ever.
     fn name_changed(&self, name: &str) -> Result<(), Failure> {
-        let other = self.config.registry_ipns.as_deref();
-        let merged = other.is_some_and(|other| ipns::resolve(other).is_ok_and(|known| known.name == name));
-        if merged {
+        let is = |known: &str| ipns::resolve(known).is_ok_and(|known| known.name == name);
+        if is(&self.jobs) {
+            return self.document.touch();
+        }
+        let is_own = ipns::key_id(&self.config.ipns_key_name)? == name;
+        if !is_own && self.config.registry_ipns.as_deref().is_some_and(is) {
             document::merge(name)?;
         }
-        self.document.touch()
+        Ok(())
+    }
+
+    fn forget(&self) -> Result<(), Failure> {
+        let age = Duration::from_secs(self.config.forget_after_days.saturating_mul(86_400));
+        let forgotten = node::forget_dead(Time::now(), age)?;
+        look_again_after(if forgotten.all { FORGET_EVERY } else { Duration::ZERO })?;
+        if forgotten.count > 0 { self.document.touch() } else { Ok(()) }
     }
 
     fn publish(&self) -> Result<(), Failure> {
@@ -127,6 +151,10 @@ impl NodeRegistry {
         self.document.touch().map_err(|failure| Refusal::Other(format!("{failure:?}")))?;
         json::write(&serde_json::json!({ "nodes": nodes.len() }))
     }
+}
+
+fn look_again_after(pause: Duration) -> Result<(), timers::Error> {
+    timers::set(FORGET, Time::now().after(pause).timestamp())
 }
 
 #[derive(Deserialize)]

@@ -141,6 +141,31 @@ impl Verdict {
     }
 }
 
+/// Nodes that are forgotten at a time: an entry may have a bounded number of effects.
+const TOGETHER: usize = 5_000;
+
+/// How many nodes were forgotten, and whether those are all.
+pub struct Forgotten {
+    pub count: usize,
+    pub all: bool,
+}
+
+/// Forgets the nodes that are dead and were seen last longer than `age` ago.
+pub fn forget_dead(now: Time, age: std::time::Duration) -> Result<Forgotten, state::Error> {
+    let mut count = 0;
+    for row in NODES.iter(None) {
+        let (id, node) = row?;
+        if node.status == "dead" && now.since(node.last_seen) > age {
+            if count == TOGETHER {
+                return Ok(Forgotten { count, all: false });
+            }
+            NODES.delete(&id)?;
+            count += 1;
+        }
+    }
+    Ok(Forgotten { count, all: true })
+}
+
 /// Which nodes are asked for.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]

@@ -27,7 +27,10 @@ impl Plugin for Probe {
         let mut probe = Probe { calls: 0 };
         let script: Vec<Value> = serde_json::from_str(&config.on_start).map_err(|error| error.to_string())?;
         for step in &script {
-            if step["do"] == "fail" {
+            let poisoned = || state::get(step["key"].as_str().unwrap_or_default().as_bytes());
+            if step["do"] == "fail"
+                || step["do"] == "fail-if" && poisoned().is_ok_and(|value| value.is_some())
+            {
                 return Err("told to fail".to_owned());
             }
             if step["do"] == "note-version" {
@@ -52,6 +55,9 @@ impl Plugin for Probe {
                     _ => Ok(()),
                 }
             }
+            Event::Timer(timer) if timer.key.starts_with("spin") => loop {
+                std::hint::black_box(());
+            },
             Event::Timer(timer) => {
                 let now = now();
                 if timer.key == "again" {

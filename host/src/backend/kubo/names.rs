@@ -115,11 +115,12 @@ impl Backend for Names {
         let _turn = self.publishing.lock().await;
         let name = publication.key.name();
         let current = self.current(&name).await;
-        // The daemon counts for itself as long as that leads to a higher number than anyone saw.
-        let behind = current.as_ref().is_none_or(|record| record.sequence + 1 < publication.sequence);
-        let same = current.as_ref().is_some_and(|record| record.path == publication.path);
-        let wanted = (behind && !(same && publication.sequence <= 1)).then_some(publication.sequence);
-        match self.send(publication, wanted.filter(|sequence| *sequence > 0)).await {
+        // The daemon counts for itself as long as that leads to the number that is wanted: by one for
+        // a new value, not at all for the same.
+        let counts_to = |record: &Record| record.sequence + u64::from(record.path != publication.path);
+        let falls_short = current.as_ref().is_none_or(|record| counts_to(record) < publication.sequence);
+        let wanted = (falls_short && publication.sequence > 0).then_some(publication.sequence);
+        match self.send(publication, wanted).await {
             // It has a newer record than it shows: one that runs offline shows none at all.
             Err(BackendError::Refused { message, .. }) if message.contains(NOT_GREATER) => {
                 self.send(publication, None).await?;

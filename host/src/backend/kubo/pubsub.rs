@@ -10,6 +10,7 @@ use http_body_util::BodyExt as _;
 use multibase::Base;
 use reqwest::{Body, Response};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use tokio::sync::Mutex;
 
 use super::rpc::{Call, Rpc};
@@ -71,6 +72,16 @@ impl Pubsub for Topics {
         let call = Call::new("pubsub/peers").arg(encode(topic.as_str().as_bytes()));
         let peers: Peers = self.rpc.json(call).await?;
         Ok(peers.strings.unwrap_or_default().iter().filter_map(|peer| peer.parse().ok()).collect())
+    }
+
+    async fn is_connected(&self) -> Result<bool, BackendError> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Connected {
+            peers: Option<Vec<IgnoredAny>>,
+        }
+        let connected: Connected = self.rpc.json(Call::new("swarm/peers")).await?;
+        Ok(connected.peers.is_some_and(|peers| !peers.is_empty()))
     }
 
     async fn identity(&self) -> Result<PeerName, BackendError> {

@@ -145,7 +145,7 @@ impl Actor {
 
 fn refused(error: CallError) -> Result<Result<(), String>, StoreError> {
     match error {
-        CallError::Trap(reason) | CallError::Late(reason) => Ok(Err(reason)),
+        CallError::Trap(reason) | CallError::Limit(reason) => Ok(Err(reason)),
         CallError::Host(error) => Err(error),
     }
 }

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use sha2::{Digest as _, Sha256};
+
 use super::Actor;
 use crate::effect::{DeadLetter, Retry};
 use crate::entry::{Entry, Event, Offset};
@@ -35,20 +37,22 @@ pub struct Delivery {
 pub enum Outcome {
     /// Handled, put off or set aside.
     Done,
+    /// A timer that fell due before the entry is done; the entry is still to be handled.
+    Fired,
     /// The instance did not start; the event is still to be handled.
     NotStarted,
 }
 
 impl Actor {
-    pub(super) fn fire(
-        &mut self,
-        entry: &Entry,
-        part: u64,
-        key: String,
-        due: Timestamp,
-    ) -> Result<Outcome, StoreError> {
+    /// Calls the plugin for a timer that fell due before `entry`.
+    pub(super) fn fire(&mut self, entry: &Entry, key: String, due: Timestamp) -> Result<Outcome, StoreError> {
+        let part = part_of(&key, due);
         let event = Event::Timer { key: key.clone(), due };
-        self.deliver(entry, part, Delivery { event, attempt: 0, first: entry.offset, timer: Some(key) })
+        let delivery = Delivery { event, attempt: 0, first: entry.offset, timer: Some(key) };
+        Ok(match self.deliver(entry, part, delivery)? {
+            Outcome::Done => Outcome::Fired,
+            other => other,
+        })
     }
 
     /// Calls `handle` until the event is handled, put off or set aside.
@@ -66,16 +70,16 @@ impl Actor {
             if !self.make_ready()? {
                 return Ok(Outcome::NotStarted);
             }
-            self.begin(Mode::Entry, entry, part);
+            self.begin(Mode::Entry, entry, part, again);
             self.clear_fired(&delivery);
-            if let Some((late, log)) = self.was_late(entry, part, again) {
+            if let Some((limit, log)) = self.struck_then(entry, part, again) {
                 self.fail(true);
                 lines.extend(log);
-                reason = late;
+                reason = limit;
                 continue;
             }
             let called = self.instance().handle(&event);
-            self.note_outbox(entry, part);
+            self.note_outbox(entry, part, again);
             let failure = match called {
                 Ok(Ok(())) => {
                     self.tally.handled += 1;
@@ -92,7 +96,7 @@ impl Actor {
             };
             self.tally.failures += 1;
             lines.extend(self.fail(false));
-            self.begin(Mode::Entry, entry, part);
+            self.begin(Mode::Entry, entry, part, again);
             self.clear_fired(&delivery);
             match failure {
                 wit::Failure::Retry(after) if delivery.attempt < self.session().limits().retries => {
@@ -165,13 +169,13 @@ impl Actor {
         if !self.make_ready()? {
             return Ok(Outcome::NotStarted);
         }
-        self.begin(Mode::Entry, entry, 0);
-        if self.was_late(entry, 0, 0).is_some() {
+        self.begin(Mode::Entry, entry, 0, 0);
+        if self.struck_then(entry, 0, 0).is_some() {
             self.fail(true);
             return Ok(Outcome::Done);
         }
         let called = self.instance().command(method, body);
-        self.note_outbox(entry, 0);
+        self.note_outbox(entry, 0, 0);
         let reply = match called {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(refusal)) => {
@@ -199,15 +203,15 @@ impl Actor {
         part: u64,
         again: u32,
     ) -> Result<(String, Vec<String>), StoreError> {
-        let (reason, is_late) = match error {
+        let (reason, is_limit) = match error {
             CallError::Host(error) => return Err(error),
             CallError::Trap(reason) => (reason, false),
-            CallError::Late(reason) => (reason, true),
+            CallError::Limit(reason) => (reason, true),
         };
         self.tally.failures += 1;
         let log = self.fail(true);
-        if is_late {
-            self.note_late(entry, part, again, &reason, &log);
+        if is_limit {
+            self.note_limit(entry, part, again, &reason, &log);
         }
         Ok((reason, log))
     }
@@ -224,4 +228,16 @@ impl Actor {
         }
         lines
     }
+}
+
+/// The part of an entry that a timer before it is: the same whenever it is handled, and however many
+/// timers before it were committed by then.
+fn part_of(key: &str, due: Timestamp) -> u64 {
+    let mut hash = Sha256::new();
+    hash.update(due.0.to_be_bytes());
+    hash.update(key);
+    let digest: [u8; 32] = hash.finalize().into();
+    let number = u64::from_be_bytes(digest[..8].try_into().expect("8 of 32 bytes"));
+    // The entry itself is 0, and what is no entry the highest.
+    number.clamp(1, u64::MAX - 1)
 }

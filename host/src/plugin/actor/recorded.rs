@@ -10,24 +10,27 @@ use crate::ident::PluginName;
 /// What struck while a recorded log was handled first.
 #[derive(Debug)]
 pub struct Recorded {
-    late: BTreeMap<(Offset, u64, u32), (String, Vec<String>)>,
-    room: BTreeMap<(Offset, u64), usize>,
+    calls: BTreeMap<Try, (String, Vec<String>)>,
+    room: BTreeMap<Try, usize>,
 }
+
+/// An entry, its part, and the how manyth try it was.
+type Try = (Offset, u64, u32);
 
 impl Recorded {
     /// What struck `plugin`, by the log.
     pub fn new(plugin: &PluginName, entries: &[Entry]) -> Self {
-        let mut recorded = Self { late: BTreeMap::new(), room: BTreeMap::new() };
+        let mut recorded = Self { calls: BTreeMap::new(), room: BTreeMap::new() };
         for entry in entries {
             let Kind::Struck { plugin: whose, offset, part, limit } = &entry.kind else { continue };
             match limit {
                 _ if whose != plugin => {}
-                StruckLimit::Cpu { again, reason, log } => {
-                    recorded.late.insert((*offset, *part, *again), (reason.clone(), log.clone()));
+                StruckLimit::Call { again, reason, log } => {
+                    recorded.calls.insert((*offset, *part, *again), (reason.clone(), log.clone()));
                 }
-                StruckLimit::Outbox { room } => {
+                StruckLimit::Outbox { again, room } => {
                     let room = usize::try_from(*room).unwrap_or(usize::MAX);
-                    recorded.room.insert((*offset, *part), room);
+                    recorded.room.insert((*offset, *part, *again), room);
                 }
             }
         }
@@ -35,28 +38,28 @@ impl Recorded {
     }
 
     /// How many publishes the plugin could ask for.
-    pub fn room(&self, offset: Offset, part: u64) -> usize {
-        self.room.get(&(offset, part)).copied().unwrap_or(usize::MAX)
+    pub fn room(&self, offset: Offset, part: u64, again: u32) -> usize {
+        self.room.get(&(offset, part, again)).copied().unwrap_or(usize::MAX)
     }
 }
 
 impl Actor {
-    /// Why the call took too long when it was made first, and what the plugin logged then.
-    pub(super) fn was_late(&self, entry: &Entry, part: u64, again: u32) -> Option<(String, Vec<String>)> {
-        self.recorded.as_ref()?.late.get(&(entry.offset, part, again)).cloned()
+    /// Which limit ended the call when it was made first, and what the plugin logged then.
+    pub(super) fn struck_then(&self, entry: &Entry, part: u64, again: u32) -> Option<(String, Vec<String>)> {
+        self.recorded.as_ref()?.calls.get(&(entry.offset, part, again)).cloned()
     }
 
-    /// Notes that a call took too long.
-    pub(super) fn note_late(&mut self, entry: &Entry, part: u64, again: u32, reason: &str, log: &[String]) {
-        let limit = StruckLimit::Cpu { again, reason: reason.to_owned(), log: log.to_vec() };
+    /// Notes that a limit ended a call.
+    pub(super) fn note_limit(&mut self, entry: &Entry, part: u64, again: u32, reason: &str, log: &[String]) {
+        let limit = StruckLimit::Call { again, reason: reason.to_owned(), log: log.to_vec() };
         self.note(entry, part, limit);
     }
 
     /// Notes that the call that has ended found no room for its publishes, if so.
-    pub(super) fn note_outbox(&mut self, entry: &Entry, part: u64) {
+    pub(super) fn note_outbox(&mut self, entry: &Entry, part: u64, again: u32) {
         let outbox = self.session().outbox;
         if outbox.struck {
-            self.note(entry, part, StruckLimit::Outbox { room: outbox.room as u64 });
+            self.note(entry, part, StruckLimit::Outbox { again, room: outbox.room as u64 });
         }
     }
 

@@ -36,7 +36,7 @@ impl Session {
         if self.world.will_hear(&topic) == subscribed {
             return Ok(Ok(()));
         }
-        if subscribed && self.world.topics() >= self.limits.topics {
+        if subscribed && self.world.topics_to_hear().len() >= self.limits.topics {
             return Ok(Err(Refusal::Limit("topics")));
         }
         self.effects.subscribe(&mut self.world, topic, subscribed);

@@ -104,8 +104,10 @@ impl Session {
 /// of it is looked at than the page takes.
 struct Fresh<'a> {
     /// Newest first.
-    layers: Vec<Peekable<Range<'a, Vec<u8>, Option<Vec<u8>>>>>,
+    layers: Vec<Layer<'a>>,
 }
+
+type Layer<'a> = Peekable<Range<'a, Vec<u8>, Option<Vec<u8>>>>;
 
 impl<'a> Iterator for Fresh<'a> {
     type Item = (&'a [u8], Option<&'a [u8]>);

@@ -4,13 +4,13 @@
 mod components;
 
 use std::env;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 const PLUGINS: [&str; 3] = ["job-tracker", "node-registry", "heartbeat-watchdog"];
 
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the host lies in the workspace");
+    let workspace = &components::workspace();
     for source in ["plugins", "guest", "wit", "Cargo.lock", "Cargo.toml", "host/build.rs", "host/build"] {
         println!("cargo::rerun-if-changed={}", workspace.join(source).display());
     }

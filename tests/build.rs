@@ -4,14 +4,13 @@
 mod components;
 
 use std::env;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 const GUESTS: [&str; 1] = ["probe"];
 
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let workspace = tests.parent().expect("the tests lie in the workspace");
+    let workspace = &components::workspace();
     for source in ["tests/build.rs", "host/build", "tests/guests", "guest", "wit", "Cargo.lock", "Cargo.toml"]
     {
         println!("cargo::rerun-if-changed={}", workspace.join(source).display());

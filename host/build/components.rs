@@ -7,6 +7,13 @@ use std::process::Command;
 
 pub const TARGET: &str = "wasm32-wasip2";
 
+/// The workspace that the package lies in. Asked for when it runs: a checkout may be moved after its
+/// build script was built.
+pub fn workspace() -> PathBuf {
+    let package = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
+    package.parent().expect("the package lies in the workspace").to_owned()
+}
+
 /// A build of some of the workspace's packages; the caller says which.
 pub fn cargo(workspace: &Path, target_dir: &Path) -> Command {
     let mut cargo = Command::new(env::var_os("CARGO").expect("cargo sets CARGO"));

@@ -260,8 +260,8 @@ impl Actor {
                     self.session_mut().effects.batch.cursor = Offset(entry.offset.0 + 1);
                 }
             }
-            // A few entries may hold as much as a batch.
-            if self.batch_is_full() {
+            // A few entries may hold as much as a batch, or take as long.
+            if self.batch_is_too_large() || self.last_call_was_slow() {
                 return Ok(());
             }
         }

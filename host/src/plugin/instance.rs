@@ -219,6 +219,11 @@ impl Instance {
         self.store.data().memory.used
     }
 
+    /// Whether the last call was under way when an epoch ended.
+    pub fn last_call_was_slow(&self) -> bool {
+        self.store.data().deadline.first_look.is_some()
+    }
+
     /// Calls `start`.
     pub fn start(
         &mut self,

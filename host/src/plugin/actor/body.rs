@@ -119,6 +119,15 @@ impl Actor {
         }
     }
 
+    /// Whether the last call took long enough for its deadline to be looked at; so did one that trapped,
+    /// for all that is known of it.
+    pub(super) fn last_call_was_slow(&self) -> bool {
+        match &self.body {
+            Body::Live(instance) => instance.last_call_was_slow(),
+            _ => true,
+        }
+    }
+
     pub(super) fn drop_instance(&mut self) {
         self.body = match std::mem::replace(&mut self.body, Body::Between) {
             Body::Live(instance) => Body::Bare(Box::new(instance.into_session())),

@@ -2,6 +2,7 @@
 //! reconnecting for ever. What it hears becomes entries of the log.
 
 mod hearing;
+mod prober;
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -13,7 +14,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use hearing::{Hearings, Prober, TopicHearing};
+pub use hearing::{Hearings, TopicHearing};
+pub use prober::Prober;
 
 use crate::backend::{Backend, BackendError, Incoming};
 use crate::backoff::Backoff;

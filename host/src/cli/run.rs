@@ -53,7 +53,8 @@ impl Run {
     }
 
     fn start_logging(&self) {
-        let default = if self.demo.is_some() { "warn" } else { "info" };
+        // What takes long at a first start is told in a demonstration too.
+        let default = if self.demo.is_some() { "warn,dim::plugin::engine=info" } else { "info" };
         let filter = EnvFilter::try_from_env("DIM_LOG").unwrap_or_else(|_| EnvFilter::new(default));
         let log = tracing_subscriber::fmt()
             .with_env_filter(filter)

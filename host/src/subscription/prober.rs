@@ -1,0 +1,138 @@
+//! Owns the task that proves listening.
+//!
+//! A stream that is silent proves nothing, for a frozen daemon keeps its sockets open. So the host
+//! publishes a probe on a topic of its own and waits for the echo.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+use tokio_util::sync::CancellationToken;
+
+use super::Hearings;
+use crate::backend::{Backend, BackendError};
+use crate::backoff::Backoff;
+use crate::ident::Topic;
+use crate::interest::Interest;
+use crate::log::EventLog;
+use crate::time::Timestamp;
+
+/// How often listening is proven.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// How long a probe may take until its echo is there. A daemon that was frozen meanwhile answers later,
+/// and was perhaps frozen already when the probe was sent.
+const ECHO: Duration = Duration::from_secs(3);
+
+/// How often the peers of topics are asked for.
+const PEERS_EVERY: Duration = Duration::from_secs(5);
+
+/// The task that proves listening.
+#[derive(Debug)]
+pub struct Prober {
+    /// What is probed.
+    pub backend: Backend,
+    /// Where the proof goes.
+    pub log: Arc<EventLog>,
+    /// Which topics are wanted.
+    pub interest: Arc<Interest>,
+    /// What is listened to.
+    pub hearings: Arc<Hearings>,
+    /// The topic of the probes: this host's own.
+    pub topic: Topic,
+}
+
+impl Prober {
+    /// Proves until `stop` is cancelled.
+    pub async fn run(self, stop: CancellationToken) {
+        let work = async {
+            if self.backend.network {
+                tokio::join!(self.probe_for_ever(), self.ask_for_peers());
+            } else {
+                self.tick_for_ever().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            () = work => {}
+        }
+    }
+
+    /// Without a network the host hears for as long as it runs.
+    async fn tick_for_ever(&self) {
+        loop {
+            self.proven(self.log.now());
+            tokio::time::sleep(EVERY).await;
+        }
+    }
+
+    fn proven(&self, time: Timestamp) {
+        // While the log has no room the streams are not read, and the daemon drops messages.
+        if self.log.has_room() {
+            self.log.append_now(self.hearings.prove(time));
+        }
+    }
+
+    async fn probe_for_ever(&self) {
+        let mut backoff = Backoff::new();
+        loop {
+            let error = self.probe(&mut backoff).await;
+            self.hearings.doubt(&error);
+            tracing::debug!("listening is not proven: {error}");
+            tokio::time::sleep(backoff.next()).await;
+        }
+    }
+
+    /// Probes until an echo stays away.
+    async fn probe(&self, backoff: &mut Backoff) -> BackendError {
+        let mut echoes = match self.backend.pubsub.subscribe(&self.topic).await {
+            Ok(echoes) => echoes,
+            Err(error) => return error,
+        };
+        for number in 0_u64.. {
+            let sent_at = self.log.now();
+            let probe = Bytes::from(format!("{{\"probe\":{number},\"at\":\"{sent_at}\"}}"));
+            let echo = async {
+                self.backend.pubsub.publish(&self.topic, probe.clone()).await?;
+                while let Some(message) = echoes.next().await {
+                    if message?.data == probe {
+                        return Ok(());
+                    }
+                }
+                Err(BackendError::Unreachable {
+                    what: "the probe".to_owned(),
+                    why: "the stream was closed".to_owned(),
+                })
+            };
+            match tokio::time::timeout(ECHO, echo).await {
+                Ok(Ok(())) => self.proven(sent_at),
+                Ok(Err(error)) => return error,
+                Err(_) => return BackendError::Timeout("the echo of a probe"),
+            }
+            backoff.reset();
+            tokio::time::sleep(EVERY).await;
+        }
+        unreachable!("64 bits of probes last for ever")
+    }
+
+    async fn ask_for_peers(&self) {
+        loop {
+            for topic in self.interest.topics() {
+                if let Err(error) = self.ask_for_peers_of(&topic).await {
+                    tracing::debug!(%topic, "cannot ask for the peers: {error}");
+                }
+            }
+            tokio::time::sleep(PEERS_EVERY).await;
+        }
+    }
+
+    async fn ask_for_peers_of(&self, topic: &Topic) -> Result<(), BackendError> {
+        let mut peers = self.backend.pubsub.peers(topic).await?;
+        peers.sort();
+        let is_connected = !peers.is_empty() || self.backend.pubsub.is_connected().await?;
+        self.log.append_now(self.hearings.set_peers(topic, peers, is_connected));
+        Ok(())
+    }
+}

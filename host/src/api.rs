@@ -22,16 +22,15 @@ use axum::{Router, middleware};
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 
-pub use error::{ApiError, Problem};
+pub use error::ApiError;
 
 use crate::host::Supervised;
 use crate::plugin::DOCUMENT_BYTES;
 
-/// The socket of the API, inside the state directory.
-pub const SOCKET: &str = "api.sock";
-
 /// Largest body, in bytes: the largest document, and a little.
-pub const MAX_BODY: usize = DOCUMENT_BYTES + 4096;
+pub const MAX_BODY: usize = dim_client::MAX_BODY;
+
+const _: () = assert!(MAX_BODY > DOCUMENT_BYTES, "a document is a body");
 
 /// All routes. While the host is down they answer so.
 pub fn router(host: Arc<Supervised>) -> Router {
@@ -81,7 +80,7 @@ pub enum Listener {
 impl Listener {
     /// Listens on the socket in a state directory whose lock the caller holds.
     pub fn unix(state_dir: &Path) -> io::Result<Self> {
-        let path = state_dir.join(SOCKET);
+        let path = state_dir.join(dim_client::SOCKET);
         // Whoever left it there is gone: the lock is held.
         match std::fs::remove_file(&path) {
             Ok(()) => {}

@@ -19,7 +19,8 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use client::{Client, ClientError};
+use client::Client;
+use dim_client::ClientError;
 use output::Output;
 
 /// What went well.

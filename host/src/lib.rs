@@ -80,6 +80,8 @@ pub mod replay;
 pub mod api;
 pub mod cli;
 
+pub use dim_client::Client;
+
 /// Chooses who does the cryptography of TLS, once for the process.
 pub fn install_tls() {
     // Another part of the process may have chosen already.

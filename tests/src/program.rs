@@ -58,7 +58,7 @@ impl Program {
 
     /// The socket of its API.
     pub fn socket(&self) -> PathBuf {
-        self.state_dir.join(dim::api::SOCKET)
+        self.state_dir.join(dim_client::SOCKET)
     }
 
     /// Kills it, as `kill -9` does.

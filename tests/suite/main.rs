@@ -3,6 +3,7 @@
 mod backends;
 mod calls;
 mod cli;
+mod client;
 mod contract;
 mod crash;
 mod failures;

@@ -7,7 +7,7 @@ use axum::extract::Request;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use serde::{Deserialize, Serialize};
+use dim_client::Problem;
 
 use super::MAX_BODY;
 use crate::backend::BackendError;
@@ -16,20 +16,6 @@ use crate::ident::InvalidWord;
 use crate::keys::KeyError;
 use crate::plugin::ReplyError;
 use crate::store::StoreError;
-
-/// The body of an error.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Problem {
-    /// A word for the kind of error, stable.
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// The kind in words.
-    pub title: String,
-    /// The HTTP status.
-    pub status: u16,
-    /// What went wrong this time.
-    pub detail: String,
-}
 
 /// An error of the API.
 #[derive(Debug)]

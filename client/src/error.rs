@@ -1,0 +1,63 @@
+//! Why a call fails.
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// The body of an error of the API: problem details, <https://www.rfc-editor.org/rfc/rfc9457>.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// A word for the kind of error, stable.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The kind in words.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// What went wrong this time.
+    pub detail: String,
+}
+
+impl Problem {
+    /// What a host would answer, found out without asking it.
+    pub(crate) fn refused(status: u16, kind: &str, detail: String) -> Self {
+        Self { kind: kind.to_owned(), title: "Refused".to_owned(), status, detail }
+    }
+}
+
+/// Why a call failed.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// There is no host, or no way to it.
+    #[error("cannot reach the host at {address}")]
+    Unreachable {
+        /// Where it was looked for.
+        address: String,
+        /// Why.
+        source: reqwest::Error,
+    },
+    /// The host says no.
+    #[error("{}", .0.detail)]
+    Problem(Problem),
+    /// The address is none.
+    #[error("{0:?} is not the address of a host's API: write unix:PATH or http://127.0.0.1:PORT")]
+    Address(String),
+    /// The answer is not what a host answers.
+    #[error("the answer of {address} is not that of a host: {why}")]
+    Strange {
+        /// Who answered.
+        address: String,
+        /// What is strange.
+        why: String,
+    },
+    /// A subscription was too slow and has missed so many entries of the host's log; it goes on.
+    #[error("{0} entries came too fast and were missed")]
+    Lagged(u64),
+}
+
+impl ClientError {
+    /// Whether what was asked for does not exist.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Problem(problem) if problem.status == 404)
+    }
+}

@@ -1,0 +1,213 @@
+//! Owns the way to the API: requests, answers and streams of events.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _, stream};
+use reqwest::{Method, RequestBuilder, Response, Url};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::{Address, ClientError, Problem};
+
+/// Largest body that a host takes, in bytes: the largest document, and a little.
+pub const MAX_BODY: usize = (16 << 20) + 4096;
+
+/// A connection to one host. Cheap to clone.
+#[derive(Clone)]
+pub struct Http {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    http: reqwest::Client,
+    base: Url,
+    address: Address,
+}
+
+impl fmt::Debug for Http {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Http").field("address", &self.inner.address).finish_non_exhaustive()
+    }
+}
+
+/// An event of a stream: its kind and its data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerEvent {
+    /// Which kind.
+    pub kind: String,
+    /// What it says.
+    pub data: String,
+}
+
+impl Http {
+    /// A connection to the host at `address`, which need not be there yet.
+    pub fn new(address: Address) -> Result<Self, ClientError> {
+        // Another part of the process may have chosen already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let builder = reqwest::Client::builder().no_proxy();
+        let (builder, base) = match &address {
+            Address::Http(url) => (builder, url.clone()),
+            Address::Unix(path) => {
+                let base = Url::parse("http://dim.localhost").expect("a valid URL");
+                (builder.unix_socket(path.as_path()), base)
+            }
+        };
+        let unreachable = |source| ClientError::Unreachable { address: address.to_string(), source };
+        let http = builder.build().map_err(unreachable)?;
+        Ok(Self { inner: Arc::new(Inner { http, base, address }) })
+    }
+
+    /// Where the host is.
+    pub fn address(&self) -> &Address {
+        &self.inner.address
+    }
+
+    /// A request below `/v1`; each segment is one part of the path, whatever is in it.
+    pub fn request(&self, method: Method, segments: &[&str]) -> Result<RequestBuilder, ClientError> {
+        // A URL cannot hold them: they mean the directory. No id is one of them, nor empty.
+        if let Some(none) = segments.iter().find(|segment| ["", ".", ".."].contains(*segment)) {
+            return Err(ClientError::Problem(Problem::refused(400, "invalid", format!("{none:?} is no id"))));
+        }
+        let mut url = self.inner.base.clone();
+        url.path_segments_mut().expect("the base has a host").pop_if_empty().push("v1").extend(segments);
+        Ok(self.inner.http.request(method, url))
+    }
+
+    /// Sends a request; what is not a success is an error.
+    pub async fn send(&self, request: RequestBuilder) -> Result<Response, ClientError> {
+        let response = request.send().await.map_err(|source| self.unreachable(source))?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let status = response.status();
+        let body = response.bytes().await.map_err(|source| self.unreachable(source))?;
+        Err(match serde_json::from_slice(&body) {
+            Ok(problem) => ClientError::Problem(problem),
+            Err(_) => self.strange(format!("{status}: {}", String::from_utf8_lossy(&body).trim())),
+        })
+    }
+
+    /// Sends a request and reads bytes as they are.
+    pub async fn bytes(&self, request: RequestBuilder) -> Result<Bytes, ClientError> {
+        let response = self.send(request).await?;
+        response.bytes().await.map_err(|source| self.unreachable(source))
+    }
+
+    /// Sends a request and reads JSON; no body is null.
+    pub async fn json<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, ClientError> {
+        let body = self.bytes(request).await?;
+        let body = if body.is_empty() { Bytes::from_static(b"null") } else { body };
+        serde_json::from_slice(&body).map_err(|error| self.strange(error.to_string()))
+    }
+
+    /// Reads JSON.
+    pub async fn get<T: DeserializeOwned>(
+        &self,
+        segments: &[&str],
+        query: &[(&str, String)],
+    ) -> Result<T, ClientError> {
+        self.json(self.request(Method::GET, segments)?.query(query)).await
+    }
+
+    /// Sends JSON and reads JSON.
+    pub async fn send_json<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        segments: &[&str],
+        query: &[(&str, String)],
+        body: &(impl Serialize + ?Sized),
+    ) -> Result<T, ClientError> {
+        self.json(self.request(method, segments)?.query(query).json(body)).await
+    }
+
+    /// Sends bytes as they are and reads JSON.
+    pub async fn send_bytes<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        segments: &[&str],
+        query: &[(&str, String)],
+        body: impl Into<Bytes>,
+    ) -> Result<T, ClientError> {
+        let body = body.into();
+        // The host would break off in the middle of a body that is too large.
+        if body.len() > MAX_BODY {
+            let detail = format!("it is too large: the host takes at most {MAX_BODY} bytes");
+            return Err(ClientError::Problem(Problem::refused(413, "too-large", detail)));
+        }
+        self.json(self.request(method, segments)?.query(query).body(body)).await
+    }
+
+    /// Deletes.
+    pub async fn delete(&self, segments: &[&str]) -> Result<Value, ClientError> {
+        self.json(self.request(Method::DELETE, segments)?).await
+    }
+
+    /// The server-sent events of a stream, until it ends or fails.
+    pub async fn events(
+        &self,
+        segments: &[&str],
+    ) -> Result<impl Stream<Item = Result<ServerEvent, ClientError>> + Send + use<>, ClientError> {
+        let response = self.send(self.request(Method::GET, segments)?).await?;
+        let reading =
+            Reading { http: self.clone(), chunks: response.bytes_stream().boxed(), text: Vec::new() };
+        Ok(stream::unfold(Some(reading), |reading| async {
+            let mut reading = reading?;
+            match reading.next().await {
+                Some(Ok(event)) => Some((Ok(event), Some(reading))),
+                Some(Err(error)) => Some((Err(error), None)),
+                None => None,
+            }
+        }))
+    }
+
+    fn unreachable(&self, source: reqwest::Error) -> ClientError {
+        ClientError::Unreachable { address: self.inner.address.to_string(), source }
+    }
+
+    /// The error of an answer that no host gives.
+    pub(crate) fn strange(&self, why: String) -> ClientError {
+        ClientError::Strange { address: self.inner.address.to_string(), why }
+    }
+}
+
+struct Reading {
+    http: Http,
+    chunks: stream::BoxStream<'static, reqwest::Result<Bytes>>,
+    text: Vec<u8>,
+}
+
+impl Reading {
+    async fn next(&mut self) -> Option<Result<ServerEvent, ClientError>> {
+        loop {
+            while let Some(end) = self.text.windows(2).position(|pair| pair == b"\n\n") {
+                let event: Vec<u8> = self.text.drain(..end + 2).collect();
+                // One without data keeps the connection alive.
+                if let Some(event) = event_of(&String::from_utf8_lossy(&event)) {
+                    return Some(Ok(event));
+                }
+            }
+            if self.text.len() > MAX_BODY {
+                return Some(Err(self.http.strange("an event without an end".to_owned())));
+            }
+            match self.chunks.next().await? {
+                Ok(chunk) => self.text.extend_from_slice(&chunk),
+                Err(source) => return Some(Err(self.http.unreachable(source))),
+            }
+        }
+    }
+}
+
+fn event_of(text: &str) -> Option<ServerEvent> {
+    let (mut kind, mut data) = (String::from("message"), Vec::new());
+    for line in text.lines() {
+        if let Some(value) = line.strip_prefix("event:") {
+            kind = value.trim_start().to_owned();
+        } else if let Some(value) = line.strip_prefix("data:") {
+            data.push(value.strip_prefix(' ').unwrap_or(value));
+        }
+    }
+    (!data.is_empty()).then(|| ServerEvent { kind, data: data.join("\n") })
+}

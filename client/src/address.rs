@@ -32,14 +32,16 @@ impl FromStr for Address {
 
     /// Reads `unix:PATH`, `/unix/PATH`, `/PATH` or `http://HOST:PORT`.
     fn from_str(text: &str) -> Result<Self, ClientError> {
+        let refuse = || ClientError::Address(text.to_owned());
         if text.starts_with("http://") {
-            return Url::parse(text).map(Self::Http).map_err(|_| ClientError::Address(text.to_owned()));
+            let url = Url::parse(text).ok().filter(|url| url.path() == "/" && url.query().is_none());
+            return url.map(Self::Http).ok_or_else(refuse);
         }
-        let path = text.strip_prefix("unix:").or_else(|| text.strip_prefix("/unix"));
-        match path.or_else(|| text.starts_with('/').then_some(text)) {
-            Some(path) if !path.is_empty() => Ok(Self::Unix(path.into())),
-            _ => Err(ClientError::Address(text.to_owned())),
+        if let Some(path) = text.strip_prefix("/unix/") {
+            return Ok(Self::Unix(format!("/{path}").into()));
         }
+        let path = text.strip_prefix("unix:").or_else(|| text.starts_with('/').then_some(text));
+        path.filter(|path| !path.is_empty()).map(|path| Self::Unix(path.into())).ok_or_else(refuse)
     }
 }
 
@@ -62,11 +64,12 @@ mod tests {
             ("unix:/run/dim/api.sock", "unix:/run/dim/api.sock"),
             ("/unix/run/dim/api.sock", "unix:/run/dim/api.sock"),
             ("/run/dim/api.sock", "unix:/run/dim/api.sock"),
+            ("/unixes/api.sock", "unix:/unixes/api.sock"),
             ("http://127.0.0.1:7080/", "http://127.0.0.1:7080"),
         ] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), shown);
         }
-        for text in ["", "unix:", "127.0.0.1:7080", "https://127.0.0.1", "http://"] {
+        for text in ["", "unix:", "127.0.0.1:7080", "https://127.0.0.1", "http://", "http://127.0.0.1/v1"] {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }
     }

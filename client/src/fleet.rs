@@ -136,9 +136,10 @@ impl Fleet {
 
     /// Each job as it changes.
     pub async fn subscribe_to_job_updates(&self) -> Result<Subscription<Job>, ClientError> {
-        let events = self.http.events(&["jobs", "watch"]).await?;
+        let events = self.http.events(&["watch", "jobs"]).await?;
         let http = self.http.clone();
         Ok(Subscription::new(events, self.stop.clone(), move |event| {
+            event.check_lagged()?;
             serde_json::from_str(&event.data).map_err(|error| http.strange(error.to_string()))
         }))
     }
@@ -156,6 +157,14 @@ impl Fleet {
 
     /// All nodes, by id.
     pub async fn get_node_registry(&self) -> Result<Vec<Node>, ClientError> {
-        self.http.get(&["nodes"], &[]).await
+        let mut nodes: Vec<Node> = Vec::new();
+        loop {
+            let after = nodes.last().map(|node| ("after", node.node_id.clone()));
+            let page: Vec<Node> = self.http.get(&["nodes"], after.as_slice()).await?;
+            if page.is_empty() {
+                return Ok(nodes);
+            }
+            nodes.extend(page);
+        }
     }
 }

@@ -42,6 +42,16 @@ pub struct ServerEvent {
     pub data: String,
 }
 
+impl ServerEvent {
+    /// An error if this says that entries were missed.
+    pub(crate) fn check_lagged(&self) -> Result<(), ClientError> {
+        if self.kind == "lagged" {
+            return Err(ClientError::Lagged(self.data.parse().unwrap_or(0)));
+        }
+        Ok(())
+    }
+}
+
 impl Http {
     /// A connection to the host at `address`, which need not be there yet.
     pub fn new(address: Address) -> Result<Self, ClientError> {
@@ -67,8 +77,7 @@ impl Http {
 
     /// A request below `/v1`; each segment is one part of the path, whatever is in it.
     pub fn request(&self, method: Method, segments: &[&str]) -> Result<RequestBuilder, ClientError> {
-        // A URL cannot hold them: they mean the directory. No id is one of them, nor empty.
-        if let Some(none) = segments.iter().find(|segment| ["", ".", ".."].contains(*segment)) {
+        if let Some(none) = segments.iter().find(|segment| !is_id(segment)) {
             return Err(ClientError::Problem(Problem::refused(400, "invalid", format!("{none:?} is no id"))));
         }
         let mut url = self.inner.base.clone();
@@ -171,6 +180,12 @@ impl Http {
     pub(crate) fn strange(&self, why: String) -> ClientError {
         ClientError::Strange { address: self.inner.address.to_string(), why }
     }
+}
+
+/// Whether a URL can hold a text as a part of its path: dots mean the directory, and control characters
+/// are dropped without a word.
+fn is_id(text: &str) -> bool {
+    !["", ".", ".."].contains(&text) && !text.chars().any(char::is_control)
 }
 
 struct Reading {

@@ -141,9 +141,7 @@ fn message_of(http: &Http, event: &ServerEvent) -> Result<Message, ClientError> 
         data: Option<String>,
         data_multibase: Option<String>,
     }
-    if event.kind == "lagged" {
-        return Err(ClientError::Lagged(event.data.parse().unwrap_or(0)));
-    }
+    event.check_lagged()?;
     let told: Told = serde_json::from_str(&event.data).map_err(|error| http.strange(error.to_string()))?;
     let data = match (told.data, told.data_multibase) {
         (Some(text), _) => Bytes::from(text),

@@ -25,6 +25,9 @@ pub struct Document {
 /// What building and handing over a byte is taken to cost.
 const NANOSECONDS_A_BYTE: u64 = 10;
 
+/// Largest document that any host takes, in bytes.
+const LARGEST: usize = 16 << 20;
+
 /// The inverse of the share of a core that building may take.
 const SHARE: u64 = 20;
 
@@ -61,7 +64,9 @@ impl Document {
     /// stays, and the next is built when there is something new to show.
     pub fn publish(&self, data: &[u8]) -> Result<(), Failure> {
         state::set_json(self.size_key().as_bytes(), &data.len())?;
-        match ipns::update_state(&self.key, data, None) {
+        // No host takes more; what goes over the border in one call is limited, too.
+        let shown = &data[..data.len().min(LARGEST + 1)];
+        match ipns::update_state(&self.key, shown, None) {
             Err(ipns::Error::TooLarge(limit)) => {
                 let (size, limit) = (data.len().to_string(), limit.to_string());
                 let values = [("key", self.key.as_str()), ("bytes", &size), ("limit", &limit)];

@@ -16,13 +16,25 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error {
             Error::LimitExceeded(limit) if limit == OUTBOX => Failure::Retry(ROOM),
-            error => Failure::Reject(format!("pubsub: {error:?}")),
+            error => Failure::Reject(format!("pubsub: {}", words(&error))),
         }
     }
 }
 
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
-        Refusal::Other(format!("pubsub: {error:?}"))
+        Refusal::Other(format!("pubsub: {}", words(&error)))
+    }
+}
+
+/// A refusal in the words of the operator.
+fn words(error: &Error) -> String {
+    match error {
+        Error::NotGranted(topic) => format!("topic {topic} is not granted"),
+        Error::InvalidArgument(why) => why.clone(),
+        Error::TooLarge(limit) => format!("a message has at most {limit} bytes"),
+        Error::LimitExceeded(limit) => format!("the call has used up its limit `{limit}`"),
+        Error::ReadOnly => "a query has no effects".to_owned(),
+        Error::Other(why) => why.clone(),
     }
 }

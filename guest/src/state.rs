@@ -99,19 +99,32 @@ pub fn set_json<T: Serialize>(key: &[u8], value: &T) -> Result<(), Error> {
     set(key, &value)
 }
 
-fn decode<T: DeserializeOwned>(value: &[u8]) -> Result<T, Error> {
+/// Reads a record as it stands in the state.
+pub fn decode<T: DeserializeOwned>(value: &[u8]) -> Result<T, Error> {
     serde_json::from_slice(value)
         .map_err(|error| Error::Other(format!("a stored record cannot be read: {error}")))
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Failure::Reject(format!("state: {error:?}"))
+        Failure::Reject(format!("state: {}", words(&error)))
     }
 }
 
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
-        Refusal::Other(format!("state: {error:?}"))
+        Refusal::Other(format!("state: {}", words(&error)))
+    }
+}
+
+/// A refusal in the words of the operator.
+fn words(error: &Error) -> String {
+    match error {
+        Error::KeyLength(limit) => format!("a key has 1 to {limit} bytes"),
+        Error::ValueTooLarge(limit) => format!("a value has at most {limit} bytes"),
+        Error::QuotaExceeded(limit) => format!("the state has at most {limit} bytes"),
+        Error::LimitExceeded(limit) => format!("the call has used up its limit `{limit}`"),
+        Error::ReadOnly => "a query has no effects".to_owned(),
+        Error::Other(why) => why.clone(),
     }
 }

@@ -41,9 +41,10 @@ pub fn router(host: Arc<Supervised>) -> Router {
         .route("/plugins/{plugin}/commands/{method}", post(plugins::command))
         .route("/plugins/{plugin}/queries/{method}", post(plugins::query))
         .route("/jobs", get(jobs::list))
-        .route("/jobs/watch", get(jobs::watch))
         .route("/jobs/{job}", get(jobs::show).delete(jobs::remove))
         .route("/jobs/{job}/events", post(jobs::update))
+        // No id of a job stands in its way.
+        .route("/watch/jobs", get(jobs::watch))
         .route("/nodes", get(nodes::list).put(nodes::put))
         .route("/nodes/{node}", get(nodes::show))
         .route("/topics", get(topics::list))

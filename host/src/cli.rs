@@ -27,6 +27,8 @@ use output::Output;
 const OK: u8 = 0;
 /// What went wrong in another way than below.
 const FAILED: u8 = 1;
+/// What the user typed is wrong; clap's own code.
+const USAGE: u8 = 2;
 /// What was asked for does not exist.
 const NOT_FOUND: u8 = 3;
 /// The host cannot be reached.
@@ -181,6 +183,7 @@ fn report(error: &anyhow::Error) {
 fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<ClientError>() {
         Some(ClientError::Unreachable { .. }) => UNREACHABLE,
+        Some(ClientError::Address(_)) => USAGE,
         Some(ClientError::Problem(problem)) => match problem.status {
             404 => NOT_FOUND,
             400 | 409 | 413 | 422 => REFUSED,

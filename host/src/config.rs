@@ -67,6 +67,9 @@ pub struct Ipfs {
     pub follow_every: u64,
     /// The topics.
     pub pubsub: Topics,
+    /// What else stands there: other programs may read it, and so may a typing error.
+    #[serde(flatten)]
+    other: BTreeMap<String, Value>,
 }
 
 /// The section `ipfs.pubsub`.
@@ -81,6 +84,9 @@ pub struct Topics {
     pub results_ready: Topic,
     /// Verdicts of watchdogs.
     pub node_status: Topic,
+    /// What else stands there.
+    #[serde(flatten)]
+    other: BTreeMap<String, Value>,
 }
 
 /// How one plugin is set up.
@@ -141,6 +147,7 @@ impl Default for Ipfs {
             registry_ipns: None,
             follow_every: 10,
             pubsub: Topics::default(),
+            other: BTreeMap::new(),
         }
     }
 }
@@ -153,6 +160,7 @@ impl Default for Topics {
             node_heartbeat: topic("dim.nodes.heartbeat"),
             results_ready: topic("dim.results.ready"),
             node_status: topic("dim.nodes.status"),
+            other: BTreeMap::new(),
         }
     }
 }
@@ -182,12 +190,16 @@ impl Config {
         if text.trim().is_empty() {
             return Ok(Self::default());
         }
-        let config: Self = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
+        let wrong = |error: serde_saphyr::Error| error.to_string().trim_start_matches("error: ").to_owned();
+        let config: Self = serde_saphyr::from_str(text).map_err(wrong)?;
         config
             .ipfs
             .ipns_key_name
             .parse::<KeyName>()
             .map_err(|error| format!("ipfs.ipns_key_name: {error}"))?;
+        if config.outbox.expire_after == 0 {
+            return Err("outbox.expire_after: a publish needs at least one second".to_owned());
+        }
         Ok(config)
     }
 
@@ -202,6 +214,13 @@ impl Config {
                 None
             }
         }
+    }
+
+    /// The members of the sections of existing fleets that this host does not know.
+    pub fn unknown(&self) -> Vec<String> {
+        let ipfs = self.ipfs.other.keys().map(|key| format!("ipfs.{key}"));
+        let topics = self.ipfs.pubsub.other.keys().map(|key| format!("ipfs.pubsub.{key}"));
+        ipfs.chain(topics).collect()
     }
 
     /// How long to wait between two rounds of questions for followed names.
@@ -273,6 +292,13 @@ orchestrator:
             let values = config.bundled_values("node-registry", |_| true);
             assert_eq!(values["registry_ipns"], Value::Null, "{name}");
         }
+    }
+
+    #[test]
+    fn what_is_not_known_in_the_sections_of_existing_fleets_is_told() {
+        let config = Config::parse("ipfs:\n  api_ur: x\n  pubsub:\n    job_update: y\n").unwrap();
+        assert_eq!(config.unknown(), ["ipfs.api_ur", "ipfs.pubsub.job_update"]);
+        assert!(Config::parse("outbox:\n  expire_after: 0\n").is_err());
     }
 
     #[test]

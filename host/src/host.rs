@@ -141,6 +141,8 @@ pub struct Host {
     pub plugins: BTreeMap<PluginName, Loaded>,
     /// Those that could not be loaded.
     pub not_loaded: Vec<NotLoaded>,
+    /// What was there once and is gone, for the operator.
+    pub lost: Vec<String>,
     /// Cancelled when the host ends: what waits for something of it gives up.
     pub ended: CancellationToken,
     failed: watch::Receiver<Option<String>>,
@@ -153,10 +155,11 @@ impl Host {
     pub async fn start(options: Options) -> Result<Arc<Self>, HostError> {
         let begun = Instant::now();
         let Options { config, state_dir, medium } = options;
-        let store = tokio::task::spawn_blocking(move || Store::open_on(&state_dir, &*medium))
-            .await
-            .expect("opening a store does not panic")?;
-        let mut start = Start::new(config, Arc::new(store))?;
+        let path = Store::file(&state_dir);
+        let open = move || Start::new(config, Arc::new(Store::open_on(&state_dir, &*medium)?));
+        // The database panics at what it cannot make sense of.
+        let opened = tokio::task::spawn_blocking(open).await;
+        let mut start = opened.unwrap_or_else(|_| Err(StoreError::Damaged { path }.into()))?;
         start.load_plugins().await?;
         Ok(Arc::new(start.run(begun)?))
     }

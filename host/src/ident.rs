@@ -244,6 +244,9 @@ impl FromStr for ContentPath {
             return refuse("it holds a control character");
         }
         let path = Self(text.into());
+        if text.split('/').any(|segment| [".", ".."].contains(&segment)) {
+            return refuse("it holds . or ..");
+        }
         match text.split('/').nth(1) {
             Some("ipfs") if path.ipfs().is_some() => Ok(path),
             Some("ipfs") => refuse("there is no CID after /ipfs/"),
@@ -342,7 +345,7 @@ mod tests {
         for text in ["", "Upper", "-x", "a_b", "9a"] {
             assert!(text.parse::<PluginName>().is_err(), "{text:?}");
         }
-        for text in ["", "/ipfs/", "/ipfs/x", "/ipld/x", "ipfs/x", "/ipns/x"] {
+        for text in ["", "/ipfs/", "/ipfs/x", "/ipld/x", "ipfs/x", "/ipns/x", "/ipfs/bafkqaaa/../x"] {
             assert!(text.parse::<ContentPath>().is_err(), "{text:?}");
         }
         // A CID of a file is not a name.

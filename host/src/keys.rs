@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::sync::{Arc, Mutex, RwLock};
 
-use cap_std::fs::{Dir, DirBuilder, DirBuilderExt, OpenOptions, OpenOptionsExt};
+use cap_std::fs::{Dir, DirBuilder, DirBuilderExt, OpenOptions, OpenOptionsExt, Permissions, PermissionsExt};
 use libp2p_identity::Keypair;
 use thiserror::Error;
 
@@ -148,8 +148,19 @@ impl Keyring {
 }
 
 fn keys_in(dir: &Dir) -> std::io::Result<Vec<KeyName>> {
-    let names: std::io::Result<Vec<_>> = dir.entries()?.map(|entry| Ok(entry?.file_name())).collect();
-    Ok(names?.iter().filter_map(|name| name.to_str()?.parse().ok()).collect())
+    let mut keys = Vec::new();
+    for entry in dir.entries()? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if let Some(key) = name.to_str().and_then(|name| name.parse().ok())
+            && entry.file_type()?.is_file()
+        {
+            // One that was restored from elsewhere may have another mode.
+            dir.set_permissions(name, Permissions::from_mode(0o600))?;
+            keys.push(key);
+        }
+    }
+    Ok(keys)
 }
 
 fn read_own(dir: &Dir, key: &KeyName) -> Result<Key, KeyError> {

@@ -75,6 +75,20 @@ pub enum StoreError {
         /// Its format.
         found: u64,
     },
+    /// The database cannot be opened.
+    #[error("cannot open {path}: restore it from a backup, or use another --state-dir")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: Box<redb::DatabaseError>,
+    },
+    /// The database gave up on what it found.
+    #[error("{path} is damaged: restore it from a backup, or use another --state-dir")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+    },
     /// It holds what no host writes.
     #[error("the store is damaged: {what}: {why}")]
     Corrupt {
@@ -111,7 +125,7 @@ macro_rules! from_redb {
     )*};
 }
 
-from_redb!(DatabaseError, TransactionError, TableError, StorageError, CommitError, SetDurabilityError);
+from_redb!(TransactionError, TableError, StorageError, CommitError, SetDurabilityError);
 
 /// The state directory of one host.
 #[derive(Debug)]
@@ -170,8 +184,10 @@ impl Store {
         }
         let lock = lock::Lock::take(&dir, path)?;
         let mut builder = Database::builder();
-        let file = path.join("dim.redb");
-        let database = medium.open(builder.set_cache_size(CACHE_BYTES), &file)?;
+        let file = Self::file(path);
+        let opened = medium.open(builder.set_cache_size(CACHE_BYTES), &file);
+        let database =
+            opened.map_err(|source| StoreError::Open { path: file.clone(), source: Box::new(source) })?;
         if file.exists() {
             // It holds the host's secret.
             let owner_only = std::os::unix::fs::PermissionsExt::from_mode(0o600);
@@ -180,6 +196,11 @@ impl Store {
         let store = Self { path: path.to_owned(), dir, database, _lock: lock };
         store.check_format()?;
         Ok(store)
+    }
+
+    /// Where the database of a state directory lies.
+    pub fn file(state_dir: &Path) -> PathBuf {
+        state_dir.join("dim.redb")
     }
 
     /// Where the store lies.

@@ -172,7 +172,7 @@ fn copy_missing(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).expect("a directory for compiled components");
     for file in std::fs::read_dir(from).into_iter().flatten().flatten() {
         let target = to.join(file.file_name());
-        let whole = file.path().extension().is_some_and(|extension| extension == "cwasm");
+        let whole = file.path().extension().is_some_and(|kind| kind == "cwasm" || kind == "sha256");
         if whole && !target.exists() {
             let half = target.with_extension(format!("half{:?}", std::thread::current().id()));
             if std::fs::copy(file.path(), &half).is_ok() {

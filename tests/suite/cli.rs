@@ -136,6 +136,39 @@ fn exit_codes_tell_what_went_wrong() {
 }
 
 #[test]
+fn ids_mean_what_they_say_or_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path());
+    host.json(&["job", "update", "ab", "running"]);
+    // A URL drops control characters without a word.
+    for args in [["job", "rm", "a\tb"], ["job", "get", "a\nb"], ["job", "get", ""], ["node", "get", ".."]] {
+        assert_eq!(exit_code(&host.dim(&args)).0, 5, "{args:?}");
+    }
+    assert_eq!(host.json(&["job", "get", "ab"])["status"], "running");
+    for id in ["watch", "a/b", "ü %2F?#", "..."] {
+        host.json(&["job", "update", id, "queued"]);
+        assert_eq!(host.json(&["job", "get", id])["job_id"], id);
+        host.json(&["job", "rm", id]);
+        assert_eq!(exit_code(&host.dim(&["job", "get", id])).0, 3, "{id}");
+    }
+    let (code, error) = exit_code(&host.dim(&["job", "get", &"x".repeat(3_000)]));
+    assert_eq!((code, error.contains("1 to 128 bytes")), (5, true), "{error}");
+    let nowhere = Command::new(PROGRAM).args(["status", "--api", "bogus"]).output().unwrap();
+    assert_eq!(exit_code(&nowhere).0, 2);
+    let nowhere = Command::new(PROGRAM).args(["run", "--kubo", "bogus"]).output().unwrap();
+    assert_eq!(exit_code(&nowhere).0, 2);
+    for number in 0..5 {
+        host.json(&["job", "update", &format!("j{number}"), "queued"]);
+    }
+    let ids = |args: &[&str]| -> Vec<String> {
+        let jobs = host.json(args);
+        jobs.as_array().unwrap().iter().map(|job| job["job_id"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(ids(&["job", "ls"]), ["ab", "j0", "j1", "j2", "j3", "j4"]);
+    assert_eq!(ids(&["job", "ls", "--after", "j0", "--limit", "3"]), ["j1", "j2", "j3"]);
+}
+
+#[test]
 fn a_topic_and_the_jobs_can_be_watched() {
     let dir = tempfile::tempdir().unwrap();
     let host = host(dir.path());

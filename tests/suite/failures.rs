@@ -174,6 +174,78 @@ async fn a_file_that_is_no_plugin_is_refused_with_a_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_database_is_told_by_its_name() {
+    let host = Setup::probe().start().await;
+    for number in 0..50 {
+        host.run(json!([{ "do": "set", "key": format!("{number}"), "value": "x", "repeat": 1_000 }])).await;
+    }
+    let dir = host.stop().await;
+    let file = dim::store::Store::file(dir.path());
+    let whole = std::fs::read(&file).unwrap();
+    let mut garbled = whole.clone();
+    let middle = garbled.len() / 8;
+    garbled[middle..].iter_mut().enumerate().for_each(|(index, byte)| *byte ^= (index % 251) as u8);
+    for bytes in [b"no database".to_vec(), whole[..whole.len() / 2].to_vec(), garbled] {
+        std::fs::write(&file, bytes).unwrap();
+        let options = dim::host::Options::new(Setup::probe().config(), dir.path());
+        let error = dim::host::Host::start(options).await.expect_err("it is damaged").to_string();
+        assert!(error.contains("dim.redb") && error.contains("backup"), "{error}");
+    }
+    std::fs::write(&file, whole).unwrap();
+    let host = Setup::probe().start_in(dir).await;
+    assert_eq!(host.state_of("probe", "49").await, "x".repeat(1_000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_gone_is_told_until_it_is_back() {
+    let host = Setup::probe().start().await;
+    host.run(json!([{ "do": "update-state", "key": "probe-key", "data": "x" }])).await;
+    let published = || {
+        let known = dim::store::names::all(&host.host.store.snapshot().unwrap()).unwrap();
+        known.iter().all(|(_, name)| name.is_published())
+    };
+    eventually("it is published", async || published()).await;
+    assert!(host.host.lost.is_empty());
+    let dir = host.stop().await;
+    std::fs::rename(dir.path().join("keys"), dir.path().join("elsewhere")).unwrap();
+    let host = Setup::probe().start_in(dir).await;
+    assert!(host.host.lost.iter().any(|lost| lost.contains("probe-key")), "{:?}", host.host.lost);
+    let dir = host.stop().await;
+    std::fs::remove_dir_all(dir.path().join("keys")).unwrap();
+    std::fs::rename(dir.path().join("elsewhere"), dir.path().join("keys")).unwrap();
+    assert!(Setup::probe().start_in(dir).await.host.lost.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_that_is_too_large_is_a_trouble_until_one_is_taken() {
+    let limits = json!({ "limits": { "document-bytes": 1_000 } });
+    let host = Setup::default().and_probe("probe", limits).start().await;
+    let probe = host.host.plugins.values().next().unwrap().handle.clone();
+    let update =
+        |repeat: u64| json!({ "do": "update-state", "key": "probe-key", "data": "x", "repeat": repeat });
+    for (repeat, troubles) in [(1_000, 0), (1_001, 1), (1_000, 0)] {
+        host.run(json!([update(repeat)])).await;
+        eventually("it is told", async || probe.status().too_large.len() == troubles).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_compiled_form_is_compiled_again() {
+    let host = Setup::probe().start().await;
+    host.run(json!([add("count")])).await;
+    let dir = host.stop().await;
+    let compiled = std::fs::read_dir(dir.path().join("compiled")).unwrap().map(|file| file.unwrap().path());
+    for file in compiled.filter(|file| file.extension().is_some_and(|kind| kind == "cwasm")) {
+        let mut bytes = std::fs::read(&file).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle..middle + 64].fill(0xCC);
+        std::fs::write(&file, bytes).unwrap();
+    }
+    let host = Setup::probe().start_in(dir).await;
+    assert_eq!(host.run(json!([add("count")])).await, [json!({ "ok": 2 })]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_dead_letter_can_be_replayed_and_dropped() {
     let host = Setup::probe().start().await;
     host.from_peer("probe.in", "no script").await;

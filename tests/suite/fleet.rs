@@ -221,6 +221,37 @@ async fn the_registry_runs_without_the_tracker_whose_document_it_follows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn more_jobs_than_one_answer_may_hold_come_in_pages() {
+    const JOBS: usize = 1_200;
+    let host = Setup::bundled().start().await;
+    for number in 0..JOBS {
+        // Active and finished ones in turn.
+        let status = ["running", "completed"][number % 2];
+        let event = json!({ "job_id": format!("j{number:05}"), "event_type": status });
+        host.from_peer("dim.jobs.updates", event.to_string()).await;
+    }
+    let after = |page: &serde_json::Value| page.as_array().unwrap().last().map(|job| job["job_id"].clone());
+    eventually("all are known", async || {
+        host.query("job-tracker", "get", json!({ "job_id": format!("j{:05}", JOBS - 1) })).await.is_ok()
+    })
+    .await;
+    let (mut pages, mut ids) = (Vec::new(), Vec::new());
+    let mut last = None;
+    loop {
+        let page = host.query("job-tracker", "list", json!({ "after": last })).await.unwrap();
+        last = after(&page);
+        if last.is_none() {
+            break;
+        }
+        pages.push(page.as_array().unwrap().len());
+        ids.extend(page.as_array().unwrap().iter().map(|job| job["job_id"].as_str().unwrap().to_owned()));
+    }
+    assert_eq!(pages, [1_000, 200]);
+    let expected: Vec<String> = (0..JOBS).map(|number| format!("j{number:05}")).collect();
+    assert_eq!(ids, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_registry_that_is_told_to_merge_itself_does_not() {
     let host = Setup::bundled().yaml("ipfs:\n  registry_ipns: dim-state-key\n").start().await;
     host.from_peer("dim.nodes.heartbeat", json!({ "node_id": "n1" }).to_string()).await;

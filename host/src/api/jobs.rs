@@ -89,8 +89,8 @@ fn changes(host: Arc<Host>) -> impl futures::Stream<Item = Result<Sse, Infallibl
     let listener = host.log.listen();
     let watching = Watching { host, listener, told: HashMap::new(), ready: Vec::new() };
     futures::stream::unfold(watching, |mut watching| async {
-        let job = watching.next().await?;
-        Some((Ok(Sse::default().event("job").data(job)), watching))
+        let told = watching.next().await?;
+        Some((Ok(told), watching))
     })
 }
 
@@ -103,7 +103,7 @@ struct Watching {
 }
 
 impl Watching {
-    async fn next(&mut self) -> Option<String> {
+    async fn next(&mut self) -> Option<Sse> {
         use tokio::sync::broadcast::error::RecvError;
         loop {
             while let Some(job) = self.ready.pop() {
@@ -112,7 +112,7 @@ impl Watching {
                     self.told.clear();
                 }
                 if self.told.insert(id, job.clone()).as_ref() != Some(&job) {
-                    return Some(job.to_string());
+                    return Some(Sse::default().event("job").data(job.to_string()));
                 }
             }
             let next = tokio::select! {
@@ -122,7 +122,9 @@ impl Watching {
             };
             match next {
                 Ok(entry) => self.look(&entry).await,
-                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Lagged(missed)) => {
+                    return Some(Sse::default().event("lagged").data(missed.to_string()));
+                }
                 Err(RecvError::Closed) => return None,
             }
         }

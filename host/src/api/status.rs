@@ -14,7 +14,8 @@ use super::ApiError;
 use super::extract::Current;
 use crate::host::{Host, Standing, Supervised};
 use crate::plugin::DOCUMENT_BYTES;
-use crate::store::{dead, names, outbox};
+use crate::plugin::roster;
+use crate::store::{self, META, Snapshot, dead, names, outbox};
 use crate::time::Timestamp;
 
 /// How the host is doing.
@@ -79,13 +80,17 @@ pub async fn health(State(host): State<Arc<Supervised>>) -> Result<Response, Api
 const LATE: std::time::Duration = std::time::Duration::from_secs(30);
 
 fn troubles(host: &Host) -> Result<Vec<String>, ApiError> {
-    let mut troubles = Vec::new();
+    let mut troubles = host.lost.clone();
     for refused in &host.not_loaded {
         troubles.push(format!("plugin {} is not loaded: {}", refused.name, refused.reason));
     }
     for (name, plugin) in &host.plugins {
-        if let Some(reason) = plugin.handle.status().reason {
+        let status = plugin.handle.status();
+        if let Some(reason) = status.reason {
             troubles.push(format!("plugin {name} does not start: {reason}"));
+        }
+        for (key, limit) in status.too_large {
+            troubles.push(format!("the document of {key} has more than {limit} bytes and is not published"));
         }
     }
     let now = Timestamp::wall();
@@ -96,6 +101,7 @@ fn troubles(host: &Host) -> Result<Vec<String>, ApiError> {
         troubles.push(format!("{waiting} publishes wait since {oldest}"));
     }
     let snapshot = host.store.snapshot()?;
+    troubles.extend(overlong_log(host, &snapshot)?);
     for (key, known) in names::all(&snapshot)? {
         let overdue = now.since(Timestamp(known.since)) > LATE;
         if !known.is_published() && overdue {
@@ -113,6 +119,27 @@ fn troubles(host: &Host) -> Result<Vec<String>, ApiError> {
         }
     }
     Ok(troubles)
+}
+
+/// A log that has grown past its size, for one of the plugins has not read it.
+fn overlong_log(host: &Host, snapshot: &Snapshot) -> Result<Option<String>, ApiError> {
+    let (bytes, most) = (store::log::bytes(&snapshot.table(META)?)?, host.config.store.log.max_bytes);
+    // A little more than may be is trimmed in a moment.
+    if bytes <= most.saturating_mul(2) {
+        return Ok(None);
+    }
+    let mut last = None;
+    for name in host.plugins.keys().chain(host.not_loaded.iter().map(|plugin| &plugin.name)) {
+        if let Some((_, cursor)) = roster::known(snapshot, name)? {
+            last = last.max(Some((std::cmp::Reverse(cursor), name)));
+        }
+    }
+    Ok(last.map(|(cursor, name)| {
+        format!(
+            "the log has {bytes} of {most} bytes and waits for plugin {name}, which has read up to {}: mend it or disable it",
+            cursor.0
+        )
+    }))
 }
 
 /// The topics that are not listened to for certain; those with one reason are told together.

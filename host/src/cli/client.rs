@@ -32,6 +32,32 @@ impl Client {
         self.telling(self.http.get(segments, query)).await
     }
 
+    /// Reads the rows of a list page by page, `limit` of them or all; `id` is the member that they are
+    /// ordered by.
+    pub async fn rows(
+        &self,
+        segments: &[&str],
+        query: Vec<(&str, String)>,
+        id: &str,
+        limit: Option<usize>,
+    ) -> Result<Value, ClientError> {
+        let (mut rows, mut after) = (Vec::new(), None);
+        loop {
+            let mut query = query.clone();
+            query.extend(limit.map(|limit| ("limit", (limit - rows.len()).to_string())));
+            if let Some(after) = after.take() {
+                query.retain(|(name, _)| *name != "after");
+                query.push(("after", after));
+            }
+            let page: Vec<Value> = self.telling(self.http.get(segments, &query)).await?;
+            after = page.last().and_then(|last| last[id].as_str()).map(str::to_owned);
+            rows.extend(page);
+            if after.is_none() || limit.is_some_and(|limit| rows.len() >= limit) {
+                return Ok(Value::Array(rows));
+            }
+        }
+    }
+
     /// Reads bytes as they are.
     pub async fn get_bytes(&self, segments: &[&str]) -> Result<Bytes, ClientError> {
         self.telling(self.http.bytes(self.http.request(Method::GET, segments)?)).await
@@ -64,15 +90,19 @@ impl Client {
         self.telling(self.http.delete(segments)).await
     }
 
-    /// Reads server-sent events until the stream ends; `each` gets the kind and the data.
+    /// Reads server-sent events until the stream ends; `each` gets the data. What was missed is told.
     pub async fn events(
         &self,
         segments: &[&str],
-        mut each: impl FnMut(&str, &str) -> anyhow::Result<()>,
+        mut each: impl FnMut(&str) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
         let mut events = pin!(self.telling(self.http.events(segments)).await?);
         while let Some(event) = events.next().await.transpose()? {
-            each(&event.kind, &event.data)?;
+            if event.kind == "lagged" {
+                eprintln!("warning: {} entries came too fast to be shown", event.data);
+            } else {
+                each(&event.data)?;
+            }
         }
         Ok(())
     }

@@ -16,6 +16,9 @@ const COLUMNS: [Column; 6] = [
     ("REASON", "/reason"),
 ];
 
+/// Letters that the API gives at a time.
+const PAGE: usize = 1_000;
+
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Lists dead letters
@@ -23,7 +26,10 @@ pub enum Command {
         /// Only those of this plugin
         #[arg(long)]
         plugin: Option<String>,
-        /// At most so many
+        /// Only those after this number, for the next page
+        #[arg(long, value_name = "ID")]
+        after: Option<u64>,
+        /// At most so many, 1,000 at a time
         #[arg(long, default_value_t = 100)]
         limit: usize,
     },
@@ -47,10 +53,17 @@ pub enum Command {
 impl Command {
     pub async fn execute(self, client: &Client, out: &Output) -> anyhow::Result<()> {
         match self {
-            Self::Ls { plugin, limit } => {
+            Self::Ls { plugin, after, limit } => {
                 let mut query = vec![("limit", limit.to_string())];
                 query.extend(plugin.map(|plugin| ("plugin", plugin)));
-                out.rows(&client.get(&["dead-letters"], &query).await?, &COLUMNS)
+                query.extend(after.map(|after| ("after", after.to_string())));
+                let letters = client.get(&["dead-letters"], &query).await?;
+                out.rows(&letters, &COLUMNS)?;
+                let page = letters.as_array().map_or(&[][..], Vec::as_slice);
+                if let Some(last) = page.last().filter(|_| page.len() >= limit.min(PAGE)) {
+                    eprintln!("There may be more: --after {}", last["id"]);
+                }
+                Ok(())
             }
             Self::Show { id } => out.object(&client.get(&["dead-letters", &id.to_string()], &[]).await?),
             Self::Replay { id } => {

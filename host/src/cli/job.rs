@@ -77,18 +77,14 @@ impl Command {
             }
             Self::Get { id } => out.object(&client.get(&["jobs", &id], &[]).await?),
             Self::Ls { status, node, after, limit } => {
-                let limit = limit.map(|limit| limit.to_string());
-                let asked = [("status", status), ("node_id", node), ("after", after), ("limit", limit)];
-                let query: Vec<_> =
-                    asked.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
-                out.rows(&client.get(&["jobs"], &query).await?, &COLUMNS)
+                let asked = [("status", status), ("node_id", node), ("after", after)];
+                let query = asked.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
+                out.rows(&client.rows(&["jobs"], query, "job_id", limit).await?, &COLUMNS)
             }
             Self::Rm { id } => out.object(&client.delete(&["jobs", &id]).await?),
             Self::Watch => {
                 client
-                    .events(&["jobs", "watch"], |_, data| {
-                        out.streamed(&serde_json::from_str(data)?, &COLUMNS)
-                    })
+                    .events(&["watch", "jobs"], |data| out.streamed(&serde_json::from_str(data)?, &COLUMNS))
                     .await
             }
         }

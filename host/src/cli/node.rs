@@ -60,18 +60,15 @@ impl Command {
             Self::Ls { status, model, min_memory, gpu, after, limit } => {
                 let min_memory = min_memory.map(|least| least.to_string());
                 let gpu = gpu.then(|| "true".to_owned());
-                let limit = limit.map(|limit| limit.to_string());
                 let asked = [
                     ("status", status),
                     ("cached_model", model),
                     ("min_memory", min_memory),
                     ("gpu", gpu),
                     ("after", after),
-                    ("limit", limit),
                 ];
-                let query: Vec<_> =
-                    asked.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
-                out.rows(&client.get(&["nodes"], &query).await?, &COLUMNS)
+                let query = asked.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
+                out.rows(&client.rows(&["nodes"], query, "node_id", limit).await?, &COLUMNS)
             }
             Self::Get { id } => out.object(&client.get(&["nodes", &id], &[]).await?),
             Self::Put { file } => {

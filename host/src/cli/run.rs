@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use crate::api::Listener;
+use crate::backend::kubo;
 use crate::config::Config;
 use crate::host::{Options, Standing, Supervised};
 
@@ -23,7 +24,7 @@ pub struct Run {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// A Kubo daemon's API: /ip4/127.0.0.1/tcp/5001, /unix/PATH or http://HOST:5001
-    #[arg(long, value_name = "ADDR", conflicts_with = "embedded")]
+    #[arg(long, value_name = "ADDR", conflicts_with = "embedded", value_parser = parse_kubo)]
     kubo: Option<String>,
     /// Use no daemon, whatever the config says
     #[arg(long)]
@@ -39,6 +40,11 @@ pub struct Run {
     log_format: LogFormat,
 }
 
+/// Checked here and kept as it was typed, as the config has it.
+fn parse_kubo(text: &str) -> Result<String, kubo::AddressError> {
+    text.parse::<kubo::Address>().map(|_| text.to_owned())
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum LogFormat {
     Text,
@@ -47,15 +53,18 @@ enum LogFormat {
 
 impl Run {
     pub fn execute(self, global: &Global) -> anyhow::Result<()> {
-        self.start_logging();
+        self.start_logging()?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         runtime.block_on(self.live(global))
     }
 
-    fn start_logging(&self) {
+    fn start_logging(&self) -> anyhow::Result<()> {
         // What takes long at a first start is told in a demonstration too.
         let default = if self.demo.is_some() { "warn,dim::plugin::engine=info" } else { "info" };
-        let filter = EnvFilter::try_from_env("DIM_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+        let filter = match std::env::var("DIM_LOG") {
+            Ok(filter) => EnvFilter::try_new(filter).context("DIM_LOG is no filter")?,
+            Err(_) => EnvFilter::new(default),
+        };
         let log = tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(std::io::stderr)
@@ -64,6 +73,7 @@ impl Run {
             LogFormat::Text => log.init(),
             LogFormat::Json => log.json().init(),
         }
+        Ok(())
     }
 
     async fn live(self, global: &Global) -> anyhow::Result<()> {
@@ -117,6 +127,9 @@ impl Run {
             Some(path) => Config::read(path)?,
             None => Config::default(),
         };
+        for unknown in config.unknown() {
+            tracing::warn!("the config has {unknown}, which this host does not know");
+        }
         if let Some(address) = &self.kubo {
             config.ipfs.api_url = Some(address.clone());
         }
@@ -132,11 +145,13 @@ impl Run {
         state_dir: &std::path::Path,
         stop: &CancellationToken,
     ) -> anyhow::Result<Vec<tokio::task::JoinHandle<std::io::Result<()>>>> {
-        let mut listeners = vec![Listener::unix(state_dir).context("cannot listen on the API's socket")?];
+        let mut listeners = Vec::new();
+        // First, for it is what may fail: a socket must not be left behind.
         if let Some(address) = self.listen {
             listeners
                 .push(Listener::tcp(address).await.with_context(|| format!("cannot listen on {address}"))?);
         }
+        listeners.push(Listener::unix(state_dir).context("cannot listen on the API's socket")?);
         for listener in &listeners {
             tracing::info!("the API is at {}", listener.address());
             if self.demo.is_some() {

@@ -43,12 +43,13 @@ impl Command {
                 const COLUMNS: [Column; 4] =
                     [("TIME", "/time"), ("ORIGIN", "/origin"), ("FROM", "/from"), ("DATA", "/data")];
                 let path = ["topics", topic.as_str(), "messages"];
-                let told = client.events(&path, |kind, data| {
-                    if kind == "lagged" {
-                        eprintln!("warning: {data} entries came too fast to be shown");
-                        return Ok(());
+                let told = client.events(&path, |data| {
+                    let mut message: Value = serde_json::from_str(data)?;
+                    // What is not UTF-8 comes as multibase; a table has one column for both.
+                    if let Some(data) = message.get("data_multibase").filter(|_| !out.is_json()).cloned() {
+                        message["data"] = data;
                     }
-                    out.streamed(&serde_json::from_str(data)?, &COLUMNS)
+                    out.streamed(&message, &COLUMNS)
                 });
                 told.await
             }

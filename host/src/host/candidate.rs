@@ -53,7 +53,8 @@ impl Candidate {
     /// Judges and compiles the component; the error is for the operator.
     pub fn prepare(&self, engine: &Engine) -> Result<Prepared, String> {
         match &self.bytes {
-            Ok(bytes) => engine.prepare(bytes).map_err(|error| chain(&error)),
+            Ok(bytes) => engine.prepare(bytes).map_err(|error| format!("{}: {}", self.source, chain(&error))),
+            Err(error) if self.setup.file.is_none() => Err(error.to_string()),
             Err(error) => Err(format!("cannot read {}: {error}", self.source)),
         }
     }

@@ -54,6 +54,8 @@ pub struct Start {
     pub(super) not_loaded: Vec<NotLoaded>,
     /// The plugins of the config, loaded or not.
     pub(super) configured: Vec<PluginName>,
+    /// What was there once and is gone.
+    pub(super) lost: Vec<String>,
 }
 
 impl Start {
@@ -86,6 +88,7 @@ impl Start {
             actors: Vec::new(),
             not_loaded: Vec::new(),
             configured: Vec::new(),
+            lost: Vec::new(),
         })
     }
 
@@ -220,11 +223,19 @@ impl Start {
 
     /// Makes keys, or adopts those that the daemon has under these names.
     fn make_keys(
-        &self,
+        &mut self,
         missing: &BTreeSet<KeyName>,
         existing: &[(KeyName, IpnsName)],
     ) -> Result<(), HostError> {
+        let snapshot = self.store.snapshot()?;
         for key in missing {
+            if names::known(&snapshot, key)?.is_some_and(|known| known.published.is_some()) {
+                let lost = format!(
+                    "the file of key {key} is gone, so its name is another one now: stop the host and restore keys/{key} from a backup"
+                );
+                tracing::error!("{lost}");
+                self.lost.push(lost);
+            }
             match existing.iter().find(|(there, _)| there == key) {
                 Some((_, name)) => {
                     tracing::info!(%key, %name, "adopted the key that the daemon has under this name");
@@ -262,6 +273,7 @@ impl Start {
             backlog: self.backlog,
             plugins: self.plugins,
             not_loaded: self.not_loaded,
+            lost: self.lost,
             ended: CancellationToken::new(),
             failed,
             running: Mutex::new(Some(running)),

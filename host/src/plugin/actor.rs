@@ -398,6 +398,9 @@ impl Actor {
             _ => 0,
         };
         self.tally.cpu = nanoseconds(thread_cpu());
+        if self.tally.too_large != self.session().too_large {
+            self.tally.too_large = self.session().too_large.clone();
+        }
         self.inbox.show(&self.tally);
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use wasmtime::{Config, InstanceAllocationStrategy, PoolingAllocationConfig};
 use super::instance::Guest;
 use super::manifest::{Inspection, ManifestError, inspect};
 use super::{bindings, wasi};
+use crate::ident::Digest;
 use crate::store::Store;
 
 /// Largest linear memory that a plugin can be allowed, in bytes.
@@ -37,9 +38,6 @@ pub enum EngineError {
     /// It needs what the host lacks, or lacks what the host calls.
     #[error("the component does not fit the world `dim:coordination/plugin@0.1.0`")]
     World(#[source] wasmtime::Error),
-    /// The cache cannot be written.
-    #[error("cannot write the compiled component")]
-    Cache(#[source] std::io::Error),
 }
 
 /// The engine.
@@ -108,7 +106,10 @@ impl Engine {
         tracing::info!(%plugin, kib, "compiling; the compiled form is kept for later starts");
         let compiled = self.engine.precompile_component(bytes).map_err(EngineError::Compile)?;
         tracing::info!(%plugin, took = ?begun.elapsed(), "compiled");
-        self.keep(&path, &compiled).map_err(EngineError::Cache)?;
+        // Without the cache the next start is slow, and that is all.
+        if let Err(error) = self.keep(&path, &compiled) {
+            tracing::warn!(%plugin, "cannot keep the compiled component: {error}");
+        }
         // SAFETY: these bytes come from `precompile_component` just now.
         unsafe { Component::deserialize(&self.engine, &compiled) }.map_err(EngineError::Compile)
     }
@@ -120,12 +121,15 @@ impl Engine {
         PathBuf::from("compiled").join(format!("{}-{:016x}.cwasm", inspection.digest, hasher.finish()))
     }
 
-    fn cached(&self, name: &std::path::Path) -> Option<Component> {
-        if !self.store.dir().is_file(name) {
+    fn cached(&self, name: &Path) -> Option<Component> {
+        let dir = self.store.dir();
+        let (compiled, digest) = (dir.read(name).ok()?, dir.read(digest_of(name)).ok()?);
+        if Digest::of(&compiled).as_bytes() != digest.as_slice() {
+            tracing::warn!(file = %name.display(), "compiling again, the cached form is damaged");
             return None;
         }
-        // SAFETY: only the host writes into the state directory, which has mode 0700; the file was
-        // written whole before it got its name. wasmtime checks the version and the settings.
+        // SAFETY: only the host writes into the state directory, which has mode 0700; the file is whole,
+        // as its digest says. wasmtime checks the version and the settings.
         match unsafe { Component::deserialize_file(&self.engine, self.store.path().join(name)) } {
             Ok(component) => Some(component),
             Err(error) => {
@@ -135,13 +139,21 @@ impl Engine {
         }
     }
 
-    fn keep(&self, name: &std::path::Path, compiled: &[u8]) -> std::io::Result<()> {
+    fn keep(&self, name: &Path, compiled: &[u8]) -> std::io::Result<()> {
         let dir = self.store.dir();
         dir.create_dir_all("compiled")?;
-        let half = name.with_extension(format!("{}.half", std::process::id()));
-        dir.write(&half, compiled)?;
-        dir.rename(&half, dir, name)
+        for (name, bytes) in [(name, compiled), (&digest_of(name), Digest::of(compiled).as_bytes())] {
+            let half = name.with_extension(format!("{}.half", std::process::id()));
+            dir.write(&half, bytes)?;
+            dir.rename(&half, dir, name)?;
+        }
+        Ok(())
     }
+}
+
+/// Where the digest of a compiled form lies: the compiled form runs as it is, so damage must be seen.
+fn digest_of(compiled: &Path) -> PathBuf {
+    compiled.with_extension("sha256")
 }
 
 fn config() -> Config {

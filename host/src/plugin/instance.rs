@@ -19,6 +19,9 @@ use crate::store::StoreError;
 /// Bytes that one call may hand to host functions in one go, and get lifted from a result.
 const HOSTCALL_BYTES: usize = 32 << 20;
 
+/// How wasmtime says that a call passed more than that.
+const TOO_MUCH_AT_ONCE: &str = "fuel allocated for hostcalls";
+
 /// Why a call did not come to its end.
 #[derive(Debug, Error)]
 pub enum CallError {
@@ -285,6 +288,10 @@ fn cause(guest: &mut Guest, console: &Console, error: &wasmtime::Error) -> CallE
     if guest.deadline.struck {
         let limit = guest.deadline.limit;
         return CallError::Limit(format!("the call took more than {limit:?} of CPU time"));
+    }
+    if format!("{error:#}").contains(TOO_MUCH_AT_ONCE) {
+        let why = format!("more than {HOSTCALL_BYTES} bytes went over the plugin's border in one call");
+        return CallError::Trap(why);
     }
     let mut text = match error.downcast_ref::<wasmtime::Trap>() {
         Some(trap) => trap.to_string(),

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::DOCUMENT_BYTES;
 use super::bindings::dim::coordination::ipns::{Document, Error, Host, Resolution};
 use super::instance::Guest;
 use super::session::Refusal;
@@ -34,11 +33,8 @@ impl Host for Guest {
         data: Vec<u8>,
         lifetime: Option<u64>,
     ) -> wasmtime::Result<Result<(), Error>> {
-        if data.len() > DOCUMENT_BYTES {
-            return Ok(Err(Error::TooLarge(DOCUMENT_BYTES as u64)));
-        }
         let lifetime = lifetime.map(Duration::from_nanos);
-        self.answer(|session| session.set_name(&key, NameValue::document(Bytes::from(data)), lifetime))
+        self.answer(|session| session.set_document(&key, Bytes::from(data), lifetime))
     }
 
     fn key_id(&mut self, key: String) -> wasmtime::Result<Result<String, Error>> {

@@ -6,13 +6,14 @@ mod pubsub;
 mod state;
 mod timers;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::effects::{Batch, Effects};
 use super::limits::KEY_BYTES;
 use super::{Grants, Limits, World};
-use crate::ident::PluginName;
+use crate::ident::{KeyName, PluginName};
 use crate::keys::Keyring;
 use crate::store::{PluginId, Snapshot, Store, StoreError};
 use crate::time::Timestamp;
@@ -126,6 +127,8 @@ pub struct Session {
     outbox_len: Arc<AtomicUsize>,
     /// How many publishes the call may ask for.
     pub(super) outbox: OutboxRoom,
+    /// The keys whose last document was too large, each with its limit in bytes.
+    pub(super) too_large: BTreeMap<KeyName, usize>,
     /// The clock that WASI shows, in nanoseconds since 1970.
     clock: Arc<AtomicU64>,
     /// The key that was read last and the length of its value: what is written next is mostly it.
@@ -156,6 +159,7 @@ impl Session {
             keys,
             outbox_len,
             outbox: OutboxRoom::default(),
+            too_large: BTreeMap::new(),
             clock,
             last_read: None,
         })

@@ -140,6 +140,11 @@ fn check_id(what: &str, id: &str, max: usize) -> Result<(), String> {
     Ok(())
 }
 
+/// Checks the id of a job.
+pub fn check_job_id(id: &str) -> Result<(), String> {
+    check_id("job_id", id, MAX_ID)
+}
+
 /// A sender's time, unless it is missing or its clock is not to be believed.
 fn believed(time: Option<Time>, now: Time) -> Time {
     time.filter(|time| time.since(now) <= AHEAD).unwrap_or(now)

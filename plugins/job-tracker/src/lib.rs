@@ -75,6 +75,7 @@ impl Plugin for JobTracker {
         match method {
             "get" => {
                 let Named { job_id } = json::read(body)?;
+                job::check_job_id(&job_id).map_err(Refusal::Invalid)?;
                 json::write(&store::get(&job_id)?.ok_or(Refusal::NotFound(job_id))?)
             }
             "list" => json::write(&store::list(&json::read(body)?)?),

@@ -202,39 +202,55 @@ pub fn get(id: &str) -> Result<Option<Node>, state::Error> {
     Ok(own.into_iter().chain(merged).max_by_key(|node| node.last_seen))
 }
 
-/// The nodes that match, own and merged, by id.
+/// Nodes of one page, unless a caller asks for fewer.
+const PAGE: usize = 1_000;
+
+/// Bytes of one page: what goes over the border in one call is limited.
+const PAGE_BYTES: usize = 8 << 20;
+
+/// A page of the nodes that match, own and merged, by id. The next one begins after its last node; an
+/// empty one is the end.
 pub fn list(filter: &Filter) -> Result<Vec<Node>, state::Error> {
     let after = filter.after.as_deref();
-    let limit = filter.limit.unwrap_or(usize::MAX);
-    let mut own = NODES.iter(after).peekable();
+    let limit = filter.limit.unwrap_or(PAGE).min(PAGE);
+    let read = |row: Result<(String, Vec<u8>), state::Error>| {
+        let (id, record) = row?;
+        Ok((id, record.len(), state::decode(&record)?))
+    };
+    let mut own = NODES.iter_raw(after).map(read).peekable();
     let source: Option<String> = state::get_json(MERGED_FROM)?;
-    let told = |row: Row| row.map(|(id, node)| (id, Node { source: source.clone(), ..node }));
-    let mut merged = MERGED.iter(after).map(told).peekable();
-    let mut nodes = Vec::new();
-    while nodes.len() < limit {
-        let Some(node) = next_of_both(&mut own, &mut merged)? else { break };
+    let told = |row: Row| row.map(|(id, len, node)| (id, len, Node { source: source.clone(), ..node }));
+    let mut merged = MERGED.iter_raw(after).map(read).map(told).peekable();
+    let (mut nodes, mut bytes) = (Vec::new(), 0);
+    while nodes.len() < limit && bytes < PAGE_BYTES {
+        let Some((len, node)) = next_of_both(&mut own, &mut merged)? else { break };
         if filter.matches(&node) {
+            bytes += len;
             nodes.push(node);
         }
     }
     Ok(nodes)
 }
 
-type Row = Result<(String, Node), state::Error>;
+/// An id, the bytes of the record, and the node.
+type Row = Result<(String, usize, Node), state::Error>;
 
 /// The next node by id; of one that both know, the one that was seen last.
-fn next_of_both<A, B>(own: &mut Peekable<A>, merged: &mut Peekable<B>) -> Result<Option<Node>, state::Error>
+fn next_of_both<A, B>(
+    own: &mut Peekable<A>,
+    merged: &mut Peekable<B>,
+) -> Result<Option<(usize, Node)>, state::Error>
 where
     A: Iterator<Item = Row>,
     B: Iterator<Item = Row>,
 {
     fn id(row: Option<&Row>) -> Option<&String> {
-        row.and_then(|row| row.as_ref().ok()).map(|(id, _)| id)
+        row.and_then(|row| row.as_ref().ok()).map(|(id, ..)| id)
     }
     let (mine, theirs) = (id(own.peek()).cloned(), id(merged.peek()).cloned());
     let take_own = own.peek().is_some() && (theirs.is_none() || mine <= theirs);
     let take_merged = merged.peek().is_some() && (mine.is_none() || theirs <= mine);
     let own = if take_own { own.next().transpose()? } else { None };
     let merged = if take_merged { merged.next().transpose()? } else { None };
-    Ok(own.into_iter().chain(merged).map(|(_, node)| node).max_by_key(|node| node.last_seen))
+    Ok(own.into_iter().chain(merged).map(|(_, len, node)| (len, node)).max_by_key(|(_, node)| node.last_seen))
 }

@@ -1,13 +1,13 @@
 //! Owns the other end of an actor: how the rest of the host asks, orders and sees how it is doing.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::oneshot;
 
 use crate::entry::{Kind, Offset};
-use crate::ident::PluginName;
+use crate::ident::{KeyName, PluginName};
 use crate::log::{EventLog, Mailbox};
 use crate::plugin::{Reply, ReplyError};
 
@@ -50,6 +50,9 @@ pub struct PluginStatus {
     pub state_bytes: u64,
     /// Timers that are set.
     pub timers: usize,
+    /// The keys whose last document was too large to be published, each with its limit in bytes.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub too_large: BTreeMap<KeyName, usize>,
 }
 
 /// Who waits for the reply of a command, by the offset of its entry; none once the actor has ended.

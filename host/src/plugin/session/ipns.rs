@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::{Answer, Mode, Refusal, Session, allowed, word};
 use crate::effect::{LIFETIME, LIFETIMES, NameUpdate, NameValue};
 use crate::entry::Resolution;
 use crate::ident::{ContentPath, IpnsName, KeyName};
-use crate::plugin::NameOrKey;
+use crate::plugin::{DOCUMENT_BYTES, NameOrKey};
 use crate::store::{StoreError, documents};
 
 impl Session {
@@ -30,6 +32,19 @@ impl Session {
         };
         self.effects.set_name(&mut self.world, key, NameUpdate { name, value, lifetime });
         Ok(Ok(()))
+    }
+
+    /// Stores a document and gives a key's name to it. One that is too large is remembered, for the
+    /// operator to see, until one is taken.
+    pub fn set_document(&mut self, key: &str, data: Bytes, lifetime: Option<Duration>) -> Answer<()> {
+        let named = allowed!(self.writable(key));
+        let limit = self.limits.document_bytes.min(DOCUMENT_BYTES);
+        if data.len() > limit {
+            self.too_large.insert(named, limit);
+            return Ok(Err(Refusal::TooLarge(limit as u64)));
+        }
+        self.too_large.remove(&named);
+        self.set_name(key, NameValue::document(data), lifetime)
     }
 
     fn writable(&self, key: &str) -> Result<KeyName, Refusal> {

@@ -2,8 +2,8 @@
 
 use std::marker::PhantomData;
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 pub use crate::bindings::dim::coordination::state::{Error, Pair, delete, get, scan, set};
 use crate::{Failure, Refusal};
@@ -27,6 +27,11 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
     /// The record of `id`. One that cannot be read is an error, not an absence.
     pub fn get(&self, id: &str) -> Result<Option<T>, Error> {
         get_json(&self.key(id))
+    }
+
+    /// The record of `id` as it stands in the state, for who reads only a part of it.
+    pub fn get_raw(&self, id: &str) -> Result<Option<Vec<u8>>, Error> {
+        get(&self.key(id))
     }
 
     /// Sets the record of `id`.
@@ -100,7 +105,7 @@ pub fn set_json<T: Serialize>(key: &[u8], value: &T) -> Result<(), Error> {
 }
 
 /// Reads a record as it stands in the state.
-pub fn decode<T: DeserializeOwned>(value: &[u8]) -> Result<T, Error> {
+pub fn decode<'a, T: Deserialize<'a>>(value: &'a [u8]) -> Result<T, Error> {
     serde_json::from_slice(value)
         .map_err(|error| Error::Other(format!("a stored record cannot be read: {error}")))
 }

@@ -4,7 +4,8 @@ use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jiff::civil::DateTime;
-use jiff::tz::TimeZone;
+use jiff::fmt::temporal::Pieces;
+use jiff::tz::Offset;
 use serde::de::{Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -53,11 +54,15 @@ impl Time {
     }
 
     fn parse(text: &str) -> Option<Self> {
-        let timestamp = text.parse::<jiff::Timestamp>().or_else(|_| {
-            let local: DateTime = text.parse()?;
-            local.to_zoned(TimeZone::UTC).map(|zoned| zoned.timestamp())
-        });
-        timestamp.ok().map(|timestamp| Self(timestamp.as_millisecond()))
+        let pieces = Pieces::parse(text).ok()?;
+        let local = DateTime::from_parts(pieces.date(), pieces.time().unwrap_or_default());
+        let offset = match pieces.to_numeric_offset() {
+            Some(offset) => offset,
+            None if pieces.time_zone_annotation().is_none() => Offset::UTC,
+            // The rules of time zones are not at hand.
+            None => return None,
+        };
+        Some(Self(offset.to_timestamp(local).ok()?.as_millisecond()))
     }
 }
 
@@ -111,5 +116,31 @@ impl Visitor<'_> for TimeVisitor {
             return Err(E::custom("a time must lie between the years 1970 and 9999"));
         }
         Ok(Time((seconds * 1000.0).round() as i64))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_in_each_form_that_fleets_send() {
+        let noon = Time(1_767_268_800_000);
+        for text in [
+            "\"2026-01-01T12:00:00Z\"",
+            "\"2026-01-01T14:00:00+02:00\"",
+            // What Python's `isoformat` sends.
+            "\"2026-01-01T12:00:00.000000\"",
+            "\"2026-01-01 12:00:00\"",
+            "1767268800",
+            "1767268800.0004",
+        ] {
+            assert_eq!(serde_json::from_str::<Time>(text).expect(text), noon, "{text}");
+        }
+        assert_eq!(noon.to_string(), "2026-01-01T12:00:00.000Z");
+        for text in ["\"soon\"", "\"\"", "\"2026-01-01T12:00:00[Europe/Paris]\"", "-1", "1e18", "null", "[]"]
+        {
+            assert!(serde_json::from_str::<Time>(text).is_err(), "{text}");
+        }
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use dim_guest::document::Document;
 use dim_guest::time::Time;
-use dim_guest::{Event, Failure, Message, Origin, Plugin, Refusal, export_plugin, ipns, json, timers};
+use dim_guest::{Event, Failure, Message, Origin, Plugin, Refusal, export_plugin, ipns, json, state, timers};
 use serde::Deserialize;
 
 use node::{Filter, Heartbeat, NODES, Node, Verdict};
@@ -88,7 +88,8 @@ impl Plugin for NodeRegistry {
 impl NodeRegistry {
     fn heartbeat(&self, message: &Message) -> Result<(), Failure> {
         let heartbeat = Heartbeat::parse(&message.data)?;
-        let known = NODES.get(&heartbeat.node_id)?;
+        let record = NODES.get_raw(&heartbeat.node_id)?;
+        let known = record.as_deref().map(state::decode).transpose()?;
         if let Some(node) = Node::heard(known, heartbeat, Time::now()) {
             NODES.set(&node.node_id, &node)?;
             self.document.touch()?;

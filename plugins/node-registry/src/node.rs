@@ -7,6 +7,7 @@ use dim_guest::state::{self, Records};
 use dim_guest::time::Time;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 /// The nodes that this host has heard itself.
 pub const NODES: Records<Node> = Records::new("node/");
@@ -87,9 +88,21 @@ pub fn check_id(id: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// What a heartbeat needs of the node as it stands. The rest is skipped: heartbeats are many, and most
+/// bring all of it anew.
+#[derive(Debug, Deserialize)]
+pub struct Before<'a> {
+    #[serde(borrow)]
+    resources: &'a RawValue,
+    #[serde(borrow)]
+    cached_models: &'a RawValue,
+    #[serde(default)]
+    sent_at: Option<Time>,
+}
+
 impl Node {
     /// The node after a heartbeat; none if the heartbeat is older than what is known.
-    pub fn heard(known: Option<Node>, heartbeat: Heartbeat, now: Time) -> Option<Node> {
+    pub fn heard(known: Option<Before<'_>>, heartbeat: Heartbeat, now: Time) -> Option<Node> {
         let sent_at = heartbeat.timestamp.filter(|sent| sent.since(now) <= AHEAD);
         let known_sent = known.as_ref().and_then(|node| node.sent_at);
         if let (Some(sent), Some(last)) = (sent_at, known_sent)
@@ -97,8 +110,10 @@ impl Node {
         {
             return None;
         }
-        let resources = heartbeat.resources.or(known.as_ref().map(|node| node.resources.clone()));
-        let models = heartbeat.cached_models.or(known.map(|node| node.cached_models));
+        let known = known.as_ref();
+        let resources = heartbeat.resources.or_else(|| serde_json::from_str(known?.resources.get()).ok());
+        let models =
+            heartbeat.cached_models.or_else(|| serde_json::from_str(known?.cached_models.get()).ok());
         Some(Node {
             node_id: heartbeat.node_id,
             status: heartbeat.status.unwrap_or_else(|| "online".to_owned()),

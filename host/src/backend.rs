@@ -136,6 +136,8 @@ pub struct Publication {
     pub path: ContentPath,
     /// The sequence number that the record should have; a backend may know of a higher one.
     pub sequence: u64,
+    /// The sequence number of the record that the host published last; none if it is the first.
+    pub last: Option<u64>,
     /// How long the record is valid.
     pub lifetime: Duration,
     /// How long others may keep the record before they ask again.
@@ -149,6 +151,9 @@ pub struct Published {
     pub sequence: u64,
     /// The signed record, where it was signed here.
     pub record: Option<Vec<u8>>,
+    /// What the name pointed to before, if its record was newer than the one that the host published
+    /// last: someone else may publish under the key, or the host forgot in a crash that it did.
+    pub newer_before: Option<ContentPath>,
 }
 
 /// A message as it comes in.

@@ -107,14 +107,19 @@ impl Publisher {
             self.backend.content.put(&cid, data.into()).await?;
         }
         let lifetime = Duration::from_nanos(known.lifetime);
-        let last = known.published.as_ref().map_or(0, |accepted| accepted.sequence);
+        let last = known.published.as_ref().map(|accepted| accepted.sequence);
         let renewed = known.is_published();
         let publication = Publication {
             key_name: key.clone(),
             key: held,
             path: known.path.clone(),
             // Others must see that it is newer, whatever was published under the name before.
-            sequence: if renewed { last } else { known.sequence.max(last + 1) },
+            sequence: match last {
+                Some(last) if renewed => last,
+                Some(last) => known.sequence.max(last + 1),
+                None => known.sequence.max(1),
+            },
+            last,
             lifetime,
             ttl: TTL.min(lifetime),
         };
@@ -147,6 +152,13 @@ impl Publisher {
     async fn accept(&self, key: KeyName, sent: Known, published: Published) -> Result<(), CommitError> {
         let now = Timestamp::wall();
         let Some(name) = self.keys.name(&key) else { return Ok(()) };
+        let stranger = match &published.newer_before {
+            Some(path) if !self.is_own(path)? => Some(path.clone()),
+            _ => None,
+        };
+        if let Some(path) = &stranger {
+            tracing::error!(%key, %path, "someone else publishes under this key: two hosts on one daemon need keys of their own, see ipfs.ipns_key_name");
+        }
         let accepted = Accepted {
             path: sent.path,
             is_held: sent.document.is_some(),
@@ -155,6 +167,10 @@ impl Publisher {
             at: now.0,
             lifetime: sent.lifetime,
             record: published.record,
+            stranger_at: match stranger {
+                Some(_) => Some(now.0),
+                None => sent.published.as_ref().and_then(|last| last.stranger_at),
+            },
         };
         let confirmed = Kind::NameConfirmed(Resolution {
             name,
@@ -167,6 +183,13 @@ impl Publisher {
             .append_and_write_later(vec![confirmed], move |write| names::accept(write, &key, accepted))
             .await?;
         self.unpin_superseded().await
+    }
+
+    /// Whether a path is a document that this host has published, as far as it still remembers.
+    fn is_own(&self, path: &ContentPath) -> Result<bool, StoreError> {
+        let Some((cid, _)) = path.ipfs() else { return Ok(false) };
+        let snapshot = self.store.snapshot()?;
+        Ok(pins::is_noted(&snapshot, &cid)? || documents::get(&snapshot, path)?.is_some())
     }
 
     /// Unpins what no name points to: what was accepted before, and what never came to that.

@@ -79,6 +79,9 @@ pub async fn health(State(host): State<Arc<Supervised>>) -> Result<Response, Api
 /// A publish that waits for longer than this is a trouble.
 const LATE: std::time::Duration = std::time::Duration::from_secs(30);
 
+/// For how long it is told that someone else published under a key.
+const RECENT: std::time::Duration = std::time::Duration::from_secs(3_600);
+
 fn troubles(host: &Host) -> Result<Vec<String>, ApiError> {
     let mut troubles = host.lost.clone();
     for refused in &host.not_loaded {
@@ -111,6 +114,12 @@ fn troubles(host: &Host) -> Result<Vec<String>, ApiError> {
             && accepted.is_nearly_over(now)
         {
             troubles.push(format!("the record of {key} ends at {}", accepted.valid_until()));
+        }
+        let stranger_at = known.published.as_ref().and_then(|accepted| accepted.stranger_at).map(Timestamp);
+        if let Some(at) = stranger_at.filter(|at| now.since(*at) < RECENT) {
+            troubles.push(format!(
+                "someone else published under {key}, last at {at}: two hosts on one daemon need keys of their own, see ipfs.ipns_key_name"
+            ));
         }
         let document = known.document.unwrap_or_default();
         if document > DOCUMENT_BYTES as u64 / 10 * 9 {

@@ -93,7 +93,7 @@ impl Names for Files {
         let validity = Timestamp::wall().after(publication.lifetime);
         let Publication { path, sequence, ttl, .. } = publication;
         let record = Record::sign(pair, path, *sequence, validity, *ttl);
-        Ok(Published { sequence: *sequence, record: Some(record.bytes) })
+        Ok(Published { sequence: *sequence, record: Some(record.bytes), newer_before: None })
     }
 
     async fn record(&self, name: &IpnsName) -> Result<Vec<u8>, BackendError> {

@@ -46,6 +46,9 @@ pub struct Accepted {
     /// The signed record, where the host signs it.
     #[serde(default)]
     pub record: Option<Vec<u8>>,
+    /// When someone else was last seen to publish under the key, in nanoseconds since 1970.
+    #[serde(default)]
+    pub stranger_at: Option<u64>,
 }
 
 impl Accepted {

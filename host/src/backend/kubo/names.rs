@@ -131,7 +131,8 @@ impl Backend for Names {
             Some(record) => record.sequence,
             None => publication.sequence,
         };
-        Ok(Published { sequence, record: None })
+        let newer = current.filter(|record| publication.last.is_some_and(|last| record.sequence > last));
+        Ok(Published { sequence, record: None, newer_before: newer.map(|record| record.path) })
     }
 
     async fn record(&self, name: &IpnsName) -> Result<Vec<u8>, BackendError> {

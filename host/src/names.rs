@@ -152,13 +152,13 @@ impl Publisher {
     async fn accept(&self, key: KeyName, sent: Known, published: Published) -> Result<(), CommitError> {
         let now = Timestamp::wall();
         let Some(name) = self.keys.name(&key) else { return Ok(()) };
-        let stranger = match &published.newer_before {
-            Some(path) if !self.is_own(path)? => Some(path.clone()),
-            _ => None,
+        let stranger_at = match &published.newer_before {
+            Some(path) if !self.is_own(path)? => {
+                tracing::error!(%key, %path, "someone else publishes under this key: two hosts on one daemon need keys of their own, see ipfs.ipns_key_name");
+                Some(now.0)
+            }
+            _ => sent.published.as_ref().and_then(|last| last.stranger_at),
         };
-        if let Some(path) = &stranger {
-            tracing::error!(%key, %path, "someone else publishes under this key: two hosts on one daemon need keys of their own, see ipfs.ipns_key_name");
-        }
         let accepted = Accepted {
             path: sent.path,
             is_held: sent.document.is_some(),
@@ -167,10 +167,7 @@ impl Publisher {
             at: now.0,
             lifetime: sent.lifetime,
             record: published.record,
-            stranger_at: match stranger {
-                Some(_) => Some(now.0),
-                None => sent.published.as_ref().and_then(|last| last.stranger_at),
-            },
+            stranger_at,
         };
         let confirmed = Kind::NameConfirmed(Resolution {
             name,

@@ -93,13 +93,8 @@ impl Retention {
 
     /// Everything before this was handled by each plugin.
     fn handled_by_all(&self, snapshot: &Snapshot) -> Result<Offset, StoreError> {
-        let mut least = Offset(u64::MAX);
-        for name in &self.plugins {
-            if let Some((_, cursor)) = roster::known(snapshot, name)? {
-                least = least.min(cursor);
-            }
-        }
-        Ok(least)
+        let last = roster::furthest_behind(snapshot, &self.plugins)?;
+        Ok(last.map_or(Offset(u64::MAX), |(cursor, _)| cursor))
     }
 
     /// The first rows of the log that no one needs: a row ends where the next one begins.

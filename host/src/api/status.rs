@@ -13,8 +13,7 @@ use serde_json::{Value, json};
 use super::ApiError;
 use super::extract::Current;
 use crate::host::{Host, Standing, Supervised};
-use crate::plugin::DOCUMENT_BYTES;
-use crate::plugin::roster;
+use crate::plugin::{DOCUMENT_BYTES, roster};
 use crate::store::{self, META, Snapshot, dead, names, outbox};
 use crate::time::Timestamp;
 
@@ -137,16 +136,10 @@ fn overlong_log(host: &Host, snapshot: &Snapshot) -> Result<Option<String>, ApiE
     if bytes <= most.saturating_mul(2) {
         return Ok(None);
     }
-    let mut last = None;
-    for name in host.plugins.keys().chain(host.not_loaded.iter().map(|plugin| &plugin.name)) {
-        if let Some((_, cursor)) = roster::known(snapshot, name)? {
-            last = last.max(Some((std::cmp::Reverse(cursor), name)));
-        }
-    }
-    Ok(last.map(|(cursor, name)| {
+    let configured = host.plugins.keys().chain(host.not_loaded.iter().map(|plugin| &plugin.name));
+    Ok(roster::furthest_behind(snapshot, configured)?.map(|(cursor, name)| {
         format!(
-            "the log has {bytes} of {most} bytes and waits for plugin {name}, which has read up to {}: mend it or disable it",
-            cursor.0
+            "the log has {bytes} of {most} bytes and waits for plugin {name}, which has read up to {cursor}: mend it or disable it"
         )
     }))
 }

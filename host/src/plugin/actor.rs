@@ -261,7 +261,7 @@ impl Actor {
                 }
             }
             // A few entries may hold as much as a batch, or take as long.
-            if self.batch_is_too_large() || self.last_call_was_slow() {
+            if self.batch_is_too_large() || self.take_slow() {
                 return Ok(());
             }
         }

@@ -222,9 +222,9 @@ impl Instance {
         self.store.data().memory.used
     }
 
-    /// Whether the last call was under way when an epoch ended.
-    pub fn last_call_was_slow(&self) -> bool {
-        self.store.data().deadline.first_look.is_some()
+    /// Whether a call since this was last asked was under way when an epoch ended.
+    pub fn take_slow(&mut self) -> bool {
+        self.store.data_mut().deadline.first_look.take().is_some()
     }
 
     /// Calls `start`.

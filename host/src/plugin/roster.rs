@@ -82,6 +82,22 @@ pub fn known(snapshot: &Snapshot, name: &PluginName) -> Result<Option<(PluginId,
     Ok(cursor.map(|cursor| (row.id, Offset(cursor))))
 }
 
+/// Which of these plugins has read least of the log, and how far.
+pub fn furthest_behind<'a>(
+    snapshot: &Snapshot,
+    names: impl IntoIterator<Item = &'a PluginName>,
+) -> Result<Option<(Offset, &'a PluginName)>, StoreError> {
+    let mut least = None;
+    for name in names {
+        if let Some((_, cursor)) = known(snapshot, name)?
+            && least.is_none_or(|(before, _)| cursor < before)
+        {
+            least = Some((cursor, name));
+        }
+    }
+    Ok(least)
+}
+
 fn stored(store: &Store, name: &PluginName, row: Row) -> Result<Stored, StoreError> {
     let snapshot = store.snapshot()?;
     let id = row.id;

@@ -119,11 +119,11 @@ impl Actor {
         }
     }
 
-    /// Whether the last call took long enough for its deadline to be looked at; so did one that trapped,
-    /// for all that is known of it.
-    pub(super) fn last_call_was_slow(&self) -> bool {
-        match &self.body {
-            Body::Live(instance) => instance.last_call_was_slow(),
+    /// Whether a call took long enough for its deadline to be looked at, told once: entries without a
+    /// call come after it. One that trapped did, for all that is known of it.
+    pub(super) fn take_slow(&mut self) -> bool {
+        match &mut self.body {
+            Body::Live(instance) => instance.take_slow(),
             _ => true,
         }
     }

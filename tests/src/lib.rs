@@ -1,13 +1,15 @@
 //! What the tests stand on: hosts in the process, hosts as programs, and Kubo daemons.
 
 mod child;
+mod clock;
 mod disk;
 mod host;
 mod kubo;
 mod program;
 pub mod python;
 
-pub use disk::{FailingDisk, TearingDisk};
+pub use clock::SetClock;
+pub use disk::{FailingDisk, SmallDisk, TearingDisk};
 pub use host::{Setup, SupervisedHost, TestHost, downtime, eventually, script, warm};
 pub use kubo::Kubo;
 pub use program::Program;

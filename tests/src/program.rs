@@ -61,6 +61,16 @@ impl Program {
         self.state_dir.join(dim_client::SOCKET)
     }
 
+    /// Stops it as Ctrl-Z does, until it is let go on.
+    pub fn freeze(&self) {
+        self.child.freeze();
+    }
+
+    /// Lets a stopped one go on.
+    pub fn thaw(&self) {
+        self.child.thaw();
+    }
+
     /// Kills it, as `kill -9` does.
     pub fn kill(mut self) {
         self.child.kill();

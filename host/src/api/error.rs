@@ -91,6 +91,7 @@ impl From<ReplyError> for ApiError {
             ReplyError::Refused(_) => (StatusCode::UNPROCESSABLE_ENTITY, "refused"),
             ReplyError::Failed(_) => (StatusCode::INTERNAL_SERVER_ERROR, "plugin-failed"),
             ReplyError::NoPlugin(_) => (StatusCode::NOT_FOUND, "no-plugin"),
+            ReplyError::NoRoom(_) => (StatusCode::INSUFFICIENT_STORAGE, "no-room"),
             ReplyError::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
         };
         Self { status, kind, detail: error.to_string() }
@@ -108,6 +109,7 @@ impl From<CommitError> for ApiError {
     fn from(error: CommitError) -> Self {
         match error {
             CommitError::Store(error) => error.into(),
+            CommitError::NoRoom(error) => ReplyError::from(error).into(),
             CommitError::Closed => Self {
                 status: StatusCode::SERVICE_UNAVAILABLE,
                 kind: "unavailable",

@@ -53,15 +53,15 @@ impl Running {
     pub fn spawn(
         start: &Start,
         actors: Vec<(PluginName, Actor)>,
+        echoes: &Arc<Echoes>,
         received: &Arc<subscription::Tally>,
         fail: &Fail,
     ) -> Result<Self, HostError> {
         let stops = Stops::default();
-        let echoes = Arc::new(Echoes::default());
         let writer_thread = start.spawn_writer(stops.writer.clone(), fail.clone())?;
         let epoch_thread = spawn_epochs(start.engine.clone(), stops.writer.clone())?;
-        let intake_tasks = start.spawn_intake(&stops.intake, &echoes, received)?;
-        let other_tasks = start.spawn_tasks(&stops.tasks, &echoes);
+        let intake_tasks = start.spawn_intake(&stops.intake, echoes, received)?;
+        let other_tasks = start.spawn_tasks(&stops.tasks, echoes);
         let plugin_threads = actors
             .into_iter()
             .map(|(name, actor)| {
@@ -153,6 +153,7 @@ impl Start {
             interest: self.interest.clone(),
             echoes: echoes.clone(),
             hearings: self.hearings.clone(),
+            room: self.room.clone(),
             tally: tally.clone(),
         };
         tasks.spawn(subscriptions.run(stop.clone()));
@@ -161,6 +162,7 @@ impl Start {
             log: self.log.clone(),
             interest: self.interest.clone(),
             hearings: self.hearings.clone(),
+            room: self.room.clone(),
             topic: format!("dim.probe.{}", self.id).parse::<Topic>()?,
         };
         tasks.spawn(prober.run(stop.clone()));
@@ -171,6 +173,7 @@ impl Start {
             interest: self.interest.clone(),
             keys: self.keys.clone(),
             every: self.config.follow_every(),
+            room: self.room.clone(),
         };
         tasks.spawn(follower.run(stop.clone()));
         Ok(tasks)
@@ -201,10 +204,11 @@ impl Start {
         let retention = Retention {
             store: store.clone(),
             commit: commit.clone(),
-            log: self.config.store.log.clone(),
+            kept: self.config.store.clone(),
             plugins: self.configured.clone(),
         };
         tasks.spawn(retention.run(stop.clone()));
+        tasks.spawn(self.lookout().run(stop.clone()));
         tasks
     }
 }

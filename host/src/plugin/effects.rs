@@ -11,6 +11,7 @@ use crate::effect::{DeadLetter, NameUpdate, NameValue, Publish, Retry};
 use crate::entry::Resolution;
 use crate::entry::{Kind, Offset};
 use crate::ident::{IpnsName, KeyName, PluginName, Topic};
+use crate::room::NoRoom;
 use crate::plugin::world::{OwnName, World};
 use crate::store::PluginId;
 use crate::time::Timestamp;
@@ -74,6 +75,9 @@ pub enum ReplyError {
     /// What it is about does not exist.
     #[error("not found: {0}")]
     NotFound(String),
+    /// The host takes in nothing for now.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     /// It cannot be done as things stand.
     #[error("conflict: {0}")]
     Conflict(String),

@@ -1,5 +1,6 @@
 //! Owns the HTTP API: one way in for programs and the command line, under `/v1`, JSON in and out.
 
+mod backup;
 mod dead;
 mod error;
 mod extract;
@@ -18,7 +19,7 @@ use std::sync::Arc;
 
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post, put};
-use axum::{Router, middleware};
+use axum::{Extension, Router, middleware};
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 
@@ -36,6 +37,7 @@ const _: () = assert!(MAX_BODY > DOCUMENT_BYTES, "a document is a body");
 pub fn router(host: Arc<Supervised>) -> Router {
     let v1 = Router::new()
         .route("/status", get(status::status))
+        .route("/backup", post(backup::make))
         .route("/plugins", get(plugins::list))
         .route("/plugins/{plugin}", get(plugins::show))
         .route("/plugins/{plugin}/commands/{method}", post(plugins::command))
@@ -118,6 +120,7 @@ impl Listener {
         let router = router(host);
         match self {
             Self::Unix(listener, path) => {
+                let router = router.layer(Extension(backup::OwnersOnly));
                 let served =
                     axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
                 let served = within_grace(served.into_future(), stop).await;

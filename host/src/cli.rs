@@ -1,5 +1,6 @@
 //! Owns the command line: what the user may type, and the commands over the API.
 
+mod backup;
 mod client;
 mod dead;
 mod demo;
@@ -77,6 +78,10 @@ enum Command {
     Run(run::Run),
     /// Says how the host is doing
     Status,
+    /// Writes a backup of the running host, with its keys, encrypted with a passphrase
+    Backup(backup::Backup),
+    /// Makes the state directory of a backup
+    Restore(backup::Restore),
     /// Jobs of the fleet
     #[command(subcommand)]
     Job(job::Command),
@@ -140,6 +145,7 @@ fn dispatch(Cli { global, command }: Cli) -> anyhow::Result<()> {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build();
     match command {
         Command::Run(run) => run.execute(&global),
+        Command::Restore(restore) => restore.execute(&global.state_dir(), &global.out()),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "dim", &mut std::io::stdout());
             Ok(())
@@ -161,7 +167,10 @@ async fn over_the_api(command: Command, global: &Global) -> anyhow::Result<()> {
         Command::Ipns(command) => command.execute(&client, &out).await,
         Command::Plugin(command) => command.execute(&client, &out).await,
         Command::Dead(command) => command.execute(&client, &out).await,
-        Command::Run(_) | Command::Completions { .. } => unreachable!("handled without a client"),
+        Command::Backup(backup) => backup.execute(&client, &out).await,
+        Command::Run(_) | Command::Restore(_) | Command::Completions { .. } => {
+            unreachable!("handled without a client")
+        }
     }
 }
 

@@ -78,6 +78,7 @@ mod bundled;
 pub mod config;
 pub mod host;
 pub mod replay;
+pub mod backup;
 pub mod api;
 pub mod cli;
 

@@ -137,8 +137,7 @@ impl Retention {
         let handled = self.handled_by_all(snapshot)?;
         let log_start = snapshot.table(LOG)?.first()?.map_or(0, |(first, _)| first.value());
         let held = documents::superseded_bytes(snapshot)?;
-        let mut excess =
-            held.saturating_sub(self.kept.log.max_document_bytes).max(self.excess(snapshot)?);
+        let mut excess = held.saturating_sub(self.kept.log.max_document_bytes).max(self.excess(snapshot)?);
         let mut expendable = Vec::new();
         for document in documents::superseded(snapshot)? {
             let document = document?;

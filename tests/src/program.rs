@@ -61,6 +61,16 @@ impl Program {
         self.state_dir.join(dim_client::SOCKET)
     }
 
+    /// Asks it to end, as Ctrl-C does.
+    pub fn interrupt(&self) {
+        self.child.interrupt();
+    }
+
+    /// Waits until it has ended; returns how.
+    pub fn wait(mut self) -> std::process::ExitStatus {
+        self.child.wait()
+    }
+
     /// Stops it as Ctrl-Z does, until it is let go on.
     pub fn freeze(&self) {
         self.child.freeze();
@@ -76,7 +86,8 @@ impl Program {
         self.child.kill();
     }
 
-    fn log(&self) -> String {
+    /// What it has written to its log.
+    pub fn log(&self) -> String {
         std::fs::read_to_string(self.state_dir.with_extension("log")).unwrap_or_default()
     }
 }

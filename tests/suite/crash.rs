@@ -2,8 +2,8 @@
 //! once, and cursor and state agree.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use dim_tests::{FailingDisk, Kubo, Program, Setup, SupervisedHost, TearingDisk, eventually};

@@ -43,10 +43,8 @@ async fn a_full_disk_stops_the_intake_records_a_gap_and_answers_questions() {
     let Err(ReplyError::NoRoom(why)) = refused else { panic!("{refused:?}") };
     assert!(why.to_string().contains("8388608 are to stay so"), "{why}");
     assert_eq!(host.state_of("probe", "heard").await, 1, "questions are answered");
-    eventually("the stream is closed", async || {
-        host.host.hearings.all()[&topic].connected_since.is_none()
-    })
-    .await;
+    eventually("the stream is closed", async || host.host.hearings.all()[&topic].connected_since.is_none())
+        .await;
 
     disk.clear();
     eventually("the intake goes on", async || !is_short(&host)).await;

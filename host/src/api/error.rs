@@ -39,6 +39,11 @@ impl ApiError {
         Self { status, kind: "invalid", detail }
     }
 
+    /// It may not be done in this way.
+    pub fn forbidden(detail: impl ToString) -> Self {
+        Self { status: StatusCode::FORBIDDEN, kind: "forbidden", detail: detail.to_string() }
+    }
+
     /// There is no such thing.
     pub fn not_found(detail: impl ToString) -> Self {
         Self { status: StatusCode::NOT_FOUND, kind: "not-found", detail: detail.to_string() }
@@ -153,8 +158,7 @@ pub async fn refuse_browsers(request: Request, next: Next) -> Result<Response, A
     // A name that someone else's DNS points to loopback is not this host's.
     let rebound = says("host").is_some_and(|host| !is_local(host));
     if headers.contains_key(header::ORIGIN) || other_site || rebound {
-        let detail = "requests of web pages are refused".to_owned();
-        return Err(ApiError { status: StatusCode::FORBIDDEN, kind: "forbidden", detail });
+        return Err(ApiError::forbidden("requests of web pages are refused"));
     }
     Ok(next.run(request).await)
 }

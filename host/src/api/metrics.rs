@@ -143,7 +143,11 @@ fn sending(registry: &mut Registry, host: &Host) -> Result<(), ApiError> {
     let (waiting, oldest) = outbox::waiting(&host.store)?;
     gauge(registry, "outbox_waiting", "Publishes that wait", waiting);
     let age = oldest.map_or(0.0, |oldest| host.log.now().since(oldest).as_secs_f64());
-    registry.register("outbox_oldest_seconds", "How long the oldest publish has waited", ConstGauge::new(age));
+    registry.register(
+        "outbox_oldest_seconds",
+        "How long the oldest publish has waited",
+        ConstGauge::new(age),
+    );
     let of_each = |value: fn(&Queue) -> usize| {
         let queues = queues(host).into_iter();
         queues.map(move |queue| (queue.owner.clone(), value(&queue) as f64))

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
@@ -97,20 +97,25 @@ impl Run {
             async move { supervised.run(stop).await }
         });
         let demo = self.demonstrate(&supervised);
-        interrupted()?.await;
+        let mut signals = Signals::new()?;
+        signals.next().await;
         tracing::info!("shutting down; a second signal stops at once");
-        stop_serving.cancel();
-        for server in servers {
-            server.await??;
-        }
-        stop.cancel();
+        let ending = async {
+            stop_serving.cancel();
+            for server in servers {
+                server.await??;
+            }
+            stop.cancel();
+            running.await?;
+            match demo {
+                Some(demo) => demo.await?,
+                None => Ok(()),
+            }
+        };
         tokio::select! {
-            ended = running => ended?,
-            () = interrupted()? => anyhow::bail!("stopped at once, on a second signal"),
-        }
-        match demo {
-            Some(demo) => demo.await?,
-            None => Ok(()),
+            biased;
+            ended = ending => ended,
+            () = signals.next() => anyhow::bail!("stopped at once, on a second signal"),
         }
     }
 
@@ -169,13 +174,22 @@ impl Run {
     }
 }
 
-/// Resolves on the next Ctrl-C or SIGTERM.
-fn interrupted() -> std::io::Result<impl Future<Output = ()>> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    Ok(async move {
+/// Ctrl-C and SIGTERM, from when this is made on.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    /// Resolves on the next one. Cancel safe.
+    async fn next(&mut self) {
         tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
         }
-    })
+    }
 }

@@ -19,7 +19,7 @@ use crate::outbox::Outbox;
 use crate::plugin::{Actor, Engine};
 use crate::retention::Retention;
 use crate::retries::Retries;
-use crate::store::outbox;
+use crate::store::{StoreError, names, outbox};
 use crate::subscription::{self, Prober, Subscriptions};
 
 /// How long the outbox may go on sending when the host ends.
@@ -82,7 +82,7 @@ impl Running {
         self.stops.plugins.cancel();
         host.plugins.values().for_each(|plugin| plugin.handle.wake());
         join(self.plugin_threads).await;
-        drain_outbox(host).await;
+        drain(host).await;
         self.stops.tasks.cancel();
         self.other_tasks.close();
         self.other_tasks.wait().await;
@@ -102,17 +102,39 @@ impl Running {
     }
 }
 
-async fn drain_outbox(host: &Host) {
+/// Lets what was committed go out, within the grace; says what is left.
+async fn drain(host: &Host) {
     let deadline = Instant::now() + GRACE;
-    // Without a writer nothing drains any more.
-    while Instant::now() < deadline && !host.commit.is_closed() {
-        match outbox::waiting(&host.store) {
-            Ok((0, _)) | Err(_) => return,
-            Ok(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+    loop {
+        let Ok(left) = Left::of(host) else { return };
+        if left.is_nothing() {
+            return;
         }
+        // Without a writer nothing drains any more.
+        if Instant::now() >= deadline || host.commit.is_closed() {
+            let Left { publishes, names } = left;
+            tracing::info!(publishes, names, "these are left and go out after the next start");
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    if let Ok((left, _)) = outbox::waiting(&host.store) {
-        tracing::info!(left, "publishes are left in the outbox and go out after the next start");
+}
+
+/// What was committed and the backend has not accepted yet.
+struct Left {
+    publishes: u64,
+    names: usize,
+}
+
+impl Left {
+    fn of(host: &Host) -> Result<Self, StoreError> {
+        let names = names::all(&host.store.snapshot()?)?;
+        let names = names.iter().filter(|(_, known)| !known.is_published()).count();
+        Ok(Self { publishes: outbox::waiting(&host.store)?.0, names })
+    }
+
+    fn is_nothing(&self) -> bool {
+        self.publishes == 0 && self.names == 0
     }
 }
 

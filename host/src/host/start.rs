@@ -68,8 +68,7 @@ impl Start {
         let interest = Arc::new(Interest::default());
         let backlog = Arc::new(Backlog::restore(&store)?);
         let room = Arc::new(Room::default());
-        let commit =
-            Arc::new(Commit::new(&config.store, interest.clone(), backlog.clone(), room.clone()));
+        let commit = Arc::new(Commit::new(&config.store, interest.clone(), backlog.clone(), room.clone()));
         let (next, last) = store.log_end()?;
         let log = Arc::new(EventLog::new(store.clone(), next, last, clock));
         let engine = Arc::new(Engine::new(store.clone()).map_err(HostError::Engine)?);

@@ -11,8 +11,8 @@ use crate::effect::{DeadLetter, NameUpdate, NameValue, Publish, Retry};
 use crate::entry::Resolution;
 use crate::entry::{Kind, Offset};
 use crate::ident::{IpnsName, KeyName, PluginName, Topic};
-use crate::room::NoRoom;
 use crate::plugin::world::{OwnName, World};
+use crate::room::NoRoom;
 use crate::store::PluginId;
 use crate::time::Timestamp;
 

@@ -3,9 +3,11 @@
 mod child;
 mod clock;
 mod disk;
+pub mod endurance;
 mod host;
 mod kubo;
 mod program;
+mod proxy;
 pub mod python;
 
 pub use clock::SetClock;
@@ -13,6 +15,7 @@ pub use disk::{FailingDisk, SmallDisk, TearingDisk};
 pub use host::{Setup, SupervisedHost, TestHost, downtime, eventually, script, warm};
 pub use kubo::Kubo;
 pub use program::Program;
+pub use proxy::{Fault, FaultProxy};
 
 /// The component of the guest that does what it is told.
 pub const PROBE: &str = env!("GUEST_PROBE");

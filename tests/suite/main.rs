@@ -10,6 +10,7 @@ mod contract;
 mod crash;
 mod disk;
 mod failures;
+mod faults;
 mod fleet;
 mod formats;
 mod hostile;

@@ -7,6 +7,7 @@ mod demo;
 mod input;
 mod ipns;
 mod job;
+mod logging;
 mod node;
 mod output;
 mod plugin;

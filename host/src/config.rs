@@ -48,6 +48,21 @@ pub struct Config {
     pub store: StoreConfig,
     /// What is published.
     pub outbox: OutboxConfig,
+    /// Where the log goes beside standard error.
+    pub telemetry: Telemetry,
+}
+
+/// The section `telemetry`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Telemetry {
+    /// An OpenTelemetry collector that takes OTLP over HTTP, as in `http://127.0.0.1:4318`: the log is
+    /// exported there too. Absent: it is not. (Counts are for Prometheus, at `/metrics`.)
+    pub otlp_endpoint: Option<String>,
+    /// What the host is called there, default `dim`.
+    pub service_name: String,
+    /// Headers of each export, as for authorisation.
+    pub headers: BTreeMap<String, String>,
 }
 
 /// The section `ipfs`, as existing fleets have it.
@@ -204,6 +219,12 @@ impl Default for DeadLetterConfig {
 impl Default for LogConfig {
     fn default() -> Self {
         Self { max_bytes: 1 << 30, max_age_hours: 168, max_document_bytes: 256 << 20 }
+    }
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self { otlp_endpoint: None, service_name: "dim".to_owned(), headers: BTreeMap::new() }
     }
 }
 

@@ -28,6 +28,11 @@ impl Owned {
         self.signal(Signal::CONT);
     }
 
+    /// Its number.
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+
     /// Asks it to end, as Ctrl-C does.
     pub fn interrupt(&self) {
         self.signal(Signal::INT);

@@ -61,6 +61,23 @@ impl Program {
         self.state_dir.join(dim_client::SOCKET)
     }
 
+    /// Its process.
+    pub fn process(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its counts for Prometheus.
+    pub fn metrics(&self) -> String {
+        let output = Command::new("curl")
+            .args(["--silent", "--fail", "--unix-socket"])
+            .arg(self.socket())
+            .arg("http://dim.localhost/metrics")
+            .output()
+            .expect("curl can be run");
+        assert!(output.status.success(), "the host has counts");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
     /// Asks it to end, as Ctrl-C does.
     pub fn interrupt(&self) {
         self.child.interrupt();

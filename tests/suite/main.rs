@@ -18,4 +18,5 @@ mod promises;
 mod records;
 mod replay;
 mod retention;
+mod seen;
 mod traps;

@@ -1,21 +1,20 @@
 //! `dim run`: the life of a host in the foreground, in reading order.
 
-use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 use crate::api::Listener;
 use crate::backend::kubo;
 use crate::config::Config;
 use crate::host::{Options, Standing, Supervised};
 
+use super::logging::{LogFormat, Logging};
 use super::{Global, demo};
 
 #[derive(Debug, Args)]
@@ -45,39 +44,20 @@ fn parse_kubo(text: &str) -> Result<String, kubo::AddressError> {
     text.parse::<kubo::Address>().map(|_| text.to_owned())
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum LogFormat {
-    Text,
-    Json,
-}
-
 impl Run {
     pub fn execute(self, global: &Global) -> anyhow::Result<()> {
-        self.start_logging()?;
+        let config = self.config()?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        runtime.block_on(self.live(global))
-    }
-
-    fn start_logging(&self) -> anyhow::Result<()> {
         // What takes long at a first start is told in a demonstration too.
         let default = if self.demo.is_some() { "warn,dim::plugin::engine=info" } else { "info" };
-        let filter = match std::env::var("DIM_LOG") {
-            Ok(filter) => EnvFilter::try_new(filter).context("DIM_LOG is no filter")?,
-            Err(_) => EnvFilter::new(default),
-        };
-        let log = tracing_subscriber::fmt()
-            .with_env_filter(filter)
-            .with_writer(std::io::stderr)
-            .with_ansi(std::io::stderr().is_terminal());
-        match self.log_format {
-            LogFormat::Text => log.init(),
-            LogFormat::Json => log.json().init(),
+        let _logging = Logging::start(self.log_format, default, &config.telemetry, runtime.handle())?;
+        for unknown in config.unknown() {
+            tracing::warn!("the config has {unknown}, which this host does not know");
         }
-        Ok(())
+        runtime.block_on(self.live(config, global))
     }
 
-    async fn live(self, global: &Global) -> anyhow::Result<()> {
-        let mut config = self.config()?;
+    async fn live(self, mut config: Config, global: &Global) -> anyhow::Result<()> {
         // A demonstration must not write into the state of a real host.
         let temporary = match (self.demo, &global.state_dir) {
             (Some(_), None) => {
@@ -132,9 +112,6 @@ impl Run {
             Some(path) => Config::read(path)?,
             None => Config::default(),
         };
-        for unknown in config.unknown() {
-            tracing::warn!("the config has {unknown}, which this host does not know");
-        }
         if let Some(address) = &self.kubo {
             config.ipfs.api_url = Some(address.clone());
         }

@@ -157,14 +157,6 @@ impl Fleet {
 
     /// All nodes, by id.
     pub async fn get_node_registry(&self) -> Result<Vec<Node>, ClientError> {
-        let mut nodes: Vec<Node> = Vec::new();
-        loop {
-            let after = nodes.last().map(|node| ("after", node.node_id.clone()));
-            let page: Vec<Node> = self.http.get(&["nodes"], after.as_slice()).await?;
-            if page.is_empty() {
-                return Ok(nodes);
-            }
-            nodes.extend(page);
-        }
+        self.http.rows(&["nodes"], &[], "node_id", None).await
     }
 }

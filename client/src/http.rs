@@ -43,20 +43,21 @@ pub struct ServerEvent {
 }
 
 impl ServerEvent {
+    /// How many entries were missed before this, if that is what it says.
+    pub fn missed(&self) -> Option<u64> {
+        (self.kind == "lagged").then(|| self.data.parse().unwrap_or(0))
+    }
+
     /// An error if this says that entries were missed.
     pub(crate) fn check_lagged(&self) -> Result<(), ClientError> {
-        if self.kind == "lagged" {
-            return Err(ClientError::Lagged(self.data.parse().unwrap_or(0)));
-        }
-        Ok(())
+        self.missed().map_or(Ok(()), |missed| Err(ClientError::Lagged(missed)))
     }
 }
 
 impl Http {
     /// A connection to the host at `address`, which need not be there yet.
     pub fn new(address: Address) -> Result<Self, ClientError> {
-        // Another part of the process may have chosen already.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        crate::install_tls();
         let builder = reqwest::Client::builder().no_proxy();
         let (builder, base) = match &address {
             Address::Http(url) => (builder, url.clone()),
@@ -128,6 +129,34 @@ impl Http {
         query: &[(&str, String)],
     ) -> Result<T, ClientError> {
         self.json(self.request(Method::GET, segments)?.query(query)).await
+    }
+
+    /// Reads the rows of a list page by page, `limit` of them or all; `id` is the member that they are
+    /// ordered by.
+    pub async fn rows<T: DeserializeOwned>(
+        &self,
+        segments: &[&str],
+        query: &[(&str, String)],
+        id: &str,
+        limit: Option<usize>,
+    ) -> Result<Vec<T>, ClientError> {
+        let (mut rows, mut after) = (Vec::new(), None);
+        loop {
+            let mut query = query.to_vec();
+            query.extend(limit.map(|limit| ("limit", (limit - rows.len()).to_string())));
+            if let Some(after) = after.take() {
+                query.retain(|(name, _)| *name != "after");
+                query.push(("after", after));
+            }
+            let page: Vec<Value> = self.get(segments, &query).await?;
+            after = page.last().and_then(|last| last[id].as_str()).map(str::to_owned);
+            for row in page {
+                rows.push(serde_json::from_value(row).map_err(|error| self.strange(error.to_string()))?);
+            }
+            if after.is_none() || limit.is_some_and(|limit| rows.len() >= limit) {
+                return Ok(rows);
+            }
+        }
     }
 
     /// Sends JSON and reads JSON.

@@ -41,6 +41,12 @@ pub use http::{Http, MAX_BODY, ServerEvent};
 pub use ipns::{Ipns, Published, Resolution};
 pub use pubsub::{Message, Origin, Pubsub, Subscription, Topic};
 
+/// Chooses who does the cryptography of TLS, once for the process.
+pub fn install_tls() {
+    // Another part of the process may have chosen already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
 /// A client of one host. Cheap to clone; clones share their connections and end together.
 #[derive(Clone, Debug)]
 pub struct Client {

@@ -33,8 +33,10 @@ mod bindings;
 mod plugin;
 
 pub mod document;
+pub mod id;
 pub mod ipns;
 pub mod json;
+pub mod list;
 pub mod log;
 pub mod pubsub;
 pub mod state;

@@ -82,10 +82,4 @@ pub mod backup;
 pub mod api;
 pub mod cli;
 
-pub use dim_client::Client;
-
-/// Chooses who does the cryptography of TLS, once for the process.
-pub fn install_tls() {
-    // Another part of the process may have chosen already.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-}
+pub use dim_client::{Client, install_tls};

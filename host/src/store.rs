@@ -37,6 +37,10 @@ pub use usage::Usage;
 /// Memory for the database's pages, in bytes. Its own default is 1 GiB.
 const CACHE_BYTES: usize = 192 << 20;
 
+/// From this size on, in bytes, the database is kept ready for a quick start after a crash: below it, it
+/// is read through in a fraction of a second, and each commit is spared the work.
+const LARGE: u64 = 256 << 20;
+
 /// What can go wrong with the store.
 #[derive(Debug, Error)]
 pub enum StoreError {
@@ -145,6 +149,9 @@ pub trait Medium: std::fmt::Debug + Send + std::marker::Sync + 'static {
     /// start of a host, and may block.
     fn open(&self, builder: &Builder, file: &Path) -> Result<Database, redb::DatabaseError>;
 
+    /// How many bytes the database takes. Asked with each commit.
+    fn len(&self, file: &Path) -> u64;
+
     /// How many bytes are left for it, in the state directory where it lies.
     fn free(&self, state_dir: &Path) -> std::io::Result<u64>;
 }
@@ -156,6 +163,10 @@ pub struct Disk;
 impl Medium for Disk {
     fn open(&self, builder: &Builder, file: &Path) -> Result<Database, redb::DatabaseError> {
         builder.create(file)
+    }
+
+    fn len(&self, file: &Path) -> u64 {
+        std::fs::metadata(file).map_or(0, |file| file.len())
     }
 
     fn free(&self, state_dir: &Path) -> std::io::Result<u64> {
@@ -224,9 +235,9 @@ impl Store {
         &self.dir
     }
 
-    /// How many bytes the file of the database has; nothing where it is none.
+    /// How many bytes the database takes of the disk.
     pub fn file_bytes(&self) -> u64 {
-        std::fs::metadata(Self::file(&self.path)).map_or(0, |file| file.len())
+        self.medium.len(&Self::file(&self.path))
     }
 
     /// How many bytes the disk has left.
@@ -238,6 +249,17 @@ impl Store {
     /// Begins a transaction that is synced. Only the commit and what runs before it may.
     pub fn begin(&self) -> Result<WriteTransaction, StoreError> {
         Ok(self.database.begin_write()?)
+    }
+
+    /// Says whether the end of a transaction waits for the disk. A large database says with each sync
+    /// which of its pages are in use, too: after a crash the whole file would have to be read to know.
+    pub fn set_sync(&self, write: &mut WriteTransaction, sync: Sync) -> Result<(), StoreError> {
+        write.set_durability(match sync {
+            Sync::Now => Durability::Immediate,
+            Sync::Later => Durability::None,
+        })?;
+        write.set_quick_repair(sync == Sync::Now && self.file_bytes() >= LARGE);
+        Ok(())
     }
 
     /// What is committed now, unmoved by later commits.
@@ -259,15 +281,6 @@ impl Store {
         write.commit()?;
         Ok(())
     }
-}
-
-/// Says whether the end of a transaction waits for the disk.
-pub fn set_sync(write: &mut WriteTransaction, sync: Sync) -> Result<(), StoreError> {
-    write.set_durability(match sync {
-        Sync::Now => Durability::Immediate,
-        Sync::Later => Durability::None,
-    })?;
-    Ok(())
 }
 
 /// Takes `count` numbers of a series that never repeats; returns the first.

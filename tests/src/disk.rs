@@ -35,6 +35,10 @@ impl Medium for FailingDisk {
         builder.create_with_backend(Failing { disk: self.clone(), file: FileBackend::new(file)? })
     }
 
+    fn len(&self, file: &Path) -> u64 {
+        std::fs::metadata(file).map_or(0, |file| file.len())
+    }
+
     fn free(&self, _: &Path) -> io::Result<u64> {
         Ok(u64::MAX)
     }
@@ -130,6 +134,10 @@ impl Medium for SmallDisk {
         builder.create_with_backend(Small { disk: self.clone(), file: FileBackend::new(file)? })
     }
 
+    fn len(&self, _: &Path) -> u64 {
+        self.lock().taken.len() as u64 * BLOCK
+    }
+
     fn free(&self, _: &Path) -> io::Result<u64> {
         Ok(self.lock().free())
     }
@@ -182,6 +190,8 @@ impl StorageBackend for Small {
 #[derive(Clone, Debug, Default)]
 pub struct TearingDisk {
     inner: Arc<Mutex<Torn>>,
+    /// The database seems to be at least as large as this.
+    seeming: u64,
 }
 
 /// The smallest part of a write that arrives whole.
@@ -220,6 +230,11 @@ impl Change {
 }
 
 impl TearingDisk {
+    /// A disk whose database seems to be large, and is treated so.
+    pub fn seeming_large() -> Self {
+        Self { seeming: 1 << 40, ..Self::default() }
+    }
+
     /// Loses power. What becomes of the writes since the last sync follows from `seed`.
     pub fn lose_power(&self, seed: u64) {
         let mut random = StdRng::seed_from_u64(seed);
@@ -249,6 +264,10 @@ impl Medium for TearingDisk {
     fn open(&self, builder: &Builder, _: &Path) -> Result<Database, DatabaseError> {
         let life = self.lock().life;
         builder.create_with_backend(Tearing { disk: self.clone(), life })
+    }
+
+    fn len(&self, _: &Path) -> u64 {
+        self.seeming.max(self.lock().seen.len() as u64)
     }
 
     fn free(&self, _: &Path) -> io::Result<u64> {

@@ -8,13 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use dim::backend::Backend;
-use dim::backend::kubo::{Settings, backend};
 use dim::entry::{Event, Kind, Offset, Origin};
-use futures::StreamExt as _;
 use serde_json::{Value, json};
 use tokio::time::{Instant, interval, sleep};
 
-use crate::{Fault, FaultProxy, Kubo, Setup, TestHost, eventually};
+use crate::{Fault, FaultProxy, Kubo, Setup, TestHost, Witness, directly, eventually};
 
 /// What happens to the daemon, as far as the host can see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,12 +82,6 @@ const LIVING: [&str; 4] = ["n1", "n2", "n3", "n4"];
 /// The node that dies.
 const DYING: &str = "doomed";
 
-/// A daemon without a host's patience: what it says is what it has.
-fn directly(kubo: &Kubo) -> Backend {
-    let settings = Settings { address: kubo.api().parse().expect("an address"), authorization: None };
-    backend(&settings).expect("a client")
-}
-
 /// Lets a fleet go through it. None where there is no Kubo.
 pub async fn endure(what: Endurance) -> Option<Endured> {
     let (near, far) = Kubo::start_pair()?;
@@ -100,7 +92,7 @@ pub async fn endure(what: Endurance) -> Option<Endured> {
     let yaml = format!("plugins:\n  heartbeat-watchdog:\n    config: {watchdog}\n");
     let host = Setup::bundled().yaml(&yaml).on_kubo(&proxy.api()).start().await;
     let fleet = Fleet {
-        witness: directly(&near),
+        witness: Witness::of(&near, "dim.jobs.updates").await,
         network: directly(&far),
         host,
         proxy,
@@ -111,14 +103,19 @@ pub async fn endure(what: Endurance) -> Option<Endured> {
         is_dead: AtomicBool::new(false),
         troubled: AtomicBool::new(false),
         load: Mutex::default(),
-        seen: Mutex::default(),
     };
     Some(fleet.run().await)
 }
 
+/// The job that an event is about.
+fn job_of(event: &[u8]) -> String {
+    let event: Value = serde_json::from_slice(event).expect("an event");
+    event["job_id"].as_str().expect("an id").to_owned()
+}
+
 struct Fleet {
-    /// The host's daemon, without the proxy.
-    witness: Backend,
+    /// What the host's daemon has accepted.
+    witness: Witness,
     /// The nodes' daemon.
     network: Backend,
     host: TestHost,
@@ -130,8 +127,6 @@ struct Fleet {
     is_dead: AtomicBool,
     troubled: AtomicBool,
     load: Mutex<Load>,
-    /// Jobs whose event the daemon has accepted.
-    seen: Mutex<BTreeSet<String>>,
 }
 
 #[derive(Default)]
@@ -146,7 +141,7 @@ struct Load {
 impl Fleet {
     async fn run(self) -> Endured {
         self.meet().await;
-        let work = async { tokio::join!(self.send_heartbeats(), self.give_orders(), self.witness()) };
+        let work = async { tokio::join!(self.send_heartbeats(), self.give_orders()) };
         let story = async {
             let outcome = self.tell().await;
             self.stop.store(true, Ordering::SeqCst);
@@ -157,7 +152,7 @@ impl Fleet {
             std::mem::take(&mut *self.load.lock().expect("no panic"));
         before.sort();
         during.sort();
-        let seen = self.seen.lock().expect("no panic");
+        let seen: BTreeSet<String> = self.witness.seen().iter().map(|data| job_of(data)).collect();
         let lost = acknowledged.into_iter().filter(|job| !seen.contains(job)).collect();
         let accused = LIVING.iter().map(|node| ((*node).to_owned(), self.verdicts(node))).collect();
         Endured { before, during, failed, lost, accused, found_after, drained_after, most_waiting }
@@ -280,24 +275,6 @@ impl Fleet {
                 (true, _) => load.during.push(took),
                 (false, false) => load.before.push(took),
                 (false, true) => {}
-            }
-        }
-    }
-
-    /// Notes which events the daemon has accepted: it sends each to all that listen there.
-    async fn witness(&self) {
-        let topic = "dim.jobs.updates".parse().expect("a topic");
-        let mut messages = self.witness.pubsub.subscribe(&topic).await.expect("the daemon itself is well");
-        loop {
-            tokio::select! {
-                message = messages.next() => {
-                    let message = message.expect("the daemon itself is well").expect("a message");
-                    let event: Value = serde_json::from_slice(&message.data).expect("an event");
-                    self.seen.lock().expect("no panic").insert(event["job_id"].as_str().expect("an id").to_owned());
-                }
-                () = sleep(Duration::from_secs(1)) => {
-                    if self.stop.load(Ordering::SeqCst) { return }
-                }
             }
         }
     }

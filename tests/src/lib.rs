@@ -9,6 +9,7 @@ mod kubo;
 mod program;
 mod proxy;
 pub mod python;
+mod witness;
 
 pub use clock::SetClock;
 pub use disk::{FailingDisk, SmallDisk, TearingDisk};
@@ -16,6 +17,7 @@ pub use host::{Setup, SupervisedHost, TestHost, downtime, eventually, script, wa
 pub use kubo::Kubo;
 pub use program::Program;
 pub use proxy::{Fault, FaultProxy};
+pub use witness::{Witness, directly};
 
 /// The component of the guest that does what it is told.
 pub const PROBE: &str = env!("GUEST_PROBE");

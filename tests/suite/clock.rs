@@ -4,8 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use dim::backend::kubo::{self, Settings};
-use dim_tests::{Kubo, Program, SetClock, Setup, TestHost, downtime, eventually};
+use dim_tests::{Kubo, Program, SetClock, Setup, TestHost, directly, downtime, eventually};
 use serde_json::{Value, json};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_dim-under-test");
@@ -103,8 +102,7 @@ async fn a_host_that_was_stopped_for_a_while_accuses_nobody() {
     std::fs::write(&config, QUICK).unwrap();
     let args = ["--config", config.to_str().unwrap(), "--kubo", daemon.api()];
     let host = tokio::task::block_in_place(|| Program::start(Path::new(PROGRAM), &state, &args));
-    let settings = Settings { address: daemon.api().parse().unwrap(), authorization: None };
-    let network = kubo::backend(&settings).unwrap();
+    let network = directly(&daemon);
     let topic = "dim.nodes.heartbeat".parse().unwrap();
     let beat = async |nodes: &[&str]| {
         for node in nodes {

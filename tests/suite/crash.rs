@@ -1,12 +1,14 @@
-//! `kill -9` at random moments, under load: after each restart every acknowledged command is there
-//! once, and cursor and state agree.
+//! `kill -9` and losses of power at random moments, under load: after each restart every acknowledged
+//! command is there once, cursor and state agree, and a daemon accepts each committed publish.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use dim_tests::{FailingDisk, Kubo, Program, Setup, SupervisedHost, TearingDisk, eventually};
+use bytes::Bytes;
+use dim_tests::{FailingDisk, Kubo, Program, Setup, SupervisedHost, TearingDisk, Witness, eventually};
 use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::StdRng};
 use serde_json::{Value, json};
 
@@ -28,17 +30,30 @@ fn config_file(dir: &Path) -> String {
 /// What the commands that were acknowledged have written.
 type Acknowledged = Mutex<Vec<u64>>;
 
+/// What the other plugin is told; each is another message, for who looks on.
+fn heard(what: &str) -> String {
+    json!({ "script": [{ "do": "add", "key": "heard" }], "from": what }).to_string()
+}
+
+/// From which commands the daemon has accepted the publish.
+fn accepted(witness: &Witness) -> BTreeSet<String> {
+    let from = |data: &Bytes| {
+        let message: Value = serde_json::from_slice(data).expect("a script");
+        message["from"].as_str().expect("a command").to_owned()
+    };
+    witness.seen().iter().map(from).collect()
+}
+
 /// Sends commands, each of which adds its number to a list and one to a count, until told to stop.
 async fn load(socket: &Path, first: u64, acknowledged: &Acknowledged, stop: &AtomicBool) -> u64 {
     dim::install_tls();
     let http = reqwest::Client::builder().unix_socket(socket).no_proxy().build().expect("a client");
-    let heard = json!({ "script": [{ "do": "add", "key": "heard" }] }).to_string();
     let mut number = first;
     while !stop.load(Ordering::Relaxed) {
         let script = json!({ "script": [
             { "do": "set", "key": format!("n/{number:08}"), "value": "1" },
             { "do": "add", "key": "count" },
-            { "do": "publish", "topic": "probe.in", "data": heard },
+            { "do": "publish", "topic": "probe.in", "data": heard(&format!("n/{number:08}")) },
             { "do": "timer", "key": "t", "in": 1_000_000 },
             { "do": "update-state", "key": "probe-key", "data": format!("{number}") },
         ] });
@@ -105,7 +120,7 @@ fn check(host: &Program, acknowledged: &Acknowledged, round: usize) {
     assert_eq!(host.json(&["status"])["dead_letters"], 0, "round {round}");
 }
 
-fn kill_in_a_loop(kills: usize, args: &[&str]) {
+fn kill_in_a_loop(kills: usize, args: &[&str], kubo: Option<&Kubo>) {
     let seed = rand::rng().next_u64();
     println!("seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
@@ -116,6 +131,7 @@ fn kill_in_a_loop(kills: usize, args: &[&str]) {
     let args = [&["--config", config.as_str()], args].concat();
     let (acknowledged, mut next) = (Acknowledged::default(), 0);
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let witness = kubo.map(|kubo| runtime.block_on(Witness::of(kubo, "probe.in")));
     for round in 0..kills {
         let host = Program::start(Path::new(PROGRAM), &state_dir, &args);
         check(&host, &acknowledged, round);
@@ -134,20 +150,26 @@ fn kill_in_a_loop(kills: usize, args: &[&str]) {
     }
     let host = Program::start(Path::new(PROGRAM), &state_dir, &args);
     check(&host, &acknowledged, kills);
+    if let Some(witness) = witness {
+        let committed: BTreeSet<String> =
+            state_of(&host).0.iter().map(|number| format!("n/{number:08}")).collect();
+        let all_accepted = async || accepted(&witness).is_superset(&committed);
+        runtime.block_on(eventually("the daemon has accepted each committed publish", all_accepted));
+    }
     let acknowledged = acknowledged.lock().expect("no panic").len();
     println!("{kills} kills, {acknowledged} acknowledged commands, none lost");
     assert!(acknowledged > kills, "there was load: {acknowledged}");
 }
 
 #[test]
-fn a_hundred_kills_on_the_embedded_backend_lose_and_double_nothing() {
-    kill_in_a_loop(100, &["--embedded"]);
+fn two_hundred_kills_on_the_embedded_backend_lose_and_double_nothing() {
+    kill_in_a_loop(200, &["--embedded"], None);
 }
 
 #[test]
-fn ten_kills_on_kubo_lose_and_double_nothing() {
+fn twenty_kills_on_kubo_lose_and_double_nothing() {
     let Some(kubo) = Kubo::start() else { return };
-    kill_in_a_loop(10, &["--kubo", kubo.api()]);
+    kill_in_a_loop(20, &["--kubo", kubo.api()], Some(&kubo));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -189,14 +211,13 @@ async fn after_an_error_of_the_disk_the_host_goes_on_by_itself() {
 
 /// One worker of a load on a host that loses power now and then: what was acknowledged of it.
 async fn work(host: &SupervisedHost, worker: usize, stop: &AtomicBool) -> Vec<String> {
-    let heard = json!({ "script": [{ "do": "add", "key": "heard" }] }).to_string();
     let mut acknowledged = Vec::new();
     for number in (0..).take_while(|_| !stop.load(Ordering::Relaxed)) {
         let key = format!("n/{worker}/{number:08}");
         let steps = json!([
             { "do": "set", "key": key, "value": "1" },
             { "do": "add", "key": "count" },
-            { "do": "publish", "topic": "probe.in", "data": heard },
+            { "do": "publish", "topic": "probe.in", "data": heard(&key) },
             { "do": "timer", "key": "t", "in": 1_000_000 },
             { "do": "update-state", "key": "probe-key", "data": key },
         ]);
@@ -214,11 +235,10 @@ async fn number_in(host: &SupervisedHost, plugin: &str, key: &str) -> u64 {
 }
 
 /// Loses power `times` times under load, at moments that follow from a seed.
-async fn lose_power_in_a_loop(setup: Setup, times: u32) {
+async fn lose_power_in_a_loop(disk: TearingDisk, setup: Setup, times: u32, witness: Option<Witness>) {
     let seed = rand::rng().next_u64();
     println!("seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
-    let disk = TearingDisk::default();
     let host = SupervisedHost::start(&setup.on_disk(disk.clone())).await;
     let stop = AtomicBool::new(false);
     let crashes = async {
@@ -242,7 +262,7 @@ async fn lose_power_in_a_loop(setup: Setup, times: u32) {
         }
     }
     // What was applied without an acknowledgement was applied whole, too: state, count and publish.
-    let (mut applied, mut after) = (0, String::new());
+    let (mut applied, mut committed, mut after) = (0, BTreeSet::new(), String::new());
     loop {
         let scan = json!([{ "do": "scan", "prefix": "n/", "after": after, "limit": 5000 }]);
         let page = host.try_run("probe", scan).await.unwrap();
@@ -250,14 +270,35 @@ async fn lose_power_in_a_loop(setup: Setup, times: u32) {
         let Some(last) = keys.last() else { break };
         after.clone_from(last);
         applied += keys.len() as u64;
+        committed.extend(keys);
     }
     assert_eq!(number_in(&host, "probe", "count").await, applied, "a command was applied in part or twice");
     eventually("each publish was heard", async || number_in(&host, "other", "heard").await >= applied).await;
     assert_eq!(number_in(&host, "other", "heard").await, applied, "a publish was heard twice");
+    if let Some(witness) = witness {
+        let all_accepted = async || accepted(&witness).is_superset(&committed);
+        eventually("the daemon has accepted each committed publish", all_accepted).await;
+    }
     host.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn twenty_losses_of_power_on_kubo_lose_and_double_nothing() {
+    let Some(kubo) = Kubo::start() else { return };
+    let witness = Witness::of(&kubo, "probe.in").await;
+    let setup = Setup::probe().and_probe("other", json!({})).on_kubo(kubo.api());
+    lose_power_in_a_loop(TearingDisk::default(), setup, 20, Some(witness)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_hundred_losses_of_power_lose_and_double_nothing() {
-    lose_power_in_a_loop(Setup::probe().and_probe("other", json!({})), 200).await;
+    let setup = Setup::probe().and_probe("other", json!({}));
+    lose_power_in_a_loop(TearingDisk::default(), setup, 200, None).await;
+}
+
+/// A large database is committed in another way, so that it opens soon.
+#[tokio::test(flavor = "multi_thread")]
+async fn losses_of_power_lose_and_double_nothing_in_a_large_database() {
+    let setup = Setup::probe().and_probe("other", json!({}));
+    lose_power_in_a_loop(TearingDisk::seeming_large(), setup, 50, None).await;
 }

@@ -41,21 +41,8 @@ impl Client {
         id: &str,
         limit: Option<usize>,
     ) -> Result<Value, ClientError> {
-        let (mut rows, mut after) = (Vec::new(), None);
-        loop {
-            let mut query = query.clone();
-            query.extend(limit.map(|limit| ("limit", (limit - rows.len()).to_string())));
-            if let Some(after) = after.take() {
-                query.retain(|(name, _)| *name != "after");
-                query.push(("after", after));
-            }
-            let page: Vec<Value> = self.telling(self.http.get(segments, &query)).await?;
-            after = page.last().and_then(|last| last[id].as_str()).map(str::to_owned);
-            rows.extend(page);
-            if after.is_none() || limit.is_some_and(|limit| rows.len() >= limit) {
-                return Ok(Value::Array(rows));
-            }
-        }
+        let rows = self.telling(self.http.rows::<Value>(segments, &query, id, limit)).await?;
+        Ok(Value::Array(rows))
     }
 
     /// Reads bytes as they are.
@@ -108,10 +95,9 @@ impl Client {
     ) -> anyhow::Result<()> {
         let mut events = pin!(self.telling(self.http.events(segments)).await?);
         while let Some(event) = events.next().await.transpose()? {
-            if event.kind == "lagged" {
-                eprintln!("warning: {} entries came too fast to be shown", event.data);
-            } else {
-                each(&event.data)?;
+            match event.missed() {
+                Some(missed) => eprintln!("warning: {missed} entries came too fast to be shown"),
+                None => each(&event.data)?,
             }
         }
         Ok(())

@@ -7,8 +7,9 @@ use super::{LOG, Store, StoreError, add_to_counter, counter};
 use crate::entry::{Entry, Offset, decode_chunk, encode_into};
 use crate::time::Timestamp;
 
-/// Largest chunk of the event log, in bytes: entries that are committed together share rows.
-const CHUNK_BYTES: usize = 64 << 10;
+/// Largest chunk of the event log of more than one entry, in bytes: entries that are committed together
+/// share rows. With its key it fits into pages of 64 KiB; a little more would take 128.
+const CHUNK_BYTES: usize = (64 << 10) - 256;
 
 /// Bytes of the log that are read at a time, or one row if it is larger.
 const READ_BYTES: usize = 4 << 20;
@@ -65,19 +66,23 @@ pub fn append<'a>(
     let mut table = write.open_table(LOG)?;
     let mut chunk = BytesMut::with_capacity(CHUNK_BYTES);
     let (mut first, mut written) = (None, 0_u64);
-    for entry in entries {
-        first.get_or_insert(entry.offset);
-        encode_into(entry, &mut chunk);
-        if chunk.len() >= CHUNK_BYTES {
-            table.insert(first.take().expect("set above").0, &chunk[..])?;
-            written += chunk.len() as u64;
-            chunk.clear();
-        }
-    }
-    if let Some(first) = first {
-        table.insert(first.0, &chunk[..])?;
+    let mut put = |first: Option<Offset>, chunk: &[u8]| -> Result<(), StoreError> {
+        let Some(first) = first else { return Ok(()) };
         written += chunk.len() as u64;
+        table.insert(first.0, chunk)?;
+        Ok(())
+    };
+    for entry in entries {
+        let before = chunk.len();
+        encode_into(entry, &mut chunk);
+        if before > 0 && chunk.len() > CHUNK_BYTES {
+            let rest = chunk.split_off(before);
+            put(first.replace(entry.offset), &chunk)?;
+            chunk = rest;
+        }
+        first.get_or_insert(entry.offset);
     }
+    put(first, &chunk)?;
     if written > 0 {
         add_to_counter(write, BYTES, written as i64)?;
     }

@@ -74,11 +74,7 @@ impl Watchdog {
         let heartbeat: Heartbeat = serde_json::from_slice(&message.data)
             .map_err(|error| Failure::Reject(format!("not a heartbeat: {error}")))?;
         let id = heartbeat.node_id;
-        let has_place = ![".", ".."].contains(&id.as_str());
-        if id.is_empty() || id.len() > 256 || id.chars().any(char::is_control) || !has_place {
-            let why = "a node_id has 1 to 256 bytes, no control characters, and is neither . nor ..";
-            return Err(Failure::Reject(why.to_owned()));
-        }
+        dim_guest::id::check("a node_id", &id, 256).map_err(Failure::Reject)?;
         let known = NODES.get(&id)?;
         let now = Time::now();
         // Asked of the timers themselves: one whose firing failed is gone and must be set anew. A dead

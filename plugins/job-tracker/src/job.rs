@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use dim_guest::Failure;
+use dim_guest::id;
 use dim_guest::time::Time;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -107,9 +108,9 @@ impl JobEvent {
     }
 
     pub fn check(&self) -> Result<(), String> {
-        check_id("job_id", &self.job_id, MAX_ID)?;
+        id::check("a job_id", &self.job_id, MAX_ID)?;
         if let Some(node) = self.node() {
-            check_id("node_id", node, MAX_NODE_ID)?;
+            id::check("a node_id", node, MAX_NODE_ID)?;
         }
         if Status::of(&self.event_type).is_none() {
             return Err(format!("unknown event_type {:?}", self.event_type));
@@ -132,17 +133,9 @@ const MAX_ID: usize = 128;
 /// Longest id of a node, in bytes.
 const MAX_NODE_ID: usize = 256;
 
-fn check_id(what: &str, id: &str, max: usize) -> Result<(), String> {
-    // `.` and `..` have no place in a URL.
-    if id.is_empty() || id.len() > max || id.chars().any(char::is_control) || [".", ".."].contains(&id) {
-        return Err(format!("a {what} has 1 to {max} bytes, no control characters, and is neither . nor .."));
-    }
-    Ok(())
-}
-
 /// Checks the id of a job.
 pub fn check_job_id(id: &str) -> Result<(), String> {
-    check_id("job_id", id, MAX_ID)
+    id::check("a job_id", id, MAX_ID)
 }
 
 /// A sender's time, unless it is missing or its clock is not to be believed.
@@ -168,8 +161,8 @@ impl ResultReady {
     pub fn parse(data: &[u8]) -> Result<Self, Failure> {
         let ready: Self = serde_json::from_slice(data)
             .map_err(|error| Failure::Reject(format!("not a result: {error}")))?;
-        check_id("job_id", &ready.job_id, MAX_ID).map_err(Failure::Reject)?;
-        check_id("result_cid", &ready.result_cid, MAX_ID).map_err(Failure::Reject)?;
+        id::check("a job_id", &ready.job_id, MAX_ID).map_err(Failure::Reject)?;
+        id::check("a result_cid", &ready.result_cid, MAX_ID).map_err(Failure::Reject)?;
         Ok(ready)
     }
 }
@@ -196,7 +189,7 @@ impl Verdict {
     pub fn parse(data: &[u8]) -> Result<Self, Failure> {
         let verdict: Self = serde_json::from_slice(data)
             .map_err(|error| Failure::Reject(format!("not a verdict on a node: {error}")))?;
-        check_id("node_id", &verdict.node_id, MAX_NODE_ID).map_err(Failure::Reject)?;
+        id::check("a node_id", &verdict.node_id, MAX_NODE_ID).map_err(Failure::Reject)?;
         Ok(verdict)
     }
 

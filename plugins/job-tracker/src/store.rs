@@ -1,9 +1,9 @@
 //! Where jobs lie: active and finished apart, finished ones also by age, running ones by node.
 
-use std::iter::Peekable;
 use std::time::Duration;
 
 use dim_guest::Failure;
+use dim_guest::list::{Both, Page, SideBySide};
 use dim_guest::state::{self, Error, Records};
 use dim_guest::time::Time;
 use serde::{Deserialize, Serialize};
@@ -176,12 +176,6 @@ pub struct Filter {
     limit: Option<usize>,
 }
 
-/// Jobs of one page, unless a caller asks for fewer.
-const PAGE: usize = 1_000;
-
-/// Bytes of one page: what goes over the border in one call is limited.
-const PAGE_BYTES: usize = 8 << 20;
-
 /// A page of the jobs that match, by id. The next one begins after its last job; an empty one is the
 /// end.
 pub fn list(filter: &Filter) -> Result<Vec<Job>, Error> {
@@ -189,32 +183,17 @@ pub fn list(filter: &Filter) -> Result<Vec<Job>, Error> {
         filter.status.is_none_or(|status| job.status == status)
             && filter.node_id.as_ref().is_none_or(|node| job.node_id.as_ref() == Some(node))
     };
-    let limit = filter.limit.unwrap_or(PAGE).min(PAGE);
     let after = filter.after.as_deref();
-    let mut active = ACTIVE.iter_raw(after).peekable();
-    let mut finished = FINISHED.iter_raw(after).peekable();
-    let (mut jobs, mut bytes) = (Vec::new(), 0);
-    while jobs.len() < limit && bytes < PAGE_BYTES {
-        let Some((_, record)) = next_of_both(&mut active, &mut finished)? else { break };
+    let mut page = Page::new(filter.limit);
+    let mut rows = SideBySide::new(ACTIVE.iter_raw(after), FINISHED.iter_raw(after));
+    while page.has_room() {
+        let Some(Both { one: active, other: finished }) = rows.next().transpose()? else { break };
+        // No job is in both.
+        let Some(record) = active.or(finished) else { continue };
         let job: Job = state::decode(&record)?;
         if matches(&job) {
-            bytes += record.len();
-            jobs.push(job);
+            page.push(job, record.len());
         }
     }
-    Ok(jobs)
-}
-
-type Row = Result<(String, Vec<u8>), Error>;
-
-/// The next record by id; no job is in both.
-fn next_of_both<R: Iterator<Item = Row>>(
-    one: &mut Peekable<R>,
-    other: &mut Peekable<R>,
-) -> Result<Option<(String, Vec<u8>)>, Error> {
-    let id = |row: Option<&Row>| row.and_then(|row| row.as_ref().ok()).map(|(id, _)| id.clone());
-    let (first, second) = (id(one.peek()), id(other.peek()));
-    let take_one = second.is_none() || (first.is_some() && first <= second);
-    let next = if take_one && one.peek().is_some() { one.next() } else { other.next() };
-    next.transpose()
+    Ok(page.into_rows())
 }

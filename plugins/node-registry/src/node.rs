@@ -1,8 +1,7 @@
 //! A node as the registry knows it, and what changes it.
 
-use std::iter::Peekable;
-
 use dim_guest::Failure;
+use dim_guest::list::{Both, Page, SideBySide};
 use dim_guest::state::{self, Records};
 use dim_guest::time::Time;
 use serde::{Deserialize, Serialize};
@@ -79,13 +78,9 @@ impl Heartbeat {
     }
 }
 
-/// An id that can be part of a key and be shown to an operator.
+/// Checks the id of a node.
 pub fn check_id(id: &str) -> Result<(), String> {
-    // `.` and `..` have no place in a URL.
-    if id.is_empty() || id.len() > 256 || id.chars().any(char::is_control) || [".", ".."].contains(&id) {
-        return Err("a node_id has 1 to 256 bytes, no control characters, and is neither . nor ..".to_owned());
-    }
-    Ok(())
+    dim_guest::id::check("a node_id", id, 256)
 }
 
 /// What a heartbeat needs of the node as it stands. The rest is skipped: heartbeats are many, and most
@@ -217,55 +212,26 @@ pub fn get(id: &str) -> Result<Option<Node>, state::Error> {
     Ok(own.into_iter().chain(merged).max_by_key(|node| node.last_seen))
 }
 
-/// Nodes of one page, unless a caller asks for fewer.
-const PAGE: usize = 1_000;
-
-/// Bytes of one page: what goes over the border in one call is limited.
-const PAGE_BYTES: usize = 8 << 20;
-
 /// A page of the nodes that match, own and merged, by id. The next one begins after its last node; an
 /// empty one is the end.
 pub fn list(filter: &Filter) -> Result<Vec<Node>, state::Error> {
     let after = filter.after.as_deref();
-    let limit = filter.limit.unwrap_or(PAGE).min(PAGE);
-    let read = |row: Result<(String, Vec<u8>), state::Error>| {
-        let (id, record) = row?;
-        Ok((id, record.len(), state::decode(&record)?))
-    };
-    let mut own = NODES.iter_raw(after).map(read).peekable();
     let source: Option<String> = state::get_json(MERGED_FROM)?;
-    let told = |row: Row| row.map(|(id, len, node)| (id, len, Node { source: source.clone(), ..node }));
-    let mut merged = MERGED.iter_raw(after).map(read).map(told).peekable();
-    let (mut nodes, mut bytes) = (Vec::new(), 0);
-    while nodes.len() < limit && bytes < PAGE_BYTES {
-        let Some((len, node)) = next_of_both(&mut own, &mut merged)? else { break };
-        if filter.matches(&node) {
-            bytes += len;
-            nodes.push(node);
+    let mut page = Page::new(filter.limit);
+    let mut rows = SideBySide::new(NODES.iter_raw(after), MERGED.iter_raw(after));
+    while page.has_room() {
+        let Some(Both { one: own, other: merged }) = rows.next().transpose()? else { break };
+        let own = own.map(|record| state::decode::<Node>(&record).map(|node| (node, record.len())));
+        let merged = merged.map(|record| {
+            let node = state::decode::<Node>(&record)?;
+            Ok((Node { source: source.clone(), ..node }, record.len()))
+        });
+        // Of one that both know, the one that was seen last.
+        let known = own.into_iter().chain(merged).collect::<Result<Vec<_>, state::Error>>()?;
+        let newest = known.into_iter().max_by_key(|(node, _)| node.last_seen);
+        if let Some((node, bytes)) = newest.filter(|(node, _)| filter.matches(node)) {
+            page.push(node, bytes);
         }
     }
-    Ok(nodes)
-}
-
-/// An id, the bytes of the record, and the node.
-type Row = Result<(String, usize, Node), state::Error>;
-
-/// The next node by id; of one that both know, the one that was seen last.
-fn next_of_both<A, B>(
-    own: &mut Peekable<A>,
-    merged: &mut Peekable<B>,
-) -> Result<Option<(usize, Node)>, state::Error>
-where
-    A: Iterator<Item = Row>,
-    B: Iterator<Item = Row>,
-{
-    fn id(row: Option<&Row>) -> Option<&String> {
-        row.and_then(|row| row.as_ref().ok()).map(|(id, ..)| id)
-    }
-    let (mine, theirs) = (id(own.peek()).cloned(), id(merged.peek()).cloned());
-    let take_own = own.peek().is_some() && (theirs.is_none() || mine <= theirs);
-    let take_merged = merged.peek().is_some() && (mine.is_none() || theirs <= mine);
-    let own = if take_own { own.next().transpose()? } else { None };
-    let merged = if take_merged { merged.next().transpose()? } else { None };
-    Ok(own.into_iter().chain(merged).map(|(_, len, node)| (len, node)).max_by_key(|(_, node)| node.last_seen))
+    Ok(page.into_rows())
 }

@@ -5,9 +5,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use dim::backend::Backend;
-use dim::backend::kubo::{Settings, backend};
 use dim_client::{Address, Client, JobUpdate};
-use dim_tests::{Fault, FaultProxy, Kubo, Program};
+use dim_tests::{Fault, FaultProxy, Kubo, Program, directly};
 use rand::rngs::StdRng;
 use rand::{Rng as _, RngExt as _, SeedableRng as _};
 use serde_json::{Value, json};
@@ -43,8 +42,7 @@ async fn soak(length: Duration) {
     let api = proxy.api();
     let args = ["--kubo", api.as_str(), "--config", config.to_str().expect("a path")];
     let host = tokio::task::block_in_place(|| Program::start(Path::new(PROGRAM), &state, &args));
-    let settings = Settings { address: far.api().parse().expect("an address"), authorization: None };
-    let network = backend(&settings).expect("a client");
+    let network = directly(&far);
     let deadline = Instant::now() + length;
     tokio::join!(
         heartbeats(&network, deadline),

@@ -1,0 +1,100 @@
+//! Owns what waits for the writer: at most one batch of each plugin, and the small writes of the other
+//! stages.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use redb::WriteTransaction;
+
+use super::apply::{NameChanges, Wakes};
+use crate::entry::Kind;
+use crate::ident::PluginName;
+use crate::log::Mailbox;
+use crate::plugin::Batch;
+use crate::store::{StoreError, Sync};
+
+/// A small write of another stage.
+pub struct Write {
+    /// Whether it is worth a sync.
+    pub sync: Sync,
+    /// Which stages have work afterwards.
+    pub wakes: Wakes,
+    /// What writes.
+    pub run: RunWrite,
+}
+
+/// What writes, in the transaction; it says which entries join the log and what is done afterwards.
+pub type RunWrite = Box<
+    dyn FnOnce(&WriteTransaction, &mut NameChanges) -> Result<(Vec<Kind>, AfterCommit), StoreError> + Send,
+>;
+
+/// What is done once a write is durable.
+pub type AfterCommit = Box<dyn FnOnce() + Send>;
+
+/// What waits.
+#[derive(Default)]
+pub struct Queue {
+    /// Batches, at most one of each plugin.
+    pub batches: BTreeMap<PluginName, Submitted>,
+    /// Small writes, in the order in which they came.
+    pub writes: Vec<Write>,
+    /// Whether nothing is taken any more.
+    pub closed: bool,
+}
+
+impl std::fmt::Debug for Queue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Queue").field("batches", &self.batches.len()).finish_non_exhaustive()
+    }
+}
+
+/// A batch that waits.
+#[derive(Debug)]
+pub struct Submitted {
+    /// The effects.
+    pub batch: Arc<Batch>,
+    /// Whom it concerns how far it has come.
+    pub progress: Arc<Progress>,
+}
+
+/// How far the batches of one plugin have come.
+#[derive(Debug)]
+pub struct Progress {
+    pub(super) taken: AtomicU64,
+    pub(super) committed: AtomicU64,
+    pub(super) mailbox: Arc<Mailbox>,
+}
+
+impl Progress {
+    /// No batch yet; `mailbox` is rung at each step.
+    pub fn new(mailbox: Arc<Mailbox>) -> Self {
+        Self { taken: AtomicU64::new(0), committed: AtomicU64::new(0), mailbox }
+    }
+
+    /// The number of the newest batch that the writer has begun with.
+    pub fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Acquire)
+    }
+
+    /// The number of the newest batch that is durable.
+    pub fn committed(&self) -> u64 {
+        self.committed.load(Ordering::Acquire)
+    }
+}
+
+/// What one transaction is made of.
+#[derive(Default)]
+pub struct Work {
+    /// Batches, at most one of each plugin.
+    pub batches: Vec<Submitted>,
+    /// Small writes, in the order in which they came.
+    pub writes: Vec<Write>,
+}
+
+impl Work {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.batches.is_empty() && self.writes.is_empty()
+    }
+}

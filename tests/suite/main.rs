@@ -9,6 +9,7 @@ mod crash;
 mod failures;
 mod fleet;
 mod hostile;
+mod openapi;
 mod promises;
 mod records;
 mod replay;

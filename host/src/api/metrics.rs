@@ -18,6 +18,8 @@ use crate::store::{dead, outbox};
 use crate::subscription::TopicHearing;
 
 /// All counts, in the OpenMetrics text format.
+#[utoipa::path(get, path = "/metrics", tag = "host", operation_id = "get_metrics",
+    responses((status = 200, body = String, content_type = "application/openmetrics-text")))]
 pub async fn metrics(Current(host): Current) -> Result<Response, ApiError> {
     let mut registry = Registry::with_prefix("dim");
     plugins(&mut registry, &host);

@@ -25,12 +25,13 @@ pub struct Query {
 }
 
 /// How a plugin is doing, as the operator sees it.
-#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, utoipa::ToSchema)]
 pub struct PluginStatus {
     /// `starting`, `running` or `failing`.
     pub state: &'static str,
     /// Why it is failing.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub reason: Option<String>,
     /// The next entry that it will read.
     pub cursor: u64,
@@ -52,6 +53,7 @@ pub struct PluginStatus {
     pub timers: usize,
     /// The keys whose last document was too large to be published, each with its limit in bytes.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<String, usize>)]
     pub too_large: BTreeMap<KeyName, usize>,
 }
 

@@ -105,6 +105,15 @@ impl Http {
         response.bytes().await.map_err(|source| self.unreachable(source))
     }
 
+    /// Sends a request and reads bytes as they come.
+    pub async fn chunks(
+        &self,
+        request: RequestBuilder,
+    ) -> Result<impl Stream<Item = Result<Bytes, ClientError>> + Send + use<>, ClientError> {
+        let (http, response) = (self.clone(), self.send(request).await?);
+        Ok(response.bytes_stream().map(move |chunk| chunk.map_err(|source| http.unreachable(source))))
+    }
+
     /// Sends a request and reads JSON; no body is null.
     pub async fn json<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, ClientError> {
         let body = self.bytes(request).await?;

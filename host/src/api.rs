@@ -1,5 +1,6 @@
 //! Owns the HTTP API: one way in for programs and the command line, under `/v1`, JSON in and out.
 
+mod backup;
 mod dead;
 mod error;
 mod extract;
@@ -19,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::extract::DefaultBodyLimit;
-use axum::{Router, middleware};
+use axum::{Extension, Router, middleware};
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 use utoipa::OpenApi as _;
@@ -41,6 +42,7 @@ const _: () = assert!(MAX_BODY > DOCUMENT_BYTES, "a document is a body");
 fn described() -> OpenApiRouter<Arc<Supervised>> {
     let v1 = OpenApiRouter::default()
         .routes(routes!(status::status))
+        .routes(routes!(backup::make))
         .routes(routes!(openapi::openapi))
         .routes(routes!(plugins::list))
         .routes(routes!(plugins::show))
@@ -128,6 +130,7 @@ impl Listener {
         let router = router(host);
         match self {
             Self::Unix(listener, path) => {
+                let router = router.layer(Extension(backup::OwnersOnly));
                 let served =
                     axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
                 let served = within_grace(served.into_future(), stop).await;

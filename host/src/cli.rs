@@ -1,11 +1,13 @@
 //! Owns the command line: what the user may type, and the commands over the API.
 
+mod backup;
 mod client;
 mod dead;
 mod demo;
 mod input;
 mod ipns;
 mod job;
+mod logging;
 mod node;
 mod output;
 mod plugin;
@@ -77,6 +79,10 @@ enum Command {
     Run(run::Run),
     /// Says how the host is doing
     Status,
+    /// Writes a backup of the running host, with its keys, encrypted with a passphrase
+    Backup(backup::Backup),
+    /// Makes the state directory of a backup
+    Restore(backup::Restore),
     /// Jobs of the fleet
     #[command(subcommand)]
     Job(job::Command),
@@ -142,6 +148,7 @@ fn dispatch(Cli { global, command }: Cli) -> anyhow::Result<()> {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build();
     match command {
         Command::Run(run) => run.execute(&global),
+        Command::Restore(restore) => restore.execute(&global.state_dir(), &global.out()),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "dim", &mut std::io::stdout());
             Ok(())
@@ -164,7 +171,8 @@ async fn over_the_api(command: Command, global: &Global) -> anyhow::Result<()> {
         Command::Ipns(command) => command.execute(&client, &out).await,
         Command::Plugin(command) => command.execute(&client, &out).await,
         Command::Dead(command) => command.execute(&client, &out).await,
-        Command::Run(_) | Command::Openapi | Command::Completions { .. } => {
+        Command::Backup(backup) => backup.execute(&client, &out).await,
+        Command::Run(_) | Command::Restore(_) | Command::Openapi | Command::Completions { .. } => {
             unreachable!("handled without a client")
         }
     }

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cid::Cid;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use redb::WriteTransaction;
 use thiserror::Error;
 use tokio::sync::{Notify, oneshot};
@@ -22,12 +23,14 @@ use tokio_util::sync::CancellationToken;
 
 use apply::{NameChanges, Wakes, apply, entries_of};
 
+use crate::config::{DeadLetterConfig, StoreConfig};
 use crate::effect::{NameUpdate, Publish};
 use crate::entry::{Entry, Event, Kind, Offset, Origin};
 use crate::ident::{IpnsName, KeyName, PluginName};
 use crate::interest::Interest;
 use crate::log::{EventLog, Mailbox};
 use crate::plugin::Batch;
+use crate::room::{NoRoom, Room};
 use crate::store::followed::Followed;
 use crate::store::outbox::{self, Backlog};
 use crate::store::{self, Store, StoreError, Sync};
@@ -49,6 +52,9 @@ pub enum CommitError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// There is no room for more.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     /// The host is going down.
     #[error("the host is shutting down")]
     Closed,
@@ -103,6 +109,8 @@ pub struct Commit {
     queue: Mutex<Queue>,
     thread: OnceLock<Thread>,
     durability: Durability,
+    dead_letters: DeadLetterConfig,
+    room: Arc<Room>,
     interest: Arc<Interest>,
     backlog: Arc<Backlog>,
     /// Woken when there is something to publish on topics.
@@ -116,7 +124,7 @@ pub struct Commit {
 }
 
 /// Counts of the writer.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Tally {
     /// Transactions.
     pub commits: AtomicU64,
@@ -124,6 +132,23 @@ pub struct Tally {
     pub nanoseconds: AtomicU64,
     /// Entries that plugins have handled and that are durable.
     pub handled: AtomicU64,
+    /// Dead letters that went because there were too many.
+    pub dead_dropped: AtomicU64,
+    /// Seconds that each commit with a sync waited for the disk.
+    pub syncs: Histogram,
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self {
+            commits: AtomicU64::default(),
+            nanoseconds: AtomicU64::default(),
+            handled: AtomicU64::default(),
+            dead_dropped: AtomicU64::default(),
+            // From 0.1 ms to 3.3 s.
+            syncs: Histogram::new(exponential_buckets(0.0001, 2.0, 16)),
+        }
+    }
 }
 
 /// Whether a commit waits for the disk.
@@ -183,13 +208,20 @@ impl Progress {
 
 impl Commit {
     /// A writer that has not started.
-    pub fn new(durability: Durability, interest: Arc<Interest>, backlog: Arc<Backlog>) -> Self {
+    pub fn new(
+        config: &StoreConfig,
+        interest: Arc<Interest>,
+        backlog: Arc<Backlog>,
+        room: Arc<Room>,
+    ) -> Self {
         Self {
             interest,
             backlog,
+            room,
+            dead_letters: config.dead_letters,
             queue: Mutex::default(),
             thread: OnceLock::new(),
-            durability,
+            durability: config.durability,
             outbox: Notify::new(),
             names: Notify::new(),
             retries: Notify::new(),
@@ -258,6 +290,7 @@ impl Commit {
 
     /// Takes in news of a name and tells its followers.
     pub async fn change_name(&self, change: NameChange) -> Result<(), CommitError> {
+        self.room.check()?;
         let write = move |transaction: &WriteTransaction, names: &mut NameChanges| {
             Ok((names.make(transaction, &change)?.into_iter().collect(), ()))
         };
@@ -266,6 +299,7 @@ impl Commit {
 
     /// Publishes what a caller of the API gave: to the plugins, and through the outbox.
     pub async fn publish(&self, publish: Publish, now: Timestamp) -> Result<(), CommitError> {
+        self.room.check()?;
         let Publish { topic, data } = publish.clone();
         let message = Kind::Event(Event::Message { topic, data, origin: Origin::Host });
         let write = move |transaction: &WriteTransaction, _: &mut NameChanges| {
@@ -408,20 +442,25 @@ impl Commit {
         if let Some(last) = entries.last() {
             names.settle(&write, last.offset)?;
         }
-        let now = log.now();
+        let (now, mut dropped) = (log.now(), 0);
         for submitted in &work.batches {
-            apply(&write, &submitted.batch, now, &mut wakes)?;
+            dropped += apply(&write, &submitted.batch, now, &self.dead_letters, &mut wakes)?;
         }
         // Before the outbox can see them and count them down.
         for submitted in &work.batches {
             self.backlog.added(Some(&submitted.batch.plugin), submitted.batch.publishes.len());
         }
+        let syncing = Instant::now();
         write.commit()?;
+        if sync == Sync::Now {
+            self.tally.syncs.observe(syncing.elapsed().as_secs_f64());
+        }
         disk.committed(sync);
         if let Some(last) = entries.last() {
             log.committed(Offset(last.offset.0 + 1));
         }
         self.tally.commits.fetch_add(1, Ordering::Relaxed);
+        self.tally.dead_dropped.fetch_add(dropped, Ordering::Relaxed);
         let elapsed = crate::time::nanoseconds(begun.elapsed());
         self.tally.nanoseconds.fetch_add(elapsed, Ordering::Relaxed);
         for submitted in work.batches {

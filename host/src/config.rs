@@ -48,6 +48,21 @@ pub struct Config {
     pub store: StoreConfig,
     /// What is published.
     pub outbox: OutboxConfig,
+    /// Where the log goes beside standard error.
+    pub telemetry: Telemetry,
+}
+
+/// The section `telemetry`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Telemetry {
+    /// An OpenTelemetry collector that takes OTLP over HTTP, as in `http://127.0.0.1:4318`: the log is
+    /// exported there too. Absent: it is not. (Counts are for Prometheus, at `/metrics`.)
+    pub otlp_endpoint: Option<String>,
+    /// What the host is called there, default `dim`.
+    pub service_name: String,
+    /// Headers of each export, as for authorisation.
+    pub headers: BTreeMap<String, String>,
 }
 
 /// The section `ipfs`, as existing fleets have it.
@@ -106,14 +121,32 @@ pub struct PluginConfig {
 }
 
 /// The section `store`.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct StoreConfig {
     /// `immediate` (default): replies come when effects are on the disk. `eventual`: the disk is
     /// synced now and then; a crash of the machine may lose what came since.
     pub durability: Durability,
+    /// Bytes that all of it may hold. Beyond it what was kept for looking back goes; if that is not
+    /// enough, the intake stops until there is room. Absent: as many as the disk takes.
+    pub max_bytes: Option<u64>,
+    /// Bytes of the disk that must stay free, default 256 MiB. When there are fewer the intake stops;
+    /// with less than a quarter of it plugins stand still too, and only questions are answered.
+    pub min_free_bytes: u64,
     /// What the event log keeps for plugins that lag and for looking back.
     pub log: LogConfig,
+    /// How many dead letters are kept.
+    pub dead_letters: DeadLetterConfig,
+}
+
+/// The section `store.dead_letters`. Beyond it the oldest go, and that is told.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DeadLetterConfig {
+    /// How many, default 10,000.
+    pub max_count: u64,
+    /// Bytes, default 256 MiB.
+    pub max_bytes: u64,
 }
 
 /// The section `store.log`.
@@ -165,9 +198,33 @@ impl Default for Topics {
     }
 }
 
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self {
+            durability: Durability::default(),
+            max_bytes: None,
+            min_free_bytes: 256 << 20,
+            log: LogConfig::default(),
+            dead_letters: DeadLetterConfig::default(),
+        }
+    }
+}
+
+impl Default for DeadLetterConfig {
+    fn default() -> Self {
+        Self { max_count: 10_000, max_bytes: 256 << 20 }
+    }
+}
+
 impl Default for LogConfig {
     fn default() -> Self {
         Self { max_bytes: 1 << 30, max_age_hours: 168, max_document_bytes: 256 << 20 }
+    }
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self { otlp_endpoint: None, service_name: "dim".to_owned(), headers: BTreeMap::new() }
     }
 }
 
@@ -197,6 +254,9 @@ impl Config {
             .ipns_key_name
             .parse::<KeyName>()
             .map_err(|error| format!("ipfs.ipns_key_name: {error}"))?;
+        if config.store.dead_letters.max_count == 0 {
+            return Err("store.dead_letters.max_count: at least one is kept".to_owned());
+        }
         if config.outbox.expire_after == 0 {
             return Err("outbox.expire_after: a publish needs at least one second".to_owned());
         }

@@ -3,7 +3,7 @@
 //!
 //! Equal bytes cannot be told apart, so expected echoes are counted by topic and content.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -37,6 +37,12 @@ struct Inner {
     /// The times at which each was published.
     expected: HashMap<Expected, VecDeque<Instant>>,
     order: VecDeque<(Instant, Expected)>,
+    /// Publishes that may or may not have been sent: an echo that stays away says nothing of them.
+    doubtful: HashMap<Expected, usize>,
+    /// Since when each topic that is listened to is.
+    listened: BTreeMap<Topic, Instant>,
+    /// How many echoes of accepted publishes stayed away although the topic was listened to.
+    lost: BTreeMap<Topic, u64>,
 }
 
 impl Echoes {
@@ -56,6 +62,24 @@ impl Echoes {
         self.lock().take(&expected);
     }
 
+    /// Notes that a publish may or may not have been sent.
+    pub fn doubt(&self, expected: Expected) {
+        *self.lock().doubtful.entry(expected).or_default() += 1;
+    }
+
+    /// Says that a topic is listened to from now on.
+    pub fn stream_began(&self, topic: &Topic) {
+        self.lock().listened.insert(topic.clone(), Instant::now());
+    }
+
+    /// How many messages of each topic were certainly lost between the daemon and this host: its own,
+    /// which the daemon accepted and did not send back.
+    pub fn lost(&self) -> BTreeMap<Topic, u64> {
+        let mut inner = self.lock();
+        inner.lapse(Instant::now());
+        inner.lost.clone()
+    }
+
     /// Whether a message from this daemon is an expected echo; each is expected once.
     pub fn is_echo(&self, topic: &Topic, data: &[u8]) -> bool {
         let mut inner = self.lock();
@@ -65,7 +89,10 @@ impl Echoes {
 
     /// Stops expecting the echoes of a topic, whose stream has ended: they will not come.
     pub fn stream_ended(&self, topic: &Topic) {
-        self.lock().expected.retain(|expected, _| expected.topic != *topic);
+        let mut inner = self.lock();
+        inner.expected.retain(|expected, _| expected.topic != *topic);
+        inner.doubtful.retain(|expected, _| expected.topic != *topic);
+        inner.listened.remove(topic);
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -79,6 +106,7 @@ impl Inner {
         times.pop_front();
         if times.is_empty() {
             self.expected.remove(expected);
+            self.doubtful.remove(expected);
         }
         true
     }
@@ -86,9 +114,16 @@ impl Inner {
     fn lapse(&mut self, now: Instant) {
         while self.order.front().is_some_and(|(at, _)| now.duration_since(*at) > LAPSE) {
             let Some((at, expected)) = self.order.pop_front() else { return };
-            if self.expected.get(&expected).and_then(VecDeque::front) == Some(&at) {
-                self.take(&expected);
+            if self.expected.get(&expected).and_then(VecDeque::front) != Some(&at) {
+                continue;
             }
+            let is_listened = self.listened.get(&expected.topic).is_some_and(|since| *since <= at);
+            match self.doubtful.get_mut(&expected).filter(|count| **count > 0) {
+                Some(count) => *count -= 1,
+                None if is_listened => *self.lost.entry(expected.topic.clone()).or_default() += 1,
+                None => {}
+            }
+            self.take(&expected);
         }
     }
 }
@@ -111,5 +146,22 @@ mod tests {
         assert!(!echoes.is_echo(&other, b"same"));
         tokio::time::advance(LAPSE + Duration::from_secs(1)).await;
         assert!(!echoes.is_echo(&topic, b"same"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_accepted_and_does_not_come_back_is_lost() {
+        let (echoes, topic) = (Echoes::default(), "jobs".parse::<Topic>().unwrap());
+        let other: Topic = "jobs2".parse().unwrap();
+        echoes.expect(&topic, b"before anyone listened");
+        tokio::time::advance(Duration::from_secs(1)).await;
+        echoes.stream_began(&topic);
+        echoes.expect(&topic, b"came back");
+        echoes.expect(&topic, b"stayed away");
+        let doubtful = echoes.expect(&topic, b"perhaps never sent");
+        echoes.doubt(doubtful);
+        echoes.expect(&other, b"no one listens");
+        assert!(echoes.is_echo(&topic, b"came back"));
+        tokio::time::advance(LAPSE + Duration::from_secs(1)).await;
+        assert_eq!(echoes.lost(), BTreeMap::from([(topic, 1)]));
     }
 }

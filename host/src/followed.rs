@@ -14,6 +14,7 @@ use crate::ident::{ContentPath, IpnsName, KeyName};
 use crate::interest::Interest;
 use crate::keys::Keyring;
 use crate::plugin::DOCUMENT_BYTES;
+use crate::room::Room;
 use crate::store::Store;
 use crate::store::followed::{self, Followed};
 use crate::time::Timestamp;
@@ -39,6 +40,8 @@ pub struct Follower {
     pub keys: Arc<Keyring>,
     /// How long to wait between two rounds.
     pub every: Duration,
+    /// Whether names are taken in.
+    pub room: Arc<Room>,
 }
 
 impl Follower {
@@ -46,6 +49,7 @@ impl Follower {
     pub async fn run(self, stop: CancellationToken) {
         let work = async {
             loop {
+                self.room.enough().await;
                 if let Err(CommitError::Closed) = self.round().await {
                     return;
                 }

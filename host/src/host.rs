@@ -19,16 +19,18 @@ use crate::backend::embedded::Bus;
 use crate::backend::kubo::{AddressError, ClientError};
 use crate::commit::Commit;
 use crate::config::Config;
+use crate::echo::Echoes;
 use crate::ident::{InvalidWord, PluginName};
 use crate::interest::Interest;
 use crate::keys::{KeyError, Keyring};
 use crate::log::EventLog;
 use crate::outbox::Sent;
-use crate::plugin::{EngineError, Grants, Handle, Prepared};
+use crate::plugin::{EngineError, Grants, Handle, Limits, Prepared};
+use crate::room::Room;
 use crate::store::outbox::Backlog;
 use crate::store::{Disk, Medium, Store, StoreError};
 use crate::subscription::{self, Hearings};
-use crate::time::Timestamp;
+use crate::time::{Clock, MachineClock, Timestamp};
 
 pub(crate) use candidate::{Allowance, candidates};
 pub(crate) use start::{identity, secret};
@@ -73,12 +75,14 @@ pub struct Options {
     /// What the database is written to; a file in the state directory, unless a test is about the
     /// disk.
     pub medium: Arc<dyn Medium>,
+    /// What shows the time of day; the machine, unless a test is about time.
+    pub clock: Arc<dyn Clock>,
 }
 
 impl Options {
     /// A host whose database is a file in `state_dir`.
     pub fn new(config: Config, state_dir: impl Into<PathBuf>) -> Self {
-        Self { config, state_dir: state_dir.into(), medium: Arc::new(Disk) }
+        Self { config, state_dir: state_dir.into(), medium: Arc::new(Disk), clock: Arc::new(MachineClock) }
     }
 }
 
@@ -100,6 +104,8 @@ pub struct Loaded {
     pub prepared: Prepared,
     /// What it may reach.
     pub grants: Arc<Grants>,
+    /// What it may take.
+    pub limits: Limits,
     /// `bundled`, or the file that it came from.
     pub source: String,
 }
@@ -135,10 +141,14 @@ pub struct Host {
     pub received: Arc<subscription::Tally>,
     /// Counts of what went out.
     pub sent: Arc<Sent>,
+    /// Whether there is room for more.
+    pub room: Arc<Room>,
     /// How many publishes wait.
     pub backlog: Arc<Backlog>,
     /// Its plugins.
     pub plugins: BTreeMap<PluginName, Loaded>,
+    /// The echoes that are expected, and those that stayed away.
+    pub(crate) echoes: Arc<Echoes>,
     /// Those that could not be loaded.
     pub not_loaded: Vec<NotLoaded>,
     /// What was there once and is gone, for the operator.
@@ -154,9 +164,9 @@ impl Host {
     /// runtime.
     pub async fn start(options: Options) -> Result<Arc<Self>, HostError> {
         let begun = Instant::now();
-        let Options { config, state_dir, medium } = options;
+        let Options { config, state_dir, medium, clock } = options;
         let path = Store::file(&state_dir);
-        let open = move || Start::new(config, Arc::new(Store::open_on(&state_dir, &*medium)?));
+        let open = move || Start::new(config, Arc::new(Store::open_on(&state_dir, medium)?), clock);
         // The database panics at what it cannot make sense of.
         let opened = tokio::task::spawn_blocking(open).await;
         let mut start = opened.unwrap_or_else(|_| Err(StoreError::Damaged { path }.into()))?;

@@ -58,6 +58,15 @@ impl Key {
     }
 }
 
+/// A key in the form of its file.
+#[derive(Clone, PartialEq, Eq)]
+pub struct KeyFile {
+    /// Whether a daemon keeps the private half, and these are the bytes of the name.
+    pub is_adopted: bool,
+    /// The private key in libp2p's protobuf form, or the name.
+    pub bytes: Vec<u8>,
+}
+
 /// The IPNS name of a key pair.
 pub fn name_of(pair: &Keypair) -> IpnsName {
     let peer = pair.public().to_peer_id();
@@ -139,6 +148,26 @@ impl Keyring {
         }
         write_new(&self.adopted, key, name.as_str().as_bytes())?;
         self.put(key, Key::Adopted(name.clone()));
+        Ok(())
+    }
+
+    /// A key in the form of its file, for a backup.
+    pub fn export(&self, key: &KeyName) -> Option<KeyFile> {
+        Some(match self.get(key)? {
+            Key::Own(pair) => KeyFile {
+                is_adopted: false,
+                bytes: pair.to_protobuf_encoding().expect("what was read in this form is written in it"),
+            },
+            Key::Adopted(name) => KeyFile { is_adopted: true, bytes: name.as_str().as_bytes().to_vec() },
+        })
+    }
+
+    /// Takes a key from a backup.
+    pub fn import(&self, key: &KeyName, file: &KeyFile) -> Result<(), KeyError> {
+        let (dir, read): (_, fn(&Dir, &KeyName) -> _) =
+            if file.is_adopted { (&self.adopted, read_adopted) } else { (&self.dir, read_own) };
+        write_new(dir, key, &file.bytes)?;
+        self.put(key, read(dir, key)?);
         Ok(())
     }
 

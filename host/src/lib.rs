@@ -66,6 +66,7 @@ pub mod keys;
 pub mod interest;
 pub mod followed;
 pub mod dead;
+pub mod room;
 mod retries;
 mod retention;
 mod echo;
@@ -77,6 +78,7 @@ mod bundled;
 pub mod config;
 pub mod host;
 pub mod replay;
+pub mod backup;
 pub mod api;
 pub mod cli;
 

@@ -14,7 +14,7 @@ use tokio::sync::broadcast;
 use crate::entry::{Entry, Event, Kind, Offset};
 use crate::ident::{PluginName, Topic};
 use crate::store::{Store, StoreError};
-use crate::time::{LogClock, Timestamp};
+use crate::time::{Clock, LogClock, Timestamp};
 
 /// Bytes of committed entries that stay in memory for the plugins to read.
 const TAIL_BYTES: usize = 32 << 20;
@@ -104,10 +104,10 @@ impl Default for Mailbox {
 }
 
 impl EventLog {
-    /// The log that goes on after `next` and `last_time`, the end of what is in `store`.
-    pub fn new(store: Arc<Store>, next: Offset, last_time: Timestamp) -> Self {
+    /// The log that goes on after `next` and `last_time`, the end of what is in `store`, by `clock`.
+    pub fn new(store: Arc<Store>, next: Offset, last_time: Timestamp, clock: Arc<dyn Clock>) -> Self {
         let inner = Inner {
-            clock: LogClock::starting_at(last_time),
+            clock: LogClock::starting_at(last_time, clock),
             next,
             tail: VecDeque::new(),
             tail_bytes: 0,

@@ -14,12 +14,15 @@ use crate::backoff::Backoff;
 use crate::commit::{Commit, CommitError};
 use crate::echo::Echoes;
 use crate::ident::PluginName;
-use crate::store::outbox::{Backlog, Row};
+use crate::store::outbox::{self, Backlog, Row};
 use crate::store::{OUTBOX, Store, StoreError};
 use crate::time::Timestamp;
 
 /// Publishes of the API that may wait; one more is refused. Plugins have a limit of their own.
 pub const API_QUOTA: usize = 10_000;
+
+/// Time between two publishes: what a daemon is given faster it loses on the way.
+const PACE: Duration = Duration::from_millis(2);
 
 /// Accepted publishes that are forgotten together.
 const FORGET: usize = 64;
@@ -58,7 +61,9 @@ pub struct Outbox {
 #[derive(Clone, Copy, Debug)]
 struct Waiting {
     number: u64,
-    time: Timestamp,
+    /// When it is given up. By the time that passes, once it is known here: a clock that is set ahead
+    /// gives up nothing.
+    until: Instant,
 }
 
 /// The publishes of one plugin, in order.
@@ -119,13 +124,16 @@ impl Outbox {
         };
         let line = window.lines.get_mut(&whose).expect("chosen from the lines");
         let first = *line.waiting.front().expect("chosen because it has one");
-        let expired = Timestamp::wall().since(first.time) > self.expiry;
+        let expired = now >= first.until;
         if expired || self.send(first.number, &whose).await? {
             line.waiting.pop_front();
             line.backoff.reset();
             line.not_before = None;
             window.accepted.push(first.number);
             self.count(&whose, expired);
+            if self.backend.network {
+                tokio::time::sleep(PACE).await;
+            }
         } else {
             line.not_before = Some(now + line.backoff.next());
             self.sent.retried.fetch_add(1, Ordering::Relaxed);
@@ -147,6 +155,8 @@ impl Outbox {
             Err(error) => {
                 if error.certainly_not_sent() {
                     self.echoes.forget(expected);
+                } else {
+                    self.echoes.doubt(expected);
                 }
                 let whose = whose.as_ref().map_or("the API", PluginName::as_str);
                 tracing::debug!(%topic, whose, "not published yet: {error}");
@@ -176,7 +186,9 @@ impl Outbox {
         for row in table.range(window.loaded + 1..)? {
             let (number, bytes) = row?;
             let row = Row::read(bytes.value())?;
-            let waiting = Waiting { number: number.value(), time: Timestamp(row.time) };
+            let waited = Timestamp::wall().since(Timestamp(row.time));
+            let until = Instant::now() + self.expiry.saturating_sub(waited);
+            let waiting = Waiting { number: number.value(), until };
             window.loaded = waiting.number;
             window.lines.entry(row.owner()?).or_default().waiting.push_back(waiting);
         }
@@ -190,15 +202,7 @@ impl Outbox {
         if accepted.is_empty() {
             return Ok(());
         }
-        self.commit
-            .write_later(move |write| {
-                let mut table = write.open_table(OUTBOX)?;
-                for number in accepted {
-                    table.remove(number)?;
-                }
-                Ok(())
-            })
-            .await
+        self.commit.write_later(move |write| outbox::forget(write, &accepted)).await
     }
 }
 

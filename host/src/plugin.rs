@@ -24,7 +24,7 @@ mod pubsub;
 mod state;
 mod timers;
 
-pub use actor::{Actor, ActorError, Handle, Parts, PluginStatus};
+pub use actor::{Actor, ActorError, EffectCounts, Handle, Parts, PluginStatus};
 pub use effects::{Batch, Effects, PendingReply, Reply, ReplyError, Timers};
 pub use engine::{Engine, EngineError, Prepared};
 pub use grants::{Grants, NameOrKey, TopicPattern};

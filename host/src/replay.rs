@@ -21,7 +21,7 @@ use crate::plugin::{
     Actor, Batch, Effects, Engine, Parts, Prepared, Resolved, SessionParts, Timers, World, roster,
 };
 use crate::store::{Store, StoreError};
-use crate::time::Timestamp;
+use crate::time::{MachineClock, Timestamp};
 
 /// Why a log cannot be handled again.
 #[derive(Debug, Error)]
@@ -149,8 +149,9 @@ impl Replay {
             state_version: None,
             session,
             secret: self.secret,
-            log: Arc::new(EventLog::new(store, first, Timestamp(0))),
-            commit: Arc::new(Commit::new(self.config.store.durability, Arc::default(), Arc::default())),
+            log: Arc::new(EventLog::new(store, first, Timestamp(0), Arc::new(MachineClock))),
+            commit: Arc::new(Commit::new(&self.config.store, Arc::default(), Arc::default(), Arc::default())),
+            room: Arc::default(),
         };
         let (actor, _) = Actor::new(parts)?;
         Ok(actor.replay(&entries[..handled], entries)?)

@@ -9,12 +9,12 @@ use redb::ReadableTable;
 use tokio_util::sync::CancellationToken;
 
 use crate::commit::{Commit, CommitError};
-use crate::config::LogConfig;
+use crate::config::StoreConfig;
 use crate::entry::{Offset, decode_chunk};
 use crate::ident::PluginName;
 use crate::plugin::roster;
 use crate::store::documents::{self, Superseded};
-use crate::store::{self, LOG, META, Snapshot, Store, StoreError};
+use crate::store::{self, LOG, META, Snapshot, Store, StoreError, Usage};
 use crate::time::Timestamp;
 
 /// How often the log is looked at.
@@ -22,6 +22,9 @@ const EVERY: Duration = Duration::from_secs(5);
 
 /// Rows that are removed in one transaction, so that it stays short.
 const ROWS: usize = 512;
+
+/// By which part of what the store may hold it is trimmed before the intake stops.
+const EARLIER: u64 = 8;
 
 /// The task that trims the log.
 #[derive(Clone, Debug)]
@@ -31,7 +34,7 @@ pub struct Retention {
     /// The writer.
     pub commit: Arc<Commit>,
     /// What is kept.
-    pub log: LogConfig,
+    pub kept: StoreConfig,
     /// The plugins of the config, also one that could not be loaded: the log waits for them. It
     /// does not for one that is disabled or gone.
     pub plugins: Vec<PluginName>,
@@ -97,12 +100,20 @@ impl Retention {
         Ok(last.map_or(Offset(u64::MAX), |(cursor, _)| cursor))
     }
 
+    /// How many bytes more the store holds than it may: then what is kept for looking back goes first,
+    /// a little earlier than the intake stops.
+    fn excess(&self, snapshot: &Snapshot) -> Result<u64, StoreError> {
+        let Some(max) = self.kept.max_bytes else { return Ok(0) };
+        Ok(Usage::of(snapshot)?.total().saturating_sub(max - max / EARLIER))
+    }
+
     /// The first rows of the log that no one needs: a row ends where the next one begins.
     fn expendable_rows(&self, snapshot: &Snapshot, now: Timestamp) -> Result<Vec<u64>, StoreError> {
         let handled = self.handled_by_all(snapshot)?;
         let table = snapshot.table(LOG)?;
-        let mut excess = store::log::bytes(&snapshot.table(META)?)?.saturating_sub(self.log.max_bytes);
-        let oldest = Duration::from_secs(self.log.max_age_hours.saturating_mul(3600));
+        let held = store::log::bytes(&snapshot.table(META)?)?;
+        let mut excess = held.saturating_sub(self.kept.log.max_bytes).max(self.excess(snapshot)?);
+        let oldest = Duration::from_secs(self.kept.log.max_age_hours.saturating_mul(3600));
         let mut rows = table.iter()?.peekable();
         let mut expendable = Vec::new();
         while let Some(row) = rows.next() {
@@ -125,7 +136,8 @@ impl Retention {
     fn expendable_documents(&self, snapshot: &Snapshot) -> Result<Vec<Superseded>, StoreError> {
         let handled = self.handled_by_all(snapshot)?;
         let log_start = snapshot.table(LOG)?.first()?.map_or(0, |(first, _)| first.value());
-        let mut excess = documents::superseded_bytes(snapshot)?.saturating_sub(self.log.max_document_bytes);
+        let held = documents::superseded_bytes(snapshot)?;
+        let mut excess = held.saturating_sub(self.kept.log.max_document_bytes).max(self.excess(snapshot)?);
         let mut expendable = Vec::new();
         for document in documents::superseded(snapshot)? {
             let document = document?;

@@ -3,18 +3,21 @@
 //! It receives whole transactions from the commit, which is the only writer, and hands out
 //! snapshots to read from.
 
+pub mod copy;
 pub mod dead;
 pub mod documents;
 pub mod followed;
+mod format;
 mod lock;
 pub mod log;
 pub mod names;
 pub mod outbox;
 pub mod pins;
 mod tables;
+mod usage;
 
-use std::cmp::Ordering;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use cap_std::ambient_authority;
 use cap_std::fs::Dir;
@@ -26,11 +29,10 @@ use thiserror::Error;
 
 use crate::entry::MalformedEntry;
 
+pub use format::FORMAT;
 pub use lock::LockError;
 pub use tables::*;
-
-/// The format of the store that this host writes.
-pub const FORMAT: u64 = 2;
+pub use usage::Usage;
 
 /// Memory for the database's pages, in bytes. Its own default is 1 GiB.
 const CACHE_BYTES: usize = 192 << 20;
@@ -133,6 +135,7 @@ pub struct Store {
     path: PathBuf,
     dir: Dir,
     database: Database,
+    medium: Arc<dyn Medium>,
     _lock: lock::Lock,
 }
 
@@ -141,6 +144,9 @@ pub trait Medium: std::fmt::Debug + Send + std::marker::Sync + 'static {
     /// Opens the database that belongs to `file`, or makes an empty one. Called once for each
     /// start of a host, and may block.
     fn open(&self, builder: &Builder, file: &Path) -> Result<Database, redb::DatabaseError>;
+
+    /// How many bytes are left for it, in the state directory where it lies.
+    fn free(&self, state_dir: &Path) -> std::io::Result<u64>;
 }
 
 /// A file of the file system.
@@ -150,6 +156,11 @@ pub struct Disk;
 impl Medium for Disk {
     fn open(&self, builder: &Builder, file: &Path) -> Result<Database, redb::DatabaseError> {
         builder.create(file)
+    }
+
+    fn free(&self, state_dir: &Path) -> std::io::Result<u64> {
+        let disk = rustix::fs::statvfs(state_dir)?;
+        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
     }
 }
 
@@ -165,11 +176,11 @@ pub enum Sync {
 impl Store {
     /// Opens the state directory, creating it if it is missing.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        Self::open_on(path, &Disk)
+        Self::open_on(path, Arc::new(Disk))
     }
 
     /// Opens a state directory whose database lies on `medium`.
-    pub fn open_on(path: &Path, medium: &dyn Medium) -> Result<Self, StoreError> {
+    pub fn open_on(path: &Path, medium: Arc<dyn Medium>) -> Result<Self, StoreError> {
         let directory = |source| StoreError::Directory { path: path.to_owned(), source };
         let mut builder = std::fs::DirBuilder::new();
         std::os::unix::fs::DirBuilderExt::mode(builder.recursive(true), 0o700);
@@ -193,8 +204,8 @@ impl Store {
             let owner_only = std::os::unix::fs::PermissionsExt::from_mode(0o600);
             std::fs::set_permissions(&file, owner_only).map_err(directory)?;
         }
-        let store = Self { path: path.to_owned(), dir, database, _lock: lock };
-        store.check_format()?;
+        let store = Self { path: path.to_owned(), dir, database, medium, _lock: lock };
+        format::settle(&store)?;
         Ok(store)
     }
 
@@ -213,28 +224,15 @@ impl Store {
         &self.dir
     }
 
-    fn check_format(&self) -> Result<(), StoreError> {
-        let write = self.begin()?;
-        {
-            let mut meta = write.open_table(META)?;
-            let found = meta.get("format")?.map(|value| value.value().to_vec());
-            match found {
-                None => {
-                    meta.insert("format", FORMAT.to_be_bytes().as_slice())?;
-                }
-                Some(bytes) => {
-                    let found = number(&bytes)?;
-                    match found.cmp(&FORMAT) {
-                        Ordering::Greater => return Err(StoreError::Newer { found }),
-                        Ordering::Less => return Err(StoreError::Older { found }),
-                        Ordering::Equal => {}
-                    }
-                }
-            }
-        }
-        tables::create_all(&write)?;
-        write.commit()?;
-        Ok(())
+    /// How many bytes the file of the database has; nothing where it is none.
+    pub fn file_bytes(&self) -> u64 {
+        std::fs::metadata(Self::file(&self.path)).map_or(0, |file| file.len())
+    }
+
+    /// How many bytes the disk has left.
+    pub fn free(&self) -> Result<u64, StoreError> {
+        let directory = |source| StoreError::Directory { path: self.path.clone(), source };
+        self.medium.free(&self.path).map_err(directory)
     }
 
     /// Begins a transaction that is synced. Only the commit and what runs before it may.
@@ -287,6 +285,11 @@ pub fn next_numbers(write: &WriteTransaction, series: &str, count: u64) -> Resul
 /// A number that is counted along, for the database would have to look at every row.
 fn counter(meta: &impl ReadableTable<&'static str, &'static [u8]>, name: &str) -> Result<u64, StoreError> {
     meta.get(name)?.map_or(Ok(0), |bytes| number(bytes.value()))
+}
+
+fn add_to_counter(write: &WriteTransaction, name: &str, change: i64) -> Result<(), StoreError> {
+    let before = counter(&write.open_table(META)?, name)?;
+    set_counter(write, name, before.saturating_add_signed(change))
 }
 
 fn set_counter(write: &WriteTransaction, name: &str, value: u64) -> Result<(), StoreError> {

@@ -24,6 +24,7 @@ use crate::entry::{Event, Kind, Origin};
 use crate::ident::{PeerName, Topic};
 use crate::interest::Interest;
 use crate::log::EventLog;
+use crate::room::Room;
 
 /// Messages of a topic that are remembered to recognise one that comes twice.
 const REMEMBERED: usize = 8_192;
@@ -59,6 +60,8 @@ pub struct Subscriptions {
     pub echoes: Arc<Echoes>,
     /// What is listened to.
     pub hearings: Arc<Hearings>,
+    /// Whether messages are taken in.
+    pub room: Arc<Room>,
     /// The counts.
     pub tally: Arc<Tally>,
 }
@@ -101,12 +104,18 @@ impl Subscriptions {
             let mut backoff = Backoff::new();
             let mut seen = Seen::default();
             loop {
-                let error = self.stream(&topic, &mut seen, &mut backoff).await;
+                let error = tokio::select! {
+                    biased;
+                    // The stream is closed: what comes meanwhile is a gap.
+                    why = self.room.short() => BackendError::Store(why.to_string()),
+                    error = self.stream(&topic, &mut seen, &mut backoff) => error,
+                };
                 self.hearings.disconnected(&topic, &error);
                 self.echoes.stream_ended(&topic);
                 self.tally.reconnects.fetch_add(1, Ordering::Relaxed);
                 tracing::debug!(%topic, "the stream ended, opening it again: {error}");
                 tokio::time::sleep(backoff.next()).await;
+                self.room.enough().await;
             }
         };
         tokio::select! {
@@ -127,6 +136,7 @@ impl Subscriptions {
             Err(error) => return error,
         };
         self.hearings.connected(topic, self.log.now());
+        self.echoes.stream_began(topic);
         backoff.reset();
         while let Some(message) = messages.next().await {
             match message {
@@ -149,6 +159,7 @@ impl Subscriptions {
         if message.data.len() > MAX_MESSAGE {
             tracing::warn!(%topic, from = %message.from, bytes = message.data.len(), "a message is too large and was dropped");
             self.tally.oversized.fetch_add(1, Ordering::Relaxed);
+            self.hearings.lost(topic);
             return;
         }
         self.tally.received.fetch_add(1, Ordering::Relaxed);

@@ -1,6 +1,7 @@
 //! Owns time as the log counts it: timestamps that never go back.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -64,25 +65,42 @@ pub fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// What shows the time of day: the machine, and what tests put in its place.
+pub trait Clock: fmt::Debug + Send + Sync + 'static {
+    /// The time of day, which may jump in either direction.
+    fn wall(&self) -> Timestamp;
+}
+
+/// The machine's clock.
+#[derive(Clone, Copy, Debug)]
+pub struct MachineClock;
+
+impl Clock for MachineClock {
+    fn wall(&self) -> Timestamp {
+        Timestamp::wall()
+    }
+}
+
 /// The clock of the log.
 ///
 /// It shows the wall clock's time, except that it never goes back: when the wall clock is set
 /// back, it goes on at half speed until the wall clock has caught up, so that timers go on too.
 #[derive(Debug)]
 pub struct LogClock {
+    clock: Arc<dyn Clock>,
     last: Timestamp,
     read_at: Instant,
 }
 
 impl LogClock {
     /// A clock that shows nothing earlier than `floor`, the time of the last entry.
-    pub fn starting_at(floor: Timestamp) -> Self {
-        Self { last: floor, read_at: Instant::now() }
+    pub fn starting_at(floor: Timestamp, clock: Arc<dyn Clock>) -> Self {
+        Self { clock, last: floor, read_at: Instant::now() }
     }
 
     /// The time now, no earlier than the last answer.
     pub fn now(&mut self) -> Timestamp {
-        self.advance(Timestamp::wall(), Instant::now())
+        self.advance(self.clock.wall(), Instant::now())
     }
 
     fn advance(&mut self, wall: Timestamp, now: Instant) -> Timestamp {
@@ -100,7 +118,7 @@ mod tests {
     #[test]
     fn a_clock_set_back_by_an_hour_goes_on_at_half_speed() {
         let start = Instant::now();
-        let mut clock = LogClock { last: Timestamp(0), read_at: start };
+        let mut clock = LogClock { clock: Arc::new(MachineClock), last: Timestamp(0), read_at: start };
         let hour = Duration::from_secs(3600);
         let noon = Timestamp(nanoseconds(12 * hour));
         assert_eq!(clock.advance(noon, start), noon);
@@ -115,7 +133,7 @@ mod tests {
     #[test]
     fn a_clock_set_ahead_is_believed() {
         let start = Instant::now();
-        let mut clock = LogClock { last: Timestamp(5), read_at: start };
+        let mut clock = LogClock { clock: Arc::new(MachineClock), last: Timestamp(5), read_at: start };
         let ahead = Timestamp(nanoseconds(Duration::from_secs(86_400)));
         assert_eq!(clock.advance(ahead, start), ahead);
         assert_eq!(clock.advance(Timestamp(7), start), ahead);

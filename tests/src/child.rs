@@ -28,6 +28,21 @@ impl Owned {
         self.signal(Signal::CONT);
     }
 
+    /// Its number.
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Asks it to end, as Ctrl-C does.
+    pub fn interrupt(&self) {
+        self.signal(Signal::INT);
+    }
+
+    /// Waits until it has ended; returns how.
+    pub fn wait(&mut self) -> std::process::ExitStatus {
+        self.0.wait().expect("a child can be waited for")
+    }
+
     fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.0), signal).expect("a child can be signalled");
     }

@@ -1,4 +1,4 @@
-//! Disks that fail: one that refuses when it is told to, and one that loses power.
+//! Disks that fail: one that refuses when it is told to, one that is full, and one that loses power.
 
 use std::io;
 use std::path::Path;
@@ -34,6 +34,10 @@ impl Medium for FailingDisk {
         let file = file.map_err(|error| DatabaseError::Storage(error.into()))?;
         builder.create_with_backend(Failing { disk: self.clone(), file: FileBackend::new(file)? })
     }
+
+    fn free(&self, _: &Path) -> io::Result<u64> {
+        Ok(u64::MAX)
+    }
 }
 
 #[derive(Debug)]
@@ -64,6 +68,107 @@ impl StorageBackend for Failing {
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.disk.check()?;
+        self.file.write(offset, data)
+    }
+
+    fn close(&self) -> io::Result<()> {
+        self.file.close()
+    }
+}
+
+/// A disk with so many bytes for the database. As on a real one, a file may be made longer at no cost,
+/// and a block is taken when it is first written to: then it may turn out that there is none.
+#[derive(Clone, Debug, Default)]
+pub struct SmallDisk {
+    inner: Arc<Mutex<Blocks>>,
+}
+
+/// What a disk gives away at a time, in bytes.
+const BLOCK: u64 = 4096;
+
+#[derive(Debug, Default)]
+struct Blocks {
+    capacity: u64,
+    /// Bytes that others have taken.
+    others: u64,
+    taken: std::collections::BTreeSet<u64>,
+}
+
+impl Blocks {
+    fn free(&self) -> u64 {
+        self.capacity.saturating_sub(self.others + self.taken.len() as u64 * BLOCK)
+    }
+}
+
+impl SmallDisk {
+    /// A disk with `capacity` bytes.
+    pub fn new(capacity: u64) -> Self {
+        Self { inner: Arc::new(Mutex::new(Blocks { capacity, ..Blocks::default() })) }
+    }
+
+    /// Lets others take all but `left` bytes of what is free.
+    pub fn fill_up_to(&self, left: u64) {
+        let mut blocks = self.lock();
+        blocks.others = 0;
+        blocks.others = blocks.free().saturating_sub(left);
+    }
+
+    /// Lets others delete what they have.
+    pub fn clear(&self) {
+        self.lock().others = 0;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Blocks> {
+        self.inner.lock().expect("no one panics while holding the disk")
+    }
+}
+
+impl Medium for SmallDisk {
+    fn open(&self, builder: &Builder, file: &Path) -> Result<Database, DatabaseError> {
+        let file = std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(file);
+        let file = file.map_err(|error| DatabaseError::Storage(error.into()))?;
+        builder.create_with_backend(Small { disk: self.clone(), file: FileBackend::new(file)? })
+    }
+
+    fn free(&self, _: &Path) -> io::Result<u64> {
+        Ok(self.lock().free())
+    }
+}
+
+#[derive(Debug)]
+struct Small {
+    disk: SmallDisk,
+    file: FileBackend,
+}
+
+impl StorageBackend for Small {
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.file.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.disk.lock().taken.split_off(&len.div_ceil(BLOCK));
+        self.file.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut blocks = self.disk.lock();
+        for block in offset / BLOCK..(offset + data.len() as u64).div_ceil(BLOCK) {
+            if !blocks.taken.contains(&block) {
+                if blocks.free() < BLOCK {
+                    return Err(io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error()));
+                }
+                blocks.taken.insert(block);
+            }
+        }
         self.file.write(offset, data)
     }
 
@@ -144,6 +249,10 @@ impl Medium for TearingDisk {
     fn open(&self, builder: &Builder, _: &Path) -> Result<Database, DatabaseError> {
         let life = self.lock().life;
         builder.create_with_backend(Tearing { disk: self.clone(), life })
+    }
+
+    fn free(&self, _: &Path) -> io::Result<u64> {
+        Ok(u64::MAX)
     }
 }
 

@@ -10,9 +10,10 @@ use dim::backend::embedded::new_peer;
 use dim::config::Config;
 use dim::host::{Host, Options, Standing, Supervised};
 use dim::ident::PeerName;
-use dim::plugin::{Reply, ReplyError};
+use dim::plugin::{Handle, Reply, ReplyError};
 use dim::store::Medium;
 use dim::store::dead;
+use dim::time::Clock;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +28,8 @@ pub struct Setup {
     probes: Vec<(String, Value)>,
     bundled: bool,
     kubo: Option<String>,
+    medium: Option<Arc<dyn Medium>>,
+    clock: Option<Arc<dyn Clock>>,
 }
 
 impl Setup {
@@ -56,6 +59,26 @@ impl Setup {
     pub fn on_kubo(mut self, api: &str) -> Self {
         self.kubo = Some(api.to_owned());
         self
+    }
+
+    /// Uses a disk of the test's.
+    pub fn on_disk(mut self, medium: impl Medium) -> Self {
+        self.medium = Some(Arc::new(medium));
+        self
+    }
+
+    /// Uses a clock of the test's.
+    pub fn by_clock(mut self, clock: impl Clock) -> Self {
+        self.clock = Some(Arc::new(clock));
+        self
+    }
+
+    /// What a host in `dir` is started with.
+    fn options(&self, dir: &Path) -> Options {
+        let mut options = Options::new(self.config(), dir);
+        options.medium = self.medium.clone().unwrap_or(options.medium);
+        options.clock = self.clock.clone().unwrap_or(options.clock);
+        options
     }
 
     /// The config that the setup stands for.
@@ -92,14 +115,13 @@ impl Setup {
     /// Starts the host on the state that another left.
     pub async fn start_in(&self, dir: TempDir) -> TestHost {
         warm(dir.path());
-        let options = Options::new(self.config(), dir.path());
-        let host = Host::start(options).await.expect("the host starts");
+        let host = Host::start(self.options(dir.path())).await.expect("the host starts");
         save_warmth(dir.path());
         TestHost { host, dir, peer: new_peer() }
     }
 }
 
-/// A host on a disk of the test's that is started again when it fails.
+/// A host that is started again when it fails.
 pub struct SupervisedHost {
     supervised: Arc<Supervised>,
     stop: CancellationToken,
@@ -108,17 +130,15 @@ pub struct SupervisedHost {
 }
 
 impl SupervisedHost {
-    /// Starts the host of `setup` on `medium`.
-    pub async fn start(setup: &Setup, medium: Arc<dyn Medium>) -> Self {
-        Self::start_in(tempfile::tempdir().expect("a temporary directory"), setup, medium).await
+    /// Starts the host of `setup`.
+    pub async fn start(setup: &Setup) -> Self {
+        Self::start_in(tempfile::tempdir().expect("a temporary directory"), setup).await
     }
 
-    /// Starts the host of `setup` on `medium`, on the state that another left.
-    pub async fn start_in(dir: TempDir, setup: &Setup, medium: Arc<dyn Medium>) -> Self {
+    /// Starts the host of `setup` on the state that another left.
+    pub async fn start_in(dir: TempDir, setup: &Setup) -> Self {
         warm(dir.path());
-        let mut options = Options::new(setup.config(), dir.path());
-        options.medium = medium;
-        let supervised = Supervised::start(options).await.expect("the host starts");
+        let supervised = Supervised::start(setup.options(dir.path())).await.expect("the host starts");
         let stop = CancellationToken::new();
         let running = tokio::spawn({
             let (supervised, stop) = (supervised.clone(), stop.clone());
@@ -129,11 +149,27 @@ impl SupervisedHost {
 
     /// Gives an order; none if it was not acknowledged.
     pub async fn try_command(&self, plugin: &str, method: &str, body: Value) -> Option<Value> {
-        let Standing::Running(host) = self.supervised.standing() else { return None };
-        let handle = host.plugins[&plugin.parse().expect("a plugin name")].handle.clone();
-        drop(host);
-        let reply = within(handle.command(method.to_owned(), body.to_string())).await.ok()?;
+        let reply = within(self.handle(plugin)?.command(method.to_owned(), body.to_string())).await.ok()?;
         Some(serde_json::from_str(&reply).expect("a reply is JSON"))
+    }
+
+    /// Asks a question; none if it was not answered.
+    pub async fn try_query(&self, plugin: &str, method: &str, body: Value) -> Option<Value> {
+        let reply = within(self.handle(plugin)?.query(method.to_owned(), body.to_string())).await.ok()?;
+        Some(serde_json::from_str(&reply).expect("a reply is JSON"))
+    }
+
+    fn handle(&self, plugin: &str) -> Option<Handle> {
+        let Standing::Running(host) = self.supervised.standing() else { return None };
+        Some(host.plugins[&plugin.parse().expect("a plugin name")].handle.clone())
+    }
+
+    /// The host, while it runs. It is not to be held for long.
+    pub fn host(&self) -> Option<Arc<Host>> {
+        match self.supervised.standing() {
+            Standing::Running(host) => Some(host),
+            Standing::Down { .. } => None,
+        }
     }
 
     /// Has a probe run a script; none if it was not acknowledged.

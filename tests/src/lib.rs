@@ -1,16 +1,21 @@
 //! What the tests stand on: hosts in the process, hosts as programs, and Kubo daemons.
 
 mod child;
+mod clock;
 mod disk;
+pub mod endurance;
 mod host;
 mod kubo;
 mod program;
+mod proxy;
 pub mod python;
 
-pub use disk::{FailingDisk, TearingDisk};
+pub use clock::SetClock;
+pub use disk::{FailingDisk, SmallDisk, TearingDisk};
 pub use host::{Setup, SupervisedHost, TestHost, downtime, eventually, script, warm};
 pub use kubo::Kubo;
 pub use program::Program;
+pub use proxy::{Fault, FaultProxy};
 
 /// The component of the guest that does what it is told.
 pub const PROBE: &str = env!("GUEST_PROBE");

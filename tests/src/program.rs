@@ -61,12 +61,50 @@ impl Program {
         self.state_dir.join(dim_client::SOCKET)
     }
 
+    /// Its process.
+    pub fn process(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its counts for Prometheus.
+    pub fn metrics(&self) -> String {
+        let output = Command::new("curl")
+            .args(["--silent", "--fail", "--unix-socket"])
+            .arg(self.socket())
+            .arg("http://dim.localhost/metrics")
+            .output()
+            .expect("curl can be run");
+        assert!(output.status.success(), "the host has counts");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Asks it to end, as Ctrl-C does.
+    pub fn interrupt(&self) {
+        self.child.interrupt();
+    }
+
+    /// Waits until it has ended; returns how.
+    pub fn wait(mut self) -> std::process::ExitStatus {
+        self.child.wait()
+    }
+
+    /// Stops it as Ctrl-Z does, until it is let go on.
+    pub fn freeze(&self) {
+        self.child.freeze();
+    }
+
+    /// Lets a stopped one go on.
+    pub fn thaw(&self) {
+        self.child.thaw();
+    }
+
     /// Kills it, as `kill -9` does.
     pub fn kill(mut self) {
         self.child.kill();
     }
 
-    fn log(&self) -> String {
+    /// What it has written to its log.
+    pub fn log(&self) -> String {
         std::fs::read_to_string(self.state_dir.with_extension("log")).unwrap_or_default()
     }
 }

@@ -277,3 +277,41 @@ fn the_demonstration_shows_a_death_and_a_return() {
     child.wait().unwrap();
     assert_eq!(next, None, "the demonstration does not come to it");
 }
+
+/// A host whose daemon is not there, with something to send.
+fn with_something_to_send(dir: &Path) -> Program {
+    let state = dir.join("state");
+    std::fs::create_dir_all(&state).unwrap();
+    let host = Program::start(Path::new(PROGRAM), &state, &["--kubo", "/ip4/127.0.0.1/tcp/9"]);
+    host.json(&["topic", "pub", "fleet.talk", "one"]);
+    host.json(&["topic", "pub", "fleet.talk", "two"]);
+    host
+}
+
+#[test]
+fn a_host_that_is_told_to_end_says_what_is_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = with_something_to_send(dir.path());
+    let (log, begun) = (dir.path().join("state.log"), std::time::Instant::now());
+    host.interrupt();
+    assert!(host.wait().success());
+    assert!(begun.elapsed() > Duration::from_secs(4), "it has a grace");
+    let log = std::fs::read_to_string(log).unwrap();
+    assert!(log.contains("these are left") && log.contains("publishes=2"), "{log}");
+}
+
+#[test]
+fn a_second_signal_ends_a_host_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = with_something_to_send(dir.path());
+    let begun = std::time::Instant::now();
+    host.interrupt();
+    soon(|| host.log().contains("shutting down"));
+    host.interrupt();
+    assert_eq!(host.wait().code(), Some(1));
+    assert!(begun.elapsed() < Duration::from_secs(4), "it does not wait for the grace");
+    // Nothing is lost by it.
+    let state = dir.path().join("state");
+    let host = Program::start(Path::new(PROGRAM), &state, &["--kubo", "/ip4/127.0.0.1/tcp/9"]);
+    assert_eq!(host.json(&["status"])["outbox"]["waiting"], 2);
+}

@@ -2,8 +2,8 @@
 //! once, and cursor and state agree.
 
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dim_tests::{FailingDisk, Kubo, Program, Setup, SupervisedHost, TearingDisk, eventually};
@@ -163,7 +163,7 @@ async fn a_host_that_is_told_to_stop_loses_nothing_either() {
 #[tokio::test(flavor = "multi_thread")]
 async fn after_an_error_of_the_disk_the_host_goes_on_by_itself() {
     let disk = FailingDisk::default();
-    let host = SupervisedHost::start(&Setup::probe(), Arc::new(disk.clone())).await;
+    let host = SupervisedHost::start(&Setup::probe().on_disk(disk.clone())).await;
     let mut acknowledged = Vec::new();
     for round in 0..3 {
         let mut failed = 0;
@@ -219,7 +219,7 @@ async fn lose_power_in_a_loop(setup: Setup, times: u32) {
     println!("seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let disk = TearingDisk::default();
-    let host = SupervisedHost::start(&setup, Arc::new(disk.clone())).await;
+    let host = SupervisedHost::start(&setup.on_disk(disk.clone())).await;
     let stop = AtomicBool::new(false);
     let crashes = async {
         for _ in 0..times {

@@ -1,17 +1,23 @@
 //! The tests of the host, in one program. Where a test needs a daemon it says so and starts one.
 
 mod backends;
+mod backup;
 mod calls;
 mod cli;
 mod client;
+mod clock;
 mod contract;
 mod crash;
+mod disk;
 mod failures;
+mod faults;
 mod fleet;
+mod formats;
 mod hostile;
 mod openapi;
 mod promises;
 mod records;
 mod replay;
 mod retention;
+mod seen;
 mod traps;

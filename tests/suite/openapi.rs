@@ -6,7 +6,6 @@ mod document;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
 
 use dim_tests::{FailingDisk, Program, Setup, SupervisedHost, eventually};
 use reqwest::Method;
@@ -101,8 +100,8 @@ async fn a_host_that_is_not_well_answers_as_described() {
     let dir = host.stop().await;
     let unsound = "plugins:\n  job-tracker: { disabled: true }\n  gone: { file: /nowhere/gone.wasm }\n";
     let disk = FailingDisk::default();
-    let setup = setup.yaml(unsound);
-    let host = SupervisedHost::start_in(dir, &setup, Arc::new(disk.clone())).await;
+    let setup = setup.yaml(unsound).on_disk(disk.clone());
+    let host = SupervisedHost::start_in(dir, &setup).await;
     let caller = Caller::tcp(&host.serve().await);
     let document = described();
     for call in calls::of_an_unsound_host() {
@@ -129,7 +128,7 @@ async fn a_host_that_is_not_well_answers_as_described() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_described_is_not_there() {
-    let host = SupervisedHost::start(&Setup::default(), Arc::new(FailingDisk::default())).await;
+    let host = SupervisedHost::start(&Setup::default()).await;
     let caller = Caller::tcp(&host.serve().await);
     let document = described();
     for path in ["/", "/v1", "/v1/nothing", "/v1/jobs/", "/v1/jobs/a/b", "/jobs", "/openapi.json"] {

@@ -154,21 +154,6 @@ async fn a_second_host_on_one_state_directory_is_refused_with_the_holders_pid() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_of_a_newer_format_is_refused() {
-    let host = Setup::probe().start().await;
-    let dir = host.stop().await;
-    let database = redb::Database::create(dir.path().join("dim.redb")).unwrap();
-    let write = database.begin_write().unwrap();
-    let newer = (dim::store::FORMAT + 1).to_be_bytes();
-    write.open_table(dim::store::META).unwrap().insert("format", newer.as_slice()).unwrap();
-    write.commit().unwrap();
-    drop(database);
-    let options = dim::host::Options::new(Setup::probe().config(), dir.path());
-    let error = dim::host::Host::start(options).await.unwrap_err().to_string();
-    assert!(error.contains("newer dim"), "{error}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn state_of_an_older_start_is_told_to_the_plugin() {
     let noting = json!({ "config": { "on_start": "[{\"do\":\"note-version\"}]" } });
     let setup = Setup::default().and_probe("probe", noting);

@@ -55,6 +55,11 @@ impl ApiError {
         Self { status, kind: "invalid", detail }
     }
 
+    /// It may not be done in this way.
+    pub fn forbidden(detail: impl ToString) -> Self {
+        Self { status: StatusCode::FORBIDDEN, kind: "forbidden", detail: detail.to_string() }
+    }
+
     /// There is no such thing.
     pub fn not_found(detail: impl ToString) -> Self {
         Self { status: StatusCode::NOT_FOUND, kind: "not-found", detail: detail.to_string() }
@@ -107,6 +112,7 @@ impl From<ReplyError> for ApiError {
             ReplyError::Refused(_) => (StatusCode::UNPROCESSABLE_ENTITY, "refused"),
             ReplyError::Failed(_) => (StatusCode::INTERNAL_SERVER_ERROR, "plugin-failed"),
             ReplyError::NoPlugin(_) => (StatusCode::NOT_FOUND, "no-plugin"),
+            ReplyError::NoRoom(_) => (StatusCode::INSUFFICIENT_STORAGE, "no-room"),
             ReplyError::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
         };
         Self { status, kind, detail: error.to_string() }
@@ -124,6 +130,7 @@ impl From<CommitError> for ApiError {
     fn from(error: CommitError) -> Self {
         match error {
             CommitError::Store(error) => error.into(),
+            CommitError::NoRoom(error) => ReplyError::from(error).into(),
             CommitError::Closed => Self {
                 status: StatusCode::SERVICE_UNAVAILABLE,
                 kind: "unavailable",
@@ -167,8 +174,7 @@ pub async fn refuse_browsers(request: Request, next: Next) -> Result<Response, A
     // A name that someone else's DNS points to loopback is not this host's.
     let rebound = says("host").is_some_and(|host| !is_local(host));
     if headers.contains_key(header::ORIGIN) || other_site || rebound {
-        let detail = "requests of web pages are refused".to_owned();
-        return Err(ApiError { status: StatusCode::FORBIDDEN, kind: "forbidden", detail });
+        return Err(ApiError::forbidden("requests of web pages are refused"));
     }
     Ok(next.run(request).await)
 }

@@ -12,10 +12,13 @@ use prometheus_client::registry::Registry;
 
 use super::ApiError;
 use super::extract::Current;
+use super::status::{Queue, queues};
 use crate::host::Host;
 use crate::plugin::PluginStatus;
-use crate::store::{dead, outbox};
+use crate::store::names::{self, Known};
+use crate::store::{Usage, dead, followed, outbox};
 use crate::subscription::TopicHearing;
+use crate::time::Timestamp;
 
 /// All counts, in the OpenMetrics text format.
 #[utoipa::path(get, path = "/metrics", tag = "host", operation_id = "get_metrics",
@@ -24,6 +27,8 @@ pub async fn metrics(Current(host): Current) -> Result<Response, ApiError> {
     let mut registry = Registry::with_prefix("dim");
     plugins(&mut registry, &host);
     topics(&mut registry, &host);
+    sending(&mut registry, &host)?;
+    own_names(&mut registry, &host)?;
     store(&mut registry, &host)?;
     let mut text = String::new();
     encode(&mut text, &registry).map_err(ApiError::invalid)?;
@@ -32,7 +37,7 @@ pub async fn metrics(Current(host): Current) -> Result<Response, ApiError> {
 }
 
 fn plugins(registry: &mut Registry, host: &Host) {
-    let head = host.log.head().0;
+    let (head, now) = (host.log.head().0, host.log.now());
     let all: Vec<(String, PluginStatus)> =
         host.plugins.iter().map(|(name, plugin)| (name.to_string(), plugin.handle.status())).collect();
     let mut of_each = |kind: Kind, name: &str, help: &str, value: fn(&PluginStatus, u64) -> f64| {
@@ -45,6 +50,21 @@ fn plugins(registry: &mut Registry, host: &Host) {
     of_each(Kind::Counter, "plugin_failures", "Rejections, retries and traps", |p, _| p.failures as f64);
     of_each(Kind::Counter, "plugin_dead_letters", "Events that were set aside", |p, _| p.dead_letters as f64);
     of_each(Kind::Counter, "plugin_instances", "Instances that were made", |p, _| p.instances as f64);
+    of_each(Kind::Counter, "plugin_state_writes", "Keys of its state that it wrote or deleted", |p, _| {
+        p.effects.state as f64
+    });
+    of_each(Kind::Counter, "plugin_publishes", "Publishes that it asked for", |p, _| {
+        p.effects.publishes as f64
+    });
+    of_each(Kind::Counter, "plugin_name_updates", "New values that it gave to names", |p, _| {
+        p.effects.names as f64
+    });
+    of_each(Kind::Counter, "plugin_timer_changes", "Timers that it set or cleared", |p, _| {
+        p.effects.timers as f64
+    });
+    of_each(Kind::Gauge, "plugin_failing", "Whether it does not start", |p, _| {
+        f64::from(u8::from(p.reason.is_some()))
+    });
     of_each(Kind::Counter, "plugin_cpu_seconds", "CPU time", |p, _| p.cpu as f64 / 1e9);
     of_each(Kind::Gauge, "plugin_memory_bytes", "Memory of the instance", |p, _| p.memory as f64);
     of_each(Kind::Gauge, "plugin_state_bytes", "State", |p, _| p.state_bytes as f64);
@@ -52,6 +72,12 @@ fn plugins(registry: &mut Registry, host: &Host) {
     of_each(Kind::Gauge, "plugin_behind", "Entries of the log that it has not read yet", |p, head| {
         head.saturating_sub(p.cursor) as f64
     });
+    let ages = all.iter().map(|(plugin, status)| {
+        let waits = status.cursor < head;
+        (plugin.clone(), if waits { now.since(status.reached).as_secs_f64() } else { 0.0 })
+    });
+    let help = "Time since the last entry that it handled, while others wait";
+    family(registry, Kind::Gauge, "plugin_behind_seconds", help, "plugin", ages);
 }
 
 fn topics(registry: &mut Registry, host: &Host) {
@@ -73,20 +99,39 @@ fn topics(registry: &mut Registry, host: &Host) {
         load(&received.reconnects),
     );
     let all = host.hearings.all();
-    let mut of_each = |name: &str, help: &str, value: fn(&TopicHearing) -> f64| {
+    let mut of_each = |kind: Kind, name: &str, help: &str, value: fn(&TopicHearing) -> f64| {
         let values = all.iter().map(|(topic, hearing)| (topic.to_string(), value(hearing)));
-        family(registry, Kind::Gauge, name, help, "topic", values);
+        family(registry, kind, name, help, "topic", values);
     };
-    of_each("topic_connected", "Whether the stream is open", |hearing| {
+    of_each(Kind::Counter, "topic_received", "Messages that were taken in", |hearing| {
+        hearing.received as f64
+    });
+    of_each(Kind::Counter, "topic_gaps", "Times in which messages may have been missed", |hearing| {
+        hearing.gaps as f64
+    });
+    of_each(Kind::Counter, "topic_gap_seconds", "How long these times were", |hearing| {
+        hearing.deaf_for.as_secs_f64()
+    });
+    of_each(Kind::Gauge, "topic_connected", "Whether the stream is open", |hearing| {
         f64::from(u8::from(hearing.connected_since.is_some()))
     });
-    of_each("topic_peers", "Peers on the topic", |hearing| hearing.peer_count() as f64);
-    of_each("topic_proven_until_seconds", "Until when listening is proven", |hearing| {
-        hearing.proven_until.map_or(0.0, |until| until.0 as f64 / 1e9)
+    of_each(Kind::Gauge, "topic_listening", "Whether listening is proven by now", |hearing| {
+        f64::from(u8::from(hearing.proven_until.is_some() && hearing.deaf.is_none()))
     });
+    of_each(Kind::Gauge, "topic_peers", "Peers on the topic", |hearing| hearing.peer_count() as f64);
+    of_each(Kind::Gauge, "topic_proven_until_seconds", "Until when listening is proven", |hearing| {
+        hearing.proven_until.map_or(0.0, |until| seconds(until.0))
+    });
+    // Too large to be taken in, and own ones that the daemon accepted and did not send back.
+    let away = host.echoes.lost();
+    let lost = all.iter().map(|(topic, hearing)| {
+        (topic.to_string(), (hearing.lost + away.get(topic).copied().unwrap_or(0)) as f64)
+    });
+    let help = "Messages that were lost for certain";
+    family(registry, Kind::Counter, "topic_lost", help, "topic", lost);
 }
 
-fn store(registry: &mut Registry, host: &Host) -> Result<(), ApiError> {
+fn sending(registry: &mut Registry, host: &Host) -> Result<(), ApiError> {
     let sent = &host.sent;
     let load = |counter: &AtomicUsize| counter.load(Ordering::Relaxed) as u64;
     counter(registry, "publishes_sent", "Publishes that the backend accepted", load(&sent.accepted));
@@ -97,11 +142,71 @@ fn store(registry: &mut Registry, host: &Host) -> Result<(), ApiError> {
         load(&sent.retried),
     );
     counter(registry, "publishes_expired", "Publishes that were given up", load(&sent.expired));
-    gauge(registry, "outbox_waiting", "Publishes that wait", outbox::waiting(&host.store)?.0);
+    let (waiting, oldest) = outbox::waiting(&host.store)?;
+    gauge(registry, "outbox_waiting", "Publishes that wait", waiting);
+    let age = oldest.map_or(0.0, |oldest| host.log.now().since(oldest).as_secs_f64());
+    registry.register(
+        "outbox_oldest_seconds",
+        "How long the oldest publish has waited",
+        ConstGauge::new(age),
+    );
+    let of_each = |value: fn(&Queue) -> usize| {
+        let queues = queues(host).into_iter();
+        queues.map(move |queue| (queue.owner.clone(), value(&queue) as f64))
+    };
+    let (waiting, limits) = (of_each(|queue| queue.waiting), of_each(|queue| queue.limit));
+    let gauge = Kind::Gauge;
+    family(registry, gauge, "outbox_queue_waiting", "Publishes of one owner that wait", "owner", waiting);
+    family(registry, gauge, "outbox_queue_limit", "How many may; one more is refused", "owner", limits);
+    Ok(())
+}
+
+fn own_names(registry: &mut Registry, host: &Host) -> Result<(), ApiError> {
+    let (snapshot, now) = (host.store.snapshot()?, Timestamp::wall());
+    let own = names::all(&snapshot)?;
+    let mut of_each = |name: &str, help: &str, value: &dyn Fn(&Known) -> Option<f64>| {
+        let values = own.iter().filter_map(|(key, known)| Some((key.to_string(), value(known)?)));
+        family(registry, Kind::Gauge, name, help, "key", values);
+    };
+    of_each("name_confirmed_age_seconds", "Age of the last record that the backend accepted", &|known| {
+        known.published.as_ref().map(|accepted| now.since(Timestamp(accepted.at)).as_secs_f64())
+    });
+    of_each("name_waiting_seconds", "How long its newest value has waited for the backend", &|known| {
+        let waits = !known.is_published();
+        Some(if waits { now.since(Timestamp(known.since)).as_secs_f64() } else { 0.0 })
+    });
+    of_each("name_document_bytes", "Its document", &|known| known.document.map(|bytes| bytes as f64));
+    let mut others = Vec::new();
+    for name in host.interest.names() {
+        if let Some(known) = followed::known(&snapshot, &name)? {
+            let age = now.since(known.resolution.confirmed_at).as_secs_f64();
+            others.push((name.to_string(), age));
+        }
+    }
+    let help = "Age of the last record of a followed name that was found";
+    family(registry, Kind::Gauge, "followed_confirmed_age_seconds", help, "name", others.into_iter());
+    Ok(())
+}
+
+fn store(registry: &mut Registry, host: &Host) -> Result<(), ApiError> {
     gauge(registry, "dead_letters", "Dead letters that are held", dead::count(&host.store)?);
+    let usage = Usage::of(&host.store.snapshot()?)?;
+    let parts = usage.parts().into_iter().map(|(part, bytes)| (part.to_owned(), bytes as f64));
+    family(registry, Kind::Gauge, "store_bytes", "What the store holds", "part", parts);
+    gauge(registry, "store_file_bytes", "The file of the database", host.store.file_bytes());
+    gauge(registry, "disk_free_bytes", "What the disk has left", host.store.free()?);
+    let stopped = u64::from(host.room.shortage().is_some());
+    gauge(registry, "intake_stopped", "Whether nothing is taken in for want of room", stopped);
     let tally = &host.commit.tally;
     counter(registry, "commits", "Transactions", tally.commits.load(Ordering::Relaxed));
-    let seconds = tally.nanoseconds.load(Ordering::Relaxed) as f64 / 1e9;
+    let seconds = seconds(tally.nanoseconds.load(Ordering::Relaxed));
+    registry.register("commit_sync_seconds", "What a sync of the disk took", tally.syncs.clone());
+    counter(
+        registry,
+        "dead_letters_dropped",
+        "Dead letters that went because there were too many",
+        tally.dead_dropped.load(Ordering::Relaxed),
+    );
     registry.register("commit_seconds", "Time spent in transactions and syncs", ConstCounter::new(seconds));
     counter(
         registry,
@@ -111,6 +216,10 @@ fn store(registry: &mut Registry, host: &Host) -> Result<(), ApiError> {
     );
     gauge(registry, "log_head", "The offset of the next entry", host.log.head().0);
     Ok(())
+}
+
+fn seconds(nanoseconds: u64) -> f64 {
+    nanoseconds as f64 / 1e9
 }
 
 #[derive(Clone, Copy)]

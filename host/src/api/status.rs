@@ -13,10 +13,12 @@ use utoipa::ToSchema;
 
 use super::ApiError;
 use super::extract::Current;
-use crate::host::{Host, Standing, Supervised};
-use crate::ident::{ContentPath, IpnsName, KeyName};
+use crate::host::{Host, Loaded, Standing, Supervised};
+use crate::ident::{ContentPath, IpnsName, KeyName, PluginName};
+use crate::outbox::API_QUOTA;
 use crate::plugin::{DOCUMENT_BYTES, roster};
-use crate::store::{self, META, Snapshot, dead, names, outbox};
+use crate::room::Shortage;
+use crate::store::{self, META, Snapshot, Usage, dead, names, outbox};
 use crate::time::Timestamp;
 
 /// How the host is doing.
@@ -40,12 +42,43 @@ pub async fn status(Current(host): Current) -> Result<Json<Value>, ApiError> {
             "head": host.log.head(),
             "first": host.store.log_start()?,
         },
-        "outbox": { "waiting": waiting, "oldest": oldest },
+        "disk": {
+            "free_bytes": host.store.free()?,
+            "min_free_bytes": host.config.store.min_free_bytes,
+            "file_bytes": host.store.file_bytes(),
+            "held_bytes": Usage::of(&host.store.snapshot()?)?,
+            "max_held_bytes": host.config.store.max_bytes,
+            "shortage": host.room.shortage(),
+        },
+        "outbox": { "waiting": waiting, "oldest": oldest, "queues": queues(&host) },
         "dead_letters": dead::count(&host.store)?,
         "commits": { "count": commits, "mean_ms": spent as f64 / commits.max(1) as f64 / 1e6 },
         "names": own_names(&host)?,
         "plugins": host.plugins.len(),
     })))
+}
+
+/// The publishes of one owner that wait.
+#[derive(Debug, serde::Serialize)]
+pub struct Queue {
+    /// The plugin; `api` for callers of the API.
+    pub owner: String,
+    /// How many wait.
+    pub waiting: usize,
+    /// How many may; one more is refused.
+    pub limit: usize,
+}
+
+/// How far each quota of the outbox is used.
+pub fn queues(host: &Host) -> Vec<Queue> {
+    let waiting = |owner: Option<&PluginName>| host.backlog.length(owner).load(Ordering::Relaxed);
+    let of_plugin = |(name, plugin): (&PluginName, &Loaded)| Queue {
+        owner: name.to_string(),
+        waiting: waiting(Some(name)),
+        limit: plugin.limits.outbox,
+    };
+    let api = Queue { owner: "api".to_owned(), waiting: waiting(None), limit: API_QUOTA };
+    std::iter::once(api).chain(host.plugins.iter().map(of_plugin)).collect()
 }
 
 /// The host's own names, and how near each document is to the limit.
@@ -90,13 +123,17 @@ const RECENT: std::time::Duration = std::time::Duration::from_secs(3_600);
 
 fn troubles(host: &Host) -> Result<Vec<String>, ApiError> {
     let mut troubles = host.lost.clone();
+    if let Some(Shortage { reason, since, .. }) = host.room.shortage() {
+        troubles.push(format!("nothing is taken in since {since}: {reason}"));
+    }
     for refused in &host.not_loaded {
         troubles.push(format!("plugin {} is not loaded: {}", refused.name, refused.reason));
     }
     for (name, plugin) in &host.plugins {
         let status = plugin.handle.status();
         if let Some(reason) = status.reason {
-            troubles.push(format!("plugin {name} does not start: {reason}"));
+            let since = status.failing_since.unwrap_or(host.started);
+            troubles.push(format!("plugin {name} does not start since {since}: {reason}"));
         }
         for (key, limit) in status.too_large {
             troubles.push(format!("the document of {key} has more than {limit} bytes and is not published"));
@@ -108,6 +145,9 @@ fn troubles(host: &Host) -> Result<Vec<String>, ApiError> {
         && now.since(oldest) > LATE
     {
         troubles.push(format!("{waiting} publishes wait since {oldest}"));
+    }
+    for Queue { owner, limit, .. } in queues(host).into_iter().filter(|queue| queue.waiting >= queue.limit) {
+        troubles.push(format!("{limit} publishes of {owner} wait: more are refused"));
     }
     let snapshot = host.store.snapshot()?;
     troubles.extend(overlong_log(host, &snapshot)?);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dim_client::{Address, ClientError, Http};
-use futures::StreamExt as _;
+use futures::{Stream, StreamExt as _};
 use reqwest::Method;
 use serde_json::Value;
 
@@ -61,6 +61,16 @@ impl Client {
     /// Reads bytes as they are.
     pub async fn get_bytes(&self, segments: &[&str]) -> Result<Bytes, ClientError> {
         self.telling(self.http.bytes(self.http.request(Method::GET, segments)?)).await
+    }
+
+    /// Sends JSON and reads bytes as they come.
+    pub async fn chunks(
+        &self,
+        segments: &[&str],
+        body: &Value,
+    ) -> Result<impl Stream<Item = Result<Bytes, ClientError>> + use<>, ClientError> {
+        let request = self.http.request(Method::POST, segments)?.json(body);
+        self.telling(self.http.chunks(request)).await
     }
 
     /// Sends JSON.

@@ -1,21 +1,20 @@
 //! `dim run`: the life of a host in the foreground, in reading order.
 
-use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use clap::{Args, ValueEnum};
-use tokio::signal::unix::{SignalKind, signal};
+use clap::Args;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 use crate::api::Listener;
 use crate::backend::kubo;
 use crate::config::Config;
 use crate::host::{Options, Standing, Supervised};
 
+use super::logging::{LogFormat, Logging};
 use super::{Global, demo};
 
 #[derive(Debug, Args)]
@@ -45,39 +44,20 @@ fn parse_kubo(text: &str) -> Result<String, kubo::AddressError> {
     text.parse::<kubo::Address>().map(|_| text.to_owned())
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum LogFormat {
-    Text,
-    Json,
-}
-
 impl Run {
     pub fn execute(self, global: &Global) -> anyhow::Result<()> {
-        self.start_logging()?;
+        let config = self.config()?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        runtime.block_on(self.live(global))
-    }
-
-    fn start_logging(&self) -> anyhow::Result<()> {
         // What takes long at a first start is told in a demonstration too.
         let default = if self.demo.is_some() { "warn,dim::plugin::engine=info" } else { "info" };
-        let filter = match std::env::var("DIM_LOG") {
-            Ok(filter) => EnvFilter::try_new(filter).context("DIM_LOG is no filter")?,
-            Err(_) => EnvFilter::new(default),
-        };
-        let log = tracing_subscriber::fmt()
-            .with_env_filter(filter)
-            .with_writer(std::io::stderr)
-            .with_ansi(std::io::stderr().is_terminal());
-        match self.log_format {
-            LogFormat::Text => log.init(),
-            LogFormat::Json => log.json().init(),
+        let _logging = Logging::start(self.log_format, default, &config.telemetry, runtime.handle())?;
+        for unknown in config.unknown() {
+            tracing::warn!("the config has {unknown}, which this host does not know");
         }
-        Ok(())
+        runtime.block_on(self.live(config, global))
     }
 
-    async fn live(self, global: &Global) -> anyhow::Result<()> {
-        let mut config = self.config()?;
+    async fn live(self, mut config: Config, global: &Global) -> anyhow::Result<()> {
         // A demonstration must not write into the state of a real host.
         let temporary = match (self.demo, &global.state_dir) {
             (Some(_), None) => {
@@ -97,20 +77,25 @@ impl Run {
             async move { supervised.run(stop).await }
         });
         let demo = self.demonstrate(&supervised);
-        interrupted()?.await;
+        let mut signals = Signals::new()?;
+        signals.next().await;
         tracing::info!("shutting down; a second signal stops at once");
-        stop_serving.cancel();
-        for server in servers {
-            server.await??;
-        }
-        stop.cancel();
+        let ending = async {
+            stop_serving.cancel();
+            for server in servers {
+                server.await??;
+            }
+            stop.cancel();
+            running.await?;
+            match demo {
+                Some(demo) => demo.await?,
+                None => Ok(()),
+            }
+        };
         tokio::select! {
-            ended = running => ended?,
-            () = interrupted()? => anyhow::bail!("stopped at once, on a second signal"),
-        }
-        match demo {
-            Some(demo) => demo.await?,
-            None => Ok(()),
+            biased;
+            ended = ending => ended,
+            () = signals.next() => anyhow::bail!("stopped at once, on a second signal"),
         }
     }
 
@@ -127,9 +112,6 @@ impl Run {
             Some(path) => Config::read(path)?,
             None => Config::default(),
         };
-        for unknown in config.unknown() {
-            tracing::warn!("the config has {unknown}, which this host does not know");
-        }
         if let Some(address) = &self.kubo {
             config.ipfs.api_url = Some(address.clone());
         }
@@ -169,13 +151,22 @@ impl Run {
     }
 }
 
-/// Resolves on the next Ctrl-C or SIGTERM.
-fn interrupted() -> std::io::Result<impl Future<Output = ()>> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    Ok(async move {
+/// Ctrl-C and SIGTERM, from when this is made on.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    /// Resolves on the next one. Cancel safe.
+    async fn next(&mut self) {
         tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
         }
-    })
+    }
 }

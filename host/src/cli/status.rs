@@ -29,6 +29,7 @@ pub async fn execute(client: &Client, out: &Output) -> anyhow::Result<()> {
         ("state", text("/state_dir")),
         ("backend", format!("{}, {}", text("/backend/name"), text("/backend/address"))),
         ("log", format!("{} entries, the first held is {}", text("/log/head"), text("/log/first"))),
+        ("disk", disk(&status)),
         ("outbox", format!("{} waiting", text("/outbox/waiting"))),
         ("dead letters", text("/dead_letters")),
         ("plugins", text("/plugins")),
@@ -44,4 +45,19 @@ pub async fn execute(client: &Client, out: &Output) -> anyhow::Result<()> {
         line(&format!("{:<14}{} = /ipns/{}, {state}{size}", "name", member("key"), member("name")))?;
     }
     Ok(())
+}
+
+/// What the store holds of what it may, and what the disk has left.
+fn disk(status: &Value) -> String {
+    let bytes = |pointer: &str| status.pointer(pointer).and_then(Value::as_u64).unwrap_or(0);
+    let held: u64 = status
+        .pointer("/disk/held_bytes")
+        .and_then(Value::as_object)
+        .map_or(0, |parts| parts.values().filter_map(Value::as_u64).sum());
+    let (free, min_free) = (bytes("/disk/free_bytes"), bytes("/disk/min_free_bytes"));
+    let most = match status.pointer("/disk/max_held_bytes").and_then(Value::as_u64) {
+        Some(most) => format!(" of {most}"),
+        None => String::new(),
+    };
+    format!("the store holds {held}{most} bytes; {free} are free, {min_free} are to stay so")
 }

@@ -4,6 +4,7 @@ use cid::Cid;
 use redb::WriteTransaction;
 
 use super::NameChange;
+use crate::config::DeadLetterConfig;
 use crate::effect::NameUpdate;
 use crate::entry::{Event, Kind, Offset, Origin};
 use crate::ident::KeyName;
@@ -113,13 +114,14 @@ pub fn entries_of(batch: &Batch) -> Vec<Kind> {
     messages.chain(subscriptions).chain(batch.struck.iter().cloned()).collect()
 }
 
-/// Writes the effects of a batch and its cursor.
+/// Writes the effects of a batch and its cursor; returns how many old dead letters had to go.
 pub fn apply(
     write: &WriteTransaction,
     batch: &Batch,
     now: Timestamp,
+    kept: &DeadLetterConfig,
     wakes: &mut Wakes,
-) -> Result<(), StoreError> {
+) -> Result<u64, StoreError> {
     apply_state(write, batch)?;
     apply_timers(write, batch)?;
     write.open_table(CURSORS)?.insert(batch.id.0, (batch.cursor.0, batch.state_size))?;
@@ -134,7 +136,8 @@ pub fn apply(
         wakes.outbox = true;
     }
     wakes.names |= !batch.names.is_empty();
-    apply_failures(write, batch, wakes)
+    apply_retries(write, batch, wakes)?;
+    if batch.dead.is_empty() { Ok(0) } else { dead::put(write, &batch.dead, kept) }
 }
 
 fn apply_state(write: &WriteTransaction, batch: &Batch) -> Result<(), StoreError> {
@@ -167,10 +170,7 @@ fn apply_timers(write: &WriteTransaction, batch: &Batch) -> Result<(), StoreErro
     Ok(())
 }
 
-fn apply_failures(write: &WriteTransaction, batch: &Batch, wakes: &mut Wakes) -> Result<(), StoreError> {
-    if !batch.dead.is_empty() {
-        dead::put(write, &batch.dead)?;
-    }
+fn apply_retries(write: &WriteTransaction, batch: &Batch, wakes: &mut Wakes) -> Result<(), StoreError> {
     if !batch.retries.is_empty() {
         let first = next_numbers(write, "retries", batch.retries.len() as u64)?;
         let mut table = write.open_table(RETRIES)?;

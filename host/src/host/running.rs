@@ -19,7 +19,7 @@ use crate::outbox::Outbox;
 use crate::plugin::{Actor, Engine};
 use crate::retention::Retention;
 use crate::retries::Retries;
-use crate::store::outbox;
+use crate::store::{StoreError, names, outbox};
 use crate::subscription::{self, Prober, Subscriptions};
 
 /// How long the outbox may go on sending when the host ends.
@@ -53,15 +53,15 @@ impl Running {
     pub fn spawn(
         start: &Start,
         actors: Vec<(PluginName, Actor)>,
+        echoes: &Arc<Echoes>,
         received: &Arc<subscription::Tally>,
         fail: &Fail,
     ) -> Result<Self, HostError> {
         let stops = Stops::default();
-        let echoes = Arc::new(Echoes::default());
         let writer_thread = start.spawn_writer(stops.writer.clone(), fail.clone())?;
         let epoch_thread = spawn_epochs(start.engine.clone(), stops.writer.clone())?;
-        let intake_tasks = start.spawn_intake(&stops.intake, &echoes, received)?;
-        let other_tasks = start.spawn_tasks(&stops.tasks, &echoes);
+        let intake_tasks = start.spawn_intake(&stops.intake, echoes, received)?;
+        let other_tasks = start.spawn_tasks(&stops.tasks, echoes);
         let plugin_threads = actors
             .into_iter()
             .map(|(name, actor)| {
@@ -82,7 +82,7 @@ impl Running {
         self.stops.plugins.cancel();
         host.plugins.values().for_each(|plugin| plugin.handle.wake());
         join(self.plugin_threads).await;
-        drain_outbox(host).await;
+        drain(host).await;
         self.stops.tasks.cancel();
         self.other_tasks.close();
         self.other_tasks.wait().await;
@@ -102,17 +102,39 @@ impl Running {
     }
 }
 
-async fn drain_outbox(host: &Host) {
+/// Lets what was committed go out, within the grace; says what is left.
+async fn drain(host: &Host) {
     let deadline = Instant::now() + GRACE;
-    // Without a writer nothing drains any more.
-    while Instant::now() < deadline && !host.commit.is_closed() {
-        match outbox::waiting(&host.store) {
-            Ok((0, _)) | Err(_) => return,
-            Ok(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+    loop {
+        let Ok(left) = Left::of(host) else { return };
+        if left.is_nothing() {
+            return;
         }
+        // Without a writer nothing drains any more.
+        if Instant::now() >= deadline || host.commit.is_closed() {
+            let Left { publishes, names } = left;
+            tracing::info!(publishes, names, "these are left and go out after the next start");
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    if let Ok((left, _)) = outbox::waiting(&host.store) {
-        tracing::info!(left, "publishes are left in the outbox and go out after the next start");
+}
+
+/// What was committed and the backend has not accepted yet.
+struct Left {
+    publishes: u64,
+    names: usize,
+}
+
+impl Left {
+    fn of(host: &Host) -> Result<Self, StoreError> {
+        let names = names::all(&host.store.snapshot()?)?;
+        let names = names.iter().filter(|(_, known)| !known.is_published()).count();
+        Ok(Self { publishes: outbox::waiting(&host.store)?.0, names })
+    }
+
+    fn is_nothing(&self) -> bool {
+        self.publishes == 0 && self.names == 0
     }
 }
 
@@ -153,6 +175,7 @@ impl Start {
             interest: self.interest.clone(),
             echoes: echoes.clone(),
             hearings: self.hearings.clone(),
+            room: self.room.clone(),
             tally: tally.clone(),
         };
         tasks.spawn(subscriptions.run(stop.clone()));
@@ -161,6 +184,7 @@ impl Start {
             log: self.log.clone(),
             interest: self.interest.clone(),
             hearings: self.hearings.clone(),
+            room: self.room.clone(),
             topic: format!("dim.probe.{}", self.id).parse::<Topic>()?,
         };
         tasks.spawn(prober.run(stop.clone()));
@@ -171,6 +195,7 @@ impl Start {
             interest: self.interest.clone(),
             keys: self.keys.clone(),
             every: self.config.follow_every(),
+            room: self.room.clone(),
         };
         tasks.spawn(follower.run(stop.clone()));
         Ok(tasks)
@@ -201,10 +226,11 @@ impl Start {
         let retention = Retention {
             store: store.clone(),
             commit: commit.clone(),
-            log: self.config.store.log.clone(),
+            kept: self.config.store.clone(),
             plugins: self.configured.clone(),
         };
         tasks.spawn(retention.run(stop.clone()));
+        tasks.spawn(self.lookout().run(stop.clone()));
         tasks
     }
 }

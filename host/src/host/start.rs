@@ -25,10 +25,11 @@ use crate::log::EventLog;
 use crate::outbox::Sent;
 use crate::plugin::roster::{self, Missed};
 use crate::plugin::{Actor, Engine, Grants, NameOrKey, Parts, Prepared, Resolved, SessionParts, World};
+use crate::room::{Lookout, Quota, Room};
 use crate::store::outbox::Backlog;
 use crate::store::{Store, StoreError, names};
 use crate::subscription::Hearings;
-use crate::time::Timestamp;
+use crate::time::{Clock, Timestamp};
 
 /// How long the daemon may take to say which keys it has, when the host makes its first ones.
 const KEYS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -48,6 +49,7 @@ pub struct Start {
     pub(super) hearings: Arc<Hearings>,
     pub(super) commit: Arc<Commit>,
     pub(super) log: Arc<EventLog>,
+    pub(super) room: Arc<Room>,
     pub(super) engine: Arc<Engine>,
     pub(super) plugins: BTreeMap<PluginName, Loaded>,
     pub(super) actors: Vec<(PluginName, Actor)>,
@@ -60,16 +62,17 @@ pub struct Start {
 
 impl Start {
     /// Opens what the host is made of.
-    pub fn new(config: Config, store: Arc<Store>) -> Result<Self, HostError> {
+    pub fn new(config: Config, store: Arc<Store>, clock: Arc<dyn Clock>) -> Result<Self, HostError> {
         let keys = Arc::new(Keyring::open(&store)?);
         let (backend, bus) = choose_backend(&config, &store, &keys)?;
         let interest = Arc::new(Interest::default());
         let backlog = Arc::new(Backlog::restore(&store)?);
-        let commit = Arc::new(Commit::new(config.store.durability, interest.clone(), backlog.clone()));
+        let room = Arc::new(Room::default());
+        let commit = Arc::new(Commit::new(&config.store, interest.clone(), backlog.clone(), room.clone()));
         let (next, last) = store.log_end()?;
-        let log = Arc::new(EventLog::new(store.clone(), next, last));
+        let log = Arc::new(EventLog::new(store.clone(), next, last, clock));
         let engine = Arc::new(Engine::new(store.clone()).map_err(HostError::Engine)?);
-        Ok(Self {
+        let start = Self {
             id: identity(&store)?,
             secret: secret(&store)?,
             config,
@@ -89,7 +92,20 @@ impl Start {
             not_loaded: Vec::new(),
             configured: Vec::new(),
             lost: Vec::new(),
-        })
+            room,
+        };
+        // Before anything is taken in.
+        start.lookout().look()?;
+        Ok(start)
+    }
+
+    pub(super) fn lookout(&self) -> Lookout {
+        Lookout {
+            store: self.store.clone(),
+            log: self.log.clone(),
+            room: self.room.clone(),
+            quota: Quota::new(&self.config.store),
+        }
     }
 
     /// Loads the plugins; one that cannot be loaded stops no other.
@@ -161,10 +177,11 @@ impl Start {
             secret: self.secret,
             log: self.log.clone(),
             commit: self.commit.clone(),
+            room: self.room.clone(),
         };
         let (actor, handle) = Actor::new(parts)?;
         self.actors.push((name.clone(), actor));
-        self.plugins.insert(name, Loaded { handle, prepared, grants, source });
+        self.plugins.insert(name, Loaded { handle, prepared, grants, limits, source });
         Ok(())
     }
 
@@ -254,7 +271,8 @@ impl Start {
         let (fail, failed) = watch::channel(None);
         let received = Arc::default();
         let actors = std::mem::take(&mut self.actors);
-        let running = Running::spawn(&self, actors, &received, &Arc::new(fail))?;
+        let echoes = Arc::default();
+        let running = Running::spawn(&self, actors, &echoes, &received, &Arc::new(fail))?;
         Ok(Host {
             id: self.id,
             started: Timestamp::wall(),
@@ -270,8 +288,10 @@ impl Start {
             hearings: self.hearings,
             received,
             sent: self.sent,
+            room: self.room,
             backlog: self.backlog,
             plugins: self.plugins,
+            echoes,
             not_loaded: self.not_loaded,
             lost: self.lost,
             ended: CancellationToken::new(),

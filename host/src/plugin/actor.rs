@@ -5,6 +5,7 @@ mod body;
 mod delivery;
 mod handle;
 mod recorded;
+mod status;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,10 +15,11 @@ use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
-pub use handle::{Handle, PluginStatus};
+pub use handle::Handle;
+pub use status::{EffectCounts, PluginStatus};
 
 use super::event::reply_error;
-use super::instance::{CallError, thread_cpu};
+use super::instance::CallError;
 use super::session::{Mode, Session, SessionParts};
 use super::wasi::EntryRandom;
 use super::{Batch, Change, Prepared, Reply, ReplyError};
@@ -25,8 +27,8 @@ use crate::commit::{Commit, Progress};
 use crate::entry::{Entry, Event, Kind, Offset};
 use crate::ident::PluginName;
 use crate::log::EventLog;
+use crate::room::Room;
 use crate::store::StoreError;
-use crate::time::nanoseconds;
 
 use body::{Body, Restart};
 use delivery::{Delivery, Outcome};
@@ -54,6 +56,8 @@ const IDLE: Duration = Duration::from_secs(5);
 const TICK_EVERY: Duration = Duration::from_millis(10);
 /// How often it is looked whether an entry is durable that must be before it is handled.
 const COMMIT_POLL: Duration = Duration::from_millis(1);
+/// How often it is looked whether there is room again.
+const STANDSTILL: Duration = Duration::from_millis(100);
 /// Why an actor ended before it was told to.
 #[derive(Debug, Error)]
 #[error("plugin {plugin} cannot go on")]
@@ -79,6 +83,8 @@ pub struct Parts {
     pub log: Arc<EventLog>,
     /// The writer.
     pub commit: Arc<Commit>,
+    /// Whether there is room for more.
+    pub room: Arc<Room>,
 }
 
 /// A plugin's thread.
@@ -94,6 +100,7 @@ pub struct Actor {
     hash_seed: u128,
     log: Arc<EventLog>,
     commit: Arc<Commit>,
+    room: Arc<Room>,
     progress: Arc<Progress>,
     inbox: Inbox,
     buffer: VecDeque<Arc<Entry>>,
@@ -116,12 +123,12 @@ pub struct Actor {
 impl Actor {
     /// An actor that has not run, and the handle to it.
     pub fn new(parts: Parts) -> Result<(Self, Handle), StoreError> {
-        let Parts { prepared, config, state_version, session, secret, log, commit } = parts;
+        let Parts { prepared, config, state_version, session, secret, log, commit, room } = parts;
         let plugin = session.plugin.clone();
         let version = prepared.inspection.manifest.version.clone();
         let session = Session::new(session, version.clone())?;
         let cursor = session.effects.batch.cursor;
-        let (handle, inbox) = handle::pair(plugin.clone(), log.clone());
+        let (handle, inbox) = handle::pair(plugin.clone(), log.clone(), room.clone());
         let secret = secret_of(&secret, &plugin);
         let mut actor = Self {
             version,
@@ -133,6 +140,7 @@ impl Actor {
             hash_seed: u128::from_be_bytes(secret[..16].try_into().expect("16 of 32 bytes")),
             log,
             commit,
+            room,
             progress: Arc::new(Progress::new(inbox.mailbox.clone())),
             inbox,
             buffer: VecDeque::new(),
@@ -206,6 +214,10 @@ impl Actor {
             return Ok(Some(self.until_restart()));
         }
         self.answer_queries()?;
+        if self.room.is_at_standstill() {
+            self.hand_over();
+            return Ok(Some(STANDSTILL));
+        }
         if self.buffer.is_empty() {
             let cursor = self.cursor();
             self.log.read(cursor, READ, &mut self.buffer)?;
@@ -379,6 +391,7 @@ impl Actor {
         self.stored_at = Instant::now();
         self.batch_begun = None;
         let batch = self.session_mut().seal();
+        self.tally.effects.add(&batch);
         self.commit.submit(batch, self.progress.clone());
         true
     }
@@ -387,21 +400,6 @@ impl Actor {
     fn watch(&self) {
         let topics = self.session().world.subscriptions().iter().cloned().collect();
         self.log.watch(&self.plugin, topics, &self.inbox.mailbox);
-    }
-
-    fn show(&mut self) {
-        self.tally.cursor = self.cursor().0;
-        self.tally.state_bytes = self.session().effects.state_size;
-        self.tally.timers = self.session().effects.timers.count();
-        self.tally.memory = match &self.body {
-            Body::Live(instance) => instance.memory(),
-            _ => 0,
-        };
-        self.tally.cpu = nanoseconds(thread_cpu());
-        if self.tally.too_large != self.session().too_large {
-            self.tally.too_large = self.session().too_large.clone();
-        }
-        self.inbox.show(&self.tally);
     }
 }
 

@@ -12,6 +12,7 @@ use crate::entry::Resolution;
 use crate::entry::{Kind, Offset};
 use crate::ident::{IpnsName, KeyName, PluginName, Topic};
 use crate::plugin::world::{OwnName, World};
+use crate::room::NoRoom;
 use crate::store::PluginId;
 use crate::time::Timestamp;
 
@@ -74,6 +75,9 @@ pub enum ReplyError {
     /// What it is about does not exist.
     #[error("not found: {0}")]
     NotFound(String),
+    /// The host takes in nothing for now.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     /// It cannot be done as things stand.
     #[error("conflict: {0}")]
     Conflict(String),

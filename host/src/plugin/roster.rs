@@ -53,26 +53,31 @@ pub fn enter(
     inspection: &Inspection,
     head: Offset,
 ) -> Result<Stored, StoreError> {
-    let write = store.begin()?;
-    let known = row(&write.open_table(PLUGINS)?, name)?;
-    let row = Row {
-        id: match &known {
-            Some(known) => known.id,
-            None => PluginId(
-                u32::try_from(store::next_numbers(&write, "plugins", 1)?)
-                    .map_err(|_| StoreError::corrupt("plugins", "their numbers are used up"))?,
-            ),
-        },
+    let known = row(&store.snapshot()?.table(PLUGINS)?, name)?;
+    let entered = Row {
+        // The first number that is given is 1.
+        id: known.as_ref().map_or(PluginId(0), |known| known.id),
         version: inspection.manifest.version.clone(),
         digest: inspection.digest.to_string(),
         state_version: known.as_ref().and_then(|known| known.state_version),
     };
-    put_row(&mut write.open_table(PLUGINS)?, name, &row)?;
-    if known.is_none() {
-        write.open_table(CURSORS)?.insert(row.id.0, (head.0, 0))?;
-    }
-    write.commit()?;
+    // The disk may be full: what stands there already is not written again.
+    let row = if known.as_ref() == Some(&entered) { entered } else { put(store, name, entered, head)? };
     stored(store, name, row)
+}
+
+/// Writes the row of a plugin; one without a number gets the next one, and starts at `head`.
+fn put(store: &Store, name: &PluginName, mut row: Row, head: Offset) -> Result<Row, StoreError> {
+    let write = store.begin()?;
+    if row.id == PluginId(0) {
+        let number = u32::try_from(store::next_numbers(&write, "plugins", 1)?);
+        let number = number.map_err(|_| StoreError::corrupt("plugins", "their numbers are used up"))?;
+        row.id = PluginId(number);
+        write.open_table(CURSORS)?.insert(number, (head.0, 0))?;
+    }
+    put_row(&mut write.open_table(PLUGINS)?, name, &row)?;
+    write.commit()?;
+    Ok(row)
 }
 
 /// The number and the cursor of a plugin, if it was ever entered.

@@ -1,23 +1,23 @@
 //! Owns the rows of dead letters: events that a plugin could not handle, in the order in which they
 //! were set aside.
 
-use redb::{ReadableTableMetadata as _, WriteTransaction};
+use redb::{ReadableTable, ReadableTableMetadata as _, WriteTransaction};
 
-use super::{DEAD, META, Store, StoreError, counter, next_numbers, set_counter};
+use super::{DEAD, META, Store, StoreError, add_to_counter, counter, next_numbers, set_counter};
+use crate::config::DeadLetterConfig;
 use crate::effect::DeadLetter;
 use crate::ident::PluginName;
-
-/// How many letters are kept; beyond it the oldest go, with a warning.
-const MAX_LETTERS: u64 = 10_000;
-
-/// Bytes that the letters may have; beyond it the oldest go, too.
-const MAX_BYTES: u64 = 256 << 20;
 
 /// Counted along: the table would have to be read.
 const BYTES: &str = "dead-bytes";
 
 /// Sets events aside, in the transaction of the commit.
-pub fn put(write: &WriteTransaction, letters: &[DeadLetter]) -> Result<(), StoreError> {
+/// Beyond what may be kept the oldest go, with a warning; returns how many did.
+pub fn put(
+    write: &WriteTransaction,
+    letters: &[DeadLetter],
+    kept: &DeadLetterConfig,
+) -> Result<u64, StoreError> {
     let first = next_numbers(write, "dead", letters.len() as u64)?;
     let mut table = write.open_table(DEAD)?;
     let mut held = counter(&write.open_table(META)?, BYTES)?;
@@ -27,7 +27,7 @@ pub fn put(write: &WriteTransaction, letters: &[DeadLetter]) -> Result<(), Store
         held += bytes.len() as u64;
     }
     let mut dropped = 0;
-    while table.len()? > MAX_LETTERS || held > MAX_BYTES {
+    while table.len()? > kept.max_count || held > kept.max_bytes {
         let Some((_, letter)) = table.pop_first()? else { break };
         held = held.saturating_sub(letter.value().len() as u64);
         dropped += 1;
@@ -35,7 +35,13 @@ pub fn put(write: &WriteTransaction, letters: &[DeadLetter]) -> Result<(), Store
     if dropped > 0 {
         tracing::warn!(dropped, "the oldest dead letters are dropped: there are too many");
     }
-    set_counter(write, BYTES, held)
+    set_counter(write, BYTES, held)?;
+    Ok(dropped)
+}
+
+/// The bytes of all letters.
+pub fn bytes(meta: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<u64, StoreError> {
+    counter(meta, BYTES)
 }
 
 /// Takes a letter away, if there is one.
@@ -43,8 +49,7 @@ pub fn take(write: &WriteTransaction, id: u64) -> Result<Option<DeadLetter>, Sto
     let Some(bytes) = write.open_table(DEAD)?.remove(id)?.map(|bytes| bytes.value().to_vec()) else {
         return Ok(None);
     };
-    let held = counter(&write.open_table(META)?, BYTES)?;
-    set_counter(write, BYTES, held.saturating_sub(bytes.len() as u64))?;
+    add_to_counter(write, BYTES, -(bytes.len() as i64))?;
     read(&bytes).map(Some)
 }
 

@@ -7,7 +7,7 @@
 use cid::Cid;
 use redb::{ReadableTable, WriteTransaction};
 
-use super::{DOCUMENTS, HOLDS, META, SUPERSEDED, Snapshot, StoreError, counter, set_counter};
+use super::{DOCUMENTS, HOLDS, META, SUPERSEDED, Snapshot, StoreError, add_to_counter, counter};
 use crate::entry::Offset;
 use crate::ident::ContentPath;
 
@@ -15,6 +15,7 @@ use crate::ident::ContentPath;
 pub fn keep(write: &WriteTransaction, cid: &Cid, data: &[u8]) -> Result<(), StoreError> {
     if add_hold(write, cid)? == 1 {
         write.open_table(DOCUMENTS)?.insert(cid.to_bytes().as_slice(), data)?;
+        add_to_counter(write, BYTES, data.len() as i64)?;
     }
     Ok(())
 }
@@ -43,7 +44,8 @@ pub fn release(write: &WriteTransaction, cid: &Cid) -> Result<(), StoreError> {
         holds.insert(key.as_slice(), count - 1)?;
     } else {
         holds.remove(key.as_slice())?;
-        write.open_table(DOCUMENTS)?.remove(key.as_slice())?;
+        let gone = write.open_table(DOCUMENTS)?.remove(key.as_slice())?.map_or(0, |data| data.value().len());
+        add_to_counter(write, BYTES, -(gone as i64))?;
     }
     Ok(())
 }
@@ -57,12 +59,19 @@ pub fn supersede(write: &WriteTransaction, at: Offset, cid: &Cid) -> Result<(), 
     if before {
         return release(write, cid);
     }
-    let held = counter(&write.open_table(META)?, BYTES)?;
-    set_counter(write, BYTES, held + len as u64)
+    add_to_counter(write, SUPERSEDED_BYTES, len as i64)
 }
 
+/// Bytes of all files, counted along.
+pub(super) const BYTES: &str = "document-bytes";
+
 /// Bytes of all superseded files, counted along.
-const BYTES: &str = "superseded-bytes";
+const SUPERSEDED_BYTES: &str = "superseded-bytes";
+
+/// The bytes of all files.
+pub fn bytes(meta: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<u64, StoreError> {
+    counter(meta, BYTES)
+}
 
 /// A file that no name points to any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,7 +99,7 @@ pub fn superseded(
 
 /// How many bytes they have.
 pub fn superseded_bytes(snapshot: &Snapshot) -> Result<u64, StoreError> {
-    counter(&snapshot.table(META)?, BYTES)
+    counter(&snapshot.table(META)?, SUPERSEDED_BYTES)
 }
 
 /// Ends the log's hold on files.
@@ -99,9 +108,8 @@ pub fn forget(write: &WriteTransaction, gone: &[Superseded]) -> Result<(), Store
         write.open_table(SUPERSEDED)?.remove((at.0, cid.to_bytes().as_slice()))?;
         release(write, cid)?;
     }
-    let held = counter(&write.open_table(META)?, BYTES)?;
     let freed: u64 = gone.iter().map(|file| file.bytes).sum();
-    set_counter(write, BYTES, held.saturating_sub(freed))
+    add_to_counter(write, SUPERSEDED_BYTES, -(freed as i64))
 }
 
 /// The file at `/ipfs/CID`, if it is held.

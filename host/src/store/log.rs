@@ -3,7 +3,7 @@
 use bytes::{Bytes, BytesMut};
 use redb::{ReadableDatabase as _, ReadableTable, WriteTransaction};
 
-use super::{LOG, META, Store, StoreError, counter, set_counter};
+use super::{LOG, Store, StoreError, add_to_counter, counter};
 use crate::entry::{Entry, Offset, decode_chunk, encode_into};
 use crate::time::Timestamp;
 
@@ -64,7 +64,7 @@ pub fn append<'a>(
 ) -> Result<(), StoreError> {
     let mut table = write.open_table(LOG)?;
     let mut chunk = BytesMut::with_capacity(CHUNK_BYTES);
-    let (mut first, mut written) = (None, 0);
+    let (mut first, mut written) = (None, 0_u64);
     for entry in entries {
         first.get_or_insert(entry.offset);
         encode_into(entry, &mut chunk);
@@ -79,8 +79,7 @@ pub fn append<'a>(
         written += chunk.len() as u64;
     }
     if written > 0 {
-        let before = bytes(&write.open_table(META)?)?;
-        set_counter(write, BYTES, before + written)?;
+        add_to_counter(write, BYTES, written as i64)?;
     }
     Ok(())
 }
@@ -88,12 +87,11 @@ pub fn append<'a>(
 /// Removes rows of the log, by their first offsets.
 pub fn trim(write: &WriteTransaction, rows: &[u64]) -> Result<(), StoreError> {
     let mut table = write.open_table(LOG)?;
-    let mut removed = 0;
+    let mut removed: u64 = 0;
     for row in rows {
         removed += table.remove(row)?.map_or(0, |chunk| chunk.value().len() as u64);
     }
-    let before = bytes(&write.open_table(META)?)?;
-    set_counter(write, BYTES, before.saturating_sub(removed))
+    add_to_counter(write, BYTES, -(removed as i64))
 }
 
 /// Counted along.

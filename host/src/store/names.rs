@@ -169,6 +169,30 @@ pub fn accept(write: &WriteTransaction, key: &KeyName, accepted: Accepted) -> Re
     put(write, key, &Known { published: Some(Accepted { is_held, ..accepted }), ..known })
 }
 
+/// After a restore from a backup: others may have seen records that are newer than what the backup knows
+/// of. The value that it has is published again, with a sequence that is higher than theirs.
+pub fn overtake(write: &WriteTransaction) -> Result<(), StoreError> {
+    let mut table = write.open_table(NAMES)?;
+    let mut overtaken = Vec::new();
+    for row in table.iter()? {
+        let (key, bytes) = row?;
+        let mut known = decode(bytes.value())?;
+        if let Some(accepted) = &mut known.published {
+            accepted.of = 0;
+            accepted.sequence = accepted.sequence.saturating_add(OVERTAKING);
+        }
+        overtaken.push((key.value().to_owned(), known));
+    }
+    for (key, known) in overtaken {
+        let bytes = serde_json::to_vec(&known).expect("a name is plain data");
+        table.insert(key.as_str(), bytes.as_slice())?;
+    }
+    Ok(())
+}
+
+/// More records than a host publishes of one name within years.
+const OVERTAKING: u64 = 1 << 32;
+
 /// What is committed under a key.
 pub fn known(snapshot: &Snapshot, key: &KeyName) -> Result<Option<Known>, StoreError> {
     read(&snapshot.table(NAMES)?, key)

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use redb::{ReadableTable, ReadableTableMetadata as _, WriteTransaction};
 
-use super::{OUTBOX, Store, StoreError, next_numbers};
+use super::{OUTBOX, Store, StoreError, add_to_counter, counter, next_numbers};
 use crate::effect::Publish;
 use crate::ident::{PluginName, Topic};
 use crate::time::Timestamp;
@@ -23,6 +23,7 @@ pub fn enqueue(
 ) -> Result<(), StoreError> {
     let first = next_numbers(write, "outbox", publishes.len() as u64)?;
     let mut table = write.open_table(OUTBOX)?;
+    let mut added = 0;
     for (number, publish) in (first..).zip(publishes) {
         let row = Row {
             plugin: plugin.map(PluginName::to_string),
@@ -30,9 +31,29 @@ pub fn enqueue(
             data: publish.data.clone(),
             time: now.0,
         };
-        table.insert(number, row.encode_to_vec().as_slice())?;
+        let row = row.encode_to_vec();
+        table.insert(number, row.as_slice())?;
+        added += row.len() as i64;
     }
-    Ok(())
+    add_to_counter(write, BYTES, added)
+}
+
+/// Removes publishes by their numbers: they were accepted, or have expired.
+pub fn forget(write: &WriteTransaction, numbers: &[u64]) -> Result<(), StoreError> {
+    let mut table = write.open_table(OUTBOX)?;
+    let mut removed = 0;
+    for number in numbers {
+        removed += table.remove(number)?.map_or(0, |row| row.value().len() as i64);
+    }
+    add_to_counter(write, BYTES, -removed)
+}
+
+/// Counted along.
+pub(super) const BYTES: &str = "outbox-bytes";
+
+/// The bytes of all publishes that wait.
+pub fn bytes(meta: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<u64, StoreError> {
+    counter(meta, BYTES)
 }
 
 /// How many publishes wait, and since when the oldest does.

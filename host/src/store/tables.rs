@@ -39,24 +39,23 @@ pub const DEAD: TableDefinition<u64, &[u8]> = TableDefinition::new("dead");
 /// Events that are to be handled again, by the time they are due and a running number.
 pub const RETRIES: TableDefinition<(u64, u64), &[u8]> = TableDefinition::new("retries");
 
+/// Hands all tables to a macro.
+macro_rules! all {
+    ($each:ident) => {
+        $each!(
+            META, LOG, PLUGINS, CURSORS, WORLDS, STATE, TIMERS, OUTBOX, NAMES, FOLLOWED, DOCUMENTS, HOLDS,
+            SUPERSEDED, PINS, DEAD, RETRIES,
+        )
+    };
+}
+pub(super) use all;
+
 /// Opens each table once, so that a read finds them all.
 pub fn create_all(write: &WriteTransaction) -> Result<(), StoreError> {
-    write.open_table(META)?;
-    write.open_table(LOG)?;
-    write.open_table(PLUGINS)?;
-    write.open_table(CURSORS)?;
-    write.open_table(WORLDS)?;
-    write.open_table(STATE)?;
-    write.open_table(TIMERS)?;
-    write.open_table(OUTBOX)?;
-    write.open_table(NAMES)?;
-    write.open_table(FOLLOWED)?;
-    write.open_table(DOCUMENTS)?;
-    write.open_table(HOLDS)?;
-    write.open_table(SUPERSEDED)?;
-    write.open_table(PINS)?;
-    write.open_table(DEAD)?;
-    write.open_table(RETRIES)?;
+    macro_rules! each {
+        ($($table:ident),* $(,)?) => { $(write.open_table($table)?;)* };
+    }
+    all!(each);
     Ok(())
 }
 

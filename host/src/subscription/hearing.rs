@@ -33,6 +33,14 @@ pub struct TopicHearing {
     without_peers: u32,
     /// Why listening is not proven by now, as far as that is known.
     pub deaf: Option<String>,
+    /// Messages that were taken in since the host started.
+    pub received: u64,
+    /// Messages that came and could not be taken in.
+    pub lost: u64,
+    /// Gaps that were told.
+    pub gaps: u64,
+    /// How long they were, in all.
+    pub deaf_for: Duration,
 }
 
 /// What is listened to.
@@ -87,6 +95,8 @@ impl Hearings {
         for (topic, hearing) in self.lock().iter_mut() {
             let Some(span) = hearing.prove(time) else { continue };
             if let Some(since) = span.missed_since {
+                hearing.gaps += 1;
+                hearing.deaf_for += span.since.since(since);
                 kinds.push(Kind::Event(Event::Gap { topic: topic.clone(), since, until: span.since }));
             }
             heard.push(Hearing { topic: topic.clone(), since: span.since, until: time });
@@ -101,6 +111,14 @@ impl Hearings {
     pub fn received(&self, topic: &Topic) {
         if let Some(hearing) = self.lock().get_mut(topic) {
             hearing.expects_peers &= hearing.peer_count() > 0;
+            hearing.received += 1;
+        }
+    }
+
+    /// Notes that a message came that could not be taken in.
+    pub fn lost(&self, topic: &Topic) {
+        if let Some(hearing) = self.lock().get_mut(topic) {
+            hearing.lost += 1;
         }
     }
 

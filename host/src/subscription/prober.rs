@@ -16,6 +16,7 @@ use crate::backoff::Backoff;
 use crate::ident::Topic;
 use crate::interest::Interest;
 use crate::log::EventLog;
+use crate::room::Room;
 use crate::time::Timestamp;
 
 /// How often listening is proven.
@@ -39,6 +40,8 @@ pub struct Prober {
     pub interest: Arc<Interest>,
     /// What is listened to.
     pub hearings: Arc<Hearings>,
+    /// Whether messages are taken in.
+    pub room: Arc<Room>,
     /// The topic of the probes: this host's own.
     pub topic: Topic,
 }
@@ -70,7 +73,7 @@ impl Prober {
 
     fn proven(&self, time: Timestamp) {
         // While the log has no room the streams are not read, and the daemon drops messages.
-        if self.log.has_room() {
+        if self.log.has_room() && self.room.check().is_ok() {
             self.log.append_now(self.hearings.prove(time));
         }
     }
@@ -132,7 +135,9 @@ impl Prober {
         let mut peers = self.backend.pubsub.peers(topic).await?;
         peers.sort();
         let is_connected = !peers.is_empty() || self.backend.pubsub.is_connected().await?;
-        self.log.append_now(self.hearings.set_peers(topic, peers, is_connected));
+        if self.room.check().is_ok() {
+            self.log.append_now(self.hearings.set_peers(topic, peers, is_connected));
+        }
         Ok(())
     }
 }

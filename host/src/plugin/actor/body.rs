@@ -46,18 +46,14 @@ impl Actor {
         match self.start()? {
             Ok(()) => {
                 self.restart = None;
-                self.tally.state = "running";
-                self.tally.reason = None;
-                self.show();
+                self.show_running();
                 Ok(true)
             }
             Err(reason) => {
                 let pause = self.restart.as_ref().map_or(RESTART.0, |last| (last.pause * 2).min(RESTART.1));
                 tracing::error!(plugin = %self.plugin, "does not start, trying again in {pause:?}: {reason}");
                 self.restart = Some(Restart { at: Instant::now() + pause, pause });
-                self.tally.state = "failing";
-                self.tally.reason = Some(reason);
-                self.show();
+                self.show_failing(reason);
                 Ok(false)
             }
         }

@@ -1,15 +1,17 @@
 //! Owns the other end of an actor: how the rest of the host asks, orders and sees how it is doing.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::oneshot;
 
+use super::PluginStatus;
 use crate::entry::{Kind, Offset};
-use crate::ident::{KeyName, PluginName};
+use crate::ident::PluginName;
 use crate::log::{EventLog, Mailbox};
 use crate::plugin::{Reply, ReplyError};
+use crate::room::Room;
 
 /// Queries that wait at one plugin; one more is refused.
 const QUERIES: usize = 1024;
@@ -24,39 +26,6 @@ pub struct Query {
     pub to: oneshot::Sender<Reply>,
 }
 
-/// How a plugin is doing, as the operator sees it.
-#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, utoipa::ToSchema)]
-pub struct PluginStatus {
-    /// `starting`, `running` or `failing`.
-    pub state: &'static str,
-    /// Why it is failing.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false)]
-    pub reason: Option<String>,
-    /// The next entry that it will read.
-    pub cursor: u64,
-    /// Events, commands and timers that it handled.
-    pub handled: u64,
-    /// Events that it rejected or put off, and traps.
-    pub failures: u64,
-    /// Events that were set aside.
-    pub dead_letters: u64,
-    /// Instances that were made.
-    pub instances: u64,
-    /// CPU time, in nanoseconds.
-    pub cpu: u64,
-    /// Bytes of memory of the instance.
-    pub memory: usize,
-    /// Bytes of its state.
-    pub state_bytes: u64,
-    /// Timers that are set.
-    pub timers: usize,
-    /// The keys whose last document was too large to be published, each with its limit in bytes.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    #[schema(value_type = BTreeMap<String, usize>)]
-    pub too_large: BTreeMap<KeyName, usize>,
-}
-
 /// Who waits for the reply of a command, by the offset of its entry; none once the actor has ended.
 type Waiting = Mutex<Option<HashMap<Offset, oneshot::Sender<Reply>>>>;
 
@@ -65,6 +34,7 @@ type Waiting = Mutex<Option<HashMap<Offset, oneshot::Sender<Reply>>>>;
 pub struct Handle {
     name: PluginName,
     log: Arc<EventLog>,
+    room: Arc<Room>,
     mailbox: Arc<Mailbox>,
     queries: SyncSender<Query>,
     waiting: Arc<Waiting>,
@@ -83,13 +53,14 @@ pub struct Inbox {
 }
 
 /// The two ends between the actor of `name` and the rest of the host.
-pub fn pair(name: PluginName, log: Arc<EventLog>) -> (Handle, Inbox) {
+pub fn pair(name: PluginName, log: Arc<EventLog>, room: Arc<Room>) -> (Handle, Inbox) {
     let (to_queries, queries) = sync_channel(QUERIES);
     let waiting = Arc::new(Mutex::new(Some(HashMap::new())));
     let inbox = Inbox { mailbox: Arc::new(Mailbox::new()), queries, waiting, status: Arc::default() };
     let handle = Handle {
         name,
         log,
+        room,
         mailbox: inbox.mailbox.clone(),
         queries: to_queries,
         waiting: inbox.waiting.clone(),
@@ -128,6 +99,7 @@ impl Handle {
         if let Some(reason) = self.status().reason {
             return Err(ReplyError::Unavailable(reason));
         }
+        self.room.check()?;
         let (to, reply) = oneshot::channel();
         self.log.room().await;
         {

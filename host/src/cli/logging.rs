@@ -1,0 +1,128 @@
+//! Owns the log of a program that runs for long: on standard error, and where the config says so at an
+//! OpenTelemetry collector too.
+
+use std::io::IsTerminal as _;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use async_trait::async_trait;
+use bytes::Bytes;
+use clap::ValueEnum;
+use http::{Request, Response};
+use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
+use opentelemetry_http::{HttpClient, HttpError};
+use opentelemetry_otlp::{LogExporter, Protocol, WithExportConfig as _, WithHttpConfig as _};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::logs::SdkLoggerProvider;
+use tokio::runtime::Handle;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
+
+use crate::config::Telemetry;
+
+/// How long what was logged last may take to the collector when the program ends.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// How long one export may take.
+const EXPORT: Duration = Duration::from_secs(10);
+
+/// The parts that do the exporting: what they log must not be exported again.
+const EXPORTERS: [&str; 5] = ["hyper", "hyper_util", "reqwest", "rustls", "opentelemetry"];
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people
+    Text,
+    /// For programs, an object a line
+    Json,
+}
+
+/// The log; what is on its way to a collector is sent when this goes.
+pub struct Logging {
+    exported: Option<SdkLoggerProvider>,
+}
+
+impl Logging {
+    /// Starts the log of this process; `default` filters where `DIM_LOG` does not.
+    pub fn start(
+        format: LogFormat,
+        default: &str,
+        telemetry: &Telemetry,
+        runtime: &Handle,
+    ) -> anyhow::Result<Self> {
+        let filter = || match std::env::var("DIM_LOG") {
+            Ok(filter) => EnvFilter::try_new(filter).context("DIM_LOG is no filter"),
+            Err(_) => Ok(EnvFilter::new(default)),
+        };
+        let written = tracing_subscriber::fmt::layer()
+            .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal());
+        let written = match format {
+            LogFormat::Text => written.boxed(),
+            LogFormat::Json => written.json().boxed(),
+        };
+        let exported =
+            telemetry.otlp_endpoint.as_deref().map(|to| export(to, telemetry, runtime)).transpose()?;
+        let bridge = match &exported {
+            Some(provider) => {
+                let off = |filter: EnvFilter, part: &&str| {
+                    filter.add_directive(format!("{part}=off").parse().expect("a directive"))
+                };
+                let filter = EXPORTERS.iter().fold(filter()?, off);
+                Some(OpenTelemetryTracingBridge::new(provider).with_filter(filter))
+            }
+            None => None,
+        };
+        tracing_subscriber::registry().with(written.with_filter(filter()?)).with(bridge).init();
+        Ok(Self { exported })
+    }
+}
+
+impl Drop for Logging {
+    fn drop(&mut self) {
+        if let Some(exported) = &self.exported
+            && let Err(error) = exported.shutdown_with_timeout(GRACE)
+        {
+            eprintln!("warning: the end of the log did not reach the collector: {error}");
+        }
+    }
+}
+
+fn export(endpoint: &str, telemetry: &Telemetry, runtime: &Handle) -> anyhow::Result<SdkLoggerProvider> {
+    crate::install_tls();
+    let http = reqwest::Client::builder().no_proxy().timeout(EXPORT).build()?;
+    let exporter = LogExporter::builder()
+        .with_http()
+        .with_http_client(Collector { http, runtime: runtime.clone() })
+        .with_protocol(Protocol::HttpBinary)
+        .with_endpoint(format!("{}/v1/logs", endpoint.trim_end_matches('/')))
+        .with_headers(telemetry.headers.clone().into_iter().collect())
+        .build()
+        .with_context(|| format!("telemetry.otlp_endpoint: cannot export to {endpoint}"))?;
+    let resource = Resource::builder().with_service_name(telemetry.service_name.clone()).build();
+    Ok(SdkLoggerProvider::builder().with_resource(resource).with_batch_exporter(exporter).build())
+}
+
+/// The way to a collector. The exporter has a thread of its own, which is no async one.
+#[derive(Debug)]
+struct Collector {
+    http: reqwest::Client,
+    runtime: Handle,
+}
+
+#[async_trait]
+impl HttpClient for Collector {
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let (http, request) = (self.http.clone(), reqwest::Request::try_from(request)?);
+        let sent = self.runtime.spawn(async move {
+            let response = http.execute(request).await?;
+            let status = response.status();
+            let mut answer = Response::new(response.bytes().await?);
+            *answer.status_mut() = status;
+            Ok::<_, reqwest::Error>(answer)
+        });
+        Ok(sent.await??)
+    }
+}

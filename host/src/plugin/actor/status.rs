@@ -1,0 +1,108 @@
+//! Owns how a plugin is doing, as the operator sees it.
+
+use std::collections::BTreeMap;
+
+use super::{Actor, Body};
+use crate::ident::KeyName;
+use crate::plugin::Batch;
+use crate::plugin::instance::thread_cpu;
+use crate::time::{Timestamp, nanoseconds};
+
+/// How a plugin is doing.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, utoipa::ToSchema)]
+pub struct PluginStatus {
+    /// `starting`, `running` or `failing`.
+    pub state: &'static str,
+    /// Why it is failing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub reason: Option<String>,
+    /// Since when it is failing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime, nullable = false)]
+    pub failing_since: Option<Timestamp>,
+    /// The next entry that it will read.
+    pub cursor: u64,
+    /// The time of the last entry that it handled.
+    #[schema(value_type = String, format = DateTime)]
+    pub reached: Timestamp,
+    /// Events, commands and timers that it handled.
+    pub handled: u64,
+    /// Events that it rejected or put off, and traps.
+    pub failures: u64,
+    /// Events that were set aside.
+    pub dead_letters: u64,
+    /// Instances that were made.
+    pub instances: u64,
+    /// What it asked for, as far as it was handed to the commit.
+    pub effects: EffectCounts,
+    /// CPU time, in nanoseconds.
+    pub cpu: u64,
+    /// Bytes of memory of the instance.
+    pub memory: usize,
+    /// Bytes of its state.
+    pub state_bytes: u64,
+    /// Timers that are set.
+    pub timers: usize,
+    /// The keys whose last document was too large to be published, each with its limit in bytes.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<String, usize>)]
+    pub too_large: BTreeMap<KeyName, usize>,
+}
+
+/// Effects by their kind. What overwrites each other within a batch counts once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+pub struct EffectCounts {
+    /// Keys of the state that were written or deleted.
+    pub state: u64,
+    /// Publishes.
+    pub publishes: u64,
+    /// New values of names.
+    pub names: u64,
+    /// Timers that were set or cleared.
+    pub timers: u64,
+}
+
+impl EffectCounts {
+    pub(super) fn add(&mut self, batch: &Batch) {
+        self.state += batch.state.len() as u64;
+        self.publishes += batch.publishes.len() as u64;
+        self.names += batch.names.len() as u64;
+        self.timers += batch.timers.len() as u64;
+    }
+}
+
+impl Actor {
+    /// Shows how the plugin is doing.
+    pub(super) fn show(&mut self) {
+        self.tally.cursor = self.cursor().0;
+        self.tally.reached = self.session().world.time();
+        self.tally.state_bytes = self.session().effects.state_size;
+        self.tally.timers = self.session().effects.timers.count();
+        self.tally.memory = match &self.body {
+            Body::Live(instance) => instance.memory(),
+            _ => 0,
+        };
+        self.tally.cpu = nanoseconds(thread_cpu());
+        if self.tally.too_large != self.session().too_large {
+            self.tally.too_large = self.session().too_large.clone();
+        }
+        self.inbox.show(&self.tally);
+    }
+
+    /// Shows that the plugin runs.
+    pub(super) fn show_running(&mut self) {
+        self.tally.state = "running";
+        self.tally.reason = None;
+        self.tally.failing_since = None;
+        self.show();
+    }
+
+    /// Shows that the plugin does not start, and why.
+    pub(super) fn show_failing(&mut self, reason: String) {
+        self.tally.state = "failing";
+        self.tally.reason = Some(reason);
+        self.tally.failing_since.get_or_insert_with(Timestamp::wall);
+        self.show();
+    }
+}

@@ -1,0 +1,330 @@
+//! A fleet in trouble: a host under load on a daemon behind a proxy that misbehaves, nodes on another
+//! daemon, one of which really dies meanwhile. What the host made of it is for the caller to judge.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use dim::backend::Backend;
+use dim::backend::kubo::{Settings, backend};
+use dim::entry::{Event, Kind, Offset, Origin};
+use futures::StreamExt as _;
+use serde_json::{Value, json};
+use tokio::time::{Instant, interval, sleep};
+
+use crate::{Fault, FaultProxy, Kubo, Setup, TestHost, eventually};
+
+/// What happens to the daemon, as far as the host can see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// The proxy does this all the while.
+    Proxy(Fault),
+    /// It is stopped and comes back, again and again, with this much time between.
+    Restarts(Duration),
+    /// It loses its peers, and its API stays up.
+    PeersLost,
+}
+
+/// Every trouble that there is.
+pub const TROUBLES: [Trouble; 7] = [
+    Trouble::Proxy(Fault::Stopped),
+    Trouble::Proxy(Fault::Frozen),
+    Trouble::Restarts(Duration::from_secs(3)),
+    Trouble::Proxy(Fault::Refusing),
+    Trouble::Proxy(Fault::Cutting),
+    Trouble::Proxy(Fault::Slow),
+    Trouble::PeersLost,
+];
+
+/// How long it takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Endurance {
+    /// What happens.
+    pub trouble: Trouble,
+    /// For how long.
+    pub length: Duration,
+    /// How long a node is silent until it is called dead.
+    pub dead_after: Duration,
+    /// Time between two commands.
+    pub pace: Duration,
+    /// What the proxy does follows from it.
+    pub seed: u64,
+}
+
+/// What became of it.
+#[derive(Debug)]
+pub struct Endured {
+    /// What commands took before, sorted.
+    pub before: Vec<Duration>,
+    /// And meanwhile.
+    pub during: Vec<Duration>,
+    /// Commands that failed.
+    pub failed: usize,
+    /// Jobs whose event was committed and never accepted by the daemon.
+    pub lost: Vec<String>,
+    /// What was said of the nodes that lived all the while.
+    pub accused: BTreeMap<String, Vec<String>>,
+    /// How long after the trouble the node that died was called dead.
+    pub found_after: Duration,
+    /// How long after the trouble no publish waited any more.
+    pub drained_after: Duration,
+    /// Most publishes that waited.
+    pub most_waiting: u64,
+}
+
+/// The latency that all but one in a hundred commands keep to.
+pub fn p99(latencies: &[Duration]) -> Duration {
+    latencies.get(latencies.len() * 99 / 100).copied().unwrap_or_default()
+}
+
+const LIVING: [&str; 4] = ["n1", "n2", "n3", "n4"];
+
+/// The node that dies.
+const DYING: &str = "doomed";
+
+/// A daemon without a host's patience: what it says is what it has.
+fn directly(kubo: &Kubo) -> Backend {
+    let settings = Settings { address: kubo.api().parse().expect("an address"), authorization: None };
+    backend(&settings).expect("a client")
+}
+
+/// Lets a fleet go through it. None where there is no Kubo.
+pub async fn endure(what: Endurance) -> Option<Endured> {
+    let (near, far) = Kubo::start_pair()?;
+    let target: SocketAddr = near.url().trim_start_matches("http://").parse().expect("an address");
+    let proxy = FaultProxy::start(target, what.seed).await;
+    let ms = what.dead_after.as_millis();
+    let watchdog = json!({ "suspect_after_ms": ms / 2, "dead_after_ms": ms });
+    let yaml = format!("plugins:\n  heartbeat-watchdog:\n    config: {watchdog}\n");
+    let host = Setup::bundled().yaml(&yaml).on_kubo(&proxy.api()).start().await;
+    let fleet = Fleet {
+        witness: directly(&near),
+        network: directly(&far),
+        host,
+        proxy,
+        near,
+        far,
+        what,
+        stop: AtomicBool::new(false),
+        is_dead: AtomicBool::new(false),
+        troubled: AtomicBool::new(false),
+        load: Mutex::default(),
+        seen: Mutex::default(),
+    };
+    Some(fleet.run().await)
+}
+
+struct Fleet {
+    /// The host's daemon, without the proxy.
+    witness: Backend,
+    /// The nodes' daemon.
+    network: Backend,
+    host: TestHost,
+    proxy: FaultProxy,
+    near: Kubo,
+    far: Kubo,
+    what: Endurance,
+    stop: AtomicBool,
+    is_dead: AtomicBool,
+    troubled: AtomicBool,
+    load: Mutex<Load>,
+    /// Jobs whose event the daemon has accepted.
+    seen: Mutex<BTreeSet<String>>,
+}
+
+#[derive(Default)]
+struct Load {
+    before: Vec<Duration>,
+    during: Vec<Duration>,
+    acknowledged: Vec<String>,
+    failed: usize,
+    most_waiting: u64,
+}
+
+impl Fleet {
+    async fn run(self) -> Endured {
+        self.meet().await;
+        let work = async { tokio::join!(self.send_heartbeats(), self.give_orders(), self.witness()) };
+        let story = async {
+            let outcome = self.tell().await;
+            self.stop.store(true, Ordering::SeqCst);
+            outcome
+        };
+        let (_, (found_after, drained_after)) = tokio::join!(work, story);
+        let Load { mut before, mut during, acknowledged, failed, most_waiting } =
+            std::mem::take(&mut *self.load.lock().expect("no panic"));
+        before.sort();
+        during.sort();
+        let seen = self.seen.lock().expect("no panic");
+        let lost = acknowledged.into_iter().filter(|job| !seen.contains(job)).collect();
+        let accused = LIVING.iter().map(|node| ((*node).to_owned(), self.verdicts(node))).collect();
+        Endured { before, during, failed, lost, accused, found_after, drained_after, most_waiting }
+    }
+
+    /// Waits until heartbeats of the far daemon reach the host.
+    async fn meet(&self) {
+        let topic = "dim.nodes.heartbeat".parse().expect("a topic");
+        self.host.listening(&topic).await;
+        eventually("the nodes are heard", async || {
+            for node in LIVING.iter().chain([&DYING]) {
+                self.heartbeat(node).await;
+            }
+            self.standing("alive").await.len() == LIVING.len() + 1
+        })
+        .await;
+    }
+
+    /// A calm, the trouble, and what follows; returns when the dead node was found and all was sent.
+    async fn tell(&self) -> (Duration, Duration) {
+        sleep(self.what.length.min(Duration::from_secs(10))).await;
+        self.troubled.store(true, Ordering::SeqCst);
+        let dying = async {
+            sleep(self.what.length / 2).await;
+            self.is_dead.store(true, Ordering::SeqCst);
+        };
+        tokio::join!(self.trouble(), dying);
+        self.troubled.store(false, Ordering::SeqCst);
+        let over = Instant::now();
+        let patience = Duration::from_secs(60) + self.what.dead_after * 3;
+        let found = async {
+            self.until("the dead node is found", patience, async || {
+                self.standing("dead").await == [json!(DYING)]
+            })
+            .await;
+            over.elapsed()
+        };
+        let drained = async {
+            self.until("everything is sent", patience, async || self.waiting() == 0).await;
+            over.elapsed()
+        };
+        tokio::join!(found, drained)
+    }
+
+    async fn until(&self, what: &str, patience: Duration, mut holds: impl AsyncFnMut() -> bool) {
+        let deadline = Instant::now() + patience;
+        while !holds().await {
+            assert!(Instant::now() < deadline, "{:?}: in vain: {what}", self.what.trouble);
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn trouble(&self) {
+        match self.what.trouble {
+            Trouble::Proxy(fault) => {
+                self.proxy.set(fault);
+                sleep(self.what.length).await;
+            }
+            Trouble::Restarts(every) => {
+                let end = Instant::now() + self.what.length;
+                while Instant::now() < end {
+                    self.proxy.set(Fault::Stopped);
+                    sleep(every / 3).await;
+                    self.proxy.set(Fault::None);
+                    sleep(every * 2 / 3).await;
+                }
+            }
+            Trouble::PeersLost => {
+                let address = self.far.ipfs(&["id", "-f", "<addrs>"]);
+                let address = address.lines().next().expect("an address");
+                let far = address.rsplit_once("/p2p/").expect("a peer").1;
+                self.near.ipfs(&["swarm", "disconnect", &format!("/p2p/{far}")]);
+                sleep(self.what.length).await;
+                self.near.ipfs(&["swarm", "connect", address]);
+            }
+        }
+        self.proxy.set(Fault::None);
+    }
+
+    async fn send_heartbeats(&self) {
+        let mut tick = interval(self.what.dead_after / 10);
+        while !self.stop.load(Ordering::SeqCst) {
+            tick.tick().await;
+            for node in LIVING {
+                self.heartbeat(node).await;
+            }
+            if !self.is_dead.load(Ordering::SeqCst) {
+                self.heartbeat(DYING).await;
+            }
+        }
+    }
+
+    async fn heartbeat(&self, node: &str) {
+        let topic = "dim.nodes.heartbeat".parse().expect("a topic");
+        let heartbeat = json!({ "node_id": node, "status": "online", "timestamp": jiff::Timestamp::now() });
+        let sent = self.network.pubsub.publish(&topic, heartbeat.to_string().into()).await;
+        sent.expect("the nodes' daemon is well");
+    }
+
+    async fn give_orders(&self) {
+        let mut tick = interval(self.what.pace);
+        for number in 0_u64.. {
+            tick.tick().await;
+            if self.stop.load(Ordering::SeqCst) {
+                return;
+            }
+            let job = format!("job-{number}");
+            let order = json!({ "job_id": job, "event_type": "running", "node_id": "n1" });
+            let begun = Instant::now();
+            let reply = self.host.command("job-tracker", "update", order).await;
+            let took = begun.elapsed();
+            let mut load = self.load.lock().expect("no panic");
+            load.most_waiting = load.most_waiting.max(self.waiting());
+            match reply {
+                Ok(_) => load.acknowledged.push(job),
+                Err(_) => load.failed += 1,
+            }
+            // What comes after the trouble is neither.
+            match (self.troubled.load(Ordering::SeqCst), self.is_dead.load(Ordering::SeqCst)) {
+                (true, _) => load.during.push(took),
+                (false, false) => load.before.push(took),
+                (false, true) => {}
+            }
+        }
+    }
+
+    /// Notes which events the daemon has accepted: it sends each to all that listen there.
+    async fn witness(&self) {
+        let topic = "dim.jobs.updates".parse().expect("a topic");
+        let mut messages = self.witness.pubsub.subscribe(&topic).await.expect("the daemon itself is well");
+        loop {
+            tokio::select! {
+                message = messages.next() => {
+                    let message = message.expect("the daemon itself is well").expect("a message");
+                    let event: Value = serde_json::from_slice(&message.data).expect("an event");
+                    self.seen.lock().expect("no panic").insert(event["job_id"].as_str().expect("an id").to_owned());
+                }
+                () = sleep(Duration::from_secs(1)) => {
+                    if self.stop.load(Ordering::SeqCst) { return }
+                }
+            }
+        }
+    }
+
+    /// Publishes that wait for the daemon.
+    fn waiting(&self) -> u64 {
+        dim::store::outbox::waiting(&self.host.host.store).expect("the outbox").0
+    }
+
+    async fn standing(&self, word: &str) -> Vec<Value> {
+        let asked = self.host.query("heartbeat-watchdog", "list", json!({ "standing": word })).await;
+        let nodes = asked.expect("questions are answered");
+        nodes.as_array().expect("a list").iter().map(|node| node["node_id"].clone()).collect()
+    }
+
+    fn verdicts(&self, node: &str) -> Vec<String> {
+        let mut entries = std::collections::VecDeque::new();
+        self.host.host.log.read(Offset(0), usize::MAX, &mut entries).expect("the log");
+        let said = entries.iter().filter_map(|entry| match &entry.kind {
+            Kind::Event(Event::Message { topic, data, origin: Origin::Plugin(_) })
+                if topic.as_str() == "dim.nodes.status" =>
+            {
+                let verdict: Value = serde_json::from_slice(data).expect("a verdict");
+                (verdict["node_id"] == node).then(|| verdict["status"].as_str().unwrap_or("?").to_owned())
+            }
+            _ => None,
+        });
+        said.collect()
+    }
+}

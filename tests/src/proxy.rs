@@ -1,0 +1,160 @@
+//! Stands between a host and a daemon, and does to their connections what networks and daemons do.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// What the proxy does to connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing.
+    None,
+    /// Breaks all, and takes no new ones, as when the daemon is stopped.
+    Stopped,
+    /// Keeps all open and forwards nothing, as when the daemon is frozen.
+    Frozen,
+    /// Answers two requests out of three with 500.
+    Refusing,
+    /// Cuts each connection after up to two seconds.
+    Cutting,
+    /// Forwards everything late, by up to a second.
+    Slow,
+}
+
+/// A running proxy; it ends with the value.
+pub struct FaultProxy {
+    address: SocketAddr,
+    fault: watch::Sender<Fault>,
+    _serving: JoinSet<()>,
+}
+
+/// What connections share.
+#[derive(Clone)]
+struct Shared {
+    target: SocketAddr,
+    fault: watch::Receiver<Fault>,
+    random: Arc<Mutex<StdRng>>,
+}
+
+impl FaultProxy {
+    /// Starts a proxy before the daemon at `target`. What it does follows from `seed`, which is printed.
+    pub async fn start(target: SocketAddr, seed: u64) -> Self {
+        println!("fault proxy: seed {seed}");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let fault = watch::Sender::new(Fault::None);
+        let random = Arc::new(Mutex::new(StdRng::seed_from_u64(seed)));
+        let shared = Shared { target, fault: fault.subscribe(), random };
+        let mut serving = JoinSet::new();
+        serving.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                tokio::select! {
+                    accepted = listener.accept() => {
+                        let Ok((stream, _)) = accepted else { return };
+                        connections.spawn(shared.clone().serve(stream));
+                    }
+                    Some(_) = connections.join_next() => {}
+                }
+            }
+        });
+        Self { address, fault, _serving: serving }
+    }
+
+    /// Where it listens, as a multiaddr.
+    pub fn api(&self) -> String {
+        format!("/ip4/127.0.0.1/tcp/{}", self.address.port())
+    }
+
+    /// Does something else from now on.
+    pub fn set(&self, fault: Fault) {
+        self.fault.send_replace(fault);
+    }
+}
+
+impl Shared {
+    fn up_to(&self, most: Duration) -> Duration {
+        let mut random = self.random.lock().expect("no one panics while holding the random");
+        most.mul_f64(random.random_range(0.0..1.0))
+    }
+
+    fn one_in(&self, count: u32) -> bool {
+        self.random.lock().expect("no one panics while holding the random").random_range(0..count) == 0
+    }
+
+    async fn serve(self, from: TcpStream) {
+        let fault = *self.fault.borrow();
+        match fault {
+            Fault::Stopped => return,
+            Fault::Refusing if !self.one_in(3) => return refuse(from).await,
+            // Until something else happens; the connection stays open meanwhile.
+            Fault::Frozen => return self.clone().until_other(fault).await,
+            _ => {}
+        }
+        let Ok(to) = TcpStream::connect(self.target).await else { return };
+        let ((asks, answered), (answers, asked)) = (from.into_split(), to.into_split());
+        tokio::select! {
+            () = self.forward(asks, asked) => {}
+            () = self.forward(answers, answered) => {}
+            () = self.broken() => {}
+        }
+    }
+
+    /// Resolves when the connection is broken by what the proxy does.
+    async fn broken(&self) {
+        let mut changes = self.fault.clone();
+        loop {
+            let fault = *changes.borrow_and_update();
+            let cut = async {
+                match fault {
+                    Fault::Stopped | Fault::Refusing => {}
+                    Fault::Cutting => tokio::time::sleep(self.up_to(Duration::from_secs(2))).await,
+                    _ => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = cut => return,
+                changed = changes.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    async fn until_other(mut self, fault: Fault) {
+        let _ = self.fault.wait_for(|now| *now != fault).await;
+    }
+
+    async fn forward(&self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
+        let mut buffer = vec![0; 64 << 10];
+        while let Ok(length @ 1..) = from.read(&mut buffer).await {
+            let fault = *self.fault.borrow();
+            match fault {
+                Fault::Frozen => self.clone().until_other(fault).await,
+                Fault::Slow => tokio::time::sleep(self.up_to(Duration::from_secs(1))).await,
+                _ => {}
+            }
+            if to.write_all(&buffer[..length]).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Answers a request as a daemon does that fails.
+async fn refuse(mut stream: TcpStream) {
+    let mut request = vec![0; 64 << 10];
+    let _ = stream.read(&mut request).await;
+    let body = r#"{"Message":"the proxy says no","Code":0,"Type":"error"}"#;
+    let answer = format!(
+        "HTTP/1.1 500 Internal Server Error\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    let _ = stream.write_all(answer.as_bytes()).await;
+}

@@ -1,0 +1,166 @@
+//! Disks that fill up, and what the host holds on them: the intake stops, questions are answered, and
+//! everything goes on by itself.
+
+use std::time::Duration;
+
+use dim::entry::{Event, Kind};
+use dim::plugin::ReplyError;
+use dim_tests::{Setup, SmallDisk, SupervisedHost, TestHost, downtime, eventually, script};
+use serde_json::{Value, json};
+
+const MIB: u64 = 1 << 20;
+
+/// Keeps 8 MiB of the disk free.
+const KEEPING_8_MIB: &str = "store:\n  min_free_bytes: 8388608\n";
+
+fn is_short(host: &TestHost) -> bool {
+    host.host.room.shortage().is_some()
+}
+
+/// The gaps of a topic that the log tells of.
+fn gaps(host: &TestHost, topic: &str) -> usize {
+    let entries = host.host.store.read_log(dim::entry::Offset(0), usize::MAX).unwrap();
+    let gap = |kind: &Kind| matches!(kind, Kind::Event(Event::Gap { topic: of, .. }) if of.as_str() == topic);
+    entries.iter().filter(|entry| gap(&entry.kind)).count()
+}
+
+fn count() -> Value {
+    script(json!([{ "do": "add", "key": "heard" }]))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_stops_the_intake_records_a_gap_and_answers_questions() {
+    let disk = SmallDisk::new(64 * MIB);
+    let host = Setup::probe().yaml(KEEPING_8_MIB).on_disk(disk.clone()).start().await;
+    host.from_peer("probe.in", count().to_string()).await;
+    eventually("it is heard", async || host.state_of("probe", "heard").await == 1).await;
+
+    let topic = "probe.in".parse().unwrap();
+    eventually("listening is proven", async || host.host.hearings.all()[&topic].proven_until.is_some()).await;
+    disk.fill_up_to(7 * MIB);
+    eventually("the intake has stopped", async || is_short(&host)).await;
+    let refused = host.command("probe", "run", script(json!([]))).await;
+    let Err(ReplyError::NoRoom(why)) = refused else { panic!("{refused:?}") };
+    assert!(why.to_string().contains("8388608 are to stay so"), "{why}");
+    assert_eq!(host.state_of("probe", "heard").await, 1, "questions are answered");
+    eventually("the stream is closed", async || host.host.hearings.all()[&topic].connected_since.is_none())
+        .await;
+
+    disk.clear();
+    eventually("the intake goes on", async || !is_short(&host)).await;
+    host.from_peer("probe.in", count().to_string()).await;
+    eventually("the next one is heard", async || host.state_of("probe", "heard").await == 2).await;
+    eventually("the time between is a gap", async || gaps(&host, "probe.in") == 1).await;
+    host.run(json!([])).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_is_all_but_full_lets_plugins_stand_still_and_questions_pass() {
+    let disk = SmallDisk::new(64 * MIB);
+    let host = Setup::probe().yaml(KEEPING_8_MIB).on_disk(disk.clone()).start().await;
+    host.run(json!([{ "do": "timer", "key": "t", "in": 3_000_000_000_u64 }])).await;
+    disk.fill_up_to(MIB);
+    eventually("all stands still", async || host.host.room.is_at_standstill()).await;
+    // Beyond the time of the timer, which the plugin would handle.
+    downtime(Duration::from_secs(4)).await;
+    let before = host.host.log.head();
+    assert_eq!(host.state_of("probe", "fired").await, Value::Null);
+    downtime(Duration::from_secs(1)).await;
+    assert_eq!(host.host.log.head(), before, "nothing is written");
+    disk.clear();
+    eventually("the timer fires late", async || host.state_of("probe", "fired").await != Value::Null).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_fills_up_in_a_moment_loses_nothing_that_was_acknowledged() {
+    let disk = SmallDisk::new(64 * MIB);
+    // So little that it is not noticed before it happens.
+    let setup = Setup::probe().yaml("store:\n  min_free_bytes: 65536\n").on_disk(disk.clone());
+    let host = SupervisedHost::start(&setup).await;
+    let large = "x".repeat(500_000);
+    let mut acknowledged = Vec::new();
+    for round in 0..3 {
+        disk.fill_up_to(2 * MIB);
+        let mut failed = 0;
+        for number in 0..40 {
+            let steps = json!([
+                { "do": "set", "key": format!("large/{round}/{number}"), "value": large },
+                { "do": "add", "key": format!("{round}/{number}") },
+            ]);
+            match host.try_run("probe", steps).await {
+                Some(_) => acknowledged.push(format!("{round}/{number}")),
+                None => failed += 1,
+            }
+        }
+        assert!(failed > 0, "a full disk acknowledges nothing");
+        // Full as it is.
+        eventually("questions are answered", async || {
+            host.try_query("probe", "run", script(json!([{ "do": "get", "key": "0/0" }]))).await.is_some()
+        })
+        .await;
+        disk.clear();
+        host.works("probe").await;
+        for number in 0..40 {
+            let gone = json!([{ "do": "delete", "key": format!("large/{round}/{number}") }]);
+            host.try_run("probe", gone).await.unwrap();
+        }
+    }
+    assert!(!acknowledged.is_empty());
+    for key in acknowledged {
+        let read = host.try_run("probe", json!([{ "do": "get", "key": key }])).await.unwrap();
+        assert_eq!(read, [json!({ "ok": "1" })], "{key} is there, once");
+    }
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_kept_for_looking_back_goes_before_the_intake_stops() {
+    let setup = Setup::probe().yaml("store:\n  max_bytes: 8388608\n");
+    let host = setup.start().await;
+    let message = "y".repeat(50_000);
+    for _ in 0..600 {
+        // 30 MB in all; nobody needs them once they are handled.
+        eventually("there is room", async || {
+            host.command("probe", "run", script(json!([{ "do": "echo", "value": message }]))).await.is_ok()
+        })
+        .await;
+    }
+    let held = dim::store::Usage::of(&host.host.store.snapshot().unwrap()).unwrap();
+    eventually("the log is trimmed", async || {
+        let usage = dim::store::Usage::of(&host.host.store.snapshot().unwrap()).unwrap();
+        usage.total() < 8 * MIB
+    })
+    .await;
+    assert!(held.log > 0, "{held:?}");
+    assert!(host.host.store.log_start().unwrap() > Some(dim::entry::Offset(0)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_holds_what_is_needed_stops_the_intake_and_says_what_fills_it() {
+    let host = Setup::probe().yaml("store:\n  max_bytes: 1048576\n").start().await;
+    for number in 0..3 {
+        let set = json!({ "do": "set", "key": format!("k{number}"), "value": "z".repeat(400_000) });
+        // The third one fills it up; it is taken in whole.
+        host.run(json!([set])).await;
+    }
+    eventually("the intake has stopped", async || is_short(&host)).await;
+    // The log is trimmed, and that does not help.
+    let why = || host.host.room.shortage().unwrap().reason;
+    eventually("the state is what fills it", async || why().contains("them state")).await;
+    assert!(why().contains("of 1048576 bytes"), "{}", why());
+    assert!(matches!(host.command("probe", "run", script(json!([]))).await, Err(ReplyError::NoRoom(_))));
+    assert!(host.state_of("probe", "k0").await.is_string());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_are_kept_up_to_their_quota() {
+    let host = Setup::probe().yaml("store:\n  dead_letters:\n    max_count: 5\n").start().await;
+    for number in 0..12 {
+        let reject = format!("number {number}");
+        host.from_peer("probe.in", reject).await;
+    }
+    let dropped = || host.host.commit.tally.dead_dropped.load(std::sync::atomic::Ordering::Relaxed);
+    eventually("the oldest have gone", async || dropped() == 7).await;
+    let letters = dim::store::dead::list(&host.host.store, None, None, 100).unwrap();
+    assert_eq!(letters.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [8, 9, 10, 11, 12]);
+}

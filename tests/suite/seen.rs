@@ -1,0 +1,148 @@
+//! What is seen of a host from outside: counts, and the log at a collector.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::path::Path;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use dim_tests::Program;
+use serde_json::{Value, json};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_dim-under-test");
+
+fn host(dir: &Path, args: &[&str], config: &Value) -> Program {
+    let (state, file) = (dir.join("state"), dir.join("config.yaml"));
+    std::fs::create_dir_all(&state).unwrap();
+    std::fs::write(&file, config.to_string()).unwrap();
+    let args = [&["--config", file.to_str().unwrap()], args].concat();
+    Program::start(Path::new(PROGRAM), &state, &args)
+}
+
+/// The value of a series.
+fn value(metrics: &str, series: &str) -> f64 {
+    let line = metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("no {series} in\n{metrics}")).parse().unwrap()
+}
+
+fn soon(mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < deadline, "in vain");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn counts_tell_of_plugins_topics_names_the_outbox_and_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path(), &["--embedded"], &json!({}));
+    host.json(&["job", "update", "j1", "running"]);
+    host.json(&["topic", "pub", "dim.jobs.updates", "no event"]);
+    soon(|| value(&host.metrics(), "dim_dead_letters") == 1.0);
+    soon(|| value(&host.metrics(), "dim_outbox_waiting") == 0.0);
+    let metrics = host.metrics();
+    let of_tracker = |name: &str| value(&metrics, &format!("dim_plugin_{name}{{plugin=\"job-tracker\"}}"));
+    assert!(of_tracker("handled_total") >= 2.0);
+    assert_eq!(of_tracker("failures_total"), 1.0);
+    assert_eq!(of_tracker("dead_letters_total"), 1.0);
+    assert!(of_tracker("state_writes_total") >= 1.0 && of_tracker("name_updates_total") >= 1.0);
+    assert_eq!(of_tracker("publishes_total"), 1.0);
+    assert!(of_tracker("cpu_seconds_total") > 0.0 && of_tracker("memory_bytes") > 65_536.0);
+    assert!(of_tracker("behind") <= 10.0 && of_tracker("behind_seconds") < 20.0);
+    assert_eq!(of_tracker("failing"), 0.0);
+    let of_topic = |name: &str| value(&metrics, &format!("dim_topic_{name}{{topic=\"dim.jobs.updates\"}}"));
+    assert_eq!((of_topic("connected"), of_topic("lost_total"), of_topic("gaps_total")), (1.0, 0.0, 0.0));
+    soon(|| value(&host.metrics(), "dim_topic_listening{topic=\"dim.jobs.updates\"}") == 1.0);
+    assert_eq!(value(&metrics, "dim_outbox_queue_limit{owner=\"api\"}"), 10_000.0);
+    let age = "dim_name_confirmed_age_seconds{key=\"dim-state-key-jobs\"}";
+    soon(|| host.metrics().contains(age));
+    assert!(value(&host.metrics(), age) < 20.0);
+    assert!(value(&metrics, "dim_store_bytes{part=\"log\"}") > 0.0);
+    assert!(value(&metrics, "dim_disk_free_bytes") > 0.0);
+    assert_eq!(value(&metrics, "dim_intake_stopped"), 0.0);
+    assert!(value(&metrics, "dim_commit_sync_seconds_count") >= 2.0);
+    assert!(value(&metrics, "dim_commit_sync_seconds_sum") > 0.0);
+    assert!(metrics.ends_with("# EOF\n"));
+}
+
+#[test]
+fn status_and_health_say_what_is_wrong_and_since_when() {
+    let dir = tempfile::tempdir().unwrap();
+    // More than any disk has.
+    let config = json!({ "store": { "min_free_bytes": 1_u64 << 60 } });
+    let host = host(dir.path(), &["--embedded"], &config);
+    let status = host.json(&["status"]);
+    assert_eq!(status["healthy"], false);
+    let trouble = status["troubles"][0].as_str().unwrap();
+    assert!(trouble.starts_with("nothing is taken in since 20"), "{trouble}");
+    assert!(trouble.contains("1152921504606846976 are to stay so"), "{trouble}");
+    let refused = host.dim(&["job", "update", "j1", "running"]);
+    let error = String::from_utf8_lossy(&refused.stderr);
+    assert!(error.contains("the intake is stopped"), "{error}");
+    assert!(host.dim(&["job", "ls"]).status.success(), "questions are answered");
+    let text = String::from_utf8(host.dim(&["status"]).stdout).unwrap();
+    assert!(text.lines().any(|line| line.starts_with("disk ")), "{text}");
+}
+
+/// A collector that passes on what it is sent: the head and the body of each request.
+fn collector() -> (u16, mpsc::Receiver<(String, Vec<u8>)>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (to, sent) = mpsc::channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let (mut bytes, mut chunk) = (Vec::new(), [0; 65_536]);
+            let head = loop {
+                let Ok(length @ 1..) = stream.read(&mut chunk) else { break None };
+                bytes.extend_from_slice(&chunk[..length]);
+                if let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
+                    break Some(
+                        String::from_utf8_lossy(&bytes.drain(..end + 4).collect::<Vec<_>>()).into_owned(),
+                    );
+                }
+            };
+            let Some(head) = head else { continue };
+            let length = head.lines().find_map(|line| {
+                let (name, value) = line.split_once(':')?;
+                name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().ok())?
+            });
+            while bytes.len() < length.unwrap_or(0) {
+                let Ok(length @ 1..) = stream.read(&mut chunk) else { break };
+                bytes.extend_from_slice(&chunk[..length]);
+            }
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+            if to.send((head, bytes)).is_err() {
+                return;
+            }
+        }
+    });
+    (port, sent)
+}
+
+#[test]
+fn the_log_goes_to_a_collector_where_the_config_says_so() {
+    let (port, sent) = collector();
+    let dir = tempfile::tempdir().unwrap();
+    let config = json!({ "telemetry": {
+        "otlp_endpoint": format!("http://127.0.0.1:{port}"),
+        "service_name": "fleet-one", "headers": { "x-fleet": "one" },
+    } });
+    let host = host(dir.path(), &["--embedded"], &config);
+    let holds = |bytes: &[u8], text: &str| bytes.windows(text.len()).any(|part| part == text.as_bytes());
+    let (head, body) = sent.recv_timeout(Duration::from_secs(20)).unwrap();
+    assert!(head.starts_with("POST /v1/logs ") && head.contains("x-fleet: one"), "{head}");
+    assert!(head.contains("application/x-protobuf"), "{head}");
+    assert!(
+        holds(&body, "fleet-one") && holds(&body, "the API is at"),
+        "{:?}",
+        String::from_utf8_lossy(&body)
+    );
+    // What is logged last is sent before the end.
+    host.interrupt();
+    assert!(host.wait().success());
+    let rest: Vec<Vec<u8>> = sent.try_iter().map(|(_, body)| body).collect();
+    assert!(rest.iter().any(|body| holds(body, "shutting down")), "{} more", rest.len());
+    assert!(!rest.iter().any(|body| holds(body, "hyper")), "exporting is not exported");
+}

@@ -60,7 +60,7 @@ pub enum RefusedState {
 #[serde(untagged)]
 pub enum ListedPlugin {
     /// One that was loaded.
-    Loaded(Plugin),
+    Loaded(Box<Plugin>),
     /// One that was not.
     Refused(RefusedPlugin),
 }
@@ -81,8 +81,10 @@ pub struct PluginDetail {
     responses((status = 200, body = [ListedPlugin])))]
 pub async fn list(Current(host): Current) -> Json<Vec<ListedPlugin>> {
     let head = host.log.head().0;
-    let loaded =
-        host.plugins.iter().map(|(name, plugin)| ListedPlugin::Loaded(describe(name.clone(), plugin, head)));
+    let loaded = host
+        .plugins
+        .iter()
+        .map(|(name, plugin)| ListedPlugin::Loaded(Box::new(describe(name.clone(), plugin, head))));
     let refused = host.not_loaded.iter().map(|plugin| {
         let NotLoaded { name, reason } = plugin.clone();
         ListedPlugin::Refused(RefusedPlugin { name, state: RefusedState::Refused, reason })

@@ -8,9 +8,11 @@ mod jobs;
 mod metrics;
 mod names;
 mod nodes;
+mod openapi;
 mod plugins;
 mod status;
 mod topics;
+mod words;
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,12 +20,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::extract::DefaultBodyLimit;
-use axum::routing::{get, post, put};
 use axum::{Extension, Router, middleware};
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
+use utoipa::OpenApi as _;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 pub use error::ApiError;
+pub use openapi::document;
 
 use crate::host::Supervised;
 use crate::plugin::DOCUMENT_BYTES;
@@ -33,37 +38,42 @@ pub const MAX_BODY: usize = dim_client::MAX_BODY;
 
 const _: () = assert!(MAX_BODY > DOCUMENT_BYTES, "a document is a body");
 
+/// The routes with their descriptions; their paths stand at the handlers.
+fn described() -> OpenApiRouter<Arc<Supervised>> {
+    let v1 = OpenApiRouter::default()
+        .routes(routes!(status::status))
+        .routes(routes!(backup::make))
+        .routes(routes!(openapi::openapi))
+        .routes(routes!(plugins::list))
+        .routes(routes!(plugins::show))
+        .routes(routes!(plugins::command))
+        .routes(routes!(plugins::query))
+        .routes(routes!(jobs::list))
+        .routes(routes!(jobs::show, jobs::remove))
+        .routes(routes!(jobs::update))
+        .routes(routes!(jobs::watch))
+        .routes(routes!(nodes::list, nodes::put))
+        .routes(routes!(nodes::show))
+        .routes(routes!(topics::list))
+        .routes(routes!(topics::subscribe, topics::publish))
+        .routes(routes!(topics::peers))
+        .routes(routes!(names::key_id, names::make_key))
+        .routes(routes!(names::publish))
+        .routes(routes!(names::update_state))
+        .routes(routes!(names::resolve))
+        .routes(routes!(names::get_state))
+        .routes(routes!(dead::list))
+        .routes(routes!(dead::show, dead::remove))
+        .routes(routes!(dead::replay));
+    OpenApiRouter::with_openapi(openapi::Shared::openapi())
+        .nest("/v1", v1)
+        .routes(routes!(status::health))
+        .routes(routes!(metrics::metrics))
+}
+
 /// All routes. While the host is down they answer so.
 pub fn router(host: Arc<Supervised>) -> Router {
-    let v1 = Router::new()
-        .route("/status", get(status::status))
-        .route("/backup", post(backup::make))
-        .route("/plugins", get(plugins::list))
-        .route("/plugins/{plugin}", get(plugins::show))
-        .route("/plugins/{plugin}/commands/{method}", post(plugins::command))
-        .route("/plugins/{plugin}/queries/{method}", post(plugins::query))
-        .route("/jobs", get(jobs::list))
-        .route("/jobs/{job}", get(jobs::show).delete(jobs::remove))
-        .route("/jobs/{job}/events", post(jobs::update))
-        // No id of a job stands in its way.
-        .route("/watch/jobs", get(jobs::watch))
-        .route("/nodes", get(nodes::list).put(nodes::put))
-        .route("/nodes/{node}", get(nodes::show))
-        .route("/topics", get(topics::list))
-        .route("/topics/{topic}/messages", get(topics::subscribe).post(topics::publish))
-        .route("/topics/{topic}/peers", get(topics::peers))
-        .route("/keys/{key}", get(names::key_id).put(names::make_key))
-        .route("/keys/{key}/path", put(names::publish))
-        .route("/keys/{key}/state", put(names::update_state))
-        .route("/names/{name}", get(names::resolve))
-        .route("/names/{name}/state", get(names::get_state))
-        .route("/dead-letters", get(dead::list))
-        .route("/dead-letters/{id}", get(dead::show).delete(dead::remove))
-        .route("/dead-letters/{id}/replay", post(dead::replay));
-    Router::new()
-        .nest("/v1", v1)
-        .route("/healthz", get(status::health))
-        .route("/metrics", get(metrics::metrics))
+    Router::from(described())
         .fallback(error::no_such_route)
         .method_not_allowed_fallback(error::no_such_method)
         .layer(DefaultBodyLimit::max(MAX_BODY))

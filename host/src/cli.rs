@@ -101,6 +101,8 @@ enum Command {
     /// Dead letters: events that a plugin could not handle
     #[command(subcommand)]
     Dead(dead::Command),
+    /// Writes the description of the HTTP API, an OpenAPI document
+    Openapi,
     /// Writes the completion script of a shell
     Completions {
         /// Which shell
@@ -151,6 +153,7 @@ fn dispatch(Cli { global, command }: Cli) -> anyhow::Result<()> {
             clap_complete::generate(shell, &mut Cli::command(), "dim", &mut std::io::stdout());
             Ok(())
         }
+        Command::Openapi => output::line(crate::api::document()),
         Command::Plugin(plugin::PluginCommand::Inspect { subject }) if plugin::is_file(&subject) => {
             plugin::inspect_file(&subject, &global.out())
         }
@@ -169,7 +172,7 @@ async fn over_the_api(command: Command, global: &Global) -> anyhow::Result<()> {
         Command::Plugin(command) => command.execute(&client, &out).await,
         Command::Dead(command) => command.execute(&client, &out).await,
         Command::Backup(backup) => backup.execute(&client, &out).await,
-        Command::Run(_) | Command::Restore(_) | Command::Completions { .. } => {
+        Command::Run(_) | Command::Restore(_) | Command::Openapi | Command::Completions { .. } => {
             unreachable!("handled without a client")
         }
     }

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use dim::api::Listener;
 use dim::backend::embedded::new_peer;
 use dim::config::Config;
 use dim::host::{Host, Options, Standing, Supervised};
@@ -131,7 +132,11 @@ pub struct SupervisedHost {
 impl SupervisedHost {
     /// Starts the host of `setup`.
     pub async fn start(setup: &Setup) -> Self {
-        let dir = tempfile::tempdir().expect("a temporary directory");
+        Self::start_in(tempfile::tempdir().expect("a temporary directory"), setup).await
+    }
+
+    /// Starts the host of `setup` on the state that another left.
+    pub async fn start_in(dir: TempDir, setup: &Setup) -> Self {
         warm(dir.path());
         let supervised = Supervised::start(setup.options(dir.path())).await.expect("the host starts");
         let stop = CancellationToken::new();
@@ -171,6 +176,15 @@ impl SupervisedHost {
     pub async fn try_run(&self, plugin: &str, steps: Value) -> Option<Vec<Value>> {
         let answers = self.try_command(plugin, "run", script(steps)).await?;
         Some(answers.as_array().expect("a list of answers").clone())
+    }
+
+    /// Serves its API until the host is stopped; returns its address.
+    pub async fn serve(&self) -> String {
+        let loopback = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+        let listener = Listener::tcp(loopback).await.expect("a free port");
+        let address = listener.address();
+        tokio::spawn(listener.serve(self.supervised.clone(), self.stop.clone()));
+        address
     }
 
     /// Waits until orders are acknowledged.

@@ -14,6 +14,7 @@ mod faults;
 mod fleet;
 mod formats;
 mod hostile;
+mod openapi;
 mod promises;
 mod records;
 mod replay;

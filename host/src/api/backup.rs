@@ -9,9 +9,11 @@ use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use utoipa::ToSchema;
 
 use super::ApiError;
 use super::extract::{Body, Current};
+use super::openapi::Refused;
 use crate::backup::{self, Passphrase};
 use crate::cause::chain;
 
@@ -23,14 +25,22 @@ const WAITING: usize = 4;
 pub struct OwnersOnly;
 
 /// What a backup is made with.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = BackupOrder)]
 pub struct Order {
+    /// What the backup is encrypted with, and can be restored with.
+    #[schema(min_length = 8)]
     passphrase: String,
 }
 
-/// Makes a backup of the running host, as of now. It holds the private keys, so it is made over the
-/// socket only.
+/// Makes a backup of the running host, as of now.
+///
+/// It holds the private keys, so it is made over the socket only. If the stream breaks off, so is the
+/// backup.
+#[utoipa::path(post, path = "/backup", tag = "host", operation_id = "make_backup", request_body = Order,
+    responses((status = 200, description = "The backup, a file of age",
+        content(("application/octet-stream"))), Refused))]
 pub async fn make(
     Current(host): Current,
     owner: Option<Extension<OwnersOnly>>,

@@ -2,14 +2,17 @@
 
 use axum::Json;
 use axum::http::StatusCode;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use utoipa::{IntoParams, ToSchema};
 
 use super::ApiError;
 use super::extract::{Current, Path, Query};
+use super::names::Resolved;
+use super::openapi::{Conflict, Missing};
 use crate::dead;
 use crate::effect::DeadLetter;
-use crate::ident::PluginName;
+use crate::ident::{PluginName, Topic};
 use crate::store;
 use crate::time::Timestamp;
 
@@ -20,28 +23,110 @@ const PAGE: usize = 1_000;
 const IN_LIST: usize = 1_000;
 
 /// Which letters are asked for.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub struct Filter {
+    /// Letters of this plugin only
     plugin: Option<PluginName>,
+    /// Letters after the one with this id only: the last of the page before
     after: Option<u64>,
+    /// How many at most; more than 1,000 are never told at once
     limit: Option<usize>,
 }
 
+/// A dead letter: an event that was set aside because a plugin could not handle it.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = DeadLetter)]
+pub struct Letter {
+    /// Counts the letters of the host.
+    id: u64,
+    /// Which plugin could not handle it.
+    plugin: PluginName,
+    /// The plugin's version.
+    version: String,
+    /// The entry of the log that the event came from.
+    offset: u64,
+    /// When it was set aside.
+    time: Timestamp,
+    /// How often it was tried.
+    attempts: u32,
+    /// Why it was set aside.
+    reason: String,
+    /// What the plugin logged meanwhile.
+    log: Vec<String>,
+    /// `message`, `timer`, `name-changed` or `gap`.
+    kind: &'static str,
+    /// The event.
+    #[schema(value_type = DeadEvent)]
+    event: Value,
+}
+
+/// The event of a dead letter, by its kind.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "the event describes itself")]
+pub enum DeadEvent {
+    /// A message.
+    Message {
+        /// Its topic.
+        topic: Topic,
+        /// Who sent it: `this host`, `plugin NAME` or `peer ID`.
+        origin: String,
+        /// What it says; what is not UTF-8 is replaced.
+        data: String,
+        /// How many bytes it has.
+        bytes: usize,
+        /// Set in a list, if it is so long that this is its beginning.
+        #[schema(nullable = false)]
+        cut: Option<bool>,
+    },
+    /// A timer that fell due.
+    Timer {
+        /// Its key.
+        key: String,
+        /// When it was due.
+        due: Timestamp,
+    },
+    /// A followed name that changed.
+    NameChanged(Resolved),
+    /// A time for which the host may have missed messages.
+    Gap {
+        /// On which topic.
+        topic: Topic,
+        /// From when.
+        since: Timestamp,
+        /// Until when.
+        until: Timestamp,
+    },
+}
+
 /// Letters in the order in which they were set aside.
-pub async fn list(Current(host): Current, Query(filter): Query<Filter>) -> Result<Json<Value>, ApiError> {
+#[utoipa::path(get, path = "/dead-letters", tag = "dead letters", operation_id = "list_dead_letters",
+    params(Filter), responses((status = 200, body = [Letter])))]
+pub async fn list(
+    Current(host): Current,
+    Query(filter): Query<Filter>,
+) -> Result<Json<Vec<Letter>>, ApiError> {
     let limit = filter.limit.unwrap_or(PAGE).min(PAGE);
     let letters = store::dead::list(&host.store, filter.plugin.as_ref(), filter.after, limit)?;
-    Ok(Json(letters.iter().map(|(id, letter)| cut(describe(*id, letter))).collect()))
+    Ok(Json(letters.into_iter().map(|(id, letter)| cut(describe(id, letter))).collect()))
 }
 
 /// One letter.
-pub async fn show(Current(host): Current, Path(id): Path<u64>) -> Result<Json<Value>, ApiError> {
+#[utoipa::path(get, path = "/dead-letters/{id}", tag = "dead letters", operation_id = "get_dead_letter",
+    params(("id", description = "The letter's id")), responses((status = 200, body = Letter), Missing))]
+pub async fn show(Current(host): Current, Path(id): Path<u64>) -> Result<Json<Letter>, ApiError> {
     let letter = store::dead::get(&host.store, id)?.ok_or_else(|| missing(id))?;
-    Ok(Json(describe(id, &letter)))
+    Ok(Json(describe(id, letter)))
 }
 
 /// Gives a letter's event to its plugin again.
+///
+/// If the plugin cannot handle it now either, it is set aside as another letter.
+#[utoipa::path(post, path = "/dead-letters/{id}/replay", tag = "dead letters",
+    operation_id = "replay_dead_letter", params(("id", description = "The letter's id")),
+    responses((status = 202, description = "It is in the log again"), Missing, Conflict))]
 pub async fn replay(Current(host): Current, Path(id): Path<u64>) -> Result<StatusCode, ApiError> {
     let letter = store::dead::get(&host.store, id)?.ok_or_else(|| missing(id))?;
     if !host.plugins.contains_key(&letter.plugin) {
@@ -51,6 +136,8 @@ pub async fn replay(Current(host): Current, Path(id): Path<u64>) -> Result<Statu
 }
 
 /// Forgets a letter.
+#[utoipa::path(delete, path = "/dead-letters/{id}", tag = "dead letters", operation_id = "drop_dead_letter",
+    params(("id", description = "The letter's id")), responses((status = 204), Missing))]
 pub async fn remove(Current(host): Current, Path(id): Path<u64>) -> Result<StatusCode, ApiError> {
     if dead::drop_letter(&host.commit, id).await? { Ok(StatusCode::NO_CONTENT) } else { Err(missing(id)) }
 }
@@ -60,26 +147,16 @@ fn missing(id: u64) -> ApiError {
 }
 
 /// A list says of a large event how it begins.
-fn cut(mut letter: Value) -> Value {
-    if let Some(data) = letter["event"]["data"].as_str().filter(|data| data.len() > IN_LIST) {
-        letter["event"]["data"] = json!(data[..data.floor_char_boundary(IN_LIST)]);
-        letter["event"]["cut"] = json!(true);
+fn cut(mut letter: Letter) -> Letter {
+    if let Some(data) = letter.event["data"].as_str().filter(|data| data.len() > IN_LIST) {
+        letter.event["data"] = json!(data[..data.floor_char_boundary(IN_LIST)]);
+        letter.event["cut"] = json!(true);
     }
     letter
 }
 
-fn describe(id: u64, letter: &DeadLetter) -> Value {
+fn describe(id: u64, letter: DeadLetter) -> Letter {
     let (kind, event) = letter.event.describe();
-    json!({
-        "id": id,
-        "plugin": letter.plugin,
-        "version": letter.version,
-        "offset": letter.offset,
-        "time": Timestamp(letter.time),
-        "attempts": letter.attempts,
-        "reason": letter.reason,
-        "log": letter.log,
-        "kind": kind,
-        "event": event,
-    })
+    let DeadLetter { plugin, version, offset, attempts, reason, log, .. } = letter;
+    Letter { id, plugin, version, offset, time: Timestamp(letter.time), attempts, reason, log, kind, event }
 }

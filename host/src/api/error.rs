@@ -7,7 +7,8 @@ use axum::extract::Request;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use dim_client::Problem;
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::MAX_BODY;
 use crate::backend::BackendError;
@@ -16,6 +17,21 @@ use crate::ident::InvalidWord;
 use crate::keys::KeyError;
 use crate::plugin::ReplyError;
 use crate::store::StoreError;
+
+/// The body of an error: problem details, <https://www.rfc-editor.org/rfc/rfc9457>.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Problem {
+    /// A word for the kind of error, stable.
+    #[serde(rename = "type")]
+    kind: &'static str,
+    /// The kind in words.
+    title: &'static str,
+    /// The HTTP status.
+    #[schema(minimum = 400, maximum = 599)]
+    status: u16,
+    /// What went wrong this time.
+    detail: String,
+}
 
 /// An error of the API.
 #[derive(Debug)]
@@ -68,8 +84,8 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let problem = Problem {
-            kind: self.kind.to_owned(),
-            title: self.status.canonical_reason().unwrap_or("Error").to_owned(),
+            kind: self.kind,
+            title: self.status.canonical_reason().unwrap_or("Error"),
             status: self.status.as_u16(),
             detail: self.detail,
         };

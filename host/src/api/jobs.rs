@@ -9,12 +9,15 @@ use axum::response::Response;
 use axum::response::sse::{Event as Sse, KeepAlive, Sse as Stream};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use utoipa::{IntoParams, ToSchema};
 
 use super::ApiError;
 use super::extract::{Body, Current, Path, Query};
+use super::openapi::{Conflict, Missing, Refused};
 use super::plugins::{command_to, query_to};
 use crate::entry::{Entry, Event, Kind};
 use crate::host::Host;
+use crate::time::Timestamp;
 
 const PLUGIN: &str = "job-tracker";
 
@@ -24,46 +27,121 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Jobs that a watch remembers; when there are more it begins anew, and may tell one twice.
 const REMEMBERED: usize = 10_000;
 
+/// A job, as the job tracker answers it.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "the plugin's JSON is handed on as it is")]
+pub struct Job {
+    /// Its id: 1 to 128 bytes.
+    job_id: String,
+    /// How it stands.
+    status: JobStatus,
+    /// When it last changed.
+    updated_at: Timestamp,
+    /// What came with its last event that had data.
+    data: Option<Value>,
+    /// Its result.
+    result: Option<Value>,
+    /// The CID of its result, if that is stored.
+    #[schema(nullable = false)]
+    result_cid: Option<String>,
+    /// The node that it runs on.
+    #[schema(nullable = false)]
+    node_id: Option<String>,
+    /// Set while the node of a running job is dead.
+    #[schema(nullable = false)]
+    node_dead: Option<NodeDead>,
+}
+
+/// How a job stands. Completed, failed and cancelled are final.
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+#[expect(dead_code, reason = "the plugin's JSON is handed on as it is")]
+pub enum JobStatus {
+    Queued,
+    Running,
+    Completed,
+    Failed,
+    Cancelled,
+}
+
+/// Who says since when that a job's node is dead.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "the plugin's JSON is handed on as it is")]
+pub struct NodeDead {
+    /// Whose watchdog: a host's id.
+    observer: String,
+    /// Since when.
+    since: Timestamp,
+}
+
 /// Which jobs are asked for.
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Debug, Deserialize, Serialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub struct Filter {
+    /// Jobs with this status only
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[param(value_type = Option<JobStatus>)]
     status: Option<String>,
+    /// Jobs on this node only
     #[serde(skip_serializing_if = "Option::is_none")]
     node_id: Option<String>,
+    /// Jobs after the one with this id only: the last of the page before
     #[serde(skip_serializing_if = "Option::is_none")]
     after: Option<String>,
+    /// How many at most; more than 1,000 are never told at once
     #[serde(skip_serializing_if = "Option::is_none")]
     limit: Option<usize>,
 }
 
-/// Jobs by id.
+/// Jobs by id, in pages.
+///
+/// The next page begins after the last job of this one; an empty page is the end.
+#[utoipa::path(get, path = "/jobs", tag = "jobs", operation_id = "list_jobs",
+    params(Filter), responses((status = 200, body = [Job])))]
 pub async fn list(Current(host): Current, Query(filter): Query<Filter>) -> Result<Response, ApiError> {
     query_to(&host, PLUGIN, "list", json!(filter).to_string()).await
 }
 
 /// One job.
+#[utoipa::path(get, path = "/jobs/{job}", tag = "jobs", operation_id = "get_job",
+    params(("job", description = "The job's id", min_length = 1, max_length = 128)),
+    responses((status = 200, body = Job), Missing))]
 pub async fn show(Current(host): Current, Path(job): Path<String>) -> Result<Response, ApiError> {
     query_to(&host, PLUGIN, "get", json!({ "job_id": job }).to_string()).await
 }
 
 /// Removes a job.
+#[utoipa::path(delete, path = "/jobs/{job}", tag = "jobs", operation_id = "remove_job",
+    params(("job", description = "The job's id", min_length = 1, max_length = 128)),
+    responses((status = 200, body = Job, description = "The job as it was"), Missing))]
 pub async fn remove(Current(host): Current, Path(job): Path<String>) -> Result<Response, ApiError> {
     command_to(&host, PLUGIN, "remove", json!({ "job_id": job }).to_string()).await
 }
 
 /// What happened to a job.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = JobUpdate)]
 pub struct Update {
+    /// `queued`, `running`, `completed`, `failed` or `cancelled`, or another word that fleets use for
+    /// one of these: `created`, `submitted`, `pending`; `started`, `assigned`, `progress`; `succeeded`;
+    /// `error`; `canceled`.
     event_type: String,
+    /// Whatever goes with it; a `node_id` in it names the node.
     data: Option<Value>,
+    /// The job's result.
     result: Option<Value>,
+    /// The node that it runs on: 1 to 256 bytes.
     node_id: Option<String>,
 }
 
-/// Changes a job and publishes the event.
+/// Changes a job and publishes the event, both or neither.
+///
+/// The answer comes once that is durable. An event that changes nothing is a conflict.
+#[utoipa::path(post, path = "/jobs/{job}/events", tag = "jobs", operation_id = "update_job",
+    params(("job", description = "The job's id", min_length = 1, max_length = 128)),
+    request_body = Update, responses((status = 200, body = Job), Conflict, Refused))]
 pub async fn update(
     Current(host): Current,
     Path(job): Path<String>,
@@ -81,6 +159,13 @@ pub async fn update(
 }
 
 /// Each job as it changes, as server-sent events.
+///
+/// The data of an event `job` is the job. An event `lagged` says how many entries of the log came too
+/// fast and were missed; the stream goes on.
+// No id of a job stands in its way.
+#[utoipa::path(get, path = "/watch/jobs", tag = "jobs", operation_id = "watch_jobs",
+    responses((status = 200, body = Job, content_type = "text/event-stream",
+        description = "A stream without end; the schema is that of the data of an event `job`")))]
 pub async fn watch(Current(host): Current) -> Stream<impl futures::Stream<Item = Result<Sse, Infallible>>> {
     Stream::new(changes(host)).keep_alive(KeepAlive::default())
 }

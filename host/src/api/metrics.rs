@@ -21,6 +21,8 @@ use crate::subscription::TopicHearing;
 use crate::time::Timestamp;
 
 /// All counts, in the OpenMetrics text format.
+#[utoipa::path(get, path = "/metrics", tag = "host", operation_id = "get_metrics",
+    responses((status = 200, body = String, content_type = "application/openmetrics-text")))]
 pub async fn metrics(Current(host): Current) -> Result<Response, ApiError> {
     let mut registry = Registry::with_prefix("dim");
     plugins(&mut registry, &host);

@@ -7,11 +7,12 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use super::ApiError;
 use super::extract::{Body, Current, Path, Plain, Query};
+use super::openapi::{Missing, Refused, TooLarge};
 use crate::commit::NameChange;
 use crate::effect::{LIFETIME, LIFETIMES, NameUpdate, NameValue};
 use crate::entry::Resolution;
@@ -25,18 +26,32 @@ use crate::time::Timestamp;
 /// How long a caller waits for the backend to accept a name; it goes on afterwards.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// A key of the host.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Key {
+    /// The operator's word for it.
+    key: KeyName,
+    /// The name that belongs to it.
+    name: IpnsName,
+}
+
 /// The name that belongs to a key.
-pub async fn key_id(Current(host): Current, Path(key): Path<String>) -> Result<Json<Value>, ApiError> {
+#[utoipa::path(get, path = "/keys/{key}", tag = "names", operation_id = "get_key",
+    params(("key" = KeyName, Path, description = "The key")),
+    responses((status = 200, body = Key), Missing))]
+pub async fn key_id(Current(host): Current, Path(key): Path<String>) -> Result<Json<Key>, ApiError> {
     let key: KeyName = key.parse()?;
     let name = host.keys.name(&key).ok_or_else(|| ApiError::not_found(format!("there is no key {key}")))?;
-    Ok(Json(json!({ "key": key, "name": name })))
+    Ok(Json(Key { key, name }))
 }
 
 /// The name that belongs to a key, which is made if there is none.
-pub async fn make_key(Current(host): Current, Path(key): Path<String>) -> Result<Json<Value>, ApiError> {
+#[utoipa::path(put, path = "/keys/{key}", tag = "names", operation_id = "make_key",
+    params(("key" = KeyName, Path, description = "The key")), responses((status = 200, body = Key)))]
+pub async fn make_key(Current(host): Current, Path(key): Path<String>) -> Result<Json<Key>, ApiError> {
     let key: KeyName = key.parse()?;
     let name = key_name(&host, &key).await?;
-    Ok(Json(json!({ "key": key, "name": name })))
+    Ok(Json(Key { key, name }))
 }
 
 async fn key_name(host: &Host, key: &KeyName) -> Result<IpnsName, ApiError> {
@@ -53,36 +68,68 @@ async fn key_name(host: &Host, key: &KeyName) -> Result<IpnsName, ApiError> {
 }
 
 /// What to publish.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = PathToPublish)]
 pub struct Publish {
+    /// What the name is to point to.
     path: ContentPath,
 }
 
 /// How to publish it.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub struct How {
+    /// For how long the record is valid: a day if it is absent, a year at most. The host signs it anew
+    /// at half of it.
+    #[param(minimum = 60, maximum = 31_536_000)]
     lifetime_seconds: Option<u64>,
 }
 
-/// Points a key's name at a path.
+/// A name of the host that was given a new value.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Published {
+    /// The key.
+    key: KeyName,
+    /// Its name.
+    name: IpnsName,
+    /// What the name points to.
+    path: ContentPath,
+    /// Counts the values of the name.
+    sequence: u64,
+    /// Whether the backend has accepted it. If not, the value is committed and the host goes on trying.
+    published: bool,
+}
+
+/// Points a key's name at a path. The key is made if there is none.
+///
+/// The answer comes once the value is committed and the backend has accepted it, or after 20 s without.
+#[utoipa::path(put, path = "/keys/{key}/path", tag = "names", operation_id = "publish_path",
+    params(("key" = KeyName, Path, description = "The key"), How),
+    request_body = Publish, responses((status = 200, body = Published), Refused))]
 pub async fn publish(
     Current(host): Current,
     Path(key): Path<String>,
     Query(how): Query<How>,
     Body(body): Body<Publish>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<Published>, ApiError> {
     set(&host, key.parse()?, NameValue::Path(body.path), &how).await
 }
 
-/// Stores the body as a file and points a key's name at it.
+/// Stores the body as a file and points a key's name at it. The key is made if there is none.
+///
+/// At most 16 MiB, whatever its content type. The answer comes as it does for a path.
+#[utoipa::path(put, path = "/keys/{key}/state", tag = "names", operation_id = "update_state",
+    params(("key" = KeyName, Path, description = "The key"), How),
+    request_body(content_type = "application/octet-stream"),
+    responses((status = 200, body = Published), TooLarge))]
 pub async fn update_state(
     Current(host): Current,
     Path(key): Path<String>,
     Query(how): Query<How>,
     Plain(data): Plain<Bytes>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<Published>, ApiError> {
     if data.len() > DOCUMENT_BYTES {
         return Err(ApiError::too_large(format!(
             "the document has {} bytes; {DOCUMENT_BYTES} are the limit",
@@ -93,7 +140,12 @@ pub async fn update_state(
     set(&host, key.parse()?, value.map_err(ApiError::invalid)?, &how).await
 }
 
-async fn set(host: &Arc<Host>, key: KeyName, value: NameValue, how: &How) -> Result<Json<Value>, ApiError> {
+async fn set(
+    host: &Arc<Host>,
+    key: KeyName,
+    value: NameValue,
+    how: &How,
+) -> Result<Json<Published>, ApiError> {
     let lifetime = how.lifetime_seconds.map_or(LIFETIME, Duration::from_secs);
     if !LIFETIMES.contains(&lifetime) {
         return Err(ApiError::invalid("a lifetime lies between one minute and one year"));
@@ -102,9 +154,8 @@ async fn set(host: &Arc<Host>, key: KeyName, value: NameValue, how: &How) -> Res
     let update = NameUpdate { name: name.clone(), value, lifetime };
     host.commit.change_name(NameChange::Own { key: key.clone(), update }).await?;
     let known = published(host, &key).await?;
-    Ok(Json(json!({
-        "key": key, "name": name, "path": known.path, "sequence": known.sequence, "published": known.is_published(),
-    })))
+    let published = known.is_published();
+    Ok(Json(Published { key, name, path: known.path, sequence: known.sequence, published }))
 }
 
 /// Waits a while for the backend to accept the newest value.
@@ -119,12 +170,42 @@ async fn published(host: &Host, key: &KeyName) -> Result<Known, ApiError> {
     }
 }
 
-/// What a name, or a key's name, points to.
-pub async fn resolve(Current(host): Current, Path(name): Path<String>) -> Result<Json<Resolution>, ApiError> {
-    Ok(Json(resolution(&host, &name).await?))
+/// What is known of a name.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Resolution)]
+pub struct Resolved {
+    /// The name.
+    name: IpnsName,
+    /// What it points to.
+    path: ContentPath,
+    /// The record's sequence; of an own name the count of its values.
+    sequence: u64,
+    /// When the record stops being valid.
+    valid_until: Timestamp,
+    /// When the backend last had this record; long ago means stale.
+    confirmed_at: Timestamp,
 }
 
-/// The file behind a name.
+impl From<Resolution> for Resolved {
+    fn from(known: Resolution) -> Self {
+        let Resolution { name, path, sequence, valid_until, confirmed_at } = known;
+        Self { name, path, sequence, valid_until, confirmed_at }
+    }
+}
+
+/// What a name, or a key's name, points to.
+#[utoipa::path(get, path = "/names/{name}", tag = "names", operation_id = "resolve_name",
+    params(("name", description = "A name, in any form that IPFS knows, or a key of the host")),
+    responses((status = 200, body = Resolved), Missing))]
+pub async fn resolve(Current(host): Current, Path(name): Path<String>) -> Result<Json<Resolved>, ApiError> {
+    Ok(Json(resolution(&host, &name).await?.into()))
+}
+
+/// The file behind a name, or behind a key's name.
+#[utoipa::path(get, path = "/names/{name}/state", tag = "names", operation_id = "get_state",
+    params(("name", description = "A name, in any form that IPFS knows, or a key of the host")),
+    responses((status = 200, description = "Its bytes, 16 MiB at most",
+        content(("application/octet-stream"))), Missing))]
 pub async fn get_state(Current(host): Current, Path(name): Path<String>) -> Result<Response, ApiError> {
     let known = resolution(&host, &name).await?;
     let held = documents::get(&host.store.snapshot()?, &known.path)?;

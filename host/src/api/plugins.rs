@@ -6,49 +6,128 @@ use std::time::Duration;
 use axum::Json;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::ApiError;
 use super::extract::{Current, Path, Plain};
-use crate::host::{Host, Loaded};
-use crate::ident::PluginName;
-use crate::plugin::{Reply, ReplyError};
+use super::openapi::{Conflict, Missing, Refused};
+use crate::host::{Host, Loaded, NotLoaded};
+use crate::ident::{Digest, PluginName};
+use crate::plugin::{Grants, Inspection, PluginStatus, Reply, ReplyError};
 
 /// How long a caller waits for a plugin.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
+/// A plugin that was loaded.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Plugin {
+    /// Its name.
+    name: PluginName,
+    /// Its version.
+    version: String,
+    /// The digest of its component.
+    digest: Digest,
+    /// `bundled`, or the file that it came from.
+    source: String,
+    /// How many entries of the log it has yet to read.
+    behind: u64,
+    #[serde(flatten)]
+    status: PluginStatus,
+}
+
+/// A plugin that was not loaded.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct RefusedPlugin {
+    /// Its name.
+    name: PluginName,
+    /// That it was not loaded.
+    state: RefusedState,
+    /// Why.
+    reason: String,
+}
+
+/// How a plugin stands that was not loaded.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RefusedState {
+    /// It was not loaded.
+    Refused,
+}
+
+/// A plugin of the config.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum ListedPlugin {
+    /// One that was loaded.
+    Loaded(Box<Plugin>),
+    /// One that was not.
+    Refused(RefusedPlugin),
+}
+
+/// All about a plugin that was loaded.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct PluginDetail {
+    #[serde(flatten)]
+    plugin: Plugin,
+    /// What its component says of itself.
+    inspection: Inspection,
+    /// What it may reach.
+    grants: Grants,
+}
+
 /// All plugins, those that were not loaded too.
-pub async fn list(Current(host): Current) -> Json<Value> {
+#[utoipa::path(get, path = "/plugins", tag = "plugins", operation_id = "list_plugins",
+    responses((status = 200, body = [ListedPlugin])))]
+pub async fn list(Current(host): Current) -> Json<Vec<ListedPlugin>> {
     let head = host.log.head().0;
-    let loaded = host.plugins.iter().map(|(name, plugin)| describe(name, plugin, head));
-    let refused = host
-        .not_loaded
+    let loaded = host
+        .plugins
         .iter()
-        .map(|refused| json!({ "name": refused.name, "state": "refused", "reason": refused.reason }));
+        .map(|(name, plugin)| ListedPlugin::Loaded(Box::new(describe(name.clone(), plugin, head))));
+    let refused = host.not_loaded.iter().map(|plugin| {
+        let NotLoaded { name, reason } = plugin.clone();
+        ListedPlugin::Refused(RefusedPlugin { name, state: RefusedState::Refused, reason })
+    });
     Json(loaded.chain(refused).collect())
 }
 
 /// One plugin, with its manifest and its grants.
-pub async fn show(Current(host): Current, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
+#[utoipa::path(get, path = "/plugins/{plugin}", tag = "plugins", operation_id = "get_plugin",
+    params(("plugin" = PluginName, Path, description = "The plugin's name")),
+    responses((status = 200, body = PluginDetail), Missing))]
+pub async fn show(Current(host): Current, Path(name): Path<String>) -> Result<Json<PluginDetail>, ApiError> {
     let (name, plugin) = find(&host, &name)?;
-    let mut described = describe(&name, plugin, host.log.head().0);
-    described["inspection"] = json!(*plugin.prepared.inspection);
-    described["grants"] = json!(*plugin.grants);
-    Ok(Json(described))
+    Ok(Json(PluginDetail {
+        plugin: describe(name, plugin, host.log.head().0),
+        inspection: (*plugin.prepared.inspection).clone(),
+        grants: (*plugin.grants).clone(),
+    }))
 }
 
-fn describe(name: &PluginName, plugin: &Loaded, head: u64) -> Value {
+fn describe(name: PluginName, plugin: &Loaded, head: u64) -> Plugin {
     let status = plugin.handle.status();
-    let mut described = json!(status);
-    described["name"] = json!(name);
-    described["version"] = json!(plugin.prepared.inspection.manifest.version);
-    described["digest"] = json!(plugin.prepared.inspection.digest);
-    described["source"] = json!(plugin.source);
-    described["behind"] = json!(head.saturating_sub(status.cursor));
-    described
+    let inspection = &plugin.prepared.inspection;
+    Plugin {
+        name,
+        version: inspection.manifest.version.clone(),
+        digest: inspection.digest,
+        source: plugin.source.clone(),
+        behind: head.saturating_sub(status.cursor),
+        status,
+    }
 }
 
 /// Gives an order; the answer comes once its effects are durable.
+///
+/// What a plugin can be told, and what it answers, is the plugin's. No body is an empty object.
+#[utoipa::path(post, path = "/plugins/{plugin}/commands/{method}", tag = "plugins",
+    operation_id = "command_plugin",
+    params(
+        ("plugin" = PluginName, Path, description = "The plugin's name"),
+        ("method" = String, Path, description = "A method of the plugin's commands"),
+    ),
+    request_body = Option<Value>, responses((status = 200, body = Value), Missing, Conflict, Refused))]
 pub async fn command(
     Current(host): Current,
     Path((plugin, method)): Path<(String, String)>,
@@ -57,7 +136,16 @@ pub async fn command(
     command_to(&host, &plugin, &method, body).await
 }
 
-/// Asks a question.
+/// Asks a question, which has no effects.
+///
+/// What a plugin can be asked, and what it answers, is the plugin's. No body is an empty object.
+#[utoipa::path(post, path = "/plugins/{plugin}/queries/{method}", tag = "plugins",
+    operation_id = "query_plugin",
+    params(
+        ("plugin" = PluginName, Path, description = "The plugin's name"),
+        ("method" = String, Path, description = "A method of the plugin's queries"),
+    ),
+    request_body = Option<Value>, responses((status = 200, body = Value), Missing))]
 pub async fn query(
     Current(host): Current,
     Path((plugin, method)): Path<(String, String)>,

@@ -9,11 +9,12 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 
 use super::ApiError;
 use super::extract::Current;
 use crate::host::{Host, Loaded, Standing, Supervised};
-use crate::ident::PluginName;
+use crate::ident::{ContentPath, IpnsName, KeyName, PluginName};
 use crate::outbox::API_QUOTA;
 use crate::plugin::{DOCUMENT_BYTES, roster};
 use crate::room::Shortage;
@@ -21,6 +22,8 @@ use crate::store::{self, META, Snapshot, Usage, dead, names, outbox};
 use crate::time::Timestamp;
 
 /// How the host is doing.
+#[utoipa::path(get, path = "/status", tag = "host", operation_id = "get_status",
+    responses((status = 200, body = Status)))]
 pub async fn status(Current(host): Current) -> Result<Json<Value>, ApiError> {
     let (waiting, oldest) = outbox::waiting(&host.store)?;
     let troubles = troubles(&host)?;
@@ -97,6 +100,9 @@ fn own_names(host: &Host) -> Result<Vec<Value>, ApiError> {
 }
 
 /// One line: whether all is well, and what is not.
+#[utoipa::path(get, path = "/healthz", tag = "host", operation_id = "get_health", responses(
+    (status = 200, body = String, description = "All is well"),
+    (status = 503, body = String, description = "What is not well")))]
 pub async fn health(State(host): State<Arc<Supervised>>) -> Result<Response, ApiError> {
     let troubles = match host.standing() {
         Standing::Running(host) => troubles(&host)?,
@@ -201,4 +207,66 @@ fn deaf(host: &Host, now: Timestamp) -> Vec<String> {
         format!("listening is not proven since {since} on {}: {why}", topics.join(", "))
     });
     told.collect()
+}
+
+/// How the host is doing: what will always be there. There may be more.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it is put together where it is told")]
+pub struct Status {
+    /// The program's version.
+    version: String,
+    /// Who the host is as an observer.
+    id: String,
+    /// Whether there is no trouble.
+    healthy: bool,
+    /// What is wrong, each in a sentence.
+    troubles: Vec<String>,
+    /// When it started.
+    started: Timestamp,
+    /// How long the start took, in milliseconds.
+    start_took_ms: u64,
+    /// Where it keeps its state.
+    state_dir: String,
+    /// What stands behind names and topics: its `name` and its `address`.
+    #[schema(value_type = Object)]
+    backend: Value,
+    /// The event log: the offset of its `head`, where the next entry will be, and of its `first` entry.
+    #[schema(value_type = Object)]
+    log: Value,
+    /// The publishes that are `waiting`, and since when the `oldest` does.
+    #[schema(value_type = Object)]
+    outbox: Value,
+    /// How many dead letters are held.
+    dead_letters: u64,
+    /// The transactions of the store: their `count`, and how long one takes, as `mean_ms`.
+    #[schema(value_type = Object)]
+    commits: Value,
+    /// The host's own names.
+    names: Vec<OwnName>,
+    /// How many plugins run.
+    plugins: usize,
+    #[serde(flatten)]
+    more: BTreeMap<String, Value>,
+}
+
+/// A name of the host.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it is put together where it is told")]
+pub struct OwnName {
+    /// Its key.
+    key: KeyName,
+    /// The name; null if the key is gone.
+    #[schema(required)]
+    name: Option<IpnsName>,
+    /// What it points to.
+    path: ContentPath,
+    /// Counts its values.
+    sequence: u64,
+    /// Whether the backend has accepted the newest.
+    published: bool,
+    /// How large the document is, in bytes; null if it is a path.
+    #[schema(required)]
+    document_bytes: Option<u64>,
+    /// How large it may be, in bytes.
+    document_limit: u64,
 }

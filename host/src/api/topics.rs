@@ -1,6 +1,5 @@
 //! `/v1/topics`: publishing, listening, and who else is there.
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,45 +9,73 @@ use axum::body::Bytes;
 use axum::http::StatusCode;
 use axum::response::sse::{Event as Sse, KeepAlive, Sse as Stream};
 use multibase::Base;
-use serde_json::{Value, json};
+use serde::Serialize;
 use tokio::sync::broadcast;
+use utoipa::ToSchema;
 
 use super::ApiError;
 use super::extract::{Current, Path, Plain};
+use super::openapi::TooLarge;
 use crate::effect::Publish;
 use crate::entry::{Entry, Event, Kind, Origin};
 use crate::host::Host;
-use crate::ident::Topic;
+use crate::ident::{PeerName, Topic};
 use crate::interest::Party;
 use crate::outbox::API_QUOTA;
 use crate::plugin::MESSAGE_BYTES;
+use crate::time::Timestamp;
+
+/// A topic that someone here listens to, and how well.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct TopicListening {
+    /// Its name.
+    topic: Topic,
+    /// Since when its stream is open; null while it is not.
+    #[schema(required)]
+    connected_since: Option<Timestamp>,
+    /// Until when listening is proven; null before the first proof.
+    #[schema(required)]
+    listening_proven_until: Option<Timestamp>,
+    /// How many other peers are on it, as far as is known.
+    peers: usize,
+}
 
 /// The topics that anyone here listens to, and how well.
-pub async fn list(Current(host): Current) -> Json<Value> {
+#[utoipa::path(get, path = "/topics", tag = "topics", operation_id = "list_topics",
+    responses((status = 200, body = [TopicListening])))]
+pub async fn list(Current(host): Current) -> Json<Vec<TopicListening>> {
     let hearings = host.hearings.all();
-    let mut topics: BTreeMap<Topic, Value> = BTreeMap::new();
-    for topic in host.interest.topics() {
+    let listening = host.interest.topics().into_iter().map(|topic| {
         let hearing = hearings.get(&topic).cloned().unwrap_or_default();
-        topics.insert(
-            topic.clone(),
-            json!({
-                "topic": topic,
-                "connected_since": hearing.connected_since,
-                "listening_proven_until": hearing.proven_until,
-                "peers": hearing.peer_count(),
-            }),
-        );
-    }
-    Json(topics.into_values().collect())
+        TopicListening {
+            topic,
+            connected_since: hearing.connected_since,
+            listening_proven_until: hearing.proven_until,
+            peers: hearing.peer_count(),
+        }
+    });
+    Json(listening.collect())
 }
 
 /// The peers of a topic, as the backend knows them now.
-pub async fn peers(Current(host): Current, Path(topic): Path<String>) -> Result<Json<Value>, ApiError> {
+#[utoipa::path(get, path = "/topics/{topic}/peers", tag = "topics", operation_id = "list_peers",
+    params(("topic" = Topic, Path, description = "The topic")),
+    responses((status = 200, body = [String], description = "Their peer ids")))]
+pub async fn peers(
+    Current(host): Current,
+    Path(topic): Path<String>,
+) -> Result<Json<Vec<PeerName>>, ApiError> {
     let topic: Topic = topic.parse()?;
-    Ok(Json(json!(host.backend.pubsub.peers(&topic).await?)))
+    Ok(Json(host.backend.pubsub.peers(&topic).await?))
 }
 
 /// Publishes the body as it is: to the plugins with the commit, to the network through the outbox.
+///
+/// At most 61,440 bytes, whatever its content type.
+#[utoipa::path(post, path = "/topics/{topic}/messages", tag = "topics", operation_id = "publish_message",
+    params(("topic" = Topic, Path, description = "The topic")),
+    request_body(content_type = "application/octet-stream"),
+    responses((status = 202, description = "It is durable, and will be sent"), TooLarge))]
 pub async fn publish(
     Current(host): Current,
     Path(topic): Path<String>,
@@ -75,7 +102,48 @@ pub async fn publish(
     Ok(StatusCode::ACCEPTED)
 }
 
+/// What a topic's stream tells of a message.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Message {
+    /// Its topic.
+    topic: Topic,
+    /// When it became an entry of the log.
+    time: Timestamp,
+    /// Who published it.
+    origin: MessageOrigin,
+    /// The plugin's name or the peer's id; null if it came through this API.
+    #[schema(required)]
+    from: Option<String>,
+    /// What it says, if it is UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    data: Option<String>,
+    /// What it says, if it is not: its bytes in multibase.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    data_multibase: Option<String>,
+}
+
+/// Who published a message.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum MessageOrigin {
+    /// A plugin of this host.
+    Plugin,
+    /// A caller of this host.
+    Host,
+    /// Another program, over the network.
+    Peer,
+}
+
 /// The messages of a topic from now on, as server-sent events.
+///
+/// The data of an event `message` is the message, and the event's id the offset of its entry in the log.
+/// An event `lagged` says how many entries of the log came too fast and were missed; the stream goes on.
+#[utoipa::path(get, path = "/topics/{topic}/messages", tag = "topics", operation_id = "subscribe_topic",
+    params(("topic" = Topic, Path, description = "The topic")),
+    responses((status = 200, body = Message, content_type = "text/event-stream",
+        description = "A stream without end; the schema is that of the data of an event `message`")))]
 pub async fn subscribe(
     Current(host): Current,
     Path(topic): Path<String>,
@@ -115,12 +183,9 @@ impl Listening {
             match next {
                 Ok(entry) => {
                     if let Some(message) = self.message(&entry) {
-                        return Some(
-                            Sse::default()
-                                .event("message")
-                                .id(entry.offset.to_string())
-                                .data(message.to_string()),
-                        );
+                        let message = serde_json::json!(message).to_string();
+                        let event = Sse::default().event("message");
+                        return Some(event.id(entry.offset.to_string()).data(message));
                     }
                 }
                 Err(broadcast::error::RecvError::Lagged(missed)) => {
@@ -131,21 +196,19 @@ impl Listening {
         }
     }
 
-    fn message(&self, entry: &Entry) -> Option<Value> {
+    fn message(&self, entry: &Entry) -> Option<Message> {
         let Kind::Event(Event::Message { topic, data, origin }) = &entry.kind else { return None };
         (*topic == self.topic).then(|| {
             let (origin, from) = match origin {
-                Origin::Plugin(name) => ("plugin", Some(name.to_string())),
-                Origin::Host => ("host", None),
-                Origin::Peer(peer) => ("peer", Some(peer.to_string())),
+                Origin::Plugin(name) => (MessageOrigin::Plugin, Some(name.to_string())),
+                Origin::Host => (MessageOrigin::Host, None),
+                Origin::Peer(peer) => (MessageOrigin::Peer, Some(peer.to_string())),
             };
-            let mut message = json!({ "topic": topic, "time": entry.time, "origin": origin, "from": from });
-            // Text as text; what is not UTF-8 as multibase.
-            match std::str::from_utf8(data) {
-                Ok(text) => message["data"] = json!(text),
-                Err(_) => message["data_multibase"] = json!(multibase::encode(Base::Base64Url, data)),
-            }
-            message
+            let (data, data_multibase) = match std::str::from_utf8(data) {
+                Ok(text) => (Some(text.to_owned()), None),
+                Err(_) => (None, Some(multibase::encode(Base::Base64Url, data))),
+            };
+            Message { topic: topic.clone(), time: entry.time, origin, from, data, data_multibase }
         })
     }
 }

@@ -5,20 +5,25 @@ use std::collections::BTreeSet;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::ident::{InvalidWord, IpnsName, KeyName, Topic};
 
 /// What one plugin may reach.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Grants {
     /// Topics to publish on.
+    #[schema(value_type = Vec<String>, required)]
     pub publish: BTreeSet<TopicPattern>,
     /// Topics to subscribe to.
+    #[schema(value_type = Vec<String>, required)]
     pub subscribe: BTreeSet<TopicPattern>,
     /// IPNS keys to publish under.
+    #[schema(value_type = Vec<String>, required)]
     pub write: BTreeSet<KeyName>,
     /// IPNS names to read; a key of this host stands for its name.
+    #[schema(value_type = Vec<String>, required)]
     pub read: BTreeSet<NameOrKey>,
 }
 

@@ -10,6 +10,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use thiserror::Error;
+use utoipa::ToSchema;
 use wasmparser::{ComponentTypeRef, Parser, Payload};
 
 use super::{Grants, Limits};
@@ -83,10 +84,11 @@ pub enum ManifestError {
 }
 
 /// What a plugin says of itself.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Manifest {
     /// Its name, unless the operator gives it another.
+    #[schema(value_type = String)]
     pub name: PluginName,
     /// Its version, as in the `version` section.
     pub version: String,
@@ -115,7 +117,7 @@ fn first_state_version() -> u32 {
 }
 
 /// Topics that a plugin asks for. Each may be `${config.x}`; `prefix.*` covers what lies under it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Topics {
     /// Subscribed when it is installed, unless it is a prefix.
@@ -125,7 +127,7 @@ pub struct Topics {
 }
 
 /// IPNS keys and names that a plugin asks for. Each may be `${config.x}`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Names {
     /// Keys to publish under.
@@ -135,7 +137,7 @@ pub struct Names {
 }
 
 /// One value of a plugin's config.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConfigValue {
     /// What it must be.
@@ -153,7 +155,7 @@ pub struct ConfigValue {
 }
 
 /// The type of a config value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ConfigKind {
     /// Text.
@@ -292,9 +294,10 @@ fn expand(text: &str, config: &Map<String, Value>) -> Result<Vec<String>, Manife
 }
 
 /// What can be told of a component file without running it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct Inspection {
     /// The file's digest.
+    #[schema(value_type = String)]
     pub digest: Digest,
     /// The file's size in bytes.
     pub size: usize,
@@ -302,9 +305,11 @@ pub struct Inspection {
     pub manifest: Manifest,
     /// Its `authors` section.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub authors: Option<String>,
     /// Its `licenses` section.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub licenses: Option<String>,
     /// The instances that it imports, with their versions.
     pub imports: Vec<String>,

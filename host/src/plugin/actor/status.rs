@@ -9,19 +9,22 @@ use crate::plugin::instance::thread_cpu;
 use crate::time::{Timestamp, nanoseconds};
 
 /// How a plugin is doing.
-#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, utoipa::ToSchema)]
 pub struct PluginStatus {
     /// `starting`, `running` or `failing`.
     pub state: &'static str,
     /// Why it is failing.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub reason: Option<String>,
     /// Since when it is failing.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime, nullable = false)]
     pub failing_since: Option<Timestamp>,
     /// The next entry that it will read.
     pub cursor: u64,
     /// The time of the last entry that it handled.
+    #[schema(value_type = String, format = DateTime)]
     pub reached: Timestamp,
     /// Events, commands and timers that it handled.
     pub handled: u64,
@@ -43,11 +46,12 @@ pub struct PluginStatus {
     pub timers: usize,
     /// The keys whose last document was too large to be published, each with its limit in bytes.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<String, usize>)]
     pub too_large: BTreeMap<KeyName, usize>,
 }
 
 /// Effects by their kind. What overwrites each other within a batch counts once.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 pub struct EffectCounts {
     /// Keys of the state that were written or deleted.
     pub state: u64,

@@ -1,0 +1,118 @@
+//! Owns the description of the API, in OpenAPI 3.1: what the routes have in common, and `/v1/openapi.json`.
+//! What is particular to a route stands at its handler; none is served without it.
+
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use utoipa::openapi::path::{Operation, PathItem};
+use utoipa::openapi::{Ref, RefOr, Response};
+use utoipa::{IntoResponses, OpenApi, ToResponse};
+
+use super::error::Problem;
+use crate::ident::{KeyName, PluginName, Topic};
+
+/// What all routes have in common.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "dim",
+        description = "Coordinates a fleet through sandboxed plugins, over IPFS or with nothing installed.\n\n\
+            A host offers this on the Unix socket `api.sock` in its state directory, and on loopback with \
+            `dim run --listen`. Whoever can reach it is trusted; requests of web pages are refused.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0"),
+    ),
+    tags(
+        (name = "jobs", description = "Jobs of the fleet, as the plugin `job-tracker` keeps them"),
+        (name = "nodes", description = "Nodes of the fleet, as the plugin `node-registry` keeps them"),
+        (name = "topics", description = "Pubsub topics"),
+        (name = "names", description = "IPNS names: the host's own, each under a key, and all others"),
+        (name = "plugins", description = "What runs on the host"),
+        (name = "dead letters", description = "Events that a plugin could not handle"),
+        (name = "host", description = "How the host is doing"),
+    ),
+    components(
+        schemas(Problem, Topic, PluginName, KeyName),
+        responses(Failure),
+    ),
+)]
+pub struct Shared;
+
+/// Any other error: 403 for a request of a web page, 413 for a body of more than 16 MiB, 500 if the store
+/// or a plugin fails, 502 to 504 if the backend does not do its part, 503 while the host is down, 507 while
+/// the disk is too full to take anything in.
+#[derive(ToResponse)]
+#[response(content_type = "application/problem+json")]
+pub struct Failure(#[expect(dead_code, reason = "errors make it")] Problem);
+
+macro_rules! problems {
+    ($($(#[doc = $doc:literal])* $name:ident = $status:literal),* $(,)?) => {$(
+        $(#[doc = $doc])*
+        #[derive(Debug)]
+        pub enum $name {}
+
+        impl IntoResponses for $name {
+            fn responses() -> BTreeMap<String, RefOr<Response>> {
+                [($status.to_owned(), problem(concat!($($doc),*).trim()))].into()
+            }
+        }
+    )*};
+}
+
+problems! {
+    /// There is no such thing.
+    Missing = "404",
+    /// It cannot be done as things stand.
+    Conflict = "409",
+    /// There are more bytes than allowed.
+    TooLarge = "413",
+    /// What was sent is well formed, but refused.
+    Refused = "422",
+}
+
+fn problem(description: &str) -> RefOr<Response> {
+    Ref::builder()
+        .ref_location("#/components/responses/Failure".to_owned())
+        .description(Some(description))
+        .build()
+        .into()
+}
+
+/// Adds to each operation what needs no saying at its handler.
+fn complete(operation: &mut Operation) {
+    for (status, response) in &mut operation.responses.responses {
+        if let RefOr::T(response) = response
+            && response.description.is_empty()
+        {
+            let reason = status.parse().ok().and_then(|status: StatusCode| status.canonical_reason());
+            response.description = reason.unwrap_or(status).to_owned();
+        }
+    }
+    let responses = &mut operation.responses.responses;
+    responses.insert("default".to_owned(), problem(""));
+    if operation.parameters.is_some() || operation.request_body.is_some() {
+        responses.insert("400".to_owned(), problem("What was sent is wrong."));
+    }
+}
+
+fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
+    [&mut item.get, &mut item.put, &mut item.post, &mut item.patch, &mut item.delete].into_iter().flatten()
+}
+
+/// The description of the whole API: an OpenAPI document in JSON.
+pub fn document() -> &'static str {
+    static DOCUMENT: LazyLock<String> = LazyLock::new(|| {
+        let mut document = super::described().into_openapi();
+        document.paths.paths.values_mut().flat_map(operations).for_each(complete);
+        document.to_pretty_json().expect("a description is plain data")
+    });
+    &DOCUMENT
+}
+
+/// This description.
+#[utoipa::path(get, path = "/openapi.json", tag = "host", operation_id = "get_openapi",
+    responses((status = 200, body = Object, description = "An OpenAPI document")))]
+pub async fn openapi() -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], document())
+}

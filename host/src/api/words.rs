@@ -1,0 +1,33 @@
+//! How the words of the domain look in the description of the API.
+
+use utoipa::openapi::schema::SchemaType;
+use utoipa::openapi::{KnownFormat, ObjectBuilder, RefOr, Schema, SchemaFormat, Type};
+use utoipa::{PartialSchema, ToSchema};
+
+use crate::ident::{ContentPath, Digest, IpnsName, KeyName, MAX_TOPIC, PluginName, Topic};
+use crate::time::Timestamp;
+
+macro_rules! words {
+    ($($word:ident: $description:literal $(, $limit:ident $value:expr)*;)*) => {$(
+        impl PartialSchema for $word {
+            fn schema() -> RefOr<Schema> {
+                let text = ObjectBuilder::new().schema_type(SchemaType::Type(Type::String));
+                text.description(Some($description))$(.$limit(Some($value)))*.into()
+            }
+        }
+
+        impl ToSchema for $word {}
+    )*};
+}
+
+words! {
+    Topic: "A pubsub topic: 1 to 512 bytes of UTF-8 without control characters",
+        min_length 1, max_length MAX_TOPIC;
+    PluginName: "The name of a plugin", pattern "^[a-z][a-z0-9-]{0,63}$";
+    KeyName: "The operator's word for an IPNS key, as in `ipfs key gen`; not `self`",
+        pattern "^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$";
+    IpnsName: "An IPNS name in canonical form: a CIDv1 with codec `libp2p-key` in base36", pattern "^k[0-9a-z]+$";
+    ContentPath: "What a name points to: `/ipfs/CID` or `/ipns/NAME`, and a path below it", pattern "^/ip[fn]s/.";
+    Digest: "The SHA-256 of a component file, in hexadecimal", pattern "^[0-9a-f]{64}$";
+    Timestamp: "A time in RFC 3339, in UTC", format SchemaFormat::KnownFormat(KnownFormat::DateTime);
+}

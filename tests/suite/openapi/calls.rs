@@ -1,0 +1,272 @@
+//! A call of each operation for each status that it describes, and who makes them.
+
+use std::path::Path;
+use std::time::Duration;
+
+use dim_tests::eventually;
+use reqwest::{Client, Method, RequestBuilder, Response};
+use serde_json::Value;
+
+use super::document::Document;
+
+/// One call.
+pub struct Call {
+    pub operation: &'static str,
+    pub path: String,
+    pub body: String,
+    /// What it answers.
+    pub status: u16,
+}
+
+pub fn call(operation: &'static str, path: impl Into<String>, body: impl Into<String>, status: u16) -> Call {
+    Call { operation, path: path.into(), body: body.into(), status }
+}
+
+/// Calls in an order in which they answer so, after [`prepare`].
+pub fn of_a_sound_host() -> Vec<Call> {
+    let (message, document) = ("x".repeat((60 << 10) + 1), "x".repeat((16 << 20) + 1));
+    let remove = "/v1/plugins/job-tracker/commands/remove";
+    vec![
+        call("get_status", "/v1/status", "", 200),
+        call("get_health", "/healthz", "", 200),
+        call("get_metrics", "/metrics", "", 200),
+        call("get_openapi", "/v1/openapi.json", "", 200),
+        call("make_backup", "/v1/backup", r#"{"passphrase":"correct horse battery staple"}"#, 200),
+        call("make_backup", "/v1/backup", r#"{"passphrase":""}"#, 400),
+        call("make_backup", "/v1/backup", "{}", 422),
+        call("list_dead_letters", "/v1/dead-letters?plugin=job-tracker&after=0&limit=10", "", 200),
+        call("list_dead_letters", "/v1/dead-letters?after=x", "", 400),
+        call("get_dead_letter", "/v1/dead-letters/1", "", 200),
+        call("get_dead_letter", "/v1/dead-letters/77", "", 404),
+        call("get_dead_letter", "/v1/dead-letters/x", "", 400),
+        call("replay_dead_letter", "/v1/dead-letters/1/replay", "", 202),
+        call("replay_dead_letter", "/v1/dead-letters/77/replay", "", 404),
+        call("replay_dead_letter", "/v1/dead-letters/x/replay", "", 400),
+        call("drop_dead_letter", "/v1/dead-letters/2", "", 204),
+        call("drop_dead_letter", "/v1/dead-letters/77", "", 404),
+        call("drop_dead_letter", "/v1/dead-letters/x", "", 400),
+        call("list_plugins", "/v1/plugins", "", 200),
+        call("get_plugin", "/v1/plugins/job-tracker", "", 200),
+        call("get_plugin", "/v1/plugins/nobody", "", 404),
+        call("get_plugin", "/v1/plugins/No_Name", "", 400),
+        call("query_plugin", "/v1/plugins/job-tracker/queries/list", "", 200),
+        call("query_plugin", "/v1/plugins/job-tracker/queries/get", r#"{"job_id":"j1"}"#, 200),
+        call("query_plugin", "/v1/plugins/job-tracker/queries/nothing", "{}", 404),
+        call("query_plugin", "/v1/plugins/job-tracker/queries/list", "{", 400),
+        call("command_plugin", remove, r#"{"job_id":"j2"}"#, 200),
+        call("command_plugin", remove, r#"{"job_id":"j2"}"#, 404),
+        call("command_plugin", remove, "{", 400),
+        call("command_plugin", remove, format!(r#"{{"job_id":"{}"}}"#, "x".repeat(600)), 422),
+        call("update_job", "/v1/jobs/j3/events", r#"{"event_type":"queued"}"#, 200),
+        call("update_job", "/v1/jobs/j3/events", r#"{"event_type":"completed","result":{"frames":12}}"#, 200),
+        call("update_job", "/v1/jobs/j3/events", r#"{"event_type":"running","data":1,"node_id":"n1"}"#, 409),
+        call("update_job", "/v1/jobs/j3/events", "{", 400),
+        call("update_job", "/v1/jobs/j3/events", r#"{"event_kind":"running"}"#, 422),
+        call(
+            "command_plugin",
+            "/v1/plugins/job-tracker/commands/update",
+            r#"{"job_id":"j3","event_type":"running"}"#,
+            409,
+        ),
+        call("list_jobs", "/v1/jobs", "", 200),
+        call("list_jobs", "/v1/jobs?status=running&node_id=n1&after=a&limit=10", "", 200),
+        call("list_jobs", "/v1/jobs?typo=1", "", 400),
+        call("get_job", "/v1/jobs/j1", "", 200),
+        call("get_job", "/v1/jobs/nothing", "", 404),
+        call("get_job", "/v1/jobs/%00", "", 400),
+        call("watch_jobs", "/v1/watch/jobs", "", 200),
+        call("remove_job", "/v1/jobs/j3", "", 200),
+        call("remove_job", "/v1/jobs/j3", "", 404),
+        call("remove_job", "/v1/jobs/%FF", "", 400),
+        call("list_nodes", "/v1/nodes", "", 200),
+        call(
+            "list_nodes",
+            "/v1/nodes?status=online&cached_model=m&min_memory=1.5&gpu=true&after=a&limit=1",
+            "",
+            200,
+        ),
+        call("list_nodes", "/v1/nodes?gpu=perhaps", "", 400),
+        call("get_node", "/v1/nodes/n2", "", 200),
+        call("get_node", "/v1/nodes/nobody", "", 404),
+        call("get_node", "/v1/nodes/%00", "", 400),
+        call("replace_nodes", "/v1/nodes", r#"[{"node_id":"n1","resources":{"cpu_available":1}}]"#, 200),
+        call("replace_nodes", "/v1/nodes", "[", 400),
+        call("list_topics", "/v1/topics", "", 200),
+        call("subscribe_topic", "/v1/topics/fleet.talk/messages", "", 200),
+        call("subscribe_topic", "/v1/topics/%00/messages", "", 400),
+        call("publish_message", "/v1/topics/fleet.talk/messages", "hello", 202),
+        call("publish_message", "/v1/topics/%00/messages", "hello", 400),
+        call("publish_message", "/v1/topics/fleet.talk/messages", message, 413),
+        call("list_peers", "/v1/topics/fleet.talk/peers", "", 200),
+        call("list_peers", "/v1/topics/%00/peers", "", 400),
+        call("get_key", "/v1/keys/policy", "", 404),
+        call("make_key", "/v1/keys/policy", "", 200),
+        call("make_key", "/v1/keys/self", "", 400),
+        call("get_key", "/v1/keys/policy", "", 200),
+        call("get_key", "/v1/keys/self", "", 400),
+        call("update_state", "/v1/keys/policy/state?lifetime_seconds=3600", "the policy", 200),
+        call("update_state", "/v1/keys/policy/state?lifetime_seconds=1", "the policy", 400),
+        call("update_state", "/v1/keys/policy/state", document, 413),
+        call("publish_path", "/v1/keys/other/path?lifetime_seconds=3600", PATH, 200),
+        call("publish_path", "/v1/keys/other/path", "{", 400),
+        call("publish_path", "/v1/keys/other/path", r#"{"path":"nowhere"}"#, 422),
+        call("resolve_name", "/v1/names/policy", "", 200),
+        call("resolve_name", "/v1/names/nobody", "", 404),
+        call("resolve_name", "/v1/names/x%2Fy", "", 400),
+        call("get_state", "/v1/names/policy/state", "", 200),
+        call("get_state", "/v1/names/nobody/state", "", 404),
+        call("get_state", "/v1/names/x%2Fy/state", "", 400),
+        call("get_status", "/v1/status", "", 200),
+    ]
+}
+
+const PATH: &str = r#"{"path":"/ipfs/bafkreiaew4yc5xnkbux25pla4xjujaozonb7ql2k3pkdxxyk74pttv7gj4"}"#;
+
+/// Calls of a host whose job tracker has left a dead letter and is disabled, with a plugin that is not there.
+pub fn of_an_unsound_host() -> Vec<Call> {
+    vec![
+        call("get_health", "/healthz", "", 503),
+        call("list_plugins", "/v1/plugins", "", 200),
+        call("get_job", "/v1/jobs/j1", "", 404),
+        call("replay_dead_letter", "/v1/dead-letters/1/replay", "", 409),
+    ]
+}
+
+/// What a stream tells of once it is open.
+fn to_be_told(operation: &str) -> Call {
+    match operation {
+        "watch_jobs" => call("update_job", "/v1/jobs/watched/events", r#"{"event_type":"queued"}"#, 200),
+        "subscribe_topic" => call("publish_message", "/v1/topics/fleet.talk/messages", "hello", 202),
+        other => panic!("suite/openapi/calls.rs does not say what the stream {other} tells of"),
+    }
+}
+
+/// Two dead letters, a node, and a job with all that a job may have.
+pub async fn prepare(caller: &Caller) {
+    let running = r#"{"event_type":"running","data":{"node_id":"n1"},"result":1}"#;
+    let job = call("update_job", "/v1/jobs/j1/events", running, 200);
+    assert_eq!(caller.send(&job, &Method::POST).await.status, 200);
+    let job = call("update_job", "/v1/jobs/j2/events", running, 200);
+    assert_eq!(caller.send(&job, &Method::POST).await.status, 200);
+    for (topic, message) in [
+        ("dim.jobs.updates", "no job event"),
+        ("dim.jobs.updates", "nor this"),
+        ("dim.results.ready", r#"{"job_id":"j1","result_cid":"bafkqaaa"}"#),
+        ("dim.nodes.status", r#"{"node_id":"n1","status":"dead","observer":"a watchdog"}"#),
+        (
+            "dim.nodes.heartbeat",
+            r#"{"node_id":"n2","timestamp":"2026-01-01T00:00:00Z","cached_models":["m"]}"#,
+        ),
+    ] {
+        let publish = call("publish_message", format!("/v1/topics/{topic}/messages"), message, 202);
+        assert_eq!(caller.send(&publish, &Method::POST).await.status, 202);
+    }
+    eventually("all of it is known", async || {
+        let get = async |path: &str| caller.send(&call("", path, "", 200), &Method::GET).await;
+        let (job, letters) = (get("/v1/jobs/j1").await.value(), get("/v1/dead-letters").await.value());
+        job["node_dead"].is_object()
+            && job["result_cid"].is_string()
+            && letters.as_array().is_some_and(|letters| letters.len() == 2)
+            && get("/v1/nodes/n2").await.status == 200
+    })
+    .await;
+}
+
+/// What was answered; of a stream its first event.
+pub struct Answer {
+    pub status: u16,
+    /// Without its parameters.
+    pub content_type: String,
+    pub body: String,
+}
+
+impl Answer {
+    /// The body as JSON; text is a string.
+    pub fn value(&self) -> Value {
+        let text = || Value::String(self.body.clone());
+        match self.content_type.as_str() {
+            "text/event-stream" => {
+                let data = self.body.lines().find_map(|line| line.strip_prefix("data: "));
+                serde_json::from_str(data.expect("an event has data")).expect("the data is JSON")
+            }
+            json if json.ends_with("json") => serde_json::from_str(&self.body).expect("the body is JSON"),
+            _ => text(),
+        }
+    }
+}
+
+/// Who makes calls.
+pub struct Caller {
+    http: Client,
+    base: String,
+}
+
+impl Caller {
+    pub fn unix(socket: &Path) -> Self {
+        dim::install_tls();
+        let http = Client::builder().unix_socket(socket).no_proxy().build().unwrap();
+        Self { http, base: "http://dim".to_owned() }
+    }
+
+    pub fn tcp(base: &str) -> Self {
+        dim::install_tls();
+        Self { http: Client::builder().no_proxy().build().unwrap(), base: base.to_owned() }
+    }
+
+    /// Makes a call, and checks that call and answer are as the document describes them.
+    pub async fn check(&self, document: &Document, call: &Call) {
+        let operations = document.operations();
+        let operation = operations.iter().find(|operation| operation.id == call.operation);
+        let operation = operation.unwrap_or_else(|| panic!("{} is not described", call.operation));
+        assert!(operation.fits(&call.path), "{} is not a path of {}", call.path, call.operation);
+        if (200..300).contains(&call.status) {
+            document.check_request(operation, &call.path, &call.body);
+        }
+        let answer = self.send(call, &operation.method).await;
+        assert_eq!(answer.status, call.status, "{} {}: {}", call.operation, call.path, answer.body);
+        document.check_answer(operation, &answer);
+    }
+
+    /// Makes a call.
+    pub async fn send(&self, call: &Call, method: &Method) -> Answer {
+        let request = self.request(method, &call.path).body(call.body.clone());
+        let response = request.header("content-type", "application/json").send().await.expect("an answer");
+        let is_stream = content_type(&response) == "text/event-stream";
+        if is_stream {
+            let told = to_be_told(call.operation);
+            let told = self.request(&Method::POST, &told.path).body(told.body);
+            told.header("content-type", "application/json").send().await.expect("an answer");
+        }
+        answer(response, is_stream).await
+    }
+
+    /// What a web page that calls is answered.
+    pub async fn of_a_page(&self, path: &str, method: &Method) -> Answer {
+        let request = self.request(method, path).header("origin", "https://page.example");
+        answer(request.send().await.expect("an answer"), false).await
+    }
+
+    fn request(&self, method: &Method, path: &str) -> RequestBuilder {
+        self.http.request(method.clone(), format!("{}{path}", self.base))
+    }
+}
+
+fn content_type(response: &Response) -> String {
+    let value = response.headers().get("content-type").map(|value| value.to_str().expect("text"));
+    value.unwrap_or_default().split(';').next().unwrap_or_default().trim().to_owned()
+}
+
+async fn answer(mut response: Response, is_stream: bool) -> Answer {
+    let (status, content_type) = (response.status().as_u16(), content_type(&response));
+    let mut body = Vec::new();
+    let read = async {
+        while let Some(piece) = response.chunk().await.expect("a body") {
+            body.extend_from_slice(&piece);
+            if is_stream && body.starts_with(b"event:") && body.ends_with(b"\n\n") {
+                break;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), read).await.expect("a body within 30 seconds");
+    Answer { status, content_type, body: String::from_utf8_lossy(&body).into_owned() }
+}

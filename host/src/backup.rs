@@ -22,7 +22,7 @@ pub use record::Head;
 pub use restored::{restore, verify};
 pub use written::write;
 
-/// Shortest passphrase, in bytes.
+/// Shortest passphrase, in characters.
 const SHORTEST: usize = 8;
 
 /// Why a backup cannot be made or used.

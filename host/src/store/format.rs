@@ -21,9 +21,9 @@ pub fn settle(store: &Store) -> Result<(), StoreError> {
         Err(error) => return Err(error),
     };
     match found.map(|bytes| number(&bytes)).transpose()? {
-        Some(FORMAT) => return Ok(()),
-        Some(found) if found > FORMAT => return Err(StoreError::Newer { found }),
-        Some(found) if found < OLDEST => return Err(StoreError::Older { found }),
+        Some(FORMAT) => Ok(()),
+        Some(found) if found > FORMAT => Err(StoreError::Newer { found }),
+        Some(found) if found < OLDEST => Err(StoreError::Older { found }),
         Some(found) => {
             tracing::info!(from = found, to = FORMAT, "bringing the store up to date");
             write(store, count_bytes)

@@ -66,7 +66,11 @@ impl Plugin for JobTracker {
     fn command(&mut self, method: &str, body: &str) -> Result<String, Refusal> {
         match method {
             "update" => self.update(json::read(body)?),
-            "remove" => self.remove(&json::read::<Named>(body)?.job_id),
+            "remove" => {
+                let Named { job_id } = json::read(body)?;
+                job::check_job_id(&job_id).map_err(Refusal::Invalid)?;
+                self.remove(&job_id)
+            }
             _ => Err(Refusal::UnknownMethod),
         }
     }

@@ -25,6 +25,8 @@ pub fn call(operation: &'static str, path: impl Into<String>, body: impl Into<St
 /// Calls in an order in which they answer so, after [`prepare`].
 pub fn of_a_sound_host() -> Vec<Call> {
     let (message, document) = ("x".repeat((60 << 10) + 1), "x".repeat((16 << 20) + 1));
+    // More than one value of the state may have.
+    let too_much = format!(r#"{{"job_id":"j9","event_type":"queued","data":"{}"}}"#, "x".repeat(2 << 20));
     let remove = "/v1/plugins/job-tracker/commands/remove";
     vec![
         call("get_status", "/v1/status", "", 200),
@@ -56,7 +58,7 @@ pub fn of_a_sound_host() -> Vec<Call> {
         call("command_plugin", remove, r#"{"job_id":"j2"}"#, 200),
         call("command_plugin", remove, r#"{"job_id":"j2"}"#, 404),
         call("command_plugin", remove, "{", 400),
-        call("command_plugin", remove, format!(r#"{{"job_id":"{}"}}"#, "x".repeat(600)), 422),
+        call("command_plugin", "/v1/plugins/job-tracker/commands/update", too_much, 422),
         call("update_job", "/v1/jobs/j3/events", r#"{"event_type":"queued"}"#, 200),
         call("update_job", "/v1/jobs/j3/events", r#"{"event_type":"completed","result":{"frames":12}}"#, 200),
         call("update_job", "/v1/jobs/j3/events", r#"{"event_type":"running","data":1,"node_id":"n1"}"#, 409),

@@ -5,6 +5,7 @@ mod dead;
 mod error;
 mod extract;
 mod jobs;
+mod health;
 mod metrics;
 mod names;
 mod nodes;
@@ -67,7 +68,7 @@ fn described() -> OpenApiRouter<Arc<Supervised>> {
         .routes(routes!(dead::replay));
     OpenApiRouter::with_openapi(openapi::Shared::openapi())
         .nest("/v1", v1)
-        .routes(routes!(status::health))
+        .routes(routes!(health::health))
         .routes(routes!(metrics::metrics))
 }
 

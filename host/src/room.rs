@@ -34,7 +34,7 @@ const MORE: u64 = 16;
 pub struct NoRoom(pub String);
 
 /// What the host is short of.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct Shortage {
     /// What is short, with figures.
     pub reason: String,

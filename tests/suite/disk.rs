@@ -164,3 +164,49 @@ async fn dead_letters_are_kept_up_to_their_quota() {
     let letters = dim::store::dead::list(&host.host.store, None, None, 100).unwrap();
     assert_eq!(letters.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [8, 9, 10, 11, 12]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_accuses_nobody_and_who_died_meanwhile_is_found() {
+    let disk = SmallDisk::new(128 * MIB);
+    let watchdog =
+        "plugins:\n  heartbeat-watchdog:\n    config: { suspect_after_ms: 1000, dead_after_ms: 2000 }\n";
+    let yaml = format!("{KEEPING_8_MIB}{watchdog}");
+    let host = Setup::bundled().yaml(&yaml).on_disk(disk.clone()).start().await;
+    let (topic, peer) = ("dim.nodes.heartbeat".parse().unwrap(), dim::backend::embedded::new_peer());
+    // Whether the host listens or not.
+    let beat = async |nodes: &[&str]| {
+        for node in nodes {
+            let heartbeat = json!({ "node_id": node, "status": "online" }).to_string();
+            host.host.bus.as_ref().unwrap().publish_as(&peer, &topic, heartbeat.into()).await;
+        }
+    };
+    let standing = async |word: &str| {
+        let nodes = host.query("heartbeat-watchdog", "list", json!({ "standing": word })).await.unwrap();
+        nodes.as_array().unwrap().iter().map(|node| node["node_id"].clone()).collect::<Vec<_>>()
+    };
+    let living = ["n1", "n2", "n3"];
+    host.listening(&topic).await;
+    eventually("all are heard", async || {
+        beat(&living).await;
+        beat(&["doomed"]).await;
+        standing("alive").await.len() == 4
+    })
+    .await;
+    disk.fill_up_to(4 * MIB);
+    eventually("the intake has stopped", async || is_short(&host)).await;
+    let full = tokio::time::Instant::now();
+    eventually("it is full for longer than it takes to be called dead", async || {
+        beat(&living).await;
+        full.elapsed() > Duration::from_secs(5)
+    })
+    .await;
+    disk.clear();
+    eventually("the intake goes on", async || !is_short(&host)).await;
+    eventually("who died meanwhile is found", async || {
+        beat(&living).await;
+        let dead = standing("dead").await;
+        assert!(dead.iter().all(|node| node == "doomed"), "{dead:?}");
+        dead.len() == 1
+    })
+    .await;
+}

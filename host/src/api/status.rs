@@ -1,65 +1,144 @@
-//! `/v1/status` and `/healthz`: how the host is doing.
+//! `/v1/status`: how the host is doing.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use axum::Json;
-use axum::extract::State;
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
+use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::ApiError;
 use super::extract::Current;
-use crate::host::{Host, Loaded, Standing, Supervised};
+use super::health::troubles;
+use crate::host::{Host, Loaded};
 use crate::ident::{ContentPath, IpnsName, KeyName, PluginName};
 use crate::outbox::API_QUOTA;
-use crate::plugin::{DOCUMENT_BYTES, roster};
+use crate::plugin::DOCUMENT_BYTES;
 use crate::room::Shortage;
-use crate::store::{self, META, Snapshot, Usage, dead, names, outbox};
+use crate::store::{Usage, dead, names, outbox};
 use crate::time::Timestamp;
 
 /// How the host is doing.
-#[utoipa::path(get, path = "/status", tag = "host", operation_id = "get_status",
-    responses((status = 200, body = Status)))]
-pub async fn status(Current(host): Current) -> Result<Json<Value>, ApiError> {
-    let (waiting, oldest) = outbox::waiting(&host.store)?;
-    let troubles = troubles(&host)?;
-    let commits = host.commit.tally.commits.load(Ordering::Relaxed);
-    let spent = host.commit.tally.nanoseconds.load(Ordering::Relaxed);
-    Ok(Json(json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "id": host.id,
-        "healthy": troubles.is_empty(),
-        "troubles": troubles,
-        "started": host.started,
-        "start_took_ms": host.start_took.as_millis(),
-        "state_dir": host.store.path(),
-        "backend": { "name": host.backend.name, "address": host.backend.address },
-        "log": {
-            "head": host.log.head(),
-            "first": host.store.log_start()?,
-        },
-        "disk": {
-            "free_bytes": host.store.free()?,
-            "min_free_bytes": host.config.store.min_free_bytes,
-            "file_bytes": host.store.file_bytes(),
-            "held_bytes": Usage::of(&host.store.snapshot()?)?,
-            "max_held_bytes": host.config.store.max_bytes,
-            "shortage": host.room.shortage(),
-        },
-        "outbox": { "waiting": waiting, "oldest": oldest, "queues": queues(&host) },
-        "dead_letters": dead::count(&host.store)?,
-        "commits": { "count": commits, "mean_ms": spent as f64 / commits.max(1) as f64 / 1e6 },
-        "names": own_names(&host)?,
-        "plugins": host.plugins.len(),
-    })))
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Status {
+    /// The program's version.
+    version: &'static str,
+    /// Who the host is as an observer.
+    id: String,
+    /// Whether there is no trouble.
+    healthy: bool,
+    /// What is wrong, each in a sentence.
+    troubles: Vec<String>,
+    /// When it started.
+    started: Timestamp,
+    /// How long the start took, in milliseconds.
+    start_took_ms: u64,
+    /// Where it keeps its state.
+    state_dir: String,
+    /// What stands behind names and topics.
+    backend: Backend,
+    /// The event log.
+    log: Log,
+    /// What the store holds, and what the disk has left.
+    disk: Disk,
+    /// The publishes that wait.
+    outbox: Outbox,
+    /// How many dead letters are held.
+    dead_letters: u64,
+    /// The transactions of the store.
+    commits: Commits,
+    /// The host's own names.
+    names: Vec<OwnName>,
+    /// How many plugins run.
+    plugins: usize,
+}
+
+/// What stands behind names and topics.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = StatusBackend)]
+pub struct Backend {
+    /// `kubo` or `embedded`.
+    name: &'static str,
+    /// Where it is.
+    address: String,
+}
+
+/// The event log, by offsets.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = StatusLog)]
+pub struct Log {
+    /// Of the next entry.
+    head: u64,
+    /// Of the first that is held; null if there is none.
+    #[schema(required)]
+    first: Option<u64>,
+}
+
+/// What the store holds, and what the disk has left, in bytes.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = StatusDisk)]
+pub struct Disk {
+    /// What the disk has left.
+    free_bytes: u64,
+    /// What is to stay free: with less, nothing is taken in.
+    min_free_bytes: u64,
+    /// The file of the database.
+    file_bytes: u64,
+    /// What the store holds.
+    held_bytes: Usage,
+    /// What it may hold; null for as much as the disk takes.
+    #[schema(required)]
+    max_held_bytes: Option<u64>,
+    /// Why nothing is taken in; null if something is.
+    #[schema(required)]
+    shortage: Option<Shortage>,
+}
+
+/// The publishes that wait.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = StatusOutbox)]
+pub struct Outbox {
+    /// How many.
+    waiting: u64,
+    /// When the first of them was committed; null if there is none.
+    #[schema(required)]
+    oldest: Option<Timestamp>,
+    /// How far each quota is used.
+    queues: Vec<Queue>,
+}
+
+/// The transactions of the store since the host started.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = StatusCommits)]
+pub struct Commits {
+    /// How many.
+    count: u64,
+    /// How long one takes, with its sync, in milliseconds.
+    mean_ms: f64,
+}
+
+/// A name of the host.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct OwnName {
+    /// Its key.
+    key: KeyName,
+    /// The name; null if the key is gone.
+    #[schema(required)]
+    name: Option<IpnsName>,
+    /// What it points to.
+    path: ContentPath,
+    /// Counts its values.
+    sequence: u64,
+    /// Whether the backend has accepted the newest.
+    published: bool,
+    /// How large the document is, in bytes; null if it is a path.
+    #[schema(required)]
+    document_bytes: Option<u64>,
+    /// How large it may be, in bytes.
+    document_limit: usize,
 }
 
 /// The publishes of one owner that wait.
-#[derive(Debug, serde::Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Queue {
     /// The plugin; `api` for callers of the API.
     pub owner: String,
@@ -81,192 +160,55 @@ pub fn queues(host: &Host) -> Vec<Queue> {
     std::iter::once(api).chain(host.plugins.iter().map(of_plugin)).collect()
 }
 
-/// The host's own names, and how near each document is to the limit.
-fn own_names(host: &Host) -> Result<Vec<Value>, ApiError> {
-    let snapshot = host.store.snapshot()?;
-    let mut described = Vec::new();
-    for (key, known) in names::all(&snapshot)? {
-        described.push(json!({
-            "key": key,
-            "name": host.keys.name(&key),
-            "path": known.path,
-            "sequence": known.sequence,
-            "published": known.is_published(),
-            "document_bytes": known.document,
-            "document_limit": DOCUMENT_BYTES,
-        }));
-    }
-    Ok(described)
-}
-
-/// One line: whether all is well, and what is not.
-#[utoipa::path(get, path = "/healthz", tag = "host", operation_id = "get_health", responses(
-    (status = 200, body = String, description = "All is well"),
-    (status = 503, body = String, description = "What is not well")))]
-pub async fn health(State(host): State<Arc<Supervised>>) -> Result<Response, ApiError> {
-    let troubles = match host.standing() {
-        Standing::Running(host) => troubles(&host)?,
-        Standing::Down { reason, since } => vec![format!("down since {since}: {reason}")],
-    };
-    Ok(if troubles.is_empty() {
-        (StatusCode::OK, "ok\n".to_owned()).into_response()
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", troubles.join("; "))).into_response()
-    })
-}
-
-/// A publish that waits for longer than this is a trouble.
-const LATE: std::time::Duration = std::time::Duration::from_secs(30);
-
-/// For how long it is told that someone else published under a key.
-const RECENT: std::time::Duration = std::time::Duration::from_secs(3_600);
-
-fn troubles(host: &Host) -> Result<Vec<String>, ApiError> {
-    let mut troubles = host.lost.clone();
-    if let Some(Shortage { reason, since, .. }) = host.room.shortage() {
-        troubles.push(format!("nothing is taken in since {since}: {reason}"));
-    }
-    for refused in &host.not_loaded {
-        troubles.push(format!("plugin {} is not loaded: {}", refused.name, refused.reason));
-    }
-    for (name, plugin) in &host.plugins {
-        let status = plugin.handle.status();
-        if let Some(reason) = status.reason {
-            let since = status.failing_since.unwrap_or(host.started);
-            troubles.push(format!("plugin {name} does not start since {since}: {reason}"));
-        }
-        for (key, limit) in status.too_large {
-            troubles.push(format!("the document of {key} has more than {limit} bytes and is not published"));
-        }
-    }
-    let now = Timestamp::wall();
-    troubles.extend(deaf(host, now));
-    if let (waiting, Some(oldest)) = outbox::waiting(&host.store)?
-        && now.since(oldest) > LATE
-    {
-        troubles.push(format!("{waiting} publishes wait since {oldest}"));
-    }
-    for Queue { owner, limit, .. } in queues(host).into_iter().filter(|queue| queue.waiting >= queue.limit) {
-        troubles.push(format!("{limit} publishes of {owner} wait: more are refused"));
-    }
-    let snapshot = host.store.snapshot()?;
-    troubles.extend(overlong_log(host, &snapshot)?);
-    for (key, known) in names::all(&snapshot)? {
-        let overdue = now.since(Timestamp(known.since)) > LATE;
-        if !known.is_published() && overdue {
-            troubles.push(format!("name {key} is not published since {}", Timestamp(known.since)));
-        }
-        if let Some(accepted) = &known.published
-            && accepted.is_nearly_over(now)
-        {
-            troubles.push(format!("the record of {key} ends at {}", accepted.valid_until()));
-        }
-        let stranger_at = known.published.as_ref().and_then(|accepted| accepted.stranger_at).map(Timestamp);
-        if let Some(at) = stranger_at.filter(|at| now.since(*at) < RECENT) {
-            troubles.push(format!(
-                "someone else published under {key}, last at {at}: two hosts on one daemon need keys of their own, see ipfs.ipns_key_name"
-            ));
-        }
-        let document = known.document.unwrap_or_default();
-        if document > DOCUMENT_BYTES as u64 / 10 * 9 {
-            troubles
-                .push(format!("the document of {key} has {document} bytes; {DOCUMENT_BYTES} are the limit"));
-        }
-    }
-    Ok(troubles)
-}
-
-/// A log that has grown past its size, for one of the plugins has not read it.
-fn overlong_log(host: &Host, snapshot: &Snapshot) -> Result<Option<String>, ApiError> {
-    let (bytes, most) = (store::log::bytes(&snapshot.table(META)?)?, host.config.store.log.max_bytes);
-    // A little more than may be is trimmed in a moment.
-    if bytes <= most.saturating_mul(2) {
-        return Ok(None);
-    }
-    let configured = host.plugins.keys().chain(host.not_loaded.iter().map(|plugin| &plugin.name));
-    Ok(roster::furthest_behind(snapshot, configured)?.map(|(cursor, name)| {
-        format!(
-            "the log has {bytes} of {most} bytes and waits for plugin {name}, which has read up to {cursor}: mend it or disable it"
-        )
+/// How the host is doing.
+#[utoipa::path(get, path = "/status", tag = "host", operation_id = "get_status",
+    responses((status = 200, body = Status)))]
+pub async fn status(Current(host): Current) -> Result<Json<Status>, ApiError> {
+    let (waiting, oldest) = outbox::waiting(&host.store)?;
+    let troubles = troubles(&host)?;
+    let commits = host.commit.tally.commits.load(Ordering::Relaxed);
+    let spent = host.commit.tally.nanoseconds.load(Ordering::Relaxed);
+    Ok(Json(Status {
+        version: env!("CARGO_PKG_VERSION"),
+        id: host.id.clone(),
+        healthy: troubles.is_empty(),
+        troubles,
+        started: host.started,
+        start_took_ms: u64::try_from(host.start_took.as_millis()).unwrap_or(u64::MAX),
+        state_dir: host.store.path().display().to_string(),
+        backend: Backend { name: host.backend.name, address: host.backend.address.clone() },
+        log: Log { head: host.log.head().0, first: host.store.log_start()?.map(|first| first.0) },
+        disk: disk(&host)?,
+        outbox: Outbox { waiting, oldest, queues: queues(&host) },
+        dead_letters: dead::count(&host.store)?,
+        commits: Commits { count: commits, mean_ms: spent as f64 / commits.max(1) as f64 / 1e6 },
+        names: own_names(&host)?,
+        plugins: host.plugins.len(),
     }))
 }
 
-/// The topics that are not listened to for certain; those with one reason are told together.
-fn deaf(host: &Host, now: Timestamp) -> Vec<String> {
-    let mut by_reason: BTreeMap<String, (Timestamp, Vec<String>)> = BTreeMap::new();
-    for (topic, hearing) in host.hearings.all() {
-        let proven = hearing.proven_until.unwrap_or(host.started);
-        if now.since(proven) > LATE {
-            let why = hearing.deaf.unwrap_or_else(|| "no proof has come".to_owned());
-            let (since, topics) = by_reason.entry(why).or_insert((proven, Vec::new()));
-            *since = proven.min(*since);
-            topics.push(topic.to_string());
-        }
-    }
-    let told = by_reason.into_iter().map(|(why, (since, topics))| {
-        format!("listening is not proven since {since} on {}: {why}", topics.join(", "))
+fn disk(host: &Host) -> Result<Disk, ApiError> {
+    Ok(Disk {
+        free_bytes: host.store.free()?,
+        min_free_bytes: host.config.store.min_free_bytes,
+        file_bytes: host.store.file_bytes(),
+        held_bytes: Usage::of(&host.store.snapshot()?)?,
+        max_held_bytes: host.config.store.max_bytes,
+        shortage: host.room.shortage(),
+    })
+}
+
+/// The host's own names, and how near each document is to the limit.
+fn own_names(host: &Host) -> Result<Vec<OwnName>, ApiError> {
+    let known = names::all(&host.store.snapshot()?)?;
+    let described = known.into_iter().map(|(key, known)| OwnName {
+        name: host.keys.name(&key),
+        published: known.is_published(),
+        path: known.path,
+        sequence: known.sequence,
+        document_bytes: known.document,
+        document_limit: DOCUMENT_BYTES,
+        key,
     });
-    told.collect()
-}
-
-/// How the host is doing: what will always be there. There may be more.
-#[derive(ToSchema)]
-#[expect(dead_code, reason = "it is put together where it is told")]
-pub struct Status {
-    /// The program's version.
-    version: String,
-    /// Who the host is as an observer.
-    id: String,
-    /// Whether there is no trouble.
-    healthy: bool,
-    /// What is wrong, each in a sentence.
-    troubles: Vec<String>,
-    /// When it started.
-    started: Timestamp,
-    /// How long the start took, in milliseconds.
-    start_took_ms: u64,
-    /// Where it keeps its state.
-    state_dir: String,
-    /// What stands behind names and topics: its `name` and its `address`.
-    #[schema(value_type = Object)]
-    backend: Value,
-    /// The event log: the offset of its `head`, where the next entry will be, and of its `first` entry.
-    #[schema(value_type = Object)]
-    log: Value,
-    /// The publishes that are `waiting`, and since when the `oldest` does.
-    #[schema(value_type = Object)]
-    outbox: Value,
-    /// How many dead letters are held.
-    dead_letters: u64,
-    /// The transactions of the store: their `count`, and how long one takes, as `mean_ms`.
-    #[schema(value_type = Object)]
-    commits: Value,
-    /// The host's own names.
-    names: Vec<OwnName>,
-    /// How many plugins run.
-    plugins: usize,
-    #[serde(flatten)]
-    more: BTreeMap<String, Value>,
-}
-
-/// A name of the host.
-#[derive(ToSchema)]
-#[expect(dead_code, reason = "it is put together where it is told")]
-pub struct OwnName {
-    /// Its key.
-    key: KeyName,
-    /// The name; null if the key is gone.
-    #[schema(required)]
-    name: Option<IpnsName>,
-    /// What it points to.
-    path: ContentPath,
-    /// Counts its values.
-    sequence: u64,
-    /// Whether the backend has accepted the newest.
-    published: bool,
-    /// How large the document is, in bytes; null if it is a path.
-    #[schema(required)]
-    document_bytes: Option<u64>,
-    /// How large it may be, in bytes.
-    document_limit: u64,
+    Ok(described.collect())
 }

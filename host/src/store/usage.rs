@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{CURSORS, META, Snapshot, StoreError, dead, documents, log, outbox};
 
 /// Bytes that the store holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct Usage {
     /// Entries of the log.
     pub log: u64,

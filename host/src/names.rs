@@ -189,20 +189,26 @@ impl Publisher {
         Ok(pins::is_noted(&snapshot, &cid)? || documents::get(&snapshot, path)?.is_some())
     }
 
-    /// Unpins what no name points to: what was accepted before, and what never came to that.
-    async fn unpin_superseded(&self) -> Result<(), CommitError> {
+    /// The files that are pinned for this host and that no name points to. (No snapshot is held while
+    /// the daemon is asked: the database would keep every page of its time.)
+    fn superseded(&self) -> Result<Vec<Cid>, StoreError> {
         let snapshot = self.store.snapshot()?;
-        let pinned = pins::all(&snapshot)?;
+        let mut pinned = pins::all(&snapshot)?;
         if pinned.is_empty() {
-            return Ok(());
+            return Ok(pinned);
         }
         let names = names::all(&snapshot)?;
-        let is_current = |cid: &Cid| {
+        pinned.retain(|cid| {
             let path = ContentPath::of(cid);
             let accepted = |known: &Known| known.published.as_ref().is_some_and(|last| last.path == path);
-            names.iter().any(|(_, known)| known.path == path || accepted(known))
-        };
-        for cid in pinned.into_iter().filter(|cid| !is_current(cid)) {
+            !names.iter().any(|(_, known)| known.path == path || accepted(known))
+        });
+        Ok(pinned)
+    }
+
+    /// Unpins what no name points to: what was accepted before, and what never came to that.
+    async fn unpin_superseded(&self) -> Result<(), CommitError> {
+        for cid in self.superseded()? {
             match self.backend.content.unpin(&cid).await {
                 Ok(()) => self.commit.write_later(move |write| pins::forget(write, &cid)).await?,
                 Err(error) => tracing::warn!(%cid, "cannot unpin a superseded document yet: {error}"),

@@ -239,6 +239,8 @@ impl Actor {
         if self.has_something() && !self.hand_over() {
             return Ok(Some(Duration::from_millis(100)));
         }
+        // Whoever sleeps holds on to as little as may be.
+        self.session_mut().renew_snapshot()?;
         self.show();
         let Some((due, _)) = self.session().effects.timers.first() else {
             return Ok(Some(IDLE));

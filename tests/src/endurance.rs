@@ -221,12 +221,10 @@ impl Fleet {
                 }
             }
             Trouble::PeersLost => {
-                let address = self.far.ipfs(&["id", "-f", "<addrs>"]);
-                let address = address.lines().next().expect("an address");
-                let far = address.rsplit_once("/p2p/").expect("a peer").1;
-                self.near.ipfs(&["swarm", "disconnect", &format!("/p2p/{far}")]);
+                tokio::task::block_in_place(|| self.near.cut_off());
                 sleep(self.what.length).await;
-                self.near.ipfs(&["swarm", "connect", address]);
+                assert!(!self.near.has_peers(), "it was cut off all the while");
+                tokio::task::block_in_place(|| self.near.reconnect(&self.far));
             }
         }
         self.proxy.set(Fault::None);

@@ -18,6 +18,9 @@ pub struct Kubo {
     options: &'static [&'static str],
 }
 
+/// All addresses that daemons of tests have.
+const LOOPBACK: &str = "/ip4/127.0.0.0/ipcidr/8";
+
 impl Kubo {
     /// Starts a daemon. None, and a loud word, where there is none to be had; a failure where
     /// `DIM_REQUIRE_KUBO=1`.
@@ -80,6 +83,33 @@ impl Kubo {
     /// Runs the daemon's own command line where it may fail.
     pub fn try_ipfs(&self, args: &[&str]) -> Result<String, String> {
         try_run(program().expect("it has started"), self.repo.path(), args)
+    }
+
+    /// Cuts it off: no peer, and none can come back, while its API stays up.
+    pub fn cut_off(&self) {
+        self.ipfs(&["swarm", "filters", "add", LOOPBACK]);
+        for peer in self.ipfs(&["swarm", "peers"]).lines() {
+            // It may have gone meanwhile.
+            let _ = self.try_ipfs(&["swarm", "disconnect", peer]);
+        }
+    }
+
+    /// Whether it has a peer.
+    pub fn has_peers(&self) -> bool {
+        !self.ipfs(&["swarm", "peers"]).is_empty()
+    }
+
+    /// Connects it again, to `other`.
+    pub fn reconnect(&self, other: &Self) {
+        self.ipfs(&["swarm", "filters", "rm", LOOPBACK]);
+        let addresses = other.ipfs(&["id", "-f", "<addrs>"]);
+        let address = addresses.lines().next().expect("an address");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        // A peer that could not be dialled a moment ago is not dialled at once.
+        while let Err(error) = self.try_ipfs(&["swarm", "connect", address]) {
+            assert!(Instant::now() < deadline, "the daemons do not connect again: {error}");
+            std::thread::sleep(Duration::from_millis(200));
+        }
     }
 
     /// Where its repository is.

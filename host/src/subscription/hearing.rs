@@ -13,6 +13,9 @@ use crate::time::Timestamp;
 /// Two proofs that are further apart than this do not prove what lies between them.
 const CONTINUOUS: Duration = Duration::from_secs(5);
 
+/// The same where peers are expected: they are asked for less often, and by a daemon that may be slow.
+const CONTINUOUS_WITH_PEERS: Duration = Duration::from_secs(10);
+
 /// How often in a row a topic must have no peers, while the daemon has some, until none are expected.
 const GONE_AFTER: u32 = 3;
 
@@ -31,6 +34,12 @@ pub struct TopicHearing {
     /// How often in a row the topic had no peers while the daemon had some.
     #[serde(skip)]
     without_peers: u32,
+    /// When it was last seen to have peers. Where they are expected nothing is proven beyond it.
+    #[serde(skip)]
+    peers_at: Option<Timestamp>,
+    /// Whether a proof has failed since the last one: what lies between is not proven.
+    #[serde(skip)]
+    doubted: bool,
     /// Why listening is not proven by now, as far as that is known.
     pub deaf: Option<String>,
     /// Messages that were taken in since the host started.
@@ -74,6 +83,7 @@ impl Hearings {
     pub(super) fn doubt(&self, why: &BackendError) {
         for hearing in self.lock().values_mut().filter(|hearing| hearing.connected_since.is_some()) {
             hearing.deaf = Some(why.to_string());
+            hearing.doubted = true;
         }
     }
 
@@ -99,7 +109,7 @@ impl Hearings {
                 hearing.deaf_for += span.since.since(since);
                 kinds.push(Kind::Event(Event::Gap { topic: topic.clone(), since, until: span.since }));
             }
-            heard.push(Hearing { topic: topic.clone(), since: span.since, until: time });
+            heard.push(Hearing { topic: topic.clone(), since: span.since, until: span.until });
         }
         if !heard.is_empty() {
             kinds.push(Kind::Heard(heard));
@@ -122,11 +132,20 @@ impl Hearings {
         }
     }
 
-    /// Takes in a topic's peers, and whether the daemon has any peer at all; returns what the log is
-    /// to say if they have changed, or were not known.
-    pub(super) fn set_peers(&self, topic: &Topic, peers: Vec<PeerName>, is_connected: bool) -> Option<Kind> {
+    /// Takes in the peers that a topic had when they were asked for at `asked_at`, and whether the daemon
+    /// has any peer at all; returns what the log is to say if they have changed, or were not known.
+    pub(super) fn set_peers(
+        &self,
+        topic: &Topic,
+        peers: Vec<PeerName>,
+        is_connected: bool,
+        asked_at: Timestamp,
+    ) -> Option<Kind> {
         let mut topics = self.lock();
         let hearing = topics.get_mut(topic)?;
+        if !peers.is_empty() {
+            hearing.peers_at = Some(asked_at);
+        }
         if peers.is_empty() && is_connected {
             hearing.without_peers += 1;
             hearing.expects_peers &= hearing.without_peers < GONE_AFTER;
@@ -149,6 +168,7 @@ impl Hearings {
 /// A span of listening that ends now.
 struct Span {
     since: Timestamp,
+    until: Timestamp,
     /// From when on something may have been missed, until `since`.
     missed_since: Option<Timestamp>,
 }
@@ -165,20 +185,27 @@ impl TopicHearing {
             self.deaf = Some("there were peers, and there are none: the daemon may be cut off".to_owned());
             return None;
         }
-        let before = self.proven_until.filter(|until| *until <= time);
-        let span = match before {
-            Some(until) if until >= connected && time.since(until) <= CONTINUOUS => {
-                Span { since: until, missed_since: None }
-            }
-            // Connected all the while, but frozen or suspended: only this moment is proven.
-            Some(until) if until >= connected => Span { since: time, missed_since: Some(until) },
-            // A gap begins at the last proof, not when it was noticed.
-            Some(until) => Span { since: fresh(connected, time), missed_since: Some(until) },
-            None => Span { since: fresh(connected, time), missed_since: None },
+        // A daemon that has lost its peers hears itself all the same.
+        let (until, longest) = match self.peers_at.filter(|_| self.expects_peers) {
+            Some(peers_at) => (peers_at.min(time), CONTINUOUS_WITH_PEERS),
+            None => (time, CONTINUOUS),
         };
-        self.proven_until = Some(time);
+        if until < connected || self.proven_until.is_some_and(|before| until < before) {
+            return None;
+        }
+        let is_continuous = |before: Timestamp| !self.doubted && until.since(before) <= longest;
+        let (since, missed_since) = match self.proven_until {
+            Some(before) if before >= connected && is_continuous(before) => (before, None),
+            // Connected all the while, but frozen or suspended: only this moment is proven.
+            Some(before) if before >= connected => (until, Some(before)),
+            // A gap begins at the last proof, not when it was noticed.
+            Some(before) => (fresh(connected, until), Some(before)),
+            None => (fresh(connected, until), None),
+        };
+        self.proven_until = Some(until);
+        self.doubted = false;
         self.deaf = None;
-        Some(span)
+        Some(Span { since, until, missed_since })
     }
 }
 
@@ -236,24 +263,61 @@ mod tests {
         let hearings = Hearings::default();
         hearings.connected(&topic(), seconds(100));
         let peer: PeerName = "QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWnPbdG".parse().unwrap();
-        assert!(hearings.set_peers(&topic(), vec![peer.clone()], true).is_some());
+        let set = |peers: &[&PeerName], is_connected, at| {
+            let peers = peers.iter().map(|peer| (*peer).clone()).collect();
+            hearings.set_peers(&topic(), peers, is_connected, seconds(at))
+        };
+        assert!(set(&[&peer], true, 101).is_some());
         assert_eq!(hearings.prove(seconds(101)).len(), 1);
         for round in 0..10 {
-            hearings.set_peers(&topic(), Vec::new(), false);
+            set(&[], false, 102 + round);
             assert_eq!(hearings.prove(seconds(102 + round)), [], "the daemon may be cut off");
         }
         // A message says that it is not.
         hearings.received(&topic());
         assert_eq!(gaps(&hearings.prove(seconds(120))), [(101, 120)]);
-        hearings.set_peers(&topic(), vec![peer], true);
+        set(&[&peer], true, 121);
         assert_eq!(hearings.prove(seconds(121)).len(), 1);
         // And so do peers that it has elsewhere.
         for _ in 1..GONE_AFTER {
-            hearings.set_peers(&topic(), Vec::new(), true);
+            set(&[], true, 122);
             assert_eq!(hearings.prove(seconds(122)), [], "peers come and go");
         }
-        hearings.set_peers(&topic(), Vec::new(), true);
+        set(&[], true, 123);
         assert_eq!(hearings.prove(seconds(123)).len(), 1);
+    }
+
+    #[test]
+    fn nothing_is_proven_beyond_the_moment_in_which_there_were_peers() {
+        let hearings = Hearings::default();
+        hearings.connected(&topic(), seconds(100));
+        let peer: PeerName = "QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWnPbdG".parse().unwrap();
+        hearings.set_peers(&topic(), vec![peer.clone()], true, seconds(101));
+        let heard_until = |kinds: &[Kind]| match kinds.last() {
+            Some(Kind::Heard(heard)) => {
+                Some((heard[0].since.0 / 1_000_000_000, heard[0].until.0 / 1_000_000_000))
+            }
+            _ => None,
+        };
+        assert_eq!(heard_until(&hearings.prove(seconds(101))), Some((100, 101)));
+        // Echoes come, and the peers may be gone by now.
+        assert_eq!(heard_until(&hearings.prove(seconds(103))), Some((101, 101)));
+        hearings.set_peers(&topic(), vec![peer.clone()], true, seconds(104));
+        assert_eq!(heard_until(&hearings.prove(seconds(104))), Some((101, 104)));
+        hearings.set_peers(&topic(), Vec::new(), false, seconds(107));
+        assert_eq!(hearings.prove(seconds(107)), []);
+        hearings.set_peers(&topic(), vec![peer], true, seconds(200));
+        assert_eq!(gaps(&hearings.prove(seconds(201))), [(104, 200)]);
+    }
+
+    #[test]
+    fn a_proof_that_failed_is_a_gap_however_short_it_was() {
+        let hearings = Hearings::default();
+        hearings.connected(&topic(), seconds(100));
+        hearings.prove(seconds(101));
+        hearings.doubt(&BackendError::Timeout("the echo of a probe"));
+        assert_eq!(gaps(&hearings.prove(seconds(105))), [(101, 105)]);
+        assert_eq!(gaps(&hearings.prove(seconds(106))), []);
     }
 
     #[test]
@@ -262,7 +326,7 @@ mod tests {
         hearings.restore(&topic(), seconds(100), true);
         hearings.connected(&topic(), seconds(110));
         let nobody = Kind::Peers { topic: topic(), peers: Vec::new() };
-        assert_eq!(hearings.set_peers(&topic(), Vec::new(), false), Some(nobody));
-        assert_eq!(hearings.set_peers(&topic(), Vec::new(), false), None);
+        assert_eq!(hearings.set_peers(&topic(), Vec::new(), false, seconds(111)), Some(nobody));
+        assert_eq!(hearings.set_peers(&topic(), Vec::new(), false, seconds(112)), None);
     }
 }

@@ -27,7 +27,10 @@ const EVERY: Duration = Duration::from_secs(1);
 const ECHO: Duration = Duration::from_secs(3);
 
 /// How often the peers of topics are asked for.
-const PEERS_EVERY: Duration = Duration::from_secs(5);
+const PEERS_EVERY: Duration = Duration::from_secs(2);
+
+/// Topics whose peers are asked for at once.
+const AT_ONCE: usize = 8;
 
 /// The task that proves listening.
 #[derive(Debug)]
@@ -122,21 +125,26 @@ impl Prober {
 
     async fn ask_for_peers(&self) {
         loop {
-            for topic in self.interest.topics() {
-                if let Err(error) = self.ask_for_peers_of(&topic).await {
-                    tracing::debug!(%topic, "cannot ask for the peers: {error}");
-                }
-            }
+            // A few at a time: a daemon that is slow would answer the last one too late.
+            let topics = futures::stream::iter(self.interest.topics());
+            topics
+                .for_each_concurrent(AT_ONCE, async |topic| {
+                    if let Err(error) = self.ask_for_peers_of(&topic).await {
+                        tracing::debug!(%topic, "cannot ask for the peers: {error}");
+                    }
+                })
+                .await;
             tokio::time::sleep(PEERS_EVERY).await;
         }
     }
 
     async fn ask_for_peers_of(&self, topic: &Topic) -> Result<(), BackendError> {
+        let asked_at = self.log.now();
         let mut peers = self.backend.pubsub.peers(topic).await?;
         peers.sort();
         let is_connected = !peers.is_empty() || self.backend.pubsub.is_connected().await?;
         if self.room.check().is_ok() {
-            self.log.append_now(self.hearings.set_peers(topic, peers, is_connected));
+            self.log.append_now(self.hearings.set_peers(topic, peers, is_connected, asked_at));
         }
         Ok(())
     }

@@ -91,9 +91,6 @@ async fn jobs(host: &Program, deadline: Instant) {
 /// A trouble of up to half a minute, and a calm of up to a minute, in turn.
 async fn troubles(proxy: &FaultProxy, near: &Kubo, far: &Kubo, seed: u64, deadline: Instant) {
     let mut random = StdRng::seed_from_u64(seed);
-    let address = far.ipfs(&["id", "-f", "<addrs>"]);
-    let address = address.lines().next().expect("an address").to_owned();
-    let peer = address.rsplit_once("/p2p/").expect("a peer").1.to_owned();
     while Instant::now() < deadline {
         tokio::time::sleep(random.random_range(Duration::from_secs(5)..Duration::from_secs(60))).await;
         let faults = [Fault::Stopped, Fault::Frozen, Fault::Refusing, Fault::Cutting, Fault::Slow];
@@ -105,9 +102,9 @@ async fn troubles(proxy: &FaultProxy, near: &Kubo, far: &Kubo, seed: u64, deadli
                 proxy.set(Fault::None);
             }
             None => {
-                let _ = near.try_ipfs(&["swarm", "disconnect", &format!("/p2p/{peer}")]);
+                tokio::task::block_in_place(|| near.cut_off());
                 tokio::time::sleep(length).await;
-                near.ipfs(&["swarm", "connect", &address]);
+                tokio::task::block_in_place(|| near.reconnect(far));
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Owns the command line: what the user may type, and the commands over the API.
 
+mod agent;
 mod client;
 mod dead;
 mod demo;
@@ -75,6 +76,8 @@ enum Format {
 enum Command {
     /// Runs a host in the foreground
     Run(run::Run),
+    /// Runs the agent of a node in the foreground, or tells a running one what happened to a job
+    Agent(agent::Agent),
     /// Says how the host is doing
     Status,
     /// Jobs of the fleet
@@ -104,7 +107,7 @@ enum Command {
 
 impl Global {
     fn state_dir(&self) -> PathBuf {
-        self.state_dir.clone().unwrap_or_else(default_state_dir)
+        self.state_dir.clone().unwrap_or_else(|| default_state_dir("dim"))
     }
 
     fn client(&self) -> Result<Client, ClientError> {
@@ -116,12 +119,14 @@ impl Global {
     }
 }
 
-/// `$XDG_STATE_HOME/dim`, or `~/.local/state/dim`, or `.dim` here.
-fn default_state_dir() -> PathBuf {
-    let under = |name: &str, below: &str| std::env::var_os(name).map(|dir| PathBuf::from(dir).join(below));
-    under("XDG_STATE_HOME", "dim")
-        .or_else(|| under("HOME", ".local/state/dim"))
-        .unwrap_or_else(|| ".dim".into())
+/// `$XDG_STATE_HOME/NAME`, or `~/.local/state/NAME`, or `.NAME` here.
+fn default_state_dir(name: &str) -> PathBuf {
+    let under = |variable: &str, below: &str| {
+        std::env::var_os(variable).map(|dir| PathBuf::from(dir).join(below).join(name))
+    };
+    under("XDG_STATE_HOME", "")
+        .or_else(|| under("HOME", ".local/state"))
+        .unwrap_or_else(|| format!(".{name}").into())
 }
 
 /// Does what the command line says.
@@ -140,6 +145,7 @@ fn dispatch(Cli { global, command }: Cli) -> anyhow::Result<()> {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build();
     match command {
         Command::Run(run) => run.execute(&global),
+        Command::Agent(agent) => runtime()?.block_on(agent.execute(&global)),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "dim", &mut std::io::stdout());
             Ok(())
@@ -161,7 +167,9 @@ async fn over_the_api(command: Command, global: &Global) -> anyhow::Result<()> {
         Command::Ipns(command) => command.execute(&client, &out).await,
         Command::Plugin(command) => command.execute(&client, &out).await,
         Command::Dead(command) => command.execute(&client, &out).await,
-        Command::Run(_) | Command::Completions { .. } => unreachable!("handled without a client"),
+        Command::Run(_) | Command::Agent(_) | Command::Completions { .. } => {
+            unreachable!("handled without a client")
+        }
     }
 }
 
@@ -173,7 +181,11 @@ fn report(error: &anyhow::Error) {
         eprintln!("\nCaused by:");
         causes.iter().for_each(|cause| eprintln!("    {cause}"));
     }
-    if let Some(ClientError::Unreachable { .. }) = error.downcast_ref() {
+    if let Some(agent::NoAgent { .. }) = error.downcast_ref() {
+        eprintln!(
+            "\nIs an agent running? Start one with `dim agent --node-id ID`, or say where it is with --agent-dir."
+        );
+    } else if let Some(ClientError::Unreachable { .. }) = error.downcast_ref() {
         eprintln!(
             "\nIs a host running? Start one with `dim run`, or say where it is with --api or --state-dir."
         );
@@ -181,6 +193,9 @@ fn report(error: &anyhow::Error) {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.is::<agent::NoAgent>() {
+        return UNREACHABLE;
+    }
     match error.downcast_ref::<ClientError>() {
         Some(ClientError::Unreachable { .. }) => UNREACHABLE,
         Some(ClientError::Address(_)) => USAGE,

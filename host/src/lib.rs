@@ -80,6 +80,9 @@ pub mod replay;
 pub mod api;
 pub mod cli;
 
+// What runs on the nodes.
+pub mod agent;
+
 pub use dim_client::Client;
 
 /// Chooses who does the cryptography of TLS, once for the process.

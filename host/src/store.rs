@@ -26,6 +26,7 @@ use thiserror::Error;
 
 use crate::entry::MalformedEntry;
 
+pub(crate) use lock::Lock;
 pub use lock::LockError;
 pub use tables::*;
 

@@ -41,12 +41,12 @@ pub struct Run {
 }
 
 /// Checked here and kept as it was typed, as the config has it.
-fn parse_kubo(text: &str) -> Result<String, kubo::AddressError> {
+pub fn parse_kubo(text: &str) -> Result<String, kubo::AddressError> {
     text.parse::<kubo::Address>().map(|_| text.to_owned())
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum LogFormat {
+pub enum LogFormat {
     Text,
     Json,
 }
@@ -61,19 +61,7 @@ impl Run {
     fn start_logging(&self) -> anyhow::Result<()> {
         // What takes long at a first start is told in a demonstration too.
         let default = if self.demo.is_some() { "warn,dim::plugin::engine=info" } else { "info" };
-        let filter = match std::env::var("DIM_LOG") {
-            Ok(filter) => EnvFilter::try_new(filter).context("DIM_LOG is no filter")?,
-            Err(_) => EnvFilter::new(default),
-        };
-        let log = tracing_subscriber::fmt()
-            .with_env_filter(filter)
-            .with_writer(std::io::stderr)
-            .with_ansi(std::io::stderr().is_terminal());
-        match self.log_format {
-            LogFormat::Text => log.init(),
-            LogFormat::Json => log.json().init(),
-        }
-        Ok(())
+        start_logging(self.log_format, default)
     }
 
     async fn live(self, global: &Global) -> anyhow::Result<()> {
@@ -169,8 +157,25 @@ impl Run {
     }
 }
 
+/// Writes the log to standard error, as `DIM_LOG` says or else `default`.
+pub fn start_logging(format: LogFormat, default: &str) -> anyhow::Result<()> {
+    let filter = match std::env::var("DIM_LOG") {
+        Ok(filter) => EnvFilter::try_new(filter).context("DIM_LOG is no filter")?,
+        Err(_) => EnvFilter::new(default),
+    };
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+    Ok(())
+}
+
 /// Resolves on the next Ctrl-C or SIGTERM.
-fn interrupted() -> std::io::Result<impl Future<Output = ()>> {
+pub fn interrupted() -> std::io::Result<impl Future<Output = ()>> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     Ok(async move {
         tokio::select! {

@@ -13,6 +13,11 @@ impl Owned {
         Self(command.spawn().unwrap_or_else(|error| panic!("{command:?} cannot be started: {error}")))
     }
 
+    /// Its number.
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
     /// Whether it has ended by itself.
     pub fn has_ended(&mut self) -> bool {
         self.0.try_wait().expect("a child can be asked").is_some()
@@ -26,6 +31,12 @@ impl Owned {
     /// Lets a stopped one go on.
     pub fn thaw(&self) {
         self.signal(Signal::CONT);
+    }
+
+    /// Interrupts it, as Ctrl-C does, and waits for its end.
+    pub fn interrupt(&mut self) {
+        self.signal(Signal::INT);
+        self.0.wait().expect("a child can be waited for");
     }
 
     fn signal(&self, signal: Signal) {

@@ -1,15 +1,19 @@
 //! What the tests stand on: hosts in the process, hosts as programs, and Kubo daemons.
 
+mod agent;
 mod child;
 mod disk;
 mod host;
 mod kubo;
+mod link;
 mod program;
 pub mod python;
 
+pub use agent::Agent;
 pub use disk::{FailingDisk, TearingDisk};
-pub use host::{Setup, SupervisedHost, TestHost, downtime, eventually, script, warm};
+pub use host::{Setup, SupervisedHost, TestHost, downtime, eventually, eventually_within, script, warm};
 pub use kubo::Kubo;
+pub use link::Link;
 pub use program::Program;
 
 /// The component of the guest that does what it is told.

@@ -61,9 +61,26 @@ impl Program {
         self.state_dir.join(dim_client::SOCKET)
     }
 
+    /// Where its API is on loopback, if it was told to listen there.
+    pub fn url(&self) -> String {
+        let log = self.log();
+        let at = log.rfind("http://127.0.0.1:").expect("it listens on loopback");
+        log[at..].split_whitespace().next().expect("an address").to_owned()
+    }
+
     /// Kills it, as `kill -9` does.
     pub fn kill(mut self) {
         self.child.kill();
+    }
+
+    /// Stops it as Ctrl-Z does, until it is let go on.
+    pub fn freeze(&self) {
+        self.child.freeze();
+    }
+
+    /// Lets a stopped one go on.
+    pub fn thaw(&self) {
+        self.child.thaw();
     }
 
     fn log(&self) -> String {

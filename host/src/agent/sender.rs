@@ -88,6 +88,7 @@ impl Sender {
     ) -> Result<(), Failure> {
         let answer = told.map_err(|why| Failure::Untold { number, why })?;
         self.contact.made();
+        tracing::debug!(number, job = %notice.job, notice = notice.word.name(), "told");
         match answer {
             Answer::Taken if pending.told(number, Instant::now()) == Told::Again => return Ok(()),
             Answer::Taken => on_disk(&self.spool, move |spool| spool.taken(number)).await?,

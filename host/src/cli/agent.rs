@@ -20,7 +20,7 @@ use super::run::{LogFormat, interrupted, parse_kubo, start_logging};
 use super::{Global, default_state_dir, input};
 
 #[derive(Debug, Args)]
-#[command(subcommand_negates_reqs = true)]
+#[command(subcommand_negates_reqs = true, args_conflicts_with_subcommands = true)]
 pub struct Agent {
     #[command(flatten)]
     run: Run,
@@ -107,7 +107,7 @@ fn parse_every(text: &str) -> Result<Duration, String> {
 #[error("cannot reach the agent at {}", .socket.display())]
 pub struct NoAgent {
     socket: PathBuf,
-    source: ClientError,
+    source: reqwest::Error,
 }
 
 impl Agent {
@@ -159,7 +159,7 @@ async fn ask(dir: &Path, method: Method, what: &str, body: Option<Value>) -> any
         None => http.json(request).await,
     };
     answer.map_err(|error| match error {
-        source @ ClientError::Unreachable { .. } => NoAgent { socket, source }.into(),
+        ClientError::Unreachable { source, .. } => NoAgent { socket, source }.into(),
         other => other.into(),
     })
 }
@@ -235,17 +235,14 @@ fn show(status: &Value, out: &Output) -> anyhow::Result<()> {
         if troubles.is_empty() { "all is well" } else { "not all is well:" }
     ))?;
     troubles.iter().try_for_each(|trouble| line(trouble))?;
-    let resource = |name: &str| text(&format!("/heartbeats/last/resources/{name}"));
-    let pair = |name: &str| {
-        format!("{} of {}", resource(&format!("{name}_available")), resource(&format!("{name}_total")))
+    let waiting = match text("/notices/waiting").as_str() {
+        "0" => "0 notices".to_owned(),
+        waiting => format!("{waiting} notices, the oldest of {}", text("/notices/oldest")),
     };
     for (label, value) in [
         ("tells", text("/to")),
         ("started", text("/started")),
-        (
-            "waiting",
-            format!("{} notices, the oldest of {}", text("/notices/waiting"), text("/notices/oldest")),
-        ),
+        ("waiting", waiting),
         ("taken", text("/notices/taken")),
         ("refused", text("/notices/refused")),
         (
@@ -256,9 +253,16 @@ fn show(status: &Value, out: &Output) -> anyhow::Result<()> {
                 text("/heartbeats/last/sent")
             ),
         ),
-        ("spare", format!("{} cores, {} GiB, {} GPUs", pair("cpu"), pair("memory"), pair("gpu"))),
     ] {
         line(&format!("{label:<14}{value}"))?;
+    }
+    if let Some(resources) = status.pointer("/heartbeats/last/resources") {
+        let of = |name: &str| {
+            let figure = |which: &str| cell(resources.get(format!("{name}_{which}")));
+            format!("{} of {}", figure("available"), figure("total"))
+        };
+        let spare = format!("{} cores, {} GiB, {} GPUs", of("cpu"), of("memory"), of("gpu"));
+        line(&format!("{:<14}{spare}", "to spare"))?;
     }
     match status["refused"].as_array() {
         Some(refused) if !refused.is_empty() => out.rows(&status["refused"], &REFUSED),

@@ -105,9 +105,19 @@ async fn within<R>(call: impl Future<Output = Result<R, ClientError>>) -> Result
     match tokio::time::timeout(PATIENCE, call).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(ClientError::Problem(problem))) => Err(Failure::Problem(problem)),
-        Ok(Err(error)) => Err(Failure::Away(crate::cause::chain(&error))),
+        Ok(Err(error)) => Err(Failure::Away(first_and_last(&error))),
         Err(_) => Err(Failure::Away(format!("no answer within {PATIENCE:?}"))),
     }
+}
+
+/// What failed, and why in the end; between them stands the HTTP client's own business.
+fn first_and_last(error: &ClientError) -> String {
+    let mut last: &dyn std::error::Error = error;
+    while let Some(cause) = last.source() {
+        last = cause;
+    }
+    let (first, last) = (error.to_string(), last.to_string());
+    if first == last { first } else { format!("{first}: {last}") }
 }
 
 /// Whether a job stands as an event of this node has left it.

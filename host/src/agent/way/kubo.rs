@@ -1,7 +1,7 @@
 //! The way through a Kubo daemon, without a host. Nobody acknowledges: that a daemon takes a message
-//! does not say that anyone hears it, and for half a minute it still counts peers whose link is gone. So a
-//! notice is told only while someone listens on its topic, and three times: at once, after ten seconds
-//! and after ninety more; and anew if in between nobody listened.
+//! does not say that anyone hears it. For half a minute it still counts peers whose link is gone, and
+//! a busy receiver drops for good what overtakes itself on the way. So a notice is told only while someone
+//! listens on its topic, and four times within a hundred seconds; and anew if meanwhile nobody listened.
 
 use std::time::Duration;
 
@@ -13,11 +13,13 @@ use crate::backend::{Backend, BackendError};
 use crate::config::Topics;
 use crate::ident::{NodeId, Topic};
 
-/// Time for a message that was lost on the way, and for a daemon to notice that a link is gone.
-const REPEATS: &[Duration] = &[Duration::from_secs(10), Duration::from_secs(90)];
+/// Time for a burst to be over, and for a daemon to notice that a link is gone. Seen on a busy machine: of
+/// 180 notices the first telling lost 9, the second 3, the third none.
+const REPEATS: &[Duration] = &[Duration::from_secs(10), Duration::from_secs(30), Duration::from_secs(60)];
 
-/// Time between two messages: in a burst the network loses some.
-const PACE: Duration = Duration::from_millis(5);
+/// Time between two messages. A daemon drops what its peers and its subscribers do not take at once: at
+/// 5 ms a busy machine lost one in thirty.
+const PACE: Duration = Duration::from_millis(50);
 
 /// A daemon.
 #[derive(Debug)]

@@ -29,6 +29,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use thiserror::Error;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -163,8 +164,8 @@ impl Agent {
         let stop = || self.stop.child_token();
         let (sending, beating) = (sender.run(stop()), heartbeat.run(machine, stop()));
         let serving = socket.serve(desk, stop());
-        self.parts.spawn(async { Ok(sending.await) });
-        self.parts.spawn(async { Ok(beating.await) });
+        self.parts.spawn(sending.map(Ok));
+        self.parts.spawn(beating.map(Ok));
         self.parts.spawn(serving);
     }
 

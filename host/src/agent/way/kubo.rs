@@ -14,11 +14,11 @@ use crate::config::Topics;
 use crate::ident::{NodeId, Topic};
 
 /// Time for a burst to be over, and for a daemon to notice that a link is gone. Seen on a busy machine: of
-/// 180 notices the first telling lost 9, the second 3, the third none.
+/// 180 notices the first telling lost 9, and the second 2 others.
 const REPEATS: &[Duration] = &[Duration::from_secs(10), Duration::from_secs(30), Duration::from_secs(60)];
 
 /// Time between two messages. A daemon drops what its peers and its subscribers do not take at once: at
-/// 5 ms a busy machine lost one in thirty.
+/// 5 ms a busy machine lost up to one in thirty.
 const PACE: Duration = Duration::from_millis(50);
 
 /// A daemon.

@@ -2,7 +2,7 @@
 
 mod backup;
 mod dead;
-mod error;
+pub(crate) mod error;
 mod extract;
 mod jobs;
 mod health;
@@ -95,15 +95,7 @@ impl Listener {
     /// Listens on the socket in a state directory whose lock the caller holds.
     pub fn unix(state_dir: &Path) -> io::Result<Self> {
         let path = state_dir.join(dim_client::SOCKET);
-        // Whoever left it there is gone: the lock is held.
-        match std::fs::remove_file(&path) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-        let listener = UnixListener::bind(&path)?;
-        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
-        Ok(Self::Unix(listener, path))
+        Ok(Self::Unix(bind_for_owner(&path)?, path))
     }
 
     /// Listens on a loopback address: whoever can open it is trusted, so no other is allowed.
@@ -147,8 +139,21 @@ impl Listener {
     }
 }
 
+/// A socket that only the owner can open, in a directory whose lock the caller holds.
+pub(crate) fn bind_for_owner(path: &Path) -> io::Result<UnixListener> {
+    // Whoever left it there is gone: the lock is held.
+    match std::fs::remove_file(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    Ok(listener)
+}
+
 /// Streams of events do not end by themselves: they have two seconds.
-async fn within_grace(
+pub(crate) async fn within_grace(
     served: impl Future<Output = io::Result<()>>,
     stop: CancellationToken,
 ) -> io::Result<()> {

@@ -182,6 +182,9 @@ pub trait Pubsub: Send + Sync + 'static {
     /// The peers that are known on a topic.
     async fn peers(&self, topic: &Topic) -> Result<Vec<PeerName>, BackendError>;
 
+    /// The topics that anyone subscribes to at this end of the network.
+    async fn topics(&self) -> Result<Vec<Topic>, BackendError>;
+
     /// Whether it has any peer at all, on whatever topic: one without may be cut off.
     async fn is_connected(&self) -> Result<bool, BackendError>;
 

@@ -1,5 +1,6 @@
 //! Owns the command line: what the user may type, and the commands over the API.
 
+mod agent;
 mod backup;
 mod client;
 mod dead;
@@ -12,6 +13,7 @@ mod node;
 mod output;
 mod plugin;
 mod run;
+mod signals;
 mod status;
 mod topic;
 
@@ -77,6 +79,8 @@ enum Format {
 enum Command {
     /// Runs a host in the foreground
     Run(run::Run),
+    /// Runs the agent of a node in the foreground, or tells a running one what happened to a job
+    Agent(agent::Agent),
     /// Says how the host is doing
     Status,
     /// Writes a backup of the running host, with its keys, encrypted with a passphrase
@@ -112,7 +116,7 @@ enum Command {
 
 impl Global {
     fn state_dir(&self) -> PathBuf {
-        self.state_dir.clone().unwrap_or_else(default_state_dir)
+        self.state_dir.clone().unwrap_or_else(|| default_state_dir("dim"))
     }
 
     fn client(&self) -> Result<Client, ClientError> {
@@ -124,12 +128,14 @@ impl Global {
     }
 }
 
-/// `$XDG_STATE_HOME/dim`, or `~/.local/state/dim`, or `.dim` here.
-fn default_state_dir() -> PathBuf {
-    let under = |name: &str, below: &str| std::env::var_os(name).map(|dir| PathBuf::from(dir).join(below));
-    under("XDG_STATE_HOME", "dim")
-        .or_else(|| under("HOME", ".local/state/dim"))
-        .unwrap_or_else(|| ".dim".into())
+/// `$XDG_STATE_HOME/NAME`, or `~/.local/state/NAME`, or `.NAME` here.
+fn default_state_dir(name: &str) -> PathBuf {
+    let under = |variable: &str, below: &str| {
+        std::env::var_os(variable).map(|dir| PathBuf::from(dir).join(below).join(name))
+    };
+    under("XDG_STATE_HOME", "")
+        .or_else(|| under("HOME", ".local/state"))
+        .unwrap_or_else(|| format!(".{name}").into())
 }
 
 /// Does what the command line says.
@@ -149,6 +155,7 @@ fn dispatch(Cli { global, command }: Cli) -> anyhow::Result<()> {
     match command {
         Command::Run(run) => run.execute(&global),
         Command::Restore(restore) => restore.execute(&global.state_dir(), &global.out()),
+        Command::Agent(agent) => agent.execute(&global),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "dim", &mut std::io::stdout());
             Ok(())
@@ -172,7 +179,11 @@ async fn over_the_api(command: Command, global: &Global) -> anyhow::Result<()> {
         Command::Plugin(command) => command.execute(&client, &out).await,
         Command::Dead(command) => command.execute(&client, &out).await,
         Command::Backup(backup) => backup.execute(&client, &out).await,
-        Command::Run(_) | Command::Restore(_) | Command::Openapi | Command::Completions { .. } => {
+        Command::Run(_)
+        | Command::Agent(_)
+        | Command::Restore(_)
+        | Command::Openapi
+        | Command::Completions { .. } => {
             unreachable!("handled without a client")
         }
     }
@@ -186,7 +197,11 @@ fn report(error: &anyhow::Error) {
         eprintln!("\nCaused by:");
         causes.iter().for_each(|cause| eprintln!("    {cause}"));
     }
-    if let Some(ClientError::Unreachable { .. }) = error.downcast_ref() {
+    if let Some(agent::NoAgent { .. }) = error.downcast_ref() {
+        eprintln!(
+            "\nIs an agent running? Start one with `dim agent --node-id ID`, or say where it is with --agent-dir."
+        );
+    } else if let Some(ClientError::Unreachable { .. }) = error.downcast_ref() {
         eprintln!(
             "\nIs a host running? Start one with `dim run`, or say where it is with --api or --state-dir."
         );
@@ -194,6 +209,9 @@ fn report(error: &anyhow::Error) {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.is::<agent::NoAgent>() {
+        return UNREACHABLE;
+    }
     match error.downcast_ref::<ClientError>() {
         Some(ClientError::Unreachable { .. }) => UNREACHABLE,
         Some(ClientError::Address(_)) => USAGE,

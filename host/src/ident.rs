@@ -128,6 +128,38 @@ word!(
     }
 );
 
+word!(
+    /// The id of a job: 1 to 128 bytes without control characters, and neither `.` nor `..`.
+    JobId, "job id", |text| check_id(text, 128)
+);
+
+word!(
+    /// The id of a node: 1 to 256 bytes without control characters, and neither `.` nor `..`.
+    NodeId, "node id", |text| check_id(text, 256)
+);
+
+word!(
+    /// A CID as its sender writes it.
+    CidText, "CID", |text| {
+        if text.len() > 128 { return Some("it is longer than 128 bytes"); }
+        Cid::try_from(text).is_err().then_some("it cannot be read")
+    }
+);
+
+/// What an id must be so that it can stand in a key, in a URL and before an operator's eyes.
+fn check_id(text: &str, max: usize) -> Option<&'static str> {
+    if text.is_empty() {
+        return Some("it is empty");
+    }
+    if text.len() > max {
+        return Some("it is too long");
+    }
+    if [".", ".."].contains(&text) {
+        return Some("it has no place in a URL");
+    }
+    text.chars().any(char::is_control).then_some("it holds a control character")
+}
+
 /// An IPNS name in its canonical form: a CIDv1 with codec `libp2p-key` in base36, `k51…`.
 ///
 /// See <https://specs.ipfs.tech/ipns/ipns-record/#ipns-name>.

@@ -82,4 +82,7 @@ pub mod backup;
 pub mod api;
 pub mod cli;
 
+// What runs on the nodes.
+pub mod agent;
+
 pub use dim_client::{Client, install_tls};

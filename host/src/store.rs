@@ -30,6 +30,7 @@ use thiserror::Error;
 use crate::entry::MalformedEntry;
 
 pub use format::FORMAT;
+pub(crate) use lock::Lock;
 pub use lock::LockError;
 pub use tables::*;
 pub use usage::Usage;

@@ -13,6 +13,11 @@ impl Owned {
         Self(command.spawn().unwrap_or_else(|error| panic!("{command:?} cannot be started: {error}")))
     }
 
+    /// Its number.
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
     /// Whether it has ended by itself.
     pub fn has_ended(&mut self) -> bool {
         self.0.try_wait().expect("a child can be asked").is_some()
@@ -26,11 +31,6 @@ impl Owned {
     /// Lets a stopped one go on.
     pub fn thaw(&self) {
         self.signal(Signal::CONT);
-    }
-
-    /// Its number.
-    pub fn id(&self) -> u32 {
-        self.0.id()
     }
 
     /// Asks it to end, as Ctrl-C does.

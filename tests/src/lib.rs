@@ -1,20 +1,24 @@
 //! What the tests stand on: hosts in the process, hosts as programs, and Kubo daemons.
 
+mod agent;
 mod child;
 mod clock;
 mod disk;
 pub mod endurance;
 mod host;
 mod kubo;
+mod link;
 mod program;
 mod proxy;
 pub mod python;
 mod witness;
 
+pub use agent::Agent;
 pub use clock::SetClock;
 pub use disk::{FailingDisk, SmallDisk, TearingDisk};
-pub use host::{Setup, SupervisedHost, TestHost, downtime, eventually, script, warm};
+pub use host::{Setup, SupervisedHost, TestHost, downtime, eventually, eventually_within, script, warm};
 pub use kubo::Kubo;
+pub use link::Link;
 pub use program::Program;
 pub use proxy::{Fault, FaultProxy};
 pub use witness::{Witness, directly};

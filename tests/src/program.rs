@@ -61,9 +61,16 @@ impl Program {
         self.state_dir.join(dim_client::SOCKET)
     }
 
-    /// Its process.
-    pub fn process(&self) -> u32 {
-        self.child.id()
+    /// Where its API is on loopback, if it was told to listen there.
+    pub fn url(&self) -> String {
+        let log = self.log();
+        let at = log.rfind("http://127.0.0.1:").expect("it listens on loopback");
+        log[at..].split_whitespace().next().expect("an address").to_owned()
+    }
+
+    /// Its number.
+    pub fn pid(&self) -> u32 {
+        self.child.pid()
     }
 
     /// Its counts for Prometheus.

@@ -134,6 +134,8 @@ pub struct Update {
     result: Option<Value>,
     /// The node that it runs on: 1 to 256 bytes.
     node_id: Option<String>,
+    /// When it happened, if that is not now; as in a message of a fleet.
+    timestamp: Option<Value>,
 }
 
 /// Changes a job and publishes the event, both or neither.
@@ -147,8 +149,9 @@ pub async fn update(
     Path(job): Path<String>,
     Body(update): Body<Update>,
 ) -> Result<Response, ApiError> {
-    let Update { event_type, data, result, node_id } = update;
-    let members = [("data", data), ("result", result), ("node_id", node_id.map(Value::from))];
+    let Update { event_type, data, result, node_id, timestamp } = update;
+    let node_id = node_id.map(Value::from);
+    let members = [("data", data), ("result", result), ("node_id", node_id), ("timestamp", timestamp)];
     let mut event = json!({ "job_id": job, "event_type": event_type });
     for (name, value) in members {
         if let Some(value) = value {

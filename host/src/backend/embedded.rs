@@ -170,6 +170,12 @@ impl Pubsub for Bus {
         Ok(Vec::new())
     }
 
+    async fn topics(&self) -> Result<Vec<Topic>, BackendError> {
+        let subscribers = self.lock();
+        let heard = |listeners: &Vec<mpsc::Sender<Incoming>>| listeners.iter().any(|one| !one.is_closed());
+        Ok(subscribers.iter().filter(|(_, all)| heard(all)).map(|(topic, _)| topic.clone()).collect())
+    }
+
     async fn is_connected(&self) -> Result<bool, BackendError> {
         Ok(false)
     }

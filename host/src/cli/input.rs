@@ -1,11 +1,13 @@
-//! What the user hands over: files and standard input. Of what is more than a host takes there is a
+//! What the user hands over: files, standard input, JSON and durations. Of what is more than a host takes there is a
 //! byte too much, for the client to refuse.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context as _;
+use serde_json::Value;
 
 use crate::api::MAX_BODY;
 
@@ -17,6 +19,28 @@ pub fn file(path: &Path) -> anyhow::Result<Vec<u8>> {
 /// Standard input to its end.
 pub fn standard_input() -> anyhow::Result<Vec<u8>> {
     bounded(io::stdin().lock()).context("cannot read standard input")
+}
+
+/// JSON on the command line.
+pub fn json(text: &str) -> Result<Value, String> {
+    serde_json::from_str(text).map_err(|error| format!("not JSON: {error}"))
+}
+
+/// JSON on the command line, or in a file after an @.
+pub fn json_or_file(text: &str) -> Result<Value, String> {
+    match text.strip_prefix('@') {
+        Some(path) => {
+            let bytes = file(path.as_ref()).map_err(|error| format!("{error:#}"))?;
+            serde_json::from_slice(&bytes).map_err(|error| format!("no JSON in {path}: {error}"))
+        }
+        None => json(text),
+    }
+}
+
+/// A duration on the command line, as in 90s or 24h.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let span: jiff::SignedDuration = text.parse().map_err(|error| format!("{error}"))?;
+    Duration::try_from(span).map_err(|_| "a duration is not negative".to_owned())
 }
 
 fn bounded(input: impl Read) -> io::Result<Vec<u8>> {

@@ -51,7 +51,7 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct How {
     /// How long the record is valid, as in 90s, 30m or 24h; it is signed anew at half of it
-    #[arg(long, value_parser = parse_duration, default_value = "24h")]
+    #[arg(long, value_parser = input::duration, default_value = "24h")]
     lifetime: Duration,
 }
 
@@ -59,11 +59,6 @@ impl How {
     fn query(&self) -> [(&'static str, String); 1] {
         [("lifetime_seconds", self.lifetime.as_secs().to_string())]
     }
-}
-
-fn parse_duration(text: &str) -> Result<Duration, String> {
-    let span: jiff::SignedDuration = text.parse().map_err(|error| format!("{error}"))?;
-    Duration::try_from(span).map_err(|_| "a duration is not negative".to_owned())
 }
 
 impl Command {

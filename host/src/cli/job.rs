@@ -5,6 +5,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::client::Client;
+use super::input;
 use super::output::{Column, Output};
 
 const COLUMNS: [Column; 5] = [
@@ -24,10 +25,10 @@ pub enum Command {
         /// What happened: queued, running, completed, failed or cancelled
         event: String,
         /// JSON that goes with the event; a "node_id" in it names the node
-        #[arg(long, value_name = "JSON", value_parser = parse_json)]
+        #[arg(long, value_name = "JSON", value_parser = input::json)]
         data: Option<Value>,
         /// The job's result
-        #[arg(long, value_name = "JSON", value_parser = parse_json)]
+        #[arg(long, value_name = "JSON", value_parser = input::json)]
         result: Option<Value>,
     },
     /// Shows one job
@@ -57,10 +58,6 @@ pub enum Command {
     },
     /// Shows jobs as they change, until interrupted
     Watch,
-}
-
-fn parse_json(text: &str) -> Result<Value, String> {
-    serde_json::from_str(text).map_err(|error| format!("not JSON: {error}"))
 }
 
 impl Command {

@@ -83,7 +83,7 @@ fn lines(table: &Table) -> anyhow::Result<()> {
 }
 
 /// A value as a cell; what a plugin or a peer wrote must not steer the terminal.
-fn cell(value: Option<&Value>) -> String {
+pub fn cell(value: Option<&Value>) -> String {
     let text = match value {
         None | Some(Value::Null) => "-".to_owned(),
         Some(Value::String(text)) => text.clone(),

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::Args;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::Listener;
@@ -15,6 +14,7 @@ use crate::config::Config;
 use crate::host::{Options, Standing, Supervised};
 
 use super::logging::{LogFormat, Logging};
+use super::signals::Signals;
 use super::{Global, demo};
 
 #[derive(Debug, Args)]
@@ -40,7 +40,7 @@ pub struct Run {
 }
 
 /// Checked here and kept as it was typed, as the config has it.
-fn parse_kubo(text: &str) -> Result<String, kubo::AddressError> {
+pub fn parse_kubo(text: &str) -> Result<String, kubo::AddressError> {
     text.parse::<kubo::Address>().map(|_| text.to_owned())
 }
 
@@ -148,25 +148,5 @@ impl Run {
             .into_iter()
             .map(|listener| tokio::spawn(listener.serve(host.clone(), stop.clone())))
             .collect())
-    }
-}
-
-/// Ctrl-C and SIGTERM, from when this is made on.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
-    }
-
-    /// Resolves on the next one. Cancel safe.
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
     }
 }

@@ -167,10 +167,10 @@ impl JobTracker {
         self.document.touch()
     }
 
-    /// Changes a job and publishes the event, both or neither.
+    /// Changes a job and publishes the event, both or neither. What comes late says when it happened.
     fn update(&self, mut event: JobEvent) -> Result<String, Refusal> {
         event.check().map_err(Refusal::Invalid)?;
-        event.timestamp = Some(Time::now());
+        event.timestamp.get_or_insert(Time::now());
         let job = self.take_in(&event).map_err(|failure| Refusal::Other(format!("{failure:?}")))?;
         let Some(job) = job else {
             let known = store::get(&event.job_id)?;

@@ -128,7 +128,7 @@ fn look(host: &Program, near: &Kubo, state: &Path, at: Duration) {
     let held: u64 =
         status["disk"]["held_bytes"].as_object().expect("parts").values().filter_map(Value::as_u64).sum();
     let pins = near.ipfs(&["pin", "ls", "--type=recursive", "--quiet"]).lines().count();
-    let process = host.process();
+    let process = host.pid();
     let status_of = std::fs::read_to_string(format!("/proc/{process}/status")).expect("a process");
     let number = |name: &str| {
         let line = status_of.lines().find(|line| line.starts_with(name)).expect("a line");

@@ -44,6 +44,19 @@ impl Topics {
     }
 }
 
+/// How a daemon answers with a list.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Strings {
+    strings: Option<Vec<String>>,
+}
+
+impl Strings {
+    fn all(self) -> Vec<String> {
+        self.strings.unwrap_or_default()
+    }
+}
+
 /// Topics and data travel as multibase base64url without padding.
 fn encode(bytes: &[u8]) -> String {
     multibase::encode(Base::Base64Url, bytes)
@@ -64,14 +77,16 @@ impl Pubsub for Topics {
     }
 
     async fn peers(&self, topic: &Topic) -> Result<Vec<PeerName>, BackendError> {
-        #[derive(Deserialize)]
-        #[serde(rename_all = "PascalCase")]
-        struct Peers {
-            strings: Option<Vec<String>>,
-        }
         let call = Call::new("pubsub/peers").arg(encode(topic.as_str().as_bytes()));
-        let peers: Peers = self.rpc.json(call).await?;
-        Ok(peers.strings.unwrap_or_default().iter().filter_map(|peer| peer.parse().ok()).collect())
+        let peers: Strings = self.rpc.json(call).await.map_err(with_advice)?;
+        Ok(peers.all().iter().filter_map(|peer| peer.parse().ok()).collect())
+    }
+
+    async fn topics(&self) -> Result<Vec<Topic>, BackendError> {
+        let topics: Strings = self.rpc.json(Call::new("pubsub/ls")).await.map_err(with_advice)?;
+        let topic = |text: &String| String::from_utf8(multibase::decode(text).ok()?.1).ok()?.parse().ok();
+        // What is no topic here is another program's.
+        Ok(topics.all().iter().filter_map(topic).collect())
     }
 
     async fn is_connected(&self) -> Result<bool, BackendError> {

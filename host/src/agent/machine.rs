@@ -1,0 +1,114 @@
+//! Owns the machine's figures, in the units that fleets use: cores, GiB and whole GPUs.
+
+mod gpus;
+
+use std::thread::available_parallelism;
+
+use serde::Serialize;
+use sysinfo::{MemoryRefreshKind, System};
+
+use gpus::{Gpu, Gpus};
+
+/// What the machine has, and has to spare. What it is in a container is what the container may use.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Resources {
+    /// Cores that were idle, on average since the last look.
+    pub cpu_available: f64,
+    /// Cores.
+    pub cpu_total: f64,
+    /// GiB that programs can have without swapping.
+    pub memory_available: f64,
+    /// GiB.
+    pub memory_total: f64,
+    /// GPUs that nobody seems to use.
+    pub gpu_available: usize,
+    /// GPUs whose memory can be seen.
+    pub gpu_total: usize,
+    /// Each of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub gpus: Vec<Gpu>,
+}
+
+/// Looks at the machine.
+#[derive(Debug)]
+pub struct Machine {
+    system: System,
+    gpus: Gpus,
+}
+
+impl Machine {
+    /// Begins to look. The CPU's figure needs two looks, this is the first.
+    pub fn new() -> Result<Self, sysinfo::Error> {
+        let mut system = System::new()?;
+        system.refresh_cpu_usage();
+        Ok(Self { system, gpus: Gpus::start() })
+    }
+
+    /// Looks. Blocks for as long as a driver of a GPU takes, two seconds at most.
+    pub fn look(&mut self) -> Resources {
+        self.system.refresh_cpu_usage();
+        self.system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
+        let (cpu_available, cpu_total) = self.cores();
+        let (memory_available, memory_total) = self.memory();
+        let gpus = self.gpus.look();
+        Resources {
+            cpu_available: rounded(cpu_available),
+            cpu_total: rounded(cpu_total),
+            memory_available: gib(memory_available),
+            memory_total: gib(memory_total),
+            gpu_available: gpus.iter().filter(|gpu| gpu.is_available()).count(),
+            gpu_total: gpus.len(),
+            gpus,
+        }
+    }
+
+    /// Idle and all, of those that this process may run on.
+    fn cores(&self) -> (f64, f64) {
+        let cores = self.system.cpus().len() as f64;
+        let idle = cores * (1.0 - f64::from(self.system.global_cpu_usage()) / 100.0);
+        let ours = available_parallelism().map_or(cores, |ours| ours.get() as f64).min(cores);
+        (idle.clamp(0.0, ours), ours)
+    }
+
+    fn memory(&self) -> (u64, u64) {
+        let (available, total) = (self.system.available_memory(), self.system.total_memory());
+        match self.system.cgroup_limits() {
+            // The cache of files that counts as used there is given back when programs need it.
+            Some(limits) => {
+                let left = limits.total_memory.saturating_sub(limits.rss);
+                (available.min(left), total.min(limits.total_memory))
+            }
+            None => (available, total),
+        }
+    }
+}
+
+/// Bytes as GiB, to the hundredth.
+fn gib(bytes: u64) -> f64 {
+    rounded(bytes as f64 / f64::from(1 << 30))
+}
+
+fn rounded(figure: f64) -> f64 {
+    (figure * 100.0).round() / 100.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_in_gib_to_the_hundredth() {
+        assert_eq!(gib(24 << 30), 24.0);
+        assert_eq!(gib(1_234_567_890), 1.15);
+        assert_eq!(gib(0), 0.0);
+    }
+
+    #[test]
+    fn what_is_available_is_no_more_than_there_is() {
+        let resources = Machine::new().unwrap().look();
+        assert!((0.0..=resources.cpu_total).contains(&resources.cpu_available), "{resources:?}");
+        assert!(resources.memory_available > 0.0, "{resources:?}");
+        assert!(resources.memory_available <= resources.memory_total, "{resources:?}");
+        assert!(resources.gpu_available <= resources.gpu_total, "{resources:?}");
+    }
+}

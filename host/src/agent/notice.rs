@@ -1,0 +1,180 @@
+//! Owns notices: what a node's daemon says of a job, as it comes in, is kept and is told.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use thiserror::Error;
+
+use crate::ident::{CidText, JobId, NodeId};
+use crate::time::Timestamp;
+
+/// What happened to a job, and when.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Notice {
+    /// The job.
+    pub job: JobId,
+    /// When the notice was given; it may be told much later.
+    pub given: Timestamp,
+    /// What it says.
+    pub word: Word,
+}
+
+/// What a notice says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Word {
+    /// The job is at another point of its life.
+    Event(JobEvent),
+    /// The job's result lies under a CID.
+    Result(CidText),
+}
+
+/// A point in the life of a job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobEvent {
+    /// Which.
+    pub event_type: EventType,
+    /// What goes with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<Value>,
+    /// The job's result.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<Value>,
+}
+
+/// What a node can say of a job that it runs, in the words of the job tracker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EventType {
+    /// The node has begun.
+    Running,
+    /// The job is done.
+    Completed,
+    /// The job cannot be done.
+    Failed,
+}
+
+impl EventType {
+    /// The tracker's word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+impl Word {
+    /// The word for it in a line.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Event(event) => event.event_type.name(),
+            Self::Result(_) => "result",
+        }
+    }
+}
+
+impl Notice {
+    /// What is said of the job, without its id: the body of a call.
+    pub fn body(&self, node: &NodeId) -> Map<String, Value> {
+        let what = match &self.word {
+            Word::Event(event) => json!(event),
+            Word::Result(cid) => json!({ "result_cid": cid }),
+        };
+        let Value::Object(mut body) = what else { unreachable!("an object was written") };
+        body.insert("timestamp".to_owned(), json!(self.given));
+        body.insert("node_id".to_owned(), json!(node));
+        body
+    }
+
+    /// The message that says it on a topic, as any program of a fleet says it.
+    pub fn message(&self, node: &NodeId) -> String {
+        let mut message = self.body(node);
+        message.insert("job_id".to_owned(), json!(self.job));
+        Value::Object(message).to_string()
+    }
+}
+
+/// A notice as the node's daemon writes it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Given {
+    job_id: JobId,
+    event_type: Option<EventType>,
+    result_cid: Option<CidText>,
+    data: Option<Value>,
+    result: Option<Value>,
+}
+
+/// Why what was written says nothing of a job.
+#[derive(Debug, Error)]
+pub enum NotANotice {
+    /// It says nothing, or two things.
+    #[error("a notice has either an `event_type` (running, completed or failed) or a `result_cid`")]
+    Either,
+    /// More than goes with a CID.
+    #[error("`data` and `result` go with an `event_type`, not with a `result_cid`")]
+    TooMuch,
+}
+
+impl Given {
+    /// The job, and what is said of it.
+    pub fn read(self) -> Result<(JobId, Word), NotANotice> {
+        let Self { job_id, event_type, result_cid, data, result } = self;
+        let word = match (event_type, result_cid) {
+            (Some(event_type), None) => Word::Event(JobEvent { event_type, data, result }),
+            (None, Some(_)) if data.is_some() || result.is_some() => return Err(NotANotice::TooMuch),
+            (None, Some(cid)) => Word::Result(cid),
+            (Some(_), Some(_)) | (None, None) => return Err(NotANotice::Either),
+        };
+        Ok((job_id, word))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<(JobId, Word), String> {
+        let given: Given = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        given.read().map_err(|error| error.to_string())
+    }
+
+    const CID: &str = "bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy";
+
+    #[test]
+    fn a_message_says_who_what_and_when() {
+        let (job, word) =
+            read(r#"{"job_id":"j","event_type":"failed","data":{"reason":"no disk"}}"#).unwrap();
+        let notice = Notice { job, given: Timestamp(1_500_000_000), word };
+        let message: Value = serde_json::from_str(&notice.message(&"n".parse().unwrap())).unwrap();
+        let said = json!({
+            "job_id": "j", "event_type": "failed", "data": { "reason": "no disk" },
+            "node_id": "n", "timestamp": "1970-01-01T00:00:01.5Z",
+        });
+        assert_eq!(message, said);
+        let kept: Notice = serde_json::from_slice(&serde_json::to_vec(&notice).unwrap()).unwrap();
+        assert_eq!(kept, notice);
+    }
+
+    #[test]
+    fn what_is_no_notice_is_refused_with_the_reason() {
+        let (_, word) = read(&format!(r#"{{"job_id":"j","result_cid":"{CID}"}}"#)).unwrap();
+        assert_eq!(word.name(), "result");
+        for (text, why) in [
+            ("", "EOF"),
+            ("{}", "job_id"),
+            (r#"{"job_id":"j"}"#, "either"),
+            (&format!(r#"{{"job_id":"j","event_type":"failed","result_cid":"{CID}"}}"#), "either"),
+            (&format!(r#"{{"job_id":"j","result_cid":"{CID}","data":1}}"#), "go with an `event_type`"),
+            (r#"{"job_id":"j","event_type":"exploded"}"#, "exploded"),
+            (r#"{"job_id":"j","event_type":"failed","reason":"x"}"#, "unknown field `reason`"),
+            (r#"{"job_id":"a\u0000b","event_type":"failed"}"#, "control character"),
+            (r#"{"job_id":"..","event_type":"failed"}"#, "no place in a URL"),
+            (r#"{"job_id":"j","result_cid":"/ipfs/x"}"#, "cannot be read"),
+        ] {
+            let refused = read(text).unwrap_err();
+            assert!(refused.contains(why), "{text}: {refused}");
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! Owns the agent's directory: the lock, and the notices that nobody has taken yet, in the order in
+//! which they were given. What is kept here has reached the disk.
+
+mod database;
+
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use cap_std::ambient_authority;
+use cap_std::fs::Dir;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tokio::sync::Notify;
+
+use super::notice::{Notice, Word};
+use crate::ident::JobId;
+use crate::store::{Lock, LockError};
+use crate::time::Timestamp;
+
+use database::{FORMAT, Opened};
+
+/// How much may wait.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// Notices.
+    pub notices: u64,
+    /// Bytes of notices.
+    pub bytes: u64,
+}
+
+impl Default for Room {
+    /// Days of a busy node, and little for any disk: 10,000 notices and 16 MiB.
+    fn default() -> Self {
+        Self { notices: 10_000, bytes: 16 << 20 }
+    }
+}
+
+/// What can go wrong with the spool.
+#[derive(Debug, Error)]
+pub enum SpoolError {
+    /// The directory cannot be used.
+    #[error("cannot use the agent's directory {path}")]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Others may write into it.
+    #[error(
+        "others may write into the agent's directory {path} (mode {mode:03o}): chmod go-w it, or use another --agent-dir"
+    )]
+    Shared {
+        /// Which.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// Another agent holds it.
+    #[error("the agent's directory {path} is in use by {holder}: stop it, or use another --agent-dir")]
+    Held {
+        /// Which.
+        path: PathBuf,
+        /// Who, as it wrote itself.
+        holder: String,
+    },
+    /// A newer agent wrote it.
+    #[error(
+        "the notices in {path} have format {found}, this agent knows {FORMAT}: use a newer dim, or another --agent-dir"
+    )]
+    Newer {
+        /// Where.
+        path: PathBuf,
+        /// Their format.
+        found: u64,
+    },
+    /// The database cannot be opened.
+    #[error("cannot open {path}: if the disk is well, move it away, and the notices in it are lost")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: Box<redb::DatabaseError>,
+    },
+    /// There is no room.
+    #[error("{notices} notices of {bytes} bytes wait already, and there is room for no more")]
+    Full {
+        /// How many wait.
+        notices: u64,
+        /// What they take.
+        bytes: u64,
+    },
+    /// The disk failed.
+    #[error("the notice cannot be kept")]
+    Database(#[from] Box<redb::Error>),
+}
+
+/// What a notice came to that was not taken.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// The notice.
+    pub notice: Notice,
+    /// When it was refused.
+    pub refused: Timestamp,
+    /// Why.
+    pub reason: String,
+}
+
+/// What lies in the spool.
+#[derive(Clone, Debug, Default)]
+pub struct Contents {
+    /// Notices that wait.
+    pub waiting: u64,
+    /// What they take.
+    pub bytes: u64,
+    /// When the oldest of them was given.
+    pub oldest: Option<Timestamp>,
+    /// Notices that were taken.
+    pub taken: u64,
+    /// Notices that were refused.
+    pub refused: u64,
+    /// The last of these.
+    pub refusals: Vec<Refusal>,
+}
+
+/// The notices of one agent.
+#[derive(Debug)]
+pub struct Spool {
+    dir: PathBuf,
+    room: Room,
+    /// None after the disk failed: the database has to be opened anew.
+    opened: Mutex<Option<Opened>>,
+    /// Told of each notice that is kept.
+    pub kept: Notify,
+    _lock: Lock,
+}
+
+impl Spool {
+    /// Opens the spool in a directory, which is made if it is missing. Blocks.
+    pub fn open(path: &Path, room: Room) -> Result<Self, SpoolError> {
+        let directory = |source| SpoolError::Directory { path: path.to_owned(), source };
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(directory)?;
+        let mode = std::fs::metadata(path).map_err(directory)?.permissions().mode();
+        // Whoever can write here speaks for the node.
+        if mode & 0o022 != 0 {
+            return Err(SpoolError::Shared { path: path.to_owned(), mode: mode & 0o777 });
+        }
+        let dir = Dir::open_ambient_dir(path, ambient_authority()).map_err(directory)?;
+        let lock = Lock::take(&dir, path).map_err(|error| match error {
+            LockError::Held { path, holder } => SpoolError::Held { path, holder },
+            LockError::Io { path, source } => SpoolError::Directory { path, source },
+        })?;
+        let opened = Opened::open(path)?;
+        Ok(Self {
+            dir: path.to_owned(),
+            room,
+            opened: Mutex::new(Some(opened)),
+            kept: Notify::new(),
+            _lock: lock,
+        })
+    }
+
+    /// Keeps a notice; it is on the disk when this returns its number. Blocks.
+    pub fn keep(&self, job: JobId, word: Word) -> Result<u64, SpoolError> {
+        let number = self.with(|opened| opened.keep(job, word, self.room))?;
+        self.kept.notify_one();
+        Ok(number)
+    }
+
+    /// The notices with numbers above `after`, in order. Blocks.
+    pub fn waiting(&self, after: u64) -> Result<Vec<(u64, Notice)>, SpoolError> {
+        self.with(|opened| Ok(opened.waiting(after)?))
+    }
+
+    /// Forgets a notice that was taken. Blocks.
+    pub fn taken(&self, number: u64) -> Result<(), SpoolError> {
+        self.with(|opened| Ok(opened.remove(number, None)?))
+    }
+
+    /// Sets a notice aside that nobody will take. Blocks.
+    pub fn refused(&self, number: u64, refusal: &Refusal) -> Result<(), SpoolError> {
+        self.with(|opened| Ok(opened.remove(number, Some(refusal))?))
+    }
+
+    /// What lies here. Blocks.
+    pub fn contents(&self) -> Result<Contents, SpoolError> {
+        self.with(|opened| Ok(opened.contents()?))
+    }
+
+    fn with<R>(&self, work: impl FnOnce(&mut Opened) -> Result<R, SpoolError>) -> Result<R, SpoolError> {
+        let mut slot = self.opened.lock().expect("no one panics while holding the spool");
+        let mut opened = match slot.take() {
+            Some(opened) => opened,
+            None => Opened::open(&self.dir)?,
+        };
+        let result = work(&mut opened);
+        if !matches!(result, Err(SpoolError::Database(_))) {
+            *slot = Some(opened);
+        }
+        result
+    }
+}
+
+/// Does work on the spool where it may block.
+pub async fn on_disk<R: Send + 'static>(
+    spool: &Arc<Spool>,
+    work: impl FnOnce(&Spool) -> R + Send + 'static,
+) -> R {
+    let spool = spool.clone();
+    tokio::task::spawn_blocking(move || work(&spool)).await.expect("the spool does not panic")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::notice::{EventType, JobEvent};
+    use super::database::{APART, REFUSALS};
+    use super::*;
+
+    fn word() -> Word {
+        Word::Event(JobEvent { event_type: EventType::Completed, data: None, result: None })
+    }
+
+    fn job(number: usize) -> JobId {
+        format!("j{number}").parse().unwrap()
+    }
+
+    #[test]
+    fn notices_outlive_the_agent_in_order_and_leave_when_they_are_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(dir.path(), Room::default()).unwrap();
+        for number in 0..3 {
+            spool.keep(job(number), word()).unwrap();
+        }
+        spool.taken(1).unwrap();
+        // One that is gone is not taken twice.
+        spool.taken(1).unwrap();
+        drop(spool);
+        let spool = Spool::open(dir.path(), Room::default()).unwrap();
+        let waiting = spool.waiting(0).unwrap();
+        let jobs: Vec<&str> = waiting.iter().map(|(_, notice)| notice.job.as_str()).collect();
+        assert_eq!(jobs, ["j1", "j2"]);
+        // The tracker tells them apart by the millisecond.
+        assert!(waiting[1].1.given.0 - waiting[0].1.given.0 >= APART);
+        // A number is not given twice, whatever has left.
+        spool.taken(3).unwrap();
+        assert_eq!(spool.keep(job(3), word()).unwrap(), 4);
+        let contents = spool.contents().unwrap();
+        assert_eq!((contents.waiting, contents.taken), (2, 2));
+        assert_eq!(contents.oldest, Some(waiting[0].1.given));
+    }
+
+    #[test]
+    fn a_full_spool_refuses_and_has_room_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(dir.path(), Room { notices: 2, bytes: 1_000 }).unwrap();
+        spool.keep(job(0), word()).unwrap();
+        spool.keep(job(1), word()).unwrap();
+        assert!(matches!(spool.keep(job(2), word()), Err(SpoolError::Full { notices: 2, .. })));
+        spool.taken(1).unwrap();
+        let long = Word::Event(JobEvent {
+            event_type: EventType::Failed,
+            data: Some("x".repeat(1_000).into()),
+            result: None,
+        });
+        assert!(matches!(spool.keep(job(3), long), Err(SpoolError::Full { notices: 1, .. })));
+        spool.keep(job(4), word()).unwrap();
+    }
+
+    #[test]
+    fn only_the_last_refusals_are_remembered_and_all_are_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(dir.path(), Room::default()).unwrap();
+        for number in 0..REFUSALS + 2 {
+            spool.keep(job(number), word()).unwrap();
+        }
+        for (number, notice) in spool.waiting(0).unwrap() {
+            let reason = "conflict".to_owned();
+            spool.refused(number, &Refusal { notice, refused: Timestamp::wall(), reason }).unwrap();
+        }
+        let contents = spool.contents().unwrap();
+        assert_eq!((contents.waiting, contents.bytes), (0, 0));
+        assert_eq!((contents.refused, contents.refusals.len()), (REFUSALS as u64 + 2, REFUSALS));
+        assert_eq!(contents.refusals[0].notice.job, job(2));
+    }
+
+    #[test]
+    fn a_second_agent_and_a_directory_of_others_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let _first = Spool::open(dir.path(), Room::default()).unwrap();
+        let second = Spool::open(dir.path(), Room::default()).unwrap_err().to_string();
+        assert!(second.contains(&format!("pid {}", std::process::id())), "{second}");
+        let open = dir.path().join("open");
+        std::fs::create_dir(&open).unwrap();
+        std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(matches!(Spool::open(&open, Room::default()), Err(SpoolError::Shared { .. })));
+    }
+}

@@ -1,0 +1,181 @@
+//! Owns the database of a spool: its tables, and the transactions on them.
+
+use std::collections::VecDeque;
+use std::path::Path;
+
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction};
+use serde::Serialize;
+
+use super::{Contents, Refusal, Room, SpoolError};
+use crate::agent::notice::{Notice, Word};
+use crate::ident::JobId;
+use crate::time::Timestamp;
+
+/// The format that this agent writes.
+pub const FORMAT: u64 = 1;
+
+/// Memory for the database's pages, in bytes.
+const CACHE_BYTES: usize = 4 << 20;
+
+/// Refusals that are remembered; the oldest go first.
+pub const REFUSALS: usize = 100;
+
+/// Time that two notices differ by at least, in nanoseconds: the job tracker counts milliseconds.
+pub const APART: u64 = 1_000_000;
+
+/// Running numbers and counts.
+const COUNTS: TableDefinition<&str, u64> = TableDefinition::new("counts");
+/// A notice's number, to the notice.
+const WAITING: TableDefinition<u64, &[u8]> = TableDefinition::new("waiting");
+/// A notice's number, to why nobody took it.
+const REFUSED: TableDefinition<u64, &[u8]> = TableDefinition::new("refused");
+
+/// An open database, and what is counted along.
+#[derive(Debug)]
+pub struct Opened {
+    database: Database,
+    waiting: u64,
+    bytes: u64,
+    last_given: Timestamp,
+}
+
+/// Inside a database anything may fail, and all of it is the disk's failure.
+pub type Disk<R> = Result<R, Box<redb::Error>>;
+
+fn disk<R, E: Into<redb::Error>>(result: Result<R, E>) -> Disk<R> {
+    result.map_err(|error| Box::new(error.into()))
+}
+
+impl Opened {
+    /// Opens it, or makes an empty one.
+    pub fn open(dir: &Path) -> Result<Self, SpoolError> {
+        let path = dir.join("agent.redb");
+        let database = Database::builder()
+            .set_cache_size(CACHE_BYTES)
+            .create(&path)
+            .map_err(|source| SpoolError::Open { path: path.clone(), source: Box::new(source) })?;
+        let mut opened = Self { database, waiting: 0, bytes: 0, last_given: Timestamp(0) };
+        let found = opened.prepare()?;
+        if found > FORMAT {
+            return Err(SpoolError::Newer { path, found });
+        }
+        for (_, notice) in opened.waiting(0)? {
+            opened.waiting += 1;
+            opened.bytes += encode(&notice).len() as u64;
+            opened.last_given = opened.last_given.max(notice.given);
+        }
+        Ok(opened)
+    }
+
+    /// Makes the tables; returns the format.
+    fn prepare(&self) -> Disk<u64> {
+        let write = disk(self.database.begin_write())?;
+        let found = {
+            disk(write.open_table(WAITING))?;
+            disk(write.open_table(REFUSED))?;
+            let mut counts = disk(write.open_table(COUNTS))?;
+            let found = disk(counts.get("format"))?.map(|found| found.value());
+            if found.is_none() {
+                disk(counts.insert("format", FORMAT))?;
+            }
+            found.unwrap_or(FORMAT)
+        };
+        disk(write.commit())?;
+        Ok(found)
+    }
+
+    /// Keeps a notice if there is room; returns its number.
+    pub fn keep(&mut self, job: JobId, word: Word, room: Room) -> Result<u64, SpoolError> {
+        // Two notices of one job must not bear the same time, nor go back with the clock.
+        let given = Timestamp::wall().max(Timestamp(self.last_given.0.saturating_add(APART)));
+        let row = encode(&Notice { job, given, word });
+        if self.waiting >= room.notices || self.bytes + row.len() as u64 > room.bytes {
+            return Err(SpoolError::Full { notices: self.waiting, bytes: self.bytes });
+        }
+        let number = self.insert(&row)?;
+        self.waiting += 1;
+        self.bytes += row.len() as u64;
+        self.last_given = given;
+        Ok(number)
+    }
+
+    fn insert(&self, row: &[u8]) -> Disk<u64> {
+        let write = disk(self.database.begin_write())?;
+        let number = add(&write, "given", 1)?;
+        disk(disk(write.open_table(WAITING))?.insert(number, row))?;
+        disk(write.commit())?;
+        Ok(number)
+    }
+
+    /// The notices with numbers above `after`.
+    pub fn waiting(&self, after: u64) -> Disk<Vec<(u64, Notice)>> {
+        let table = disk(disk(self.database.begin_read())?.open_table(WAITING))?;
+        let mut waiting = Vec::new();
+        for row in disk(table.range(after.saturating_add(1)..))? {
+            let (number, row) = disk(row)?;
+            waiting.push((number.value(), decode(row.value())?));
+        }
+        Ok(waiting)
+    }
+
+    /// Removes a notice: it was taken, or it is set aside.
+    pub fn remove(&mut self, number: u64, refusal: Option<&Refusal>) -> Disk<()> {
+        let write = disk(self.database.begin_write())?;
+        let removed = disk(disk(write.open_table(WAITING))?.remove(number))?.map(|row| row.value().len());
+        let Some(bytes) = removed else { return Ok(()) };
+        match refusal {
+            None => add(&write, "taken", 1)?,
+            Some(refusal) => set_aside(&write, number, refusal)?,
+        };
+        disk(write.commit())?;
+        self.waiting -= 1;
+        self.bytes -= bytes as u64;
+        Ok(())
+    }
+
+    /// What lies here.
+    pub fn contents(&self) -> Disk<Contents> {
+        let read = disk(self.database.begin_read())?;
+        let counts = disk(read.open_table(COUNTS))?;
+        let count = |name| Disk::Ok(disk(counts.get(name))?.map_or(0, |count| count.value()));
+        let waiting = disk(read.open_table(WAITING))?;
+        let oldest = disk(waiting.first())?.map(|(_, row)| decode::<Notice>(row.value())).transpose()?;
+        let mut refusals = VecDeque::new();
+        for row in disk(disk(read.open_table(REFUSED))?.iter())? {
+            refusals.push_back(decode(disk(row)?.1.value())?);
+        }
+        Ok(Contents {
+            waiting: self.waiting,
+            bytes: self.bytes,
+            oldest: oldest.map(|notice| notice.given),
+            taken: count("taken")?,
+            refused: count("refused")?,
+            refusals: refusals.into(),
+        })
+    }
+}
+
+/// Adds to a count; returns what it is then.
+fn add(write: &WriteTransaction, name: &str, more: u64) -> Disk<u64> {
+    let mut counts = disk(write.open_table(COUNTS))?;
+    let count = disk(counts.get(name))?.map_or(0, |count| count.value()) + more;
+    disk(counts.insert(name, count))?;
+    Ok(count)
+}
+
+fn set_aside(write: &WriteTransaction, number: u64, refusal: &Refusal) -> Disk<u64> {
+    let mut table = disk(write.open_table(REFUSED))?;
+    disk(table.insert(number, encode(refusal).as_slice()))?;
+    while disk(redb::ReadableTableMetadata::len(&table))? > REFUSALS as u64 {
+        disk(table.pop_first())?;
+    }
+    add(write, "refused", 1)
+}
+
+fn encode(row: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(row).expect("notices are plain data")
+}
+
+fn decode<T: serde::de::DeserializeOwned>(row: &[u8]) -> Disk<T> {
+    serde_json::from_slice(row).map_err(|error| Box::new(redb::Error::Corrupted(error.to_string())))
+}

@@ -1,0 +1,300 @@
+//! `dim agent`: the life of a node's agent in the foreground, and what is told to a running one.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+use dim_client::{Address, Client, ClientError, Http};
+use reqwest::Method;
+use serde_json::{Value, json};
+use thiserror::Error;
+
+use crate::agent::{Agent as Running, Options, SOCKET, To};
+use crate::backend::kubo;
+use crate::config::Config;
+use crate::ident::{CidText, JobId, NodeId};
+
+use super::logging::{LogFormat, Logging};
+use super::output::{Column, Output, cell, line};
+use super::run::parse_kubo;
+use super::signals::Signals;
+use super::{Global, default_state_dir, input};
+
+#[derive(Debug, Args)]
+#[command(subcommand_negates_reqs = true, args_conflicts_with_subcommands = true)]
+pub struct Agent {
+    #[command(flatten)]
+    run: Run,
+    /// Where the agent keeps what it could not send, and its socket [default: dim-agent in the user's state directory]
+    #[arg(long, global = true, env = "DIM_AGENT_DIR", value_name = "DIR")]
+    agent_dir: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    /// Who this node is
+    #[arg(long, value_name = "ID", required = true)]
+    node_id: Option<NodeId>,
+    /// Time between two heartbeats, 1s to 1h
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_every)]
+    every: Duration,
+    /// Tell whoever listens through a Kubo daemon's API, not a host: /ip4/127.0.0.1/tcp/5001, /unix/PATH or http://HOST:5001
+    #[arg(long, value_name = "ADDR", value_parser = parse_kubo)]
+    kubo: Option<String>,
+    /// The fleet's config file, YAML: its topics, and the daemon's `api_authorization`
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// A model that the node holds; may be given more than once
+    #[arg(long = "model", value_name = "NAME")]
+    models: Vec<String>,
+    /// How to write the log
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Says that a job is running
+    Running {
+        /// The job
+        job: JobId,
+        /// JSON that goes with it; @FILE for a file's content
+        #[arg(long, value_name = "JSON", value_parser = input::json_or_file)]
+        data: Option<Value>,
+    },
+    /// Says that a job is done
+    Completed {
+        /// The job
+        job: JobId,
+        /// The job's result; @FILE for a file's content
+        #[arg(long, value_name = "JSON", value_parser = input::json_or_file)]
+        result: Option<Value>,
+        /// JSON that goes with it; @FILE for a file's content
+        #[arg(long, value_name = "JSON", value_parser = input::json_or_file)]
+        data: Option<Value>,
+    },
+    /// Says that a job has failed
+    Failed {
+        /// The job
+        job: JobId,
+        /// Why
+        #[arg(long, value_name = "TEXT", conflicts_with = "data")]
+        reason: Option<String>,
+        /// JSON that goes with it; @FILE for a file's content
+        #[arg(long, value_name = "JSON", value_parser = input::json_or_file)]
+        data: Option<Value>,
+    },
+    /// Says that the result of a job lies under a CID
+    Result {
+        /// The job
+        job: JobId,
+        /// The result's CID
+        cid: CidText,
+    },
+    /// Says how the agent is doing
+    Status,
+}
+
+fn parse_every(text: &str) -> Result<Duration, String> {
+    let every = input::duration(text)?;
+    let range = Duration::from_secs(1)..=Duration::from_secs(3_600);
+    if range.contains(&every) { Ok(every) } else { Err("it must lie between 1s and 1h".to_owned()) }
+}
+
+/// There is no agent to be told.
+#[derive(Debug, Error)]
+#[error("cannot reach the agent at {}", .socket.display())]
+pub struct NoAgent {
+    socket: PathBuf,
+    source: reqwest::Error,
+}
+
+impl Agent {
+    pub fn execute(self, global: &Global) -> anyhow::Result<()> {
+        let dir = self.agent_dir.unwrap_or_else(|| default_state_dir("dim-agent"));
+        match self.command {
+            None => self.run.execute(dir, global),
+            Some(command) => {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+                runtime.block_on(command.execute(&dir, &global.out()))
+            }
+        }
+    }
+}
+
+impl Command {
+    async fn execute(self, dir: &Path, out: &Output) -> anyhow::Result<()> {
+        match self {
+            Self::Status => show(&ask(dir, Method::GET, "status", None).await?, out),
+            command => out.object(&ask(dir, Method::POST, "notices", Some(command.notice())).await?),
+        }
+    }
+
+    /// What is told.
+    fn notice(self) -> Value {
+        let event = |job: JobId, event_type: &str, members: [(&str, Option<Value>); 2]| {
+            let mut notice = json!({ "job_id": job, "event_type": event_type });
+            for (name, value) in members {
+                if let Some(value) = value {
+                    notice[name] = value;
+                }
+            }
+            notice
+        };
+        match self {
+            Self::Running { job, data } => event(job, "running", [("data", data), ("result", None)]),
+            Self::Completed { job, result, data } => {
+                event(job, "completed", [("data", data), ("result", result)])
+            }
+            Self::Failed { job, reason, data } => {
+                let data = data.or_else(|| Some(json!({ "reason": reason? })));
+                event(job, "failed", [("data", data), ("result", None)])
+            }
+            Self::Result { job, cid } => json!({ "job_id": job, "result_cid": cid }),
+            Self::Status => unreachable!("a question"),
+        }
+    }
+}
+
+/// Asks the agent whose directory it is.
+async fn ask(dir: &Path, method: Method, what: &str, body: Option<Value>) -> anyhow::Result<Value> {
+    let socket = dir.join(SOCKET);
+    let http = Http::new(Address::Unix(socket.clone()))?;
+    let request = http.request(method, &[what])?;
+    let answer = match body {
+        Some(body) => http.json(request.body(body.to_string())).await,
+        None => http.json(request).await,
+    };
+    answer.map_err(|error| match error {
+        ClientError::Unreachable { source, .. } => NoAgent { socket, source }.into(),
+        other => other.into(),
+    })
+}
+
+impl Run {
+    fn execute(self, dir: PathBuf, global: &Global) -> anyhow::Result<()> {
+        let config = self.config.as_deref().map_or_else(|| Ok(Config::default()), Config::read)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let _logging = Logging::start(self.log_format, "info", &config.telemetry, runtime.handle())?;
+        runtime.block_on(self.live(config, dir, global))
+    }
+
+    async fn live(self, config: Config, dir: PathBuf, global: &Global) -> anyhow::Result<()> {
+        let options = Options {
+            dir,
+            to: self.to(&config, global)?,
+            node: self.node_id.context("--node-id is missing")?,
+            every: self.every,
+            models: self.models,
+            topics: config.ipfs.pubsub,
+        };
+        let mut signals = Signals::new()?;
+        let mut agent = Running::start(options).await?;
+        tracing::info!(socket = %agent.socket.display(), to = agent.to, "ready");
+        let ended = tokio::select! {
+            biased;
+            () = signals.next() => Ok(()),
+            error = agent.ended() => Err(error),
+        };
+        let waiting = tokio::select! {
+            waiting = agent.shutdown() => waiting?,
+            () = signals.next() => anyhow::bail!("stopped at once, on a second signal"),
+        };
+        tracing::info!(waiting, "ended; what waits is sent by the next agent in this directory");
+        Ok(ended?)
+    }
+
+    /// A daemon if one is named, else a host.
+    fn to(&self, config: &Config, global: &Global) -> anyhow::Result<To> {
+        let Some(address) = &self.kubo else {
+            let address = match &global.api {
+                Some(api) => api.parse()?,
+                None => Address::in_state_dir(&global.state_dir()),
+            };
+            return Ok(To::Host(Client::new(address)?));
+        };
+        let authorization = config.ipfs.api_authorization.clone();
+        Ok(To::Kubo(kubo::Settings { address: address.parse()?, authorization }))
+    }
+}
+
+const REFUSED: [Column; 5] = [
+    ("JOB", "/job_id"),
+    ("NOTICE", "/notice"),
+    ("GIVEN", "/given"),
+    ("REFUSED", "/refused"),
+    ("REASON", "/reason"),
+];
+
+fn show(status: &Value, out: &Output) -> anyhow::Result<()> {
+    if out.is_json() {
+        return out.object(status);
+    }
+    let text = |pointer: &str| cell(status.pointer(pointer));
+    let troubles: Vec<String> = ["notices", "heartbeats"]
+        .into_iter()
+        .filter(|what| status[what]["contact"]["state"] == "offline")
+        .map(|what| {
+            let contact = |member: &str| text(&format!("/{what}/contact/{member}"));
+            format!("  ! {what} do not get through since {}: {}", contact("since"), contact("why"))
+        })
+        .collect();
+    line(&format!(
+        "dim agent {} of {}, {}",
+        text("/version"),
+        text("/node_id"),
+        if troubles.is_empty() { "all is well" } else { "not all is well:" }
+    ))?;
+    troubles.iter().try_for_each(|trouble| line(trouble))?;
+    let waiting = match text("/notices/waiting").as_str() {
+        "0" => "0 notices".to_owned(),
+        waiting => format!("{waiting} notices, the oldest of {}", text("/notices/oldest")),
+    };
+    for (label, value) in [
+        ("tells", text("/to")),
+        ("started", text("/started")),
+        ("waiting", waiting),
+        ("taken", text("/notices/taken")),
+        ("refused", text("/notices/refused")),
+        (
+            "heartbeat",
+            format!(
+                "every {} s, the last {}",
+                text("/heartbeats/every_seconds"),
+                text("/heartbeats/last/sent")
+            ),
+        ),
+    ] {
+        line(&format!("{label:<14}{value}"))?;
+    }
+    if let Some(resources) = status.pointer("/heartbeats/last/resources") {
+        let of = |name: &str| {
+            let figure = |which: &str| cell(resources.get(format!("{name}_{which}")));
+            format!("{} of {}", figure("available"), figure("total"))
+        };
+        let spare = format!("{} cores, {} GiB, {} GPUs", of("cpu"), of("memory"), of("gpu"));
+        line(&format!("{:<14}{spare}", "to spare"))?;
+    }
+    match status["refused"].as_array() {
+        Some(refused) if !refused.is_empty() => out.rows(&status["refused"], &REFUSED),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_heart_beats_once_a_second_to_once_an_hour() {
+        for (text, seconds) in [("1s", 1), ("30s", 30), ("2m", 120), ("1h", 3_600)] {
+            assert_eq!(parse_every(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for text in ["", "30", "0s", "999ms", "3601s", "-30s", "s", "1d"] {
+            assert!(parse_every(text).is_err(), "{text}");
+        }
+    }
+}

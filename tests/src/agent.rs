@@ -1,0 +1,83 @@
+//! An agent of a node as a program of its own, which can be killed.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::child::Owned;
+
+/// A running `dim agent`; it is killed with the value.
+pub struct Agent {
+    child: Owned,
+    dir: PathBuf,
+    program: PathBuf,
+}
+
+impl Agent {
+    /// Starts `dim agent` for the node `n1` with more arguments; returns once its socket answers.
+    pub fn start(program: &Path, dir: &Path, args: &[&str]) -> Self {
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(dir.with_extension("log"))
+            .expect("a log file");
+        let mut command = Command::new(program);
+        command.args(["agent", "--node-id", "n1", "--agent-dir"]).arg(dir).args(args);
+        command.env_remove("DIM_API").stdin(Stdio::null());
+        let child = Owned::spawn(command.stdout(log.try_clone().expect("a log file")).stderr(log));
+        let mut agent = Self { child, dir: dir.to_owned(), program: program.to_owned() };
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !agent.dim(&["status"]).status.success() {
+            assert!(!agent.child.has_ended(), "the agent ended: {}", agent.log());
+            assert!(Instant::now() < deadline, "the agent does not answer: {}", agent.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        agent
+    }
+
+    /// Runs `dim agent` with a subcommand.
+    pub fn dim(&self, args: &[&str]) -> Output {
+        Command::new(&self.program)
+            .arg("agent")
+            .args(args)
+            .arg("--agent-dir")
+            .arg(&self.dir)
+            .env("RUST_BACKTRACE", "0")
+            .output()
+            .expect("dim can be run")
+    }
+
+    /// Runs a subcommand that must go well; returns the JSON that it prints.
+    pub fn json(&self, args: &[&str]) -> serde_json::Value {
+        let output = self.dim(&[args, &["--output", "json"]].concat());
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "dim agent {}: {error}", args.join(" "));
+        serde_json::from_slice(&output.stdout).expect("JSON was asked for")
+    }
+
+    /// The socket that it listens on.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join(dim::agent::SOCKET)
+    }
+
+    /// Its number.
+    pub fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
+    /// Kills it, as `kill -9` does.
+    pub fn kill(mut self) {
+        self.child.kill();
+    }
+
+    /// Interrupts it, as Ctrl-C does; returns what it has logged when it has ended.
+    pub fn interrupt(mut self) -> String {
+        self.child.interrupt();
+        self.child.wait();
+        self.log()
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.with_extension("log")).unwrap_or_default()
+    }
+}

@@ -70,7 +70,9 @@ impl Publisher {
     /// fails holds up no other.
     async fn publish_due(&self, waits: &mut Waits) -> Result<Duration, CommitError> {
         let mut pause = Duration::from_secs(3600);
-        for (key, known) in names::all(&self.store.snapshot()?)? {
+        // A snapshot that lived as long as the loop would keep every page of its time in the database.
+        let all = names::all(&self.store.snapshot()?)?;
+        for (key, known) in all {
             let waiting = waits.get(&key).map_or(Duration::ZERO, |wait| wait.left());
             let due_in = known.due_at().since(Timestamp::wall()).max(waiting);
             if !due_in.is_zero() {

@@ -11,6 +11,7 @@ mod format;
 mod lock;
 pub mod log;
 pub mod names;
+pub mod others;
 pub mod outbox;
 pub mod pins;
 mod tables;

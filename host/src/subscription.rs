@@ -19,12 +19,14 @@ pub use prober::Prober;
 
 use crate::backend::{Backend, BackendError, Incoming};
 use crate::backoff::Backoff;
+use crate::commit::Commit;
 use crate::echo::Echoes;
 use crate::entry::{Event, Kind, Origin};
 use crate::ident::{PeerName, Topic};
 use crate::interest::Interest;
 use crate::log::EventLog;
 use crate::room::Room;
+use crate::store::others;
 
 /// Messages of a topic that are remembered to recognise one that comes twice.
 const REMEMBERED: usize = 8_192;
@@ -54,6 +56,8 @@ pub struct Subscriptions {
     pub backend: Backend,
     /// Where they go.
     pub log: Arc<EventLog>,
+    /// The writer.
+    pub commit: Arc<Commit>,
     /// Which topics are wanted.
     pub interest: Arc<Interest>,
     /// Which echoes to expect.
@@ -164,9 +168,23 @@ impl Subscriptions {
         }
         self.tally.received.fetch_add(1, Ordering::Relaxed);
         self.hearings.received(topic);
+        if self.backend.network && message.from != *identity {
+            self.heard_others(topic).await;
+        }
         let event =
             Event::Message { topic: topic.clone(), data: message.data, origin: Origin::Peer(message.from) };
         self.append(Kind::Event(event)).await;
+    }
+
+    /// Notes that someone else was heard on a topic, for the next start too.
+    async fn heard_others(&self, topic: &Topic) {
+        if self.hearings.heard_others(topic, self.log.now()) {
+            let name = topic.clone();
+            let noted = self.commit.write_later(move |write| others::note(write, &name)).await;
+            if let Err(error) = noted {
+                tracing::error!(%topic, "cannot note that others were heard: {error}");
+            }
+        }
     }
 
     /// Appends, off the async threads when the log has no room.

@@ -172,6 +172,7 @@ impl Start {
         let subscriptions = Subscriptions {
             backend: self.backend.clone(),
             log: self.log.clone(),
+            commit: self.commit.clone(),
             interest: self.interest.clone(),
             echoes: echoes.clone(),
             hearings: self.hearings.clone(),

@@ -27,7 +27,7 @@ use crate::plugin::roster::{self, Missed};
 use crate::plugin::{Actor, Engine, Grants, NameOrKey, Parts, Prepared, Resolved, SessionParts, World};
 use crate::room::{Lookout, Quota, Room};
 use crate::store::outbox::Backlog;
-use crate::store::{Store, StoreError, names};
+use crate::store::{Store, StoreError, names, others};
 use crate::subscription::Hearings;
 use crate::time::{Clock, Timestamp};
 
@@ -266,8 +266,18 @@ impl Start {
         Ok(())
     }
 
+    /// Takes in on which topics others were heard before.
+    fn restore_others(&self) -> Result<(), StoreError> {
+        let wanted = self.interest.topics();
+        for topic in others::all(&self.store.snapshot()?)?.iter().filter(|topic| wanted.contains(topic)) {
+            self.hearings.restore_others(topic);
+        }
+        Ok(())
+    }
+
     /// Starts everything.
     pub fn run(mut self, begun: Instant) -> Result<Host, HostError> {
+        self.restore_others()?;
         let (fail, failed) = watch::channel(None);
         let received = Arc::default();
         let actors = std::mem::take(&mut self.actors);

@@ -39,12 +39,15 @@ pub const DEAD: TableDefinition<u64, &[u8]> = TableDefinition::new("dead");
 /// Events that are to be handled again, by the time they are due and a running number.
 pub const RETRIES: TableDefinition<(u64, u64), &[u8]> = TableDefinition::new("retries");
 
+/// The topics on which others were heard through the network.
+pub const OTHERS: TableDefinition<&str, ()> = TableDefinition::new("others");
+
 /// Hands all tables to a macro.
 macro_rules! all {
     ($each:ident) => {
         $each!(
             META, LOG, PLUGINS, CURSORS, WORLDS, STATE, TIMERS, OUTBOX, NAMES, FOLLOWED, DOCUMENTS, HOLDS,
-            SUPERSEDED, PINS, DEAD, RETRIES,
+            SUPERSEDED, PINS, DEAD, RETRIES, OTHERS,
         )
     };
 }

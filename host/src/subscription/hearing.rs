@@ -28,15 +28,21 @@ pub struct TopicHearing {
     pub proven_until: Option<Timestamp>,
     /// The topic's peers, as far as they are known.
     pub peers: Option<Vec<PeerName>>,
-    /// Whether there was a peer: silence without one proves nothing then, for the daemon may be cut
+    /// Whether the topic had a peer: silence without one proves nothing then, for the daemon may be cut
     /// off. It ends when the daemon is seen not to be, by other peers or by a message.
     pub expects_peers: bool,
+    /// Whether someone else was ever heard on it, who need not be a peer of the topic to publish: silence
+    /// proves nothing then while the daemon has no peer at all.
+    pub expects_network: bool,
     /// How often in a row the topic had no peers while the daemon had some.
     #[serde(skip)]
     without_peers: u32,
-    /// When it was last seen to have peers. Where they are expected nothing is proven beyond it.
+    /// When the daemon was last seen to reach others. Where they are expected nothing is proven beyond it.
     #[serde(skip)]
-    peers_at: Option<Timestamp>,
+    reached_at: Option<Timestamp>,
+    /// Whether the daemon was seen to reach nobody since.
+    #[serde(skip)]
+    is_cut_off: bool,
     /// Whether a proof has failed since the last one: what lies between is not proven.
     #[serde(skip)]
     doubted: bool,
@@ -57,6 +63,11 @@ pub struct TopicHearing {
 pub struct Hearings(Mutex<BTreeMap<Topic, TopicHearing>>);
 
 impl Hearings {
+    /// Takes in that someone else was heard on a topic before this start of the host.
+    pub fn restore_others(&self, topic: &Topic) {
+        self.lock().entry(topic.clone()).or_default().expects_network = true;
+    }
+
     /// Takes in until when listening was proven before this start of the host, and whether there
     /// were peers.
     pub fn restore(&self, topic: &Topic, until: Timestamp, had_peers: bool) {
@@ -117,12 +128,22 @@ impl Hearings {
         kinds
     }
 
-    /// Notes that a message came in: whoever is not expected to have peers hears all the same.
+    /// Notes that a message came in.
     pub fn received(&self, topic: &Topic) {
         if let Some(hearing) = self.lock().get_mut(topic) {
-            hearing.expects_peers &= hearing.peer_count() > 0;
             hearing.received += 1;
         }
+    }
+
+    /// Notes that someone else was heard, through the network: the daemon is not cut off, whatever its
+    /// peers are. Returns whether that is news.
+    pub(super) fn heard_others(&self, topic: &Topic, now: Timestamp) -> bool {
+        let mut topics = self.lock();
+        let Some(hearing) = topics.get_mut(topic) else { return false };
+        hearing.expects_peers &= hearing.peer_count() > 0;
+        hearing.reached_at = Some(now);
+        hearing.is_cut_off = false;
+        !std::mem::replace(&mut hearing.expects_network, true)
     }
 
     /// Notes that a message came that could not be taken in.
@@ -143,15 +164,16 @@ impl Hearings {
     ) -> Option<Kind> {
         let mut topics = self.lock();
         let hearing = topics.get_mut(topic)?;
-        if !peers.is_empty() {
-            hearing.peers_at = Some(asked_at);
-        }
         if peers.is_empty() && is_connected {
             hearing.without_peers += 1;
             hearing.expects_peers &= hearing.without_peers < GONE_AFTER;
         } else {
             hearing.without_peers = 0;
             hearing.expects_peers |= !peers.is_empty();
+        }
+        hearing.is_cut_off = peers.is_empty() && (hearing.expects_peers || !is_connected);
+        if !hearing.is_cut_off {
+            hearing.reached_at = hearing.reached_at.max(Some(asked_at));
         }
         if hearing.peers.as_ref() == Some(&peers) {
             return None;
@@ -181,14 +203,15 @@ impl TopicHearing {
 
     fn prove(&mut self, time: Timestamp) -> Option<Span> {
         let connected = self.connected_since.filter(|since| *since <= time)?;
-        if self.expects_peers && self.peer_count() == 0 {
-            self.deaf = Some("there were peers, and there are none: the daemon may be cut off".to_owned());
-            return None;
-        }
-        // A daemon that has lost its peers hears itself all the same.
-        let (until, longest) = match self.peers_at.filter(|_| self.expects_peers) {
-            Some(peers_at) => (peers_at.min(time), CONTINUOUS_WITH_PEERS),
-            None => (time, CONTINUOUS),
+        // A daemon that is cut off hears itself all the same.
+        let (until, longest) = if self.expects_peers || self.expects_network {
+            if self.is_cut_off {
+                self.deaf =
+                    Some("there were others, and nobody is reached: the daemon may be cut off".to_owned());
+            }
+            (self.reached_at.filter(|_| !self.is_cut_off)?.min(time), CONTINUOUS_WITH_PEERS)
+        } else {
+            (time, CONTINUOUS)
         };
         if until < connected || self.proven_until.is_some_and(|before| until < before) {
             return None;
@@ -274,7 +297,8 @@ mod tests {
             assert_eq!(hearings.prove(seconds(102 + round)), [], "the daemon may be cut off");
         }
         // A message says that it is not.
-        hearings.received(&topic());
+        assert!(hearings.heard_others(&topic(), seconds(120)));
+        assert!(!hearings.heard_others(&topic(), seconds(120)));
         assert_eq!(gaps(&hearings.prove(seconds(120))), [(101, 120)]);
         set(&[&peer], true, 121);
         assert_eq!(hearings.prove(seconds(121)).len(), 1);
@@ -308,6 +332,29 @@ mod tests {
         assert_eq!(hearings.prove(seconds(107)), []);
         hearings.set_peers(&topic(), vec![peer], true, seconds(200));
         assert_eq!(gaps(&hearings.prove(seconds(201))), [(104, 200)]);
+    }
+
+    #[test]
+    fn who_was_heard_need_not_be_a_peer_of_the_topic() {
+        let hearings = Hearings::default();
+        hearings.connected(&topic(), seconds(100));
+        let nobody = |is_connected, at| hearings.set_peers(&topic(), Vec::new(), is_connected, seconds(at));
+        nobody(true, 100);
+        hearings.heard_others(&topic(), seconds(101));
+        assert_eq!(hearings.prove(seconds(101)).len(), 1);
+        nobody(true, 104);
+        assert_eq!(gaps(&hearings.prove(seconds(104))), []);
+        nobody(false, 106);
+        assert_eq!(hearings.prove(seconds(107)), [], "the daemon has lost its last peer");
+        nobody(true, 120);
+        assert_eq!(gaps(&hearings.prove(seconds(121))), [(104, 120)]);
+        // What the host knew before it was started again, it knows still.
+        let again = Hearings::default();
+        again.restore(&topic(), seconds(121), false);
+        again.restore_others(&topic());
+        again.connected(&topic(), seconds(130));
+        again.set_peers(&topic(), Vec::new(), false, seconds(131));
+        assert_eq!(again.prove(seconds(132)), []);
     }
 
     #[test]

@@ -126,26 +126,29 @@ impl Prober {
     async fn ask_for_peers(&self) {
         loop {
             // A few at a time: a daemon that is slow would answer the last one too late.
-            let topics = futures::stream::iter(self.interest.topics());
-            topics
-                .for_each_concurrent(AT_ONCE, async |topic| {
-                    if let Err(error) = self.ask_for_peers_of(&topic).await {
-                        tracing::debug!(%topic, "cannot ask for the peers: {error}");
-                    }
-                })
-                .await;
+            match self.backend.pubsub.is_connected().await {
+                Ok(is_connected) => {
+                    let topics = futures::stream::iter(self.interest.topics());
+                    let ask = async |topic: Topic| self.ask_for_peers_of(&topic, is_connected).await;
+                    topics.for_each_concurrent(AT_ONCE, ask).await;
+                }
+                Err(error) => tracing::debug!("cannot ask for the peers: {error}"),
+            }
             tokio::time::sleep(PEERS_EVERY).await;
         }
     }
 
-    async fn ask_for_peers_of(&self, topic: &Topic) -> Result<(), BackendError> {
+    async fn ask_for_peers_of(&self, topic: &Topic, is_connected: bool) {
         let asked_at = self.log.now();
-        let mut peers = self.backend.pubsub.peers(topic).await?;
-        peers.sort();
-        let is_connected = !peers.is_empty() || self.backend.pubsub.is_connected().await?;
-        if self.room.check().is_ok() {
-            self.log.append_now(self.hearings.set_peers(topic, peers, is_connected, asked_at));
+        match self.backend.pubsub.peers(topic).await {
+            Ok(mut peers) => {
+                peers.sort();
+                let changed = self.hearings.set_peers(topic, peers, is_connected, asked_at);
+                if self.room.check().is_ok() {
+                    self.log.append_now(changed);
+                }
+            }
+            Err(error) => tracing::debug!(%topic, "cannot ask for the peers: {error}"),
         }
-        Ok(())
     }
 }

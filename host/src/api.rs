@@ -11,6 +11,7 @@ mod names;
 mod nodes;
 mod openapi;
 mod plugins;
+mod queues;
 mod status;
 mod topics;
 mod words;

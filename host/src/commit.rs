@@ -27,7 +27,6 @@ pub use tally::Tally;
 use apply::{NameChanges, Wakes};
 use queue::{AfterCommit, Queue, Submitted, Write};
 
-use crate::config::{DeadLetterConfig, StoreConfig};
 use crate::effect::{NameUpdate, Publish};
 use crate::entry::{Event, Kind, Origin};
 use crate::ident::{IpnsName, KeyName};
@@ -36,7 +35,7 @@ use crate::plugin::Batch;
 use crate::room::{NoRoom, Room};
 use crate::store::followed::Followed;
 use crate::store::outbox::{self, Backlog};
-use crate::store::{StoreError, Sync};
+use crate::store::{StoreError, Sync, dead};
 use crate::time::Timestamp;
 
 /// Why a write did not happen.
@@ -87,7 +86,7 @@ pub struct Commit {
     queue: Mutex<Queue>,
     thread: OnceLock<Thread>,
     durability: Durability,
-    dead_letters: DeadLetterConfig,
+    dead_letters: dead::Quota,
     room: Arc<Room>,
     interest: Arc<Interest>,
     backlog: Arc<Backlog>,
@@ -104,7 +103,8 @@ pub struct Commit {
 impl Commit {
     /// A writer that has not started.
     pub fn new(
-        config: &StoreConfig,
+        durability: Durability,
+        dead_letters: dead::Quota,
         interest: Arc<Interest>,
         backlog: Arc<Backlog>,
         room: Arc<Room>,
@@ -113,10 +113,10 @@ impl Commit {
             interest,
             backlog,
             room,
-            dead_letters: config.dead_letters,
+            dead_letters,
             queue: Mutex::default(),
             thread: OnceLock::new(),
-            durability: config.durability,
+            durability,
             outbox: Notify::new(),
             names: Notify::new(),
             retries: Notify::new(),

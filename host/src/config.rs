@@ -11,6 +11,7 @@ use thiserror::Error;
 use crate::commit::Durability;
 use crate::ident::{InvalidWord, KeyName, PluginName, Topic};
 use crate::plugin::{Grants, Limits, NameOrKey};
+use crate::store::dead;
 
 /// Why a config cannot be used.
 #[derive(Debug, Error)]
@@ -135,18 +136,8 @@ pub struct StoreConfig {
     pub min_free_bytes: u64,
     /// What the event log keeps for plugins that lag and for looking back.
     pub log: LogConfig,
-    /// How many dead letters are kept.
-    pub dead_letters: DeadLetterConfig,
-}
-
-/// The section `store.dead_letters`. Beyond it the oldest go, and that is told.
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct DeadLetterConfig {
-    /// How many, default 10,000.
-    pub max_count: u64,
-    /// Bytes, default 256 MiB.
-    pub max_bytes: u64,
+    /// How many dead letters are kept. Beyond it the oldest go, and that is told.
+    pub dead_letters: dead::Quota,
 }
 
 /// The section `store.log`.
@@ -205,14 +196,8 @@ impl Default for StoreConfig {
             max_bytes: None,
             min_free_bytes: 256 << 20,
             log: LogConfig::default(),
-            dead_letters: DeadLetterConfig::default(),
+            dead_letters: dead::Quota::default(),
         }
-    }
-}
-
-impl Default for DeadLetterConfig {
-    fn default() -> Self {
-        Self { max_count: 10_000, max_bytes: 256 << 20 }
     }
 }
 

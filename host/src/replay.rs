@@ -150,7 +150,13 @@ impl Replay {
             session,
             secret: self.secret,
             log: Arc::new(EventLog::new(store, first, Timestamp(0), Arc::new(MachineClock))),
-            commit: Arc::new(Commit::new(&self.config.store, Arc::default(), Arc::default(), Arc::default())),
+            commit: Arc::new(Commit::new(
+                self.config.store.durability,
+                self.config.store.dead_letters,
+                Arc::default(),
+                Arc::default(),
+                Arc::default(),
+            )),
             room: Arc::default(),
         };
         let (actor, _) = Actor::new(parts)?;

@@ -14,7 +14,6 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::cause::chain;
-use crate::config::StoreConfig;
 use crate::log::EventLog;
 use crate::store::{Store, StoreError, Usage};
 use crate::time::Timestamp;
@@ -111,17 +110,12 @@ impl Room {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quota {
     /// Bytes that the store may hold; none for as many as the disk takes.
-    max_held: Option<u64>,
+    pub max_held: Option<u64>,
     /// Bytes of the disk that must stay free.
-    min_free: u64,
+    pub min_free: u64,
 }
 
 impl Quota {
-    /// What the config says.
-    pub fn new(config: &StoreConfig) -> Self {
-        Self { max_held: config.max_bytes, min_free: config.min_free_bytes }
-    }
-
     /// What is short, and whether it is all but gone.
     fn judge(&self, free: u64, usage: &Usage, was_short: bool) -> Option<(String, bool)> {
         let more = |bytes: u64| if was_short { bytes / MORE } else { 0 };

@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 
 use super::ApiError;
-use super::status::{Queue, queues};
+use super::queues::{Queue, queues};
 use crate::host::{Host, NotLoaded, Standing, Supervised};
 use crate::ident::KeyName;
 use crate::plugin::{DOCUMENT_BYTES, roster};

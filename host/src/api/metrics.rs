@@ -12,7 +12,7 @@ use prometheus_client::registry::Registry;
 
 use super::ApiError;
 use super::extract::Current;
-use super::status::{Queue, queues};
+use super::queues::{Queue, queues};
 use crate::host::Host;
 use crate::plugin::PluginStatus;
 use crate::store::names::{self, Known};

@@ -9,9 +9,9 @@ use utoipa::ToSchema;
 use super::ApiError;
 use super::extract::Current;
 use super::health::troubles;
-use crate::host::{Host, Loaded};
-use crate::ident::{ContentPath, IpnsName, KeyName, PluginName};
-use crate::outbox::API_QUOTA;
+use super::queues::{Queue, queues};
+use crate::host::Host;
+use crate::ident::{ContentPath, IpnsName, KeyName};
 use crate::plugin::DOCUMENT_BYTES;
 use crate::room::Shortage;
 use crate::store::{Usage, dead, names, outbox};
@@ -135,29 +135,6 @@ pub struct OwnName {
     document_bytes: Option<u64>,
     /// How large it may be, in bytes.
     document_limit: usize,
-}
-
-/// The publishes of one owner that wait.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct Queue {
-    /// The plugin; `api` for callers of the API.
-    pub owner: String,
-    /// How many wait.
-    pub waiting: usize,
-    /// How many may; one more is refused.
-    pub limit: usize,
-}
-
-/// How far each quota of the outbox is used.
-pub fn queues(host: &Host) -> Vec<Queue> {
-    let waiting = |owner: Option<&PluginName>| host.backlog.length(owner).load(Ordering::Relaxed);
-    let of_plugin = |(name, plugin): (&PluginName, &Loaded)| Queue {
-        owner: name.to_string(),
-        waiting: waiting(Some(name)),
-        limit: plugin.limits.outbox,
-    };
-    let api = Queue { owner: "api".to_owned(), waiting: waiting(None), limit: API_QUOTA };
-    std::iter::once(api).chain(host.plugins.iter().map(of_plugin)).collect()
 }
 
 /// How the host is doing.

@@ -4,7 +4,6 @@ use cid::Cid;
 use redb::WriteTransaction;
 
 use super::NameChange;
-use crate::config::DeadLetterConfig;
 use crate::effect::NameUpdate;
 use crate::entry::{Event, Kind, Offset, Origin};
 use crate::ident::KeyName;
@@ -119,7 +118,7 @@ pub fn apply(
     write: &WriteTransaction,
     batch: &Batch,
     now: Timestamp,
-    kept: &DeadLetterConfig,
+    kept: &dead::Quota,
     wakes: &mut Wakes,
 ) -> Result<u64, StoreError> {
     apply_state(write, batch)?;

@@ -68,7 +68,13 @@ impl Start {
         let interest = Arc::new(Interest::default());
         let backlog = Arc::new(Backlog::restore(&store)?);
         let room = Arc::new(Room::default());
-        let commit = Arc::new(Commit::new(&config.store, interest.clone(), backlog.clone(), room.clone()));
+        let commit = Arc::new(Commit::new(
+            config.store.durability,
+            config.store.dead_letters,
+            interest.clone(),
+            backlog.clone(),
+            room.clone(),
+        ));
         let (next, last) = store.log_end()?;
         let log = Arc::new(EventLog::new(store.clone(), next, last, clock));
         let engine = Arc::new(Engine::new(store.clone()).map_err(HostError::Engine)?);
@@ -104,7 +110,10 @@ impl Start {
             store: self.store.clone(),
             log: self.log.clone(),
             room: self.room.clone(),
-            quota: Quota::new(&self.config.store),
+            quota: Quota {
+                max_held: self.config.store.max_bytes,
+                min_free: self.config.store.min_free_bytes,
+            },
         }
     }
 

@@ -2,22 +2,34 @@
 //! were set aside.
 
 use redb::{ReadableTable, ReadableTableMetadata as _, WriteTransaction};
+use serde::Deserialize;
 
 use super::{DEAD, META, Store, StoreError, add_to_counter, counter, next_numbers, set_counter};
-use crate::config::DeadLetterConfig;
 use crate::effect::DeadLetter;
 use crate::ident::PluginName;
+
+/// How many letters are kept.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Quota {
+    /// How many, default 10,000.
+    pub max_count: u64,
+    /// Bytes, default 256 MiB.
+    pub max_bytes: u64,
+}
+
+impl Default for Quota {
+    fn default() -> Self {
+        Self { max_count: 10_000, max_bytes: 256 << 20 }
+    }
+}
 
 /// Counted along: the table would have to be read.
 const BYTES: &str = "dead-bytes";
 
 /// Sets events aside, in the transaction of the commit.
 /// Beyond what may be kept the oldest go, with a warning; returns how many did.
-pub fn put(
-    write: &WriteTransaction,
-    letters: &[DeadLetter],
-    kept: &DeadLetterConfig,
-) -> Result<u64, StoreError> {
+pub fn put(write: &WriteTransaction, letters: &[DeadLetter], kept: &Quota) -> Result<u64, StoreError> {
     let first = next_numbers(write, "dead", letters.len() as u64)?;
     let mut table = write.open_table(DEAD)?;
     let mut held = counter(&write.open_table(META)?, BYTES)?;

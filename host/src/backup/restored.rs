@@ -26,10 +26,12 @@ pub fn verify(input: impl Read, passphrase: Passphrase) -> Result<Head, BackupEr
 /// not at all. The host that is started on it has the same identity, keys and names; it publishes what
 /// they pointed to anew, with sequences above those that were published since the backup. Blocks.
 pub fn restore(input: impl Read, passphrase: Passphrase, state_dir: &Path) -> Result<Head, BackupError> {
-    if std::fs::read_dir(state_dir).is_ok_and(|mut files| files.next().is_some()) {
-        return Err(BackupError::Occupied(state_dir.to_owned()));
+    // It is moved there as a whole, which the name `.` has no place for.
+    let state_dir = std::path::absolute(state_dir)?;
+    if std::fs::read_dir(&state_dir).is_ok_and(|mut files| files.next().is_some()) {
+        return Err(BackupError::Occupied(state_dir));
     }
-    let half = half_of(state_dir);
+    let half = half_of(&state_dir);
     // One that was broken off is worth nothing.
     match std::fs::remove_dir_all(&half) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
@@ -39,10 +41,9 @@ pub fn restore(input: impl Read, passphrase: Passphrase, state_dir: &Path) -> Re
     let filled = catch_unwind(AssertUnwindSafe(|| fill(input, passphrase, &half)));
     let filled = filled.unwrap_or_else(|_| Err(BackupError::Damaged("a row that is none".to_owned())));
     let finished = filled.and_then(|head| {
-        std::fs::rename(&half, state_dir)?;
+        std::fs::rename(&half, &state_dir)?;
         // Its new name must survive a crash, too.
-        let parent = state_dir.parent().filter(|parent| !parent.as_os_str().is_empty());
-        std::fs::File::open(parent.unwrap_or(Path::new(".")))?.sync_all()?;
+        std::fs::File::open(state_dir.parent().unwrap_or(Path::new("/")))?.sync_all()?;
         Ok(head)
     });
     if finished.is_err() {

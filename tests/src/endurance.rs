@@ -60,8 +60,8 @@ pub struct Endured {
     pub during: Vec<Duration>,
     /// Commands that failed.
     pub failed: usize,
-    /// Jobs whose event was committed and never accepted by the daemon.
-    pub lost: Vec<String>,
+    /// Commands whose event was committed and never accepted by the daemon.
+    pub lost: Vec<u64>,
     /// What was said of the nodes that lived all the while.
     pub accused: BTreeMap<String, Vec<String>>,
     /// How long after the trouble the node that died was called dead.
@@ -78,6 +78,9 @@ pub fn p99(latencies: &[Duration]) -> Duration {
 }
 
 const LIVING: [&str; 4] = ["n1", "n2", "n3", "n4"];
+
+/// How many jobs there are.
+const JOBS: u64 = 100;
 
 /// The node that dies.
 const DYING: &str = "doomed";
@@ -107,10 +110,10 @@ pub async fn endure(what: Endurance) -> Option<Endured> {
     Some(fleet.run().await)
 }
 
-/// The job that an event is about.
-fn job_of(event: &[u8]) -> String {
+/// The command that an event comes from.
+fn number_of(event: &[u8]) -> u64 {
     let event: Value = serde_json::from_slice(event).expect("an event");
-    event["job_id"].as_str().expect("an id").to_owned()
+    event["data"]["number"].as_u64().expect("a number")
 }
 
 struct Fleet {
@@ -133,7 +136,7 @@ struct Fleet {
 struct Load {
     before: Vec<Duration>,
     during: Vec<Duration>,
-    acknowledged: Vec<String>,
+    acknowledged: Vec<u64>,
     failed: usize,
     most_waiting: u64,
 }
@@ -152,8 +155,8 @@ impl Fleet {
             std::mem::take(&mut *self.load.lock().expect("no panic"));
         before.sort();
         during.sort();
-        let seen: BTreeSet<String> = self.witness.seen().iter().map(|data| job_of(data)).collect();
-        let lost = acknowledged.into_iter().filter(|job| !seen.contains(job)).collect();
+        let seen: BTreeSet<u64> = self.witness.seen().iter().map(|data| number_of(data)).collect();
+        let lost = acknowledged.into_iter().filter(|number| !seen.contains(number)).collect();
         let accused = LIVING.iter().map(|node| ((*node).to_owned(), self.verdicts(node))).collect();
         Endured { before, during, failed, lost, accused, found_after, drained_after, most_waiting }
     }
@@ -173,7 +176,7 @@ impl Fleet {
 
     /// A calm, the trouble, and what follows; returns when the dead node was found and all was sent.
     async fn tell(&self) -> (Duration, Duration) {
-        sleep(self.what.length.min(Duration::from_secs(10))).await;
+        sleep(self.what.length).await;
         self.troubled.store(true, Ordering::SeqCst);
         let dying = async {
             sleep(self.what.length / 2).await;
@@ -257,15 +260,17 @@ impl Fleet {
             if self.stop.load(Ordering::SeqCst) {
                 return;
             }
-            let job = format!("job-{number}");
-            let order = json!({ "job_id": job, "event_type": "running", "node_id": "n1" });
+            // The same jobs again and again: a fleet that grew would slow down by itself.
+            let job = format!("job-{}", number % JOBS);
+            let data = json!({ "node_id": "n1", "number": number });
+            let order = json!({ "job_id": job, "event_type": "running", "data": data });
             let begun = Instant::now();
             let reply = self.host.command("job-tracker", "update", order).await;
             let took = begun.elapsed();
             let mut load = self.load.lock().expect("no panic");
             load.most_waiting = load.most_waiting.max(self.waiting());
             match reply {
-                Ok(_) => load.acknowledged.push(job),
+                Ok(_) => load.acknowledged.push(number),
                 Err(_) => load.failed += 1,
             }
             // What comes after the trouble is neither.

@@ -1,7 +1,7 @@
 //! An agent of a node as a program of its own, which can be killed.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use crate::child::Owned;
@@ -16,15 +16,10 @@ pub struct Agent {
 impl Agent {
     /// Starts `dim agent` for the node `n1` with more arguments; returns once its socket answers.
     pub fn start(program: &Path, dir: &Path, args: &[&str]) -> Self {
-        let log = std::fs::File::options()
-            .create(true)
-            .append(true)
-            .open(dir.with_extension("log"))
-            .expect("a log file");
         let mut command = Command::new(program);
         command.args(["agent", "--node-id", "n1", "--agent-dir"]).arg(dir).args(args);
-        command.env_remove("DIM_API").stdin(Stdio::null());
-        let child = Owned::spawn(command.stdout(log.try_clone().expect("a log file")).stderr(log));
+        command.env_remove("DIM_API");
+        let child = Owned::spawn_logging(&mut command, &dir.with_extension("log"));
         let mut agent = Self { child, dir: dir.to_owned(), program: program.to_owned() };
         let deadline = Instant::now() + Duration::from_secs(30);
         while !agent.dim(&["status"]).status.success() {

@@ -1,6 +1,8 @@
 //! A process that ends with the test, however the test ends.
 
-use std::process::{Child, Command};
+use std::fs::File;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -11,6 +13,13 @@ impl Owned {
     /// Starts a process.
     pub fn spawn(command: &mut Command) -> Self {
         Self(command.spawn().unwrap_or_else(|error| panic!("{command:?} cannot be started: {error}")))
+    }
+
+    /// Starts a process whose output goes to the end of a log file.
+    pub fn spawn_logging(command: &mut Command, log: &Path) -> Self {
+        let log = File::options().create(true).append(true).open(log).expect("a log file");
+        command.stdin(Stdio::null());
+        Self::spawn(command.stdout(log.try_clone().expect("a log file")).stderr(log))
     }
 
     /// Its number.

@@ -351,6 +351,16 @@ pub async fn eventually_within(patience: Duration, what: &str, mut holds: impl A
     }
 }
 
+/// Waits until something holds, where nothing is asynchronous; fails the test if it does not within 20
+/// seconds.
+pub fn soon(mut holds: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(std::time::Instant::now() < deadline, "in vain");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// Lets time pass without a host, where that is what a test is about.
 pub async fn downtime(length: Duration) {
     tokio::time::sleep(length).await;

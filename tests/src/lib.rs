@@ -16,7 +16,9 @@ mod witness;
 pub use agent::Agent;
 pub use clock::SetClock;
 pub use disk::{FailingDisk, SmallDisk, TearingDisk};
-pub use host::{Setup, SupervisedHost, TestHost, downtime, eventually, eventually_within, script, warm};
+pub use host::{
+    Setup, SupervisedHost, TestHost, downtime, eventually, eventually_within, script, soon, warm,
+};
 pub use kubo::Kubo;
 pub use link::Link;
 pub use program::Program;

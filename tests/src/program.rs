@@ -1,7 +1,7 @@
 //! A host as a program of its own, which can be killed.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use crate::child::Owned;
@@ -17,15 +17,10 @@ impl Program {
     /// Starts `dim run` with more arguments; returns once its API answers.
     pub fn start(program: &Path, state_dir: &Path, args: &[&str]) -> Self {
         crate::host::warm(state_dir);
-        let log = std::fs::File::options()
-            .create(true)
-            .append(true)
-            .open(state_dir.with_extension("log"))
-            .expect("a log file");
         let mut command = Command::new(program);
         command.args(["run", "--state-dir"]).arg(state_dir).args(args);
-        command.env_remove("DIM_API").stdin(Stdio::null());
-        let child = Owned::spawn(command.stdout(log.try_clone().expect("a log file")).stderr(log));
+        command.env_remove("DIM_API");
+        let child = Owned::spawn_logging(&mut command, &state_dir.with_extension("log"));
         let mut host = Self { child, state_dir: state_dir.to_owned(), program: program.to_owned() };
         let deadline = Instant::now() + Duration::from_secs(60);
         while !host.dim(&["status"]).status.success() {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use dim_tests::Program;
+use dim_tests::{Program, soon};
 use serde_json::{Value, json};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_dim-under-test");
@@ -18,15 +18,6 @@ fn host(dir: &Path) -> Program {
 
 fn exit_code(output: &Output) -> (i32, String) {
     (output.status.code().unwrap(), String::from_utf8_lossy(&output.stderr).into_owned())
-}
-
-/// Runs a query until it holds what is wanted.
-fn soon(mut holds: impl FnMut() -> bool) {
-    let deadline = std::time::Instant::now() + Duration::from_secs(20);
-    while !holds() {
-        assert!(std::time::Instant::now() < deadline, "in vain");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 #[test]

@@ -172,20 +172,13 @@ pub fn accept(write: &WriteTransaction, key: &KeyName, accepted: Accepted) -> Re
 /// After a restore from a backup: others may have seen records that are newer than what the backup knows
 /// of. The value that it has is published again, with a sequence that is higher than theirs.
 pub fn overtake(write: &WriteTransaction) -> Result<(), StoreError> {
-    let mut table = write.open_table(NAMES)?;
-    let mut overtaken = Vec::new();
-    for row in table.iter()? {
-        let (key, bytes) = row?;
-        let mut known = decode(bytes.value())?;
+    let all = rows(&write.open_table(NAMES)?)?;
+    for (key, mut known) in all {
         if let Some(accepted) = &mut known.published {
             accepted.of = 0;
             accepted.sequence = accepted.sequence.saturating_add(OVERTAKING);
         }
-        overtaken.push((key.value().to_owned(), known));
-    }
-    for (key, known) in overtaken {
-        let bytes = serde_json::to_vec(&known).expect("a name is plain data");
-        table.insert(key.as_str(), bytes.as_slice())?;
+        put(write, &key, &known)?;
     }
     Ok(())
 }
@@ -205,7 +198,12 @@ pub fn known_within(write: &WriteTransaction, key: &KeyName) -> Result<Option<Kn
 
 /// Everything that is committed under keys.
 pub fn all(snapshot: &Snapshot) -> Result<Vec<(KeyName, Known)>, StoreError> {
-    let table = snapshot.table(NAMES)?;
+    rows(&snapshot.table(NAMES)?)
+}
+
+fn rows(
+    table: &impl ReadableTable<&'static str, &'static [u8]>,
+) -> Result<Vec<(KeyName, Known)>, StoreError> {
     table
         .iter()?
         .map(|row| {

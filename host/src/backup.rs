@@ -45,9 +45,14 @@ pub enum BackupError {
         /// The newest that this host knows.
         known: u64,
     },
-    /// Something is where the state is to go.
-    #[error("{0} is not empty: a backup is restored into a new state directory")]
-    Occupied(std::path::PathBuf),
+    /// The state cannot go where it is to.
+    #[error("{path} {why}: a backup is restored into a new state directory or an empty one")]
+    Unfit {
+        /// Where.
+        path: std::path::PathBuf,
+        /// Why not.
+        why: &'static str,
+    },
     /// It cannot be read or written.
     #[error("cannot read or write it")]
     Io(#[from] io::Error),

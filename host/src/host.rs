@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::Backend;
@@ -77,12 +77,20 @@ pub struct Options {
     pub medium: Arc<dyn Medium>,
     /// What shows the time of day; the machine, unless a test is about time.
     pub clock: Arc<dyn Clock>,
+    /// What was short when a host before this one ended, if it still is.
+    pub room: Arc<Room>,
 }
 
 impl Options {
     /// A host whose database is a file in `state_dir`.
     pub fn new(config: Config, state_dir: impl Into<PathBuf>) -> Self {
-        Self { config, state_dir: state_dir.into(), medium: Arc::new(Disk), clock: Arc::new(MachineClock) }
+        Self {
+            config,
+            state_dir: state_dir.into(),
+            medium: Arc::new(Disk),
+            clock: Arc::new(MachineClock),
+            room: Arc::default(),
+        }
     }
 }
 
@@ -153,6 +161,8 @@ pub struct Host {
     pub not_loaded: Vec<NotLoaded>,
     /// What was there once and is gone, for the operator.
     pub lost: Vec<String>,
+    /// Whose turn it is to make a backup.
+    pub backups: Arc<Semaphore>,
     /// Cancelled when the host ends: what waits for something of it gives up.
     pub ended: CancellationToken,
     failed: watch::Receiver<Option<String>>,
@@ -164,11 +174,9 @@ impl Host {
     /// runtime.
     pub async fn start(options: Options) -> Result<Arc<Self>, HostError> {
         let begun = Instant::now();
-        let Options { config, state_dir, medium, clock } = options;
-        let path = Store::file(&state_dir);
-        let open = move || Start::new(config, Arc::new(Store::open_on(&state_dir, medium)?), clock);
+        let path = Store::file(&options.state_dir);
         // The database panics at what it cannot make sense of.
-        let opened = tokio::task::spawn_blocking(open).await;
+        let opened = tokio::task::spawn_blocking(move || Start::new(options)).await;
         let mut start = opened.unwrap_or_else(|_| Err(StoreError::Damaged { path }.into()))?;
         start.load_plugins().await?;
         Ok(Arc::new(start.run(begun)?))

@@ -14,9 +14,8 @@ use crate::backoff::Backoff;
 use crate::commit::{Commit, CommitError};
 use crate::echo::Echoes;
 use crate::ident::PluginName;
-use crate::store::outbox::{self, Backlog, Row};
+use crate::store::outbox::{self, Backlog, Label, Row};
 use crate::store::{OUTBOX, Store, StoreError};
-use crate::time::Timestamp;
 
 /// Publishes of the API that may wait; one more is refused. Plugins have a limit of their own.
 pub const API_QUOTA: usize = 10_000;
@@ -61,8 +60,8 @@ pub struct Outbox {
 #[derive(Clone, Copy, Debug)]
 struct Waiting {
     number: u64,
-    /// When it is given up. By the time that passes, once it is known here: a clock that is set ahead
-    /// gives up nothing.
+    /// When it is given up. By the time for which this host has tried: neither a clock that is set ahead
+    /// nor a host that was down gives up what no daemon was ever asked to take.
     until: Instant,
 }
 
@@ -185,12 +184,10 @@ impl Outbox {
         let table = self.store.snapshot()?.table(OUTBOX)?;
         for row in table.range(window.loaded + 1..)? {
             let (number, bytes) = row?;
-            let row = Row::read(bytes.value())?;
-            let waited = Timestamp::wall().since(Timestamp(row.time));
-            let until = Instant::now() + self.expiry.saturating_sub(waited);
-            let waiting = Waiting { number: number.value(), until };
+            let owner = Label::read(bytes.value())?.owner()?;
+            let waiting = Waiting { number: number.value(), until: Instant::now() + self.expiry };
             window.loaded = waiting.number;
-            window.lines.entry(row.owner()?).or_default().waiting.push_back(waiting);
+            window.lines.entry(owner).or_default().waiting.push_back(waiting);
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 //! past what a plugin has yet to read.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,22 +10,23 @@ use redb::ReadableTable;
 use tokio_util::sync::CancellationToken;
 
 use crate::commit::{Commit, CommitError};
-use crate::config::StoreConfig;
+use crate::config::LogConfig;
 use crate::entry::{Offset, decode_chunk};
 use crate::ident::PluginName;
 use crate::plugin::roster;
+use crate::room::{Quota, Room};
 use crate::store::documents::{self, Superseded};
-use crate::store::{self, LOG, META, Snapshot, Store, StoreError, Usage};
+use crate::store::{self, LOG, META, Snapshot, Store, StoreError};
 use crate::time::Timestamp;
 
 /// How often the log is looked at.
-const EVERY: Duration = Duration::from_secs(5);
+const EVERY: Duration = Duration::from_secs(1);
+
+/// With less of the disk free, in bytes, a host that failed at removing something does not try again.
+const HOPELESS: u64 = 1 << 20;
 
 /// Rows that are removed in one transaction, so that it stays short.
 const ROWS: usize = 512;
-
-/// By which part of what the store may hold it is trimmed before the intake stops.
-const EARLIER: u64 = 8;
 
 /// The task that trims the log.
 #[derive(Clone, Debug)]
@@ -34,7 +36,11 @@ pub struct Retention {
     /// The writer.
     pub commit: Arc<Commit>,
     /// What is kept.
-    pub kept: StoreConfig,
+    pub kept: LogConfig,
+    /// What goes first where there is no room.
+    pub quota: Quota,
+    /// What is short.
+    pub room: Arc<Room>,
     /// The plugins of the config, also one that could not be loaded: the log waits for them. It
     /// does not for one that is disabled or gone.
     pub plugins: Vec<PluginName>,
@@ -61,8 +67,15 @@ impl Retention {
     }
 
     async fn trim(&self) -> Result<(), CommitError> {
+        // Where the disk has nothing left for what removing takes, the host would fail again and again. It
+        // is known only once it is synced.
+        if self.room.trimming.load(Ordering::Relaxed) && self.store.free()? < HOPELESS {
+            return Ok(());
+        }
+        self.room.trimming.store(true, Ordering::Relaxed);
         while self.trim_entries().await? == ROWS {}
         while self.trim_documents().await? == ROWS {}
+        self.room.trimming.store(false, Ordering::Relaxed);
         Ok(())
     }
 
@@ -70,7 +83,7 @@ impl Retention {
         let rows = self.look(|this, snapshot| this.expendable_rows(snapshot, Timestamp::wall())).await?;
         let count = rows.len();
         if count > 0 {
-            self.commit.write_later(move |write| store::log::trim(write, &rows)).await?;
+            self.commit.write(move |write| store::log::trim(write, &rows)).await?;
         }
         Ok(count)
     }
@@ -79,7 +92,7 @@ impl Retention {
         let gone = self.look(|this, snapshot| this.expendable_documents(snapshot)).await?;
         let count = gone.len();
         if count > 0 {
-            self.commit.write_later(move |write| documents::forget(write, &gone)).await?;
+            self.commit.write(move |write| documents::forget(write, &gone)).await?;
         }
         Ok(count)
     }
@@ -100,20 +113,14 @@ impl Retention {
         Ok(last.map_or(Offset(u64::MAX), |(cursor, _)| cursor))
     }
 
-    /// How many bytes more the store holds than it may: then what is kept for looking back goes first,
-    /// a little earlier than the intake stops.
-    fn excess(&self, snapshot: &Snapshot) -> Result<u64, StoreError> {
-        let Some(max) = self.kept.max_bytes else { return Ok(0) };
-        Ok(Usage::of(snapshot)?.total().saturating_sub(max - max / EARLIER))
-    }
-
     /// The first rows of the log that no one needs: a row ends where the next one begins.
     fn expendable_rows(&self, snapshot: &Snapshot, now: Timestamp) -> Result<Vec<u64>, StoreError> {
         let handled = self.handled_by_all(snapshot)?;
         let table = snapshot.table(LOG)?;
         let held = store::log::bytes(&snapshot.table(META)?)?;
-        let mut excess = held.saturating_sub(self.kept.log.max_bytes).max(self.excess(snapshot)?);
-        let oldest = Duration::from_secs(self.kept.log.max_age_hours.saturating_mul(3600));
+        let mut excess =
+            held.saturating_sub(self.kept.max_bytes).max(self.quota.excess(&self.store, snapshot)?);
+        let oldest = Duration::from_secs(self.kept.max_age_hours.saturating_mul(3600));
         let mut rows = table.iter()?.peekable();
         let mut expendable = Vec::new();
         while let Some(row) = rows.next() {
@@ -137,7 +144,8 @@ impl Retention {
         let handled = self.handled_by_all(snapshot)?;
         let log_start = snapshot.table(LOG)?.first()?.map_or(0, |(first, _)| first.value());
         let held = documents::superseded_bytes(snapshot)?;
-        let mut excess = held.saturating_sub(self.kept.log.max_document_bytes).max(self.excess(snapshot)?);
+        let mut excess =
+            held.saturating_sub(self.kept.max_document_bytes).max(self.quota.excess(&self.store, snapshot)?);
         let mut expendable = Vec::new();
         for document in documents::superseded(snapshot)? {
             let document = document?;

@@ -6,6 +6,7 @@
 //! Messages that are not taken in meanwhile become a gap, for listening is not proven.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -15,17 +16,23 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cause::chain;
 use crate::log::EventLog;
-use crate::store::{Store, StoreError, Usage};
+use crate::store::{Snapshot, Store, StoreError, Usage};
 use crate::time::Timestamp;
 
 /// How often it is looked.
-const EVERY: Duration = Duration::from_millis(500);
+const EVERY: Duration = Duration::from_millis(100);
+
+/// After so many looks that found the disk short the store gives back what it can.
+const PATIENCE: u32 = 50;
 
 /// Plugins stand still when less than this part of what must stay free is free.
 const ALL_BUT_FULL: u64 = 4;
 
 /// The intake goes on when there is more room than it stops at, by this part.
 const MORE: u64 = 16;
+
+/// By which part of what the store may hold it is trimmed before the intake stops.
+const EARLIER: u64 = 8;
 
 /// The intake is stopped.
 #[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
@@ -43,26 +50,23 @@ pub struct Shortage {
     pub standstill: bool,
 }
 
-/// Whether there is room, as every stage may ask.
-#[derive(Debug)]
-pub struct Room(watch::Sender<Option<Shortage>>);
-
-impl Default for Room {
-    /// There is room until someone has looked.
-    fn default() -> Self {
-        Self(watch::Sender::new(None))
-    }
+/// Whether there is room, as every stage may ask. There is until someone has looked.
+#[derive(Debug, Default)]
+pub struct Room {
+    shortage: watch::Sender<Option<Shortage>>,
+    /// Something is being removed to make room, or that was the last that a host did.
+    pub trimming: AtomicBool,
 }
 
 impl Room {
     /// What is short, if anything is.
     pub fn shortage(&self) -> Option<Shortage> {
-        self.0.borrow().clone()
+        self.shortage.borrow().clone()
     }
 
     /// Refuses what comes from outside while something is short.
     pub fn check(&self) -> Result<(), NoRoom> {
-        match &*self.0.borrow() {
+        match &*self.shortage.borrow() {
             Some(shortage) => Err(NoRoom(shortage.reason.clone())),
             None => Ok(()),
         }
@@ -70,12 +74,12 @@ impl Room {
 
     /// Whether plugins stand still.
     pub fn is_at_standstill(&self) -> bool {
-        self.0.borrow().as_ref().is_some_and(|shortage| shortage.standstill)
+        self.shortage.borrow().as_ref().is_some_and(|shortage| shortage.standstill)
     }
 
     /// Resolves with what is short once something is. Cancel safe.
     pub async fn short(&self) -> NoRoom {
-        let mut room = self.0.subscribe();
+        let mut room = self.shortage.subscribe();
         match room.wait_for(Option::is_some).await.map(|shortage| shortage.clone()) {
             Ok(shortage) => NoRoom(shortage.map(|shortage| shortage.reason).unwrap_or_default()),
             // The sender is this value itself.
@@ -85,13 +89,13 @@ impl Room {
 
     /// Resolves once there is room. Cancel safe.
     pub async fn enough(&self) {
-        if self.0.subscribe().wait_for(Option::is_none).await.is_err() {
+        if self.shortage.subscribe().wait_for(Option::is_none).await.is_err() {
             std::future::pending().await
         }
     }
 
     fn set(&self, found: Option<(String, bool)>, now: Timestamp) {
-        self.0.send_if_modified(|shortage| {
+        self.shortage.send_if_modified(|shortage| {
             let since = shortage.as_ref().map_or(now, |before| before.since);
             let next = found.map(|(reason, standstill)| Shortage { reason, since, standstill });
             match (&shortage, &next) {
@@ -116,6 +120,28 @@ pub struct Quota {
 }
 
 impl Quota {
+    /// How many bytes of the disk are missing until the intake goes on.
+    fn missing(&self, free: u64) -> u64 {
+        self.min_free.saturating_add(self.min_free / MORE).saturating_sub(free)
+    }
+
+    /// Whether the disk is short, and the store would give back enough if it were packed.
+    pub fn asks_for_packing(&self, store: &Store) -> Result<bool, StoreError> {
+        let free = store.free()?;
+        let gives = || Ok::<_, StoreError>(store.slack(&Usage::of(&store.snapshot()?)?));
+        Ok(free < self.min_free && gives()? >= self.missing(free))
+    }
+
+    /// How many bytes of what is only kept for looking back have to go, so that the intake need not
+    /// stop: half of what has to stay free is to be there above it, on the disk or in the file.
+    pub fn excess(&self, store: &Store, snapshot: &Snapshot) -> Result<u64, StoreError> {
+        let usage = Usage::of(snapshot)?;
+        let over = self.max_held.map_or(0, |max| usage.total().saturating_sub(max - max / EARLIER));
+        let free = store.free()?;
+        let wanted = self.min_free.saturating_add(self.min_free / 2).saturating_sub(free);
+        Ok(over.max(wanted.saturating_sub(store.slack(&usage))))
+    }
+
     /// What is short, and whether it is all but gone.
     fn judge(&self, free: u64, usage: &Usage, was_short: bool) -> Option<(String, bool)> {
         let more = |bytes: u64| if was_short { bytes / MORE } else { 0 };
@@ -145,15 +171,31 @@ pub struct Lookout {
 }
 
 impl Lookout {
-    /// Looks until `stop` is cancelled.
-    pub async fn run(self, stop: CancellationToken) {
+    /// Looks until `stop` is cancelled. Tells `fail` when the host has to start again, so that the store
+    /// can be packed.
+    pub async fn run(self, fail: Arc<watch::Sender<Option<String>>>, stop: CancellationToken) {
         let work = async {
+            let mut asked = 0;
             loop {
                 tokio::time::sleep(EVERY).await;
                 let this = self.clone();
                 let looked = tokio::task::spawn_blocking(move || this.look()).await;
-                if let Err(error) = looked.expect("looking does not panic") {
-                    tracing::error!("cannot see whether there is room: {}", chain(&error));
+                asked = match looked.expect("looking does not panic") {
+                    Ok(asks_for_packing) => {
+                        if asks_for_packing {
+                            asked + 1
+                        } else {
+                            0
+                        }
+                    }
+                    Err(error) => {
+                        tracing::error!("cannot see whether there is room: {}", chain(&error));
+                        0
+                    }
+                };
+                if asked == PATIENCE {
+                    let reason = "the disk is short, and the store takes more of it than it needs";
+                    fail.send_replace(Some(reason.to_owned()));
                 }
             }
         };
@@ -164,13 +206,13 @@ impl Lookout {
         }
     }
 
-    /// Looks once. May block for a moment.
-    pub fn look(&self) -> Result<(), StoreError> {
+    /// Looks once; returns whether the store is to be packed. May block for a moment.
+    pub fn look(&self) -> Result<bool, StoreError> {
         let free = self.store.free()?;
         let usage = Usage::of(&self.store.snapshot()?)?;
         let was_short = self.room.shortage().is_some();
         self.room.set(self.quota.judge(free, &usage, was_short), self.log.now());
-        Ok(())
+        self.quota.asks_for_packing(&self.store)
     }
 }
 

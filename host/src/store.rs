@@ -13,6 +13,7 @@ pub mod log;
 pub mod names;
 pub mod others;
 pub mod outbox;
+mod packing;
 pub mod pins;
 mod tables;
 mod usage;
@@ -35,6 +36,9 @@ pub(crate) use lock::Lock;
 pub use lock::LockError;
 pub use tables::*;
 pub use usage::Usage;
+
+/// What the name begins with of the directory in which a backup is restored.
+pub const HALF_RESTORED: &str = ".restoring-";
 
 /// Memory for the database's pages, in bytes. Its own default is 1 GiB.
 const CACHE_BYTES: usize = 192 << 20;
@@ -63,6 +67,14 @@ pub enum StoreError {
         path: PathBuf,
         /// Its mode.
         mode: u32,
+    },
+    /// A backup was being restored into it.
+    #[error(
+        "a restore into {path} was broken off: empty the directory and restore the backup again, or use another --state-dir"
+    )]
+    HalfRestored {
+        /// The directory.
+        path: PathBuf,
     },
     /// Another host holds it.
     #[error(transparent)]
@@ -142,6 +154,7 @@ pub struct Store {
     dir: Dir,
     database: Database,
     medium: Arc<dyn Medium>,
+    packed: Option<packing::Packed>,
     _lock: lock::Lock,
 }
 
@@ -151,8 +164,8 @@ pub trait Medium: std::fmt::Debug + Send + std::marker::Sync + 'static {
     /// start of a host, and may block.
     fn open(&self, builder: &Builder, file: &Path) -> Result<Database, redb::DatabaseError>;
 
-    /// How many bytes the database takes. Asked with each commit.
-    fn len(&self, file: &Path) -> u64;
+    /// How many bytes of the disk the database takes. Asked with each commit.
+    fn taken(&self, file: &Path) -> u64;
 
     /// How many bytes are left for it, in the state directory where it lies.
     fn free(&self, state_dir: &Path) -> std::io::Result<u64>;
@@ -167,8 +180,9 @@ impl Medium for Disk {
         builder.create(file)
     }
 
-    fn len(&self, file: &Path) -> u64 {
-        std::fs::metadata(file).map_or(0, |file| file.len())
+    fn taken(&self, file: &Path) -> u64 {
+        // Its length may be far ahead of what was written. A block is what POSIX says it is.
+        std::fs::metadata(file).map_or(0, |file| std::os::unix::fs::MetadataExt::blocks(&file) * 512)
     }
 
     fn free(&self, state_dir: &Path) -> std::io::Result<u64> {
@@ -209,6 +223,9 @@ impl Store {
         let lock = lock::Lock::take(&dir, path)?;
         let mut builder = Database::builder();
         let file = Self::file(path);
+        if !file.exists() && holds_half_a_restore(path).map_err(directory)? {
+            return Err(StoreError::HalfRestored { path: path.to_owned() });
+        }
         let opened = medium.open(builder.set_cache_size(CACHE_BYTES), &file);
         let database =
             opened.map_err(|source| StoreError::Open { path: file.clone(), source: Box::new(source) })?;
@@ -217,7 +234,7 @@ impl Store {
             let owner_only = std::os::unix::fs::PermissionsExt::from_mode(0o600);
             std::fs::set_permissions(&file, owner_only).map_err(directory)?;
         }
-        let store = Self { path: path.to_owned(), dir, database, medium, _lock: lock };
+        let store = Self { path: path.to_owned(), dir, database, medium, packed: None, _lock: lock };
         format::settle(&store)?;
         Ok(store)
     }
@@ -239,7 +256,7 @@ impl Store {
 
     /// How many bytes the database takes of the disk.
     pub fn file_bytes(&self) -> u64 {
-        self.medium.len(&Self::file(&self.path))
+        self.medium.taken(&Self::file(&self.path))
     }
 
     /// How many bytes the disk has left.
@@ -283,6 +300,11 @@ impl Store {
         write.commit()?;
         Ok(())
     }
+}
+
+fn holds_half_a_restore(path: &Path) -> std::io::Result<bool> {
+    let files: Vec<_> = std::fs::read_dir(path)?.collect::<Result<_, _>>()?;
+    Ok(files.iter().any(|file| file.file_name().to_string_lossy().starts_with(HALF_RESTORED)))
 }
 
 /// Takes `count` numbers of a series that never repeats; returns the first.

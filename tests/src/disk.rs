@@ -35,7 +35,7 @@ impl Medium for FailingDisk {
         builder.create_with_backend(Failing { disk: self.clone(), file: FileBackend::new(file)? })
     }
 
-    fn len(&self, file: &Path) -> u64 {
+    fn taken(&self, file: &Path) -> u64 {
         std::fs::metadata(file).map_or(0, |file| file.len())
     }
 
@@ -117,6 +117,11 @@ impl SmallDisk {
         blocks.others = blocks.free().saturating_sub(left);
     }
 
+    /// How many bytes the database has of it.
+    pub fn taken(&self) -> u64 {
+        self.lock().taken.len() as u64 * BLOCK
+    }
+
     /// Lets others delete what they have.
     pub fn clear(&self) {
         self.lock().others = 0;
@@ -134,8 +139,8 @@ impl Medium for SmallDisk {
         builder.create_with_backend(Small { disk: self.clone(), file: FileBackend::new(file)? })
     }
 
-    fn len(&self, _: &Path) -> u64 {
-        self.lock().taken.len() as u64 * BLOCK
+    fn taken(&self, _: &Path) -> u64 {
+        SmallDisk::taken(self)
     }
 
     fn free(&self, _: &Path) -> io::Result<u64> {
@@ -266,7 +271,7 @@ impl Medium for TearingDisk {
         builder.create_with_backend(Tearing { disk: self.clone(), life })
     }
 
-    fn len(&self, _: &Path) -> u64 {
+    fn taken(&self, _: &Path) -> u64 {
         self.seeming.max(self.lock().seen.len() as u64)
     }
 

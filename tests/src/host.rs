@@ -126,7 +126,7 @@ pub struct SupervisedHost {
     supervised: Arc<Supervised>,
     stop: CancellationToken,
     running: tokio::task::JoinHandle<()>,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl SupervisedHost {
@@ -144,7 +144,7 @@ impl SupervisedHost {
             let (supervised, stop) = (supervised.clone(), stop.clone());
             async move { supervised.run(stop).await }
         });
-        Self { supervised, stop, running, _dir: dir }
+        Self { supervised, stop, running, dir }
     }
 
     /// Gives an order; none if it was not acknowledged.
@@ -185,6 +185,13 @@ impl SupervisedHost {
         let address = listener.address();
         tokio::spawn(listener.serve(self.supervised.clone(), self.stop.clone()));
         address
+    }
+
+    /// Serves its API to its owner until the host is stopped; returns the socket.
+    pub async fn serve_owner(&self) -> PathBuf {
+        let listener = Listener::unix(self.dir.path()).expect("a free place");
+        tokio::spawn(listener.serve(self.supervised.clone(), self.stop.clone()));
+        self.dir.path().join(dim_client::SOCKET)
     }
 
     /// Waits until orders are acknowledged.

@@ -1,5 +1,6 @@
 //! Backups of a running host, and what comes back of them.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -16,13 +17,21 @@ struct Place {
 impl Place {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("passphrase"), "correct horse battery\n").unwrap();
+        std::fs::write(dir.path().join("passphrase"), format!("{PASSPHRASE}\n")).unwrap();
         std::fs::create_dir(dir.path().join("state")).unwrap();
         Self { dir }
     }
 
     fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// Nothing half done lies about.
+    fn is_tidy(&self) {
+        for file in std::fs::read_dir(self.dir.path()).unwrap() {
+            let file = file.unwrap();
+            assert!(!is_half(&file), "{file:?}");
+        }
     }
 
     fn host(&self, state: &str, args: &[&str]) -> Program {
@@ -47,6 +56,14 @@ impl Place {
         command.env("DIM_PASSPHRASE", passphrase).env("RUST_BACKTRACE", "0").stdin(Stdio::null());
         command.output().unwrap()
     }
+}
+
+const PASSPHRASE: &str = "correct horse battery";
+
+/// Whether it is what a backup or a restore has begun.
+fn is_half(file: &std::fs::DirEntry) -> bool {
+    let name = file.file_name().to_string_lossy().into_owned();
+    name.starts_with(".dim-backup-") || name.starts_with(".restoring-")
 }
 
 fn error_of(output: &Output) -> String {
@@ -94,7 +111,7 @@ async fn a_backup_of_a_host_under_load_is_whole_and_consistent() {
     host.kill();
     load.await.unwrap();
 
-    let restored = tokio::task::block_in_place(|| place.restore("backup", "correct horse battery", "other"));
+    let restored = tokio::task::block_in_place(|| place.restore("backup", PASSPHRASE, "other"));
     assert!(restored.status.success(), "{restored:?}");
     let host = place.host("other", &args);
     assert_eq!(host.json(&["status"])["id"], id);
@@ -110,7 +127,7 @@ async fn a_backup_of_a_host_under_load_is_whole_and_consistent() {
     // What was in the log and not handled is handled now.
     assert!((before..=after + 1).contains(&count), "{before} to {after}: {count}");
     assert_eq!(count, numbers, "it is of one moment");
-    assert!(!place.path("other.restoring").exists());
+    place.is_tidy();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -132,7 +149,7 @@ async fn what_is_wrong_with_a_backup_is_told_and_nothing_is_left_behind() {
 
     let wrong = place.restore("backup", "another one altogether", "other");
     assert!(error_of(&wrong).contains("does not open the backup"), "{wrong:?}");
-    let taken = place.restore("backup", "correct horse battery", "state");
+    let taken = place.restore("backup", PASSPHRASE, "state");
     assert!(error_of(&taken).contains("is not empty"), "{taken:?}");
     let whole = std::fs::read(place.path("backup")).unwrap();
     std::fs::write(place.path("torn"), &whole[..whole.len() - 1_000]).unwrap();
@@ -142,10 +159,108 @@ async fn what_is_wrong_with_a_backup_is_told_and_nothing_is_left_behind() {
     std::fs::write(place.path("flipped"), flipped).unwrap();
     std::fs::write(place.path("noise"), b"this is no backup").unwrap();
     for name in ["torn", "flipped", "noise"] {
-        let error = error_of(&place.restore(name, "correct horse battery", "other"));
+        let error = error_of(&place.restore(name, PASSPHRASE, "other"));
         assert!(!error.contains("panicked"), "{name}: {error}");
-        assert!(!place.path("other").exists() && !place.path("other.restoring").exists(), "{name}");
+        assert!(!place.path("other").exists(), "{name}");
+        place.is_tidy();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_is_restored_into_an_empty_directory_and_nowhere_else() {
+    let place = Place::new();
+    let host = place.host("state", &["--embedded"]);
+    let id = host.json(&["status"])["id"].clone();
+    assert!(place.backup(&host, "backup").status.success());
+    let link = |to: &str, name: &str| std::os::unix::fs::symlink(place.path(to), place.path(name)).unwrap();
+    link("nowhere", "dangling");
+    std::fs::write(place.path("file"), "mine").unwrap();
+    for (target, why) in
+        [("dangling", "is a symlink to nothing"), ("file", "is no directory"), ("state", "is not empty")]
+    {
+        let error = error_of(&place.restore("backup", PASSPHRASE, target));
+        assert!(error.contains(why), "{target}: {error}");
+    }
+    assert_eq!(std::fs::read(place.path("file")).unwrap(), b"mine");
+    // What someone else keeps there stays.
+    std::fs::create_dir(place.path("other.restoring")).unwrap();
+    std::fs::create_dir(place.path("volume")).unwrap();
+    link("volume", "link");
+    let restored = place.restore("backup", PASSPHRASE, "link");
+    assert!(restored.status.success(), "{restored:?}");
+    assert!(place.path("link").is_symlink() && place.path("other.restoring").is_dir());
+    assert_eq!(place.host("link", &["--embedded"]).json(&["status"])["id"], id);
+    place.is_tidy();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_that_is_broken_off_is_not_taken_for_a_state_directory() {
+    let place = Place::new();
+    std::fs::create_dir_all(place.path("other/.restoring-x/keys")).unwrap();
+    let mut command = Command::new(PROGRAM);
+    command.args(["run", "--embedded", "--state-dir"]).arg(place.path("other")).env("RUST_BACKTRACE", "0");
+    let error = error_of(&command.output().unwrap());
+    assert!(error.contains("was broken off: empty the directory"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_that_is_told_to_end_leaves_no_keys_behind() {
+    let place = Place::new();
+    let host = place.host("state", &["--embedded"]);
+    assert!(place.backup(&host, "backup").status.success());
+    // A file that says no more: the restore waits for the rest of it.
+    let fifo = place.path("slow");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let mut restoring = Command::new(PROGRAM);
+    restoring.arg("restore").arg(&fifo).arg("--state-dir").arg(place.path("other"));
+    let mut restoring = restoring.env("DIM_PASSPHRASE", PASSPHRASE).stderr(Stdio::null()).spawn().unwrap();
+    let mut whole = std::fs::read(place.path("backup")).unwrap();
+    whole.truncate(whole.len() - 200);
+    let mut slow = std::fs::OpenOptions::new().write(true).open(&fifo).unwrap();
+    tokio::task::block_in_place(|| slow.write_all(&whole)).unwrap();
+    let begun = || std::fs::read_dir(place.dir.path()).unwrap().any(|file| is_half(&file.unwrap()));
+    eventually("it has begun", async || begun()).await;
+    let pid = rustix::process::Pid::from_child(&restoring);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    // It sees it with the next bytes.
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    drop(slow);
+    assert!(!tokio::task::block_in_place(|| restoring.wait()).unwrap().success());
+    place.is_tidy();
+    assert!(!place.path("other").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_nobody_reads_holds_up_neither_the_end_of_the_host_nor_its_next_start() {
+    let setup = Setup::probe();
+    let disk = dim_tests::FailingDisk::default();
+    let supervised = dim_tests::SupervisedHost::start(&setup.on_disk(disk.clone())).await;
+    // More than the pipes between take.
+    for number in 0..40 {
+        let set = json!([{ "do": "set", "key": format!("k{number}"), "value": "x".repeat(900_000) }]);
+        supervised.try_run("probe", set).await.unwrap();
+    }
+    let socket = supervised.serve_owner().await;
+    let ask = |socket: PathBuf| {
+        let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+        let body = json!({ "passphrase": PASSPHRASE }).to_string();
+        let head = "POST /v1/backup HTTP/1.1\r\nhost: dim\r\ncontent-type: application/json";
+        write!(stream, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).unwrap();
+        let mut status = [0; 12];
+        std::io::Read::read_exact(&mut stream, &mut status).unwrap();
+        (String::from_utf8(status.to_vec()).unwrap(), stream)
+    };
+    let (status, unread) = tokio::task::block_in_place(|| ask(socket.clone()));
+    assert_eq!(status, "HTTP/1.1 200");
+    let (status, _) = tokio::task::block_in_place(|| ask(socket.clone()));
+    assert_eq!(status, "HTTP/1.1 409", "one at a time");
+    disk.set_broken(true);
+    let failing = json!([{ "do": "add", "key": "count" }]);
+    eventually("the host fails", async || supervised.try_run("probe", failing.clone()).await.is_none()).await;
+    disk.set_broken(false);
+    supervised.works("probe").await;
+    supervised.stop().await;
+    drop(unread);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -190,7 +305,7 @@ async fn a_restored_host_publishes_under_the_same_names_beyond_what_was_publishe
         eventually("both daemons have seen the later record", async || read(kubo) == "later 4").await;
     }
     host.kill();
-    let restored = tokio::task::block_in_place(|| place.restore("backup", "correct horse battery", "back"));
+    let restored = tokio::task::block_in_place(|| place.restore("backup", PASSPHRASE, "back"));
     assert!(restored.status.success(), "{restored:?}");
 
     // Another daemon, which has only heard of the name: the host brings its key along.

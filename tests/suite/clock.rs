@@ -83,11 +83,16 @@ async fn a_clock_set_ahead_gives_up_nothing_that_waits_to_be_sent() {
     let Some(mut kubo) = Kubo::start() else { return };
     let clock = SetClock::default();
     let yaml = "outbox:\n  expire_after: 3600\n";
-    let host = Setup::probe().yaml(yaml).by_clock(clock.clone()).on_kubo(kubo.api()).start().await;
+    // A day behind.
+    clock.set_by(-24 * HOUR);
+    let setup = Setup::probe().yaml(yaml).by_clock(clock.clone()).on_kubo(kubo.api());
+    let host = setup.start().await;
     kubo.kill();
     host.run(json!([{ "do": "publish", "topic": "probe.out", "data": "it waits" }])).await;
     clock.set_by(24 * HOUR);
     host.run(json!([{ "do": "publish", "topic": "probe.out", "data": "it waits too" }])).await;
+    // Over a start as well: the first is a day old by all that this host can know.
+    let host = setup.start_in(host.stop().await).await;
     let sent = || host.host.sent.accepted.load(std::sync::atomic::Ordering::Relaxed);
     kubo.restart();
     eventually("both are sent", async || sent() == 2).await;

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use dim::entry::{Event, Kind};
 use dim::plugin::ReplyError;
-use dim_tests::{Setup, SmallDisk, SupervisedHost, TestHost, downtime, eventually, script};
+use dim_tests::{
+    Setup, SmallDisk, SupervisedHost, TestHost, downtime, eventually, eventually_within, script,
+};
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
@@ -125,14 +127,54 @@ async fn what_is_kept_for_looking_back_goes_before_the_intake_stops() {
         })
         .await;
     }
-    let held = dim::store::Usage::of(&host.host.store.snapshot().unwrap()).unwrap();
     eventually("the log is trimmed", async || {
         let usage = dim::store::Usage::of(&host.host.store.snapshot().unwrap()).unwrap();
         usage.total() < 8 * MIB
     })
     .await;
-    assert!(held.log > 0, "{held:?}");
     assert!(host.host.store.log_start().unwrap() > Some(dim::entry::Offset(0)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_would_fill_the_disk_is_trimmed_and_the_intake_goes_on() {
+    let disk = SmallDisk::new(96 * MIB);
+    let keeping = "store:\n  min_free_bytes: 25165824\n";
+    let host = SupervisedHost::start(&Setup::probe().yaml(keeping).on_disk(disk)).await;
+    for number in 0..250 {
+        // 100 MB in all, of which the last 1.2 are needed.
+        let steps = json!([{ "do": "set", "key": format!("k{}", number % 3), "value": "w".repeat(400_000) }]);
+        eventually("there is room", async || host.try_run("probe", steps.clone()).await.is_some()).await;
+    }
+    host.works("probe").await;
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_larger_than_what_it_holds_is_packed_where_the_disk_is_short() {
+    let disk = SmallDisk::new(160 * MIB);
+    let host = SupervisedHost::start(&Setup::probe().on_disk(disk.clone()).yaml(KEEPING_8_MIB)).await;
+    let keys = (0..60).map(|number| format!("k{number}"));
+    for key in keys.clone() {
+        host.try_run("probe", json!([{ "do": "set", "key": key, "value": "v".repeat(500_000) }]))
+            .await
+            .unwrap();
+    }
+    for key in keys {
+        host.try_run("probe", json!([{ "do": "delete", "key": key }])).await.unwrap();
+    }
+    host.try_run("probe", json!([{ "do": "set", "key": "kept", "value": "it" }])).await.unwrap();
+    // What the store has taken, nobody else has: it is its own to give back.
+    let before = disk.taken();
+    disk.fill_up_to(4 * MIB);
+    eventually("the intake has stopped", async || host.host().unwrap().room.shortage().is_some()).await;
+    eventually_within(Duration::from_secs(60), "the intake goes on", async || {
+        host.try_run("probe", json!([])).await.is_some()
+    })
+    .await;
+    assert!(disk.taken() < before / 4 * 3, "{} of {before} bytes are taken", disk.taken());
+    let kept = host.try_run("probe", json!([{ "do": "get", "key": "kept" }])).await.unwrap();
+    assert_eq!(kept, [json!({ "ok": "it" })]);
+    host.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,14 +1,17 @@
 //! `/v1/backup`: the host's store and keys, encrypted.
 
 use std::io;
+use std::time::Duration;
 
 use axum::Extension;
 use axum::body::{Body as Stream, Bytes};
 use axum::http::header;
 use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
-use tokio::sync::mpsc;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::{self, error::SendTimeoutError};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 
 use super::ApiError;
@@ -19,6 +22,9 @@ use crate::cause::chain;
 
 /// Chunks of a backup that wait for the caller.
 const WAITING: usize = 4;
+
+/// How long a caller may read nothing: meanwhile the database keeps what it has removed.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// On requests over the socket, which only the owner can open.
 #[derive(Clone, Copy, Debug)]
@@ -36,8 +42,8 @@ pub struct Order {
 
 /// Makes a backup of the running host, as of now.
 ///
-/// It holds the private keys, so it is made over the socket only. If the stream breaks off, so is the
-/// backup.
+/// It holds the private keys, so it is made over the socket only, and one at a time. If the stream breaks
+/// off, so is the backup; so it is when nothing is read for 30 s.
 #[utoipa::path(post, path = "/backup", tag = "host", operation_id = "make_backup", request_body = Order,
     responses((status = 200, description = "The backup, a file of age",
         content(("application/octet-stream"))), Refused))]
@@ -51,15 +57,22 @@ pub async fn make(
         return Err(ApiError::forbidden(why));
     }
     let passphrase = Passphrase::new(order.passphrase).map_err(ApiError::invalid)?;
+    let Ok(turn) = host.backups.clone().try_acquire_owned() else {
+        return Err(ApiError::conflict("another backup is being made: wait for it"));
+    };
     let (to, chunks) = mpsc::channel(WAITING);
-    let (store, keys) = (host.store.clone(), host.keys.clone());
+    let (store, keys, ended) = (host.store.clone(), host.keys.clone(), host.ended.clone());
+    drop(host);
+    let runtime = Handle::current();
     tokio::task::spawn_blocking(move || {
-        let made = backup::write(&store, &keys, passphrase, Chunks { to: to.clone() });
+        let out = Chunks { to: to.clone(), ended, runtime };
+        let made = backup::write(&store, &keys, passphrase, out);
+        drop((store, keys, turn));
         if let Err(error) = made {
             let why = chain(&error);
             tracing::error!("a backup was not finished: {why}");
-            // The caller sees the stream break off, and not end.
-            let _ = to.blocking_send(Err(io::Error::other(why)));
+            // The caller sees the stream break off, and not end. One who does not read sees nothing.
+            let _ = to.try_send(Err(io::Error::other(why)));
         }
     });
     let body = Stream::from_stream(ReceiverStream::new(chunks));
@@ -69,13 +82,22 @@ pub async fn make(
 /// The way of a backup to its caller.
 struct Chunks {
     to: mpsc::Sender<io::Result<Bytes>>,
+    /// The host's end, which does not wait for a caller.
+    ended: CancellationToken,
+    runtime: Handle,
 }
 
 impl io::Write for Chunks {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let gone = |_| io::Error::new(io::ErrorKind::BrokenPipe, "the caller has gone");
-        self.to.blocking_send(Ok(Bytes::copy_from_slice(bytes))).map_err(gone)?;
-        Ok(bytes.len())
+        let chunk = Ok(Bytes::copy_from_slice(bytes));
+        let sending = self.ended.run_until_cancelled(self.to.send_timeout(chunk, PATIENCE));
+        let why = match self.runtime.block_on(sending) {
+            Some(Ok(())) => return Ok(bytes.len()),
+            Some(Err(SendTimeoutError::Closed(_))) => "the caller has gone",
+            Some(Err(SendTimeoutError::Timeout(_))) => "the caller has read nothing for 30 s",
+            None => "the host ends",
+        };
+        Err(io::Error::new(io::ErrorKind::BrokenPipe, why))
     }
 
     fn flush(&mut self) -> io::Result<()> {

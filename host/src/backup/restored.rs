@@ -1,18 +1,19 @@
 //! Owns the way back: a backup that is checked, and one that becomes a state directory.
 
-use std::io::{BufReader, Read};
+use std::io::{self, BufReader, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use age::{Decryptor, scrypt};
+use tempfile::TempDir;
 
 use super::record::{Content, End, FORM, Head};
 use super::{BackupError, Passphrase};
 use crate::host::HostError;
 use crate::keys::{KeyFile, Keyring};
 use crate::store::copy::{CopyError, Filling, RawRow};
-use crate::store::{FORMAT, Store, names};
+use crate::store::{FORMAT, HALF_RESTORED, Store, names};
 
 /// Bytes of rows that are put into the store in one transaction.
 const TOGETHER: usize = 64 << 20;
@@ -26,37 +27,91 @@ pub fn verify(input: impl Read, passphrase: Passphrase) -> Result<Head, BackupEr
 /// not at all. The host that is started on it has the same identity, keys and names; it publishes what
 /// they pointed to anew, with sequences above those that were published since the backup. Blocks.
 pub fn restore(input: impl Read, passphrase: Passphrase, state_dir: &Path) -> Result<Head, BackupError> {
-    // It is moved there as a whole, which the name `.` has no place for.
-    let state_dir = std::path::absolute(state_dir)?;
-    if std::fs::read_dir(&state_dir).is_ok_and(|mut files| files.next().is_some()) {
-        return Err(BackupError::Occupied(state_dir));
-    }
-    let half = half_of(&state_dir);
-    // One that was broken off is worth nothing.
-    match std::fs::remove_dir_all(&half) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
-        _ => {}
-    }
+    let place = Place::of(state_dir)?;
+    let half = place.make_half()?;
     // The database panics at rows that make no sense to it.
-    let filled = catch_unwind(AssertUnwindSafe(|| fill(input, passphrase, &half)));
-    let filled = filled.unwrap_or_else(|_| Err(BackupError::Damaged("a row that is none".to_owned())));
-    let finished = filled.and_then(|head| {
-        std::fs::rename(&half, &state_dir)?;
-        // Its new name must survive a crash, too.
-        std::fs::File::open(state_dir.parent().unwrap_or(Path::new("/")))?.sync_all()?;
-        Ok(head)
-    });
-    if finished.is_err() {
-        let _ = std::fs::remove_dir_all(&half);
-    }
-    finished
+    let filled = catch_unwind(AssertUnwindSafe(|| fill(input, passphrase, half.path())));
+    let head = filled.unwrap_or_else(|_| Err(BackupError::Damaged("a row that is none".to_owned())))?;
+    place.take(half)?;
+    Ok(head)
 }
 
-/// Beside the state directory, so that it can be moved there in one step.
-fn half_of(state_dir: &Path) -> PathBuf {
-    let mut name = state_dir.file_name().unwrap_or_default().to_owned();
-    name.push(".restoring");
-    state_dir.with_file_name(name)
+/// Where a state directory is made.
+#[derive(Debug)]
+enum Place {
+    /// Nothing is there: one that is made beside it becomes it.
+    New(PathBuf),
+    /// An empty directory, which may be a volume of its own: one that is made in it is emptied into it.
+    Empty(PathBuf),
+}
+
+impl Place {
+    fn of(path: &Path) -> Result<Self, BackupError> {
+        let path = std::path::absolute(path)?;
+        let unfit = |why| BackupError::Unfit { path: path.clone(), why };
+        let is_link = match std::fs::symlink_metadata(&path) {
+            Ok(found) => found.is_symlink(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::New(path)),
+            Err(error) => return Err(error.into()),
+        };
+        let real = match std::fs::canonicalize(&path) {
+            Err(error) if is_link && error.kind() == io::ErrorKind::NotFound => {
+                return Err(unfit("is a symlink to nothing"));
+            }
+            real => real?,
+        };
+        match std::fs::read_dir(&real) {
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => Err(unfit("is no directory")),
+            Err(error) => Err(error.into()),
+            Ok(mut files) => match files.next() {
+                Some(_) => Err(unfit("is not empty")),
+                None => Ok(Self::Empty(real)),
+            },
+        }
+    }
+
+    /// Makes the directory that is filled. It goes with the value.
+    fn make_half(&self) -> io::Result<TempDir> {
+        let place = match self {
+            Self::New(path) => {
+                let parent = path.parent().unwrap_or(Path::new("/"));
+                std::fs::create_dir_all(parent)?;
+                parent
+            }
+            Self::Empty(path) => path,
+        };
+        tempfile::Builder::new().prefix(HALF_RESTORED).tempdir_in(place)
+    }
+
+    /// Puts what was filled in its place.
+    fn take(&self, half: TempDir) -> io::Result<()> {
+        match self {
+            Self::New(path) => {
+                std::fs::rename(half.path(), path)?;
+                let _ = half.keep();
+                // Its new name must survive a crash, too.
+                sync(path.parent().unwrap_or(Path::new("/")))
+            }
+            Self::Empty(path) => {
+                // Without the database no host starts here while the other directory is there.
+                let database = Store::file(half.path());
+                for file in std::fs::read_dir(half.path())? {
+                    let file = file?;
+                    if file.path() != database {
+                        std::fs::rename(file.path(), path.join(file.file_name()))?;
+                    }
+                }
+                sync(path)?;
+                std::fs::rename(database, Store::file(path))?;
+                half.close()?;
+                sync(path)
+            }
+        }
+    }
+}
+
+fn sync(directory: &Path) -> io::Result<()> {
+    std::fs::File::open(directory)?.sync_all()
 }
 
 fn fill(input: impl Read, passphrase: Passphrase, dir: &Path) -> Result<Head, BackupError> {

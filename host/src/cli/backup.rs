@@ -1,8 +1,7 @@
 //! `dim backup` and `dim restore`.
 
-use std::fs::{File, OpenOptions};
-use std::io::{IsTerminal as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs::File;
+use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::{Duration, Instant};
@@ -12,10 +11,12 @@ use clap::Args;
 use dim_client::ClientError;
 use futures::{Stream, StreamExt as _};
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use super::client::Client;
 use super::output::Output;
-use crate::backup::{self, Head, Passphrase};
+use super::signals::Signals;
+use crate::backup::{self, BackupError, Head, Passphrase};
 
 /// How often progress is told.
 const TELL_EVERY: Duration = Duration::from_secs(1);
@@ -86,37 +87,81 @@ impl Backup {
         let text = self.secret.text(Asked::Twice)?;
         let passphrase = Passphrase::new(text.clone())?;
         let chunks = client.chunks(&["backup"], &json!({ "passphrase": text })).await?;
-        let half = half_of(&self.file);
-        let bytes = receive(chunks, &half).await;
-        let kept = bytes.and_then(|bytes| {
-            // What cannot be opened again is no backup.
-            let head = backup::verify(File::open(&half)?, passphrase)?;
-            std::fs::rename(&half, &self.file)?;
-            Ok((head, bytes))
-        });
-        if kept.is_err() {
-            let _ = std::fs::remove_file(&half);
-        }
+        let kept = self.keep(chunks, passphrase).await;
         let (head, bytes) = kept.with_context(|| format!("no backup was made in {}", self.file.display()))?;
         tell(out, &self.file, bytes, &head)
     }
+
+    /// Keeps what comes, once it is seen that it opens: a backup appears whole or not at all.
+    async fn keep(
+        &self,
+        chunks: impl Stream<Item = Result<bytes::Bytes, ClientError>>,
+        passphrase: Passphrase,
+    ) -> anyhow::Result<(Head, u64)> {
+        let path = std::path::absolute(&self.file)?;
+        let directory = path.parent().unwrap_or(Path::new("/"));
+        // Only the owner can read it, and it goes with the value.
+        let mut half = tempfile::Builder::new().prefix(".dim-backup-").tempfile_in(directory)?;
+        let bytes = unless_interrupted(receive(chunks, half.as_file_mut())).await??;
+        let written = half.reopen()?;
+        let head = interruptible(written, |written| backup::verify(written, passphrase)).await?;
+        let put = if self.force { half.persist(&path) } else { half.persist_noclobber(&path) };
+        put.map_err(|error| error.error)?;
+        File::open(directory)?.sync_all()?;
+        Ok((head, bytes))
+    }
 }
 
-/// Beside the file, so that a backup appears whole or not at all.
-fn half_of(file: &Path) -> PathBuf {
-    let mut name = file.file_name().unwrap_or_default().to_owned();
-    name.push(".half");
-    file.with_file_name(name)
+/// The error of what the user has asked to end.
+fn interrupted() -> io::Error {
+    io::Error::other("interrupted")
 }
 
-/// Writes what comes into a file that only the owner can read; returns how many bytes came.
+async fn unless_interrupted<R>(work: impl Future<Output = R>) -> io::Result<R> {
+    let mut signals = Signals::new()?;
+    tokio::select! {
+        biased;
+        () = signals.next() => Err(interrupted()),
+        done = work => Ok(done),
+    }
+}
+
+/// Works on a file off the async threads, until the user asks to end: then the file cannot be read any
+/// further, and the work clears away what it has made.
+async fn interruptible<R: Send + 'static>(
+    file: File,
+    work: impl FnOnce(Interruptible) -> Result<R, BackupError> + Send + 'static,
+) -> anyhow::Result<R> {
+    let stop = CancellationToken::new();
+    let file = Interruptible { file, stop: stop.clone() };
+    let mut working = tokio::task::spawn_blocking(move || work(file));
+    let done = match unless_interrupted(&mut working).await {
+        Ok(done) => done,
+        Err(_) => {
+            stop.cancel();
+            working.await
+        }
+    };
+    Ok(done.expect("the work does not panic")?)
+}
+
+/// A file that can be read until the user asks to end.
+struct Interruptible {
+    file: File,
+    stop: CancellationToken,
+}
+
+impl io::Read for Interruptible {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        if self.stop.is_cancelled() { Err(interrupted()) } else { self.file.read(bytes) }
+    }
+}
+
+/// Writes what comes into a file; returns how many bytes came.
 async fn receive(
     chunks: impl Stream<Item = Result<bytes::Bytes, ClientError>>,
-    half: &Path,
+    file: &mut File,
 ) -> anyhow::Result<u64> {
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o600);
-    let mut file = options.open(half).with_context(|| format!("cannot write {}", half.display()))?;
     let (mut received, mut told) = (0_u64, Instant::now());
     let mut chunks = pin!(chunks);
     while let Some(chunk) = chunks.next().await.transpose()? {
@@ -139,12 +184,13 @@ fn tell(out: &Output, file: &Path, bytes: u64, head: &Head) -> anyhow::Result<()
 }
 
 impl Restore {
-    pub fn execute(self, state_dir: &Path, out: &Output) -> anyhow::Result<()> {
+    pub async fn execute(self, state_dir: PathBuf, out: &Output) -> anyhow::Result<()> {
         let file = File::open(&self.file).with_context(|| format!("cannot read {}", self.file.display()))?;
         let bytes = file.metadata()?.len();
         let passphrase = Passphrase::new(self.secret.text(Asked::Once)?)?;
-        let restored = backup::restore(file, passphrase, state_dir);
+        let place = state_dir.clone();
+        let restored = interruptible(file, move |file| backup::restore(file, passphrase, &place)).await;
         let head = restored.with_context(|| format!("{} is not restored", state_dir.display()))?;
-        tell(out, state_dir, bytes, &head)
+        tell(out, &state_dir, bytes, &head)
     }
 }

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::start::Start;
+use super::start::{Start, quota};
 use super::{Host, HostError};
 use crate::cause::chain;
 use crate::echo::Echoes;
@@ -61,7 +61,7 @@ impl Running {
         let writer_thread = start.spawn_writer(stops.writer.clone(), fail.clone())?;
         let epoch_thread = spawn_epochs(start.engine.clone(), stops.writer.clone())?;
         let intake_tasks = start.spawn_intake(&stops.intake, echoes, received)?;
-        let other_tasks = start.spawn_tasks(&stops.tasks, echoes);
+        let other_tasks = start.spawn_tasks(&stops.tasks, echoes, fail.clone());
         let plugin_threads = actors
             .into_iter()
             .map(|(name, actor)| {
@@ -202,7 +202,7 @@ impl Start {
         Ok(tasks)
     }
 
-    fn spawn_tasks(&self, stop: &CancellationToken, echoes: &Arc<Echoes>) -> TaskTracker {
+    fn spawn_tasks(&self, stop: &CancellationToken, echoes: &Arc<Echoes>, fail: Fail) -> TaskTracker {
         let tasks = TaskTracker::new();
         let (store, commit, backend) = (&self.store, &self.commit, &self.backend);
         let outbox = Outbox {
@@ -227,11 +227,13 @@ impl Start {
         let retention = Retention {
             store: store.clone(),
             commit: commit.clone(),
-            kept: self.config.store.clone(),
+            kept: self.config.store.log.clone(),
+            quota: quota(&self.config.store),
+            room: self.room.clone(),
             plugins: self.configured.clone(),
         };
         tasks.spawn(retention.run(stop.clone()));
-        tasks.spawn(self.lookout().run(stop.clone()));
+        tasks.spawn(self.lookout().run(fail, stop.clone()));
         tasks
     }
 }

@@ -2,21 +2,23 @@
 //! as of their cursors. What runs is `running`'s.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rand::Rng as _;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::candidate::{Allowance, Candidate, candidates};
 use super::running::Running;
-use super::{Host, HostError, Loaded, NotLoaded};
+use super::{Host, HostError, Loaded, NotLoaded, Options};
 use crate::backend::embedded::Bus;
 use crate::backend::kubo::{self, Settings};
 use crate::backend::{Backend, embedded};
+use crate::cause::chain;
 use crate::commit::Commit;
-use crate::config::Config;
+use crate::config::{Config, StoreConfig};
 use crate::entry::{Event, Kind, Offset};
 use crate::ident::{IpnsName, KeyName, PluginName, Topic};
 use crate::interest::{Interest, Party};
@@ -27,9 +29,9 @@ use crate::plugin::roster::{self, Missed};
 use crate::plugin::{Actor, Engine, Grants, NameOrKey, Parts, Prepared, Resolved, SessionParts, World};
 use crate::room::{Lookout, Quota, Room};
 use crate::store::outbox::Backlog;
-use crate::store::{Store, StoreError, names, others};
+use crate::store::{Medium, Store, StoreError, names, others};
 use crate::subscription::Hearings;
-use crate::time::{Clock, Timestamp};
+use crate::time::Timestamp;
 
 /// How long the daemon may take to say which keys it has, when the host makes its first ones.
 const KEYS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -61,13 +63,14 @@ pub struct Start {
 }
 
 impl Start {
-    /// Opens what the host is made of.
-    pub fn new(config: Config, store: Arc<Store>, clock: Arc<dyn Clock>) -> Result<Self, HostError> {
+    /// Opens what the host is made of. May block.
+    pub fn new(options: Options) -> Result<Self, HostError> {
+        let Options { config, state_dir, medium, clock, room } = options;
+        let store = Arc::new(open(&state_dir, &medium, quota(&config.store))?);
         let keys = Arc::new(Keyring::open(&store)?);
         let (backend, bus) = choose_backend(&config, &store, &keys)?;
         let interest = Arc::new(Interest::default());
         let backlog = Arc::new(Backlog::restore(&store)?);
-        let room = Arc::new(Room::default());
         let commit = Arc::new(Commit::new(
             config.store.durability,
             config.store.dead_letters,
@@ -110,10 +113,7 @@ impl Start {
             store: self.store.clone(),
             log: self.log.clone(),
             room: self.room.clone(),
-            quota: Quota {
-                max_held: self.config.store.max_bytes,
-                min_free: self.config.store.min_free_bytes,
-            },
+            quota: quota(&self.config.store),
         }
     }
 
@@ -313,11 +313,31 @@ impl Start {
             echoes,
             not_loaded: self.not_loaded,
             lost: self.lost,
+            backups: Arc::new(Semaphore::new(1)),
             ended: CancellationToken::new(),
             failed,
             running: Mutex::new(Some(running)),
         })
     }
+}
+
+/// How much the store may hold, and has to leave of the disk.
+pub(super) fn quota(config: &StoreConfig) -> Quota {
+    Quota { max_held: config.max_bytes, min_free: config.min_free_bytes }
+}
+
+/// Opens the store, and packs it where the disk is short.
+fn open(state_dir: &Path, medium: &Arc<dyn Medium>, quota: Quota) -> Result<Store, StoreError> {
+    let mut store = Store::open_on(state_dir, medium.clone())?;
+    if quota.asks_for_packing(&store)?
+        && let Err(error) = store.pack()
+    {
+        tracing::error!("the store cannot be packed: {}", chain(&error));
+        drop(store);
+        store = Store::open_on(state_dir, medium.clone())?;
+        store.settle_for_now()?;
+    }
+    Ok(store)
 }
 
 /// A plugin that can be loaded.

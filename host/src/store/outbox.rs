@@ -60,7 +60,7 @@ pub fn bytes(meta: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<u
 pub fn waiting(store: &Store) -> Result<(u64, Option<Timestamp>), StoreError> {
     let table = store.snapshot()?.table(OUTBOX)?;
     let oldest = match table.first()? {
-        Some((_, row)) => Some(Timestamp(Row::read(row.value())?.time)),
+        Some((_, row)) => Some(Timestamp(Label::read(row.value())?.time)),
         None => None,
     };
     Ok((table.len()?, oldest))
@@ -88,15 +88,31 @@ impl Row {
         self.topic.parse().map_err(|error| StoreError::corrupt("outbox", error))
     }
 
+    /// Reads a row.
+    pub fn read(bytes: &[u8]) -> Result<Self, StoreError> {
+        Row::decode(bytes).map_err(|error| StoreError::corrupt("outbox", error))
+    }
+}
+
+/// What stands on a [`Row`]; what it says, which may be much, is passed over.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Label {
+    #[prost(string, optional, tag = "1")]
+    plugin: Option<String>,
+    #[prost(fixed64, tag = "4")]
+    time: u64,
+}
+
+impl Label {
+    /// Reads it off a row.
+    pub fn read(bytes: &[u8]) -> Result<Self, StoreError> {
+        Label::decode(bytes).map_err(|error| StoreError::corrupt("outbox", error))
+    }
+
     /// Whose it is; none for the API.
     pub fn owner(&self) -> Result<Option<PluginName>, StoreError> {
         let owner = self.plugin.as_deref().map(str::parse).transpose();
         owner.map_err(|error| StoreError::corrupt("outbox", error))
-    }
-
-    /// Reads a row.
-    pub fn read(bytes: &[u8]) -> Result<Self, StoreError> {
-        Row::decode(bytes).map_err(|error| StoreError::corrupt("outbox", error))
     }
 }
 
@@ -109,7 +125,7 @@ impl Backlog {
     pub fn restore(store: &Store) -> Result<Self, StoreError> {
         let backlog = Self::default();
         for row in store.snapshot()?.table(OUTBOX)?.iter()? {
-            backlog.added(Row::read(row?.1.value())?.owner()?.as_ref(), 1);
+            backlog.added(Label::read(row?.1.value())?.owner()?.as_ref(), 1);
         }
         Ok(backlog)
     }

@@ -36,6 +36,14 @@ pub enum ClientError {
         /// Why.
         source: reqwest::Error,
     },
+    /// The host began to answer, and did not come to the end.
+    #[error("the answer of {address} broke off")]
+    BrokenOff {
+        /// Who answered.
+        address: String,
+        /// Why.
+        source: reqwest::Error,
+    },
     /// The host says no.
     #[error("{}", .0.detail)]
     Problem(Problem),

@@ -112,7 +112,9 @@ impl Http {
         request: RequestBuilder,
     ) -> Result<impl Stream<Item = Result<Bytes, ClientError>> + Send + use<>, ClientError> {
         let (http, response) = (self.clone(), self.send(request).await?);
-        Ok(response.bytes_stream().map(move |chunk| chunk.map_err(|source| http.unreachable(source))))
+        Ok(response.bytes_stream().map(move |chunk| {
+            chunk.map_err(|source| ClientError::BrokenOff { address: http.address().to_string(), source })
+        }))
     }
 
     /// Sends a request and reads JSON; no body is null.

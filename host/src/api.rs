@@ -18,6 +18,7 @@ mod words;
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -87,7 +88,7 @@ pub fn router(host: Arc<Supervised>) -> Router {
 #[derive(Debug)]
 pub enum Listener {
     /// On a socket that only the owner can open.
-    Unix(UnixListener, PathBuf),
+    Unix(UnixListener, Socket),
     /// On loopback.
     Tcp(TcpListener),
 }
@@ -95,8 +96,8 @@ pub enum Listener {
 impl Listener {
     /// Listens on the socket in a state directory whose lock the caller holds.
     pub fn unix(state_dir: &Path) -> io::Result<Self> {
-        let path = state_dir.join(dim_client::SOCKET);
-        Ok(Self::Unix(bind_for_owner(&path)?, path))
+        let (listener, socket) = bind_for_owner(&state_dir.join(dim_client::SOCKET))?;
+        Ok(Self::Unix(listener, socket))
     }
 
     /// Listens on a loopback address: whoever can open it is trusted, so no other is allowed.
@@ -112,7 +113,7 @@ impl Listener {
     /// Where it listens, as `--api` takes it.
     pub fn address(&self) -> String {
         match self {
-            Self::Unix(_, path) => format!("unix:{}", path.display()),
+            Self::Unix(_, socket) => format!("unix:{}", socket.path.display()),
             Self::Tcp(listener) => {
                 listener.local_addr().map_or_else(|error| error.to_string(), |at| format!("http://{at}"))
             }
@@ -123,13 +124,11 @@ impl Listener {
     pub async fn serve(self, host: Arc<Supervised>, stop: CancellationToken) -> io::Result<()> {
         let router = router(host);
         match self {
-            Self::Unix(listener, path) => {
+            Self::Unix(listener, _socket) => {
                 let router = router.layer(Extension(backup::OwnersOnly));
                 let served =
                     axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
-                let served = within_grace(served.into_future(), stop).await;
-                let _ = std::fs::remove_file(path);
-                served
+                within_grace(served.into_future(), stop).await
             }
             Self::Tcp(listener) => {
                 let served =
@@ -141,7 +140,7 @@ impl Listener {
 }
 
 /// A socket that only the owner can open, in a directory whose lock the caller holds.
-pub(crate) fn bind_for_owner(path: &Path) -> io::Result<UnixListener> {
+pub(crate) fn bind_for_owner(path: &Path) -> io::Result<(UnixListener, Socket)> {
     // Whoever left it there is gone: the lock is held.
     match std::fs::remove_file(path) {
         Ok(()) => {}
@@ -150,7 +149,22 @@ pub(crate) fn bind_for_owner(path: &Path) -> io::Result<UnixListener> {
     }
     let listener = UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
-    Ok(listener)
+    Ok((listener, Socket { path: path.to_owned(), inode: std::fs::metadata(path)?.ino() }))
+}
+
+/// The file of a socket; it is removed with the value, unless it is another's by then.
+#[derive(Debug)]
+pub struct Socket {
+    pub(crate) path: PathBuf,
+    inode: u64,
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if std::fs::metadata(&self.path).is_ok_and(|file| file.ino() == self.inode) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
 }
 
 /// Streams of events do not end by themselves: they have two seconds.

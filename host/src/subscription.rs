@@ -108,16 +108,16 @@ impl Subscriptions {
             let mut backoff = Backoff::new();
             let mut seen = Seen::default();
             loop {
-                let error = tokio::select! {
+                let why = tokio::select! {
                     biased;
                     // The stream is closed: what comes meanwhile is a gap.
-                    why = self.room.short() => BackendError::Store(why.to_string()),
-                    error = self.stream(&topic, &mut seen, &mut backoff) => error,
+                    short = self.room.short() => short.to_string(),
+                    error = self.stream(&topic, &mut seen, &mut backoff) => error.to_string(),
                 };
-                self.hearings.disconnected(&topic, &error);
+                self.hearings.disconnected(&topic, &why);
                 self.echoes.stream_ended(&topic);
                 self.tally.reconnects.fetch_add(1, Ordering::Relaxed);
-                tracing::debug!(%topic, "the stream ended, opening it again: {error}");
+                tracing::debug!(%topic, "the stream ended, opening it again: {why}");
                 tokio::time::sleep(backoff.next()).await;
                 self.room.enough().await;
             }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use dim::entry::{Event, Kind};
 use dim::plugin::ReplyError;
 use dim_tests::{
-    Setup, SmallDisk, SupervisedHost, TestHost, downtime, eventually, eventually_within, script,
+    Kubo, Setup, SmallDisk, SupervisedHost, TestHost, downtime, eventually, eventually_within, script,
 };
 use serde_json::{Value, json};
 
@@ -54,6 +54,31 @@ async fn a_full_disk_stops_the_intake_records_a_gap_and_answers_questions() {
     eventually("the next one is heard", async || host.state_of("probe", "heard").await == 2).await;
     eventually("the time between is a gap", async || gaps(&host, "probe.in") == 1).await;
     host.run(json!([])).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_leaves_while_the_disk_is_full_is_not_kept_for_ever() {
+    let Some((near, mut far)) = Kubo::start_pair() else { return };
+    let disk = SmallDisk::new(64 * MIB);
+    let host = Setup::probe().yaml(KEEPING_8_MIB).on_disk(disk.clone()).on_kubo(near.api()).start().await;
+    let elsewhere = Setup::probe().on_kubo(far.api()).start().await;
+    let peers = async || {
+        let answers =
+            host.query("probe", "run", script(json!([{ "do": "peers", "topic": "probe.in" }]))).await;
+        answers.unwrap()[0]["ok"].as_array().unwrap().len()
+    };
+    eventually("the plugin sees the other one", async || peers().await == 1).await;
+    disk.fill_up_to(7 * MIB);
+    eventually("the intake has stopped", async || is_short(&host)).await;
+    far.kill();
+    let topic = "probe.in".parse().unwrap();
+    let known = async || host.host.backend.pubsub.peers(&topic).await.unwrap().len();
+    eventually("the daemon sees it leave", async || known().await == 0).await;
+    // Two looks of the host.
+    downtime(Duration::from_secs(5)).await;
+    disk.clear();
+    eventually("the plugin sees it leave", async || peers().await == 0).await;
+    drop(elsewhere);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,7 +2,7 @@
 //! A notice is answered once it is on the disk.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use super::heartbeat::Beat;
 use super::notice::{Given, Notice};
 use super::spool::{Spool, SpoolError, on_disk};
 use super::way::Way;
-use crate::api::{ApiError, bind_for_owner, error, within_grace};
+use crate::api::{self, ApiError, bind_for_owner, error, within_grace};
 use crate::ident::NodeId;
 use crate::plugin::MESSAGE_BYTES;
 use crate::time::Timestamp;
@@ -57,28 +57,26 @@ pub struct Desk {
 #[derive(Debug)]
 pub struct Socket {
     listener: UnixListener,
-    path: PathBuf,
+    file: api::Socket,
 }
 
 impl Socket {
     /// Listens in a directory whose lock the caller holds.
     pub fn listen(dir: &Path) -> io::Result<Self> {
-        let path = dir.join(SOCKET);
-        Ok(Self { listener: bind_for_owner(&path)?, path })
+        let (listener, file) = bind_for_owner(&dir.join(SOCKET))?;
+        Ok(Self { listener, file })
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.file.path
     }
 
     /// Answers until `stop` is cancelled.
     pub async fn serve(self, desk: Arc<Desk>, stop: CancellationToken) -> io::Result<()> {
         let served =
             axum::serve(self.listener, router(desk)).with_graceful_shutdown(stop.clone().cancelled_owned());
-        let served = within_grace(served.into_future(), stop).await;
-        let _ = std::fs::remove_file(self.path);
-        served
+        within_grace(served.into_future(), stop).await
     }
 }
 

@@ -103,9 +103,12 @@ fn topics(registry: &mut Registry, host: &Host) {
         let values = all.iter().map(|(topic, hearing)| (topic.to_string(), value(hearing)));
         family(registry, kind, name, help, "topic", values);
     };
-    of_each(Kind::Counter, "topic_received", "Messages that were taken in", |hearing| {
-        hearing.received as f64
-    });
+    of_each(
+        Kind::Counter,
+        "topic_received",
+        "Messages from the network that were taken in; those published through this host are not counted",
+        |hearing| hearing.received as f64,
+    );
     of_each(Kind::Counter, "topic_gaps", "Times in which messages may have been missed", |hearing| {
         hearing.gaps as f64
     });

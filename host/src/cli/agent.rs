@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::{Args, Subcommand};
+use clap::{Args, CommandFactory as _, Subcommand};
 use dim_client::{Address, Client, ClientError, Http};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -22,7 +22,7 @@ use super::signals::Signals;
 use super::{Global, default_state_dir, input};
 
 #[derive(Debug, Args)]
-#[command(subcommand_negates_reqs = true, args_conflicts_with_subcommands = true)]
+#[command(subcommand_negates_reqs = true)]
 pub struct Agent {
     #[command(flatten)]
     run: Run,
@@ -117,6 +117,10 @@ impl Agent {
         let dir = self.agent_dir.unwrap_or_else(|| default_state_dir("dim-agent"));
         match self.command {
             None => self.run.execute(dir, global),
+            Some(_) if self.run.node_id.is_some() => {
+                let why = "--node-id starts an agent: it does not go with what is told to a running one";
+                super::Cli::command().error(clap::error::ErrorKind::ArgumentConflict, why).exit()
+            }
             Some(command) => {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
                 runtime.block_on(command.execute(&dir, &global.out()))

@@ -39,8 +39,10 @@ pub fn json_or_file(text: &str) -> Result<Value, String> {
 
 /// A duration on the command line, as in 90s or 24h.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    let span: jiff::SignedDuration = text.parse().map_err(|error| format!("{error}"))?;
-    Duration::try_from(span).map_err(|_| "a duration is not negative".to_owned())
+    let no_time = || "write it like 30s, 5m, 1h30m or 2d".to_owned();
+    let span: jiff::Span = text.parse().map_err(|_| no_time())?;
+    let time = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).map_err(|_| no_time())?;
+    Duration::try_from(time).map_err(|_| "a time is not negative".to_owned())
 }
 
 fn bounded(input: impl Read) -> io::Result<Vec<u8>> {

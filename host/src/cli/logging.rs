@@ -2,6 +2,7 @@
 //! OpenTelemetry collector too.
 
 use std::io::IsTerminal as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -19,6 +20,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
 
+use crate::cause::chain;
 use crate::config::Telemetry;
 
 /// How long what was logged last may take to the collector when the program ends.
@@ -95,7 +97,7 @@ fn export(endpoint: &str, telemetry: &Telemetry, runtime: &Handle) -> anyhow::Re
     let http = reqwest::Client::builder().no_proxy().timeout(EXPORT).build()?;
     let exporter = LogExporter::builder()
         .with_http()
-        .with_http_client(Collector { http, runtime: runtime.clone() })
+        .with_http_client(Collector { http, runtime: runtime.clone(), is_away: AtomicBool::default() })
         .with_protocol(Protocol::HttpBinary)
         .with_endpoint(format!("{}/v1/logs", endpoint.trim_end_matches('/')))
         .with_headers(telemetry.headers.clone().into_iter().collect())
@@ -110,6 +112,19 @@ fn export(endpoint: &str, telemetry: &Telemetry, runtime: &Handle) -> anyhow::Re
 struct Collector {
     http: reqwest::Client,
     runtime: Handle,
+    /// The last export did not arrive.
+    is_away: AtomicBool,
+}
+
+impl Collector {
+    /// Says once that nothing arrives, and once that it does again.
+    fn take_note(&self, failure: Option<&str>) {
+        match (self.is_away.swap(failure.is_some(), Ordering::Relaxed), failure) {
+            (false, Some(why)) => tracing::warn!("the log does not reach the collector: {why}"),
+            (true, None) => tracing::info!("the log reaches the collector again"),
+            _ => {}
+        }
+    }
 }
 
 #[async_trait]
@@ -123,6 +138,12 @@ impl HttpClient for Collector {
             *answer.status_mut() = status;
             Ok::<_, reqwest::Error>(answer)
         });
-        Ok(sent.await??)
+        let sent = sent.await?;
+        match &sent {
+            Ok(answer) if !answer.status().is_success() => self.take_note(Some(&answer.status().to_string())),
+            Ok(_) => self.take_note(None),
+            Err(error) => self.take_note(Some(&chain(error))),
+        }
+        Ok(sent?)
     }
 }

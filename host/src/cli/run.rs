@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::Args;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::Listener;
@@ -71,19 +72,26 @@ impl Run {
         }
         let supervised = Supervised::start(Options::new(config, &state_dir)).await?;
         let (stop_serving, stop) = (CancellationToken::new(), CancellationToken::new());
-        let servers = self.serve(&supervised, &state_dir, &stop_serving).await?;
+        let mut servers = self.serve(&supervised, &state_dir, &stop_serving).await?;
         let running = tokio::spawn({
             let (supervised, stop) = (supervised.clone(), stop.clone());
             async move { supervised.run(stop).await }
         });
         let demo = self.demonstrate(&supervised);
         let mut signals = Signals::new()?;
-        signals.next().await;
+        let unasked = tokio::select! {
+            biased;
+            () = signals.next() => None,
+            ended = servers.join_next() => ended,
+        };
+        if let Some(ended) = unasked {
+            tracing::error!("a part of the API has ended by itself: {ended:?}");
+        }
         tracing::info!("shutting down; a second signal stops at once");
         let ending = async {
             stop_serving.cancel();
-            for server in servers {
-                server.await??;
+            while let Some(server) = servers.join_next().await {
+                server??;
             }
             stop.cancel();
             running.await?;
@@ -126,7 +134,7 @@ impl Run {
         host: &Arc<Supervised>,
         state_dir: &std::path::Path,
         stop: &CancellationToken,
-    ) -> anyhow::Result<Vec<tokio::task::JoinHandle<std::io::Result<()>>>> {
+    ) -> anyhow::Result<JoinSet<std::io::Result<()>>> {
         let mut listeners = Vec::new();
         // First, for it is what may fail: a socket must not be left behind.
         if let Some(address) = self.listen {
@@ -144,9 +152,10 @@ impl Run {
                 );
             }
         }
-        Ok(listeners
-            .into_iter()
-            .map(|listener| tokio::spawn(listener.serve(host.clone(), stop.clone())))
-            .collect())
+        let mut servers = JoinSet::new();
+        for listener in listeners {
+            servers.spawn(listener.serve(host.clone(), stop.clone()));
+        }
+        Ok(servers)
     }
 }

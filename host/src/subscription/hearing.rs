@@ -83,11 +83,11 @@ impl Hearings {
     }
 
     /// Says that a topic has no stream, and why.
-    pub fn disconnected(&self, topic: &Topic, why: &BackendError) {
+    pub fn disconnected(&self, topic: &Topic, why: &str) {
         let mut topics = self.lock();
         let hearing = topics.entry(topic.clone()).or_default();
         hearing.connected_since = None;
-        hearing.deaf = Some(why.to_string());
+        hearing.deaf = Some(why.to_owned());
     }
 
     /// Says why nothing is proven of topics whose streams are open.
@@ -264,7 +264,7 @@ mod tests {
         let hearings = Hearings::default();
         hearings.connected(&topic(), seconds(100));
         assert_eq!(gaps(&hearings.prove(seconds(101))), []);
-        hearings.disconnected(&topic(), &BackendError::Timeout("pubsub/sub"));
+        hearings.disconnected(&topic(), "the daemon is away");
         assert_eq!(hearings.prove(seconds(110)), []);
         hearings.connected(&topic(), seconds(120));
         assert_eq!(gaps(&hearings.prove(seconds(121))), [(101, 120)]);

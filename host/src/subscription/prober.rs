@@ -142,11 +142,12 @@ impl Prober {
         let asked_at = self.log.now();
         match self.backend.pubsub.peers(topic).await {
             Ok(mut peers) => {
-                peers.sort();
-                let changed = self.hearings.set_peers(topic, peers, is_connected, asked_at);
-                if self.room.check().is_ok() {
-                    self.log.append_now(changed);
+                // A change that cannot be told is seen again later.
+                if self.room.check().is_err() {
+                    return;
                 }
+                peers.sort();
+                self.log.append_now(self.hearings.set_peers(topic, peers, is_connected, asked_at));
             }
             Err(error) => tracing::debug!(%topic, "cannot ask for the peers: {error}"),
         }

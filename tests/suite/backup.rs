@@ -253,7 +253,7 @@ async fn a_backup_that_nobody_reads_holds_up_neither_the_end_of_the_host_nor_its
     let (status, unread) = tokio::task::block_in_place(|| ask(socket.clone()));
     assert_eq!(status, "HTTP/1.1 200");
     let (status, _) = tokio::task::block_in_place(|| ask(socket.clone()));
-    assert_eq!(status, "HTTP/1.1 409", "one at a time");
+    assert_eq!(status, "HTTP/1.1 503", "one at a time");
     disk.set_broken(true);
     let failing = json!([{ "do": "add", "key": "count" }]);
     eventually("the host fails", async || supervised.try_run("probe", failing.clone()).await.is_none()).await;

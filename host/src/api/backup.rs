@@ -58,7 +58,7 @@ pub async fn make(
     }
     let passphrase = Passphrase::new(order.passphrase).map_err(ApiError::invalid)?;
     let Ok(turn) = host.backups.clone().try_acquire_owned() else {
-        return Err(ApiError::conflict("another backup is being made: wait for it"));
+        return Err(ApiError::unavailable("another backup is being made: wait for it"));
     };
     let (to, chunks) = mpsc::channel(WAITING);
     let (store, keys, ended) = (host.store.clone(), host.keys.clone(), host.ended.clone());

@@ -154,7 +154,12 @@ fn dispatch(Cli { global, command }: Cli) -> anyhow::Result<()> {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build();
     match command {
         Command::Run(run) => run.execute(&global),
-        Command::Restore(restore) => runtime()?.block_on(restore.execute(global.state_dir(), &global.out())),
+        Command::Restore(restore) => {
+            let runtime = runtime()?;
+            let ended = runtime.block_on(restore.execute(global.state_dir(), &global.out()));
+            runtime.shutdown_background();
+            ended
+        }
         Command::Agent(agent) => agent.execute(&global),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "dim", &mut std::io::stdout());

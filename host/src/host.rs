@@ -77,8 +77,8 @@ pub struct Options {
     pub medium: Arc<dyn Medium>,
     /// What shows the time of day; the machine, unless a test is about time.
     pub clock: Arc<dyn Clock>,
-    /// What was short when a host before this one ended, if it still is.
-    pub room: Arc<Room>,
+    /// What is known from the hosts that ran here before this one, if it is one that is started again.
+    pub(crate) room: Option<Arc<Room>>,
 }
 
 impl Options {
@@ -89,7 +89,7 @@ impl Options {
             state_dir: state_dir.into(),
             medium: Arc::new(Disk),
             clock: Arc::new(MachineClock),
-            room: Arc::default(),
+            room: None,
         }
     }
 }
@@ -182,7 +182,7 @@ impl Host {
         Ok(Arc::new(start.run(begun)?))
     }
 
-    /// Resolves with the reason when the host cannot go on.
+    /// Resolves with the reason when the host cannot go on, or has to start again for its store to be packed.
     pub async fn failure(&self) -> String {
         let mut failed = self.failed.clone();
         let reason = failed.wait_for(Option::is_some).await.map(|reason| reason.clone());

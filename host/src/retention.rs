@@ -2,7 +2,6 @@
 //! past what a plugin has yet to read.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,7 +21,8 @@ use crate::time::Timestamp;
 /// How often the log is looked at.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// With less of the disk free, in bytes, a host that failed at removing something does not try again.
+/// With less of the disk free, in bytes, a host that failed at removing something does not try again: what
+/// removing takes may not be there, and it would fail over and over.
 const HOPELESS: u64 = 1 << 20;
 
 /// Rows that are removed in one transaction, so that it stays short.
@@ -67,15 +67,16 @@ impl Retention {
     }
 
     async fn trim(&self) -> Result<(), CommitError> {
-        // Where the disk has nothing left for what removing takes, the host would fail again and again. It
-        // is known only once it is synced.
-        if self.room.trimming.load(Ordering::Relaxed) && self.store.free()? < HOPELESS {
+        // It is known only once it is synced.
+        let hopeless =
+            self.look(|this, _| Ok(this.room.has_failed_at_removing() && this.store.free()? < HOPELESS));
+        if hopeless.await? {
             return Ok(());
         }
-        self.room.trimming.store(true, Ordering::Relaxed);
+        self.room.set_removing(true);
         while self.trim_entries().await? == ROWS {}
         while self.trim_documents().await? == ROWS {}
-        self.room.trimming.store(false, Ordering::Relaxed);
+        self.room.set_removing(false);
         Ok(())
     }
 
@@ -118,8 +119,11 @@ impl Retention {
         let handled = self.handled_by_all(snapshot)?;
         let table = snapshot.table(LOG)?;
         let held = store::log::bytes(&snapshot.table(META)?)?;
-        let mut excess =
-            held.saturating_sub(self.kept.max_bytes).max(self.quota.excess(&self.store, snapshot)?);
+        let mut excess = held.saturating_sub(self.kept.max_bytes).max(self.quota.excess(
+            &self.store,
+            snapshot,
+            &self.room.slack,
+        )?);
         let oldest = Duration::from_secs(self.kept.max_age_hours.saturating_mul(3600));
         let mut rows = table.iter()?.peekable();
         let mut expendable = Vec::new();
@@ -144,8 +148,11 @@ impl Retention {
         let handled = self.handled_by_all(snapshot)?;
         let log_start = snapshot.table(LOG)?.first()?.map_or(0, |(first, _)| first.value());
         let held = documents::superseded_bytes(snapshot)?;
-        let mut excess =
-            held.saturating_sub(self.kept.max_document_bytes).max(self.quota.excess(&self.store, snapshot)?);
+        let mut excess = held.saturating_sub(self.kept.max_document_bytes).max(self.quota.excess(
+            &self.store,
+            snapshot,
+            &self.room.slack,
+        )?);
         let mut expendable = Vec::new();
         for document in documents::superseded(snapshot)? {
             let document = document?;

@@ -32,8 +32,8 @@ use thiserror::Error;
 use crate::entry::MalformedEntry;
 
 pub use format::FORMAT;
-pub(crate) use lock::Lock;
 pub use lock::LockError;
+pub(crate) use lock::{LOCK, Lock};
 pub use tables::*;
 pub use usage::Usage;
 
@@ -154,7 +154,6 @@ pub struct Store {
     dir: Dir,
     database: Database,
     medium: Arc<dyn Medium>,
-    packed: Option<packing::Packed>,
     _lock: lock::Lock,
 }
 
@@ -234,7 +233,7 @@ impl Store {
             let owner_only = std::os::unix::fs::PermissionsExt::from_mode(0o600);
             std::fs::set_permissions(&file, owner_only).map_err(directory)?;
         }
-        let store = Self { path: path.to_owned(), dir, database, medium, packed: None, _lock: lock };
+        let store = Self { path: path.to_owned(), dir, database, medium, _lock: lock };
         format::settle(&store)?;
         Ok(store)
     }

@@ -3,8 +3,9 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
-use dim_tests::{Kubo, Program, Setup, eventually};
+use dim_tests::{Kubo, Program, Setup, eventually, eventually_within};
 use serde_json::{Value, json};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_dim-under-test");
@@ -184,11 +185,17 @@ async fn a_backup_is_restored_into_an_empty_directory_and_nowhere_else() {
     assert_eq!(std::fs::read(place.path("file")).unwrap(), b"mine");
     // What someone else keeps there stays.
     std::fs::create_dir(place.path("other.restoring")).unwrap();
-    std::fs::create_dir(place.path("volume")).unwrap();
+    // As a new file system has it.
+    std::fs::create_dir_all(place.path("volume/lost+found")).unwrap();
     link("volume", "link");
     let restored = place.restore("backup", PASSPHRASE, "link");
     assert!(restored.status.success(), "{restored:?}");
     assert!(place.path("link").is_symlink() && place.path("other.restoring").is_dir());
+    let new = place.restore("backup", PASSPHRASE, "new");
+    assert!(new.status.success(), "{new:?}");
+    let mode =
+        std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(place.path("new")).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o700, "only the owner can read the keys");
     assert_eq!(place.host("link", &["--embedded"]).json(&["status"])["id"], id);
     place.is_tidy();
 }
@@ -213,19 +220,23 @@ async fn a_restore_that_is_told_to_end_leaves_no_keys_behind() {
     assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     let mut restoring = Command::new(PROGRAM);
     restoring.arg("restore").arg(&fifo).arg("--state-dir").arg(place.path("other"));
-    let mut restoring = restoring.env("DIM_PASSPHRASE", PASSPHRASE).stderr(Stdio::null()).spawn().unwrap();
+    let restoring = restoring.env("DIM_PASSPHRASE", PASSPHRASE).stderr(Stdio::piped()).spawn().unwrap();
     let mut whole = std::fs::read(place.path("backup")).unwrap();
-    whole.truncate(whole.len() - 200);
+    let rest = whole.split_off(whole.len() - 200);
     let mut slow = std::fs::OpenOptions::new().write(true).open(&fifo).unwrap();
     tokio::task::block_in_place(|| slow.write_all(&whole)).unwrap();
     let begun = || std::fs::read_dir(place.dir.path()).unwrap().any(|file| is_half(&file.unwrap()));
     eventually("it has begun", async || begun()).await;
     let pid = rustix::process::Pid::from_child(&restoring);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    // It sees it with the next bytes.
-    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
-    drop(slow);
-    assert!(!tokio::task::block_in_place(|| restoring.wait()).unwrap().success());
+    // It sees it with the next bytes, unless it has ended already.
+    let ended = tokio::task::block_in_place(|| {
+        std::thread::sleep(Duration::from_millis(500));
+        let _ = slow.write_all(&rest);
+        drop(slow);
+        restoring.wait_with_output().unwrap()
+    });
+    assert!(error_of(&ended).contains("interrupted"), "{ended:?}");
     place.is_tidy();
     assert!(!place.path("other").exists());
 }
@@ -258,9 +269,15 @@ async fn a_backup_that_nobody_reads_holds_up_neither_the_end_of_the_host_nor_its
     let failing = json!([{ "do": "add", "key": "count" }]);
     eventually("the host fails", async || supervised.try_run("probe", failing.clone()).await.is_none()).await;
     disk.set_broken(false);
-    supervised.works("probe").await;
+    // Sooner than nobody has read for too long.
+    eventually_within(Duration::from_secs(15), "it runs again", async || {
+        supervised.try_run("probe", json!([])).await.is_some()
+    })
+    .await;
+    let mut rest = Vec::new();
+    let _ = tokio::task::block_in_place(|| std::io::Read::read_to_end(&mut { unread }, &mut rest));
+    assert!(!rest.ends_with(b"0\r\n\r\n"), "what is not finished does not end as if it were");
     supervised.stop().await;
-    drop(unread);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use dim::entry::{Event, Kind};
 use dim::plugin::ReplyError;
-use dim_tests::{
-    Kubo, Setup, SmallDisk, SupervisedHost, TestHost, downtime, eventually, eventually_within, script,
-};
+use dim_tests::{Kubo, Setup, SmallDisk, SupervisedHost, TestHost, downtime, eventually, script};
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
@@ -174,31 +172,55 @@ async fn a_log_that_would_fill_the_disk_is_trimmed_and_the_intake_goes_on() {
     host.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_is_larger_than_what_it_holds_is_packed_where_the_disk_is_short() {
-    let disk = SmallDisk::new(160 * MIB);
+/// A host whose file is much larger than what it holds, and what it has taken of the disk.
+async fn with_a_large_file(disk: &SmallDisk) -> (SupervisedHost, u64) {
     let host = SupervisedHost::start(&Setup::probe().on_disk(disk.clone()).yaml(KEEPING_8_MIB)).await;
     let keys = (0..60).map(|number| format!("k{number}"));
     for key in keys.clone() {
-        host.try_run("probe", json!([{ "do": "set", "key": key, "value": "v".repeat(500_000) }]))
-            .await
-            .unwrap();
+        let set = json!([{ "do": "set", "key": key, "value": "v".repeat(500_000) }]);
+        host.try_run("probe", set).await.unwrap();
     }
     for key in keys {
         host.try_run("probe", json!([{ "do": "delete", "key": key }])).await.unwrap();
     }
     host.try_run("probe", json!([{ "do": "set", "key": "kept", "value": "it" }])).await.unwrap();
-    // What the store has taken, nobody else has: it is its own to give back.
-    let before = disk.taken();
+    (host, disk.taken())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_free_in_the_file_is_room_too() {
+    let disk = SmallDisk::new(160 * MIB);
+    let (host, before) = with_a_large_file(&disk).await;
+    let started = host.host().unwrap().started;
     disk.fill_up_to(4 * MIB);
     eventually("the intake has stopped", async || host.host().unwrap().room.shortage().is_some()).await;
-    eventually_within(Duration::from_secs(60), "the intake goes on", async || {
-        host.try_run("probe", json!([])).await.is_some()
-    })
-    .await;
+    host.works("probe").await;
+    for number in 0..10 {
+        let steps = json!([{ "do": "set", "key": format!("more/{number}"), "value": "w".repeat(500_000) }]);
+        eventually("there is room", async || host.try_run("probe", steps.clone()).await.is_some()).await;
+    }
+    assert!(disk.taken() < before + 2 * MIB, "{} after {before} bytes are taken", disk.taken());
+    assert_eq!(host.host().unwrap().started, started, "nothing is started again for it");
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_larger_than_what_it_holds_is_packed_where_the_disk_is_all_but_full() {
+    let disk = SmallDisk::new(160 * MIB);
+    let (host, before) = with_a_large_file(&disk).await;
+    disk.fill_up_to(MIB);
+    eventually("all stands still", async || host.host().unwrap().room.is_at_standstill()).await;
+    host.works("probe").await;
     assert!(disk.taken() < before / 4 * 3, "{} of {before} bytes are taken", disk.taken());
     let kept = host.try_run("probe", json!([{ "do": "get", "key": "kept" }])).await.unwrap();
     assert_eq!(kept, [json!({ "ok": "it" })]);
+    // It was packed just now, and is not again, whatever the disk says.
+    let started = host.host().unwrap().started;
+    disk.fill_up_to(MIB);
+    downtime(Duration::from_secs(8)).await;
+    assert_eq!(host.host().unwrap().started, started, "it is not started again and again");
+    disk.clear();
+    host.works("probe").await;
     host.stop().await;
 }
 

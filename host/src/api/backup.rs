@@ -7,6 +7,7 @@ use axum::Extension;
 use axum::body::{Body as Stream, Bytes};
 use axum::http::header;
 use axum::response::{IntoResponse as _, Response};
+use futures::StreamExt as _;
 use serde::Deserialize;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{self, error::SendTimeoutError};
@@ -63,25 +64,27 @@ pub async fn make(
     let (to, chunks) = mpsc::channel(WAITING);
     let (store, keys, ended) = (host.store.clone(), host.keys.clone(), host.ended.clone());
     drop(host);
-    let runtime = Handle::current();
-    tokio::task::spawn_blocking(move || {
-        let out = Chunks { to: to.clone(), ended, runtime };
+    let out = Chunks { to, ended, runtime: Handle::current() };
+    let making = tokio::task::spawn_blocking(move || {
         let made = backup::write(&store, &keys, passphrase, out);
         drop((store, keys, turn));
-        if let Err(error) = made {
-            let why = chain(&error);
-            tracing::error!("a backup was not finished: {why}");
-            // The caller sees the stream break off, and not end. One who does not read sees nothing.
-            let _ = to.try_send(Err(io::Error::other(why)));
+        made.inspect_err(|error| tracing::error!("a backup was not finished: {}", chain(error)))
+    });
+    // Only one that is finished ends the stream: the caller of any other sees it break off.
+    let end = futures::stream::once(async {
+        match making.await {
+            Ok(Ok(())) => Ok(Bytes::new()),
+            Ok(Err(error)) => Err(io::Error::other(chain(&error))),
+            Err(error) => Err(io::Error::other(error)),
         }
     });
-    let body = Stream::from_stream(ReceiverStream::new(chunks));
+    let body = Stream::from_stream(ReceiverStream::new(chunks).map(Ok).chain(end));
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], body).into_response())
 }
 
 /// The way of a backup to its caller.
 struct Chunks {
-    to: mpsc::Sender<io::Result<Bytes>>,
+    to: mpsc::Sender<Bytes>,
     /// The host's end, which does not wait for a caller.
     ended: CancellationToken,
     runtime: Handle,
@@ -89,7 +92,7 @@ struct Chunks {
 
 impl io::Write for Chunks {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let chunk = Ok(Bytes::copy_from_slice(bytes));
+        let chunk = Bytes::copy_from_slice(bytes);
         let sending = self.ended.run_until_cancelled(self.to.send_timeout(chunk, PATIENCE));
         let why = match self.runtime.block_on(sending) {
             Some(Ok(())) => return Ok(bytes.len()),

@@ -1,11 +1,14 @@
 //! Owns the way back: a backup that is checked, and one that becomes a state directory.
 
 use std::io::{self, BufReader, Read};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use age::{Decryptor, scrypt};
+use cap_std::ambient_authority;
+use cap_std::fs::Dir;
 use tempfile::TempDir;
 
 use super::record::{Content, End, FORM, Head};
@@ -13,7 +16,7 @@ use super::{BackupError, Passphrase};
 use crate::host::HostError;
 use crate::keys::{KeyFile, Keyring};
 use crate::store::copy::{CopyError, Filling, RawRow};
-use crate::store::{FORMAT, HALF_RESTORED, Store, names};
+use crate::store::{FORMAT, HALF_RESTORED, LOCK, Lock, Store, StoreError, names};
 
 /// Bytes of rows that are put into the store in one transaction.
 const TOGETHER: usize = 64 << 20;
@@ -41,8 +44,9 @@ pub fn restore(input: impl Read, passphrase: Passphrase, state_dir: &Path) -> Re
 enum Place {
     /// Nothing is there: one that is made beside it becomes it.
     New(PathBuf),
-    /// An empty directory, which may be a volume of its own: one that is made in it is emptied into it.
-    Empty(PathBuf),
+    /// An empty directory, which may be a volume of its own: one that is made in it is emptied into it. Its
+    /// lock is held meanwhile.
+    Empty(PathBuf, #[expect(dead_code, reason = "held, not read")] Lock),
 }
 
 impl Place {
@@ -60,17 +64,24 @@ impl Place {
             }
             real => real?,
         };
-        match std::fs::read_dir(&real) {
-            Err(error) if error.kind() == io::ErrorKind::NotADirectory => Err(unfit("is no directory")),
-            Err(error) => Err(error.into()),
-            Ok(mut files) => match files.next() {
-                Some(_) => Err(unfit("is not empty")),
-                None => Ok(Self::Empty(real)),
-            },
+        match is_empty(&real) {
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+                return Err(unfit("is no directory"));
+            }
+            Err(error) => return Err(error.into()),
+            Ok(false) => return Err(unfit("is not empty")),
+            Ok(true) => {}
         }
+        if std::fs::metadata(&real)?.mode() & 0o022 != 0 {
+            return Err(unfit("can be written into by others (chmod go-w it)"));
+        }
+        let dir = Dir::open_ambient_dir(&real, ambient_authority())?;
+        let lock = Lock::take(&dir, &real).map_err(StoreError::from)?;
+        // A host may have been faster.
+        if is_empty(&real)? { Ok(Self::Empty(real, lock)) } else { Err(unfit("is not empty")) }
     }
 
-    /// Makes the directory that is filled. It goes with the value.
+    /// Makes the directory that is filled, which only the owner can read. It goes with the value.
     fn make_half(&self) -> io::Result<TempDir> {
         let place = match self {
             Self::New(path) => {
@@ -78,12 +89,13 @@ impl Place {
                 std::fs::create_dir_all(parent)?;
                 parent
             }
-            Self::Empty(path) => path,
+            Self::Empty(path, _) => path,
         };
-        tempfile::Builder::new().prefix(HALF_RESTORED).tempdir_in(place)
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(HALF_RESTORED).permissions(std::fs::Permissions::from_mode(0o700)).tempdir_in(place)
     }
 
-    /// Puts what was filled in its place.
+    /// Puts what was filled in its place. Where that is broken off halfway no host starts there.
     fn take(&self, half: TempDir) -> io::Result<()> {
         match self {
             Self::New(path) => {
@@ -92,22 +104,37 @@ impl Place {
                 // Its new name must survive a crash, too.
                 sync(path.parent().unwrap_or(Path::new("/")))
             }
-            Self::Empty(path) => {
-                // Without the database no host starts here while the other directory is there.
-                let database = Store::file(half.path());
-                for file in std::fs::read_dir(half.path())? {
+            Self::Empty(path, _) => {
+                // It stays until the database is there: without one it tells that something is missing.
+                let half = half.keep();
+                let database = Store::file(&half);
+                for file in std::fs::read_dir(&half)? {
                     let file = file?;
-                    if file.path() != database {
+                    if file.path() != database && file.file_name() != LOCK {
                         std::fs::rename(file.path(), path.join(file.file_name()))?;
                     }
                 }
                 sync(path)?;
                 std::fs::rename(database, Store::file(path))?;
-                half.close()?;
-                sync(path)
+                sync(path)?;
+                if let Err(error) = std::fs::remove_dir_all(&half) {
+                    tracing::warn!("cannot remove {}: {error}", half.display());
+                }
+                Ok(())
             }
         }
     }
+}
+
+/// Whether nothing is in a directory but what a new volume has, or whoever locked it.
+fn is_empty(directory: &Path) -> io::Result<bool> {
+    for file in std::fs::read_dir(directory)? {
+        let name = file?.file_name();
+        if name != "lost+found" && name != LOCK {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn sync(directory: &Path) -> io::Result<()> {

@@ -21,6 +21,9 @@ use super::run::parse_kubo;
 use super::signals::Signals;
 use super::{Global, default_state_dir, input};
 
+/// Time between two heartbeats.
+const EVERY: Duration = Duration::from_secs(30);
+
 #[derive(Debug, Args)]
 #[command(subcommand_negates_reqs = true)]
 pub struct Agent {
@@ -38,9 +41,9 @@ struct Run {
     /// Who this node is
     #[arg(long, value_name = "ID", required = true)]
     node_id: Option<NodeId>,
-    /// Time between two heartbeats, 1s to 1h
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_every)]
-    every: Duration,
+    /// Time between two heartbeats, 1s to 1h [default: 30s]
+    #[arg(long, value_name = "TIME", value_parser = parse_every)]
+    every: Option<Duration>,
     /// Tell whoever listens through a Kubo daemon's API, not a host: /ip4/127.0.0.1/tcp/5001, /unix/PATH or http://HOST:5001
     #[arg(long, value_name = "ADDR", value_parser = parse_kubo)]
     kubo: Option<String>,
@@ -50,9 +53,9 @@ struct Run {
     /// A model that the node holds; may be given more than once
     #[arg(long = "model", value_name = "NAME")]
     models: Vec<String>,
-    /// How to write the log
-    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
-    log_format: LogFormat,
+    /// How to write the log [default: text]
+    #[arg(long, value_enum)]
+    log_format: Option<LogFormat>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -117,8 +120,8 @@ impl Agent {
         let dir = self.agent_dir.unwrap_or_else(|| default_state_dir("dim-agent"));
         match self.command {
             None => self.run.execute(dir, global),
-            Some(_) if self.run.node_id.is_some() => {
-                let why = "--node-id starts an agent: it does not go with what is told to a running one";
+            Some(_) if self.run.is_given() => {
+                let why = "what an agent is started with does not go with what is told to a running one; only --agent-dir does";
                 super::Cli::command().error(clap::error::ErrorKind::ArgumentConflict, why).exit()
             }
             Some(command) => {
@@ -179,10 +182,26 @@ async fn ask(dir: &Path, method: Method, what: &str, body: Option<Value>) -> any
 }
 
 impl Run {
+    /// Whether any of it stands on the command line.
+    fn is_given(&self) -> bool {
+        let Self { node_id, every, kubo, config, models, log_format } = self;
+        node_id.is_some()
+            || every.is_some()
+            || kubo.is_some()
+            || config.is_some()
+            || !models.is_empty()
+            || log_format.is_some()
+    }
+
     fn execute(self, dir: PathBuf, global: &Global) -> anyhow::Result<()> {
         let config = self.config.as_deref().map_or_else(|| Ok(Config::default()), Config::read)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let _logging = Logging::start(self.log_format, "info", &config.telemetry, runtime.handle())?;
+        let _logging = Logging::start(
+            self.log_format.unwrap_or(LogFormat::Text),
+            "info",
+            &config.telemetry,
+            runtime.handle(),
+        )?;
         runtime.block_on(self.live(config, dir, global))
     }
 
@@ -191,7 +210,7 @@ impl Run {
             dir,
             to: self.to(&config, global)?,
             node: self.node_id.context("--node-id is missing")?,
-            every: self.every,
+            every: self.every.unwrap_or(EVERY),
             models: self.models,
             topics: config.ipfs.pubsub,
         };

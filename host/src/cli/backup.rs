@@ -139,7 +139,8 @@ async fn interruptible<R: Send + 'static>(
         Ok(done) => done,
         Err(_) => {
             stop.cancel();
-            working.await
+            let at_once = "stopped at once, on a second signal: delete the .restoring-… that is left";
+            unless_interrupted(working).await.context(at_once)?
         }
     };
     Ok(done.expect("the work does not panic")?)

@@ -51,11 +51,16 @@ impl Run {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         // What takes long at a first start is told in a demonstration too.
         let default = if self.demo.is_some() { "warn,dim::plugin::engine=info" } else { "info" };
-        let _logging = Logging::start(self.log_format, default, &config.telemetry, runtime.handle())?;
+        let logging = Logging::start(self.log_format, default, &config.telemetry, runtime.handle())?;
         for unknown in config.unknown() {
             tracing::warn!("the config has {unknown}, which this host does not know");
         }
-        runtime.block_on(self.live(config, global))
+        let ended = runtime.block_on(self.live(config, global));
+        // What was logged last goes out by the runtime; what is still at work with the store can be broken
+        // off at any time.
+        drop(logging);
+        runtime.shutdown_background();
+        ended
     }
 
     async fn live(self, mut config: Config, global: &Global) -> anyhow::Result<()> {
@@ -84,8 +89,8 @@ impl Run {
             () = signals.next() => None,
             ended = servers.join_next() => ended,
         };
-        if let Some(ended) = unasked {
-            tracing::error!("a part of the API has ended by itself: {ended:?}");
+        if unasked.is_some() {
+            tracing::error!("a part of the API has ended by itself");
         }
         tracing::info!("shutting down; a second signal stops at once");
         let ending = async {
@@ -95,9 +100,15 @@ impl Run {
             }
             stop.cancel();
             running.await?;
-            match demo {
-                Some(demo) => demo.await?,
+            if let Some(demo) = demo {
+                demo.await??;
+            }
+            match unasked {
                 None => Ok(()),
+                Some(ended) => {
+                    ended??;
+                    anyhow::bail!("a part of the API has ended by itself")
+                }
             }
         };
         tokio::select! {

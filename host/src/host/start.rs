@@ -29,7 +29,7 @@ use crate::plugin::roster::{self, Missed};
 use crate::plugin::{Actor, Engine, Grants, NameOrKey, Parts, Prepared, Resolved, SessionParts, World};
 use crate::room::{Lookout, Quota, Room};
 use crate::store::outbox::Backlog;
-use crate::store::{Medium, Store, StoreError, names, others};
+use crate::store::{Medium, Store, StoreError, Usage, names, others};
 use crate::subscription::Hearings;
 use crate::time::Timestamp;
 
@@ -66,7 +66,8 @@ impl Start {
     /// Opens what the host is made of. May block.
     pub fn new(options: Options) -> Result<Self, HostError> {
         let Options { config, state_dir, medium, clock, room } = options;
-        let store = Arc::new(open(&state_dir, &medium, quota(&config.store))?);
+        let room = room.unwrap_or_default();
+        let store = Arc::new(open(&state_dir, &medium, &room)?);
         let keys = Arc::new(Keyring::open(&store)?);
         let (backend, bus) = choose_backend(&config, &store, &keys)?;
         let interest = Arc::new(Interest::default());
@@ -326,16 +327,16 @@ pub(super) fn quota(config: &StoreConfig) -> Quota {
     Quota { max_held: config.max_bytes, min_free: config.min_free_bytes }
 }
 
-/// Opens the store, and packs it where the disk is short.
-fn open(state_dir: &Path, medium: &Arc<dyn Medium>, quota: Quota) -> Result<Store, StoreError> {
+/// Opens the store, and packs it if the host before this one asked for it.
+fn open(state_dir: &Path, medium: &Arc<dyn Medium>, room: &Room) -> Result<Store, StoreError> {
     let mut store = Store::open_on(state_dir, medium.clone())?;
-    if quota.asks_for_packing(&store)?
-        && let Err(error) = store.pack()
-    {
-        tracing::error!("the store cannot be packed: {}", chain(&error));
-        drop(store);
-        store = Store::open_on(state_dir, medium.clone())?;
-        store.settle_for_now()?;
+    if room.slack.take_asked() {
+        if let Err(error) = store.pack() {
+            tracing::error!("the store cannot be packed: {}", chain(&error));
+            drop(store);
+            return Store::open_on(state_dir, medium.clone());
+        }
+        room.slack.measured(store.file_bytes(), Usage::of(&store.snapshot()?)?.total());
     }
     Ok(store)
 }

@@ -39,7 +39,8 @@ pub struct Supervised {
 impl Supervised {
     /// Starts a host. An error of this first start is the caller's; [`Supervised::run`] sees to
     /// what comes later.
-    pub async fn start(options: Options) -> Result<Arc<Self>, HostError> {
+    pub async fn start(mut options: Options) -> Result<Arc<Self>, HostError> {
+        options.room = Some(Arc::default());
         let host = Host::start(options.clone()).await?;
         Ok(Arc::new(Self { options, standing: watch::Sender::new(Standing::Running(host)) }))
     }
@@ -58,7 +59,7 @@ impl Supervised {
                 reason = host.failure() => Some(reason),
             };
             let Some(reason) = failure else { return host.shutdown().await };
-            tracing::error!("the host failed and is started again: {reason}");
+            tracing::error!("the host is started again: {reason}");
             self.standing.send_replace(Standing::Down { reason, since: Timestamp::wall() });
             host.shutdown().await;
             let_go(host).await;

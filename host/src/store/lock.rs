@@ -8,6 +8,9 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use thiserror::Error;
 
+/// The file that is locked.
+pub const LOCK: &str = "lock";
+
 /// Why the lock was not taken.
 #[derive(Debug, Error)]
 pub enum LockError {
@@ -39,7 +42,7 @@ impl Lock {
         let io = |source| LockError::Io { path: path.to_owned(), source };
         let mut options = OpenOptions::new();
         let mut file =
-            dir.open_with("lock", options.read(true).write(true).create(true).truncate(false)).map_err(io)?;
+            dir.open_with(LOCK, options.read(true).write(true).create(true).truncate(false)).map_err(io)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => {

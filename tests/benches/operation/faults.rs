@@ -5,7 +5,7 @@ use std::time::Duration;
 use dim_tests::endurance::{Endurance, TROUBLES, Trouble, endure, p99};
 use rand::Rng as _;
 
-pub fn run(seconds: u64) {
+pub fn run(seconds: u64, only: Option<&str>) {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     println!(
         "| {seconds} s of | commands | p99 before | p99 meanwhile | failed | lost | accused | most waiting | drained after | death found after |"
@@ -17,6 +17,9 @@ pub fn run(seconds: u64) {
             Trouble::Restarts(_) => Trouble::Restarts(Duration::from_secs(seconds / 4)),
             other => other,
         };
+        if only.is_some_and(|only| !format!("{trouble:?}").to_lowercase().contains(only)) {
+            continue;
+        }
         let what = Endurance {
             trouble,
             length: Duration::from_secs(seconds),

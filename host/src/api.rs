@@ -27,14 +27,14 @@ use axum::{Extension, Router, middleware};
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 use utoipa::OpenApi as _;
-use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt as _};
 use utoipa_axum::routes;
 
 pub use error::ApiError;
 pub use openapi::document;
 
 use crate::host::Supervised;
-use crate::plugin::DOCUMENT_BYTES;
+use crate::plugin::{DOCUMENT_BYTES, MAX_COMPONENT};
 
 /// Largest body, in bytes: the largest document, and a little.
 pub const MAX_BODY: usize = dim_client::MAX_BODY;
@@ -49,6 +49,7 @@ fn described() -> OpenApiRouter<Arc<Supervised>> {
         .routes(routes!(openapi::openapi))
         .routes(routes!(plugins::list))
         .routes(routes!(plugins::show))
+        .routes(routes!(plugins::replace).layer(DefaultBodyLimit::max(MAX_COMPONENT)))
         .routes(routes!(plugins::command))
         .routes(routes!(plugins::query))
         .routes(routes!(jobs::list))

@@ -2,8 +2,8 @@
 //! the way back into a new state directory.
 //!
 //! A backup is an [age](https://age-encryption.org/v1) file, so `age --decrypt` opens it too. Inside are
-//! records, each 4 bytes of length, big-endian, and a protobuf message: a head, the keys, the rows of
-//! the tables in their order, and an end that counts them. The config and the plugins' files are the
+//! records, each 4 bytes of length, big-endian, and a protobuf message: a head, the keys, the components
+//! that were installed, the rows of the tables in their order, and an end that counts them. The config and the plugins' files are the
 //! operator's own and are not in it; compiled components are compiled again.
 
 mod record;

@@ -1,13 +1,14 @@
 //! Owns the composition: opens the store, wires the stages, starts and ends them in order.
 
 mod candidate;
+mod replacement;
 mod running;
 mod start;
 mod supervised;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
@@ -25,14 +26,15 @@ use crate::interest::Interest;
 use crate::keys::{KeyError, Keyring};
 use crate::log::EventLog;
 use crate::outbox::Sent;
-use crate::plugin::{EngineError, Grants, Handle, Limits, Prepared};
+use crate::plugin::{Engine, EngineError, Grants, Handle, Limits, Prepared};
 use crate::room::Room;
 use crate::store::outbox::Backlog;
 use crate::store::{Disk, Medium, Store, StoreError};
 use crate::subscription::{self, Hearings};
 use crate::time::{Clock, MachineClock, Timestamp};
 
-pub(crate) use candidate::{Allowance, candidates};
+pub(crate) use candidate::{Allowance, Ready, candidates};
+pub use replacement::{Outcome, ReplaceError, Replacement, Version};
 pub(crate) use start::{identity, secret};
 pub use supervised::{Standing, Supervised};
 
@@ -116,7 +118,37 @@ pub struct Loaded {
     pub limits: Limits,
     /// `bundled`, or the file that it came from.
     pub source: String,
+    /// Whose turn it is to replace it.
+    pub(crate) turns: Arc<tokio::sync::Mutex<()>>,
 }
+
+/// The plugins of a host. Which there are, and which component each runs, changes while it runs.
+#[derive(Debug, Default)]
+pub struct Plugins(RwLock<BTreeMap<PluginName, Arc<Loaded>>>);
+
+impl Plugins {
+    /// Those that are there when a host starts.
+    pub fn new(plugins: BTreeMap<PluginName, Loaded>) -> Self {
+        Self(RwLock::new(plugins.into_iter().map(|(name, plugin)| (name, Arc::new(plugin))).collect()))
+    }
+
+    /// A plugin as it is now.
+    pub fn get(&self, name: &PluginName) -> Option<Arc<Loaded>> {
+        self.0.read().expect(UNHURT).get(name).cloned()
+    }
+
+    /// All of them as they are now, by name.
+    pub fn all(&self) -> BTreeMap<PluginName, Arc<Loaded>> {
+        self.0.read().expect(UNHURT).clone()
+    }
+
+    /// Puts a plugin in the place of the one of its name.
+    pub(crate) fn put(&self, name: PluginName, plugin: Loaded) {
+        self.0.write().expect(UNHURT).insert(name, Arc::new(plugin));
+    }
+}
+
+const UNHURT: &str = "no one panics while holding the plugins";
 
 /// A running host.
 #[derive(Debug)]
@@ -154,13 +186,17 @@ pub struct Host {
     /// How many publishes wait.
     pub backlog: Arc<Backlog>,
     /// Its plugins.
-    pub plugins: BTreeMap<PluginName, Loaded>,
+    pub plugins: Plugins,
     /// The echoes that are expected, and those that stayed away.
     pub(crate) echoes: Arc<Echoes>,
     /// Those that could not be loaded.
     pub not_loaded: Vec<NotLoaded>,
     /// What was there once and is gone, for the operator.
     pub lost: Vec<String>,
+    /// What compiles components.
+    pub(crate) engine: Arc<Engine>,
+    /// What random follows from.
+    pub(crate) secret: [u8; 32],
     /// Whose turn it is to make a backup.
     pub backups: Arc<Semaphore>,
     /// Cancelled when the host ends: what waits for something of it gives up.

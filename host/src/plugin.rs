@@ -24,11 +24,14 @@ mod pubsub;
 mod state;
 mod timers;
 
-pub use actor::{Actor, ActorError, EffectCounts, Handle, Parts, PluginStatus};
+pub use actor::{
+    Actor, ActorError, EffectCounts, Handle, Handover, Parts, PluginStatus, Succession, Successor, TakenOver,
+    rehearse,
+};
 pub use effects::{Batch, Effects, PendingReply, Reply, ReplyError, Timers};
 pub use engine::{Engine, EngineError, Prepared};
 pub use grants::{Grants, NameOrKey, TopicPattern};
 pub use limits::{DOCUMENT_BYTES, Limits, MESSAGE_BYTES};
-pub use manifest::{Inspection, Manifest, ManifestError, Resolved, inspect, read};
+pub use manifest::{Inspection, MAX_COMPONENT, Manifest, ManifestError, Resolved, inspect, read};
 pub use session::{Mode, Session, SessionParts};
 pub use world::{Change, World};

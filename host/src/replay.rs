@@ -17,9 +17,7 @@ use crate::host::{self, HostError};
 use crate::ident::PluginName;
 use crate::keys::Keyring;
 use crate::log::EventLog;
-use crate::plugin::{
-    Actor, Batch, Effects, Engine, Parts, Prepared, Resolved, SessionParts, Timers, World, roster,
-};
+use crate::plugin::{Actor, Batch, Effects, Engine, Parts, SessionParts, Timers, World, roster};
 use crate::store::{Store, StoreError};
 use crate::time::{MachineClock, Timestamp};
 
@@ -74,16 +72,14 @@ impl Replay {
     /// returns what each has done.
     pub fn run(&self) -> Result<Vec<(PluginName, Batch)>, ReplayError> {
         let entries = self.entries()?;
-        host::candidates(&self.config)
+        host::candidates(&self.config, &self.source)?
             .into_iter()
             .map(|candidate| {
                 let name = candidate.name.clone();
                 let refused = |reason| ReplayError::Plugin { name: name.clone(), reason };
-                let prepared = candidate.prepare(&self.engine).map_err(refused)?;
-                let (resolved, parts) =
-                    candidate.resolve(&self.config, &prepared, &self.id).map_err(refused)?;
+                let ready = candidate.ready(&self.engine, &self.config, &self.id).map_err(refused)?;
                 // On a thread of its own: WASI must not be entered from an async thread.
-                let run = || self.run_one(&name, prepared, resolved, parts, &entries);
+                let run = || self.run_one(&name, ready, &entries);
                 let done = std::thread::scope(|scope| {
                     let running = scope.spawn(run);
                     // A plugin that loops now and did not then must not hold the replay for ever.
@@ -113,11 +109,10 @@ impl Replay {
     fn run_one(
         &self,
         name: &PluginName,
-        prepared: Prepared,
-        resolved: Resolved,
-        host::Allowance { grants, limits }: host::Allowance,
+        ready: host::Ready,
         entries: &[Entry],
     ) -> Result<Batch, ReplayError> {
+        let host::Ready { prepared, resolved, allowance: host::Allowance { grants, limits } } = ready;
         let scratch = TempDir::new().map_err(ReplayError::Scratch)?;
         let store = Arc::new(Store::open(scratch.path())?);
         let first = entries.first().map_or(Offset(0), |entry| entry.offset);

@@ -3,6 +3,7 @@
 //! It receives whole transactions from the commit, which is the only writer, and hands out
 //! snapshots to read from.
 
+pub mod components;
 pub mod copy;
 pub mod dead;
 pub mod documents;

@@ -161,7 +161,7 @@ impl SupervisedHost {
 
     fn handle(&self, plugin: &str) -> Option<Handle> {
         let Standing::Running(host) = self.supervised.standing() else { return None };
-        Some(host.plugins[&plugin.parse().expect("a plugin name")].handle.clone())
+        Some(host.plugins.get(&plugin.parse().expect("a plugin name"))?.handle.clone())
     }
 
     /// The host, while it runs. It is not to be held for long.
@@ -303,7 +303,7 @@ impl TestHost {
     /// Waits until every plugin has handled what is in the log.
     pub async fn settled(&self) {
         let head = self.host.log.head().0;
-        for (name, plugin) in &self.host.plugins {
+        for (name, plugin) in self.host.plugins.all() {
             // One that the entries do not concern would sleep on.
             plugin.handle.wake();
             eventually(&format!("{name} has read up to {head}"), async || {
@@ -322,12 +322,10 @@ impl TestHost {
         letters.into_iter().map(|(_, letter)| letter.reason).collect()
     }
 
-    fn plugin(&self, name: &str) -> &dim::host::Loaded {
-        let found = self.host.plugins.iter().find(|(plugin, _)| plugin.as_str() == name);
-        match found {
-            Some((_, plugin)) => plugin,
-            None => panic!("{name} is not loaded: {:?}", self.host.not_loaded),
-        }
+    /// A plugin that is loaded.
+    pub fn plugin(&self, name: &str) -> Arc<dim::host::Loaded> {
+        let found = self.host.plugins.get(&name.parse().expect("a plugin name"));
+        found.unwrap_or_else(|| panic!("{name} is not loaded: {:?}", self.host.not_loaded))
     }
 }
 

@@ -3,6 +3,7 @@
 mod agent;
 mod child;
 mod clock;
+pub mod component;
 mod disk;
 pub mod endurance;
 mod host;

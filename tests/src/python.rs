@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::component::with_manifest;
+
 /// The version that the plugin is built with.
 const COMPONENTIZE_PY: &str = "componentize-py==0.25.1";
 
@@ -30,10 +32,9 @@ fn build(dir: &Path) -> Result<PathBuf, String> {
         .arg(&source)
         .arg("-o")
         .arg(&component))?;
-    let manifest = std::fs::read(source.join("plugin.toml")).map_err(|error| error.to_string())?;
-    let mut bytes = std::fs::read(&component).map_err(|error| error.to_string())?;
-    bytes.extend(custom_section("dim-manifest", &manifest));
-    std::fs::write(&component, bytes).map_err(|error| error.to_string())?;
+    let manifest = std::fs::read_to_string(source.join("plugin.toml")).map_err(|error| error.to_string())?;
+    let bytes = std::fs::read(&component).map_err(|error| error.to_string())?;
+    std::fs::write(&component, with_manifest(&bytes, &manifest)).map_err(|error| error.to_string())?;
     Ok(component)
 }
 
@@ -57,22 +58,4 @@ fn run(command: &mut Command) -> Result<(), String> {
         return Ok(());
     }
     Err(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim()))
-}
-
-/// A custom section of a component, as any tool can append it to a file.
-fn custom_section(name: &str, data: &[u8]) -> Vec<u8> {
-    let mut content = leb128(name.len());
-    content.extend(name.as_bytes());
-    content.extend(data);
-    [vec![0], leb128(content.len()), content].concat()
-}
-
-fn leb128(mut number: usize) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    while number >= 0x80 {
-        bytes.push((number & 0x7f) as u8 | 0x80);
-        number >>= 7;
-    }
-    bytes.push(number as u8);
-    bytes
 }

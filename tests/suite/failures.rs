@@ -72,7 +72,7 @@ async fn a_trap_is_tried_once_more_then_set_aside_and_the_line_goes_on() {
     let reasons = host.dead_letters();
     assert_eq!(reasons.len(), 1);
     assert!(reasons[0].contains("told to trap"), "the panic's message is told: {reasons:?}");
-    let status = host.host.plugins.values().next().unwrap().handle.status();
+    let status = host.plugin("probe").handle.status();
     assert_eq!((status.failures, status.instances), (2, 3), "tried twice, each time on a fresh instance");
 }
 
@@ -121,7 +121,7 @@ async fn what_fits_into_the_memory_is_allowed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_plugin_whose_memory_is_too_large_to_begin_with_does_not_start() {
     let host = Setup::probe().and_probe("fat", json!({ "limits": { "memory": 1 << 16 } })).start().await;
-    let (_, fat) = host.host.plugins.iter().find(|(name, _)| name.as_str() == "fat").unwrap();
+    let fat = host.plugin("fat");
     eventually("it says why", async || fat.handle.status().reason.is_some()).await;
     assert!(fat.handle.status().reason.unwrap().contains("limit on memory"));
     assert_eq!(host.run(json!([add("count")])).await, [json!({ "ok": 1 })]);
@@ -133,7 +133,7 @@ async fn bad_plugins_delay_no_other() {
     let host = Setup::probe().and_probe("bad", limits).start().await;
     let bad = message(json!([{ "do": "loop" }]), "ok");
     // Ten seconds of looping, for one of them only.
-    let looping = host.host.plugins[&"bad".parse().unwrap()].handle.clone();
+    let looping = host.plugin("bad").handle.clone();
     let orders: Vec<_> = (0..50)
         .map(|_| {
             let (looping, bad) = (looping.clone(), bad.clone());
@@ -158,7 +158,7 @@ async fn a_plugin_that_does_not_start_says_why_and_stops_no_other() {
     assert_eq!(host.run(json!([add("count")])).await, [json!({ "ok": 1 })]);
     let reply = host.query("broken", "calls", json!({})).await;
     assert!(matches!(&reply, Err(ReplyError::Unavailable(_))), "{reply:?}");
-    let (_, broken) = host.host.plugins.iter().find(|(name, _)| name.as_str() == "broken").unwrap();
+    let broken = host.plugin("broken");
     eventually("its status says why", async || {
         broken.handle.status().reason.as_deref() == Some("told to fail")
     })
@@ -220,7 +220,7 @@ async fn a_key_that_is_gone_is_told_until_it_is_back() {
 async fn a_document_that_is_too_large_is_a_trouble_until_one_is_taken() {
     let limits = json!({ "limits": { "document-bytes": 1_000 } });
     let host = Setup::default().and_probe("probe", limits).start().await;
-    let probe = host.host.plugins.values().next().unwrap().handle.clone();
+    let probe = host.plugin("probe").handle.clone();
     let update =
         |repeat: u64| json!({ "do": "update-state", "key": "probe-key", "data": "x", "repeat": repeat });
     for (repeat, troubles) in [(1_000, 0), (1_001, 1), (1_000, 0)] {
@@ -324,7 +324,7 @@ async fn what_was_handled_before_a_plugin_cannot_start_again_is_committed() {
     let (set, trap) = tokio::join!(set, trap);
     assert_eq!(set, Ok(json!([{ "ok": null }])), "its reply does not wait for a start");
     assert!(matches!(trap, Err(ReplyError::Failed(_) | ReplyError::Unavailable(_))), "{trap:?}");
-    let probe = &host.host.plugins.values().next().unwrap().handle;
+    let probe = &host.plugin("probe").handle;
     eventually("it cannot start", async || probe.status().reason.is_some()).await;
 }
 

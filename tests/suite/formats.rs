@@ -39,8 +39,18 @@ fn usage(host: &TestHost) -> Usage {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_of_format_2_is_brought_up_to_date_with_all_that_is_in_it() {
-    let dir = kept("format-2");
-    assert_eq!(format_of(dir.path()), 2_u64.to_be_bytes());
+    is_brought_up_to_date(2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_of_format_3_is_brought_up_to_date_with_all_that_is_in_it() {
+    is_brought_up_to_date(3).await;
+}
+
+/// The kept stores of formats 2 and 3 hold the same.
+async fn is_brought_up_to_date(format: u64) {
+    let dir = kept(&format!("format-{format}"));
+    assert_eq!(format_of(dir.path()), format.to_be_bytes());
     let setup = Setup::bundled().on_kubo("/ip4/127.0.0.1/tcp/9");
     let host = setup.start_in(dir).await;
     let jobs = host.query("job-tracker", "list", json!({})).await.unwrap();

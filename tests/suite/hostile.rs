@@ -236,7 +236,7 @@ async fn every_kind_of_bad_message_meets_its_fate() {
         host.query("job-tracker", "get", json!({ "job_id": "last" })).await.is_ok()
     })
     .await;
-    for (name, plugin) in &host.host.plugins {
+    for (name, plugin) in host.host.plugins.all() {
         assert_eq!(plugin.handle.status().instances, 1, "{name} never trapped");
     }
 }

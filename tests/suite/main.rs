@@ -18,6 +18,7 @@ mod hostile;
 mod openapi;
 mod promises;
 mod records;
+mod replacement;
 mod replay;
 mod retention;
 mod seen;

@@ -75,7 +75,11 @@ async fn every_operation_answers_as_described() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");
     std::fs::create_dir(&state).unwrap();
-    let program = tokio::task::block_in_place(|| Program::start(Path::new(PROGRAM), &state, &["--embedded"]));
+    let config = dir.path().join("config.yaml");
+    let probe = json!({ "file": dim_tests::PROBE });
+    std::fs::write(&config, json!({ "plugins": { "probe": probe } }).to_string()).unwrap();
+    let args = ["--embedded", "--config", config.to_str().unwrap()];
+    let program = tokio::task::block_in_place(|| Program::start(Path::new(PROGRAM), &state, &args));
     let caller = Caller::unix(&program.socket());
     let served = caller.send(&call("get_openapi", "/v1/openapi.json", "", 200), &Method::GET).await;
     assert_eq!(served.body, printed().trim_end(), "what is served is what is printed");

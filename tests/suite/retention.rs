@@ -24,7 +24,7 @@ async fn a_plugin_that_lags_reads_the_documents_of_its_time() {
     patient["limits"] = json!({ "call-cpu-ms": 5_000 });
     let host = Setup::probe().and_probe("reader", patient).yaml(yaml).start().await;
     host.settled().await;
-    let busy = host.host.plugins[&"reader".parse().unwrap()].handle.clone();
+    let busy = host.plugin("reader").handle.clone();
     let busy = tokio::spawn(async move {
         busy.command("run".to_owned(), script(json!([{ "do": "loop" }])).to_string()).await
     });

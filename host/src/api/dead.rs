@@ -129,7 +129,7 @@ pub async fn show(Current(host): Current, Path(id): Path<u64>) -> Result<Json<Le
     responses((status = 202, description = "It is in the log again"), Missing, Conflict))]
 pub async fn replay(Current(host): Current, Path(id): Path<u64>) -> Result<StatusCode, ApiError> {
     let letter = store::dead::get(&host.store, id)?.ok_or_else(|| missing(id))?;
-    if !host.plugins.contains_key(&letter.plugin) {
+    if host.plugins.get(&letter.plugin).is_none() {
         return Err(ApiError::conflict(format!("plugin {} does not run: the letter stays", letter.plugin)));
     }
     if dead::replay(&host.commit, id).await? { Ok(StatusCode::ACCEPTED) } else { Err(missing(id)) }

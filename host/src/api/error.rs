@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 use super::MAX_BODY;
 use crate::backend::BackendError;
 use crate::commit::CommitError;
+use crate::host::ReplaceError;
 use crate::ident::InvalidWord;
 use crate::keys::KeyError;
 use crate::plugin::ReplyError;
@@ -116,6 +117,21 @@ impl From<ReplyError> for ApiError {
             ReplyError::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
         };
         Self { status, kind, detail: error.to_string() }
+    }
+}
+
+impl From<ReplaceError> for ApiError {
+    fn from(error: ReplaceError) -> Self {
+        let detail = crate::cause::chain(&error);
+        let (status, kind) = match error {
+            ReplaceError::NoPlugin(name) => return ReplyError::NoPlugin(name.to_string()).into(),
+            ReplaceError::Refused(_) | ReplaceError::DoesNotStart(_) => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "refused")
+            }
+            ReplaceError::Closed => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+            ReplaceError::Keep(_) | ReplaceError::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "store"),
+        };
+        Self { status, kind, detail }
     }
 }
 

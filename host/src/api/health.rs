@@ -60,7 +60,7 @@ pub fn troubles(host: &Host) -> Result<Vec<String>, ApiError> {
 fn of_plugins(host: &Host) -> Vec<String> {
     let refused = |refused: &NotLoaded| format!("plugin {} is not loaded: {}", refused.name, refused.reason);
     let mut troubles: Vec<String> = host.not_loaded.iter().map(refused).collect();
-    for (name, plugin) in &host.plugins {
+    for (name, plugin) in host.plugins.all() {
         let status = plugin.handle.status();
         if let Some(reason) = status.reason {
             let since = status.failing_since.unwrap_or(host.started);
@@ -117,7 +117,8 @@ fn overlong_log(host: &Host, snapshot: &Snapshot) -> Result<Option<String>, ApiE
     if bytes <= most.saturating_mul(2) {
         return Ok(None);
     }
-    let configured = host.plugins.keys().chain(host.not_loaded.iter().map(|plugin| &plugin.name));
+    let loaded = host.plugins.all();
+    let configured = loaded.keys().chain(host.not_loaded.iter().map(|plugin| &plugin.name));
     Ok(roster::furthest_behind(snapshot, configured)?.map(|(cursor, name)| {
         format!(
             "the log has {bytes} of {most} bytes and waits for plugin {name}, which has read up to {cursor}: mend it or disable it"

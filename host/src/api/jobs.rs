@@ -220,9 +220,8 @@ impl Watching {
 
     /// Finds the jobs that an entry may have changed.
     async fn look(&mut self, entry: &Entry) {
-        let Some((_, tracker)) = self.host.plugins.iter().find(|(name, _)| name.as_str() == PLUGIN) else {
-            return;
-        };
+        let tracker = self.host.plugins.get(&PLUGIN.parse().expect("a plugin name"));
+        let Some(tracker) = tracker else { return };
         let message: Value = match &entry.kind {
             Kind::Event(Event::Message { topic, data, .. }) if tracker.grants.may_subscribe(topic) => {
                 serde_json::from_slice(data).unwrap_or_default()

@@ -39,7 +39,7 @@ pub async fn metrics(Current(host): Current) -> Result<Response, ApiError> {
 fn plugins(registry: &mut Registry, host: &Host) {
     let (head, now) = (host.log.head().0, host.log.now());
     let all: Vec<(String, PluginStatus)> =
-        host.plugins.iter().map(|(name, plugin)| (name.to_string(), plugin.handle.status())).collect();
+        host.plugins.all().iter().map(|(name, plugin)| (name.to_string(), plugin.handle.status())).collect();
     let mut of_each = |kind: Kind, name: &str, help: &str, value: fn(&PluginStatus, u64) -> f64| {
         let values = all.iter().map(|(plugin, status)| (plugin.clone(), value(status, head)));
         family(registry, kind, name, help, "plugin", values);

@@ -4,15 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
+use axum::body::Bytes;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use serde::Serialize;
-use utoipa::ToSchema;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use super::ApiError;
-use super::extract::{Current, Path, Plain};
+use super::extract::{Current, Path, Plain, Query};
 use super::openapi::{Conflict, Missing, Refused};
-use crate::host::{Host, Loaded, NotLoaded};
+use crate::host::{Host, Loaded, NotLoaded, Replacement};
 use crate::ident::{Digest, PluginName};
 use crate::plugin::{Grants, Inspection, PluginStatus, Reply, ReplyError};
 
@@ -83,8 +84,9 @@ pub async fn list(Current(host): Current) -> Json<Vec<ListedPlugin>> {
     let head = host.log.head().0;
     let loaded = host
         .plugins
-        .iter()
-        .map(|(name, plugin)| ListedPlugin::Loaded(Box::new(describe(name.clone(), plugin, head))));
+        .all()
+        .into_iter()
+        .map(|(name, plugin)| ListedPlugin::Loaded(Box::new(describe(name, &plugin, head))));
     let refused = host.not_loaded.iter().map(|plugin| {
         let NotLoaded { name, reason } = plugin.clone();
         ListedPlugin::Refused(RefusedPlugin { name, state: RefusedState::Refused, reason })
@@ -99,7 +101,7 @@ pub async fn list(Current(host): Current) -> Json<Vec<ListedPlugin>> {
 pub async fn show(Current(host): Current, Path(name): Path<String>) -> Result<Json<PluginDetail>, ApiError> {
     let (name, plugin) = find(&host, &name)?;
     Ok(Json(PluginDetail {
-        plugin: describe(name, plugin, host.log.head().0),
+        plugin: describe(name, &plugin, host.log.head().0),
         inspection: (*plugin.prepared.inspection).clone(),
         grants: (*plugin.grants).clone(),
     }))
@@ -116,6 +118,41 @@ fn describe(name: PluginName, plugin: &Loaded, head: u64) -> Plugin {
         behind: head.saturating_sub(status.cursor),
         status,
     }
+}
+
+/// Where a component came from.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct Origin {
+    /// What is told of it: a file's name, a URL.
+    #[serde(default = "unnamed")]
+    source: String,
+}
+
+fn unnamed() -> String {
+    "the API".to_owned()
+}
+
+/// Replaces a plugin's code while it runs; the answer comes once that is durable.
+///
+/// The new code takes over between two entries, with the state, the timers, the subscriptions and the
+/// grants of the old one. It is judged, compiled and rehearsed before; whatever is wrong with it, the old
+/// code goes on. It stays over a restart of the host.
+#[utoipa::path(put, path = "/plugins/{plugin}/component", tag = "plugins", operation_id = "replace_plugin",
+    params(("plugin" = PluginName, Path, description = "The plugin's name"), Origin),
+    request_body(content = String, content_type = "application/wasm", description = "The component"),
+    responses((status = 200, body = Replacement), Missing, Refused))]
+pub async fn replace(
+    Current(host): Current,
+    Path(name): Path<String>,
+    Query(Origin { source }): Query<Origin>,
+    Plain(component): Plain<Bytes>,
+) -> Result<Json<Replacement>, ApiError> {
+    let name: PluginName = name.parse()?;
+    // Also when the caller goes away: what has begun comes to its end.
+    let replacing = tokio::spawn(async move { host.replace(&name, component.into(), source).await });
+    Ok(Json(replacing.await.expect("a replacement does not panic")?))
 }
 
 /// Gives an order; the answer comes once its effects are durable.
@@ -176,7 +213,7 @@ pub async fn query_to(
     json_or(tokio::time::timeout(TIMEOUT, found.handle.query(method.to_owned(), json_body(body)?)).await)
 }
 
-fn find<'a>(host: &'a Host, name: &str) -> Result<(PluginName, &'a Loaded), ApiError> {
+fn find(host: &Host, name: &str) -> Result<(PluginName, Arc<Loaded>), ApiError> {
     let name: PluginName = name.parse()?;
     match host.plugins.get(&name) {
         Some(plugin) => Ok((name, plugin)),

@@ -1,5 +1,6 @@
 //! Owns how far each quota of the outbox is used.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use serde::Serialize;
@@ -23,11 +24,11 @@ pub struct Queue {
 /// How far each quota of the outbox is used.
 pub fn queues(host: &Host) -> Vec<Queue> {
     let waiting = |owner: Option<&PluginName>| host.backlog.length(owner).load(Ordering::Relaxed);
-    let of_plugin = |(name, plugin): (&PluginName, &Loaded)| Queue {
+    let of_plugin = |(name, plugin): (PluginName, Arc<Loaded>)| Queue {
         owner: name.to_string(),
-        waiting: waiting(Some(name)),
+        waiting: waiting(Some(&name)),
         limit: plugin.limits.outbox,
     };
     let api = Queue { owner: "api".to_owned(), waiting: waiting(None), limit: API_QUOTA };
-    std::iter::once(api).chain(host.plugins.iter().map(of_plugin)).collect()
+    std::iter::once(api).chain(host.plugins.all().into_iter().map(of_plugin)).collect()
 }

@@ -160,7 +160,7 @@ pub async fn status(Current(host): Current) -> Result<Json<Status>, ApiError> {
         dead_letters: dead::count(&host.store)?,
         commits: Commits { count: commits, mean_ms: spent as f64 / commits.max(1) as f64 / 1e6 },
         names: own_names(&host)?,
-        plugins: host.plugins.len(),
+        plugins: host.plugins.all().len(),
     }))
 }
 

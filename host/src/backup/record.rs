@@ -7,7 +7,7 @@ use prost::Message as _;
 use super::BackupError;
 
 /// The form of backups that this host writes.
-pub const FORM: u32 = 1;
+pub const FORM: u32 = 2;
 
 /// Longest record, in bytes: a row with the largest document, and a little.
 const LONGEST: usize = 64 << 20;
@@ -16,7 +16,7 @@ const LONGEST: usize = 64 << 20;
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Record {
     /// What it is.
-    #[prost(oneof = "Content", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "Content", tags = "1, 2, 3, 4, 5")]
     pub content: Option<Content>,
 }
 
@@ -35,6 +35,9 @@ pub enum Content {
     /// The last one.
     #[prost(message, tag = "4")]
     End(End),
+    /// A part of a component that was installed.
+    #[prost(message, tag = "5")]
+    Component(Component),
 }
 
 /// What a backup is of.
@@ -68,6 +71,15 @@ pub struct Key {
     pub bytes: Vec<u8>,
 }
 
+/// A part of a component: the parts of one follow each other.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Component {
+    #[prost(bytes = "vec", tag = "1")]
+    pub bytes: Vec<u8>,
+    #[prost(bool, tag = "2")]
+    pub is_last: bool,
+}
+
 /// A row in the form of its table.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Row {
@@ -86,6 +98,8 @@ pub struct End {
     pub keys: u64,
     #[prost(uint64, tag = "2")]
     pub rows: u64,
+    #[prost(uint64, tag = "3")]
+    pub components: u64,
 }
 
 impl Content {

@@ -15,8 +15,9 @@ use super::record::{Content, End, FORM, Head};
 use super::{BackupError, Passphrase};
 use crate::host::HostError;
 use crate::keys::{KeyFile, Keyring};
+use crate::plugin::MAX_COMPONENT;
 use crate::store::copy::{CopyError, Filling, RawRow};
-use crate::store::{FORMAT, HALF_RESTORED, LOCK, Lock, Store, StoreError, names};
+use crate::store::{FORMAT, HALF_RESTORED, LOCK, Lock, Store, StoreError, components, names};
 
 /// Bytes of rows that are put into the store in one transaction.
 const TOGETHER: usize = 64 << 20;
@@ -146,7 +147,7 @@ fn fill(input: impl Read, passphrase: Passphrase, dir: &Path) -> Result<Head, Ba
     let keys = Keyring::open(&store).map_err(HostError::from)?;
     // One transaction at a time.
     let mut filling = Some(store.fill()?);
-    let mut filled = 0;
+    let (mut filled, mut component) = (0, Vec::new());
     let head = read(input, passphrase, &mut |content| {
         match content {
             Content::Key(key) => {
@@ -162,6 +163,15 @@ fn fill(input: impl Read, passphrase: Passphrase, dir: &Path) -> Result<Head, Ba
                     filling.take().expect("one is always begun").commit()?;
                     filling = Some(store.fill()?);
                     filled = 0;
+                }
+            }
+            Content::Component(part) => {
+                component.extend(part.bytes);
+                if component.len() > MAX_COMPONENT {
+                    return Err(BackupError::Damaged("a component that is too large".to_owned()));
+                }
+                if part.is_last {
+                    components::keep(&store, &std::mem::take(&mut component))?;
                 }
             }
             Content::Head(_) | Content::End(_) => {}
@@ -204,6 +214,7 @@ fn read(
             Content::Head(_) => return Err(BackupError::Damaged("it has two heads".to_owned())),
             Content::Key(_) => seen.keys += 1,
             Content::Row(_) => seen.rows += 1,
+            Content::Component(_) => seen.components += 1,
             Content::End(end) if *end == seen => return Ok(head),
             Content::End(_) => return Err(BackupError::Damaged("records are missing".to_owned())),
         }

@@ -4,16 +4,20 @@ use std::io::{BufWriter, Write};
 
 use age::Encryptor;
 
-use super::record::{Content, End, FORM, Head, Key, Row};
+use super::record::{Component, Content, End, FORM, Head, Key, Row};
 use super::{BackupError, Passphrase};
 use crate::host::identity;
 use crate::keys::Keyring;
+use crate::plugin::roster;
 use crate::store::copy::RawRow;
-use crate::store::{FORMAT, Store};
+use crate::store::{FORMAT, Store, components};
 use crate::time::Timestamp;
 
 /// Bytes that are encrypted at a time.
 const BUFFER: usize = 64 << 10;
+
+/// Bytes of a component in one record.
+const PART: usize = 16 << 20;
 
 /// Writes a backup of `store` and `keys`, as of now. Takes a second for the passphrase alone, and blocks.
 pub fn write(
@@ -40,6 +44,15 @@ pub fn write(
         let key = Key { name: name.to_string(), is_adopted: file.is_adopted, bytes: file.bytes };
         Content::Key(key).write(&mut out)?;
         end.keys += 1;
+    }
+    for code in roster::installed(&snapshot)?.into_values() {
+        let component = components::read(store, &code.digest)?;
+        let mut parts = component.chunks(PART).peekable();
+        while let Some(part) = parts.next() {
+            let part = Component { bytes: part.to_vec(), is_last: parts.peek().is_none() };
+            Content::Component(part).write(&mut out)?;
+            end.components += 1;
+        }
     }
     snapshot.rows(&mut |row: RawRow<'_>| -> Result<(), BackupError> {
         end.rows += 1;

@@ -1,5 +1,8 @@
 //! `dim plugin`.
 
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+
 use anyhow::Context as _;
 use clap::Subcommand;
 use reqwest::Method;
@@ -30,6 +33,15 @@ pub enum PluginCommand {
         /// A plugin's name, or a component file
         #[arg(value_name = "FILE_OR_NAME")]
         subject: String,
+    },
+    /// Replaces a running plugin's code by a component
+    Install {
+        /// The component
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// The plugin whose code it is [default: the name in its manifest]
+        #[arg(long)]
+        name: Option<String>,
     },
     /// Gives an order to a plugin
     Command {
@@ -84,6 +96,7 @@ impl PluginCommand {
                 let plugin = client.get(&["plugins", &subject], &[]).await?;
                 out.object(&flat(&plugin["inspection"]))
             }
+            Self::Install { file, name } => install(client, out, &file, name).await,
             Self::Command { name, method, json } => {
                 let path = ["plugins", name.as_str(), "commands", method.as_str()];
                 answer(out, &client.send_bytes(Method::POST, &path, &[], json.into_bytes()).await?)
@@ -94,6 +107,21 @@ impl PluginCommand {
             }
         }
     }
+}
+
+/// Sends a component; the host judges, compiles and rehearses it before it takes over.
+async fn install(client: &Client, out: &Output, file: &Path, name: Option<String>) -> anyhow::Result<()> {
+    let shown = file.display();
+    let component = plugin::read(file).with_context(|| format!("cannot read {shown}"))?;
+    let inspection = plugin::inspect(&component).with_context(|| format!("{shown} is not a plugin"))?;
+    let name = name.unwrap_or_else(|| inspection.manifest.name.to_string());
+    if std::io::stderr().is_terminal() {
+        let kib = component.len() >> 10;
+        eprintln!("{kib} KiB of {name} {}: compiling and trying it out …", inspection.manifest.version);
+    }
+    let query = [("source", shown.to_string())];
+    let path = ["plugins", name.as_str(), "component"];
+    out.object(&client.send_bytes(Method::PUT, &path, &query, component).await?)
 }
 
 /// A plugin's answer has a form of its own: JSON for people too.

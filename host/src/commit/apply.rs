@@ -127,6 +127,9 @@ pub fn apply(
     if let Some(world) = &batch.world {
         write.open_table(WORLDS)?.insert(batch.id.0, world.as_slice())?;
     }
+    if let Some(handover) = &batch.handover {
+        roster::set_code(&mut write.open_table(PLUGINS)?, &batch.plugin, &handover.code)?;
+    }
     if let Some(version) = batch.started {
         roster::set_state_version(&mut write.open_table(PLUGINS)?, &batch.plugin, version)?;
     }

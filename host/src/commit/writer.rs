@@ -154,6 +154,9 @@ impl Commit {
         self.tally.handled.fetch_add(batch.entries as u64, Ordering::Relaxed);
         self.interest.update(&batch);
         batch.send_replies();
+        if let Some(handover) = &batch.handover {
+            handover.tell();
+        }
         progress.committed.store(batch.number, Ordering::Release);
         progress.mailbox.ring();
     }

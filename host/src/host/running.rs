@@ -80,7 +80,7 @@ impl Running {
         self.intake_tasks.close();
         self.intake_tasks.wait().await;
         self.stops.plugins.cancel();
-        host.plugins.values().for_each(|plugin| plugin.handle.wake());
+        host.plugins.all().values().for_each(|plugin| plugin.handle.wake());
         join(self.plugin_threads).await;
         drain(host).await;
         self.stops.tasks.cancel();
@@ -97,7 +97,7 @@ impl Running {
         for stop in [self.stops.intake, self.stops.plugins, self.stops.tasks, self.stops.writer] {
             stop.cancel();
         }
-        host.plugins.values().for_each(|plugin| plugin.handle.wake());
+        host.plugins.all().values().for_each(|plugin| plugin.handle.wake());
         self.writer_thread.thread().unpark();
     }
 }

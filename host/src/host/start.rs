@@ -10,9 +10,9 @@ use rand::Rng as _;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::candidate::{Allowance, Candidate, candidates};
+use super::candidate::{Allowance, Candidate, Ready, candidates};
 use super::running::Running;
-use super::{Host, HostError, Loaded, NotLoaded, Options};
+use super::{Host, HostError, Loaded, NotLoaded, Options, Plugins};
 use crate::backend::embedded::Bus;
 use crate::backend::kubo::{self, Settings};
 use crate::backend::{Backend, embedded};
@@ -26,7 +26,7 @@ use crate::keys::Keyring;
 use crate::log::EventLog;
 use crate::outbox::Sent;
 use crate::plugin::roster::{self, Missed};
-use crate::plugin::{Actor, Engine, Grants, NameOrKey, Parts, Prepared, Resolved, SessionParts, World};
+use crate::plugin::{Actor, Engine, Grants, NameOrKey, Parts, SessionParts, World};
 use crate::room::{Lookout, Quota, Room};
 use crate::store::outbox::Backlog;
 use crate::store::{Medium, Store, StoreError, Usage, names, others};
@@ -120,7 +120,7 @@ impl Start {
 
     /// Loads the plugins; one that cannot be loaded stops no other.
     pub async fn load_plugins(&mut self) -> Result<(), HostError> {
-        let candidates = candidates(&self.config);
+        let candidates = candidates(&self.config, &self.store)?;
         self.configured = candidates.iter().map(|candidate| candidate.name.clone()).collect();
         let (engine, config, id) = (self.engine.clone(), self.config.clone(), self.id.clone());
         // Compiling takes a core for a second: all cores at once, off the async threads.
@@ -151,21 +151,22 @@ impl Start {
     }
 
     fn load(&mut self, candidate: Candidate, ready: Ready) -> Result<(), HostError> {
-        let Ready { prepared, resolved, allowance: Allowance { grants, limits } } = ready;
-        let Candidate { name, source, .. } = candidate;
+        let Ready { prepared, resolved, allowance } = ready;
+        let Candidate { name, source, installed, .. } = candidate;
+        let topics = allowance.topics(&resolved);
+        let Allowance { grants, limits } = allowance;
         if !grants.cover(&resolved.asks) {
             tracing::warn!(plugin = %name, "asks for more than it is granted; what is missing is refused when it is used");
         }
-        let asked = resolved.asks.subscribe.iter().filter_map(|pattern| pattern.exact());
-        let topics: Vec<&Topic> = asked.filter(|topic| grants.may_subscribe(topic)).collect();
-        let mut stored = roster::enter(&self.store, &name, &prepared.inspection, self.log.head())?;
+        let installed = installed.then(|| source.clone());
+        let mut stored = roster::enter(&self.store, &name, &prepared.inspection, installed, self.log.head())?;
         if let Some(missed) = &stored.missed {
             self.tell_missed(&name, &stored.world, stored.cursor, missed);
         }
         self.take_back(&name, &grants, &mut stored.world);
         self.add_own_names(&grants, &mut stored.world)?;
         self.interest.restore(&name, &stored.world);
-        self.subscribe_to_new(&name, topics, &stored.world);
+        self.subscribe_to_new(&name, &topics, &stored.world);
         let grants = Arc::new(grants);
         let session = SessionParts {
             plugin: name.clone(),
@@ -191,7 +192,7 @@ impl Start {
         };
         let (actor, handle) = Actor::new(parts)?;
         self.actors.push((name.clone(), actor));
-        self.plugins.insert(name, Loaded { handle, prepared, grants, limits, source });
+        self.plugins.insert(name, Loaded { handle, prepared, grants, limits, source, turns: Arc::default() });
         Ok(())
     }
 
@@ -237,11 +238,11 @@ impl Start {
 
     /// Subscribes to the topics of the manifest that are new, from the head of the log. From others
     /// the plugin may have unsubscribed.
-    fn subscribe_to_new(&self, name: &PluginName, topics: Vec<&Topic>, world: &World) {
+    fn subscribe_to_new(&self, name: &PluginName, topics: &[Topic], world: &World) {
         for (topic, until) in world.last_heard() {
             self.hearings.restore(topic, until, !world.peers(topic).is_empty());
         }
-        for topic in topics.into_iter().filter(|topic| world.is_new(topic)) {
+        for topic in topics.iter().filter(|topic| world.is_new(topic)) {
             self.interest.want_topic(topic, Party::Plugin(name.clone()), true);
             let kind = Kind::Subscription { plugin: name.clone(), topic: topic.clone(), subscribed: true };
             self.log.append_now([kind]);
@@ -310,10 +311,12 @@ impl Start {
             sent: self.sent,
             room: self.room,
             backlog: self.backlog,
-            plugins: self.plugins,
+            plugins: Plugins::new(self.plugins),
             echoes,
             not_loaded: self.not_loaded,
             lost: self.lost,
+            engine: self.engine,
+            secret: self.secret,
             backups: Arc::new(Semaphore::new(1)),
             ended: CancellationToken::new(),
             failed,
@@ -341,13 +344,6 @@ fn open(state_dir: &Path, medium: &Arc<dyn Medium>, room: &Room) -> Result<Store
     Ok(store)
 }
 
-/// A plugin that can be loaded.
-struct Ready {
-    prepared: Prepared,
-    resolved: Resolved,
-    allowance: Allowance,
-}
-
 /// Judges and compiles all candidates at once; the error of one is for the operator.
 fn ready_all(
     engine: &Engine,
@@ -355,17 +351,12 @@ fn ready_all(
     config: &Config,
     host_id: &str,
 ) -> Vec<(Candidate, Result<Ready, String>)> {
-    let ready = |candidate: &Candidate| {
-        let prepared = candidate.prepare(engine)?;
-        let (resolved, allowance) = candidate.resolve(config, &prepared, host_id)?;
-        Ok(Ready { prepared, resolved, allowance })
-    };
     std::thread::scope(|scope| {
         let threads: Vec<_> = candidates
             .into_iter()
             .map(|candidate| {
                 scope.spawn(move || {
-                    let ready = ready(&candidate);
+                    let ready = candidate.ready(engine, config, host_id);
                     (candidate, ready)
                 })
             })

@@ -6,6 +6,7 @@ mod delivery;
 mod handle;
 mod recorded;
 mod status;
+mod succession;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use handle::Handle;
 pub use status::{EffectCounts, PluginStatus};
+pub use succession::{Handover, Succession, Successor, TakenOver, rehearse};
 
 use super::event::reply_error;
 use super::instance::CallError;
@@ -137,7 +139,7 @@ impl Actor {
             state_version,
             body: Body::Bare(Box::new(session)),
             random: EntryRandom::new(secret),
-            hash_seed: u128::from_be_bytes(secret[..16].try_into().expect("16 of 32 bytes")),
+            hash_seed: hash_seed(&secret),
             log,
             commit,
             room,
@@ -206,6 +208,7 @@ impl Actor {
     fn turn(&mut self) -> Result<Option<Duration>, StoreError> {
         let committed = self.progress.committed();
         self.session_mut().settle(committed)?;
+        self.take_over()?;
         if !self.make_ready()? {
             // What was handled before must not wait for a start, nor the store for the snapshot.
             self.hand_over();
@@ -403,6 +406,11 @@ impl Actor {
         let topics = self.session().world.subscriptions().iter().cloned().collect();
         self.log.watch(&self.plugin, topics, &self.inbox.mailbox);
     }
+}
+
+/// What the seed of a plugin's hash maps is: the same over restarts and versions.
+fn hash_seed(secret: &[u8; 32]) -> u128 {
+    u128::from_be_bytes(secret[..16].try_into().expect("16 of 32 bytes"))
 }
 
 fn secret_of(secret: &[u8; 32], plugin: &PluginName) -> [u8; 32] {

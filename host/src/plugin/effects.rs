@@ -11,6 +11,7 @@ use crate::effect::{DeadLetter, NameUpdate, NameValue, Publish, Retry};
 use crate::entry::Resolution;
 use crate::entry::{Kind, Offset};
 use crate::ident::{IpnsName, KeyName, PluginName, Topic};
+use crate::plugin::actor::Handover;
 use crate::plugin::world::{OwnName, World};
 use crate::room::NoRoom;
 use crate::store::PluginId;
@@ -51,6 +52,8 @@ pub struct Batch {
     pub world: Option<Vec<u8>>,
     /// The state version, if a start has changed it.
     pub started: Option<u32>,
+    /// The code that takes over with these effects, if other code does.
+    pub handover: Option<Handover>,
     /// Replies to commands, sent after the commit.
     pub replies: Mutex<Vec<PendingReply>>,
     /// How many entries and timers these are the effects of.
@@ -124,6 +127,7 @@ impl Batch {
             struck: Vec::new(),
             world: None,
             started: None,
+            handover: None,
             replies: Mutex::default(),
             entries: 0,
             bytes: 0,
@@ -142,6 +146,7 @@ impl Batch {
             && self.retries.is_empty()
             && self.struck.is_empty()
             && self.started.is_none()
+            && self.handover.is_none()
     }
 
     /// Whether there is nothing to commit.

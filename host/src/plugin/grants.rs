@@ -47,13 +47,34 @@ impl Grants {
         self.write.iter().chain(read)
     }
 
+    /// What `other` allows and this does not, in words.
+    pub fn missing(&self, other: &Grants) -> Vec<String> {
+        let publish = lacking(&self.publish, &other.publish).map(|topic| format!("publish on {}", topic.0));
+        let subscribe =
+            lacking(&self.subscribe, &other.subscribe).map(|topic| format!("subscribe to {}", topic.0));
+        let write = other.write.difference(&self.write).map(|key| format!("write under the key {key}"));
+        let read = other.read.difference(&self.read).map(|read| match read {
+            NameOrKey::Name(name) => format!("read {name}"),
+            NameOrKey::Key(key) => format!("read what is under the key {key}"),
+        });
+        publish.chain(subscribe).chain(write).chain(read).collect()
+    }
+
     /// Whether all that `other` allows is allowed here too.
     pub fn cover(&self, other: &Grants) -> bool {
-        other.publish.is_subset(&self.publish)
-            && other.subscribe.is_subset(&self.subscribe)
+        lacking(&self.publish, &other.publish).next().is_none()
+            && lacking(&self.subscribe, &other.subscribe).next().is_none()
             && other.write.is_subset(&self.write)
             && other.read.is_subset(&self.read)
     }
+}
+
+/// The patterns that none of `granted` includes.
+fn lacking<'a>(
+    granted: &'a BTreeSet<TopicPattern>,
+    asked: &'a BTreeSet<TopicPattern>,
+) -> impl Iterator<Item = &'a TopicPattern> {
+    asked.iter().filter(|asked| !granted.iter().any(|granted| granted.includes(asked)))
 }
 
 /// A topic, or all topics that start with `prefix.`, written `prefix.*`.
@@ -70,6 +91,14 @@ impl TopicPattern {
                 .strip_prefix(prefix)
                 .is_some_and(|rest| rest.len() > 1 && rest.starts_with('.')),
             None => *topic == self.0,
+        }
+    }
+
+    /// Whether all that `other` covers is covered.
+    fn includes(&self, other: &TopicPattern) -> bool {
+        match other.exact() {
+            Some(topic) => self.covers(topic),
+            None => self == other || self.covers(&other.0),
         }
     }
 

@@ -1,5 +1,7 @@
 //! Owns the rows of the plugins in the store: which there are, their numbers and versions.
 
+use std::collections::BTreeMap;
+
 use redb::{ReadableTable, Table};
 use serde::{Deserialize, Serialize};
 
@@ -14,12 +16,23 @@ use crate::time::Timestamp;
 pub struct Row {
     /// Its number in keys.
     pub id: PluginId,
-    /// The version that ran last.
-    pub version: String,
-    /// The digest of the component that ran last, in hex.
-    pub digest: String,
+    /// The component that ran last.
+    #[serde(flatten)]
+    pub code: Code,
     /// The version of its state's layout; none before its first start.
     pub state_version: Option<u32>,
+}
+
+/// Which component a plugin runs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Code {
+    /// Its version.
+    pub version: String,
+    /// Its digest, in hex.
+    pub digest: String,
+    /// Where it was installed from, if it was while the host ran: then it lies in the store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub installed: Option<String>,
 }
 
 /// A plugin as it stands in the store.
@@ -46,19 +59,23 @@ pub struct Missed {
     pub until: Timestamp,
 }
 
-/// Enters a plugin with its version, before the commit runs. A new one starts at `head`.
+/// Enters a plugin with its component, before the commit runs. A new one starts at `head`.
 pub fn enter(
     store: &Store,
     name: &PluginName,
     inspection: &Inspection,
+    installed: Option<String>,
     head: Offset,
 ) -> Result<Stored, StoreError> {
     let known = row(&store.snapshot()?.table(PLUGINS)?, name)?;
     let entered = Row {
         // The first number that is given is 1.
         id: known.as_ref().map_or(PluginId(0), |known| known.id),
-        version: inspection.manifest.version.clone(),
-        digest: inspection.digest.to_string(),
+        code: Code {
+            version: inspection.manifest.version.clone(),
+            digest: inspection.digest.to_string(),
+            installed,
+        },
         state_version: known.as_ref().and_then(|known| known.state_version),
     };
     // The disk may be full: what stands there already is not written again.
@@ -148,6 +165,42 @@ fn put_row(
 ) -> Result<(), StoreError> {
     let bytes = serde_json::to_vec(row).expect("a row is plain data");
     table.insert(name.as_str(), bytes.as_slice())?;
+    Ok(())
+}
+
+/// What the store knows of a plugin, as of what is committed.
+pub fn read(store: &Store, name: &PluginName) -> Result<Option<Stored>, StoreError> {
+    match row(&store.snapshot()?.table(PLUGINS)?, name)? {
+        Some(row) => stored(store, name, row).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The plugins whose component was installed while a host ran.
+pub fn installed(snapshot: &Snapshot) -> Result<BTreeMap<PluginName, Code>, StoreError> {
+    let mut installed = BTreeMap::new();
+    for entry in snapshot.table(PLUGINS)?.iter()? {
+        let (name, bytes) = entry?;
+        let row: Row =
+            serde_json::from_slice(bytes.value()).map_err(|error| StoreError::corrupt("plugins", error))?;
+        if row.code.installed.is_some() {
+            let name = name.value().parse().map_err(|error| StoreError::corrupt("plugins", error))?;
+            installed.insert(name, row.code);
+        }
+    }
+    Ok(installed)
+}
+
+/// Notes that other code has taken over.
+pub fn set_code(
+    table: &mut Table<'_, &'static str, &'static [u8]>,
+    name: &PluginName,
+    code: &Code,
+) -> Result<(), StoreError> {
+    if let Some(mut row) = row(table, name)? {
+        row.code = code.clone();
+        put_row(table, name, &row)?;
+    }
     Ok(())
 }
 

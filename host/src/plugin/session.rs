@@ -165,6 +165,12 @@ impl Session {
         })
     }
 
+    /// Goes on as another version, whose limits are exchanged for those there were.
+    pub fn run_as(&mut self, version: String, limits: &mut Limits) {
+        self.version = version;
+        std::mem::swap(&mut self.limits, limits);
+    }
+
     /// The limits.
     pub fn limits(&self) -> &Limits {
         &self.limits

@@ -6,7 +6,7 @@ use redb::{ReadableTable as _, WriteTransaction};
 use super::{DOCUMENTS, META, OUTBOX, Store, StoreError, documents, number, outbox, set_counter, tables};
 
 /// The format of the store that this host writes.
-pub const FORMAT: u64 = 3;
+pub const FORMAT: u64 = 4;
 
 /// The oldest format that can be brought up to it.
 const OLDEST: u64 = 2;
@@ -26,7 +26,7 @@ pub fn settle(store: &Store) -> Result<(), StoreError> {
         Some(found) if found < OLDEST => Err(StoreError::Older { found }),
         Some(found) => {
             tracing::info!(from = found, to = FORMAT, "bringing the store up to date");
-            write(store, count_bytes)
+            write(store, |transaction| migrate(transaction, found))
         }
         None => write(store, |_| Ok(())),
     }
@@ -41,6 +41,15 @@ fn write(
     migrate(&write)?;
     write.open_table(META)?.insert("format", FORMAT.to_be_bytes().as_slice())?;
     write.commit()?;
+    Ok(())
+}
+
+/// From `found` to this format, step by step. From 3 to 4 no row changes: those of plugins may say where a
+/// component was installed from, which an older host would pass over.
+fn migrate(write: &WriteTransaction, found: u64) -> Result<(), StoreError> {
+    if found < 3 {
+        count_bytes(write)?;
+    }
     Ok(())
 }
 

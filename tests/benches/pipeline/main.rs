@@ -153,15 +153,15 @@ async fn feed(host: &Arc<Host>, kinds: Vec<Kind>) {
 async fn settled(host: &Arc<Host>, native: Option<&native::Registry>) {
     let head = host.log.head().0;
     loop {
-        for (name, plugin) in &host.plugins {
+        for (name, plugin) in host.plugins.all() {
             assert_eq!(plugin.handle.status().reason, None, "{name} does not start");
         }
-        let behind = host.plugins.values().any(|plugin| plugin.handle.status().cursor < head);
+        let behind = host.plugins.all().values().any(|plugin| plugin.handle.status().cursor < head);
         if !behind && native.is_none_or(|native| native.cursor() >= head) {
             break;
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
-        host.plugins.values().for_each(|plugin| plugin.handle.wake());
+        host.plugins.all().values().for_each(|plugin| plugin.handle.wake());
     }
     for _ in 0..2 {
         host.commit.write(|_| Ok(())).await.expect("the host commits");
@@ -178,7 +178,7 @@ struct Measured {
 impl Measured {
     fn of(host: &Host) -> Self {
         let tally = &host.commit.tally;
-        let cpu = host.plugins.values().map(|plugin| plugin.handle.status().cpu).sum();
+        let cpu = host.plugins.all().values().map(|plugin| plugin.handle.status().cpu).sum();
         Self {
             commits: tally.commits.load(Ordering::Relaxed),
             commit_time: Duration::from_nanos(tally.nanoseconds.load(Ordering::Relaxed)),
@@ -238,7 +238,7 @@ async fn readiness(warm: &TempDir) {
     for _ in 0..5 {
         let begun = Instant::now();
         let (_dir, host) = start(warm, "", "immediate").await;
-        while host.plugins.values().any(|plugin| plugin.handle.status().state != "running") {
+        while host.plugins.all().values().any(|plugin| plugin.handle.status().state != "running") {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         times.push(begun.elapsed());
@@ -261,7 +261,7 @@ async fn memory(warm: &TempDir) {
     let resident = |count: usize| async move {
         let more: String = (0..count).map(probe).collect();
         let (_dir, host) = start_with(warm, config(&[], &more, "immediate")).await;
-        while host.plugins.values().any(|plugin| plugin.handle.status().state != "running") {
+        while host.plugins.all().values().any(|plugin| plugin.handle.status().state != "running") {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         let pages = std::fs::read_to_string("/proc/self/statm").expect("Linux");

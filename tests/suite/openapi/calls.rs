@@ -13,12 +13,12 @@ use super::document::Document;
 pub struct Call {
     pub operation: &'static str,
     pub path: String,
-    pub body: String,
+    pub body: Vec<u8>,
     /// What it answers.
     pub status: u16,
 }
 
-pub fn call(operation: &'static str, path: impl Into<String>, body: impl Into<String>, status: u16) -> Call {
+pub fn call(operation: &'static str, path: impl Into<String>, body: impl Into<Vec<u8>>, status: u16) -> Call {
     Call { operation, path: path.into(), body: body.into(), status }
 }
 
@@ -28,6 +28,7 @@ pub fn of_a_sound_host() -> Vec<Call> {
     // More than one value of the state may have.
     let too_much = format!(r#"{{"job_id":"j9","event_type":"queued","data":"{}"}}"#, "x".repeat(2 << 20));
     let remove = "/v1/plugins/job-tracker/commands/remove";
+    let probe = std::fs::read(dim_tests::PROBE).expect("the probe is built");
     vec![
         call("get_status", "/v1/status", "", 200),
         call("get_health", "/healthz", "", 200),
@@ -51,6 +52,10 @@ pub fn of_a_sound_host() -> Vec<Call> {
         call("get_plugin", "/v1/plugins/job-tracker", "", 200),
         call("get_plugin", "/v1/plugins/nobody", "", 404),
         call("get_plugin", "/v1/plugins/No_Name", "", 400),
+        call("replace_plugin", "/v1/plugins/probe/component?source=here", probe, 200),
+        call("replace_plugin", "/v1/plugins/nobody/component", "", 404),
+        call("replace_plugin", "/v1/plugins/No_Name/component", "", 400),
+        call("replace_plugin", "/v1/plugins/probe/component", "no component", 422),
         call("query_plugin", "/v1/plugins/job-tracker/queries/list", "", 200),
         call("query_plugin", "/v1/plugins/job-tracker/queries/get", r#"{"job_id":"j1"}"#, 200),
         call("query_plugin", "/v1/plugins/job-tracker/queries/nothing", "{}", 404),
@@ -222,7 +227,7 @@ impl Caller {
         let operation = operation.unwrap_or_else(|| panic!("{} is not described", call.operation));
         assert!(operation.fits(&call.path), "{} is not a path of {}", call.path, call.operation);
         if (200..300).contains(&call.status) {
-            document.check_request(operation, &call.path, &call.body);
+            document.check_request(operation, &call.path, &String::from_utf8_lossy(&call.body));
         }
         let answer = self.send(call, &operation.method).await;
         assert_eq!(answer.status, call.status, "{} {}: {}", call.operation, call.path, answer.body);

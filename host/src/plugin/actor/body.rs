@@ -67,7 +67,7 @@ impl Actor {
     }
 
     /// Makes an instance and calls `start`, whose effects join the batch.
-    fn start(&mut self) -> Result<Result<(), String>, StoreError> {
+    pub(super) fn start(&mut self) -> Result<Result<(), String>, StoreError> {
         let Body::Bare(mut session) = std::mem::replace(&mut self.body, Body::Between) else {
             unreachable!("an instance is made only when there is none");
         };

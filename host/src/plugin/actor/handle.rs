@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::oneshot;
 
-use super::PluginStatus;
+use super::{PluginStatus, Successor};
 use crate::entry::{Kind, Offset};
 use crate::ident::PluginName;
 use crate::log::{EventLog, Mailbox};
@@ -38,6 +38,7 @@ pub struct Handle {
     mailbox: Arc<Mailbox>,
     queries: SyncSender<Query>,
     waiting: Arc<Waiting>,
+    successor: Arc<Mutex<Option<Successor>>>,
     status: Arc<Mutex<PluginStatus>>,
 }
 
@@ -49,6 +50,7 @@ pub struct Inbox {
     /// Questions, in the order in which they came.
     pub queries: Receiver<Query>,
     waiting: Arc<Waiting>,
+    successor: Arc<Mutex<Option<Successor>>>,
     status: Arc<Mutex<PluginStatus>>,
 }
 
@@ -56,7 +58,13 @@ pub struct Inbox {
 pub fn pair(name: PluginName, log: Arc<EventLog>, room: Arc<Room>) -> (Handle, Inbox) {
     let (to_queries, queries) = sync_channel(QUERIES);
     let waiting = Arc::new(Mutex::new(Some(HashMap::new())));
-    let inbox = Inbox { mailbox: Arc::new(Mailbox::new()), queries, waiting, status: Arc::default() };
+    let inbox = Inbox {
+        mailbox: Arc::new(Mailbox::new()),
+        queries,
+        waiting,
+        successor: Arc::default(),
+        status: Arc::default(),
+    };
     let handle = Handle {
         name,
         log,
@@ -64,6 +72,7 @@ pub fn pair(name: PluginName, log: Arc<EventLog>, room: Arc<Room>) -> (Handle, I
         mailbox: inbox.mailbox.clone(),
         queries: to_queries,
         waiting: inbox.waiting.clone(),
+        successor: inbox.successor.clone(),
         status: inbox.status.clone(),
     };
     (handle, inbox)
@@ -73,6 +82,7 @@ impl Drop for Inbox {
     /// Tells whoever waits that there will be no reply.
     fn drop(&mut self) {
         self.waiting.lock().expect("no one panics while holding the waiting").take();
+        self.take_successor();
     }
 }
 
@@ -80,6 +90,16 @@ impl Inbox {
     /// Who waits for the reply of the command at `offset`.
     pub fn take_waiting(&self, offset: Offset) -> Option<oneshot::Sender<Reply>> {
         self.waiting.lock().expect("no one panics while holding the waiting").as_mut()?.remove(&offset)
+    }
+
+    /// Whether there is code that is to take over.
+    pub fn has_successor(&self) -> bool {
+        self.successor.lock().expect("no one panics while holding the successor").is_some()
+    }
+
+    /// The code that is to take over.
+    pub fn take_successor(&self) -> Option<Successor> {
+        self.successor.lock().expect("no one panics while holding the successor").take()
     }
 
     /// Says how the plugin is doing.
@@ -128,6 +148,12 @@ impl Handle {
             }
         }
         reply.await.unwrap_or_else(|_| Err(ReplyError::Unavailable("it has stopped".into())))
+    }
+
+    /// Lets other code take over between two entries; the one before it must have done so.
+    pub fn succeed(&self, successor: Successor) {
+        *self.successor.lock().expect("no one panics while holding the successor") = Some(successor);
+        self.mailbox.ring();
     }
 
     /// Wakes the plugin's thread, for it to see that it was told to stop, or what is in the log.

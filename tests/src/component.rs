@@ -1,0 +1,41 @@
+//! Components of which a test needs one that differs a little from another.
+
+/// A component with `manifest` in the place of its own: the outer one of two is what counts.
+pub fn with_manifest(component: &[u8], manifest: &str) -> Vec<u8> {
+    let mut bytes = component.to_vec();
+    bytes.extend(custom_section("dim-manifest", manifest.as_bytes()));
+    bytes
+}
+
+/// The probe as another version, which does `steps` when it starts.
+pub fn probe(version: &str, steps: &serde_json::Value) -> Vec<u8> {
+    probe_with(version, &[("default = \"[]\"", &format!("default = {:?}", steps.to_string()))])
+}
+
+/// The probe as another version, with other words in its manifest.
+pub fn probe_with(version: &str, changes: &[(&str, &str)]) -> Vec<u8> {
+    let mut manifest = include_str!("../guests/examples/probe.toml").replace("0.1.0", version);
+    for (old, new) in changes {
+        assert!(manifest.contains(old), "the probe's manifest has {old}");
+        manifest = manifest.replace(old, new);
+    }
+    with_manifest(&std::fs::read(super::PROBE).expect("the probe is built"), &manifest)
+}
+
+/// A custom section of a component, as any tool can append it to a file.
+fn custom_section(name: &str, data: &[u8]) -> Vec<u8> {
+    let mut content = leb128(name.len());
+    content.extend(name.as_bytes());
+    content.extend(data);
+    [vec![0], leb128(content.len()), content].concat()
+}
+
+fn leb128(mut number: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while number >= 0x80 {
+        bytes.push((number & 0x7f) as u8 | 0x80);
+        number >>= 7;
+    }
+    bytes.push(number as u8);
+    bytes
+}

@@ -6,6 +6,7 @@ mod running;
 mod start;
 mod supervised;
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, RwLock};
@@ -133,7 +134,10 @@ impl Plugins {
     }
 
     /// A plugin as it is now.
-    pub fn get(&self, name: &PluginName) -> Option<Arc<Loaded>> {
+    pub fn get<Name: Ord + ?Sized>(&self, name: &Name) -> Option<Arc<Loaded>>
+    where
+        PluginName: Borrow<Name>,
+    {
         self.0.read().expect(UNHURT).get(name).cloned()
     }
 

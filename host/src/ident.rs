@@ -1,6 +1,7 @@
 //! Owns the words that cross a border: topics, names of plugins, keys and peers. Each is parsed
 //! once, from hostile text, and trusted from then on.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -158,6 +159,13 @@ fn check_id(text: &str, max: usize) -> Option<&'static str> {
         return Some("it has no place in a URL");
     }
     text.chars().any(char::is_control).then_some("it holds a control character")
+}
+
+/// It is compared, ordered and hashed as its text.
+impl Borrow<str> for PluginName {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
 }
 
 /// An IPNS name in its canonical form: a CIDv1 with codec `libp2p-key` in base36, `k51…`.

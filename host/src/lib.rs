@@ -35,7 +35,7 @@
 //! let config = Config::parse("ipfs:\n  ipns_key_name: my-fleet\n")?;
 //! let host = Host::start(Options::new(config, "/var/lib/my-fleet")).await?;
 //!
-//! let tracker = host.plugins.get(&"job-tracker".parse()?).expect("it comes with the host");
+//! let tracker = host.plugins.get("job-tracker").expect("it comes with the host");
 //! let update = r#"{"job_id":"render-7","event_type":"running"}"#;
 //! let job = tracker.handle.command("update".to_owned(), update.to_owned()).await?;
 //! println!("durable: {job}");

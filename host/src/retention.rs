@@ -68,9 +68,7 @@ impl Retention {
 
     async fn trim(&self) -> Result<(), CommitError> {
         // It is known only once it is synced.
-        let hopeless =
-            self.look(|this, _| Ok(this.room.has_failed_at_removing() && this.store.free()? < HOPELESS));
-        if hopeless.await? {
+        if self.room.has_failed_at_removing() && self.look(|this, _| this.store.free()).await? < HOPELESS {
             return Ok(());
         }
         self.room.set_removing(true);
@@ -114,16 +112,17 @@ impl Retention {
         Ok(last.map_or(Offset(u64::MAX), |(cursor, _)| cursor))
     }
 
+    /// How many bytes have to go for want of room.
+    fn excess(&self, snapshot: &Snapshot) -> Result<u64, StoreError> {
+        self.quota.excess(&self.store, snapshot, &self.room.slack)
+    }
+
     /// The first rows of the log that no one needs: a row ends where the next one begins.
     fn expendable_rows(&self, snapshot: &Snapshot, now: Timestamp) -> Result<Vec<u64>, StoreError> {
         let handled = self.handled_by_all(snapshot)?;
         let table = snapshot.table(LOG)?;
         let held = store::log::bytes(&snapshot.table(META)?)?;
-        let mut excess = held.saturating_sub(self.kept.max_bytes).max(self.quota.excess(
-            &self.store,
-            snapshot,
-            &self.room.slack,
-        )?);
+        let mut excess = held.saturating_sub(self.kept.max_bytes).max(self.excess(snapshot)?);
         let oldest = Duration::from_secs(self.kept.max_age_hours.saturating_mul(3600));
         let mut rows = table.iter()?.peekable();
         let mut expendable = Vec::new();
@@ -148,11 +147,7 @@ impl Retention {
         let handled = self.handled_by_all(snapshot)?;
         let log_start = snapshot.table(LOG)?.first()?.map_or(0, |(first, _)| first.value());
         let held = documents::superseded_bytes(snapshot)?;
-        let mut excess = held.saturating_sub(self.kept.max_document_bytes).max(self.quota.excess(
-            &self.store,
-            snapshot,
-            &self.room.slack,
-        )?);
+        let mut excess = held.saturating_sub(self.kept.max_document_bytes).max(self.excess(snapshot)?);
         let mut expendable = Vec::new();
         for document in documents::superseded(snapshot)? {
             let document = document?;

@@ -161,7 +161,7 @@ impl SupervisedHost {
 
     fn handle(&self, plugin: &str) -> Option<Handle> {
         let Standing::Running(host) = self.supervised.standing() else { return None };
-        Some(host.plugins.get(&plugin.parse().expect("a plugin name"))?.handle.clone())
+        Some(host.plugins.get(plugin)?.handle.clone())
     }
 
     /// The host, while it runs. It is not to be held for long.
@@ -324,7 +324,7 @@ impl TestHost {
 
     /// A plugin that is loaded.
     pub fn plugin(&self, name: &str) -> Arc<dim::host::Loaded> {
-        let found = self.host.plugins.get(&name.parse().expect("a plugin name"));
+        let found = self.host.plugins.get(name);
         found.unwrap_or_else(|| panic!("{name} is not loaded: {:?}", self.host.not_loaded))
     }
 }

@@ -220,8 +220,7 @@ impl Watching {
 
     /// Finds the jobs that an entry may have changed.
     async fn look(&mut self, entry: &Entry) {
-        let tracker = self.host.plugins.get(&PLUGIN.parse().expect("a plugin name"));
-        let Some(tracker) = tracker else { return };
+        let Some(tracker) = self.host.plugins.get(PLUGIN) else { return };
         let message: Value = match &entry.kind {
             Kind::Event(Event::Message { topic, data, .. }) if tracker.grants.may_subscribe(topic) => {
                 serde_json::from_slice(data).unwrap_or_default()

@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use super::record::{Content, End, FORM, Head};
 use super::{BackupError, Passphrase};
 use crate::host::HostError;
+use crate::ident::Digest;
 use crate::keys::{KeyFile, Keyring};
 use crate::plugin::MAX_COMPONENT;
 use crate::store::copy::{CopyError, Filling, RawRow};
@@ -171,7 +172,8 @@ fn fill(input: impl Read, passphrase: Passphrase, dir: &Path) -> Result<Head, Ba
                     return Err(BackupError::Damaged("a component that is too large".to_owned()));
                 }
                 if part.is_last {
-                    components::keep(&store, &std::mem::take(&mut component))?;
+                    let whole = std::mem::take(&mut component);
+                    components::keep(&store, Digest::of(&whole), &whole)?;
                 }
             }
             Content::Head(_) | Content::End(_) => {}

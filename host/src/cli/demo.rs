@@ -174,8 +174,7 @@ impl Fleet {
     }
 
     async fn query(&self, plugin: &str, body: Value) -> Value {
-        let found = self.host.plugins.get(&plugin.parse().expect("a plugin name"));
-        let Some(found) = found else { return Value::Null };
+        let Some(found) = self.host.plugins.get(plugin) else { return Value::Null };
         let reply = found.handle.query("list".to_owned(), body.to_string()).await;
         reply.ok().and_then(|reply| serde_json::from_str(&reply).ok()).unwrap_or_default()
     }

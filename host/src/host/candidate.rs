@@ -66,6 +66,27 @@ pub fn candidates(config: &Config, store: &Store) -> Result<Vec<Candidate>, Stor
     Ok(wanted.map(candidate).collect())
 }
 
+/// Judges and compiles all candidates at once; the error of one is for the operator.
+pub fn ready_all(
+    engine: &Engine,
+    candidates: Vec<Candidate>,
+    config: &Config,
+    host_id: &str,
+) -> Vec<(Candidate, Result<Ready, String>)> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = candidates
+            .into_iter()
+            .map(|candidate| {
+                scope.spawn(move || {
+                    let ready = candidate.ready(engine, config, host_id);
+                    (candidate, ready)
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().expect("preparing does not panic")).collect()
+    })
+}
+
 impl Candidate {
     fn new(name: PluginName, setup: PluginConfig) -> Self {
         let (source, bytes) = match &setup.file {

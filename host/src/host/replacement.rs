@@ -104,7 +104,9 @@ impl Host {
     ) -> Result<Replacement, ReplaceError> {
         let old = self.plugins.get(name).ok_or_else(|| ReplaceError::NoPlugin(name.clone()))?;
         let before = old.version();
-        if Digest::of(&component) == before.digest {
+        let digested = tokio::task::spawn_blocking(move || (Digest::of(&component), component)).await;
+        let (digest, component) = digested.expect("digesting does not panic");
+        if digest == before.digest {
             let after = before.clone();
             let (plugin, outcome) = (name.clone(), Outcome::Unchanged);
             return Ok(Replacement { plugin, outcome, before, after, at: None, pause: None });
@@ -116,8 +118,8 @@ impl Host {
         let old = self.plugins.get(name).ok_or_else(|| ReplaceError::NoPlugin(name.clone()))?;
         let before = old.version();
         self.rehearse(name, &old, &ready).await?;
-        let store = self.store.clone();
-        let kept = tokio::task::spawn_blocking(move || components::keep(&store, &component)).await;
+        let (store, digest) = (self.store.clone(), ready.prepared.inspection.digest);
+        let kept = tokio::task::spawn_blocking(move || components::keep(&store, digest, &component)).await;
         kept.expect("keeping does not panic").map_err(ReplaceError::Keep)?;
         let Ready { prepared, resolved, allowance } = ready;
         let (done, taken_over) = oneshot::channel();

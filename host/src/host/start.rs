@@ -10,7 +10,7 @@ use rand::Rng as _;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::candidate::{Allowance, Candidate, Ready, candidates};
+use super::candidate::{Allowance, Candidate, Ready, candidates, ready_all};
 use super::running::Running;
 use super::{Host, HostError, Loaded, NotLoaded, Options, Plugins};
 use crate::backend::embedded::Bus;
@@ -342,27 +342,6 @@ fn open(state_dir: &Path, medium: &Arc<dyn Medium>, room: &Room) -> Result<Store
         room.slack.measured(store.file_bytes(), Usage::of(&store.snapshot()?)?.total());
     }
     Ok(store)
-}
-
-/// Judges and compiles all candidates at once; the error of one is for the operator.
-fn ready_all(
-    engine: &Engine,
-    candidates: Vec<Candidate>,
-    config: &Config,
-    host_id: &str,
-) -> Vec<(Candidate, Result<Ready, String>)> {
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = candidates
-            .into_iter()
-            .map(|candidate| {
-                scope.spawn(move || {
-                    let ready = candidate.ready(engine, config, host_id);
-                    (candidate, ready)
-                })
-            })
-            .collect();
-        threads.into_iter().map(|thread| thread.join().expect("preparing does not panic")).collect()
-    })
 }
 
 async fn daemon_keys(backend: Backend) -> Vec<(KeyName, IpnsName)> {

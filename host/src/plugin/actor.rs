@@ -12,7 +12,6 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
@@ -21,9 +20,8 @@ pub use status::{EffectCounts, PluginStatus};
 pub use succession::{Handover, Succession, Successor, TakenOver, rehearse};
 
 use super::event::reply_error;
-use super::instance::CallError;
+use super::instance::{CallError, Setting};
 use super::session::{Mode, Session, SessionParts};
-use super::wasi::EntryRandom;
 use super::{Batch, Change, Prepared, Reply, ReplyError};
 use crate::commit::{Commit, Progress};
 use crate::entry::{Entry, Event, Kind, Offset};
@@ -98,8 +96,7 @@ pub struct Actor {
     config: String,
     state_version: Option<u32>,
     body: Body,
-    random: EntryRandom,
-    hash_seed: u128,
+    setting: Setting,
     log: Arc<EventLog>,
     commit: Arc<Commit>,
     room: Arc<Room>,
@@ -131,15 +128,13 @@ impl Actor {
         let session = Session::new(session, version.clone())?;
         let cursor = session.effects.batch.cursor;
         let (handle, inbox) = handle::pair(plugin.clone(), log.clone(), room.clone());
-        let secret = secret_of(&secret, &plugin);
         let mut actor = Self {
             version,
             prepared,
             config,
             state_version,
             body: Body::Bare(Box::new(session)),
-            random: EntryRandom::new(secret),
-            hash_seed: hash_seed(&secret),
+            setting: Setting::new(&secret, &plugin),
             log,
             commit,
             room,
@@ -338,7 +333,7 @@ impl Actor {
         }
         let time = self.session().world.time();
         self.session_mut().begin(Mode::Query, time);
-        self.random.begin(self.cursor().0, u64::MAX);
+        self.setting.random.begin(self.cursor().0, u64::MAX);
         Ok(match self.instance().query(&query.method, &query.body) {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(refusal)) => Err(reply_error(refusal, &query.method)),
@@ -352,7 +347,7 @@ impl Actor {
     }
 
     fn begin(&mut self, mode: Mode, entry: &Entry, part: u64, again: u32) {
-        self.random.begin(entry.offset.0, part);
+        self.setting.random.begin(entry.offset.0, part);
         self.session_mut().begin(mode, entry.time);
         if let Some(recorded) = &self.recorded {
             let room = recorded.room(entry.offset, part, again);
@@ -406,16 +401,4 @@ impl Actor {
         let topics = self.session().world.subscriptions().iter().cloned().collect();
         self.log.watch(&self.plugin, topics, &self.inbox.mailbox);
     }
-}
-
-/// What the seed of a plugin's hash maps is: the same over restarts and versions.
-fn hash_seed(secret: &[u8; 32]) -> u128 {
-    u128::from_be_bytes(secret[..16].try_into().expect("16 of 32 bytes"))
-}
-
-fn secret_of(secret: &[u8; 32], plugin: &PluginName) -> [u8; 32] {
-    let mut hash = Sha256::new();
-    hash.update(secret);
-    hash.update(plugin.as_str());
-    hash.finalize().into()
 }

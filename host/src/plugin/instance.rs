@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
+use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 use wasmtime::component::ResourceTable;
 use wasmtime::{ResourceLimiter, UpdateDeadline};
@@ -14,6 +15,7 @@ use super::engine::{Engine, Prepared};
 use super::limits::Limits;
 use super::session::{Answer, Refusal, Session};
 use super::wasi::{self, Console, EntryRandom, Surroundings};
+use crate::ident::PluginName;
 use crate::store::StoreError;
 
 /// Bytes that one call may hand to host functions in one go, and get lifted from a result.
@@ -148,12 +150,25 @@ pub fn thread_cpu() -> Duration {
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
-/// What an instance is made of beside its component.
+/// What an instance is made of beside its component: the same over restarts and versions of a plugin.
+#[derive(Debug)]
 pub struct Setting {
     /// Random of the entry.
     pub random: EntryRandom,
     /// The seed of hash maps.
-    pub hash_seed: u128,
+    hash_seed: u128,
+}
+
+impl Setting {
+    /// What follows from the host's secret for `plugin`.
+    pub fn new(secret: &[u8; 32], plugin: &PluginName) -> Self {
+        let mut hash = Sha256::new();
+        hash.update(secret);
+        hash.update(plugin.as_str());
+        let secret: [u8; 32] = hash.finalize().into();
+        let hash_seed = u128::from_be_bytes(secret[..16].try_into().expect("16 of 32 bytes"));
+        Self { random: EntryRandom::new(secret), hash_seed }
+    }
 }
 
 /// A running instance.

@@ -114,7 +114,7 @@ impl Lookout {
 
     /// Looks once, where it was short before since `short_since`. May block for seconds.
     fn look_for(&self, short_since: Option<Instant>) -> Result<Found, StoreError> {
-        let free = self.look()?;
+        let Look { free, file, held } = self.look()?;
         if self.room.shortage().is_none() || free > self.quota.min_free.saturating_mul(2) {
             return Ok(Found::Enough);
         }
@@ -123,26 +123,37 @@ impl Lookout {
         }
         let slack = &self.room.slack;
         if !slack.is_measured() {
-            let held = Usage::of(&self.store.snapshot()?)?.total();
             slack.measured(self.store.bytes_in_use()?, held);
         }
-        let gives = slack.estimate(self.store.file_bytes(), Usage::of(&self.store.snapshot()?)?.total());
+        let gives = slack.estimate(file, held);
         let enough = self.quota.min_free.saturating_add(self.quota.min_free / 4);
         let packs = free < self.quota.least() && free.saturating_add(gives) >= enough && slack.ask();
         Ok(if packs { Found::Slack } else { Found::Short })
     }
 
-    /// Looks once; returns how many bytes the disk has free. May block for a moment.
-    pub fn look(&self) -> Result<u64, StoreError> {
+    /// Looks once. May block for a moment.
+    pub fn look(&self) -> Result<Look, StoreError> {
         let (free, file) = (self.store.free()?, self.store.file_bytes());
         let usage = Usage::of(&self.store.snapshot()?)?;
+        let held = usage.total();
         // What is only guessed does not count.
         let slack = &self.room.slack;
-        let slack = if slack.is_measured() { slack.estimate(file, usage.total()) } else { 0 };
+        let slack = if slack.is_measured() { slack.estimate(file, held) } else { 0 };
         let was_short = self.room.shortage().is_some();
         self.room.set(self.quota.judge(free, slack, &usage, was_short), self.log.now());
-        Ok(free)
+        Ok(Look { free, file, held })
     }
+}
+
+/// What a look has seen, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Look {
+    /// What the disk has free.
+    free: u64,
+    /// What the database takes of it.
+    file: u64,
+    /// What the store holds.
+    held: u64,
 }
 
 /// What a look has found.

@@ -14,10 +14,10 @@ fn file(digest: &str) -> PathBuf {
     PathBuf::from(DIRECTORY).join(digest).with_extension("wasm")
 }
 
-/// Keeps a component; it is on the disk when this returns.
-pub fn keep(store: &Store, component: &[u8]) -> io::Result<()> {
+/// Keeps a component, whose digest is `digest`; it is on the disk when this returns.
+pub fn keep(store: &Store, digest: Digest, component: &[u8]) -> io::Result<()> {
     let dir = store.dir();
-    let name = file(&Digest::of(component).to_string());
+    let name = file(&digest.to_string());
     if dir.is_file(&name) {
         return Ok(());
     }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::Actor;
-use crate::plugin::instance::{CallError, Instance, Setting};
+use crate::plugin::instance::{CallError, Instance};
 use crate::plugin::session::{Mode, Session};
 use crate::store::StoreError;
 
@@ -76,10 +76,9 @@ impl Actor {
         if self.recorded.is_some() {
             session.outbox.room = usize::MAX;
         }
-        self.random.begin(session.effects.batch.cursor.0, u64::MAX);
-        let setting = Setting { random: self.random.clone(), hash_seed: self.hash_seed };
+        self.setting.random.begin(session.effects.batch.cursor.0, u64::MAX);
         self.tally.instances += 1;
-        match Instance::new(&self.prepared, *session, &setting) {
+        match Instance::new(&self.prepared, *session, &self.setting) {
             Ok(instance) => self.body = Body::Live(Box::new(instance)),
             Err(failed) => {
                 let (session, error) = *failed;
@@ -148,7 +147,8 @@ impl Actor {
     }
 }
 
-fn refused(error: CallError) -> Result<Result<(), String>, StoreError> {
+/// A start that failed: why, unless the host is to blame.
+pub(super) fn refused(error: CallError) -> Result<Result<(), String>, StoreError> {
     match error {
         CallError::Trap(reason) | CallError::Limit(reason) => Ok(Err(reason)),
         CallError::Host(error) => Err(error),

@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::Actor;
+use super::body::refused;
 use crate::entry::Offset;
 use crate::ident::Topic;
 use crate::plugin::Prepared;
-use crate::plugin::instance::{CallError, Instance, Setting};
+use crate::plugin::instance::{Instance, Setting};
 use crate::plugin::limits::Limits;
 use crate::plugin::roster::Code;
 use crate::plugin::session::{Mode, Session, SessionParts};
-use crate::plugin::wasi::EntryRandom;
 use crate::store::StoreError;
 
 /// Code that takes over from what runs.
@@ -128,20 +128,14 @@ pub fn rehearse(
     config: &str,
     from_state_version: Option<u32>,
 ) -> Result<Result<(), String>, StoreError> {
-    let secret = super::secret_of(secret, &session.plugin);
+    let setting = Setting::new(secret, &session.plugin);
     let mut session = Session::new(session, prepared.inspection.manifest.version.clone())?;
     let time = session.world.time();
     session.begin(Mode::Entry, time);
-    let random = EntryRandom::new(secret);
-    random.begin(session.effects.batch.cursor.0, u64::MAX);
-    let setting = Setting { random, hash_seed: super::hash_seed(&secret) };
+    setting.random.begin(session.effects.batch.cursor.0, u64::MAX);
     let started = match Instance::new(prepared, session, &setting) {
         Ok(mut instance) => instance.start(config, from_state_version),
         Err(failed) => Err(failed.1),
     };
-    match started {
-        Ok(started) => Ok(started),
-        Err(CallError::Trap(reason) | CallError::Limit(reason)) => Ok(Err(reason)),
-        Err(CallError::Host(error)) => Err(error),
-    }
+    started.map_or_else(refused, Ok)
 }

@@ -255,7 +255,8 @@ async fn a_backup_that_nobody_reads_holds_up_neither_the_end_of_the_host_nor_its
     let ask = |socket: PathBuf| {
         let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
         let body = json!({ "passphrase": PASSPHRASE }).to_string();
-        let head = "POST /v1/backup HTTP/1.1\r\nhost: dim\r\ncontent-type: application/json";
+        let head =
+            "POST /v1/backup HTTP/1.1\r\nhost: dim\r\nconnection: close\r\ncontent-type: application/json";
         write!(stream, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).unwrap();
         let mut status = [0; 12];
         std::io::Read::read_exact(&mut stream, &mut status).unwrap();

@@ -6,13 +6,21 @@ mod components;
 use std::env;
 use std::path::PathBuf;
 
-const GUESTS: [&str; 1] = ["probe"];
+const GUESTS: [&str; 3] = ["probe", "stamper", "tracker_2"];
 
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let workspace = &components::workspace();
-    for source in ["tests/build.rs", "host/build", "tests/guests", "guest", "wit", "Cargo.lock", "Cargo.toml"]
-    {
+    for source in [
+        "tests/build.rs",
+        "host/build",
+        "tests/guests",
+        "plugins",
+        "guest",
+        "wit",
+        "Cargo.lock",
+        "Cargo.toml",
+    ] {
         println!("cargo::rerun-if-changed={}", workspace.join(source).display());
     }
     let target = components::target_dir(&out);

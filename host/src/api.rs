@@ -1,6 +1,7 @@
 //! Owns the HTTP API: one way in for programs and the command line, under `/v1`, JSON in and out.
 
 mod backup;
+mod changes;
 mod dead;
 pub(crate) mod error;
 mod extract;
@@ -27,14 +28,15 @@ use axum::{Extension, Router, middleware};
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 use utoipa::OpenApi as _;
-use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt as _};
+use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub use error::ApiError;
 pub use openapi::document;
 
 use crate::host::Supervised;
-use crate::plugin::{DOCUMENT_BYTES, MAX_COMPONENT};
+use crate::plugin::DOCUMENT_BYTES;
+use extract::Caller;
 
 /// Largest body, in bytes: the largest document, and a little.
 pub const MAX_BODY: usize = dim_client::MAX_BODY;
@@ -47,9 +49,16 @@ fn described() -> OpenApiRouter<Arc<Supervised>> {
         .routes(routes!(status::status))
         .routes(routes!(backup::make))
         .routes(routes!(openapi::openapi))
-        .routes(routes!(plugins::list))
-        .routes(routes!(plugins::show))
-        .routes(routes!(plugins::replace).layer(DefaultBodyLimit::max(MAX_COMPONENT)))
+        .routes(routes!(plugins::list, plugins::fetch))
+        .routes(routes!(plugins::show, plugins::remove))
+        .routes(routes!(plugins::install))
+        .routes(routes!(plugins::history))
+        .routes(routes!(plugins::roll_back))
+        .routes(routes!(plugins::restore))
+        .routes(routes!(plugins::pause))
+        .routes(routes!(plugins::resume))
+        .routes(routes!(changes::watch))
+        .routes(routes!(changes::log))
         .routes(routes!(plugins::command))
         .routes(routes!(plugins::query))
         .routes(routes!(jobs::list))
@@ -127,13 +136,15 @@ impl Listener {
         match self {
             Self::Unix(listener, _socket) => {
                 let router = router.layer(Extension(backup::OwnersOnly));
+                let service = router.into_make_service_with_connect_info::<Caller>();
                 let served =
-                    axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
+                    axum::serve(listener, service).with_graceful_shutdown(stop.clone().cancelled_owned());
                 within_grace(served.into_future(), stop).await
             }
             Self::Tcp(listener) => {
+                let service = router.into_make_service_with_connect_info::<Caller>();
                 let served =
-                    axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
+                    axum::serve(listener, service).with_graceful_shutdown(stop.clone().cancelled_owned());
                 within_grace(served.into_future(), stop).await
             }
         }

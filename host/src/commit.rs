@@ -6,6 +6,7 @@
 //! After the sync it sends the replies of commands and wakes the stages that have work.
 
 mod apply;
+mod code;
 mod disk;
 mod queue;
 mod tally;
@@ -20,6 +21,7 @@ use redb::WriteTransaction;
 use thiserror::Error;
 use tokio::sync::{Notify, oneshot};
 
+pub use code::{Told, give_up};
 pub use disk::Durability;
 pub use queue::Progress;
 pub use tally::Tally;
@@ -27,6 +29,7 @@ pub use tally::Tally;
 use apply::{NameChanges, Wakes};
 use queue::{AfterCommit, Queue, Submitted, Write};
 
+use crate::change::{Change, Changes};
 use crate::effect::{NameUpdate, Publish};
 use crate::entry::{Event, Kind, Origin};
 use crate::ident::{IpnsName, KeyName};
@@ -35,7 +38,7 @@ use crate::plugin::Batch;
 use crate::room::{NoRoom, Room};
 use crate::store::followed::Followed;
 use crate::store::outbox::{self, Backlog};
-use crate::store::{StoreError, Sync, dead};
+use crate::store::{StoreError, Sync, dead, history};
 use crate::time::Timestamp;
 
 /// Why a write did not happen.
@@ -90,6 +93,8 @@ pub struct Commit {
     room: Arc<Room>,
     interest: Arc<Interest>,
     backlog: Arc<Backlog>,
+    /// Who hears of changes of plugins' code.
+    pub changes: Arc<Changes>,
     /// Woken when there is something to publish on topics.
     pub outbox: Notify,
     /// Woken when the value of a name has changed.
@@ -112,6 +117,7 @@ impl Commit {
         Self {
             interest,
             backlog,
+            changes: Arc::default(),
             room,
             dead_letters,
             queue: Mutex::default(),
@@ -131,7 +137,7 @@ impl Commit {
             // It will not happen: whoever waits for a reply is told, for the reply goes with it.
             return;
         }
-        let earlier = queue.batches.insert(batch.plugin.clone(), Submitted { batch, progress });
+        let earlier = queue.batches.insert(batch.plugin.clone(), Submitted::new(batch, progress));
         debug_assert!(earlier.is_none(), "a plugin waits until its batch is taken");
         drop(queue);
         self.wake();
@@ -160,7 +166,9 @@ impl Commit {
         entries: Vec<Kind>,
         write: impl FnOnce(&WriteTransaction) -> Result<R, StoreError> + Send + 'static,
     ) -> Result<R, CommitError> {
-        let run = |transaction: &WriteTransaction, _: &mut NameChanges| Ok((entries, write(transaction)?));
+        let run = |transaction: &WriteTransaction, _: &mut NameChanges, _: &mut Told| {
+            Ok((entries, write(transaction)?))
+        };
         self.enqueue(Sync::Later, Wakes::default(), run).await
     }
 
@@ -171,7 +179,9 @@ impl Commit {
         entries: Vec<Kind>,
         write: impl FnOnce(&WriteTransaction) -> Result<R, StoreError> + Send + 'static,
     ) -> Result<R, CommitError> {
-        let run = |transaction: &WriteTransaction, _: &mut NameChanges| Ok((entries, write(transaction)?));
+        let run = |transaction: &WriteTransaction, _: &mut NameChanges, _: &mut Told| {
+            Ok((entries, write(transaction)?))
+        };
         self.enqueue(Sync::Now, Wakes::default(), run).await
     }
 
@@ -180,16 +190,45 @@ impl Commit {
         &self,
         write: impl FnOnce(&WriteTransaction) -> Result<(Vec<Kind>, R), StoreError> + Send + 'static,
     ) -> Result<R, CommitError> {
-        self.enqueue(Sync::Now, Wakes::default(), |transaction, _| write(transaction)).await
+        self.enqueue(Sync::Now, Wakes::default(), |transaction, _, _| write(transaction)).await
     }
 
     /// Takes in news of a name and tells its followers.
     pub async fn change_name(&self, change: NameChange) -> Result<(), CommitError> {
         self.room.check()?;
-        let write = move |transaction: &WriteTransaction, names: &mut NameChanges| {
+        let write = move |transaction: &WriteTransaction, names: &mut NameChanges, _: &mut Told| {
             Ok((names.make(transaction, &change)?.into_iter().collect(), ()))
         };
         self.enqueue(Sync::Now, Wakes { names: true, ..Wakes::default() }, write).await
+    }
+
+    /// Puts a change of a plugin's code on record that no plugin's batch brings about, and tells of it, with
+    /// what `write` does to the store; what that returns goes with it.
+    pub async fn record<R: Send + 'static>(
+        &self,
+        change: Change,
+        now: Timestamp,
+        write: impl FnOnce(&WriteTransaction) -> Result<R, StoreError> + Send + 'static,
+    ) -> Result<R, CommitError> {
+        self.change(move |transaction, told| {
+            let result = write(transaction)?;
+            history::add(transaction, &change)?;
+            told.tell(transaction, &change, now)?;
+            Ok(result)
+        })
+        .await
+    }
+
+    /// Writes what concerns changes of plugins' code, and tells of them.
+    pub async fn change<R: Send + 'static>(
+        &self,
+        write: impl FnOnce(&WriteTransaction, &mut Told) -> Result<R, StoreError> + Send + 'static,
+    ) -> Result<R, CommitError> {
+        let write = move |transaction: &WriteTransaction, _: &mut NameChanges, told: &mut Told| {
+            let result = write(transaction, told)?;
+            Ok((std::mem::take(&mut told.entries), result))
+        };
+        self.enqueue(Sync::Now, Wakes::default(), write).await
     }
 
     /// Publishes what a caller of the API gave: to the plugins, and through the outbox.
@@ -197,7 +236,7 @@ impl Commit {
         self.room.check()?;
         let Publish { topic, data } = publish.clone();
         let message = Kind::Event(Event::Message { topic, data, origin: Origin::Host });
-        let write = move |transaction: &WriteTransaction, _: &mut NameChanges| {
+        let write = move |transaction: &WriteTransaction, _: &mut NameChanges, _: &mut Told| {
             outbox::enqueue(transaction, None, &[publish], now)?;
             Ok((vec![message], ()))
         };
@@ -208,7 +247,7 @@ impl Commit {
         &self,
         sync: Sync,
         wakes: Wakes,
-        write: impl FnOnce(&WriteTransaction, &mut NameChanges) -> Result<(Vec<Kind>, R), StoreError>
+        write: impl FnOnce(&WriteTransaction, &mut NameChanges, &mut Told) -> Result<(Vec<Kind>, R), StoreError>
         + Send
         + 'static,
     ) -> Result<R, CommitError> {
@@ -218,10 +257,11 @@ impl Commit {
             if queue.closed {
                 return Err(CommitError::Closed);
             }
-            let run = Box::new(move |transaction: &WriteTransaction, names: &mut NameChanges| {
-                let (entries, result) = write(transaction, names)?;
-                Ok((entries, Box::new(move || drop(done.send(result))) as AfterCommit))
-            });
+            let run =
+                Box::new(move |transaction: &WriteTransaction, names: &mut NameChanges, told: &mut Told| {
+                    let (entries, result) = write(transaction, names, told)?;
+                    Ok((entries, Box::new(move || drop(done.send(result))) as AfterCommit))
+                });
             queue.writes.push(Write { sync, wakes, run });
         }
         self.wake();

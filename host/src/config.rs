@@ -10,7 +10,8 @@ use thiserror::Error;
 
 use crate::commit::Durability;
 use crate::ident::{InvalidWord, KeyName, PluginName, Topic};
-use crate::plugin::{Grants, Limits, NameOrKey};
+use crate::plugin::{Grants, Limits, NameOrKey, Rules};
+use crate::retention::Undo;
 use crate::store::dead;
 
 /// Why a config cannot be used.
@@ -49,8 +50,43 @@ pub struct Config {
     pub store: StoreConfig,
     /// What is published.
     pub outbox: OutboxConfig,
+    /// A folder whose components are plugins: a file that appears is installed, one that changes replaces, one
+    /// that goes is unloaded. What they may stands under `plugins`. Absent: none.
+    pub plugins_dir: Option<PathBuf>,
+    /// How plugins' code is replaced while the host runs.
+    pub replacement: ReplacementConfig,
     /// Where the log goes beside standard error.
     pub telemetry: Telemetry,
+}
+
+/// The section `replacement`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ReplacementConfig {
+    /// How new code is watched.
+    pub probation: Rules,
+    /// Hours for which there is a way back to what ran before, default 24. While new code is on probation
+    /// there is one in any case.
+    pub undo_hours: u64,
+    /// Bytes of what plugins had before, default 256 MiB. Beyond it the oldest ways back are given up, but not
+    /// those of code on probation.
+    pub undo_bytes: u64,
+    /// `/ipfs/…` and `/ipns/…` whose components are installed without a digest being given; a plugin
+    /// that follows a name is replaced only if the name is one of these. Default none.
+    pub trusted: Vec<String>,
+}
+
+impl ReplacementConfig {
+    /// For how long there is a way back.
+    pub fn undo(&self) -> Undo {
+        Undo { time: Duration::from_secs(self.undo_hours.saturating_mul(3600)), bytes: self.undo_bytes }
+    }
+}
+
+impl Default for ReplacementConfig {
+    fn default() -> Self {
+        Self { probation: Rules::default(), undo_hours: 24, undo_bytes: 256 << 20, trusted: Vec::new() }
+    }
 }
 
 /// The section `telemetry`.

@@ -10,7 +10,8 @@ pub async fn replay(commit: &Commit, id: u64) -> Result<bool, CommitError> {
     let take = move |write: &redb::WriteTransaction| {
         let Some(letter) = dead::take(write, id)? else { return Ok((Vec::new(), false)) };
         let first = Offset(letter.offset);
-        let again = Kind::Again { plugin: letter.plugin, attempt: 0, first, event: letter.event };
+        let (plugin, by) = (letter.plugin, letter.by);
+        let again = Kind::Again { plugin, attempt: 0, first, by, event: letter.event };
         Ok((vec![again], true))
     };
     commit.write_and_append(take).await

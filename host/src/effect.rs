@@ -9,7 +9,7 @@ use cid::Cid;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::unixfs;
-use crate::entry::{Event, Kind, Offset};
+use crate::entry::{Event, Generation, Kind, Offset};
 use crate::ident::{ContentPath, IpnsName, PluginName, Topic};
 use crate::time::Timestamp;
 
@@ -83,12 +83,13 @@ pub struct Retry {
 }
 
 impl Retry {
-    /// The entry that it will be, in the form of the log.
-    pub fn to_bytes(&self, plugin: &PluginName) -> Vec<u8> {
+    /// The entry that it will be, put off by code `by` of `plugin`, in the form of the log.
+    pub fn to_bytes(&self, plugin: &PluginName, by: Generation) -> Vec<u8> {
         let again = Kind::Again {
             plugin: plugin.clone(),
             attempt: self.attempt,
             first: self.first,
+            by,
             event: self.event.clone(),
         };
         again.to_bytes()
@@ -102,6 +103,9 @@ pub struct DeadLetter {
     pub plugin: PluginName,
     /// The plugin's version.
     pub version: String,
+    /// Which code it was.
+    #[serde(default)]
+    pub by: Generation,
     /// The entry that the event came from.
     pub offset: u64,
     /// The time of the entry that set it aside, in nanoseconds since 1970.

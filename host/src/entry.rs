@@ -28,6 +28,19 @@ impl Serialize for Offset {
     }
 }
 
+/// Which of the codes that a plugin has run, one after the other. It counts up whenever other code goes on,
+/// so that what one has caused can be told from what another has; 0 is no code's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Generation(pub u32);
+
+impl Generation {
+    /// The one after it.
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
 /// One entry of the log.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
@@ -75,6 +88,8 @@ pub enum Kind {
         attempt: u32,
         /// The entry that it came from.
         first: Offset,
+        /// Which code could not handle it.
+        by: Generation,
         /// The event.
         event: Event,
     },
@@ -87,6 +102,8 @@ pub enum Kind {
         offset: Offset,
         /// 0 for the entry itself; a number of its own for each timer that fell due before it.
         part: u64,
+        /// Which code it struck.
+        by: Generation,
         /// Which limit.
         limit: StruckLimit,
     },
@@ -98,6 +115,22 @@ pub enum Kind {
         topic: Topic,
         /// Whether it is subscribed from here on.
         subscribed: bool,
+        /// Which code asked for it.
+        by: Generation,
+    },
+    /// Other code of a plugin goes on. No event; it says which code handled what.
+    Code {
+        /// Which plugin.
+        plugin: PluginName,
+        /// Which code it is.
+        generation: Generation,
+        /// The digest of its component, in hex.
+        digest: String,
+        /// The first entry that it handles: an earlier one than those handled already, if what came since
+        /// is taken back.
+        at: Offset,
+        /// The first code whose work is taken back, if any is.
+        voids: Option<Generation>,
     },
 }
 
@@ -200,7 +233,8 @@ impl Kind {
             | Kind::Tick(plugin)
             | Kind::Again { plugin, .. }
             | Kind::Struck { plugin, .. }
-            | Kind::Subscription { plugin, .. } => Some(plugin),
+            | Kind::Subscription { plugin, .. }
+            | Kind::Code { plugin, .. } => Some(plugin),
             Kind::Event(_) | Kind::Heard(_) | Kind::NameConfirmed(_) | Kind::Peers { .. } => None,
         }
     }

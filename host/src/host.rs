@@ -1,24 +1,28 @@
 //! Owns the composition: opens the store, wires the stages, starts and ends them in order.
 
 mod candidate;
+mod following;
+mod loader;
+mod plugins;
 mod replacement;
 mod running;
 mod start;
 mod supervised;
 
 use std::borrow::Borrow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::Backend;
 use crate::backend::embedded::Bus;
 use crate::backend::kubo::{AddressError, ClientError};
+use crate::change::Changes;
 use crate::commit::Commit;
 use crate::config::Config;
 use crate::echo::Echoes;
@@ -27,19 +31,23 @@ use crate::interest::Interest;
 use crate::keys::{KeyError, Keyring};
 use crate::log::EventLog;
 use crate::outbox::Sent;
-use crate::plugin::{Engine, EngineError, Grants, Handle, Limits, Prepared};
+use crate::plugin::{EngineError, Grants, Handle, Line};
+use crate::retention::Awaited;
 use crate::room::Room;
 use crate::store::outbox::Backlog;
 use crate::store::{Disk, Medium, Store, StoreError};
 use crate::subscription::{self, Hearings};
 use crate::time::{Clock, MachineClock, Timestamp};
 
-pub(crate) use candidate::{Allowance, Ready, candidates};
-pub use replacement::{Outcome, ReplaceError, Replacement, Version};
+pub(crate) use candidate::{Ready, candidates};
+pub use plugins::Grant;
+pub use replacement::{Proposal, ReplaceError, RolledBack};
 pub(crate) use start::{identity, secret};
 pub use supervised::{Standing, Supervised};
 
-use running::Running;
+use candidate::Candidate;
+use loader::Loader;
+use running::{Fail, Running};
 use start::Start;
 
 /// Why a host does not start or cannot go on.
@@ -63,6 +71,9 @@ pub enum HostError {
     /// A thread cannot be started.
     #[error("cannot start a thread")]
     Thread(#[source] std::io::Error),
+    /// It ends already.
+    #[error("{0}")]
+    Closed(String),
     /// A word of the host's own is none.
     #[error(transparent)]
     Word(#[from] InvalidWord),
@@ -109,18 +120,14 @@ pub struct NotLoaded {
 /// A plugin that was loaded.
 #[derive(Clone, Debug)]
 pub struct Loaded {
-    /// How to talk to it.
+    /// How to talk to it, and what it runs.
     pub handle: Handle,
-    /// Its component.
-    pub prepared: Prepared,
     /// What it may reach.
     pub grants: Arc<Grants>,
-    /// What it may take.
-    pub limits: Limits,
-    /// `bundled`, or the file that it came from.
-    pub source: String,
     /// Whose turn it is to replace it.
     pub(crate) turns: Arc<tokio::sync::Mutex<()>>,
+    /// Ends its thread.
+    pub(crate) stop: CancellationToken,
 }
 
 /// The plugins of a host. Which there are, and which component each runs, changes while it runs.
@@ -128,11 +135,6 @@ pub struct Loaded {
 pub struct Plugins(RwLock<BTreeMap<PluginName, Arc<Loaded>>>);
 
 impl Plugins {
-    /// Those that are there when a host starts.
-    pub fn new(plugins: BTreeMap<PluginName, Loaded>) -> Self {
-        Self(RwLock::new(plugins.into_iter().map(|(name, plugin)| (name, Arc::new(plugin))).collect()))
-    }
-
     /// A plugin as it is now.
     pub fn get<Name: Ord + ?Sized>(&self, name: &Name) -> Option<Arc<Loaded>>
     where
@@ -146,9 +148,12 @@ impl Plugins {
         self.0.read().expect(UNHURT).clone()
     }
 
-    /// Puts a plugin in the place of the one of its name.
-    pub(crate) fn put(&self, name: PluginName, plugin: Loaded) {
-        self.0.write().expect(UNHURT).insert(name, Arc::new(plugin));
+    pub(crate) fn put(&self, name: PluginName, plugin: Arc<Loaded>) {
+        self.0.write().expect(UNHURT).insert(name, plugin);
+    }
+
+    pub(crate) fn take(&self, name: &PluginName) {
+        self.0.write().expect(UNHURT).remove(name);
     }
 }
 
@@ -161,8 +166,7 @@ pub struct Host {
     pub id: String,
     /// When it started.
     pub started: Timestamp,
-    /// How long the start took.
-    pub start_took: Duration,
+    begun: Instant,
     /// Its config.
     pub config: Config,
     /// Its store.
@@ -193,33 +197,73 @@ pub struct Host {
     pub plugins: Plugins,
     /// The echoes that are expected, and those that stayed away.
     pub(crate) echoes: Arc<Echoes>,
-    /// Those that could not be loaded.
-    pub not_loaded: Vec<NotLoaded>,
-    /// What was there once and is gone, for the operator.
-    pub lost: Vec<String>,
-    /// What compiles components.
-    pub(crate) engine: Arc<Engine>,
-    /// What random follows from.
-    pub(crate) secret: [u8; 32],
+    not_loaded: Mutex<BTreeMap<PluginName, String>>,
+    candidates: Mutex<Vec<Candidate>>,
+    /// The plugins that are not loaded yet.
+    loading: watch::Sender<BTreeSet<PluginName>>,
+    /// How long it took until all were loaded.
+    loaded_after: OnceLock<Duration>,
+    /// The plugins that the log waits for.
+    awaited: Awaited,
+    loader: Arc<Loader>,
+    /// Whose turn it is to install a new plugin, or to remove one.
+    installing: tokio::sync::Mutex<()>,
     /// Whose turn it is to make a backup.
     pub backups: Arc<Semaphore>,
     /// Cancelled when the host ends: what waits for something of it gives up.
     pub ended: CancellationToken,
+    fail: Fail,
     failed: watch::Receiver<Option<String>>,
     running: Mutex<Option<Running>>,
 }
 
 impl Host {
-    /// Starts a host; returns once its plugins are ready to start. Must be called within a tokio
-    /// runtime.
+    /// Starts a host; returns once its plugins are loaded. Must be called within a tokio runtime.
     pub async fn start(options: Options) -> Result<Arc<Self>, HostError> {
+        let host = Self::begin(options).await?;
+        host.load().await?;
+        Ok(host)
+    }
+
+    /// Starts a host without its plugins, for which it takes in already what comes; [`Host::load`] loads them.
+    pub async fn begin(options: Options) -> Result<Arc<Self>, HostError> {
         let begun = Instant::now();
         let path = Store::file(&options.state_dir);
         // The database panics at what it cannot make sense of.
         let opened = tokio::task::spawn_blocking(move || Start::new(options)).await;
-        let mut start = opened.unwrap_or_else(|_| Err(StoreError::Damaged { path }.into()))?;
-        start.load_plugins().await?;
+        let start = opened.unwrap_or_else(|_| Err(StoreError::Damaged { path }.into()))?;
         Ok(Arc::new(start.run(begun)?))
+    }
+
+    /// How long it took until all plugins were loaded; none before.
+    pub fn start_took(&self) -> Option<Duration> {
+        self.loaded_after.get().copied()
+    }
+
+    /// The plugins that could not be loaded.
+    pub fn not_loaded(&self) -> Vec<NotLoaded> {
+        let refused = self.not_loaded.lock().expect(UNHURT).clone();
+        refused.into_iter().map(|(name, reason)| NotLoaded { name, reason }).collect()
+    }
+
+    /// What was there once and is gone, for the operator.
+    pub fn lost(&self) -> Vec<String> {
+        self.loader.lost.lock().expect(UNHURT).clone()
+    }
+
+    /// The changes of its plugins' code.
+    pub fn changes(&self) -> &Arc<Changes> {
+        &self.commit.changes
+    }
+
+    /// The lines that plugins log from now on.
+    pub fn lines(&self) -> broadcast::Receiver<Line> {
+        self.loader.lines.listen()
+    }
+
+    /// Says that the host cannot go on, and why.
+    pub(crate) fn give_up(&self, reason: String) {
+        self.fail.send_replace(Some(reason));
     }
 
     /// Resolves with the reason when the host cannot go on, or has to start again for its store to be packed.

@@ -14,6 +14,8 @@ use crate::plugin::{Batch, World};
 pub enum Party {
     /// A plugin.
     Plugin(PluginName),
+    /// What ran before a plugin's code that is on probation: if it goes on, it must have missed nothing.
+    Fallback(PluginName),
     /// A caller of the API, for as long as it listens.
     Caller(u64),
 }
@@ -35,10 +37,34 @@ struct Wanted {
 }
 
 impl Interest {
-    /// Takes in what a plugin wanted when it was last committed.
+    /// Takes in what a plugin wants in the world `world`, and nothing else.
     pub fn restore(&self, plugin: &PluginName, world: &World) {
-        let party = Party::Plugin(plugin.clone());
+        self.set(Party::Plugin(plugin.clone()), world);
+    }
+
+    /// Goes on with what a plugin wanted, in the world `world`, before its code was replaced.
+    pub fn go_back(&self, plugin: &PluginName, world: &World) {
+        self.set(Party::Plugin(plugin.clone()), world);
+        self.forget(&Party::Fallback(plugin.clone()));
+    }
+
+    /// Keeps what a plugin wants, or wanted in the world `world`, while its new code is on probation.
+    pub fn keep(&self, plugin: &PluginName, world: &World) {
+        self.set(Party::Fallback(plugin.clone()), world);
+    }
+
+    /// Forgets all that a party wants.
+    pub fn forget(&self, party: &Party) {
         let mut wanted = self.lock();
+        wanted.leave(party);
+        drop(wanted);
+        self.topics_changed.notify_one();
+        self.names_changed.notify_one();
+    }
+
+    fn set(&self, party: Party, world: &World) {
+        let mut wanted = self.lock();
+        wanted.leave(&party);
         for topic in world.topics_to_hear() {
             wanted.topics.entry(topic.clone()).or_default().insert(party.clone());
         }
@@ -48,11 +74,20 @@ impl Interest {
                 wanted.fresh.insert(name.clone());
             }
         }
+        drop(wanted);
+        self.topics_changed.notify_one();
+        self.names_changed.notify_one();
     }
 
     /// Takes in what a batch changed, once it is durable.
     pub fn update(&self, batch: &Batch) {
         let party = Party::Plugin(batch.plugin.clone());
+        if batch.handover.is_some() {
+            self.keep_all(&party, &Party::Fallback(batch.plugin.clone()));
+        }
+        if batch.verdict.is_some() {
+            self.forget(&Party::Fallback(batch.plugin.clone()));
+        }
         for (topic, subscribed) in &batch.subscriptions {
             self.want_topic(topic, party.clone(), *subscribed);
         }
@@ -64,6 +99,16 @@ impl Interest {
             }
             drop(wanted);
             self.names_changed.notify_one();
+        }
+    }
+
+    /// Lets `to` want all that `from` wants.
+    fn keep_all(&self, from: &Party, to: &Party) {
+        let mut wanted = self.lock();
+        let Wanted { topics, names, .. } = &mut *wanted;
+        for parties in topics.values_mut().chain(names.values_mut()).filter(|parties| parties.contains(from))
+        {
+            parties.insert(to.clone());
         }
     }
 
@@ -100,6 +145,20 @@ impl Interest {
 
     fn lock(&self) -> MutexGuard<'_, Wanted> {
         self.wanted.lock().expect("no one panics while holding the interest")
+    }
+}
+
+impl Wanted {
+    /// Forgets all that a party wants.
+    fn leave(&mut self, party: &Party) {
+        fn leave<K: Ord>(all: &mut BTreeMap<K, BTreeSet<Party>>, party: &Party) {
+            all.retain(|_, parties| {
+                parties.remove(party);
+                !parties.is_empty()
+            });
+        }
+        leave(&mut self.topics, party);
+        leave(&mut self.names, party);
     }
 }
 

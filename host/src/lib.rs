@@ -66,6 +66,7 @@ pub mod keys;
 pub mod interest;
 pub mod followed;
 pub mod dead;
+pub mod change;
 pub mod room;
 mod retries;
 mod retention;

@@ -145,7 +145,7 @@ impl Outbox {
 
     /// Sends one publish; false if it has to be tried again.
     async fn send(&self, number: u64, whose: &Option<PluginName>) -> Result<bool, StoreError> {
-        let Some(row) = self.row(number)? else { return Ok(true) };
+        let Some(row) = self.row(number)?.filter(|row| !row.is_void) else { return Ok(true) };
         let topic = row.topic()?;
         // Expected before it is sent: the echo may be faster than the answer.
         let expected = self.echoes.expect(&topic, &row.data);

@@ -8,10 +8,15 @@ mod bindings;
 mod effects;
 mod engine;
 mod grants;
+mod imports;
 mod instance;
 mod limits;
+mod lines;
 mod manifest;
+pub mod mark;
+mod probation;
 pub mod roster;
+mod runnable;
 mod session;
 mod wasi;
 mod world;
@@ -25,13 +30,16 @@ mod state;
 mod timers;
 
 pub use actor::{
-    Actor, ActorError, EffectCounts, Handle, Handover, Parts, PluginStatus, Succession, Successor, TakenOver,
-    rehearse,
+    Actor, ActorError, EffectCounts, Fallback, Handle, Handover, Order, Parts, PluginStatus, Successor,
+    TakeBack, TakenOver, WayBack, rehearse,
 };
 pub use effects::{Batch, Effects, PendingReply, Reply, ReplyError, Timers};
-pub use engine::{Engine, EngineError, Prepared};
+pub use engine::{Engine, EngineError, Prepared, judge};
 pub use grants::{Grants, NameOrKey, TopicPattern};
 pub use limits::{DOCUMENT_BYTES, Limits, MESSAGE_BYTES};
+pub use lines::{Line, Lines};
 pub use manifest::{Inspection, MAX_COMPONENT, Manifest, ManifestError, Resolved, inspect, read};
+pub use probation::{Probation, Rates, Rules, Verdict};
+pub use runnable::Runnable;
 pub use session::{Mode, Session, SessionParts};
-pub use world::{Change, World};
+pub use world::{Change, Void, World};

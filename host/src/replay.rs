@@ -12,12 +12,14 @@ use thiserror::Error;
 
 use crate::commit::Commit;
 use crate::config::Config;
-use crate::entry::{Entry, Offset};
+use crate::entry::{Entry, Generation, Offset};
 use crate::host::{self, HostError};
 use crate::ident::PluginName;
 use crate::keys::Keyring;
 use crate::log::EventLog;
-use crate::plugin::{Actor, Batch, Effects, Engine, Parts, SessionParts, Timers, World, roster};
+use crate::plugin::{
+    Actor, Batch, Effects, Engine, Lines, Parts, Rates, Rules, SessionParts, Timers, Void, World, roster,
+};
 use crate::store::{Store, StoreError};
 use crate::time::{MachineClock, Timestamp};
 
@@ -112,7 +114,8 @@ impl Replay {
         ready: host::Ready,
         entries: &[Entry],
     ) -> Result<Batch, ReplayError> {
-        let host::Ready { prepared, resolved, allowance: host::Allowance { grants, limits } } = ready;
+        let grants = ready.allowance.grants.clone();
+        let run = ready.into_runnable();
         let scratch = TempDir::new().map_err(ReplayError::Scratch)?;
         let store = Arc::new(Store::open(scratch.path())?);
         let first = entries.first().map_or(Offset(0), |entry| entry.offset);
@@ -123,6 +126,7 @@ impl Replay {
             })?;
         let handled = entries.partition_point(|entry| entry.offset < cursor);
         let mut world = World::default();
+        world.set_void(Void::of(name, entries));
         for own in grants.write.iter().filter_map(|key| self.keys.name(key)) {
             world.add_own(own, None);
         }
@@ -130,17 +134,26 @@ impl Replay {
             plugin: name.clone(),
             id,
             grants: Arc::new(grants),
-            limits,
+            limits: run.limits,
             world,
-            effects: Effects::new(Batch::new(name.clone(), id, 1, first), Timers::default(), 0),
+            effects: Effects::new(
+                Batch::new(name.clone(), id, Generation(1), 1, first),
+                Timers::default(),
+                0,
+            ),
             store: store.clone(),
             files: self.source.clone(),
             keys: self.keys.clone(),
             outbox_len: Arc::default(),
+            listeners: Lines::default(),
         };
         let parts = Parts {
-            prepared,
-            config: resolved.config,
+            run,
+            probation: None,
+            fallback: None,
+            rules: Rules::default(),
+            is_paused: false,
+            rates: Rates::default(),
             state_version: None,
             session,
             secret: self.secret,

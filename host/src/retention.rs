@@ -1,7 +1,10 @@
 //! Owns how long the event log and the documents of its time are kept: by size and age, and never
 //! past what a plugin has yet to read.
 
-use std::sync::Arc;
+mod marks;
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -28,6 +31,15 @@ const HOPELESS: u64 = 1 << 20;
 /// Rows that are removed in one transaction, so that it stays short.
 const ROWS: usize = 512;
 
+/// For how long there is a way back to what plugins were before other code took over.
+#[derive(Clone, Copy, Debug)]
+pub struct Undo {
+    /// For so long.
+    pub time: Duration,
+    /// Bytes of what has changed since, of all plugins.
+    pub bytes: u64,
+}
+
 /// The task that trims the log.
 #[derive(Clone, Debug)]
 pub struct Retention {
@@ -37,14 +49,18 @@ pub struct Retention {
     pub commit: Arc<Commit>,
     /// What is kept.
     pub kept: LogConfig,
+    /// For how long there is a way back to what plugins were before.
+    pub undo: Undo,
     /// What goes first where there is no room.
     pub quota: Quota,
     /// What is short.
     pub room: Arc<Room>,
-    /// The plugins of the config, also one that could not be loaded: the log waits for them. It
-    /// does not for one that is disabled or gone.
-    pub plugins: Vec<PluginName>,
+    /// The plugins that the log waits for.
+    pub awaited: Awaited,
 }
+
+/// The plugins that the log waits for, also one that could not be loaded; none that is disabled or gone.
+pub type Awaited = Arc<RwLock<BTreeSet<PluginName>>>;
 
 impl Retention {
     /// Trims until `stop` is cancelled.
@@ -72,6 +88,8 @@ impl Retention {
             return Ok(());
         }
         self.room.set_removing(true);
+        // What is short of room frees the log, too.
+        self.trim_marks().await?;
         while self.trim_entries().await? == ROWS {}
         while self.trim_documents().await? == ROWS {}
         self.room.set_removing(false);
@@ -106,10 +124,12 @@ impl Retention {
         Ok(found.expect("looking does not panic")?)
     }
 
-    /// Everything before this was handled by each plugin.
+    /// Everything before this was handled by each plugin, and by code that is not on probation.
     fn handled_by_all(&self, snapshot: &Snapshot) -> Result<Offset, StoreError> {
-        let last = roster::furthest_behind(snapshot, &self.plugins)?;
-        Ok(last.map_or(Offset(u64::MAX), |(cursor, _)| cursor))
+        let awaited = self.awaited.read().expect("no one panics while holding the awaited").clone();
+        let last = roster::furthest_behind(snapshot, &awaited)?;
+        let last = last.map_or(Offset(u64::MAX), |(cursor, _)| cursor);
+        Ok(last.min(marks::held_by_probations(snapshot, &awaited)?))
     }
 
     /// How many bytes have to go for want of room.

@@ -8,6 +8,7 @@ pub mod copy;
 pub mod dead;
 pub mod documents;
 pub mod followed;
+pub mod history;
 mod format;
 mod lock;
 pub mod log;
@@ -16,7 +17,9 @@ pub mod others;
 pub mod outbox;
 mod packing;
 pub mod pins;
+pub mod retries;
 mod tables;
+pub mod undo;
 mod usage;
 
 use std::path::{Path, PathBuf};

@@ -12,6 +12,14 @@ pub fn probe(version: &str, steps: &serde_json::Value) -> Vec<u8> {
     probe_with(version, &[("default = \"[]\"", &format!("default = {:?}", steps.to_string()))])
 }
 
+/// The probe as another version, which does `step` with each call from the one numbered `from` on, beside
+/// what it is told.
+pub fn probe_that(version: &str, from: u64, step: &serde_json::Value) -> Vec<u8> {
+    let mut step = step.clone();
+    step["from"] = from.into();
+    probe_with(version, &[("default = \"null\"", &format!("default = {:?}", step.to_string()))])
+}
+
 /// The probe as another version, with other words in its manifest.
 pub fn probe_with(version: &str, changes: &[(&str, &str)]) -> Vec<u8> {
     let mut manifest = include_str!("../guests/examples/probe.toml").replace("0.1.0", version);

@@ -112,6 +112,12 @@ impl Setup {
         self.start_in(tempfile::tempdir().expect("a temporary directory")).await
     }
 
+    /// Starts the host on the state that another left, without its plugins.
+    pub async fn begin_in(&self, dir: TempDir) -> TestHost {
+        let host = Host::begin(self.options(dir.path())).await.expect("the host starts");
+        TestHost { host, dir, peer: new_peer() }
+    }
+
     /// Starts the host on the state that another left.
     pub async fn start_in(&self, dir: TempDir) -> TestHost {
         warm(dir.path());
@@ -139,6 +145,9 @@ impl SupervisedHost {
     pub async fn start_in(dir: TempDir, setup: &Setup) -> Self {
         warm(dir.path());
         let supervised = Supervised::start(setup.options(dir.path())).await.expect("the host starts");
+        if let Standing::Running(host) = supervised.standing() {
+            host.all_loaded().await;
+        }
         let stop = CancellationToken::new();
         let running = tokio::spawn({
             let (supervised, stop) = (supervised.clone(), stop.clone());
@@ -325,7 +334,7 @@ impl TestHost {
     /// A plugin that is loaded.
     pub fn plugin(&self, name: &str) -> Arc<dim::host::Loaded> {
         let found = self.host.plugins.get(name);
-        found.unwrap_or_else(|| panic!("{name} is not loaded: {:?}", self.host.not_loaded))
+        found.unwrap_or_else(|| panic!("{name} is not loaded: {:?}", self.host.not_loaded()))
     }
 }
 

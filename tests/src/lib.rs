@@ -29,6 +29,12 @@ pub use witness::{Witness, directly};
 /// The component of the guest that does what it is told.
 pub const PROBE: &str = env!("GUEST_PROBE");
 
+/// The component of the guest that stamps its version on each event.
+pub const STAMPER: &str = env!("GUEST_STAMPER");
+
+/// The component of the job tracker with another layout of its state.
+pub const TRACKER_2: &str = env!("GUEST_TRACKER_2");
+
 /// The path of a file that comes with the tests.
 pub fn data(path: &str) -> std::path::PathBuf {
     std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path)

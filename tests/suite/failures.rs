@@ -168,8 +168,8 @@ async fn a_plugin_that_does_not_start_says_why_and_stops_no_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_is_no_plugin_is_refused_with_a_reason() {
     let host = Setup::probe().and_probe("nonsense", json!({ "file": file!() })).start().await;
-    assert_eq!(host.host.not_loaded.len(), 1);
-    assert_eq!(host.host.not_loaded[0].name.as_str(), "nonsense");
+    assert_eq!(host.host.not_loaded().len(), 1);
+    assert_eq!(host.host.not_loaded()[0].name.as_str(), "nonsense");
     assert_eq!(host.run(json!([add("count")])).await, [json!({ "ok": 1 })]);
 }
 
@@ -205,15 +205,15 @@ async fn a_key_that_is_gone_is_told_until_it_is_back() {
         known.iter().all(|(_, name)| name.is_published())
     };
     eventually("it is published", async || published()).await;
-    assert!(host.host.lost.is_empty());
+    assert!(host.host.lost().is_empty());
     let dir = host.stop().await;
     std::fs::rename(dir.path().join("keys"), dir.path().join("elsewhere")).unwrap();
     let host = Setup::probe().start_in(dir).await;
-    assert!(host.host.lost.iter().any(|lost| lost.contains("probe-key")), "{:?}", host.host.lost);
+    assert!(host.host.lost().iter().any(|lost| lost.contains("probe-key")), "{:?}", host.host.lost());
     let dir = host.stop().await;
     std::fs::remove_dir_all(dir.path().join("keys")).unwrap();
     std::fs::rename(dir.path().join("elsewhere"), dir.path().join("keys")).unwrap();
-    assert!(Setup::probe().start_in(dir).await.host.lost.is_empty());
+    assert!(Setup::probe().start_in(dir).await.host.lost().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

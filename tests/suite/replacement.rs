@@ -3,21 +3,47 @@
 
 use std::path::Path;
 
-use dim::host::{Outcome, ReplaceError, Replacement};
+use dim::change::{Change, State};
+use dim::host::{Proposal, ReplaceError};
 use dim_tests::component::{probe, probe_with};
 use dim_tests::{Program, Setup, TestHost, eventually, script};
+use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::StdRng};
 use serde_json::{Value, json};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_dim-under-test");
 
 /// Replaces the probe of a host.
-async fn replace(host: &TestHost, component: Vec<u8>) -> Result<Replacement, ReplaceError> {
-    host.host.replace(&"probe".parse().unwrap(), component, "the test".to_owned()).await
+async fn replace(host: &TestHost, component: Vec<u8>) -> Result<Change, ReplaceError> {
+    let (source, by) = ("a file".to_owned(), "the test".to_owned());
+    host.host
+        .replace(Proposal {
+            plugin: "probe".parse().unwrap(),
+            component,
+            source,
+            by,
+            follows: None,
+            fetching: None,
+            is_named: false,
+        })
+        .await
 }
 
 /// The version of the probe that runs.
 fn version(host: &TestHost) -> String {
-    host.plugin("probe").prepared.inspection.manifest.version.clone()
+    host.plugin("probe").version().version
+}
+
+/// Puts other bytes in the place of a name, wherever it stands.
+fn renamed(component: &mut [u8], name: &[u8], other: &[u8]) {
+    assert_eq!(name.len(), other.len());
+    let mut found = 0;
+    for at in 0..component.len() - name.len() {
+        if component[at..].starts_with(name) {
+            component[at..at + name.len()].copy_from_slice(other);
+            found += 1;
+        }
+    }
+    assert!(found > 0, "the component has the name");
 }
 
 /// A version that says in its state that it has started, and which state it has found.
@@ -39,8 +65,9 @@ async fn other_code_takes_over_with_the_state_the_timers_and_the_subscriptions()
     ]))
     .await;
     let replaced = replace(&host, stamping("0.2.0")).await.unwrap();
-    assert_eq!(replaced.outcome, Outcome::Replaced);
-    assert_eq!((replaced.before.version.as_str(), replaced.after.version.as_str()), ("0.1.0", "0.2.0"));
+    assert_eq!(replaced.state, State::OnProbation);
+    let versions = (replaced.before.unwrap().version, replaced.after.unwrap().version);
+    assert_eq!((versions.0.as_str(), versions.1.as_str()), ("0.1.0", "0.2.0"));
     assert_eq!(version(&host), "0.2.0");
     for (key, value) in [("kept", json!("it")), ("stamp", json!("0.2.0")), ("version", json!(1))] {
         assert_eq!(host.state_of("probe", key).await, value, "{key}");
@@ -97,8 +124,18 @@ async fn what_is_wrong_with_new_code_is_told_and_the_old_code_goes_on() {
         (probe("2.0.0", &json!([{ "do": "set", "key": "stamp" }, { "do": "loop" }])), "CPU time"),
         (greedy, "limit on memory"),
     ];
-    for parts in 1..20 {
-        wrong.push((whole[..whole.len() * parts / 20].to_vec(), ""));
+    let mut foreign = whole.clone();
+    renamed(&mut foreign, b"dim:coordination/timers@0.1.0", b"dim:coordination/timerz@0.1.0");
+    let nearest = "imports dim:coordination/timerz@0.1.0, which this host has not; the nearest that it has is dim:coordination/timers@0.1.0";
+    wrong.push((foreign, nearest));
+    let mut newer = whole.clone();
+    renamed(&mut newer, b"dim:coordination/state@0.1.0", b"dim:coordination/state@0.7.0");
+    wrong.push((newer, "imports dim:coordination/state in version 0.7.0, of which this host has 0.1.0"));
+    let seed = rand::rng().next_u64();
+    println!("seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    for _ in 0..50 {
+        wrong.push((whole[..random.random_range(0..whole.len())].to_vec(), ""));
     }
     for (component, why) in wrong {
         let bytes = component.len();
@@ -115,11 +152,11 @@ async fn what_is_wrong_with_new_code_is_told_and_the_old_code_goes_on() {
 async fn the_same_component_changes_nothing_and_of_many_at_once_the_last_one_stays() {
     let host = Setup::probe().start().await;
     let same = std::fs::read(dim_tests::PROBE).unwrap();
-    assert_eq!(replace(&host, same).await.unwrap().outcome, Outcome::Unchanged);
+    assert_eq!(replace(&host, same).await.unwrap().state, State::Unchanged);
     let versions = (0..10).map(|number| stamping(&format!("3.{number}.0")));
     let outcomes = futures::future::join_all(versions.map(|version| replace(&host, version))).await;
     for (number, outcome) in outcomes.into_iter().enumerate() {
-        assert_eq!(outcome.unwrap().after.version, format!("3.{number}.0"));
+        assert_eq!(outcome.unwrap().after.unwrap().version, format!("3.{number}.0"));
     }
     assert_eq!((version(&host).as_str(), host.state_of("probe", "stamp").await), ("3.9.0", json!("3.9.0")));
 }
@@ -138,14 +175,16 @@ async fn what_was_installed_runs_after_a_restart_and_after_kill_9() {
     let host = start();
     let told = host.json(&["plugin", "install", file.to_str().unwrap()]);
     assert_eq!(
-        (&told["outcome"], &told["after"]["version"]),
-        (&json!("replaced"), &json!("4.0.0")),
+        (&told["state"], &told["after"]["version"]),
+        (&json!("on-probation"), &json!("4.0.0")),
         "{told}"
     );
     host.kill();
     // The file is not needed any more.
     std::fs::remove_file(&file).unwrap();
     let host = start();
+    // It is waited for while it is being loaded.
+    host.json(&["plugin", "inspect", "probe"]);
     let listed = host.json(&["plugin", "ls"]);
     let probe = listed.as_array().unwrap().iter().find(|plugin| plugin["name"] == "probe").unwrap().clone();
     assert_eq!(
@@ -166,8 +205,8 @@ async fn what_was_installed_runs_after_a_restart_and_after_kill_9() {
     let other = dir.path().join("other");
     run(&["restore"], &other);
     let restored = tokio::task::block_in_place(|| Program::start(Path::new(PROGRAM), &other, &args));
-    let listed = restored.json(&["plugin", "ls"]);
-    assert!(listed.to_string().contains("4.0.0"), "{listed}");
+    let shown = restored.json(&["plugin", "inspect", "probe"]);
+    assert_eq!(shown["version"], "4.0.0", "{shown}");
     let refused = host.dim(&["plugin", "install", config.to_str().unwrap()]);
     assert!(String::from_utf8_lossy(&refused.stderr).contains("is not a plugin"), "{refused:?}");
 }

@@ -128,6 +128,7 @@ impl From<ReplaceError> for ApiError {
             ReplaceError::Refused(_) | ReplaceError::DoesNotStart(_) => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "refused")
             }
+            ReplaceError::NoWayBack(_) => (StatusCode::CONFLICT, "no-way-back"),
             ReplaceError::Closed => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
             ReplaceError::Keep(_) | ReplaceError::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "store"),
         };

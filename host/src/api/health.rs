@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use super::ApiError;
 use super::queues::{Queue, queues};
 use crate::host::{Host, NotLoaded, Standing, Supervised};
-use crate::ident::KeyName;
+use crate::ident::{KeyName, PluginName};
 use crate::plugin::{DOCUMENT_BYTES, roster};
 use crate::room::Shortage;
 use crate::store::names::{self, Known};
@@ -43,7 +43,7 @@ const RECENT: Duration = Duration::from_secs(3_600);
 /// What is wrong.
 pub fn troubles(host: &Host) -> Result<Vec<String>, ApiError> {
     let (snapshot, now) = (host.store.snapshot()?, Timestamp::wall());
-    let mut troubles = host.lost.clone();
+    let mut troubles = host.lost();
     if let Some(Shortage { reason, since, .. }) = host.room.shortage() {
         troubles.push(format!("nothing is taken in since {since}: {reason}"));
     }
@@ -59,7 +59,12 @@ pub fn troubles(host: &Host) -> Result<Vec<String>, ApiError> {
 
 fn of_plugins(host: &Host) -> Vec<String> {
     let refused = |refused: &NotLoaded| format!("plugin {} is not loaded: {}", refused.name, refused.reason);
-    let mut troubles: Vec<String> = host.not_loaded.iter().map(refused).collect();
+    let mut troubles: Vec<String> = host.not_loaded().iter().map(refused).collect();
+    let loading = host.loading();
+    if !loading.is_empty() {
+        let names: Vec<_> = loading.iter().map(PluginName::as_str).collect();
+        troubles.push(format!("these plugins are not loaded yet: {}", names.join(", ")));
+    }
     for (name, plugin) in host.plugins.all() {
         let status = plugin.handle.status();
         if let Some(reason) = status.reason {
@@ -118,7 +123,8 @@ fn overlong_log(host: &Host, snapshot: &Snapshot) -> Result<Option<String>, ApiE
         return Ok(None);
     }
     let loaded = host.plugins.all();
-    let configured = loaded.keys().chain(host.not_loaded.iter().map(|plugin| &plugin.name));
+    let refused = host.not_loaded();
+    let configured = loaded.keys().chain(refused.iter().map(|plugin| &plugin.name));
     Ok(roster::furthest_behind(snapshot, configured)?.map(|(cursor, name)| {
         format!(
             "the log has {bytes} of {most} bytes and waits for plugin {name}, which has read up to {cursor}: mend it or disable it"

@@ -65,6 +65,9 @@ fn plugins(registry: &mut Registry, host: &Host) {
     of_each(Kind::Gauge, "plugin_failing", "Whether it does not start", |p, _| {
         f64::from(u8::from(p.reason.is_some()))
     });
+    of_each(Kind::Gauge, "plugin_on_probation", "Whether its code is new and watched", |p, _| {
+        f64::from(u8::from(p.probation.is_some()))
+    });
     of_each(Kind::Counter, "plugin_cpu_seconds", "CPU time", |p, _| p.cpu as f64 / 1e9);
     of_each(Kind::Gauge, "plugin_memory_bytes", "Memory of the instance", |p, _| p.memory as f64);
     of_each(Kind::Gauge, "plugin_state_bytes", "State", |p, _| p.state_bytes as f64);
@@ -78,6 +81,12 @@ fn plugins(registry: &mut Registry, host: &Host) {
     });
     let help = "Time since the last entry that it handled, while others wait";
     family(registry, Kind::Gauge, "plugin_behind_seconds", help, "plugin", ages);
+    let tally = &host.changes().tally;
+    let ends: Vec<_> = tally.counts().into_iter().map(|(state, count)| (state, count as f64)).collect();
+    let help = "Changes of plugins' code that came to a state";
+    family(registry, Kind::Counter, "plugin_changes", help, "state", ends.into_iter());
+    let help = "For how long a plugin handled nothing when other code took over";
+    registry.register("plugin_pause_seconds", help, tally.pauses.clone());
 }
 
 fn topics(registry: &mut Registry, host: &Host) {

@@ -4,18 +4,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::Bytes;
+use axum::body::Body;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use futures::StreamExt as _;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::ApiError;
-use super::extract::{Current, Path, Plain, Query};
+use super::extract::{self, Caller, Current, Path, Plain, Query};
 use super::openapi::{Conflict, Missing, Refused};
-use crate::host::{Host, Loaded, NotLoaded, Replacement};
-use crate::ident::{Digest, PluginName};
-use crate::plugin::{Grants, Inspection, PluginStatus, Reply, ReplyError};
+use crate::change::{Change, State};
+use crate::host::{Grant, Host, Loaded, NotLoaded, Proposal, RolledBack};
+use crate::ident::{ContentPath, Digest, PluginName};
+use crate::plugin::{Grants, Inspection, MAX_COMPONENT, PluginStatus, Reply, ReplyError};
+use crate::plugin::{mark, roster};
+use crate::store::history;
+use crate::time::Timestamp;
 
 /// How long a caller waits for a plugin.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -33,6 +38,14 @@ pub struct Plugin {
     source: String,
     /// How many entries of the log it has yet to read.
     behind: u64,
+    /// A change of its code that is under way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    change: Option<Change>,
+    /// Since when it is in that state.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    change_since: Option<Timestamp>,
     #[serde(flatten)]
     status: PluginStatus,
 }
@@ -54,6 +67,8 @@ pub struct RefusedPlugin {
 pub enum RefusedState {
     /// It was not loaded.
     Refused,
+    /// It is not loaded yet.
+    Loading,
 }
 
 /// A plugin of the config.
@@ -86,12 +101,15 @@ pub async fn list(Current(host): Current) -> Json<Vec<ListedPlugin>> {
         .plugins
         .all()
         .into_iter()
-        .map(|(name, plugin)| ListedPlugin::Loaded(Box::new(describe(name, &plugin, head))));
-    let refused = host.not_loaded.iter().map(|plugin| {
-        let NotLoaded { name, reason } = plugin.clone();
+        .map(|(name, plugin)| ListedPlugin::Loaded(Box::new(describe(&host, name, &plugin, head))));
+    let refused = host.not_loaded().into_iter().map(|NotLoaded { name, reason }| {
         ListedPlugin::Refused(RefusedPlugin { name, state: RefusedState::Refused, reason })
     });
-    Json(loaded.chain(refused).collect())
+    let loading = host.loading().into_iter().map(|name| {
+        let reason = "it is judged and compiled".to_owned();
+        ListedPlugin::Refused(RefusedPlugin { name, state: RefusedState::Loading, reason })
+    });
+    Json(loaded.chain(refused).chain(loading).collect())
 }
 
 /// One plugin, with its manifest and its grants.
@@ -99,28 +117,40 @@ pub async fn list(Current(host): Current) -> Json<Vec<ListedPlugin>> {
     params(("plugin" = PluginName, Path, description = "The plugin's name")),
     responses((status = 200, body = PluginDetail), Missing))]
 pub async fn show(Current(host): Current, Path(name): Path<String>) -> Result<Json<PluginDetail>, ApiError> {
-    let (name, plugin) = find(&host, &name)?;
+    let (name, plugin) = find(&host, &name).await?;
     Ok(Json(PluginDetail {
-        plugin: describe(name, &plugin, host.log.head().0),
-        inspection: (*plugin.prepared.inspection).clone(),
+        plugin: describe(&host, name, &plugin, host.log.head().0),
+        inspection: (*plugin.handle.code().prepared.inspection).clone(),
         grants: (*plugin.grants).clone(),
     }))
 }
 
-fn describe(name: PluginName, plugin: &Loaded, head: u64) -> Plugin {
+fn describe(host: &Host, name: PluginName, plugin: &Loaded, head: u64) -> Plugin {
     let status = plugin.handle.status();
-    let inspection = &plugin.prepared.inspection;
+    let code = plugin.handle.code();
+    let inspection = &code.prepared.inspection;
+    // Once it has taken over it is not under way any more, and watched.
+    let on_probation = || {
+        status.probation?;
+        let snapshot = host.store.snapshot().ok()?;
+        let (id, _) = roster::known(&snapshot, &name).ok()??;
+        let (_, mark) = mark::marks(&snapshot, id).ok()?.into_iter().next()?;
+        history::get(&snapshot, mark.change).ok()?
+    };
+    let change = host.changes().of(&name).or_else(on_probation);
     Plugin {
+        change_since: change.as_ref().and_then(|change| Some(change.steps.last()?.at)),
+        change,
         name,
         version: inspection.manifest.version.clone(),
         digest: inspection.digest,
-        source: plugin.source.clone(),
+        source: code.source.clone(),
         behind: head.saturating_sub(status.cursor),
         status,
     }
 }
 
-/// Where a component came from.
+/// Where a component came from, and what it may if it is new.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
@@ -128,31 +158,220 @@ pub struct Origin {
     /// What is told of it: a file's name, a URL.
     #[serde(default = "unnamed")]
     source: String,
+    /// Whether a new plugin gets what it asks for. What replaces another has what that has.
+    #[serde(default)]
+    grant: bool,
 }
 
 fn unnamed() -> String {
     "the API".to_owned()
 }
 
-/// Replaces a plugin's code while it runs; the answer comes once that is durable.
+/// Installs a component as a plugin's code; the answer comes once that is durable.
 ///
-/// The new code takes over between two entries, with the state, the timers, the subscriptions and the
-/// grants of the old one. It is judged, compiled and rehearsed before; whatever is wrong with it, the old
-/// code goes on. It stays over a restart of the host.
-#[utoipa::path(put, path = "/plugins/{plugin}/component", tag = "plugins", operation_id = "replace_plugin",
+/// What runs under the name already is replaced while it runs: the new code takes over between two entries,
+/// with the state, the timers, the subscriptions and the grants of the old one, and is on probation. It is
+/// judged, compiled and rehearsed before; whatever is wrong with it, the old code goes on. It stays over a
+/// restart of the host. How far it has come is told at `/v1/changes`.
+#[utoipa::path(put, path = "/plugins/{plugin}/component", tag = "plugins", operation_id = "install_plugin",
     params(("plugin" = PluginName, Path, description = "The plugin's name"), Origin),
     request_body(content = String, content_type = "application/wasm", description = "The component"),
-    responses((status = 200, body = Replacement), Missing, Refused))]
-pub async fn replace(
+    responses((status = 200, body = Change), Refused))]
+pub async fn install(
     Current(host): Current,
     Path(name): Path<String>,
-    Query(Origin { source }): Query<Origin>,
-    Plain(component): Plain<Bytes>,
-) -> Result<Json<Replacement>, ApiError> {
-    let name: PluginName = name.parse()?;
+    Query(Origin { source, grant }): Query<Origin>,
+    Caller(by): Caller,
+    body: Body,
+) -> Result<Json<Change>, ApiError> {
+    let plugin: PluginName = name.parse()?;
+    let change = Change::new(plugin.clone(), State::Fetching, by.clone(), source.clone());
+    let fetching = change.steps.first().copied();
+    let mut under_way = host.changes().begin(change);
+    let component = whole(body, |bytes| under_way.received(bytes)).await?;
+    drop(under_way);
+    let proposal = Proposal { plugin, component, source, by, follows: None, fetching, is_named: false };
+    let grants = if grant { Grant::AllThatIsAsked } else { Grant::AsBefore };
     // Also when the caller goes away: what has begun comes to its end.
-    let replacing = tokio::spawn(async move { host.replace(&name, component.into(), source).await });
-    Ok(Json(replacing.await.expect("a replacement does not panic")?))
+    let installing = tokio::spawn(async move { host.install(proposal, grants).await });
+    Ok(Json(installing.await.expect("an installation does not panic")?))
+}
+
+/// Reads a component as it comes; `received` hears how many bytes have.
+async fn whole(body: Body, mut received: impl FnMut(u64)) -> Result<Vec<u8>, ApiError> {
+    let (mut component, mut chunks) = (Vec::new(), body.into_data_stream());
+    while let Some(chunk) = chunks.next().await {
+        component.extend_from_slice(&chunk.map_err(ApiError::invalid)?);
+        if component.len() > MAX_COMPONENT {
+            return Err(ApiError::too_large(format!("a component has at most {MAX_COMPONENT} bytes")));
+        }
+        received(component.len() as u64);
+    }
+    Ok(component)
+}
+
+/// A component that the host is to fetch.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Fetch {
+    /// Where it lies: `/ipfs/CID`, or `/ipns/NAME`, which is followed from then on
+    #[schema(value_type = String)]
+    from: ContentPath,
+    /// The SHA-256 of the file that it must be, in hex; needed unless the config trusts `from`
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    trust: Option<Digest>,
+    /// The plugin whose code it is; absent: the one that its manifest names
+    #[serde(default)]
+    name: Option<PluginName>,
+    /// Whether a new plugin gets what it asks for
+    #[serde(default)]
+    grant: bool,
+}
+
+/// Fetches a component through IPFS and installs it as a plugin's code.
+///
+/// A plugin that comes from a name follows it: when the name moves, the plugin is replaced, if the config
+/// trusts the name (`replacement.trusted`).
+#[utoipa::path(post, path = "/plugins", tag = "plugins", operation_id = "fetch_plugin",
+    request_body = Fetch, responses((status = 200, body = Change), Refused))]
+pub async fn fetch(
+    Current(host): Current,
+    Caller(by): Caller,
+    extract::Body(Fetch { from, trust, name, grant }): extract::Body<Fetch>,
+) -> Result<Json<Change>, ApiError> {
+    let grant = if grant { Grant::AllThatIsAsked } else { Grant::AsBefore };
+    let fetching = tokio::spawn(async move { host.install_from(from, trust, name, grant, by).await });
+    Ok(Json(fetching.await.expect("an installation does not panic")?))
+}
+
+/// Goes back to the component that the config names: of a bundled plugin, to the one that comes with the host.
+#[utoipa::path(post, path = "/plugins/{plugin}/restore", tag = "plugins", operation_id = "restore_plugin",
+    params(("plugin" = PluginName, Path, description = "The plugin's name")),
+    responses((status = 200, body = Change), Refused))]
+pub async fn restore(
+    Current(host): Current,
+    Path(name): Path<String>,
+    Caller(by): Caller,
+) -> Result<Json<Change>, ApiError> {
+    let name: PluginName = name.parse()?;
+    let restoring = tokio::spawn(async move { host.restore(&name, &by).await });
+    Ok(Json(restoring.await.expect("a restoration does not panic")?))
+}
+
+/// Has a plugin handle nothing from the next entry on; what comes meanwhile waits.
+///
+/// Questions are answered, orders are refused. It stays so over a restart of the host.
+#[utoipa::path(post, path = "/plugins/{plugin}/pause", tag = "plugins", operation_id = "pause_plugin",
+    params(("plugin" = PluginName, Path, description = "The plugin's name")),
+    responses((status = 200, body = Change), Missing))]
+pub async fn pause(
+    Current(host): Current,
+    Path(name): Path<String>,
+    Caller(by): Caller,
+) -> Result<Json<Change>, ApiError> {
+    let (name, _) = find(&host, &name).await?;
+    Ok(Json(host.pause(&name, true, &by).await?))
+}
+
+/// Has a plugin go on that was paused.
+#[utoipa::path(post, path = "/plugins/{plugin}/resume", tag = "plugins", operation_id = "resume_plugin",
+    params(("plugin" = PluginName, Path, description = "The plugin's name")),
+    responses((status = 200, body = Change), Missing))]
+pub async fn resume(
+    Current(host): Current,
+    Path(name): Path<String>,
+    Caller(by): Caller,
+) -> Result<Json<Change>, ApiError> {
+    let (name, _) = find(&host, &name).await?;
+    Ok(Json(host.pause(&name, false, &by).await?))
+}
+
+/// What becomes of what a plugin has.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct Removal {
+    /// Whether its state goes too
+    #[serde(default)]
+    purge: bool,
+}
+
+/// Unloads a plugin once it has handled what has come by then.
+///
+/// What it has is kept, for the day on which it is installed again, or purged. It stays away over a restart
+/// of the host, also one of the config.
+#[utoipa::path(delete, path = "/plugins/{plugin}", tag = "plugins", operation_id = "remove_plugin",
+    params(("plugin" = PluginName, Path, description = "The plugin's name"), Removal),
+    responses((status = 200, body = Change), Missing))]
+pub async fn remove(
+    Current(host): Current,
+    Path(name): Path<String>,
+    Query(Removal { purge }): Query<Removal>,
+    Caller(by): Caller,
+) -> Result<Json<Change>, ApiError> {
+    let name: PluginName = name.parse()?;
+    host.loaded(name.as_str()).await;
+    let removing = tokio::spawn(async move { host.remove(&name, purge, &by).await });
+    Ok(Json(removing.await.expect("a removal does not panic")?))
+}
+
+/// Which changes are asked for.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct Recent {
+    /// How many at most, newest first; no more than 1,000
+    #[serde(default = "page")]
+    limit: usize,
+}
+
+fn page() -> usize {
+    100
+}
+
+/// What has become of the components that were to run as a plugin, newest first.
+///
+/// Those that were refused, too. They stay on record when the plugin is gone.
+#[utoipa::path(get, path = "/plugins/{plugin}/history", tag = "plugins", operation_id = "plugin_history",
+    params(("plugin" = PluginName, Path, description = "The plugin's name"), Recent),
+    responses((status = 200, body = [Change])))]
+pub async fn history(
+    Current(host): Current,
+    Path(name): Path<String>,
+    Query(Recent { limit }): Query<Recent>,
+) -> Result<Json<Vec<Change>>, ApiError> {
+    let name: PluginName = name.parse()?;
+    let store = host.store.clone();
+    let read = tokio::task::spawn_blocking(move || history::of(&store.snapshot()?, &name, limit.min(1_000)));
+    Ok(Json(read.await.expect("reading does not panic")?))
+}
+
+/// Where to go back to.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct Back {
+    /// The version that ran before. Absent: the one that was confirmed last before what runs
+    to: Option<String>,
+}
+
+/// Goes back to the code that ran before, with the state from then; what came since is handled again.
+///
+/// What the code that is taken back had not sent yet is dropped; what it had sent stays sent. There is a way
+/// back for as long as `replacement.undo_hours` and `replacement.undo_bytes` of the config say.
+#[utoipa::path(post, path = "/plugins/{plugin}/rollback", tag = "plugins", operation_id = "roll_back_plugin",
+    params(("plugin" = PluginName, Path, description = "The plugin's name"), Back),
+    responses((status = 200, body = RolledBack), Missing, Conflict))]
+pub async fn roll_back(
+    Current(host): Current,
+    Path(name): Path<String>,
+    Query(Back { to }): Query<Back>,
+    Caller(by): Caller,
+) -> Result<Json<RolledBack>, ApiError> {
+    let name: PluginName = name.parse()?;
+    let back = tokio::spawn(async move { host.roll_back(&name, to.as_deref(), &by).await });
+    Ok(Json(back.await.expect("a rollback does not panic")?))
 }
 
 /// Gives an order; the answer comes once its effects are durable.
@@ -198,7 +417,7 @@ pub async fn command_to(
     method: &str,
     body: String,
 ) -> Result<Response, ApiError> {
-    let (_, found) = find(host, plugin)?;
+    let (_, found) = find(host, plugin).await?;
     json_or(tokio::time::timeout(TIMEOUT, found.handle.command(method.to_owned(), json_body(body)?)).await)
 }
 
@@ -209,12 +428,14 @@ pub async fn query_to(
     method: &str,
     body: String,
 ) -> Result<Response, ApiError> {
-    let (_, found) = find(host, plugin)?;
+    let (_, found) = find(host, plugin).await?;
     json_or(tokio::time::timeout(TIMEOUT, found.handle.query(method.to_owned(), json_body(body)?)).await)
 }
 
-fn find(host: &Host, name: &str) -> Result<(PluginName, Arc<Loaded>), ApiError> {
+/// A plugin by its name; one that is being loaded is waited for.
+async fn find(host: &Host, name: &str) -> Result<(PluginName, Arc<Loaded>), ApiError> {
     let name: PluginName = name.parse()?;
+    host.loaded(name.as_str()).await;
     match host.plugins.get(&name) {
         Some(plugin) => Ok((name, plugin)),
         None => Err(ReplyError::NoPlugin(name.to_string()).into()),

@@ -27,7 +27,7 @@ pub fn queues(host: &Host) -> Vec<Queue> {
     let of_plugin = |(name, plugin): (PluginName, Arc<Loaded>)| Queue {
         owner: name.to_string(),
         waiting: waiting(Some(&name)),
-        limit: plugin.limits.outbox,
+        limit: plugin.handle.code().limits.outbox,
     };
     let api = Queue { owner: "api".to_owned(), waiting: waiting(None), limit: API_QUOTA };
     std::iter::once(api).chain(host.plugins.all().into_iter().map(of_plugin)).collect()

@@ -31,7 +31,9 @@ pub struct Status {
     /// When it started.
     started: Timestamp,
     /// How long the start took, in milliseconds.
-    start_took_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    start_took_ms: Option<u64>,
     /// Where it keeps its state.
     state_dir: String,
     /// What stands behind names and topics.
@@ -151,7 +153,7 @@ pub async fn status(Current(host): Current) -> Result<Json<Status>, ApiError> {
         healthy: troubles.is_empty(),
         troubles,
         started: host.started,
-        start_took_ms: u64::try_from(host.start_took.as_millis()).unwrap_or(u64::MAX),
+        start_took_ms: host.start_took().map(|took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX)),
         state_dir: host.store.path().display().to_string(),
         backend: Backend { name: host.backend.name, address: host.backend.address.clone() },
         log: Log { head: host.log.head().0, first: host.store.log_start()?.map(|first| first.0) },

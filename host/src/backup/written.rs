@@ -1,5 +1,6 @@
 //! Owns the making of a backup from a host that goes on meanwhile.
 
+use std::collections::BTreeSet;
 use std::io::{BufWriter, Write};
 
 use age::Encryptor;
@@ -8,7 +9,7 @@ use super::record::{Component, Content, End, FORM, Head, Key, Row};
 use super::{BackupError, Passphrase};
 use crate::host::identity;
 use crate::keys::Keyring;
-use crate::plugin::roster;
+use crate::plugin::{mark, roster};
 use crate::store::copy::RawRow;
 use crate::store::{FORMAT, Store, components};
 use crate::time::Timestamp;
@@ -45,8 +46,17 @@ pub fn write(
         Content::Key(key).write(&mut out)?;
         end.keys += 1;
     }
-    for code in roster::installed(&snapshot)?.into_values() {
-        let component = components::read(store, &code.digest)?;
+    let installed: BTreeSet<String> =
+        roster::installed(&snapshot)?.into_values().map(|code| code.digest).collect();
+    for digest in mark::components(&snapshot)? {
+        let component = match components::read(store, &digest) {
+            Ok(component) => component,
+            // It comes with the host, or from a file of the config.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !installed.contains(&digest) => {
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
         let mut parts = component.chunks(PART).peekable();
         while let Some(part) = parts.next() {
             let part = Component { bytes: part.to_vec(), is_last: parts.peek().is_none() };

@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dim_client::{Address, ClientError, Http};
+use dim_client::{Address, ClientError, Http, ServerEvent};
 use futures::{Stream, StreamExt as _};
 use reqwest::Method;
 use serde_json::Value;
@@ -15,7 +15,7 @@ use serde_json::Value;
 const MOMENT: Duration = Duration::from_secs(1);
 
 /// A client of one host, which tells who waits at a terminal what for.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Client {
     http: Http,
 }
@@ -82,9 +82,22 @@ impl Client {
         self.telling(self.http.send_bytes(method, segments, query, body)).await
     }
 
+    /// Orders what needs no body.
+    pub async fn post(&self, segments: &[&str]) -> Result<Value, ClientError> {
+        self.send_bytes(Method::POST, segments, &[], Vec::new()).await
+    }
+
     /// Deletes.
     pub async fn delete(&self, segments: &[&str]) -> Result<Value, ClientError> {
         self.telling(self.http.delete(segments)).await
+    }
+
+    /// Server-sent events as they come.
+    pub async fn event_stream(
+        &self,
+        segments: &[&str],
+    ) -> Result<impl Stream<Item = Result<ServerEvent, ClientError>> + use<>, ClientError> {
+        self.http.events(segments).await
     }
 
     /// Reads server-sent events until the stream ends; `each` gets the data. What was missed is told.

@@ -37,6 +37,7 @@ pub fn quicken(config: &mut Config) {
 
 /// Runs the fleet until `stop` is cancelled.
 pub async fn run(host: Arc<Host>, nodes: u32, stop: CancellationToken) -> anyhow::Result<()> {
+    host.all_loaded().await;
     println!("{nodes} simulated nodes; one of them falls silent now and then. Stop with Ctrl-C.\n");
     let fleet = Fleet::new(host, nodes);
     tokio::select! {

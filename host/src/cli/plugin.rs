@@ -1,28 +1,44 @@
 //! `dim plugin`.
 
-use std::io::IsTerminal as _;
-use std::path::{Path, PathBuf};
+mod dev;
+mod install;
 
 use anyhow::Context as _;
 use clap::Subcommand;
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use crate::ident::Digest;
 use crate::plugin;
 
 use super::client::Client;
 use super::output::{Column, Output};
 
-const COLUMNS: [Column; 8] = [
+const COLUMNS: [Column; 10] = [
     ("PLUGIN", "/name"),
     ("VERSION", "/version"),
     ("STATE", "/state"),
+    ("CHANGE", "/change/state"),
+    ("SINCE", "/change_since"),
     ("HANDLED", "/handled"),
     ("FAILURES", "/failures"),
     ("DEAD", "/dead_letters"),
     ("BEHIND", "/behind"),
     ("REASON", "/reason"),
 ];
+
+const CHANGES: [Column; 7] = [
+    ("TIME", "/steps/0/at"),
+    ("FROM", "/before/version"),
+    ("TO", "/after/version"),
+    ("STATE", "/state"),
+    ("BY", "/by"),
+    ("SOURCE", "/source"),
+    ("REASON", "/reason"),
+];
+
+const LINE: [Column; 4] =
+    [("TIME", "/time"), ("LEVEL", "/level"), ("VERSION", "/version"), ("TEXT", "/text")];
 
 #[derive(Debug, Subcommand)]
 pub enum PluginCommand {
@@ -34,15 +50,75 @@ pub enum PluginCommand {
         #[arg(value_name = "FILE_OR_NAME")]
         subject: String,
     },
-    /// Replaces a running plugin's code by a component
+    /// Installs a component: as a new plugin, or in place of what runs under its name
+    ///
+    /// What runs is replaced between two entries, with all that it has. The new code is on probation; if it
+    /// fails there, the old code goes on as if it had never come.
     Install {
-        /// The component
-        #[arg(value_name = "FILE")]
-        file: PathBuf,
+        /// The component: a file, http(s)://…, /ipfs/CID, or /ipns/NAME, which is followed from then on
+        #[arg(value_name = "FILE|URL|/ipfs/CID|/ipns/NAME")]
+        from: install::From,
         /// The plugin whose code it is [default: the name in its manifest]
         #[arg(long)]
         name: Option<String>,
+        /// The SHA-256 of the component, in hex, for what comes over the network
+        #[arg(long, value_name = "DIGEST")]
+        trust: Option<Digest>,
+        /// Grant a new plugin all that it asks for
+        #[arg(long)]
+        grant: bool,
+        /// Wait until its probation is over
+        #[arg(long)]
+        wait: bool,
     },
+    /// Goes back to the component that the config names, or that comes with the host
+    Restore {
+        /// The plugin
+        name: String,
+    },
+    /// Unloads a plugin once it has handled what has come; its state is kept
+    Remove {
+        /// The plugin
+        name: String,
+        /// Its state goes too
+        #[arg(long)]
+        purge: bool,
+    },
+    /// Has a plugin handle nothing until it is resumed; what comes meanwhile waits
+    Pause {
+        /// The plugin
+        name: String,
+    },
+    /// Has a plugin go on that was paused
+    Resume {
+        /// The plugin
+        name: String,
+    },
+    /// Shows what has become of the components that were to run as a plugin
+    History {
+        /// The plugin
+        name: String,
+        /// How many changes to show, newest first
+        #[arg(long, default_value_t = 20)]
+        limit: usize,
+    },
+    /// Goes back to the code that ran before, with the state from then
+    ///
+    /// What came since is handled again. What the code that is taken back had sent stays sent.
+    Rollback {
+        /// The plugin
+        name: String,
+        /// The version to go back to [default: the one that was confirmed last before what runs]
+        #[arg(long, value_name = "VERSION")]
+        to: Option<String>,
+    },
+    /// Shows what a plugin logs from now on
+    Log {
+        /// The plugin
+        name: String,
+    },
+    /// Builds a plugin whenever its source changes, replaces it, and shows what becomes of it
+    Dev(dev::Dev),
     /// Gives an order to a plugin
     Command {
         /// The plugin
@@ -96,7 +172,34 @@ impl PluginCommand {
                 let plugin = client.get(&["plugins", &subject], &[]).await?;
                 out.object(&flat(&plugin["inspection"]))
             }
-            Self::Install { file, name } => install(client, out, &file, name).await,
+            Self::Install { from, name, trust, grant, wait } => {
+                install::install(client, out, install::Wish { from, name, trust, grant, wait }).await
+            }
+            Self::Restore { name } => {
+                let path = ["plugins", name.as_str(), "restore"];
+                install::show(out, install::told(client, out, Some(&name), client.post(&path)).await?)
+            }
+            Self::Remove { name, purge } => {
+                let query = [("purge", purge.to_string())];
+                let path = ["plugins", name.as_str()];
+                install::show(out, client.send_bytes(Method::DELETE, &path, &query, Vec::new()).await?)
+            }
+            Self::Pause { name } => install::show(out, client.post(&["plugins", &name, "pause"]).await?),
+            Self::Resume { name } => install::show(out, client.post(&["plugins", &name, "resume"]).await?),
+            Self::History { name, limit } => {
+                let query = [("limit", limit.to_string())];
+                out.rows(&client.get(&["plugins", &name, "history"], &query).await?, &CHANGES)
+            }
+            Self::Rollback { name, to } => {
+                let query: Vec<_> = to.into_iter().map(|to| ("to", to)).collect();
+                let path = ["plugins", name.as_str(), "rollback"];
+                out.object(&client.send_bytes(Method::POST, &path, &query, Vec::new()).await?)
+            }
+            Self::Log { name } => {
+                let each = |line: &str| log_line(out, &serde_json::from_str(line)?);
+                client.events(&["plugins", &name, "log"], each).await
+            }
+            Self::Dev(dev) => dev.execute(client, out).await,
             Self::Command { name, method, json } => {
                 let path = ["plugins", name.as_str(), "commands", method.as_str()];
                 answer(out, &client.send_bytes(Method::POST, &path, &[], json.into_bytes()).await?)
@@ -109,19 +212,9 @@ impl PluginCommand {
     }
 }
 
-/// Sends a component; the host judges, compiles and rehearses it before it takes over.
-async fn install(client: &Client, out: &Output, file: &Path, name: Option<String>) -> anyhow::Result<()> {
-    let shown = file.display();
-    let component = plugin::read(file).with_context(|| format!("cannot read {shown}"))?;
-    let inspection = plugin::inspect(&component).with_context(|| format!("{shown} is not a plugin"))?;
-    let name = name.unwrap_or_else(|| inspection.manifest.name.to_string());
-    if std::io::stderr().is_terminal() {
-        let kib = component.len() >> 10;
-        eprintln!("{kib} KiB of {name} {}: compiling and trying it out …", inspection.manifest.version);
-    }
-    let query = [("source", shown.to_string())];
-    let path = ["plugins", name.as_str(), "component"];
-    out.object(&client.send_bytes(Method::PUT, &path, &query, component).await?)
+/// Writes a line of a plugin's log.
+fn log_line(out: &Output, line: &Value) -> anyhow::Result<()> {
+    out.streamed(line, &LINE)
 }
 
 /// A plugin's answer has a form of its own: JSON for people too.

@@ -1,14 +1,15 @@
 //! Owns what one transaction holds: the effects of batches and the changes of names, as rows.
 
 use cid::Cid;
-use redb::WriteTransaction;
+use redb::{AccessGuard, WriteTransaction};
 
-use super::NameChange;
+use super::{NameChange, code};
 use crate::effect::NameUpdate;
 use crate::entry::{Event, Kind, Offset, Origin};
-use crate::ident::KeyName;
+use crate::ident::{IpnsName, KeyName};
 use crate::plugin::{Batch, roster};
-use crate::store::names::Changed;
+use crate::store::names::{Changed, Known};
+use crate::store::undo::{Part, Place, Saved};
 use crate::store::{
     CURSORS, PLUGINS, RETRIES, STATE, StateKey, StoreError, TIMERS, WORLDS, dead, documents, followed, names,
     next_numbers, outbox,
@@ -78,6 +79,17 @@ impl NameChanges {
         Ok(names::set(write, key, update, self.now)?.map(|changed| self.note(changed)))
     }
 
+    /// Gives an own name back the value that it had before; returns what its followers are told.
+    pub fn restore_own(
+        &mut self,
+        write: &WriteTransaction,
+        key: &KeyName,
+        before: (IpnsName, Option<Known>),
+        last: u64,
+    ) -> Result<Option<Kind>, StoreError> {
+        Ok(names::restore(write, key, before, last, self.now)?.map(|changed| self.note(changed)))
+    }
+
     fn note(&mut self, changed: Changed) -> Kind {
         self.superseded.extend(changed.superseded);
         told(changed.resolution)
@@ -109,6 +121,7 @@ pub fn entries_of(batch: &Batch) -> Vec<Kind> {
         plugin: batch.plugin.clone(),
         topic: topic.clone(),
         subscribed: *subscribed,
+        by: batch.by,
     });
     messages.chain(subscriptions).chain(batch.struck.iter().cloned()).collect()
 }
@@ -119,16 +132,26 @@ pub fn apply(
     batch: &Batch,
     now: Timestamp,
     kept: &dead::Quota,
+    undo: Option<Place>,
     wakes: &mut Wakes,
 ) -> Result<u64, StoreError> {
-    apply_state(write, batch)?;
-    apply_timers(write, batch)?;
+    if let Some(place) = undo {
+        let mut saved = Saved::open(write, place)?;
+        apply_state(write, batch, Some(&mut saved))?;
+        apply_timers(write, batch, Some(&mut saved))?;
+        let bytes = saved.bytes;
+        drop(saved);
+        code::count_saved(write, place, bytes)?;
+    } else {
+        apply_state(write, batch, None)?;
+        apply_timers(write, batch, None)?;
+    }
     write.open_table(CURSORS)?.insert(batch.id.0, (batch.cursor.0, batch.state_size))?;
     if let Some(world) = &batch.world {
         write.open_table(WORLDS)?.insert(batch.id.0, world.as_slice())?;
     }
-    if let Some(handover) = &batch.handover {
-        roster::set_code(&mut write.open_table(PLUGINS)?, &batch.plugin, &handover.code)?;
+    if let Some(rates) = batch.rates {
+        roster::set_rates(write, &batch.plugin, rates)?;
     }
     if let Some(version) = batch.started {
         roster::set_state_version(&mut write.open_table(PLUGINS)?, &batch.plugin, version)?;
@@ -142,32 +165,47 @@ pub fn apply(
     if batch.dead.is_empty() { Ok(0) } else { dead::put(write, &batch.dead, kept) }
 }
 
-fn apply_state(write: &WriteTransaction, batch: &Batch) -> Result<(), StoreError> {
+fn apply_state(
+    write: &WriteTransaction,
+    batch: &Batch,
+    mut undo: Option<&mut Saved<'_>>,
+) -> Result<(), StoreError> {
     if batch.state.is_empty() {
         return Ok(());
     }
     let mut table = write.open_table(STATE)?;
     for (key, value) in &batch.state {
-        let key = StateKey::new(batch.id, key);
-        match value {
-            Some(value) => table.insert(key.as_bytes(), value.as_slice())?,
-            None => table.remove(key.as_bytes())?,
+        let stored = StateKey::new(batch.id, key);
+        let before = match value {
+            Some(value) => table.insert(stored.as_bytes(), value.as_slice())?,
+            None => table.remove(stored.as_bytes())?,
         };
+        if let Some(undo) = &mut undo {
+            undo.save(Part::State, key, before.as_ref().map(AccessGuard::value))?;
+        }
     }
     Ok(())
 }
 
-fn apply_timers(write: &WriteTransaction, batch: &Batch) -> Result<(), StoreError> {
+fn apply_timers(
+    write: &WriteTransaction,
+    batch: &Batch,
+    mut undo: Option<&mut Saved<'_>>,
+) -> Result<(), StoreError> {
     if batch.timers.is_empty() {
         return Ok(());
     }
     let mut table = write.open_table(TIMERS)?;
     for (key, at) in &batch.timers {
-        let key = StateKey::new(batch.id, key.as_bytes());
-        match at {
-            Some(at) => table.insert(key.as_bytes(), at.0)?,
-            None => table.remove(key.as_bytes())?,
+        let stored = StateKey::new(batch.id, key.as_bytes());
+        let before = match at {
+            Some(at) => table.insert(stored.as_bytes(), at.0)?,
+            None => table.remove(stored.as_bytes())?,
         };
+        if let Some(undo) = &mut undo {
+            let before = before.map(|at| at.value().to_be_bytes());
+            undo.save(Part::Timers, key.as_bytes(), before.as_ref().map(<[u8; 8]>::as_slice))?;
+        }
     }
     Ok(())
 }
@@ -177,7 +215,7 @@ fn apply_retries(write: &WriteTransaction, batch: &Batch, wakes: &mut Wakes) -> 
         let first = next_numbers(write, "retries", batch.retries.len() as u64)?;
         let mut table = write.open_table(RETRIES)?;
         for (number, retry) in (first..).zip(&batch.retries) {
-            table.insert((retry.at.0, number), retry.to_bytes(&batch.plugin).as_slice())?;
+            table.insert((retry.at.0, number), retry.to_bytes(&batch.plugin, batch.by).as_slice())?;
         }
         wakes.retries = true;
     }

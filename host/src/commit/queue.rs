@@ -8,10 +8,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use redb::WriteTransaction;
 
 use super::apply::{NameChanges, Wakes};
+use super::code::Told;
 use crate::entry::Kind;
 use crate::ident::PluginName;
 use crate::log::Mailbox;
-use crate::plugin::Batch;
+use crate::plugin::{Batch, World};
+use crate::store::undo::Place;
 use crate::store::{StoreError, Sync};
 
 /// A small write of another stage.
@@ -26,7 +28,8 @@ pub struct Write {
 
 /// What writes, in the transaction; it says which entries join the log and what is done afterwards.
 pub type RunWrite = Box<
-    dyn FnOnce(&WriteTransaction, &mut NameChanges) -> Result<(Vec<Kind>, AfterCommit), StoreError> + Send,
+    dyn FnOnce(&WriteTransaction, &mut NameChanges, &mut Told) -> Result<(Vec<Kind>, AfterCommit), StoreError>
+        + Send,
 >;
 
 /// What is done once a write is durable.
@@ -56,6 +59,17 @@ pub struct Submitted {
     pub batch: Arc<Batch>,
     /// Whom it concerns how far it has come.
     pub progress: Arc<Progress>,
+    /// The mark whose rows are saved while it is applied.
+    pub undo: Option<Place>,
+    /// The world that it goes back to, if it takes something back.
+    pub world: Option<World>,
+}
+
+impl Submitted {
+    /// A batch of which nothing is done yet.
+    pub fn new(batch: Arc<Batch>, progress: Arc<Progress>) -> Self {
+        Self { batch, progress, undo: None, world: None }
+    }
 }
 
 /// How far the batches of one plugin have come.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::apply::{NameChanges, Wakes, apply, entries_of};
+use super::code::{self, Told};
 use super::disk::Disk;
 use super::queue::{Queue, Submitted, Work};
 use super::{Commit, Durability};
@@ -79,23 +80,32 @@ impl Commit {
         let (mut wakes, mut names) = (Wakes::default(), NameChanges::new(log.now()));
         let mut after = Vec::new();
         let mut worth = Sync::Later;
+        let mut told = Told::default();
         for small in std::mem::take(&mut work.writes) {
             if small.sync == Sync::Now {
                 worth = Sync::Now;
             }
             wakes.add(small.wakes);
-            let (entries, done) = (small.run)(&write, &mut names)?;
+            let (entries, done) = (small.run)(&write, &mut names, &mut told)?;
             log.append_now(entries);
             after.push(done);
         }
-        for submitted in &work.batches {
-            submitted.progress.taken.store(submitted.batch.number, Ordering::Release);
-            submitted.progress.mailbox.ring();
-            log.append_now(entries_of(&submitted.batch));
-            for (key, update) in &submitted.batch.names {
-                log.append_now(names.set_own(&write, key, update)?);
+        for Submitted { batch, progress, undo, world } in &mut work.batches {
+            progress.taken.store(batch.number, Ordering::Release);
+            progress.mailbox.ring();
+            *undo = code::begin(&write, batch, log.now(), &mut told)?;
+            log.append_now(entries_of(batch));
+            for (key, update) in &batch.names {
+                log.append_now(code::set_name(&write, *undo, key, update, &mut names)?);
             }
+            if let Some(order) = &batch.take_back {
+                let at = (log.now(), &mut names);
+                *world = code::take_back(&write, batch, order, log.head(), at, &mut told)?;
+                wakes.names = true;
+            }
+            log.append_now(std::mem::take(&mut told.entries));
         }
+        wakes.outbox |= !told.changes.is_empty();
         let entries = log.pending();
         let sync = self.sync(worth, &work, &entries, disk, stopping);
         store.set_sync(&mut write, sync)?;
@@ -104,13 +114,14 @@ impl Commit {
             names.settle(&write, last.offset)?;
         }
         let (now, mut dropped) = (log.now(), 0);
-        for submitted in &work.batches {
-            dropped += apply(&write, &submitted.batch, now, &self.dead_letters, &mut wakes)?;
+        for Submitted { batch, undo, .. } in work.batches.iter().filter(|it| it.batch.take_back.is_none()) {
+            dropped += apply(&write, batch, now, &self.dead_letters, *undo, &mut wakes)?;
         }
         // Before the outbox can see them and count them down.
         for submitted in &work.batches {
             self.backlog.added(Some(&submitted.batch.plugin), submitted.batch.publishes.len());
         }
+        self.backlog.added(None, told.changes.len());
         let syncing = Instant::now();
         write.commit()?;
         if sync == Sync::Now {
@@ -124,6 +135,7 @@ impl Commit {
         self.tally.dead_dropped.fetch_add(dropped, Ordering::Relaxed);
         let elapsed = crate::time::nanoseconds(begun.elapsed());
         self.tally.nanoseconds.fetch_add(elapsed, Ordering::Relaxed);
+        told.changes.iter().for_each(|change| self.changes.tell(change));
         for submitted in work.batches {
             self.finish(submitted);
         }
@@ -150,9 +162,12 @@ impl Commit {
     }
 
     fn finish(&self, submitted: Submitted) {
-        let Submitted { batch, progress } = submitted;
+        let Submitted { batch, progress, world, .. } = submitted;
         self.tally.handled.fetch_add(batch.entries as u64, Ordering::Relaxed);
-        self.interest.update(&batch);
+        match &world {
+            Some(world) => self.interest.go_back(&batch.plugin, world),
+            None => self.interest.update(&batch),
+        }
         batch.send_replies();
         if let Some(handover) = &batch.handover {
             handover.tell();

@@ -8,7 +8,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use prost::Message as _;
 use thiserror::Error;
 
-use super::{Entry, Event, Hearing, Kind, Offset, Origin, Resolution, StruckLimit};
+use super::{Entry, Event, Generation, Hearing, Kind, Offset, Origin, Resolution, StruckLimit};
 use crate::ident::{PeerName, Topic};
 use crate::time::Timestamp;
 
@@ -83,13 +83,14 @@ fn wire_kind(kind: &Kind) -> wire::entry::Kind {
             body: body.clone(),
         }),
         Kind::Tick(plugin) => W::Tick(plugin.to_string()),
-        Kind::Again { plugin, attempt, first, event } => W::Again(wire::Again {
+        Kind::Again { plugin, attempt, first, by, event } => W::Again(wire::Again {
             plugin: plugin.to_string(),
             attempt: *attempt,
             first: first.0,
+            by: by.0,
             event: Some(wire_event(event)),
         }),
-        Kind::Struck { plugin, offset, part, limit } => {
+        Kind::Struck { plugin, offset, part, by, limit } => {
             let (again, reason, log, room) = match limit {
                 StruckLimit::Call { again, reason, log } => (*again, reason.clone(), log.clone(), None),
                 StruckLimit::Outbox { again, room } => (*again, String::new(), Vec::new(), Some(*room)),
@@ -98,16 +99,25 @@ fn wire_kind(kind: &Kind) -> wire::entry::Kind {
                 plugin: plugin.to_string(),
                 offset: offset.0,
                 part: *part,
+                by: by.0,
                 again,
                 reason,
                 log,
                 room,
             })
         }
-        Kind::Subscription { plugin, topic, subscribed } => W::Subscription(wire::Subscription {
+        Kind::Subscription { plugin, topic, subscribed, by } => W::Subscription(wire::Subscription {
             plugin: plugin.to_string(),
             topic: topic.to_string(),
             subscribed: *subscribed,
+            by: by.0,
+        }),
+        Kind::Code { plugin, generation, digest, at, voids } => W::Code(wire::Code {
+            plugin: plugin.to_string(),
+            generation: generation.0,
+            digest: digest.clone(),
+            at: at.0,
+            voids: voids.map(|first| first.0),
         }),
     }
 }
@@ -169,12 +179,14 @@ fn kind_of(wire: wire::entry::Kind) -> Result<Kind, MalformedEntry> {
             plugin: word(&again.plugin)?,
             attempt: again.attempt,
             first: Offset(again.first),
+            by: Generation(again.by),
             event: event_of(again.event.ok_or_else(|| missing("event of a retry"))?)?,
         },
         W::Struck(struck) => Kind::Struck {
             plugin: word(&struck.plugin)?,
             offset: Offset(struck.offset),
             part: struck.part,
+            by: Generation(struck.by),
             limit: match struck.room {
                 Some(room) => StruckLimit::Outbox { again: struck.again, room },
                 None => StruckLimit::Call { again: struck.again, reason: struck.reason, log: struck.log },
@@ -184,6 +196,14 @@ fn kind_of(wire: wire::entry::Kind) -> Result<Kind, MalformedEntry> {
             plugin: word(&subscription.plugin)?,
             topic: word(&subscription.topic)?,
             subscribed: subscription.subscribed,
+            by: Generation(subscription.by),
+        },
+        W::Code(code) => Kind::Code {
+            plugin: word(&code.plugin)?,
+            generation: Generation(code.generation),
+            digest: code.digest,
+            at: Offset(code.at),
+            voids: code.voids.map(Generation),
         },
     })
 }
@@ -248,7 +268,7 @@ mod wire {
         pub offset: u64,
         #[prost(fixed64, tag = "2")]
         pub time: u64,
-        #[prost(oneof = "entry::Kind", tags = "3, 4, 6, 7, 8, 9, 10, 11, 12")]
+        #[prost(oneof = "entry::Kind", tags = "3, 4, 6, 7, 8, 9, 10, 11, 12, 13")]
         pub kind: Option<entry::Kind>,
     }
 
@@ -273,6 +293,8 @@ mod wire {
             Subscription(super::Subscription),
             #[prost(message, tag = "12")]
             Struck(super::Struck),
+            #[prost(message, tag = "13")]
+            Code(super::Code),
         }
     }
 
@@ -382,6 +404,8 @@ mod wire {
         pub first: u64,
         #[prost(message, optional, tag = "4")]
         pub event: Option<Event>,
+        #[prost(uint32, tag = "5")]
+        pub by: u32,
     }
 
     #[derive(Clone, PartialEq, prost::Message)]
@@ -401,6 +425,8 @@ mod wire {
         /// Of the limit on waiting publishes; none for a limit that ended the call.
         #[prost(uint64, optional, tag = "7")]
         pub room: Option<u64>,
+        #[prost(uint32, tag = "8")]
+        pub by: u32,
     }
 
     #[derive(Clone, PartialEq, prost::Message)]
@@ -411,5 +437,21 @@ mod wire {
         pub topic: String,
         #[prost(bool, tag = "3")]
         pub subscribed: bool,
+        #[prost(uint32, tag = "4")]
+        pub by: u32,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct Code {
+        #[prost(string, tag = "1")]
+        pub plugin: String,
+        #[prost(uint32, tag = "2")]
+        pub generation: u32,
+        #[prost(string, tag = "3")]
+        pub digest: String,
+        #[prost(uint64, tag = "4")]
+        pub at: u64,
+        #[prost(uint32, optional, tag = "5")]
+        pub voids: Option<u32>,
     }
 }

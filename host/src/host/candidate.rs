@@ -7,9 +7,10 @@ use super::Loaded;
 use crate::bundled;
 use crate::cause::chain;
 use crate::config::{Config, PluginConfig};
-use crate::ident::{PluginName, Topic};
-use crate::plugin::roster::{self, Code};
-use crate::plugin::{self, Engine, Grants, Limits, Prepared, Resolved};
+use crate::ident::{Digest, PluginName, Topic};
+use crate::plugin::mark;
+use crate::plugin::roster::{self, Code, Setup, Standing};
+use crate::plugin::{self, Engine, Grants, Inspection, Limits, Manifest, Prepared, Resolved, Runnable};
 use crate::store::{Store, StoreError, components};
 
 /// A plugin that is to be loaded.
@@ -22,10 +23,35 @@ pub struct Candidate {
     pub installed: bool,
     setup: PluginConfig,
     bytes: io::Result<Cow<'static, [u8]>>,
+    /// What runs again if it fails on probation, if it is on one.
+    fallback: Option<Box<Candidate>>,
+}
+
+impl std::fmt::Debug for Candidate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Candidate")
+            .field("name", &self.name)
+            .field("source", &self.source)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A plugin that was judged and compiled.
+pub struct Readied {
+    /// What was.
+    pub candidate: Candidate,
+    /// What came of it; the error is for the operator.
+    pub ready: Result<Ready, String>,
+    /// What runs again if it fails on probation, if it is on one and that can be had.
+    pub fallback: Option<Ready>,
 }
 
 /// A plugin that can be loaded.
 pub struct Ready {
+    /// Where its component came from.
+    pub source: String,
+    /// What the store says of its component if it goes on after something else.
+    pub code: Code,
     /// Its component.
     pub prepared: Prepared,
     /// Its config and what it asks for.
@@ -42,6 +68,14 @@ pub struct Allowance {
     pub limits: Limits,
 }
 
+impl Ready {
+    /// What an actor runs.
+    pub fn into_runnable(self) -> Runnable {
+        let Self { source, code, prepared, resolved, allowance } = self;
+        Runnable { prepared, config: resolved.config, limits: allowance.limits, code, source }
+    }
+}
+
 impl Allowance {
     /// The topics that a manifest asks for and that may be subscribed to.
     pub fn topics(&self, resolved: &Resolved) -> Vec<Topic> {
@@ -50,60 +84,77 @@ impl Allowance {
     }
 }
 
-/// The plugins of a config: the bundled ones, unless they are disabled, and those from files. Each runs the
-/// component that was installed last while a host ran, if one was.
+/// The plugins of a config: the bundled ones, unless they are disabled, and those from files; and those that
+/// were installed while a host ran. Each runs the component that was installed last, if one was.
 pub fn candidates(config: &Config, store: &Store) -> Result<Vec<Candidate>, StoreError> {
-    let mut installed = roster::installed(&store.snapshot()?)?;
+    let snapshot = store.snapshot()?;
+    let mut rows = roster::rows(&snapshot)?;
+    let mut fallbacks = mark::on_probation(&snapshot)?;
     let mut setups = config.plugins.clone();
     for (name, _) in bundled::PLUGINS {
         setups.entry(name.parse().expect("bundled names are valid")).or_default();
     }
+    for (name, row) in rows.iter().filter(|(_, row)| row.code.installed.is_some()) {
+        let setup = setups.entry(name.clone()).or_default();
+        give(setup, row.setup.as_ref());
+    }
+    rows.retain(|name, row| {
+        let is_removed = row.standing == Standing::Removed;
+        if is_removed {
+            setups.remove(name);
+        }
+        !is_removed
+    });
     let wanted = setups.into_iter().filter(|(_, setup)| !setup.disabled);
-    let candidate = |(name, setup)| match installed.remove(&name) {
-        Some(code) => Candidate::installed(name, setup, code, store),
-        None => Candidate::new(name, setup),
+    let candidate = |(name, setup): (PluginName, PluginConfig)| {
+        let fallback = fallbacks.remove(&name);
+        let fallback = fallback.map(|code| Candidate::kept(name.clone(), setup.clone(), code, store));
+        let candidate = match rows.remove(&name) {
+            Some(row) if row.code.installed.is_some() => Candidate::installed(name, setup, row.code, store),
+            _ => Candidate::new(name, setup),
+        };
+        Candidate { fallback: fallback.map(Box::new), ..candidate }
     };
     Ok(wanted.map(candidate).collect())
 }
 
-/// Judges and compiles all candidates at once; the error of one is for the operator.
-pub fn ready_all(
-    engine: &Engine,
-    candidates: Vec<Candidate>,
-    config: &Config,
-    host_id: &str,
-) -> Vec<(Candidate, Result<Ready, String>)> {
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = candidates
-            .into_iter()
-            .map(|candidate| {
-                scope.spawn(move || {
-                    let ready = candidate.ready(engine, config, host_id);
-                    (candidate, ready)
-                })
-            })
-            .collect();
-        threads.into_iter().map(|thread| thread.join().expect("preparing does not panic")).collect()
-    })
-}
-
 impl Candidate {
-    fn new(name: PluginName, setup: PluginConfig) -> Self {
+    /// Whether its compiled form is in the cache. Reads the component.
+    pub fn is_compiled(&self, engine: &Engine) -> bool {
+        self.bytes.as_ref().is_ok_and(|bytes| engine.has_compiled(bytes))
+    }
+
+    /// Judges and compiles it, and what it would go back to; what comes from a file is kept. May block.
+    pub fn readied(self, engine: &Engine, config: &Config, host_id: &str, store: &Store) -> Readied {
+        let ready = self.ready(engine, config, host_id);
+        let fallback = self.fallback(engine, config, host_id);
+        if let (Ok(ready), Some(component)) = (&ready, self.of_file()) {
+            let digest = ready.prepared.inspection.digest;
+            if let Err(error) = components::keep(store, digest, component) {
+                tracing::warn!("there will be no way back to {}: {error}", self.source);
+            }
+        }
+        Readied { candidate: self, ready, fallback }
+    }
+
+    /// What the config names.
+    pub fn new(name: PluginName, setup: PluginConfig) -> Self {
         let (source, bytes) = match &setup.file {
             Some(file) => (file.display().to_string(), plugin::read(file).map(Cow::from)),
             None => {
                 let component = bundled::component(name.as_str()).map(Cow::from);
-                let missing = "no plugin of this name comes with the host, and the config gives no `file`";
+                let missing = "no plugin of this name comes with the host, the config gives no `file`, and none was installed";
                 ("bundled".to_owned(), component.ok_or_else(|| io::Error::other(missing)))
             }
         };
-        Self { name, source, installed: false, setup, bytes }
+        Self { name, source, installed: false, setup, bytes, fallback: None }
     }
 
     /// What was installed while a host ran.
     fn installed(name: PluginName, setup: PluginConfig, code: Code, store: &Store) -> Self {
         let bytes = components::read(store, &code.digest).map(Cow::from);
-        Self { name, source: code.installed.unwrap_or_default(), installed: true, setup, bytes }
+        let source = code.installed.unwrap_or_default();
+        Self { name, source, installed: true, setup, bytes, fallback: None }
     }
 
     /// A component that came from `source` to replace what runs: with its config, grants and limits.
@@ -116,19 +167,100 @@ impl Candidate {
     ) -> Self {
         let mut setup = config.plugins.get(&name).cloned().unwrap_or_default();
         setup.grants = Some((*old.grants).clone());
-        Self { name, source, installed: true, setup, bytes: Ok(Cow::from(component)) }
+        let bytes = Ok(Cow::from(component));
+        Self { name, source, installed: true, setup, bytes, fallback: None }
     }
 
-    /// The component.
-    pub fn into_component(self) -> Vec<u8> {
-        self.bytes.map(Cow::into_owned).unwrap_or_default()
+    /// A component that came from `source` to run as a new plugin: with what the config gives it, or else what
+    /// it was given when it was installed.
+    pub fn fresh(
+        config: &Config,
+        name: PluginName,
+        source: String,
+        component: Vec<u8>,
+        given: Option<&Setup>,
+    ) -> Self {
+        let mut setup = config.plugins.get(&name).cloned().unwrap_or_default();
+        give(&mut setup, given);
+        let bytes = Ok(Cow::from(component));
+        Self { name, source, installed: true, setup, bytes, fallback: None }
+    }
+
+    /// What a plugin ran before, with its config, grants and limits: kept in the store, or what the config
+    /// names, if that is the same still.
+    pub fn earlier(config: &Config, name: PluginName, code: Code, store: &Store, loaded: &Loaded) -> Self {
+        let setup = config.plugins.get(&name).cloned().unwrap_or_default();
+        let mut earlier = Self::kept(name, setup, code, store);
+        earlier.setup.grants = Some((*loaded.grants).clone());
+        earlier
+    }
+
+    /// What a plugin ran before.
+    pub fn kept(name: PluginName, setup: PluginConfig, code: Code, store: &Store) -> Self {
+        if code.installed.is_some() {
+            return Self::installed(name, setup, code, store);
+        }
+        let named = Self::new(name.clone(), setup.clone());
+        if named.bytes.as_ref().is_ok_and(|bytes| Digest::of(bytes).to_string() == code.digest) {
+            return named;
+        }
+        let code = Code { installed: Some(named.source), ..code };
+        Self::installed(name, setup, code, store)
+    }
+
+    /// The component of a file, which may be another one by the time that it is gone back to.
+    pub fn of_file(&self) -> Option<&[u8]> {
+        self.setup.file.as_ref().filter(|_| !self.installed)?;
+        self.bytes.as_deref().ok()
+    }
+
+    /// The component; the error is for the operator.
+    pub fn into_component(self) -> Result<Vec<u8>, String> {
+        self.bytes.map(Cow::into_owned).map_err(|error| error.to_string())
     }
 
     /// Judges and compiles the component and settles what it may; the error is for the operator.
     pub fn ready(&self, engine: &Engine, config: &Config, host_id: &str) -> Result<Ready, String> {
         let prepared = self.prepare(engine)?;
-        let (resolved, allowance) = self.resolve(config, &prepared, host_id)?;
-        Ok(Ready { prepared, resolved, allowance })
+        let (resolved, allowance) = self.resolve(config, &prepared.inspection.manifest, host_id)?;
+        let inspection = &prepared.inspection;
+        let is_bundled = self.setup.file.is_none() && !self.installed;
+        let code = Code {
+            version: inspection.manifest.version.clone(),
+            digest: inspection.digest.to_string(),
+            // A file may be another one by then; what is bundled goes with the host.
+            installed: (!is_bundled).then(|| self.source.clone()),
+        };
+        Ok(Ready { source: self.source.clone(), code, prepared, resolved, allowance })
+    }
+
+    /// What runs again if it fails on probation; without it there is no way back by itself.
+    fn fallback(&self, engine: &Engine, config: &Config, host_id: &str) -> Option<Ready> {
+        let name = &self.name;
+        match self.fallback.as_ref()?.ready(engine, config, host_id) {
+            Ok(ready) => Some(ready),
+            Err(error) => {
+                tracing::error!(plugin = %name, "what it would go back to cannot be loaded: {error}");
+                None
+            }
+        }
+    }
+
+    /// Looks at the component without running it; the error is for the operator.
+    pub fn inspect(&self) -> Result<Inspection, String> {
+        let bytes = self.bytes.as_ref().map_err(ToString::to_string)?;
+        plugin::judge(bytes).map_err(|error| format!("{}: {}", self.source, chain(&error)))
+    }
+
+    /// What the component asks for, with the operator's values, and what it has; the error is for the operator.
+    pub fn ask(
+        &self,
+        config: &Config,
+        manifest: &Manifest,
+        host_id: &str,
+    ) -> Result<(Grants, Grants), String> {
+        let (resolved, allowance) = self.resolve(config, manifest, host_id)?;
+        Ok((resolved.asks, allowance.grants))
     }
 
     /// Judges and compiles the component; the error is for the operator.
@@ -148,22 +280,30 @@ impl Candidate {
     fn resolve(
         &self,
         config: &Config,
-        prepared: &Prepared,
+        manifest: &Manifest,
         host_id: &str,
     ) -> Result<(Resolved, Allowance), String> {
-        let manifest = &prepared.inspection.manifest;
-        let values = match self.setup.file {
-            None => config.bundled_values(self.name.as_str(), |key| manifest.config.contains_key(key)),
-            Some(_) => self.setup.config.clone(),
+        let is_bundled = self.setup.file.is_none() && bundled::component(self.name.as_str()).is_some();
+        let values = match is_bundled {
+            true => config.bundled_values(self.name.as_str(), |key| manifest.config.contains_key(key)),
+            false => self.setup.config.clone(),
         };
         let resolved = manifest.resolve(&values, &[("id", host_id)]).map_err(|error| error.to_string())?;
-        let grants = match (&self.setup.grants, &self.setup.file) {
-            (Some(grants), _) => grants.clone(),
-            (None, None) => resolved.asks.clone(),
-            (None, Some(_)) => Grants::default(),
+        let grants = match &self.setup.grants {
+            Some(grants) => grants.clone(),
+            // Whatever is installed under its name is not the one that comes with the host.
+            None if is_bundled && !self.installed => resolved.asks.clone(),
+            None => Grants::default(),
         };
         // A plugin may have less than the defaults by asking; more only the operator gives.
         let limits = self.setup.limits.unwrap_or_else(|| manifest.limits.within(&Limits::default()));
         Ok((resolved, Allowance { grants, limits }))
+    }
+}
+
+/// Adds what a plugin was given when it was installed; what the config says counts for more.
+fn give(setup: &mut PluginConfig, given: Option<&Setup>) {
+    if let (None, Some(given)) = (&setup.grants, given) {
+        setup.grants = Some(given.grants.clone());
     }
 }

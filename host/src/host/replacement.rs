@@ -1,26 +1,28 @@
 //! Owns how a plugin's code is replaced while the host runs: what comes is judged, compiled and rehearsed
-//! while the old code works on, and takes over between two entries.
+//! while the old code works on, and takes over between two entries; and how it is taken back.
 
 use std::sync::Arc;
 
-use serde::Serialize;
 use thiserror::Error;
 use tokio::sync::oneshot;
-use utoipa::ToSchema;
 
 use super::candidate::{Candidate, Ready};
 use super::{Host, Loaded};
-use crate::entry::Offset;
+use crate::bundled;
+use crate::change::{Change, State, Step, UnderWay, Version};
+use crate::commit::CommitError;
 use crate::ident::{Digest, PluginName};
-use crate::plugin::roster::{self, Code};
-use crate::plugin::{SessionParts, Successor, rehearse};
+use crate::plugin::mark::{self, Mark};
+use crate::plugin::roster::{self, Setup, Stored};
+use crate::plugin::{Grants, Lines, Order, SessionParts, Successor, WayBack, rehearse};
+use crate::store::undo::Place;
 use crate::store::{StoreError, components};
 
-/// Why a component does not replace what runs, which goes on.
+/// Why a plugin's code does not change; what runs goes on.
 #[derive(Debug, Error)]
 pub enum ReplaceError {
     /// There is no such plugin.
-    #[error("there is no plugin {0:?}")]
+    #[error("there is no plugin {0}")]
     NoPlugin(PluginName),
     /// It is not fit for it.
     #[error("{0}")]
@@ -28,6 +30,9 @@ pub enum ReplaceError {
     /// It does not start on what the plugin has.
     #[error("it does not start: {0}")]
     DoesNotStart(String),
+    /// There is no way back.
+    #[error("{0}")]
+    NoWayBack(String),
     /// The host ends.
     #[error("the host is shutting down")]
     Closed,
@@ -39,163 +44,265 @@ pub enum ReplaceError {
     Store(#[from] StoreError),
 }
 
-/// A version of a plugin's component.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
-pub struct Version {
-    /// Its version.
-    pub version: String,
-    /// Its digest.
-    #[schema(value_type = String)]
-    pub digest: Digest,
-    /// The version of its state's layout.
-    pub state_version: u32,
-}
-
-/// What has become of a component that was to replace another.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
-pub struct Replacement {
-    /// The plugin.
-    pub plugin: PluginName,
-    /// `replaced`, or `unchanged` where it ran already.
-    pub outcome: Outcome,
-    /// What ran before.
-    pub before: Version,
-    /// What runs now.
-    pub after: Version,
-    /// The first entry that the new one handles.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<u64>, nullable = false)]
-    pub at: Option<Offset>,
-    /// Nanoseconds for which the plugin handled nothing.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false)]
-    pub pause: Option<u64>,
-}
-
-/// See [`Replacement`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Outcome {
-    /// It took over.
-    Replaced,
-    /// It ran already.
-    Unchanged,
-}
-
-impl Loaded {
-    fn version(&self) -> Version {
-        let inspection = &self.prepared.inspection;
-        Version {
-            version: inspection.manifest.version.clone(),
-            digest: inspection.digest,
-            state_version: inspection.manifest.state_version,
+impl From<CommitError> for ReplaceError {
+    fn from(error: CommitError) -> Self {
+        match error {
+            CommitError::Store(error) => Self::Store(error),
+            CommitError::Closed => Self::Closed,
+            CommitError::NoRoom(error) => Self::Refused(error.to_string()),
         }
     }
+}
+
+/// A component that is to run as a plugin.
+#[derive(Clone, Debug)]
+pub struct Proposal {
+    /// The plugin.
+    pub plugin: PluginName,
+    /// The component.
+    pub component: Vec<u8>,
+    /// Where it came from.
+    pub source: String,
+    /// Who asks for it.
+    pub by: String,
+    /// The file or the IPNS name that is followed from then on.
+    pub follows: Option<String>,
+    /// Since when it was on its way, if it came through the API.
+    pub fetching: Option<Step>,
+    /// Whether it is what the config names.
+    pub is_named: bool,
+}
+
+/// What has a component judged and compiled must not take the host along.
+pub(super) fn broke_down(error: tokio::task::JoinError) -> ReplaceError {
+    ReplaceError::Refused(format!("the compiler broke down over it: {error}"))
 }
 
 impl Host {
-    /// Replaces the code of a plugin by a component that came from `source`; returns once that is durable.
-    /// The new code has the grants of the old one. Whatever is wrong with it, the old code goes on.
-    pub async fn replace(
-        &self,
-        name: &PluginName,
-        component: Vec<u8>,
-        source: String,
-    ) -> Result<Replacement, ReplaceError> {
-        let old = self.plugins.get(name).ok_or_else(|| ReplaceError::NoPlugin(name.clone()))?;
-        let before = old.version();
-        let digested = tokio::task::spawn_blocking(move || (Digest::of(&component), component)).await;
-        let (digest, component) = digested.expect("digesting does not panic");
-        if digest == before.digest {
-            let after = before.clone();
-            let (plugin, outcome) = (name.clone(), Outcome::Unchanged);
-            return Ok(Replacement { plugin, outcome, before, after, at: None, pause: None });
+    /// Replaces the code of a plugin; returns once that is durable and the new code is on probation. The new
+    /// code has the grants of the old one. Whatever is wrong with it, the old code goes on; that is put on
+    /// record, too.
+    pub async fn replace(&self, proposal: Proposal) -> Result<Change, ReplaceError> {
+        let Proposal { plugin, component, source, by, follows, fetching, is_named } = proposal;
+        if self.plugins.get(&plugin).is_none() {
+            return Err(ReplaceError::NoPlugin(plugin));
         }
-        // Judged at once with others that came, and taken over in the order in which they came.
+        let change = Change::new(plugin, State::Judging, by, source).after(fetching);
+        let mut under_way = self.changes().begin(change);
+        match self.try_replace(&mut under_way, component, (follows, is_named)).await {
+            Ok(()) => Ok(under_way.change.clone()),
+            Err(error) => Err(self.refuse(&under_way, error).await?),
+        }
+    }
+
+    /// Puts on record that a component was refused; returns why.
+    pub(super) async fn refuse(
+        &self,
+        under_way: &UnderWay,
+        error: ReplaceError,
+    ) -> Result<ReplaceError, ReplaceError> {
+        let mut change = under_way.change.clone();
+        change.ended(State::Refused, Some(crate::cause::chain(&error)), None);
+        tracing::warn!(plugin = %change.plugin, source = change.source, "refused: {error}");
+        self.commit.record(change, self.log.now(), |_| Ok(())).await?;
+        Ok(error)
+    }
+
+    async fn try_replace(
+        &self,
+        under_way: &mut UnderWay,
+        component: Vec<u8>,
+        (follows, is_named): (Option<String>, bool),
+    ) -> Result<(), ReplaceError> {
+        let name = under_way.change.plugin.clone();
+        let none = || ReplaceError::NoPlugin(name.clone());
+        let old = self.plugins.get(&name).ok_or_else(none)?;
+        under_way.change.before = Some(old.version());
+        let source = under_way.change.source.clone();
+        let mut candidate = Candidate::successor(&self.config, name.clone(), source, component, &old);
+        candidate.installed = !is_named;
+        // Judged at once with others that came, and taken over in the order in which they came: it stands in
+        // line from the first moment.
         let turns = old.turns.clone();
-        let (_turn, judged) = tokio::join!(turns.lock(), self.judge(name, component, source.clone(), &old));
+        let (_turn, judged) = tokio::join!(turns.lock(), self.judge(under_way, candidate, Some(&old)));
         let (ready, component) = judged?;
-        let old = self.plugins.get(name).ok_or_else(|| ReplaceError::NoPlugin(name.clone()))?;
-        let before = old.version();
-        self.rehearse(name, &old, &ready).await?;
-        let (store, digest) = (self.store.clone(), ready.prepared.inspection.digest);
-        let kept = tokio::task::spawn_blocking(move || components::keep(&store, digest, &component)).await;
+        let digest = ready.prepared.inspection.digest;
+        let old = self.plugins.get(&name).ok_or_else(none)?;
+        under_way.change.before = Some(old.version());
+        // What runs is known only now.
+        if old.handle.code().prepared.inspection.digest == digest {
+            under_way.unchanged();
+            return Ok(());
+        }
+        under_way.reach(State::Rehearsing);
+        let stored = roster::read(&self.store, &name)?.ok_or_else(none)?;
+        self.rehearse(&name, old.grants.clone(), &ready, stored).await?;
+        let (store, before) = (self.store.clone(), old.handle.code());
+        let whose = name.clone();
+        let kept = tokio::task::spawn_blocking(move || {
+            // What comes with the host may be another one by the time that it is gone back to.
+            let before = before.prepared.inspection.digest;
+            if let Some(bundled) = bundled::component(whose.as_str()).filter(|it| Digest::of(it) == before) {
+                components::keep(&store, before, bundled)?;
+            }
+            components::keep(&store, digest, &component)
+        })
+        .await;
         kept.expect("keeping does not panic").map_err(ReplaceError::Keep)?;
-        let Ready { prepared, resolved, allowance } = ready;
+        under_way.reach(State::TakingOver);
         let (done, taken_over) = oneshot::channel();
-        let inspection = prepared.inspection.clone();
-        let code = Code {
-            version: inspection.manifest.version.clone(),
-            digest: inspection.digest.to_string(),
-            installed: Some(source.clone()),
-        };
-        let topics = allowance.topics(&resolved);
-        let (config, limits) = (resolved.config, allowance.limits);
-        let successor = Successor { prepared: prepared.clone(), config, limits, topics, code, done };
-        old.handle.succeed(successor);
+        let topics = ready.allowance.topics(&ready.resolved);
+        let change = under_way.change.clone();
+        let before = old.version();
+        let run = ready.into_runnable();
+        let setup = Some(Setup { grants: (*old.grants).clone() });
+        let successor = Successor { run, topics, follows, setup, change, done };
+        old.handle.order(Order::Succeed(Box::new(successor)));
         let taken_over = taken_over.await.map_err(|_| ReplaceError::Closed)?;
         let taken_over = taken_over.map_err(ReplaceError::DoesNotStart)?;
-        let (handle, grants) = (old.handle.clone(), old.grants.clone());
-        let turns = old.turns.clone();
-        let new = Loaded { handle, prepared, grants, limits, source, turns };
-        let after = new.version();
-        self.plugins.put(name.clone(), new);
-        tracing::info!(plugin = %name, from = before.version, to = after.version, pause = ?taken_over.pause, "replaced");
-        Ok(Replacement {
-            plugin: name.clone(),
-            outcome: Outcome::Replaced,
-            before,
-            after,
-            at: Some(taken_over.at),
-            pause: Some(crate::time::nanoseconds(taken_over.pause)),
-        })
+        under_way.change.taken_over(before, taken_over.at, taken_over.pause);
+        let version = old.version().version;
+        tracing::info!(plugin = %name, version, pause = ?taken_over.pause, "replaced, and on probation");
+        Ok(())
     }
 
     /// Judges and compiles, off the async threads, while the old code works on.
-    async fn judge(
+    pub(super) async fn judge(
         &self,
-        name: &PluginName,
-        component: Vec<u8>,
-        source: String,
-        old: &Loaded,
+        under_way: &mut UnderWay,
+        candidate: Candidate,
+        old: Option<&Loaded>,
     ) -> Result<(Ready, Vec<u8>), ReplaceError> {
-        let candidate = Candidate::successor(&self.config, name.clone(), source, component, old);
-        let (engine, config, id) = (self.engine.clone(), self.config.clone(), self.id.clone());
+        let (engine, config, id) = (self.loader.engine.clone(), self.config.clone(), self.id.clone());
         let judged = tokio::task::spawn_blocking(move || {
-            let ready = candidate.ready(&engine, &config, &id)?;
-            Ok((ready, candidate.into_component()))
+            let inspection = candidate.inspect()?;
+            Ok((candidate, inspection))
         });
-        let (ready, component) =
-            judged.await.expect("preparing does not panic").map_err(ReplaceError::Refused)?;
-        let asks = &ready.resolved.asks;
-        if !old.grants.cover(asks) {
-            let why =
-                format!("it asks for more than {name} is granted: {}", old.grants.missing(asks).join(", "));
-            return Err(ReplaceError::Refused(why));
+        let (candidate, inspection) = judged.await.map_err(broke_down)?.map_err(ReplaceError::Refused)?;
+        let name = under_way.change.plugin.clone();
+        under_way.change.after = Some(inspection.as_version());
+        let (asks, granted) =
+            candidate.ask(&config, &inspection.manifest, &id).map_err(ReplaceError::Refused)?;
+        if !granted.cover(&asks) {
+            let missing = granted.missing(&asks).join(", ");
+            return Err(ReplaceError::Refused(match old {
+                Some(_) => format!("it asks for more than {name} is granted: {missing}"),
+                None => format!(
+                    "it asks to {missing}: install it with --grant, or grant it in the config under plugins.{name}.grants"
+                ),
+            }));
         }
-        Ok((ready, component))
+        under_way.reach(State::Compiling);
+        let compiled = tokio::task::spawn_blocking(move || {
+            let ready = candidate.ready(&engine, &config, &id)?;
+            Ok((ready, candidate.into_component()?))
+        });
+        let compiled = compiled.await.map_err(broke_down)?.map_err(ReplaceError::Refused)?;
+        under_way.reach(State::Waiting);
+        Ok(compiled)
     }
 
     /// Starts the new code on what is committed, and throws away what it does.
-    async fn rehearse(&self, name: &PluginName, old: &Loaded, ready: &Ready) -> Result<(), ReplaceError> {
-        let stored = roster::read(&self.store, name)?;
-        let stored = stored.ok_or_else(|| ReplaceError::NoPlugin(name.clone()))?;
+    pub(super) async fn rehearse(
+        &self,
+        name: &PluginName,
+        grants: Arc<Grants>,
+        ready: &Ready,
+        stored: Stored,
+    ) -> Result<(), ReplaceError> {
+        let Stored { row, world, effects, .. } = stored;
         let session = SessionParts {
             plugin: name.clone(),
-            id: stored.row.id,
-            grants: old.grants.clone(),
+            id: row.id,
+            grants,
             limits: ready.allowance.limits,
-            world: stored.world,
-            effects: stored.effects,
+            world,
+            effects,
             store: self.store.clone(),
             files: self.store.clone(),
             keys: self.keys.clone(),
             outbox_len: Arc::default(),
+            listeners: Lines::default(),
         };
         let (prepared, config) = (ready.prepared.clone(), ready.resolved.config.clone());
-        let (secret, from) = (self.secret, stored.row.state_version);
+        let (secret, from) = (self.loader.secret, row.state_version);
         let rehearsed =
             tokio::task::spawn_blocking(move || rehearse(&prepared, session, &secret, &config, from));
         rehearsed.await.expect("a rehearsal does not panic")?.map_err(ReplaceError::DoesNotStart)
+    }
+
+    /// Goes back to what ran before: to `version`, or to what was confirmed last before what runs. The state
+    /// is as of then, and what came since is handled again.
+    pub async fn roll_back(
+        &self,
+        name: &PluginName,
+        version: Option<&str>,
+        by: &str,
+    ) -> Result<RolledBack, ReplaceError> {
+        let loaded = self.plugins.get(name).ok_or_else(|| ReplaceError::NoPlugin(name.clone()))?;
+        let _turn = loaded.turns.lock().await;
+        self.is_still(name, &loaded)?;
+        let (place, mark) = self.way_back(name, version)?;
+        let before = loaded.version();
+        let code = mark.before.code.clone();
+        let candidate = Candidate::earlier(&self.config, name.clone(), code, &self.store, &loaded);
+        let (engine, config, id) = (self.loader.engine.clone(), self.config.clone(), self.id.clone());
+        let ready = tokio::task::spawn_blocking(move || candidate.ready(&engine, &config, &id)).await;
+        let ready = ready.map_err(broke_down)?.map_err(|error| {
+            ReplaceError::NoWayBack(format!("there is no way back to {}: {error}", mark.before.code.version))
+        })?;
+        let (done, gone_back) = oneshot::channel();
+        let reason = format!("rolled back by {by}");
+        let (to, run) = (place.1, ready.into_runnable());
+        loaded.handle.order(Order::GoBack(Box::new(WayBack { to, run, reason, done })));
+        let gone_back = gone_back.await.map_err(|_| ReplaceError::Closed)?;
+        let (at, replayed) = gone_back.ok_or_else(|| {
+            ReplaceError::NoWayBack(format!("the way back of {name} was given up meanwhile"))
+        })?;
+        let after = loaded.version();
+        tracing::warn!(plugin = %name, from = before.version, to = after.version, replayed, "rolled back by {by}");
+        Ok(RolledBack { plugin: name.clone(), before, after, at: at.0, replayed })
+    }
+
+    /// The mark to go back to.
+    fn way_back(&self, name: &PluginName, version: Option<&str>) -> Result<(Place, Mark), ReplaceError> {
+        let snapshot = self.store.snapshot()?;
+        let known = roster::known(&snapshot, name)?;
+        let (id, _) = known.ok_or_else(|| ReplaceError::NoPlugin(name.clone()))?;
+        let marks = mark::marks(&snapshot, id)?;
+        let versions = || marks.iter().map(|(_, mark)| mark.before.code.version.as_str()).collect::<Vec<_>>();
+        let found = marks.iter().find(|(_, mark)| version.is_none_or(|it| mark.before.code.version == it));
+        found.cloned().ok_or_else(|| {
+            ReplaceError::NoWayBack(match version {
+                _ if marks.is_empty() => format!("nothing is kept of what {name} was before"),
+                Some(version) => format!(
+                    "nothing is kept of {name} {version}; there is a way back to {}",
+                    versions().join(", ")
+                ),
+                None => unreachable!("any mark will do"),
+            })
+        })
+    }
+}
+
+/// A plugin whose earlier code goes on.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+pub struct RolledBack {
+    /// The plugin.
+    pub plugin: PluginName,
+    /// What ran.
+    pub before: Version,
+    /// What runs.
+    pub after: Version,
+    /// The first entry that is handled again.
+    pub at: u64,
+    /// How many entries of the log it has to go over again.
+    pub replayed: u64,
+}
+
+impl Loaded {
+    /// What runs.
+    pub fn version(&self) -> Version {
+        self.handle.code().prepared.inspection.as_version()
     }
 }

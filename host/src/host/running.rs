@@ -1,5 +1,6 @@
 //! Owns what runs in a host: spawns the threads and tasks, and ends them in order.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -26,7 +27,7 @@ use crate::subscription::{self, Prober, Subscriptions};
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Who is told why the host cannot go on.
-type Fail = Arc<watch::Sender<Option<String>>>;
+pub type Fail = Arc<watch::Sender<Option<String>>>;
 
 /// The threads and tasks of a host.
 #[derive(Debug)]
@@ -34,7 +35,7 @@ pub struct Running {
     stops: Stops,
     intake_tasks: TaskTracker,
     other_tasks: TaskTracker,
-    plugin_threads: Vec<JoinHandle<()>>,
+    plugin_threads: BTreeMap<PluginName, JoinHandle<()>>,
     writer_thread: JoinHandle<()>,
     epoch_thread: JoinHandle<()>,
 }
@@ -52,24 +53,45 @@ impl Running {
     /// Starts everything; the writer first, for the others wait for it.
     pub fn spawn(
         start: &Start,
-        actors: Vec<(PluginName, Actor)>,
         echoes: &Arc<Echoes>,
         received: &Arc<subscription::Tally>,
         fail: &Fail,
     ) -> Result<Self, HostError> {
         let stops = Stops::default();
         let writer_thread = start.spawn_writer(stops.writer.clone(), fail.clone())?;
-        let epoch_thread = spawn_epochs(start.engine.clone(), stops.writer.clone())?;
+        let epoch_thread = spawn_epochs(start.loader.engine.clone(), stops.writer.clone())?;
         let intake_tasks = start.spawn_intake(&stops.intake, echoes, received)?;
         let other_tasks = start.spawn_tasks(&stops.tasks, echoes, fail.clone());
-        let plugin_threads = actors
-            .into_iter()
-            .map(|(name, actor)| {
-                let (stop, fail) = (stops.plugins.clone(), fail.clone());
-                spawn_thread(format!("plugin {name}"), move || report(&fail, || actor.run(&stop)))
-            })
-            .collect::<Result<_, _>>()?;
+        let plugin_threads = BTreeMap::new();
         Ok(Self { stops, intake_tasks, other_tasks, plugin_threads, writer_thread, epoch_thread })
+    }
+
+    /// What ends a plugin when it is cancelled, and is cancelled when all end.
+    pub fn plugin_stop(&self) -> CancellationToken {
+        self.stops.plugins.child_token()
+    }
+
+    /// Runs a plugin until `stop` is cancelled.
+    pub fn spawn_plugin(
+        &mut self,
+        name: &PluginName,
+        actor: Actor,
+        stop: CancellationToken,
+        fail: Fail,
+    ) -> Result<(), HostError> {
+        let thread = spawn_thread(format!("plugin {name}"), move || report(&fail, || actor.run(&stop)))?;
+        self.plugin_threads.insert(name.clone(), thread);
+        Ok(())
+    }
+
+    /// Runs a task that ends by itself when the host does.
+    pub fn spawn_task(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.other_tasks.spawn(task);
+    }
+
+    /// The thread of a plugin that was told to stop, for who waits for its end.
+    pub fn take_plugin(&mut self, name: &PluginName) -> Option<JoinHandle<()>> {
+        self.plugin_threads.remove(name)
     }
 
     /// Ends everything: no more intake, plugins finish their entry, the outbox drains within a
@@ -81,7 +103,7 @@ impl Running {
         self.intake_tasks.wait().await;
         self.stops.plugins.cancel();
         host.plugins.all().values().for_each(|plugin| plugin.handle.wake());
-        join(self.plugin_threads).await;
+        join(self.plugin_threads.into_values().collect()).await;
         drain(host).await;
         self.stops.tasks.cancel();
         self.other_tasks.close();
@@ -153,12 +175,13 @@ async fn join(threads: Vec<JoinHandle<()>>) {
 
 impl Start {
     fn spawn_writer(&self, stop: CancellationToken, fail: Fail) -> Result<JoinHandle<()>, HostError> {
-        let (commit, store, log) = (self.commit.clone(), self.store.clone(), self.log.clone());
+        let (commit, store, log) =
+            (self.loader.commit.clone(), self.loader.store.clone(), self.loader.log.clone());
         let thread = spawn_thread("commit".to_owned(), move || {
             report(&fail, || commit.run(&store, &log, &stop));
         })?;
-        self.commit.attach(thread.thread().clone());
-        self.log.attach(thread.thread().clone());
+        self.loader.commit.attach(thread.thread().clone());
+        self.loader.log.attach(thread.thread().clone());
         Ok(thread)
     }
 
@@ -170,33 +193,33 @@ impl Start {
     ) -> Result<TaskTracker, HostError> {
         let tasks = TaskTracker::new();
         let subscriptions = Subscriptions {
-            backend: self.backend.clone(),
-            log: self.log.clone(),
-            commit: self.commit.clone(),
-            interest: self.interest.clone(),
+            backend: self.loader.backend.clone(),
+            log: self.loader.log.clone(),
+            commit: self.loader.commit.clone(),
+            interest: self.loader.interest.clone(),
             echoes: echoes.clone(),
-            hearings: self.hearings.clone(),
-            room: self.room.clone(),
+            hearings: self.loader.hearings.clone(),
+            room: self.loader.room.clone(),
             tally: tally.clone(),
         };
         tasks.spawn(subscriptions.run(stop.clone()));
         let prober = Prober {
-            backend: self.backend.clone(),
-            log: self.log.clone(),
-            interest: self.interest.clone(),
-            hearings: self.hearings.clone(),
-            room: self.room.clone(),
-            topic: format!("dim.probe.{}", self.id).parse::<Topic>()?,
+            backend: self.loader.backend.clone(),
+            log: self.loader.log.clone(),
+            interest: self.loader.interest.clone(),
+            hearings: self.loader.hearings.clone(),
+            room: self.loader.room.clone(),
+            topic: format!("dim.probe.{}", self.loader.id).parse::<Topic>()?,
         };
         tasks.spawn(prober.run(stop.clone()));
         let follower = Follower {
-            store: self.store.clone(),
-            commit: self.commit.clone(),
-            backend: self.backend.clone(),
-            interest: self.interest.clone(),
-            keys: self.keys.clone(),
-            every: self.config.follow_every(),
-            room: self.room.clone(),
+            store: self.loader.store.clone(),
+            commit: self.loader.commit.clone(),
+            backend: self.loader.backend.clone(),
+            interest: self.loader.interest.clone(),
+            keys: self.loader.keys.clone(),
+            every: self.loader.config.follow_every(),
+            room: self.loader.room.clone(),
         };
         tasks.spawn(follower.run(stop.clone()));
         Ok(tasks)
@@ -204,33 +227,34 @@ impl Start {
 
     fn spawn_tasks(&self, stop: &CancellationToken, echoes: &Arc<Echoes>, fail: Fail) -> TaskTracker {
         let tasks = TaskTracker::new();
-        let (store, commit, backend) = (&self.store, &self.commit, &self.backend);
+        let (store, commit, backend) = (&self.loader.store, &self.loader.commit, &self.loader.backend);
         let outbox = Outbox {
             store: store.clone(),
             commit: commit.clone(),
             backend: backend.clone(),
             echoes: echoes.clone(),
-            backlog: self.backlog.clone(),
+            backlog: self.loader.backlog.clone(),
             sent: self.sent.clone(),
-            expiry: self.config.outbox_expiry(),
+            expiry: self.loader.config.outbox_expiry(),
         };
         tasks.spawn(outbox.run(stop.clone()));
         let publisher = Publisher {
             store: store.clone(),
             commit: commit.clone(),
             backend: backend.clone(),
-            keys: self.keys.clone(),
+            keys: self.loader.keys.clone(),
         };
         tasks.spawn(publisher.run(stop.clone()));
-        let retries = Retries { store: store.clone(), commit: commit.clone(), log: self.log.clone() };
+        let retries = Retries { store: store.clone(), commit: commit.clone(), log: self.loader.log.clone() };
         tasks.spawn(retries.run(stop.clone()));
         let retention = Retention {
             store: store.clone(),
             commit: commit.clone(),
-            kept: self.config.store.log.clone(),
-            quota: quota(&self.config.store),
-            room: self.room.clone(),
-            plugins: self.configured.clone(),
+            kept: self.loader.config.store.log.clone(),
+            undo: self.loader.config.replacement.undo(),
+            quota: quota(&self.loader.config.store),
+            room: self.loader.room.clone(),
+            awaited: self.awaited.clone(),
         };
         tasks.spawn(retention.run(stop.clone()));
         tasks.spawn(self.lookout().run(fail, stop.clone()));

@@ -17,14 +17,15 @@ use tokio_util::sync::CancellationToken;
 
 pub use handle::Handle;
 pub use status::{EffectCounts, PluginStatus};
-pub use succession::{Handover, Succession, Successor, TakenOver, rehearse};
+pub use succession::{Fallback, Handover, Order, Successor, TakeBack, TakenOver, WayBack, rehearse};
 
 use super::event::reply_error;
 use super::instance::{CallError, Setting};
+use super::probation::{Probation, Rates, Rules};
 use super::session::{Mode, Session, SessionParts};
-use super::{Batch, Change, Prepared, Reply, ReplyError};
+use super::{Batch, Change, Reply, ReplyError, Runnable};
 use crate::commit::{Commit, Progress};
-use crate::entry::{Entry, Event, Kind, Offset};
+use crate::entry::{Entry, Event, Generation, Kind, Offset};
 use crate::ident::PluginName;
 use crate::log::EventLog;
 use crate::room::Room;
@@ -34,6 +35,7 @@ use body::{Body, Restart};
 use delivery::{Delivery, Outcome};
 use handle::{Inbox, Query};
 use recorded::Recorded;
+use succession::Predecessor;
 
 /// Work that a batch may hold before it is handed over.
 const BATCH_TIME: Duration = Duration::from_millis(20);
@@ -69,10 +71,18 @@ pub struct ActorError {
 /// What an actor is made of.
 #[derive(Debug)]
 pub struct Parts {
-    /// The component.
-    pub prepared: Prepared,
-    /// Its config, a JSON object.
-    pub config: String,
+    /// What runs.
+    pub run: Runnable,
+    /// How its probation stands, if it is on one.
+    pub probation: Option<Probation>,
+    /// What runs again if it fails on probation.
+    pub fallback: Option<Fallback>,
+    /// How code is watched on probation.
+    pub rules: Rules,
+    /// Whether it handles nothing until it is resumed.
+    pub is_paused: bool,
+    /// What it has handled since it was confirmed.
+    pub rates: Rates,
     /// The version of the state that is there.
     pub state_version: Option<u32>,
     /// Its side of the host functions.
@@ -91,10 +101,22 @@ pub struct Parts {
 #[derive(Debug)]
 pub struct Actor {
     plugin: PluginName,
-    version: String,
-    prepared: Prepared,
-    config: String,
+    run: Runnable,
+    /// How the code does on probation, if it is on one.
+    probation: Option<Probation>,
+    /// What runs again if it fails there.
+    fallback: Option<Fallback>,
+    /// What ran before, until it is durable that the code has taken over.
+    predecessor: Option<Predecessor>,
+    rules: Rules,
+    /// What the code has handled since its probation.
+    rates: Rates,
+    rates_stored_at: Instant,
+    /// Why the code has failed on probation, until the code before it goes on.
+    failed: Option<String>,
     state_version: Option<u32>,
+    /// Nanoseconds that the last instance took to be made, and to start.
+    start_took: (u64, u64),
     body: Body,
     setting: Setting,
     log: Arc<EventLog>,
@@ -122,17 +144,23 @@ pub struct Actor {
 impl Actor {
     /// An actor that has not run, and the handle to it.
     pub fn new(parts: Parts) -> Result<(Self, Handle), StoreError> {
-        let Parts { prepared, config, state_version, session, secret, log, commit, room } = parts;
+        let Parts { run, probation, fallback, rules, is_paused, rates, state_version, .. } = parts;
+        let Parts { session, secret, log, commit, room, .. } = parts;
         let plugin = session.plugin.clone();
-        let version = prepared.inspection.manifest.version.clone();
-        let session = Session::new(session, version.clone())?;
+        let session = Session::new(session, run.version().to_owned())?;
         let cursor = session.effects.batch.cursor;
-        let (handle, inbox) = handle::pair(plugin.clone(), log.clone(), room.clone());
+        let (handle, inbox) = handle::pair(plugin.clone(), &run, log.clone(), room.clone());
         let mut actor = Self {
-            version,
-            prepared,
-            config,
+            run,
+            probation,
+            fallback,
+            predecessor: None,
+            rules,
+            rates,
+            rates_stored_at: Instant::now(),
+            failed: None,
             state_version,
+            start_took: (0, 0),
             body: Body::Bare(Box::new(session)),
             setting: Setting::new(&secret, &plugin),
             log,
@@ -153,6 +181,7 @@ impl Actor {
             tally: PluginStatus { state: "starting", ..PluginStatus::default() },
             plugin,
         };
+        handle.pause(is_paused);
         actor.watch();
         actor.show();
         Ok((actor, handle))
@@ -185,7 +214,7 @@ impl Actor {
         let mut next = left.next();
         while let Some(entry) = next {
             match self.handle(entry)? {
-                Outcome::NotStarted => break,
+                Outcome::Stopped => break,
                 Outcome::Fired => {}
                 Outcome::Done => {
                     self.session_mut().effects.batch.cursor = Offset(entry.offset.0 + 1);
@@ -194,17 +223,22 @@ impl Actor {
             }
         }
         let session = self.session_mut();
-        let next =
-            Batch::new(session.plugin().clone(), session.effects.batch.id, 2, session.effects.batch.cursor);
-        Ok(std::mem::replace(&mut session.effects.batch, next))
+        Ok(session.discard())
     }
 
     /// One turn of the loop; returns how long there is nothing to do.
     fn turn(&mut self) -> Result<Option<Duration>, StoreError> {
         let committed = self.progress.committed();
         self.session_mut().settle(committed)?;
-        self.take_over()?;
+        self.give_way()?;
+        self.obey()?;
+        if self.inbox.is_paused() {
+            return self.stand_still();
+        }
         if !self.make_ready()? {
+            if self.failed.is_some() {
+                return Ok(None);
+            }
             // What was handled before must not wait for a start, nor the store for the snapshot.
             self.hand_over();
             self.session_mut().renew_snapshot()?;
@@ -224,6 +258,7 @@ impl Actor {
             return self.idle();
         }
         self.handle_some()?;
+        self.judge();
         self.show();
         if self.batch_is_full() && !self.hand_over() {
             // The commit is behind: it rings when it takes the batch that waits.
@@ -232,16 +267,33 @@ impl Actor {
         Ok(None)
     }
 
+    /// Paused: hands over what there is, and answers questions.
+    fn stand_still(&mut self) -> Result<Option<Duration>, StoreError> {
+        if self.has_something() && !self.hand_over() {
+            return Ok(Some(Duration::from_millis(100)));
+        }
+        self.make_ready()?;
+        self.answer_queries()?;
+        self.session_mut().renew_snapshot()?;
+        self.show();
+        Ok(Some(IDLE))
+    }
+
     /// Nothing to read: hands over what there is and waits for the next timer.
     fn idle(&mut self) -> Result<Option<Duration>, StoreError> {
+        self.judge();
+        if self.failed.is_some() {
+            return Ok(None);
+        }
         if self.has_something() && !self.hand_over() {
             return Ok(Some(Duration::from_millis(100)));
         }
         // Whoever sleeps holds on to as little as may be.
         self.session_mut().renew_snapshot()?;
         self.show();
+        let idle = IDLE.min(self.until_verdict());
         let Some((due, _)) = self.session().effects.timers.first() else {
-            return Ok(Some(IDLE));
+            return Ok(Some(idle));
         };
         let now = self.log.now();
         if due <= now {
@@ -253,7 +305,7 @@ impl Actor {
             self.log.append_now([Kind::Tick(self.plugin.clone())]);
             return Ok(None);
         }
-        Ok(Some(due.since(now).min(IDLE)))
+        Ok(Some(due.since(now).min(idle)))
     }
 
     fn handle_some(&mut self) -> Result<(), StoreError> {
@@ -265,7 +317,7 @@ impl Actor {
                 return Ok(());
             }
             match self.handle(&entry)? {
-                Outcome::NotStarted => return Ok(()),
+                Outcome::Stopped => return Ok(()),
                 Outcome::Fired => {}
                 Outcome::Done => {
                     self.buffer.pop_front();
@@ -341,6 +393,7 @@ impl Actor {
             Err(CallError::Trap(reason) | CallError::Limit(reason)) => {
                 self.tally.failures += 1;
                 self.fail(true);
+                self.note_failure(&reason);
                 Err(ReplyError::Failed(reason))
             }
         })
@@ -353,6 +406,10 @@ impl Actor {
             let room = recorded.room(entry.offset, part, again);
             self.session_mut().outbox.room = room;
         }
+    }
+
+    fn generation(&self) -> Generation {
+        self.session().effects.batch.by
     }
 
     fn cursor(&self) -> Offset {
@@ -390,6 +447,15 @@ impl Actor {
         self.stored_cursor = self.cursor();
         self.stored_at = Instant::now();
         self.batch_begun = None;
+        self.session_mut().effects.batch.probation = self.probation;
+        let has_verdict = self.session().effects.batch.verdict.is_some();
+        if self.probation.is_none() && (has_verdict || self.rates_stored_at.elapsed() >= CURSOR_EVERY) {
+            self.session_mut().effects.batch.rates = Some(self.rates);
+            self.rates_stored_at = Instant::now();
+        }
+        if self.session().effects.batch.handover.is_some() {
+            self.predecessor = None;
+        }
         let batch = self.session_mut().seal();
         self.tally.effects.add(&batch);
         self.commit.submit(batch, self.progress.clone());

@@ -9,9 +9,10 @@ use tokio::sync::oneshot;
 
 use crate::effect::{DeadLetter, NameUpdate, NameValue, Publish, Retry};
 use crate::entry::Resolution;
-use crate::entry::{Kind, Offset};
+use crate::entry::{Generation, Kind, Offset};
 use crate::ident::{IpnsName, KeyName, PluginName, Topic};
-use crate::plugin::actor::Handover;
+use crate::plugin::actor::{Handover, TakeBack};
+use crate::plugin::probation::{Probation, Rates, Verdict};
 use crate::plugin::world::{OwnName, World};
 use crate::room::NoRoom;
 use crate::store::PluginId;
@@ -24,6 +25,8 @@ pub struct Batch {
     pub plugin: PluginName,
     /// Its number.
     pub id: PluginId,
+    /// Which code's.
+    pub by: Generation,
     /// Batches of one plugin are numbered from 1.
     pub number: u64,
     /// The cursor after the last entry.
@@ -54,6 +57,14 @@ pub struct Batch {
     pub started: Option<u32>,
     /// The code that takes over with these effects, if other code does.
     pub handover: Option<Handover>,
+    /// The code that goes on in place of what failed, if one does; then there is nothing else.
+    pub take_back: Option<TakeBack>,
+    /// How the probation stands, if the code is on one.
+    pub probation: Option<Probation>,
+    /// What the code has handled since it was confirmed, now and then.
+    pub rates: Option<Rates>,
+    /// The verdict on the code, if there is one by now.
+    pub verdict: Option<Verdict>,
     /// Replies to commands, sent after the commit.
     pub replies: Mutex<Vec<PendingReply>>,
     /// How many entries and timers these are the effects of.
@@ -103,16 +114,19 @@ pub enum ReplyError {
 pub struct PendingReply {
     /// Who waits for it.
     pub to: oneshot::Sender<Reply>,
+    /// The command's entry.
+    pub offset: Offset,
     /// What it says.
     pub reply: Reply,
 }
 
 impl Batch {
-    /// An empty batch that starts at `cursor`.
-    pub fn new(plugin: PluginName, id: PluginId, number: u64, cursor: Offset) -> Self {
+    /// An empty batch of code `by` that starts at `cursor`.
+    pub fn new(plugin: PluginName, id: PluginId, by: Generation, number: u64, cursor: Offset) -> Self {
         Self {
             plugin,
             id,
+            by,
             number,
             cursor,
             state: BTreeMap::new(),
@@ -128,6 +142,10 @@ impl Batch {
             world: None,
             started: None,
             handover: None,
+            take_back: None,
+            probation: None,
+            rates: None,
+            verdict: None,
             replies: Mutex::default(),
             entries: 0,
             bytes: 0,
@@ -147,6 +165,8 @@ impl Batch {
             && self.struck.is_empty()
             && self.started.is_none()
             && self.handover.is_none()
+            && self.take_back.is_none()
+            && self.verdict.is_none()
     }
 
     /// Whether there is nothing to commit.
@@ -155,10 +175,15 @@ impl Batch {
     }
 
     /// Keeps a reply for after the commit.
-    pub fn reply(&mut self, to: oneshot::Sender<Reply>, reply: Reply) {
+    pub fn reply(&mut self, to: oneshot::Sender<Reply>, offset: Offset, reply: Reply) {
         self.bytes += reply.as_ref().map_or(0, String::len);
         let replies = self.replies.get_mut().expect("no one panics while holding the replies");
-        replies.push(PendingReply { to, reply });
+        replies.push(PendingReply { to, offset, reply });
+    }
+
+    /// The replies of a batch that is dropped: who waits for them waits on.
+    pub fn into_replies(self) -> Vec<PendingReply> {
+        self.replies.into_inner().expect("no one panics while holding the replies")
     }
 
     /// Sends the replies; called once the batch is durable.

@@ -11,6 +11,7 @@ use thiserror::Error;
 use wasmtime::component::{Component, HasSelf, Linker};
 use wasmtime::{Config, InstanceAllocationStrategy, PoolingAllocationConfig};
 
+use super::imports::lacking;
 use super::instance::Guest;
 use super::manifest::{Inspection, ManifestError, inspect};
 use super::{bindings, wasi};
@@ -29,6 +30,9 @@ pub enum EngineError {
     /// The file is not a plugin.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    /// It imports what the host lacks.
+    #[error("{0}")]
+    Imports(String),
     /// The machine cannot run the engine.
     #[error("the WebAssembly engine cannot start")]
     Engine(#[source] wasmtime::Error),
@@ -89,15 +93,20 @@ impl Engine {
     /// Judges and compiles a component, or takes its compiled form from the cache. Takes seconds
     /// for a large one.
     pub fn prepare(&self, bytes: &[u8]) -> Result<Prepared, EngineError> {
-        let inspection = inspect(bytes)?;
+        let inspection = judge(bytes)?;
         let component = self.component(bytes, &inspection)?;
         let pre = self.linker.instantiate_pre(&component).map_err(EngineError::World)?;
         let pre = bindings::PluginPre::new(pre).map_err(EngineError::World)?;
         Ok(Prepared { inspection: Arc::new(inspection), pre })
     }
 
+    /// Whether a component's compiled form is in the cache.
+    pub fn has_compiled(&self, bytes: &[u8]) -> bool {
+        self.store.dir().exists(self.cache_path(&Digest::of(bytes)))
+    }
+
     fn component(&self, bytes: &[u8], inspection: &Inspection) -> Result<Component, EngineError> {
-        let path = self.cache_path(inspection);
+        let path = self.cache_path(&inspection.digest);
         if let Some(component) = self.cached(&path) {
             return Ok(component);
         }
@@ -115,10 +124,10 @@ impl Engine {
     }
 
     /// The compiled form's name says what it was compiled from and for which engine.
-    fn cache_path(&self, inspection: &Inspection) -> PathBuf {
+    fn cache_path(&self, digest: &Digest) -> PathBuf {
         let mut hasher = DefaultHasher::new();
         self.engine.precompile_compatibility_hash().hash(&mut hasher);
-        PathBuf::from("compiled").join(format!("{}-{:016x}.cwasm", inspection.digest, hasher.finish()))
+        PathBuf::from("compiled").join(format!("{digest}-{:016x}.cwasm", hasher.finish()))
     }
 
     fn cached(&self, name: &Path) -> Option<Component> {
@@ -148,6 +157,15 @@ impl Engine {
             dir.rename(&half, dir, name)?;
         }
         Ok(())
+    }
+}
+
+/// Looks at a component without running it: whether it is a plugin that finds here what it imports.
+pub fn judge(bytes: &[u8]) -> Result<Inspection, EngineError> {
+    let inspection = inspect(bytes)?;
+    match lacking(&inspection.imports) {
+        Some(why) => Err(EngineError::Imports(why)),
+        None => Ok(inspection),
     }
 }
 

@@ -14,6 +14,7 @@ use utoipa::ToSchema;
 use wasmparser::{ComponentTypeRef, Parser, Payload};
 
 use super::{Grants, Limits};
+use crate::change::Version;
 use crate::ident::{Digest, InvalidWord, PluginName};
 
 /// The custom section that holds the manifest.
@@ -313,6 +314,17 @@ pub struct Inspection {
     pub licenses: Option<String>,
     /// The instances that it imports, with their versions.
     pub imports: Vec<String>,
+}
+
+impl Inspection {
+    /// What is told of it.
+    pub fn as_version(&self) -> Version {
+        Version {
+            version: self.manifest.version.clone(),
+            digest: self.digest.to_string(),
+            state_version: Some(self.manifest.state_version),
+        }
+    }
 }
 
 /// Reads a component file, no more of it than a component may have and one byte beyond.

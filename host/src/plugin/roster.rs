@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use redb::{ReadableTable, Table};
+use redb::{ReadableTable, Table, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
-use super::{Batch, Effects, Inspection, Timers, World};
-use crate::entry::Offset;
+use super::{Batch, Effects, Grants, Rates, Timers, World};
+use crate::change::Version;
+use crate::entry::{Generation, Offset};
 use crate::ident::PluginName;
-use crate::store::{self, CURSORS, PLUGINS, PluginId, Snapshot, StateKey, Store, StoreError, TIMERS, WORLDS};
+use crate::store::{
+    self, CURSORS, PLUGINS, PluginId, STATE, Snapshot, StateKey, Store, StoreError, TIMERS, WORLDS,
+};
 use crate::time::Timestamp;
 
 /// What the store knows of a plugin.
@@ -21,6 +24,49 @@ pub struct Row {
     pub code: Code,
     /// The version of its state's layout; none before its first start.
     pub state_version: Option<u32>,
+    /// Counts the codes that it has run.
+    #[serde(default)]
+    pub generation: Generation,
+    /// Whether it is to run.
+    #[serde(default)]
+    pub standing: Standing,
+    /// What its code has handled since it was confirmed, as of a while ago: what new code is measured against.
+    #[serde(default)]
+    pub rates: Rates,
+    /// What it was given when it was installed, where the config says nothing of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub setup: Option<Setup>,
+    /// The file or the IPNS name that its component comes from; when that changes, it is replaced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub follows: Option<String>,
+}
+
+/// Whether a plugin is to run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Standing {
+    /// It is.
+    #[default]
+    Runs,
+    /// It is loaded and handles nothing until it is resumed.
+    Paused,
+    /// It is not loaded; what it has is kept.
+    Removed,
+}
+
+/// What a plugin was given when it was installed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Setup {
+    /// What it may reach.
+    pub grants: Grants,
+}
+
+impl Row {
+    /// What is told of it.
+    pub fn as_version(&self) -> Version {
+        let Code { version, digest, .. } = self.code.clone();
+        Version { version, digest, state_version: self.state_version }
+    }
 }
 
 /// Which component a plugin runs.
@@ -59,42 +105,57 @@ pub struct Missed {
     pub until: Timestamp,
 }
 
-/// Enters a plugin with its component, before the commit runs. A new one starts at `head`.
-pub fn enter(
-    store: &Store,
-    name: &PluginName,
-    inspection: &Inspection,
-    installed: Option<String>,
-    head: Offset,
-) -> Result<Stored, StoreError> {
-    let known = row(&store.snapshot()?.table(PLUGINS)?, name)?;
-    let entered = Row {
-        // The first number that is given is 1.
-        id: known.as_ref().map_or(PluginId(0), |known| known.id),
-        code: Code {
-            version: inspection.manifest.version.clone(),
-            digest: inspection.digest.to_string(),
-            installed,
-        },
-        state_version: known.as_ref().and_then(|known| known.state_version),
+/// The row of a plugin that is loaded with a component; one that was not known has no number yet.
+pub fn entered(known: Option<Row>, code: Code) -> Row {
+    let Some(known) = known else {
+        return Row {
+            // The first number that is given is 1.
+            id: PluginId(0),
+            code,
+            state_version: None,
+            generation: Generation(1),
+            standing: Standing::Runs,
+            rates: Rates::default(),
+            setup: None,
+            follows: None,
+        };
     };
-    // The disk may be full: what stands there already is not written again.
-    let row = if known.as_ref() == Some(&entered) { entered } else { put(store, name, entered, head)? };
-    stored(store, name, row)
+    let same = known.code.digest == code.digest;
+    let generation = if same { known.generation } else { known.generation.next() };
+    let rates = if same { known.rates } else { Rates::default() };
+    Row { code, generation, rates, ..known }
 }
 
 /// Writes the row of a plugin; one without a number gets the next one, and starts at `head`.
-fn put(store: &Store, name: &PluginName, mut row: Row, head: Offset) -> Result<Row, StoreError> {
-    let write = store.begin()?;
+pub fn enter(
+    write: &WriteTransaction,
+    name: &PluginName,
+    mut row: Row,
+    head: Offset,
+) -> Result<(), StoreError> {
     if row.id == PluginId(0) {
-        let number = u32::try_from(store::next_numbers(&write, "plugins", 1)?);
+        let number = u32::try_from(store::next_numbers(write, "plugins", 1)?);
         let number = number.map_err(|_| StoreError::corrupt("plugins", "their numbers are used up"))?;
         row.id = PluginId(number);
         write.open_table(CURSORS)?.insert(number, (head.0, 0))?;
     }
-    put_row(&mut write.open_table(PLUGINS)?, name, &row)?;
-    write.commit()?;
-    Ok(row)
+    put_within(write, name, &row)
+}
+
+/// The row of a plugin, if it was ever entered.
+pub fn known_row(snapshot: &Snapshot, name: &PluginName) -> Result<Option<Row>, StoreError> {
+    row(&snapshot.table(PLUGINS)?, name)
+}
+
+/// Forgets all that a plugin has, but for its names and what waits to be sent. If it comes again it is new.
+pub fn purge(write: &WriteTransaction, name: &PluginName, row: Row) -> Result<(), StoreError> {
+    let id = row.id;
+    let (from, to) = (StateKey::new(id, b""), StateKey::new(PluginId(id.0 + 1), b""));
+    write.open_table(STATE)?.retain_in(from.as_bytes()..to.as_bytes(), |_, _| false)?;
+    write.open_table(TIMERS)?.retain_in(from.as_bytes()..to.as_bytes(), |_, _| false)?;
+    write.open_table(WORLDS)?.remove(id.0)?;
+    write.open_table(CURSORS)?.remove(id.0)?;
+    put_within(write, name, &Row { id: PluginId(0), state_version: None, setup: None, follows: None, ..row })
 }
 
 /// The number and the cursor of a plugin, if it was ever entered.
@@ -127,9 +188,7 @@ fn stored(store: &Store, name: &PluginName, row: Row) -> Result<Stored, StoreErr
     let (cursor, size) = cursor.ok_or_else(|| StoreError::corrupt("cursors", format!("{name} has none")))?;
     let cursor = Offset(cursor);
     let world = match snapshot.table(WORLDS)?.get(id.0)? {
-        Some(bytes) => {
-            serde_json::from_slice(bytes.value()).map_err(|error| StoreError::corrupt("worlds", error))?
-        }
+        Some(bytes) => World::from_bytes(bytes.value())?,
         None => World::default(),
     };
     let mut timers = Timers::default();
@@ -145,7 +204,7 @@ fn stored(store: &Store, name: &PluginName, row: Row) -> Result<Stored, StoreErr
         }
         _ => (cursor, None),
     };
-    let batch = Batch::new(name.clone(), id, 1, cursor);
+    let batch = Batch::new(name.clone(), id, row.generation, 1, cursor);
     Ok(Stored { row, cursor, missed, world, effects: Effects::new(batch, timers, size) })
 }
 
@@ -170,38 +229,47 @@ fn put_row(
 
 /// What the store knows of a plugin, as of what is committed.
 pub fn read(store: &Store, name: &PluginName) -> Result<Option<Stored>, StoreError> {
-    match row(&store.snapshot()?.table(PLUGINS)?, name)? {
+    match row(&store.snapshot()?.table(PLUGINS)?, name)?.filter(|row| row.id != PluginId(0)) {
         Some(row) => stored(store, name, row).map(Some),
         None => Ok(None),
     }
 }
 
-/// The plugins whose component was installed while a host ran.
-pub fn installed(snapshot: &Snapshot) -> Result<BTreeMap<PluginName, Code>, StoreError> {
-    let mut installed = BTreeMap::new();
+/// All plugins that were ever entered.
+pub fn rows(snapshot: &Snapshot) -> Result<BTreeMap<PluginName, Row>, StoreError> {
+    let mut rows = BTreeMap::new();
     for entry in snapshot.table(PLUGINS)?.iter()? {
         let (name, bytes) = entry?;
-        let row: Row =
+        let name = name.value().parse().map_err(|error| StoreError::corrupt("plugins", error))?;
+        let row =
             serde_json::from_slice(bytes.value()).map_err(|error| StoreError::corrupt("plugins", error))?;
-        if row.code.installed.is_some() {
-            let name = name.value().parse().map_err(|error| StoreError::corrupt("plugins", error))?;
-            installed.insert(name, row.code);
-        }
+        rows.insert(name, row);
     }
-    Ok(installed)
+    Ok(rows)
 }
 
-/// Notes that other code has taken over.
-pub fn set_code(
-    table: &mut Table<'_, &'static str, &'static [u8]>,
-    name: &PluginName,
-    code: &Code,
-) -> Result<(), StoreError> {
-    if let Some(mut row) = row(table, name)? {
-        row.code = code.clone();
-        put_row(table, name, &row)?;
-    }
-    Ok(())
+/// The plugins whose component was installed while a host ran.
+pub fn installed(snapshot: &Snapshot) -> Result<BTreeMap<PluginName, Code>, StoreError> {
+    let rows = rows(snapshot)?.into_iter();
+    let installed = rows.filter(|(_, row)| row.code.installed.is_some());
+    Ok(installed.map(|(name, row)| (name, row.code)).collect())
+}
+
+/// What the store knows of a plugin by now, within the transaction of the commit.
+pub fn row_within(write: &WriteTransaction, name: &PluginName) -> Result<Row, StoreError> {
+    let row = row(&write.open_table(PLUGINS)?, name)?;
+    row.ok_or_else(|| StoreError::corrupt("plugins", format!("{name} has no row")))
+}
+
+/// Notes what is known of a plugin from now on.
+pub fn put_within(write: &WriteTransaction, name: &PluginName, row: &Row) -> Result<(), StoreError> {
+    put_row(&mut write.open_table(PLUGINS)?, name, row)
+}
+
+/// Notes what a plugin's code has handled.
+pub fn set_rates(write: &WriteTransaction, name: &PluginName, rates: Rates) -> Result<(), StoreError> {
+    let row = row_within(write, name)?;
+    put_within(write, name, &Row { rates, ..row })
 }
 
 /// Notes the version of the state's layout after a start.

@@ -12,8 +12,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::effects::{Batch, Effects};
 use super::limits::KEY_BYTES;
-use super::{Grants, Limits, World};
-use crate::ident::{KeyName, PluginName};
+use super::roster::Stored;
+use super::{Grants, Limits, Line, Lines, World};
+use crate::ident::{IpnsName, KeyName, PluginName};
 use crate::keys::Keyring;
 use crate::store::{PluginId, Snapshot, Store, StoreError};
 use crate::time::Timestamp;
@@ -90,6 +91,8 @@ pub struct SessionParts {
     pub keys: Arc<Keyring>,
     /// How many publishes of this plugin wait to be sent.
     pub outbox_len: Arc<AtomicUsize>,
+    /// Where the lines of its log go by.
+    pub listeners: Lines,
 }
 
 /// How many publishes a call may ask for. Settled before it, so that it can be recorded.
@@ -125,6 +128,7 @@ pub struct Session {
     snapshot: Snapshot,
     keys: Arc<Keyring>,
     outbox_len: Arc<AtomicUsize>,
+    listeners: Lines,
     /// How many publishes the call may ask for.
     pub(super) outbox: OutboxRoom,
     /// The keys whose last document was too large, each with its limit in bytes.
@@ -138,8 +142,8 @@ pub struct Session {
 impl Session {
     /// A session for `version` of a plugin.
     pub fn new(parts: SessionParts, version: String) -> Result<Self, StoreError> {
-        let SessionParts { plugin, id, grants, limits, world, effects, store, files, keys, outbox_len } =
-            parts;
+        let SessionParts { plugin, id, grants, limits, world, effects, store, files, keys, .. } = parts;
+        let SessionParts { outbox_len, listeners, .. } = parts;
         let clock = Arc::new(AtomicU64::new(world.time().0));
         let snapshot = store.snapshot()?;
         Ok(Self {
@@ -158,6 +162,7 @@ impl Session {
             snapshot,
             keys,
             outbox_len,
+            listeners,
             outbox: OutboxRoom::default(),
             too_large: BTreeMap::new(),
             clock,
@@ -165,10 +170,38 @@ impl Session {
         })
     }
 
-    /// Goes on as another version, whose limits are exchanged for those there were.
-    pub fn run_as(&mut self, version: String, limits: &mut Limits) {
+    /// Goes on as another version, with its limits.
+    pub fn run_as(&mut self, version: String, limits: Limits) {
         self.version = version;
-        std::mem::swap(&mut self.limits, limits);
+        self.limits = limits;
+    }
+
+    /// Where committed state is read.
+    pub fn store(&self) -> Arc<Store> {
+        self.store.clone()
+    }
+
+    /// The keys that the plugin may write, and their names.
+    pub fn own_keys(&self) -> Vec<(KeyName, IpnsName)> {
+        let keys = self.grants.write.iter();
+        keys.filter_map(|key| Some((key.clone(), self.keys.name(key)?))).collect()
+    }
+
+    /// Drops what is not handed to the commit yet: an empty batch is in its place.
+    pub fn discard(&mut self) -> Batch {
+        let Batch { id, by, number, cursor, .. } = self.effects.batch;
+        let empty = Batch::new(self.plugin.clone(), id, by, number, cursor);
+        std::mem::replace(&mut self.effects.batch, empty)
+    }
+
+    /// Begins again with what is in the store; the next batch is number `number`.
+    pub fn begin_again(&mut self, stored: Stored, number: u64) -> Result<(), StoreError> {
+        self.world = stored.world;
+        self.effects = stored.effects;
+        self.effects.batch.number = number;
+        self.too_large.clear();
+        self.last_read = None;
+        self.renew_snapshot()
     }
 
     /// The limits.
@@ -227,6 +260,7 @@ impl Session {
         let next = Batch::new(
             self.plugin.clone(),
             self.id,
+            self.effects.batch.by,
             self.effects.batch.number + 1,
             self.effects.batch.cursor,
         );
@@ -249,6 +283,11 @@ impl Session {
             tracing::Level::INFO => tracing::info!(target: "dim::plugin", %plugin, version, "{text}"),
             tracing::Level::DEBUG => tracing::debug!(target: "dim::plugin", %plugin, version, "{text}"),
             tracing::Level::TRACE => tracing::trace!(target: "dim::plugin", %plugin, version, "{text}"),
+        }
+        if self.listeners.has_listeners() {
+            let level = level.as_str().to_ascii_lowercase();
+            let (plugin, version, time) = (plugin.clone(), version.clone(), Timestamp::wall());
+            self.listeners.tell(Line { plugin, version, time, level, text: text.clone() });
         }
         self.lines.push(text);
     }

@@ -8,8 +8,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::entry::Resolution;
-use crate::entry::{Entry, Event, Hearing, Kind, Origin};
+use crate::entry::{Entry, Event, Generation, Hearing, Kind, Offset, Origin};
 use crate::ident::{ContentPath, IpnsName, PeerName, PluginName, Topic};
+use crate::store::StoreError;
 use crate::time::Timestamp;
 
 /// How many spans of listening are kept for a topic. Older ones are forgotten, which can only make
@@ -35,6 +36,46 @@ pub struct World {
     peers: BTreeMap<Topic, Vec<PeerName>>,
     /// For each topic the spans that were listened to, in order.
     heard: BTreeMap<Topic, Vec<(u64, u64)>>,
+    /// The codes whose work was taken back: what they caused in the log has not happened.
+    #[serde(default, skip_serializing_if = "Void::is_empty")]
+    void: Void,
+    /// Changes of own names before this entry are of that time, and settled.
+    #[serde(default)]
+    own_settled: u64,
+}
+
+/// Codes whose work was taken back.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Void(BTreeSet<Generation>);
+
+impl Void {
+    /// The codes of `plugin` whose work was taken back, by a whole log.
+    pub fn of(plugin: &PluginName, entries: &[Entry]) -> Self {
+        let mut void = Self::default();
+        for entry in entries {
+            if let Kind::Code { plugin: whose, generation, voids: Some(first), .. } = &entry.kind
+                && whose == plugin
+            {
+                void.add(*first, *generation);
+            }
+        }
+        void
+    }
+
+    /// Adds those from `first` to the one before `end`.
+    fn add(&mut self, first: Generation, end: Generation) {
+        self.0.extend((first.0..end.0).map(Generation));
+    }
+
+    /// Whether the work of a code was taken back.
+    pub fn contains(&self, code: Generation) -> bool {
+        self.0.contains(&code)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
 }
 
 /// An own name: what the log says of it, and what the plugin has asked for since.
@@ -114,7 +155,9 @@ impl World {
                 self.peers.insert(topic.clone(), peers.clone());
                 Change::Some
             }
-            Kind::Subscription { plugin: whose, topic, subscribed } if whose == plugin => {
+            Kind::Subscription { plugin: whose, topic, subscribed, by }
+                if whose == plugin && !self.void.contains(*by) =>
+            {
                 if self.asked.get(topic) == Some(subscribed) {
                     self.asked.remove(topic);
                 }
@@ -127,13 +170,17 @@ impl World {
                 Change::Some
             }
             Kind::Event(Event::NameChanged(resolution)) => {
-                let own = self.own.get_mut(&resolution.name).map(|own| own.changed(resolution));
+                let is_news = entry.offset.0 >= self.own_settled;
+                let own = self.own.get_mut(&resolution.name).filter(|_| is_news);
+                let own = own.map(|own| own.changed(resolution));
                 let followed =
                     self.follows.get_mut(&resolution.name).map(|known| *known = Some(resolution.clone()));
                 if own.is_some() || followed.is_some() { Change::Some } else { Change::None }
             }
             Kind::NameConfirmed(resolution) => {
-                let own = self.own.get_mut(&resolution.name).map(|own| own.confirmed(resolution));
+                let is_news = entry.offset.0 >= self.own_settled;
+                let own = self.own.get_mut(&resolution.name).filter(|_| is_news);
+                let own = own.map(|own| own.confirmed(resolution));
                 let known = self.follows.get_mut(&resolution.name).and_then(Option::as_mut);
                 let followed = known
                     .filter(|known| known.path == resolution.path)
@@ -271,6 +318,39 @@ impl World {
         before
     }
 
+    /// The own names.
+    pub fn own_names(&self) -> Vec<IpnsName> {
+        self.own.keys().cloned().collect()
+    }
+
+    /// Goes on from here in place of the codes from `first` to the one before `end`: what they caused in the
+    /// log has not happened. `own` is what the own names are, as of the entry at `head`.
+    pub fn void(
+        &mut self,
+        (first, end): (Generation, Generation),
+        own: BTreeMap<IpnsName, Option<Resolution>>,
+        head: Offset,
+    ) {
+        self.void.add(first, end);
+        self.own = own.into_iter().map(|(name, known)| (name, OwnName { known, asked: None })).collect();
+        self.own_settled = head.0;
+    }
+
+    /// Reads the stored form.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, StoreError> {
+        serde_json::from_slice(bytes).map_err(|error| StoreError::corrupt("worlds", error))
+    }
+
+    /// The stored form.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a world is plain data")
+    }
+
+    /// Knows from the beginning which codes' work was taken back in the end.
+    pub fn set_void(&mut self, void: Void) {
+        self.void = void;
+    }
+
     /// Takes back what [`World::ask_own`] did.
     pub fn restore_own(&mut self, name: IpnsName, before: OwnName) {
         self.own.insert(name, before);
@@ -280,7 +360,9 @@ impl World {
     pub fn event_for(&self, plugin: &PluginName, entry: &Entry) -> Option<Event> {
         match &entry.kind {
             Kind::Event(event) if self.concerns(plugin, event) => Some(event.clone()),
-            Kind::Again { plugin: whose, event, .. } if whose == plugin => Some(event.clone()),
+            Kind::Again { plugin: whose, event, by, .. } if whose == plugin && !self.void.contains(*by) => {
+                Some(event.clone())
+            }
             _ => None,
         }
     }
@@ -301,7 +383,6 @@ impl World {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::entry::Offset;
 
     fn heard(topic: &Topic, since: u64, until: u64) -> Entry {
         let hearing = Hearing { topic: topic.clone(), since: Timestamp(since), until: Timestamp(until) };
@@ -316,6 +397,7 @@ mod tests {
             plugin: "watchdog".parse().unwrap(),
             topic: topic.clone(),
             subscribed: true,
+            by: Generation(0),
         };
         world.observe(&plugin, &Entry { offset: Offset(0), time: Timestamp(0), kind: subscription });
         for (since, until) in [(10, 20), (20, 30), (100, 130)] {

@@ -1,7 +1,9 @@
 //! Owns the components that were installed while a host ran: files beside the database, by their digest.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use cap_std::fs::OpenOptions;
 
@@ -18,7 +20,9 @@ fn file(digest: &str) -> PathBuf {
 pub fn keep(store: &Store, digest: Digest, component: &[u8]) -> io::Result<()> {
     let dir = store.dir();
     let name = file(&digest.to_string());
-    if dir.is_file(&name) {
+    if read(store, &digest.to_string()).is_ok() {
+        // It is about to be needed.
+        std::fs::File::open(store.path().join(&name))?.set_modified(SystemTime::now())?;
         return Ok(());
     }
     dir.create_dir_all(DIRECTORY)?;
@@ -37,4 +41,40 @@ pub fn read(store: &Store, digest: &str) -> io::Result<Vec<u8>> {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is damaged"));
     }
     Ok(component)
+}
+
+/// Compiled forms that are kept beside those that are needed, for the next time.
+const SPARE: usize = 32;
+
+/// For how long a file stays in any case, for it may be about to be needed.
+const FRESH: Duration = Duration::from_secs(600);
+
+/// Removes the components that are not needed, and all but the newest of their compiled forms. What cannot be
+/// removed stays.
+pub fn tidy(store: &Store, needed: &BTreeSet<String>) {
+    let digest_of = |path: &Path| {
+        let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+        name.split('-').next().unwrap_or_default().to_owned()
+    };
+    let old = |directory: &str| {
+        let mut old: Vec<_> = std::fs::read_dir(store.path().join(directory))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|file| Some((file.metadata().ok()?.modified().ok()?, file.path())))
+            .filter(|(modified, path)| {
+                modified.elapsed().is_ok_and(|age| age > FRESH) && !needed.contains(&digest_of(path))
+            })
+            .collect();
+        old.sort();
+        old.into_iter().map(|(_, path)| path)
+    };
+    let compiled: Vec<_> = old("compiled").collect();
+    // Each has a digest of its own beside it.
+    let spare = compiled.len().saturating_sub(2 * SPARE);
+    for path in old(DIRECTORY).chain(compiled.into_iter().take(spare)) {
+        if let Err(error) = std::fs::remove_file(&path) {
+            tracing::warn!(file = %path.display(), "cannot remove what is not needed any more: {error}");
+        }
+    }
 }

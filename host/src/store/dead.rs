@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::{DEAD, META, Store, StoreError, add_to_counter, counter, next_numbers, set_counter};
 use crate::effect::DeadLetter;
+use crate::entry::Generation;
 use crate::ident::PluginName;
 
 /// How many letters are kept.
@@ -63,6 +64,24 @@ pub fn take(write: &WriteTransaction, id: u64) -> Result<Option<DeadLetter>, Sto
     };
     add_to_counter(write, BYTES, -(bytes.len() as i64))?;
     read(&bytes).map(Some)
+}
+
+/// Takes away the letters of a plugin from number `from` on that codes from `first` on have set aside.
+pub fn retract(
+    write: &WriteTransaction,
+    plugin: &PluginName,
+    from: u64,
+    first: Generation,
+) -> Result<(), StoreError> {
+    let mut gone = Vec::new();
+    for row in write.open_table(DEAD)?.range(from..)? {
+        let (id, letter) = row?;
+        let letter = read(letter.value())?;
+        if letter.plugin == *plugin && letter.by >= first {
+            gone.push(id.value());
+        }
+    }
+    gone.into_iter().try_for_each(|id| take(write, id).map(drop))
 }
 
 /// The dead letters from `after` on, at most `limit`, those of `plugin` if it is given.

@@ -6,7 +6,7 @@ use redb::{ReadableTable as _, WriteTransaction};
 use super::{DOCUMENTS, META, OUTBOX, Store, StoreError, documents, number, outbox, set_counter, tables};
 
 /// The format of the store that this host writes.
-pub const FORMAT: u64 = 4;
+pub const FORMAT: u64 = 5;
 
 /// The oldest format that can be brought up to it.
 const OLDEST: u64 = 2;
@@ -44,8 +44,9 @@ fn write(
     Ok(())
 }
 
-/// From `found` to this format, step by step. From 3 to 4 no row changes: those of plugins may say where a
-/// component was installed from, which an older host would pass over.
+/// From `found` to this format, step by step. No row changes from 3 to 4 (those of plugins may say where a
+/// component was installed from) and from 4 to 5 (there are marks, and entries say which code caused them):
+/// an older host would pass over that.
 fn migrate(write: &WriteTransaction, found: u64) -> Result<(), StoreError> {
     if found < 3 {
         count_bytes(write)?;

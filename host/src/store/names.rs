@@ -156,6 +156,45 @@ pub fn set(
     Ok(Some(Changed { resolution: known.resolution(update.name.clone()), superseded }))
 }
 
+/// Gives a name back the value `before`, whose document is held for it, if the value that it has is still the
+/// one that counts `last`; returns what its followers are told, if it has changed.
+pub fn restore(
+    write: &WriteTransaction,
+    key: &KeyName,
+    (name, before): (IpnsName, Option<Known>),
+    last: u64,
+    now: Timestamp,
+) -> Result<Option<Changed>, StoreError> {
+    let Some(known) = read(&write.open_table(NAMES)?, key)? else { return Ok(None) };
+    let Some(before) = before else {
+        // There is no way to publish that a name has no value; what nobody has seen goes.
+        if known.sequence == last && known.published.is_none() {
+            release_document(write, &known)?;
+            write.open_table(NAMES)?.remove(key.as_str())?;
+        }
+        return Ok(None);
+    };
+    if known.sequence != last || known.path == before.path {
+        release_document(write, &before)?;
+        return Ok(None);
+    }
+    let superseded = known.document_cid();
+    let sequence = known.sequence + 1;
+    let known = Known { sequence, since: now.0, published: known.published, ..before };
+    put(write, key, &known)?;
+    Ok(Some(Changed { resolution: known.resolution(name), superseded }))
+}
+
+/// Holds the document of a name once more.
+pub fn hold_document(write: &WriteTransaction, known: &Known) -> Result<(), StoreError> {
+    known.document_cid().map_or(Ok(()), |cid| documents::hold(write, &cid).map(drop))
+}
+
+/// Lets go of the document of a name once.
+pub fn release_document(write: &WriteTransaction, known: &Known) -> Result<(), StoreError> {
+    known.document_cid().map_or(Ok(()), |cid| documents::release(write, &cid))
+}
+
 /// Notes that the backend has a value, whose document is held for those who read the record.
 pub fn accept(write: &WriteTransaction, key: &KeyName, accepted: Accepted) -> Result<(), StoreError> {
     let Some(known) = read(&write.open_table(NAMES)?, key)? else { return Ok(()) };

@@ -30,6 +30,7 @@ pub fn enqueue(
             topic: publish.topic.to_string(),
             data: publish.data.clone(),
             time: now.0,
+            is_void: false,
         };
         let row = row.encode_to_vec();
         table.insert(number, row.as_slice())?;
@@ -46,6 +47,27 @@ pub fn forget(write: &WriteTransaction, numbers: &[u64]) -> Result<(), StoreErro
         removed += table.remove(number)?.map_or(0, |row| row.value().len() as i64);
     }
     add_to_counter(write, BYTES, -removed)
+}
+
+/// Takes back the publishes of a plugin that wait, from number `first` on. Their rows stay until it is their
+/// turn, for whoever counts them; they say nothing any more.
+pub fn void_since(write: &WriteTransaction, plugin: &PluginName, first: u64) -> Result<(), StoreError> {
+    let mut table = write.open_table(OUTBOX)?;
+    let mut void = Vec::new();
+    for row in table.range(first..)? {
+        let (number, row) = row?;
+        if Label::read(row.value())?.owner()?.as_ref() == Some(plugin) {
+            void.push((number.value(), Row::read(row.value())?, row.value().len() as i64));
+        }
+    }
+    let mut change = 0;
+    for (number, row, bytes) in void {
+        let row = Row { data: Bytes::new(), is_void: true, ..row }.encode_to_vec();
+        change += row.len() as i64 - bytes;
+        table.insert(number, row.as_slice())?;
+    }
+    drop(table);
+    add_to_counter(write, BYTES, change)
 }
 
 /// Counted along.
@@ -80,6 +102,9 @@ pub struct Row {
     /// When it was committed, in nanoseconds since 1970.
     #[prost(fixed64, tag = "4")]
     pub time: u64,
+    /// Whether it was taken back.
+    #[prost(bool, tag = "5")]
+    pub is_void: bool,
 }
 
 impl Row {

@@ -39,6 +39,13 @@ pub const DEAD: TableDefinition<u64, &[u8]> = TableDefinition::new("dead");
 /// Events that are to be handled again, by the time they are due and a running number.
 pub const RETRIES: TableDefinition<(u64, u64), &[u8]> = TableDefinition::new("retries");
 
+/// A plugin's number and the first code that can be taken back, to the mark from before it.
+pub const MARKS: TableDefinition<(u32, u32), &[u8]> = TableDefinition::new("marks");
+/// A mark, a part and a key of it, to the value from before the mark.
+pub const UNDO: TableDefinition<&[u8], Option<&[u8]>> = TableDefinition::new("undo");
+/// Changes of plugins' code in the order in which they began.
+pub const HISTORY: TableDefinition<u64, &[u8]> = TableDefinition::new("history");
+
 /// The topics on which others were heard through the network.
 pub const OTHERS: TableDefinition<&str, ()> = TableDefinition::new("others");
 
@@ -47,7 +54,7 @@ macro_rules! all {
     ($each:ident) => {
         $each!(
             META, LOG, PLUGINS, CURSORS, WORLDS, STATE, TIMERS, OUTBOX, NAMES, FOLLOWED, DOCUMENTS, HOLDS,
-            SUPERSEDED, PINS, DEAD, RETRIES, OTHERS,
+            SUPERSEDED, PINS, DEAD, RETRIES, OTHERS, MARKS, UNDO, HISTORY,
         )
     };
 }

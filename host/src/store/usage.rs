@@ -4,7 +4,7 @@
 use redb::ReadableTable as _;
 use serde::Serialize;
 
-use super::{CURSORS, META, Snapshot, StoreError, dead, documents, log, outbox};
+use super::{CURSORS, META, Snapshot, StoreError, dead, documents, log, outbox, undo};
 
 /// Bytes that the store holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, utoipa::ToSchema)]
@@ -19,6 +19,8 @@ pub struct Usage {
     pub outbox: u64,
     /// Dead letters.
     pub dead_letters: u64,
+    /// What plugins had before other code took over.
+    pub undo: u64,
 }
 
 impl Usage {
@@ -35,6 +37,7 @@ impl Usage {
             documents: documents::bytes(&meta)?,
             outbox: outbox::bytes(&meta)?,
             dead_letters: dead::bytes(&meta)?,
+            undo: undo::bytes(&meta)?,
         })
     }
 
@@ -49,13 +52,14 @@ impl Usage {
     }
 
     /// Each part, and its name.
-    pub fn parts(&self) -> [(&'static str, u64); 5] {
+    pub fn parts(&self) -> [(&'static str, u64); 6] {
         [
             ("log", self.log),
             ("state", self.state),
             ("documents", self.documents),
             ("outbox", self.outbox),
             ("dead letters", self.dead_letters),
+            ("undo", self.undo),
         ]
     }
 }

@@ -42,7 +42,7 @@ impl Registry {
 
 fn run(host: &Host, shown: &AtomicU64, stop: &AtomicBool) {
     let (plugin, id) = ("native".parse().expect("a name"), PluginId(1));
-    let batch = Batch::new(plugin, id, 1, Offset(0));
+    let batch = Batch::new(plugin, id, dim::entry::Generation(1), 1, Offset(0));
     let parts = SessionParts {
         plugin: "native".parse().expect("a name"),
         id,
@@ -54,6 +54,7 @@ fn run(host: &Host, shown: &AtomicU64, stop: &AtomicBool) {
         store: host.store.clone(),
         keys: host.keys.clone(),
         outbox_len: Arc::default(),
+        listeners: dim::plugin::Lines::default(),
     };
     let mut session = Session::new(parts, "0".to_owned()).expect("a session");
     let mailbox = Arc::new(Mailbox::new());

@@ -13,18 +13,22 @@ use serde_json::{Value, json};
 #[derive(Deserialize)]
 struct Config {
     on_start: String,
+    /// A step that is done with each event and command from the one numbered `from` of an instance on.
+    on_call: String,
 }
 
 struct Probe {
     /// Calls that this instance has seen: its memory, which a new instance has not.
     calls: u64,
+    on_call: Value,
 }
 
 impl Plugin for Probe {
     type Config = Config;
 
     fn start(config: Config, from_state_version: Option<u32>) -> Result<Self, String> {
-        let mut probe = Probe { calls: 0 };
+        let on_call = serde_json::from_str(&config.on_call).map_err(|error| error.to_string())?;
+        let mut probe = Probe { calls: 0, on_call };
         let script: Vec<Value> = serde_json::from_str(&config.on_start).map_err(|error| error.to_string())?;
         for step in &script {
             let poisoned = || state::get(step["key"].as_str().unwrap_or_default().as_bytes());
@@ -43,7 +47,9 @@ impl Plugin for Probe {
     }
 
     fn handle(&mut self, event: Event) -> Result<(), Failure> {
-        self.calls += 1;
+        if self.called()["do"] == "reject" {
+            return Err(Failure::Reject("rejects everything".to_owned()));
+        }
         match event {
             Event::Message(message) => {
                 let script: Value = serde_json::from_slice(&message.data)
@@ -84,7 +90,7 @@ impl Plugin for Probe {
     }
 
     fn command(&mut self, method: &str, body: &str) -> Result<String, Refusal> {
-        self.calls += 1;
+        self.called();
         let script: Value = json::read(body)?;
         match method {
             "run" => json::write(&self.run(&script)),
@@ -98,7 +104,10 @@ impl Plugin for Probe {
 
     fn query(&self, method: &str, body: &str) -> Result<String, Refusal> {
         match method {
-            "run" => json::write(&Probe { calls: self.calls }.run(&json::read(body)?)),
+            "run" => {
+                let mut probe = Probe { calls: self.calls, on_call: Value::Null };
+                json::write(&probe.run(&json::read(body)?))
+            }
             "calls" => json::write(&self.calls),
             _ => Err(Refusal::UnknownMethod),
         }
@@ -126,6 +135,17 @@ fn answer<T: serde::Serialize, E: std::fmt::Debug>(result: Result<T, E>) -> Valu
 }
 
 impl Probe {
+    /// Counts a call and does what is done with it; returns the step.
+    fn called(&mut self) -> Value {
+        self.calls += 1;
+        let step = self.on_call.clone();
+        if !step["do"].is_string() || step["from"].as_u64().unwrap_or(0) > self.calls {
+            return Value::Null;
+        }
+        self.step(&step);
+        step
+    }
+
     fn run(&mut self, script: &Value) -> Value {
         script["script"].as_array().into_iter().flatten().map(|step| self.step(step)).collect()
     }

@@ -29,6 +29,15 @@ pub fn of_a_sound_host() -> Vec<Call> {
     let too_much = format!(r#"{{"job_id":"j9","event_type":"queued","data":"{}"}}"#, "x".repeat(2 << 20));
     let remove = "/v1/plugins/job-tracker/commands/remove";
     let probe = std::fs::read(dim_tests::PROBE).expect("the probe is built");
+    let newer = dim_tests::component::probe_with(
+        "0.2.0",
+        &[("[\"probe.in\"]", "[]"), ("[\"probe.out\"]", "[]"), ("[\"probe-key\"]", "[]")],
+    );
+    let path = dim::effect::NameValue::document(probe.clone().into()).path();
+    let trust = dim::ident::Digest::of(&probe);
+    let fetch =
+        serde_json::json!({ "from": path, "trust": trust, "name": "fetched", "grant": true }).to_string();
+    let other = dim_tests::component::probe("0.3.0", &serde_json::json!([]));
     vec![
         call("get_status", "/v1/status", "", 200),
         call("get_health", "/healthz", "", 200),
@@ -49,13 +58,42 @@ pub fn of_a_sound_host() -> Vec<Call> {
         call("drop_dead_letter", "/v1/dead-letters/77", "", 404),
         call("drop_dead_letter", "/v1/dead-letters/x", "", 400),
         call("list_plugins", "/v1/plugins", "", 200),
+        call("fetch_plugin", "/v1/plugins", r#"{"from":"/ipns/policy"}"#, 422),
+        call("update_state", "/v1/keys/parts/state", probe.clone(), 200),
+        call("fetch_plugin", "/v1/plugins", fetch, 200),
+        call("fetch_plugin", "/v1/plugins", "{", 400),
+        call("fetch_plugin", "/v1/plugins", r#"{"from":"somewhere"}"#, 422),
         call("get_plugin", "/v1/plugins/job-tracker", "", 200),
         call("get_plugin", "/v1/plugins/nobody", "", 404),
         call("get_plugin", "/v1/plugins/No_Name", "", 400),
-        call("replace_plugin", "/v1/plugins/probe/component?source=here", probe, 200),
-        call("replace_plugin", "/v1/plugins/nobody/component", "", 404),
-        call("replace_plugin", "/v1/plugins/No_Name/component", "", 400),
-        call("replace_plugin", "/v1/plugins/probe/component", "no component", 422),
+        call("install_plugin", "/v1/plugins/probe/component?source=here", probe.clone(), 200),
+        call("install_plugin", "/v1/plugins/other/component?grant=true", other, 200),
+        call("install_plugin", "/v1/plugins/third/component", probe, 422),
+        call("install_plugin", "/v1/plugins/No_Name/component", "", 400),
+        call("install_plugin", "/v1/plugins/probe/component", "no component", 422),
+        call("install_plugin", "/v1/plugins/probe/component?grant=perhaps", "no component", 400),
+        call("plugin_history", "/v1/plugins/probe/history?limit=1", "", 200),
+        call("plugin_history", "/v1/plugins/No_Name/history", "", 400),
+        call("install_plugin", "/v1/plugins/probe/component", newer, 200),
+        call("roll_back_plugin", "/v1/plugins/probe/rollback?to=9.9.9", "", 409),
+        call("roll_back_plugin", "/v1/plugins/probe/rollback", "", 200),
+        call("roll_back_plugin", "/v1/plugins/nobody/rollback", "", 404),
+        call("roll_back_plugin", "/v1/plugins/No_Name/rollback", "", 400),
+        call("restore_plugin", "/v1/plugins/job-tracker/restore", "", 200),
+        call("restore_plugin", "/v1/plugins/nobody/restore", "", 422),
+        call("restore_plugin", "/v1/plugins/No_Name/restore", "", 400),
+        call("pause_plugin", "/v1/plugins/probe/pause", "", 200),
+        call("pause_plugin", "/v1/plugins/nobody/pause", "", 404),
+        call("pause_plugin", "/v1/plugins/No_Name/pause", "", 400),
+        call("resume_plugin", "/v1/plugins/probe/resume", "", 200),
+        call("resume_plugin", "/v1/plugins/nobody/resume", "", 404),
+        call("resume_plugin", "/v1/plugins/No_Name/resume", "", 400),
+        call("remove_plugin", "/v1/plugins/other?purge=true", "", 200),
+        call("remove_plugin", "/v1/plugins/nobody", "", 404),
+        call("remove_plugin", "/v1/plugins/No_Name", "", 400),
+        call("watch_changes", "/v1/changes", "", 200),
+        call("watch_log", "/v1/plugins/fetched/log", "", 200),
+        call("watch_log", "/v1/plugins/No_Name/log", "", 400),
         call("query_plugin", "/v1/plugins/job-tracker/queries/list", "", 200),
         call("query_plugin", "/v1/plugins/job-tracker/queries/get", r#"{"job_id":"j1"}"#, 200),
         call("query_plugin", "/v1/plugins/job-tracker/queries/nothing", "{}", 404),
@@ -127,6 +165,8 @@ pub fn of_a_sound_host() -> Vec<Call> {
     ]
 }
 
+const LOG: &str = r#"{"script":[{"do":"log","line":"hello"}]}"#;
+
 const PATH: &str = r#"{"path":"/ipfs/bafkreiaew4yc5xnkbux25pla4xjujaozonb7ql2k3pkdxxyk74pttv7gj4"}"#;
 
 /// Calls of a host whose job tracker has left a dead letter and is disabled, with a plugin that is not there.
@@ -143,6 +183,8 @@ pub fn of_an_unsound_host() -> Vec<Call> {
 fn to_be_told(operation: &str) -> Call {
     match operation {
         "watch_jobs" => call("update_job", "/v1/jobs/watched/events", r#"{"event_type":"queued"}"#, 200),
+        "watch_log" => call("command_plugin", "/v1/plugins/fetched/commands/run", LOG, 200),
+        "watch_changes" => call("pause_plugin", "/v1/plugins/probe/pause", "", 200),
         "subscribe_topic" => call("publish_message", "/v1/topics/fleet.talk/messages", "hello", 202),
         other => panic!("suite/openapi/calls.rs does not say what the stream {other} tells of"),
     }

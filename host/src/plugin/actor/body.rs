@@ -3,9 +3,11 @@
 use std::time::{Duration, Instant};
 
 use super::Actor;
+use crate::plugin::event::cut;
 use crate::plugin::instance::{CallError, Instance};
 use crate::plugin::session::{Mode, Session};
 use crate::store::StoreError;
+use crate::time::nanoseconds;
 
 /// How long a plugin that does not start is left alone, at first and at most.
 const RESTART: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -50,6 +52,10 @@ impl Actor {
                 Ok(true)
             }
             Err(reason) => {
+                if self.can_go_back() {
+                    self.note_failure(&format!("it does not start any more: {reason}"));
+                    return Ok(false);
+                }
                 let pause = self.restart.as_ref().map_or(RESTART.0, |last| (last.pause * 2).min(RESTART.1));
                 tracing::error!(plugin = %self.plugin, "does not start, trying again in {pause:?}: {reason}");
                 self.restart = Some(Restart { at: Instant::now() + pause, pause });
@@ -78,7 +84,10 @@ impl Actor {
         }
         self.setting.random.begin(session.effects.batch.cursor.0, u64::MAX);
         self.tally.instances += 1;
-        match Instance::new(&self.prepared, *session, &self.setting) {
+        let making = Instant::now();
+        let made = Instance::new(&self.run.prepared, *session, &self.setting);
+        let made_in = nanoseconds(making.elapsed());
+        match made {
             Ok(instance) => self.body = Body::Live(Box::new(instance)),
             Err(failed) => {
                 let (session, error) = *failed;
@@ -86,10 +95,13 @@ impl Actor {
                 return refused(error);
             }
         }
-        let (config, from) = (self.config.clone(), self.state_version);
-        match self.instance().start(&config, from) {
+        let (config, from) = (self.run.config.clone(), self.state_version);
+        let starting = Instant::now();
+        let started = self.instance().start(&config, from);
+        self.start_took = (made_in, nanoseconds(starting.elapsed()));
+        match started {
             Ok(Ok(())) => {
-                let version = self.prepared.inspection.manifest.state_version;
+                let version = self.run.prepared.inspection.manifest.state_version;
                 if self.state_version != Some(version) {
                     self.session_mut().effects.batch.started = Some(version);
                     self.state_version = Some(version);
@@ -98,7 +110,7 @@ impl Actor {
             }
             Ok(Err(reason)) => {
                 self.fail(true);
-                Ok(Err(reason))
+                Ok(Err(cut(reason)))
             }
             Err(error) => {
                 self.fail(true);

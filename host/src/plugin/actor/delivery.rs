@@ -39,8 +39,8 @@ pub enum Outcome {
     Done,
     /// A timer that fell due before the entry is done; the entry is still to be handled.
     Fired,
-    /// The instance did not start; the event is still to be handled.
-    NotStarted,
+    /// The instance did not start, or its code has failed on probation; the event is still to be handled.
+    Stopped,
 }
 
 impl Actor {
@@ -68,7 +68,7 @@ impl Actor {
         for again in 0..TRIES {
             let tries = delivery.attempt + again + 1;
             if !self.make_ready()? {
-                return Ok(Outcome::NotStarted);
+                return Ok(Outcome::Stopped);
             }
             self.begin(Mode::Entry, entry, part, again);
             self.clear_fired(&delivery);
@@ -83,12 +83,16 @@ impl Actor {
             let failure = match called {
                 Ok(Ok(())) => {
                     self.tally.handled += 1;
+                    self.count(false);
                     self.session_mut().effects.batch.entries += 1;
                     return Ok(Outcome::Done);
                 }
                 Ok(Err(failure)) => failure,
                 Err(error) => {
                     let (trap, log) = self.trapped(error, entry, part, again)?;
+                    if self.failed.is_some() {
+                        return Ok(Outcome::Stopped);
+                    }
                     lines.extend(log);
                     reason = trap;
                     continue;
@@ -131,6 +135,7 @@ impl Actor {
             first: delivery.first,
             event: delivery.event,
         };
+        self.count(false);
         let batch = &mut self.session_mut().effects.batch;
         batch.bytes += bytes;
         batch.retries.push(retry);
@@ -147,9 +152,11 @@ impl Actor {
             self.unwarned += 1;
         }
         self.tally.dead_letters += 1;
+        self.count(true);
         let letter = DeadLetter {
             plugin: self.plugin.clone(),
-            version: self.version.clone(),
+            version: self.run.version().to_owned(),
+            by: self.generation(),
             offset: delivery.first.0,
             time: entry.time.0,
             attempts: tries,
@@ -167,7 +174,7 @@ impl Actor {
 
     pub(super) fn command(&mut self, entry: &Entry, method: &str, body: &str) -> Result<Outcome, StoreError> {
         if !self.make_ready()? {
-            return Ok(Outcome::NotStarted);
+            return Ok(Outcome::Stopped);
         }
         self.begin(Mode::Entry, entry, 0, 0);
         if self.struck_then(entry, 0, 0).is_some() {
@@ -184,12 +191,16 @@ impl Actor {
             }
             Err(error) => Err(ReplyError::Failed(self.trapped(error, entry, 0, 0)?.0)),
         };
+        if self.failed.is_some() {
+            return Ok(Outcome::Stopped);
+        }
         self.tally.handled += 1;
+        self.count(false);
         let to = self.inbox.take_waiting(entry.offset);
         let batch = &mut self.session_mut().effects.batch;
         batch.entries += 1;
         if let Some(to) = to {
-            batch.reply(to, reply);
+            batch.reply(to, entry.offset, reply);
         }
         Ok(Outcome::Done)
     }
@@ -210,6 +221,7 @@ impl Actor {
         };
         self.tally.failures += 1;
         let log = self.fail(true);
+        self.note_failure(&reason);
         if is_limit {
             self.note_limit(entry, part, again, &reason, &log);
         }

@@ -1,16 +1,17 @@
 //! Owns the other end of an actor: how the rest of the host asks, orders and sees how it is doing.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::oneshot;
 
-use super::{PluginStatus, Successor};
+use super::{Order, PluginStatus};
 use crate::entry::{Kind, Offset};
 use crate::ident::PluginName;
 use crate::log::{EventLog, Mailbox};
-use crate::plugin::{Reply, ReplyError};
+use crate::plugin::{Reply, ReplyError, Runnable};
 use crate::room::Room;
 
 /// Queries that wait at one plugin; one more is refused.
@@ -29,6 +30,9 @@ pub struct Query {
 /// Who waits for the reply of a command, by the offset of its entry; none once the actor has ended.
 type Waiting = Mutex<Option<HashMap<Offset, oneshot::Sender<Reply>>>>;
 
+/// Which code is to go on; none once the actor has ended.
+type Ordered = Mutex<Option<Option<Order>>>;
+
 /// A plugin, as the rest of the host knows it.
 #[derive(Clone, Debug)]
 pub struct Handle {
@@ -38,8 +42,10 @@ pub struct Handle {
     mailbox: Arc<Mailbox>,
     queries: SyncSender<Query>,
     waiting: Arc<Waiting>,
-    successor: Arc<Mutex<Option<Successor>>>,
+    order: Arc<Ordered>,
     status: Arc<Mutex<PluginStatus>>,
+    code: Arc<Mutex<Arc<Runnable>>>,
+    paused: Arc<AtomicBool>,
 }
 
 /// The actor's end of its handle.
@@ -50,20 +56,24 @@ pub struct Inbox {
     /// Questions, in the order in which they came.
     pub queries: Receiver<Query>,
     waiting: Arc<Waiting>,
-    successor: Arc<Mutex<Option<Successor>>>,
+    order: Arc<Ordered>,
     status: Arc<Mutex<PluginStatus>>,
+    code: Arc<Mutex<Arc<Runnable>>>,
+    paused: Arc<AtomicBool>,
 }
 
-/// The two ends between the actor of `name` and the rest of the host.
-pub fn pair(name: PluginName, log: Arc<EventLog>, room: Arc<Room>) -> (Handle, Inbox) {
+/// The two ends between the actor of `name`, which runs `code`, and the rest of the host.
+pub fn pair(name: PluginName, code: &Runnable, log: Arc<EventLog>, room: Arc<Room>) -> (Handle, Inbox) {
     let (to_queries, queries) = sync_channel(QUERIES);
     let waiting = Arc::new(Mutex::new(Some(HashMap::new())));
     let inbox = Inbox {
         mailbox: Arc::new(Mailbox::new()),
         queries,
         waiting,
-        successor: Arc::default(),
+        order: Arc::new(Mutex::new(Some(None))),
         status: Arc::default(),
+        code: Arc::new(Mutex::new(Arc::new(code.clone()))),
+        paused: Arc::default(),
     };
     let handle = Handle {
         name,
@@ -72,8 +82,10 @@ pub fn pair(name: PluginName, log: Arc<EventLog>, room: Arc<Room>) -> (Handle, I
         mailbox: inbox.mailbox.clone(),
         queries: to_queries,
         waiting: inbox.waiting.clone(),
-        successor: inbox.successor.clone(),
+        order: inbox.order.clone(),
         status: inbox.status.clone(),
+        code: inbox.code.clone(),
+        paused: inbox.paused.clone(),
     };
     (handle, inbox)
 }
@@ -82,7 +94,7 @@ impl Drop for Inbox {
     /// Tells whoever waits that there will be no reply.
     fn drop(&mut self) {
         self.waiting.lock().expect("no one panics while holding the waiting").take();
-        self.take_successor();
+        self.order.lock().expect("no one panics while holding the order").take();
     }
 }
 
@@ -92,14 +104,33 @@ impl Inbox {
         self.waiting.lock().expect("no one panics while holding the waiting").as_mut()?.remove(&offset)
     }
 
-    /// Whether there is code that is to take over.
-    pub fn has_successor(&self) -> bool {
-        self.successor.lock().expect("no one panics while holding the successor").is_some()
+    /// Lets who waits for the reply of the command at `offset` wait on: it is handled again.
+    pub fn wait_again(&self, offset: Offset, to: oneshot::Sender<Reply>) {
+        if let Some(waiting) = self.waiting.lock().expect("no one panics while holding the waiting").as_mut()
+        {
+            waiting.insert(offset, to);
+        }
     }
 
-    /// The code that is to take over.
-    pub fn take_successor(&self) -> Option<Successor> {
-        self.successor.lock().expect("no one panics while holding the successor").take()
+    /// Whether other code is to go on.
+    pub fn has_order(&self) -> bool {
+        let order = self.order.lock().expect("no one panics while holding the order");
+        order.as_ref().is_some_and(Option::is_some)
+    }
+
+    /// Which code is to go on.
+    pub fn take_order(&self) -> Option<Order> {
+        self.order.lock().expect("no one panics while holding the order").as_mut()?.take()
+    }
+
+    /// Whether nothing is handled for now.
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Relaxed)
+    }
+
+    /// Says which code runs.
+    pub fn show_code(&self, code: &Runnable) {
+        *self.code.lock().expect("no one panics while holding the code") = Arc::new(code.clone());
     }
 
     /// Says how the plugin is doing.
@@ -118,6 +149,9 @@ impl Handle {
     pub async fn command(&self, method: String, body: String) -> Reply {
         if let Some(reason) = self.status().reason {
             return Err(ReplyError::Unavailable(reason));
+        }
+        if self.is_paused() {
+            return Err(ReplyError::Unavailable("it is paused".into()));
         }
         self.room.check()?;
         let (to, reply) = oneshot::channel();
@@ -150,9 +184,28 @@ impl Handle {
         reply.await.unwrap_or_else(|_| Err(ReplyError::Unavailable("it has stopped".into())))
     }
 
-    /// Lets other code take over between two entries; the one before it must have done so.
-    pub fn succeed(&self, successor: Successor) {
-        *self.successor.lock().expect("no one panics while holding the successor") = Some(successor);
+    /// Has it handle nothing from the next entry on, or go on.
+    pub fn pause(&self, paused: bool) {
+        self.paused.store(paused, Ordering::Relaxed);
+        self.mailbox.ring();
+    }
+
+    /// Whether nothing is handled for now.
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Relaxed)
+    }
+
+    /// What runs.
+    pub fn code(&self) -> Arc<Runnable> {
+        self.code.lock().expect("no one panics while holding the code").clone()
+    }
+
+    /// Lets other code go on between two entries; an order before it must have been obeyed. Who waits is told
+    /// if the plugin has ended.
+    pub fn order(&self, order: Order) {
+        if let Some(slot) = self.order.lock().expect("no one panics while holding the order").as_mut() {
+            *slot = Some(order);
+        }
         self.mailbox.ring();
     }
 

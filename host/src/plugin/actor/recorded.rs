@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use super::Actor;
 use crate::entry::{Entry, Kind, Offset, StruckLimit};
 use crate::ident::PluginName;
+use crate::plugin::world::Void;
 
 /// What struck while a recorded log was handled first.
 #[derive(Debug)]
@@ -20,11 +21,12 @@ type Try = (Offset, u64, u32);
 impl Recorded {
     /// What struck `plugin`, by the log.
     pub fn new(plugin: &PluginName, entries: &[Entry]) -> Self {
+        let void = Void::of(plugin, entries);
         let mut recorded = Self { calls: BTreeMap::new(), room: BTreeMap::new() };
         for entry in entries {
-            let Kind::Struck { plugin: whose, offset, part, limit } = &entry.kind else { continue };
+            let Kind::Struck { plugin: whose, offset, part, by, limit } = &entry.kind else { continue };
             match limit {
-                _ if whose != plugin => {}
+                _ if whose != plugin || void.contains(*by) => {}
                 StruckLimit::Call { again, reason, log } => {
                     recorded.calls.insert((*offset, *part, *again), (reason.clone(), log.clone()));
                 }
@@ -65,8 +67,8 @@ impl Actor {
 
     fn note(&mut self, entry: &Entry, part: u64, limit: StruckLimit) {
         if self.recorded.is_none() {
-            let plugin = self.plugin.clone();
-            let struck = Kind::Struck { plugin, offset: entry.offset, part, limit };
+            let (plugin, by) = (self.plugin.clone(), self.generation());
+            let struck = Kind::Struck { plugin, offset: entry.offset, part, by, limit };
             self.session_mut().effects.batch.struck.push(struck);
         }
     }

@@ -6,12 +6,13 @@ use super::{Actor, Body};
 use crate::ident::KeyName;
 use crate::plugin::Batch;
 use crate::plugin::instance::thread_cpu;
+use crate::plugin::probation::Probation;
 use crate::time::{Timestamp, nanoseconds};
 
 /// How a plugin is doing.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, utoipa::ToSchema)]
 pub struct PluginStatus {
-    /// `starting`, `running` or `failing`.
+    /// `starting`, `running`, `failing` or `paused`.
     pub state: &'static str,
     /// Why it is failing.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -21,6 +22,10 @@ pub struct PluginStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime, nullable = false)]
     pub failing_since: Option<Timestamp>,
+    /// How its code does on probation, if it is on one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub probation: Option<Probation>,
     /// The next entry that it will read.
     pub cursor: u64,
     /// The time of the last entry that it handled.
@@ -84,10 +89,12 @@ impl Actor {
             _ => 0,
         };
         self.tally.cpu = nanoseconds(thread_cpu());
+        self.tally.probation = self.probation;
         if self.tally.too_large != self.session().too_large {
             self.tally.too_large = self.session().too_large.clone();
         }
-        self.inbox.show(&self.tally);
+        let state = if self.inbox.is_paused() { "paused" } else { self.tally.state };
+        self.inbox.show(&PluginStatus { state, ..self.tally.clone() });
     }
 
     /// Shows that the plugin runs.

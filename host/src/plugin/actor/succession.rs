@@ -1,6 +1,9 @@
-//! Owns the moment at which other code takes over: between two entries, with everything that the plugin
-//! has. The batch of the old code is closed; what the new code's `start` asks for begins the next one, and
-//! both become real, or neither does.
+//! Owns the moments at which other code goes on: a successor, or what ran before. Both lie between two
+//! entries, with everything that the plugin has.
+//!
+//! The batch of the old code is closed; what a successor's `start` asks for begins the next one, and both
+//! become real, or neither does. On the way back what was not committed is dropped, one transaction puts back
+//! what was committed, and the actor begins again with what is in the store.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -9,28 +12,44 @@ use tokio::sync::oneshot;
 
 use super::Actor;
 use super::body::refused;
-use crate::entry::Offset;
-use crate::ident::Topic;
-use crate::plugin::Prepared;
+use crate::change::{Change, Pause};
+use crate::entry::{Generation, Offset};
+use crate::ident::{IpnsName, KeyName, Topic};
+use crate::plugin::event::cut;
 use crate::plugin::instance::{Instance, Setting};
-use crate::plugin::limits::Limits;
-use crate::plugin::roster::Code;
+use crate::plugin::mark;
+use crate::plugin::probation::{Probation, Rates, Verdict};
+use crate::plugin::roster::{self, Code, Setup};
 use crate::plugin::session::{Mode, Session, SessionParts};
+use crate::plugin::{Prepared, Runnable};
 use crate::store::StoreError;
+use crate::time::nanoseconds;
+
+/// How long it is waited for the commit before it is looked again whether the host ends.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// What an actor is told to run in place of what it runs.
+#[derive(Debug)]
+pub enum Order {
+    /// New code.
+    Succeed(Box<Successor>),
+    /// What ran before.
+    GoBack(Box<WayBack>),
+}
 
 /// Code that takes over from what runs.
 #[derive(Debug)]
 pub struct Successor {
-    /// Its component.
-    pub prepared: Prepared,
-    /// Its config, a JSON object.
-    pub config: String,
-    /// What it may take.
-    pub limits: Limits,
+    /// What runs from then on.
+    pub run: Runnable,
     /// The topics that its manifest asks for and that it may subscribe to.
     pub topics: Vec<Topic>,
-    /// What the store says of it from then on.
-    pub code: Code,
+    /// What it follows, if it comes from somewhere that changes.
+    pub follows: Option<String>,
+    /// What the plugin has, where the config says nothing of it.
+    pub setup: Option<Setup>,
+    /// What is told of it.
+    pub change: Change,
     /// Who waits to hear how it went.
     pub done: oneshot::Sender<Succession>,
 }
@@ -43,10 +62,22 @@ pub type Succession = Result<TakenOver, String>;
 pub struct TakenOver {
     /// The first entry that it handles.
     pub at: Offset,
-    /// The version of the state that it found.
-    pub from_state_version: Option<u32>,
-    /// How long the plugin handled nothing, but for the compiling that came before.
-    pub pause: Duration,
+    /// How long the plugin handled nothing.
+    pub pause: Pause,
+}
+
+/// The way back to what ran before a mark.
+#[derive(Debug)]
+pub struct WayBack {
+    /// The first code whose work is taken back.
+    pub to: Generation,
+    /// What ran before it.
+    pub run: Runnable,
+    /// Why.
+    pub reason: String,
+    /// Who waits to hear that it is done: from which entry on, and how many are handled again; none if there is
+    /// no way back any more.
+    pub done: oneshot::Sender<Option<(Offset, u64)>>,
 }
 
 /// What a batch says of the code that takes over with it.
@@ -54,56 +85,177 @@ pub struct TakenOver {
 pub struct Handover {
     /// What the store says of it.
     pub code: Code,
-    told: Mutex<Option<(oneshot::Sender<Succession>, TakenOver)>>,
+    /// What it follows, if it comes from somewhere that changes.
+    pub follows: Option<String>,
+    /// What the plugin has, where the config says nothing of it.
+    pub setup: Option<Setup>,
+    /// What is told of it.
+    pub change: Change,
+    /// What the code before it has handled.
+    pub rates: Rates,
+    /// What becomes durable.
+    pub taken_over: TakenOver,
+    told: Mutex<Option<oneshot::Sender<Succession>>>,
 }
 
 impl Handover {
     /// Tells who waits that it is durable.
     pub fn tell(&self) {
-        let told = self.told.lock().expect("no one panics while holding it").take();
-        if let Some((done, taken_over)) = told {
+        self.end(Ok(self.taken_over));
+    }
+
+    fn end(&self, succession: Succession) {
+        if let Some(done) = self.told.lock().expect("no one panics while holding it").take() {
             // Whoever asked may have gone away.
-            let _ = done.send(Ok(taken_over));
+            let _ = done.send(succession);
         }
     }
 }
 
+/// What a batch says of the way back to a mark.
+#[derive(Debug)]
+pub struct TakeBack {
+    /// The first code whose work is taken back.
+    pub to: Generation,
+    /// Whether the code has failed on probation, rather than that an operator wants it.
+    pub is_verdict: bool,
+    /// Why.
+    pub reason: String,
+    /// What the store says from then on of what runs.
+    pub code: Code,
+    /// The plugin's own keys and their names.
+    pub own: Vec<(KeyName, IpnsName)>,
+}
+
+/// What runs again if a successor fails before it is durable that it has taken over.
+#[derive(Debug)]
+pub struct Predecessor {
+    run: Runnable,
+    fallback: Option<Fallback>,
+    probation: Option<Probation>,
+    rates: Rates,
+    state_version: Option<u32>,
+    by: Generation,
+}
+
+/// What runs again if the code fails on probation.
+#[derive(Clone, Debug)]
+pub struct Fallback {
+    /// What ran before.
+    pub run: Runnable,
+    /// The first code since then.
+    pub to: Generation,
+}
+
 impl Actor {
-    /// Lets a successor take over, if there is one and the old code's batch is with the commit.
-    pub(super) fn take_over(&mut self) -> Result<(), StoreError> {
-        if !self.inbox.has_successor() || !self.hand_over() {
+    /// Does what it is told, if it is told anything and the old code's batch is with the commit.
+    pub(super) fn obey(&mut self) -> Result<(), StoreError> {
+        let begun = Instant::now();
+        if !self.inbox.has_order() || !self.hand_over() {
             return Ok(());
         }
-        let Some(successor) = self.inbox.take_successor() else { return Ok(()) };
-        let Successor { mut prepared, mut config, mut limits, topics, code, done } = successor;
-        let (begun, from) = (Instant::now(), self.state_version);
+        match self.inbox.take_order() {
+            None => Ok(()),
+            Some(Order::Succeed(successor)) => self.take_over(*successor, begun),
+            Some(Order::GoBack(way)) => {
+                let WayBack { to, run, reason, done } = *way;
+                let before = self.cursor();
+                if self.go_back(Fallback { run, to }, reason, Some(before))? {
+                    let at = self.cursor();
+                    let _ = done.send(Some((at, before.0.saturating_sub(at.0))));
+                } else {
+                    let _ = done.send(None);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn take_over(&mut self, successor: Successor, begun: Instant) -> Result<(), StoreError> {
+        let Successor { run, topics, follows, setup, change, done } = successor;
+        let dropping = Instant::now();
         self.drop_instance();
-        self.swap(&mut prepared, &mut config, &mut limits);
+        let drop = nanoseconds(dropping.elapsed());
+        let code = run.code.clone();
+        let by = self.generation();
+        self.see_whether_watched()?;
+        let predecessor = Predecessor {
+            run: self.exchange(run),
+            fallback: self.fallback.take(),
+            probation: self.probation.take(),
+            rates: std::mem::take(&mut self.rates),
+            state_version: self.state_version,
+            by,
+        };
+        self.session_mut().effects.batch.by = by.next();
         match self.start()? {
             Ok(()) => {
                 self.restart = None;
                 self.subscribe_to_new(topics);
+                let (instantiate, start) = self.start_took;
+                let total = nanoseconds(begun.elapsed());
                 let taken_over =
-                    TakenOver { at: self.cursor(), from_state_version: from, pause: begun.elapsed() };
-                let told = Mutex::new(Some((done, taken_over)));
-                self.session_mut().effects.batch.handover = Some(Handover { code, told });
+                    TakenOver { at: self.cursor(), pause: Pause { total, drop, instantiate, start } };
+                self.watch_closely(&predecessor);
+                let (rates, told) = (predecessor.rates, Mutex::new(Some(done)));
+                let handover = Handover { code, follows, setup, change, rates, taken_over, told };
+                self.session_mut().effects.batch.handover = Some(handover);
+                self.predecessor = Some(predecessor);
                 self.show_running();
                 self.hand_over();
             }
             Err(reason) => {
-                self.swap(&mut prepared, &mut config, &mut limits);
+                self.run_again(predecessor);
                 let _ = done.send(Err(reason));
             }
         }
         Ok(())
     }
 
-    fn swap(&mut self, prepared: &mut Prepared, config: &mut String, limits: &mut Limits) {
-        std::mem::swap(&mut self.prepared, prepared);
-        std::mem::swap(&mut self.config, config);
-        self.version.clone_from(&self.prepared.inspection.manifest.version);
-        let version = self.version.clone();
+    /// Ends the probation if its mark was given up meanwhile.
+    fn see_whether_watched(&mut self) -> Result<(), StoreError> {
+        let Some(probation) = self.probation else { return Ok(()) };
+        let id = self.session().effects.batch.id;
+        let marks = mark::marks(&self.session().store().snapshot()?, id)?;
+        if marks.first().is_none_or(|(_, mark)| mark.probation.is_none()) {
+            self.rates = probation.rates;
+            (self.probation, self.fallback) = (None, None);
+        }
+        Ok(())
+    }
+
+    /// Puts the successor on probation. The way back leads to the code that was confirmed last.
+    fn watch_closely(&mut self, predecessor: &Predecessor) {
+        let now = self.log.now();
+        let (before, fallback) = match predecessor.probation {
+            // There is none if it could not be loaded.
+            Some(probation) => (probation.before, predecessor.fallback.clone()),
+            None => {
+                let run = predecessor.run.clone();
+                (predecessor.rates, Some(Fallback { run, to: predecessor.by.next() }))
+            }
+        };
+        self.probation = Some(Probation::new(now, before));
+        self.fallback = fallback;
+    }
+
+    fn run_again(&mut self, predecessor: Predecessor) {
+        let Predecessor { run, fallback, probation, rates, state_version, by } = predecessor;
+        self.exchange(run);
+        self.session_mut().effects.batch.by = by;
+        self.fallback = fallback;
+        self.probation = probation;
+        self.rates = rates;
+        self.state_version = state_version;
+    }
+
+    /// Runs other code from now on; returns what ran.
+    fn exchange(&mut self, run: Runnable) -> Runnable {
+        let before = std::mem::replace(&mut self.run, run);
+        self.inbox.show_code(&self.run);
+        let (version, limits) = (self.run.version().to_owned(), self.run.limits);
         self.session_mut().run_as(version, limits);
+        before
     }
 
     /// Subscribes to what the manifest asks for and the plugin never had.
@@ -116,6 +268,146 @@ impl Actor {
                 session.effects.subscribe(&mut session.world, topic, true);
             }
         }
+    }
+
+    /// Whether there is code that can go on in place of this one.
+    pub(super) fn can_go_back(&self) -> bool {
+        self.probation.is_some() && self.fallback.is_some()
+    }
+
+    /// Notes that the code on probation has failed.
+    pub(super) fn note_failure(&mut self, reason: &str) {
+        if self.can_go_back() {
+            self.failed.get_or_insert_with(|| reason.to_owned());
+        }
+    }
+
+    /// Counts an event or a command that was handled.
+    pub(super) fn count(&mut self, is_rejected: bool) {
+        let rates = match &mut self.probation {
+            Some(probation) => &mut probation.rates,
+            None => &mut self.rates,
+        };
+        rates.events += 1;
+        rates.rejected += u64::from(is_rejected);
+    }
+
+    /// Ends the probation when it is time to.
+    pub(super) fn judge(&mut self) {
+        let Some(probation) = self.probation.filter(|_| self.failed.is_none()) else { return };
+        match probation.verdict(&self.rules, self.log.now()) {
+            None => {}
+            Some(Verdict::Fails(reason)) if self.can_go_back() => self.note_failure(&reason),
+            Some(mut verdict) => {
+                if let Verdict::Fails(reason) = &verdict {
+                    tracing::error!(plugin = %self.plugin, "there is no way back for code that fails: {reason}");
+                    verdict = Verdict::Unproven;
+                }
+                tracing::info!(plugin = %self.plugin, version = self.run.version(), ?verdict, "the probation is over");
+                self.rates = probation.rates;
+                (self.probation, self.fallback) = (None, None);
+                self.session_mut().effects.batch.verdict = Some(verdict);
+            }
+        }
+    }
+
+    /// How long it is until time alone may end the probation.
+    pub(super) fn until_verdict(&self) -> Duration {
+        self.probation.map_or(Duration::MAX, |probation| probation.pause(&self.rules, self.log.now()))
+    }
+
+    /// Lets the code from before the probation go on, if the code on probation has failed.
+    pub(super) fn give_way(&mut self) -> Result<(), StoreError> {
+        let Some(reason) = self.failed.take() else { return Ok(()) };
+        tracing::error!(plugin = %self.plugin, version = self.run.version(), "taken back: {reason}");
+        if let Some(fallback) = self.fallback.clone()
+            && !self.go_back(fallback, reason, None)?
+        {
+            // The mark was given up: there is no way back to it any more, and no probation.
+            (self.probation, self.fallback) = (None, None);
+        }
+        Ok(())
+    }
+
+    /// Lets other code go on from before a mark; false if there is no way back to it any more, and what runs
+    /// goes on. What is not committed yet has not happened; who waits for a reply waits on. `asked` is where
+    /// the plugin stands if an operator asks for it.
+    fn go_back(
+        &mut self,
+        fallback: Fallback,
+        reason: String,
+        asked: Option<Offset>,
+    ) -> Result<bool, StoreError> {
+        self.drop_instance();
+        let mut dropped = self.session_mut().discard();
+        let handover = dropped.handover.take();
+        let (by, number, cursor) = (dropped.by, dropped.number, dropped.cursor);
+        for reply in dropped.into_replies() {
+            self.inbox.wait_again(reply.offset, reply.to);
+        }
+        if !self.wait_for_commit(number - 1)? {
+            return Ok(false);
+        }
+        if let (Some(handover), Some(predecessor)) = (handover, self.predecessor.take()) {
+            self.run_again(predecessor);
+            self.begin_again(number)?;
+            handover.end(Err(reason));
+            return Ok(true);
+        }
+        let own = self.session().own_keys();
+        let Fallback { run, to } = fallback;
+        let session = self.session_mut();
+        session.effects.batch.by = by.next();
+        session.effects.batch.cursor = cursor;
+        let is_verdict = asked.is_none();
+        session.effects.batch.take_back =
+            Some(TakeBack { to, is_verdict, reason, code: run.code.clone(), own });
+        let batch = session.seal();
+        self.commit.submit(batch, self.progress.clone());
+        if !self.wait_for_commit(number)? {
+            return Ok(false);
+        }
+        let has_gone = self.begin_again(number + 1)? == by.next();
+        if has_gone {
+            (self.probation, self.fallback) = (None, None);
+            self.exchange(run);
+        }
+        Ok(has_gone)
+    }
+
+    /// Waits until the batch of a number is durable; false if it never will be.
+    fn wait_for_commit(&mut self, number: u64) -> Result<bool, StoreError> {
+        loop {
+            let committed = self.progress.committed();
+            self.session_mut().settle(committed)?;
+            if committed >= number {
+                return Ok(true);
+            }
+            if self.commit.is_closed() {
+                return Ok(false);
+            }
+            self.inbox.mailbox.wait(LOOK);
+        }
+    }
+
+    /// Begins again with what is in the store, where the next batch is number `number`.
+    fn begin_again(&mut self, number: u64) -> Result<Generation, StoreError> {
+        let store = self.session().store();
+        let stored = roster::read(&store, &self.plugin)?
+            .ok_or_else(|| StoreError::corrupt("plugins", format!("{} has no row", self.plugin)))?;
+        let generation = stored.row.generation;
+        self.state_version = stored.row.state_version;
+        self.rates = stored.row.rates;
+        self.session_mut().begin_again(stored, number)?;
+        self.buffer.clear();
+        self.batch_begun = None;
+        self.stored_cursor = self.cursor();
+        self.stored_at = Instant::now();
+        self.world_changed = false;
+        (self.restart, self.ticked_at) = (None, None);
+        self.watch();
+        self.show();
+        Ok(generation)
     }
 }
 
@@ -137,5 +429,5 @@ pub fn rehearse(
         Ok(mut instance) => instance.start(config, from_state_version),
         Err(failed) => Err(failed.1),
     };
-    started.map_or_else(refused, Ok)
+    started.map_or_else(refused, |started| Ok(started.map_err(cut)))
 }

@@ -1,0 +1,213 @@
+//! `dim plugin install`: sends a component, tells what becomes of it, and waits for the end of its probation.
+
+use std::path::PathBuf;
+use std::pin::pin;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use futures::{Stream, StreamExt as _};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::change::{Change, State};
+use crate::ident::{ContentPath, Digest};
+use crate::plugin::{self, MAX_COMPONENT};
+
+use super::super::client::Client;
+use super::super::output::Output;
+
+/// What is to be installed, and how.
+pub struct Wish {
+    pub from: From,
+    pub name: Option<String>,
+    pub trust: Option<Digest>,
+    pub grant: bool,
+    pub wait: bool,
+}
+
+/// Where a component lies.
+#[derive(Clone, Debug)]
+pub enum From {
+    File(PathBuf),
+    Url(String),
+    Ipfs(ContentPath),
+}
+
+impl FromStr for From {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.starts_with("/ipfs/") || text.starts_with("/ipns/") {
+            return text.parse().map(Self::Ipfs).map_err(|error| format!("{error}"));
+        }
+        if text.starts_with("http://") || text.starts_with("https://") {
+            return Ok(Self::Url(text.to_owned()));
+        }
+        Ok(Self::File(text.into()))
+    }
+}
+
+pub async fn install(client: &Client, out: &Output, wish: Wish) -> anyhow::Result<()> {
+    let Wish { from, name, trust, grant, wait } = wish;
+    let (component, source) = match from {
+        From::File(file) => {
+            let shown = file.display().to_string();
+            (plugin::read(&file).with_context(|| format!("cannot read {shown}"))?, shown)
+        }
+        From::Url(url) => (download(&url, trust, out).await?, url),
+        From::Ipfs(path) => {
+            let fetch = json!({ "from": path, "trust": trust, "name": name, "grant": grant });
+            let sent = client.send_json(Method::POST, &["plugins"], &[], &fetch);
+            return settled(client, out, name.as_deref(), sent, wait).await;
+        }
+    };
+    if let Some(trust) = trust
+        && Digest::of(&component) != trust
+    {
+        bail!("{source} is {}, not {trust}", Digest::of(&component));
+    }
+    let inspection = plugin::inspect(&component).with_context(|| format!("{source} is not a plugin"))?;
+    let name = name.unwrap_or_else(|| inspection.manifest.name.to_string());
+    if !out.is_json() {
+        eprintln!("{} KiB of {name} {}", component.len() >> 10, inspection.manifest.version);
+    }
+    let query = [("source", source), ("grant", grant.to_string())];
+    let path = ["plugins", name.as_str(), "component"];
+    let sent = client.send_bytes(Method::PUT, &path, &query, component);
+    settled(client, out, Some(&name), sent, wait).await
+}
+
+/// Downloads a component, of which the caller has to know what it is.
+async fn download(url: &str, trust: Option<Digest>, out: &Output) -> anyhow::Result<Vec<u8>> {
+    crate::install_tls();
+    let response = reqwest::get(url).await.and_then(reqwest::Response::error_for_status);
+    let response = response.with_context(|| format!("cannot fetch {url}"))?;
+    let whole = response.content_length();
+    let (mut component, mut chunks) = (Vec::new(), response.bytes_stream());
+    let mut told = Instant::now();
+    while let Some(chunk) = chunks.next().await {
+        component.extend_from_slice(&chunk.with_context(|| format!("{url} broke off"))?);
+        if component.len() > MAX_COMPONENT {
+            bail!("{url} has more than {MAX_COMPONENT} bytes");
+        }
+        if told.elapsed() > Duration::from_secs(1) && !out.is_json() {
+            told = Instant::now();
+            let of = whole.map_or_else(String::new, |whole| format!(" of {}", whole >> 10));
+            eprintln!("{}{of} KiB of {url}", component.len() >> 10);
+        }
+    }
+    if trust.is_none() {
+        let digest = Digest::of(&component);
+        bail!("{url} is {digest}: what comes over the network is installed with --trust {digest} only");
+    }
+    Ok(component)
+}
+
+async fn settled<E>(
+    client: &Client,
+    out: &Output,
+    name: Option<&str>,
+    answer: impl Future<Output = Result<Value, E>>,
+    wait: bool,
+) -> anyhow::Result<()>
+where
+    anyhow::Error: std::convert::From<E>,
+{
+    let told = told(client, out, name, answer);
+    show(out, if wait { waited(client, out, name, told).await? } else { told.await? })
+}
+
+/// Shows a change; people have been told its steps.
+pub fn show(out: &Output, mut change: Value) -> anyhow::Result<()> {
+    if let (false, Some(members)) = (out.is_json(), change.as_object_mut()) {
+        members.remove("steps");
+    }
+    out.object(&change)
+}
+
+/// Waits for an answer, and tells meanwhile which states the plugin's change comes to.
+pub async fn told<E>(
+    client: &Client,
+    out: &Output,
+    name: Option<&str>,
+    answer: impl Future<Output = Result<Value, E>>,
+) -> anyhow::Result<Value>
+where
+    anyhow::Error: std::convert::From<E>,
+{
+    // A host that tells nothing meanwhile does its work all the same.
+    let Ok(changes) = client.changes(name).await else { return Ok(answer.await?) };
+    let (mut changes, mut answer) = (pin!(changes), pin!(answer));
+    let mut last = None;
+    let answer = loop {
+        tokio::select! {
+            biased;
+            Some(change) = changes.next() => {
+                tell(out, &change);
+                last = change.steps.last().copied();
+            }
+            answer = &mut answer => break answer?,
+        }
+    };
+    // What it came to last may not have been told yet.
+    if let Ok(change) = serde_json::from_value::<Change>(answer.clone())
+        && last.map(|step| step.state) != Some(change.state)
+    {
+        tell(out, &change);
+    }
+    Ok(answer)
+}
+
+/// Waits for the end of the probation that begins with an answer; it is an error if the code is taken back.
+async fn waited(
+    client: &Client,
+    out: &Output,
+    name: Option<&str>,
+    answer: impl Future<Output = anyhow::Result<Value>>,
+) -> anyhow::Result<Value> {
+    let mut changes = pin!(client.changes(name).await?);
+    let begun = answer.await?;
+    let mut change: Change = serde_json::from_value(begun.clone()).context("the host's answer")?;
+    let digest = change.after.as_ref().map(|after| after.digest.clone());
+    while !change.state.is_final() {
+        let Some(next) = changes.next().await else { bail!("the host ended before the probation did") };
+        let is_other = [State::Paused, State::Resumed, State::Unchanged].contains(&next.state);
+        if !is_other && next.after.as_ref().map(|after| after.digest.clone()) == digest {
+            change = next;
+        }
+    }
+    tell(out, &change);
+    match change.state {
+        State::TakenBack | State::RolledBack | State::Refused => {
+            bail!("{} was taken back: {}", change.plugin, change.reason.unwrap_or_default())
+        }
+        _ => Ok(serde_json::to_value(change)?),
+    }
+}
+
+pub fn tell(out: &Output, change: &Change) {
+    let Some(step) = change.steps.last().filter(|_| !out.is_json()) else { return };
+    // Each piece that has come is told, but only the first is worth a line.
+    if change.state == State::Fetching && change.received.is_some() {
+        return;
+    }
+    let state = step.state.as_str().replace('-', " ");
+    let version = change.after.as_ref().map_or_else(String::new, |after| format!(" {}", after.version));
+    let reason = change.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
+    eprintln!("{}  {}{version}: {state}{reason}", step.at, change.plugin);
+}
+
+impl Client {
+    /// The states that changes of a plugin, or of any, come to from now on.
+    pub async fn changes(&self, name: Option<&str>) -> anyhow::Result<impl Stream<Item = Change> + use<>> {
+        let events = self.event_stream(&["changes"]).await?;
+        let name = name.map(str::to_owned);
+        Ok(events.filter_map(move |event| {
+            let change = event.ok().and_then(|event| serde_json::from_str::<Change>(&event.data).ok());
+            std::future::ready(
+                change.filter(|it| name.as_ref().is_none_or(|name| it.plugin.as_str() == name)),
+            )
+        }))
+    }
+}

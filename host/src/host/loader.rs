@@ -1,0 +1,271 @@
+//! Owns the wiring of a plugin: puts it into the world as of its cursor and makes the actor that runs it, at
+//! the start of a host or while it runs.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::candidate::Ready;
+use super::{HostError, Loaded};
+use crate::backend::Backend;
+use crate::commit::Commit;
+use crate::config::Config;
+use crate::entry::{Event, Generation, Kind, Offset};
+use crate::ident::{IpnsName, KeyName, PluginName, Topic};
+use crate::interest::{Interest, Party};
+use crate::keys::Keyring;
+use crate::log::EventLog;
+use crate::plugin::mark;
+use crate::plugin::roster::{self, Missed, Stored};
+use crate::plugin::{
+    Actor, Engine, Fallback, Grants, Lines, NameOrKey, Parts, Probation, SessionParts, World,
+};
+use crate::room::Room;
+use crate::store::outbox::Backlog;
+use crate::store::{PluginId, Store, StoreError, names, undo};
+use crate::subscription::Hearings;
+
+/// How long the daemon may take to say which keys it has, when the host makes new ones.
+const KEYS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a plugin is wired to.
+#[derive(Debug)]
+pub struct Loader {
+    /// The config.
+    pub config: Config,
+    /// The host's identity.
+    pub id: String,
+    /// What random follows from.
+    pub secret: [u8; 32],
+    /// The store.
+    pub store: Arc<Store>,
+    /// The keys.
+    pub keys: Arc<Keyring>,
+    /// What stands behind the host.
+    pub backend: Backend,
+    /// What is wanted from outside.
+    pub interest: Arc<Interest>,
+    /// How many publishes wait.
+    pub backlog: Arc<Backlog>,
+    /// What is listened to.
+    pub hearings: Arc<Hearings>,
+    /// The writer.
+    pub commit: Arc<Commit>,
+    /// The log.
+    pub log: Arc<EventLog>,
+    /// Whether there is room for more.
+    pub room: Arc<Room>,
+    /// What compiles components.
+    pub engine: Arc<Engine>,
+    /// Where the lines of the plugins' logs go by.
+    pub lines: Lines,
+    /// What was there once and is gone, for the operator.
+    pub lost: Mutex<Vec<String>>,
+}
+
+/// A plugin that is wired and does not run yet.
+#[derive(Debug)]
+pub struct Wired {
+    /// What runs it.
+    pub actor: Actor,
+    /// How it is known to the rest of the host.
+    pub loaded: Loaded,
+}
+
+impl Loader {
+    /// Wants from outside what the plugins wanted that have been here before, and keeps what those on probation
+    /// may want again, before any of them is wired: what comes meanwhile is for them.
+    pub fn restore_interest<'a>(
+        &self,
+        names: impl IntoIterator<Item = &'a PluginName>,
+    ) -> Result<(), StoreError> {
+        for name in names {
+            let Some(stored) = roster::read(&self.store, name)? else { continue };
+            self.interest.restore(name, &stored.world);
+            for (topic, until) in stored.world.last_heard() {
+                self.hearings.restore(topic, until, !stored.world.peers(topic).is_empty());
+            }
+            let snapshot = self.store.snapshot()?;
+            let marks = mark::marks(&snapshot, stored.row.id)?;
+            let newest = marks.first().filter(|(_, mark)| mark.probation.is_some());
+            if let Some((place, _)) = newest
+                && let Some(world) = undo::saved_world(&snapshot, *place)?
+            {
+                self.interest.keep(name, &World::from_bytes(&world)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Wires a plugin that was entered into the roster, and makes the keys that it is granted. May block.
+    pub fn wire(
+        &self,
+        name: &PluginName,
+        stored: Stored,
+        ready: Ready,
+        fallback: Option<Ready>,
+    ) -> Result<Wired, HostError> {
+        let topics = ready.allowance.topics(&ready.resolved);
+        let grants = ready.allowance.grants.clone();
+        if !grants.cover(&ready.resolved.asks) {
+            tracing::warn!(plugin = %name, "asks for more than it is granted; what is missing is refused when it is used");
+        }
+        let run = ready.into_runnable();
+        let Stored { row, cursor, missed, mut world, effects } = stored;
+        if let Some(missed) = &missed {
+            self.tell_missed(name, &world, cursor, missed);
+        }
+        self.take_back(name, &grants, &mut world);
+        // What it did not hear while it was away is a gap.
+        for (topic, until) in world.last_heard() {
+            self.hearings.restore(topic, until, !world.peers(topic).is_empty());
+        }
+        self.add_own_names(&grants, &mut world)?;
+        self.interest.restore(name, &world);
+        self.subscribe_to_new(name, &topics, &world);
+        let (probation, fallback) = self.fallback(row.id, fallback)?;
+        let grants = Arc::new(grants);
+        let session = SessionParts {
+            plugin: name.clone(),
+            id: row.id,
+            grants: grants.clone(),
+            limits: run.limits,
+            world,
+            effects,
+            store: self.store.clone(),
+            files: self.store.clone(),
+            keys: self.keys.clone(),
+            outbox_len: self.backlog.length(Some(name)),
+            listeners: self.lines.clone(),
+        };
+        let parts = Parts {
+            run,
+            probation,
+            fallback,
+            rules: self.config.replacement.probation,
+            is_paused: row.standing == roster::Standing::Paused,
+            rates: row.rates,
+            state_version: row.state_version,
+            session,
+            secret: self.secret,
+            log: self.log.clone(),
+            commit: self.commit.clone(),
+            room: self.room.clone(),
+        };
+        let (actor, handle) = Actor::new(parts)?;
+        let loaded = Loaded { handle, grants, turns: Arc::default(), stop: CancellationToken::new() };
+        Ok(Wired { actor, loaded })
+    }
+
+    /// How a plugin's probation stands that the host before this one did not end, and what runs if it fails.
+    fn fallback(
+        &self,
+        id: PluginId,
+        fallback: Option<Ready>,
+    ) -> Result<(Option<Probation>, Option<Fallback>), StoreError> {
+        let marks = mark::marks(&self.store.snapshot()?, id)?;
+        let Some((place, mark)) = marks.first().filter(|(_, mark)| mark.probation.is_some()) else {
+            return Ok((None, None));
+        };
+        let fallback = fallback.map(|ready| Fallback { run: ready.into_runnable(), to: place.1 });
+        Ok((mark.probation, fallback))
+    }
+
+    /// The log did not wait for a plugin that was disabled: it missed what was trimmed.
+    fn tell_missed(&self, name: &PluginName, world: &World, cursor: Offset, missed: &Missed) {
+        tracing::warn!(plugin = %name, since = %missed.since, until = %missed.until, "missed what the log no longer holds");
+        self.log.append_now(world.subscriptions().iter().map(|topic| Kind::Again {
+            plugin: name.clone(),
+            attempt: 0,
+            first: cursor,
+            by: Generation(0),
+            event: Event::Gap { topic: topic.clone(), since: missed.since, until: missed.until },
+        }));
+    }
+
+    /// What the operator or another plugin published under the plugin's keys before it was there.
+    fn add_own_names(&self, grants: &Grants, world: &mut World) -> Result<(), HostError> {
+        let snapshot = self.store.snapshot()?;
+        for key in &grants.write {
+            let Some(name) = self.keys.name(key) else { continue };
+            let known = names::known(&snapshot, key)?.map(|known| known.resolution(name.clone()));
+            world.add_own(name, known);
+        }
+        Ok(())
+    }
+
+    /// Ends what the plugin had and is not granted any more.
+    fn take_back(&self, name: &PluginName, grants: &Grants, world: &mut World) {
+        let names = grants.read.iter().filter_map(|either| match either {
+            NameOrKey::Name(name) => Some(name.clone()),
+            NameOrKey::Key(key) => self.keys.name(key),
+        });
+        let names: BTreeSet<IpnsName> = names.collect();
+        for gone in world.follows().keys().filter(|name| !names.contains(*name)).cloned().collect::<Vec<_>>()
+        {
+            world.unfollow(&gone);
+        }
+        let revoked = |topic: &&Topic| !grants.may_subscribe(topic);
+        for topic in world.subscriptions().iter().filter(revoked).cloned().collect::<Vec<_>>() {
+            world.revoke(&topic);
+            let (plugin, by) = (name.clone(), Generation(0));
+            self.log.append_now([Kind::Subscription { plugin, topic, subscribed: false, by }]);
+        }
+    }
+
+    /// Subscribes to the topics of the manifest that are new, from the head of the log. From others
+    /// the plugin may have unsubscribed.
+    fn subscribe_to_new(&self, name: &PluginName, topics: &[Topic], world: &World) {
+        for topic in topics.iter().filter(|topic| world.is_new(topic)) {
+            self.interest.want_topic(topic, Party::Plugin(name.clone()), true);
+            let (plugin, topic, by) = (name.clone(), topic.clone(), Generation(0));
+            self.log.append_now([Kind::Subscription { plugin, topic, subscribed: true, by }]);
+        }
+    }
+
+    /// Makes the keys that a plugin is granted and the host has not, or adopts those that the daemon has under
+    /// these names.
+    pub async fn make_keys(&self, grants: &Grants) -> Result<(), HostError> {
+        let missing: BTreeSet<KeyName> =
+            grants.keys().filter(|key| self.keys.get(key).is_none()).cloned().collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let existing = daemon_keys(self.backend.clone()).await;
+        for key in &missing {
+            if names::known(&self.store.snapshot()?, key)?.is_some_and(|known| known.published.is_some()) {
+                let lost = format!(
+                    "the file of key {key} is gone, so its name is another one now: stop the host and restore keys/{key} from a backup"
+                );
+                tracing::error!("{lost}");
+                self.lost.lock().expect("no one panics while holding what is lost").push(lost);
+            }
+            match existing.iter().find(|(there, _)| there == key) {
+                Some((_, name)) => {
+                    tracing::info!(%key, %name, "adopted the key that the daemon has under this name");
+                    self.keys.adopt(key, name)?;
+                }
+                None => {
+                    self.keys.get_or_create(key)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn daemon_keys(backend: Backend) -> Vec<(KeyName, IpnsName)> {
+    match tokio::time::timeout(KEYS_TIMEOUT, backend.names.keys()).await {
+        Ok(Ok(keys)) => keys,
+        Ok(Err(error)) => {
+            tracing::warn!("making new keys without knowing those of the daemon: {error}");
+            Vec::new()
+        }
+        Err(_) => {
+            tracing::warn!("making new keys without knowing those of the daemon: it does not answer");
+            Vec::new()
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! Owns which plugins run: loads those of the config at a start, and lets others come, go and rest while the
+//! host runs.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt as _;
+
+use super::candidate::{Candidate, Readied, Ready};
+use super::following::Following;
+use super::loader::Wired;
+use super::replacement::{Proposal, ReplaceError, broke_down};
+use super::{Host, HostError, UNHURT};
+use crate::change::{Change, State, UnderWay};
+use crate::commit::{CommitError, give_up};
+use crate::entry::Generation;
+use crate::ident::PluginName;
+use crate::interest::Party;
+use crate::plugin::mark;
+use crate::plugin::roster::{self, Row, Setup, Standing, Stored};
+use crate::plugin::{Effects, Timers, World};
+use crate::store::{PluginId, StoreError, components, dead, retries};
+
+/// How long a plugin that is removed may take to handle what has come by then.
+const DRAIN: Duration = Duration::from_secs(30);
+
+/// What a plugin may that is new.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grant {
+    /// What the config grants, or what it was granted when it was here before.
+    AsBefore,
+    /// All that it asks for, unless the config grants it something else.
+    AllThatIsAsked,
+}
+
+impl Host {
+    /// Loads the plugins of the config and those that were installed, each as soon as it is ready; returns once
+    /// all are. One that cannot be loaded stops no other.
+    pub async fn load(self: &Arc<Self>) -> Result<(), HostError> {
+        let candidates = std::mem::take(&mut *self.candidates.lock().expect(UNHURT));
+        let engine = self.loader.engine.clone();
+        let sorted = tokio::task::spawn_blocking(move || {
+            // What needs no compiling does not wait for what does.
+            let mut candidates: Vec<_> =
+                candidates.into_iter().map(|it| (!it.is_compiled(&engine), it)).collect();
+            candidates.sort_by_key(|(is_slow, _)| *is_slow);
+            candidates
+        });
+        let sorted = sorted.await.expect("sorting does not panic");
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut loads = futures::stream::iter(sorted)
+            .map(|(_, candidate)| async move {
+                let name = candidate.name.clone();
+                let loaded = self.load_one(candidate).await;
+                self.loading.send_modify(|loading| {
+                    loading.remove(&name);
+                });
+                loaded
+            })
+            .buffer_unordered(cores);
+        while let Some(loaded) = loads.next().await {
+            loaded?;
+        }
+        let _ = self.loaded_after.set(self.begun.elapsed());
+        self.tidy().await?;
+        if let Some(running) = self.running.lock().expect(UNHURT).as_ref() {
+            running.spawn_task(Following::new(self).run());
+        }
+        Ok(())
+    }
+
+    /// The plugins that are not loaded yet.
+    pub fn loading(&self) -> BTreeSet<PluginName> {
+        self.loading.borrow().clone()
+    }
+
+    /// Waits until a plugin that is being loaded is, or is refused.
+    pub async fn loaded(&self, name: &str) {
+        let mut loading = self.loading.subscribe();
+        let is_done = |loading: &BTreeSet<PluginName>| !loading.iter().any(|it| it.as_str() == name);
+        self.unless_ended(loading.wait_for(is_done)).await;
+    }
+
+    /// Waits for something that will not come once the host ends.
+    async fn unless_ended(&self, awaited: impl Future) {
+        tokio::select! {
+            biased;
+            () = self.ended.cancelled() => {}
+            _ = awaited => {}
+        }
+    }
+
+    /// Waits until all plugins are loaded, or refused.
+    pub async fn all_loaded(&self) {
+        let mut loading = self.loading.subscribe();
+        self.unless_ended(loading.wait_for(BTreeSet::is_empty)).await;
+    }
+
+    async fn load_one(self: &Arc<Self>, candidate: Candidate) -> Result<(), HostError> {
+        let name = candidate.name.clone();
+        let (engine, config, id) = (self.loader.engine.clone(), self.config.clone(), self.id.clone());
+        let store = self.store.clone();
+        let readied = tokio::task::spawn_blocking(move || candidate.readied(&engine, &config, &id, &store));
+        let Readied { candidate, ready, fallback } = match readied.await {
+            Ok(readied) => readied,
+            Err(error) => {
+                let reason = format!("the compiler broke down over it: {error}");
+                self.not_loaded.lock().expect(UNHURT).insert(name, reason);
+                return Ok(());
+            }
+        };
+        let ready = match ready {
+            Ok(ready) => ready,
+            Err(reason) => {
+                tracing::error!(plugin = %name, "not loaded: {reason}");
+                self.not_loaded.lock().expect(UNHURT).insert(name, reason);
+                return Ok(());
+            }
+        };
+        self.loader.make_keys(&ready.allowance.grants).await?;
+        let known = roster::known_row(&self.store.snapshot()?, &name)?;
+        let code = roster::Code {
+            installed: candidate.installed.then(|| ready.source.clone()),
+            ..ready.code.clone()
+        };
+        let row = roster::entered(known.clone(), code);
+        // The disk may be full: what stands there already is not written again.
+        if known.as_ref() != Some(&row) {
+            let (name, head) = (name.clone(), self.log.head());
+            let entered = self.commit.write(move |write| roster::enter(write, &name, row, head)).await;
+            entered.map_err(closed)?;
+        }
+        self.run(name, ready, fallback).await
+    }
+
+    /// Wires a plugin that is in the roster, and starts its thread.
+    async fn run(
+        self: &Arc<Self>,
+        name: PluginName,
+        ready: Ready,
+        fallback: Option<Ready>,
+    ) -> Result<(), HostError> {
+        let (loader, whose) = (self.loader.clone(), name.clone());
+        let wired = tokio::task::spawn_blocking(move || -> Result<Wired, HostError> {
+            let stored = roster::read(&loader.store, &whose)?;
+            let stored = stored.ok_or_else(|| StoreError::corrupt("plugins", "an entered one is gone"))?;
+            loader.wire(&whose, stored, ready, fallback)
+        });
+        let Wired { actor, mut loaded } = wired.await.expect("wiring does not panic")?;
+        let mut running = self.running.lock().expect(UNHURT);
+        // The host may have ended meanwhile.
+        let Some(running) = running.as_mut() else { return Ok(()) };
+        let stop = running.plugin_stop();
+        loaded.stop = stop.clone();
+        self.plugins.put(name.clone(), Arc::new(loaded));
+        running.spawn_plugin(&name, actor, stop, self.fail.clone())
+    }
+
+    /// Installs a component: in place of what runs under its name, or as a new plugin, which has the grants of
+    /// the config, those that are given here, or none. Returns once that is durable.
+    pub async fn install(self: &Arc<Self>, proposal: Proposal, grant: Grant) -> Result<Change, ReplaceError> {
+        self.loaded(proposal.plugin.as_str()).await;
+        // Of two that install one plugin the second one replaces what the first has installed.
+        let _one_at_a_time = self.installing.lock().await;
+        if self.plugins.get(&proposal.plugin).is_some() {
+            drop(_one_at_a_time);
+            return self.replace(proposal).await;
+        }
+        let Proposal { plugin, component, source, by, follows, fetching, is_named } = proposal;
+        let change = Change::new(plugin, State::Judging, by, source).after(fetching);
+        let mut under_way = self.changes().begin(change);
+        match self.try_install(&mut under_way, component, grant, (follows, is_named)).await {
+            Ok(()) => Ok(under_way.change.clone()),
+            Err(error) => Err(self.refuse(&under_way, error).await?),
+        }
+    }
+
+    async fn try_install(
+        self: &Arc<Self>,
+        under_way: &mut UnderWay,
+        component: Vec<u8>,
+        grant: Grant,
+        (follows, is_named): (Option<String>, bool),
+    ) -> Result<(), ReplaceError> {
+        let (name, source) = (under_way.change.plugin.clone(), under_way.change.source.clone());
+        let known = roster::known_row(&self.store.snapshot()?, &name)?;
+        let mut setup = known.as_ref().and_then(|known| known.setup.clone());
+        if grant == Grant::AllThatIsAsked {
+            let asked = Candidate::fresh(&self.config, name.clone(), source.clone(), component.clone(), None);
+            let (config, id) = (self.config.clone(), self.id.clone());
+            let asked = tokio::task::spawn_blocking(move || {
+                let inspection = asked.inspect()?;
+                Ok(asked.ask(&config, &inspection.manifest, &id)?.0)
+            });
+            let grants = asked.await.map_err(broke_down)?.map_err(ReplaceError::Refused)?;
+            setup = Some(Setup { grants });
+        }
+        let mut candidate =
+            Candidate::fresh(&self.config, name.clone(), source.clone(), component, setup.as_ref());
+        candidate.installed = !is_named;
+        let (ready, component) = self.judge(under_way, candidate, None).await?;
+        under_way.reach(State::Rehearsing);
+        let grants = Arc::new(ready.allowance.grants.clone());
+        let stored = match roster::read(&self.store, &name)? {
+            Some(stored) => stored,
+            None => nothing_yet(&name, &ready),
+        };
+        self.rehearse(&name, grants.clone(), &ready, stored).await?;
+        let (store, digest) = (self.store.clone(), ready.prepared.inspection.digest);
+        let kept = tokio::task::spawn_blocking(move || components::keep(&store, digest, &component)).await;
+        kept.expect("keeping does not panic").map_err(ReplaceError::Keep)?;
+        self.loader
+            .make_keys(&grants)
+            .await
+            .map_err(|error| ReplaceError::Refused(crate::cause::chain(&error)))?;
+        under_way.reach(State::TakingOver);
+        let installed = (!is_named).then_some(source);
+        let code = roster::Code { installed, ..ready.code.clone() };
+        let row = Row { standing: Standing::Runs, setup, follows, ..roster::entered(known, code) };
+        under_way.change.reach(State::Installed);
+        let (change, head, whose) = (under_way.change.clone(), self.log.head(), name.clone());
+        self.commit
+            .record(change, self.log.now(), move |write| roster::enter(write, &whose, row, head))
+            .await?;
+        self.awaited.write().expect(UNHURT).insert(name.clone());
+        self.not_loaded.lock().expect(UNHURT).remove(&name);
+        self.run(name, ready, None).await.map_err(|error| ReplaceError::Refused(crate::cause::chain(&error)))
+    }
+
+    /// Goes back to what the config names: for a bundled plugin, to the one that comes with the host.
+    pub async fn restore(self: &Arc<Self>, name: &PluginName, by: &str) -> Result<Change, ReplaceError> {
+        let setup = self.config.plugins.get(name).cloned().unwrap_or_default();
+        let named = Candidate::new(name.clone(), setup);
+        let source = named.source.clone();
+        let component = named.into_component().map_err(ReplaceError::Refused)?;
+        let (plugin, by) = (name.clone(), by.to_owned());
+        let proposal =
+            Proposal { plugin, component, source, by, follows: None, fetching: None, is_named: true };
+        self.install(proposal, Grant::AsBefore).await
+    }
+
+    /// Has a plugin handle nothing from the next entry on, or go on; also after a restart of the host. What
+    /// comes meanwhile waits.
+    pub async fn pause(&self, name: &PluginName, paused: bool, by: &str) -> Result<Change, ReplaceError> {
+        let loaded = self.plugins.get(name).ok_or_else(|| ReplaceError::NoPlugin(name.clone()))?;
+        let _turn = loaded.turns.lock().await;
+        self.is_still(name, &loaded)?;
+        let (state, standing) = match paused {
+            true => (State::Paused, Standing::Paused),
+            false => (State::Resumed, Standing::Runs),
+        };
+        let code = loaded.handle.code();
+        let mut change = Change::new(name.clone(), state, by.to_owned(), code.source.clone());
+        change.after = Some(loaded.version());
+        let told = change.clone();
+        let whose = name.clone();
+        self.commit
+            .record(change, self.log.now(), move |write| {
+                let row = roster::row_within(write, &whose)?;
+                roster::put_within(write, &whose, &Row { standing, ..row })
+            })
+            .await?;
+        loaded.handle.pause(paused);
+        Ok(told)
+    }
+
+    /// Unloads a plugin once it has handled what has come by then; what it has is kept, or purged.
+    pub async fn remove(&self, name: &PluginName, purge: bool, by: &str) -> Result<Change, ReplaceError> {
+        let _one_at_a_time = self.installing.lock().await;
+        let known = roster::known_row(&self.store.snapshot()?, name)?;
+        let known = known.ok_or_else(|| ReplaceError::NoPlugin(name.clone()))?;
+        let state = if purge { State::Purged } else { State::Removed };
+        let source = known.code.installed.clone().unwrap_or_else(|| "the config".to_owned());
+        let mut change = Change::new(name.clone(), state, by.to_owned(), source);
+        change.before = Some(known.as_version());
+        if let Some(loaded) = self.plugins.get(name) {
+            let _turn = loaded.turns.lock().await;
+            self.drain(&loaded).await;
+            loaded.stop.cancel();
+            loaded.handle.wake();
+            let thread = self.running.lock().expect(UNHURT).as_mut().and_then(|it| it.take_plugin(name));
+            if let Some(thread) = thread {
+                let joined = tokio::task::spawn_blocking(move || thread.join()).await;
+                if !matches!(joined, Ok(Ok(()))) {
+                    tracing::error!(plugin = %name, "its thread panicked");
+                }
+            }
+            // What it has handled last comes first.
+            for _ in 0..2 {
+                self.commit.write(|_| Ok(())).await?;
+            }
+            self.plugins.take(name);
+        } else if known.standing == Standing::Removed && !purge {
+            return Err(ReplaceError::NoPlugin(name.clone()));
+        }
+        self.not_loaded.lock().expect(UNHURT).remove(name);
+        self.awaited.write().expect(UNHURT).remove(name);
+        let (told, whose) = (change.clone(), name.clone());
+        self.commit
+            .record(change, self.log.now(), move |write| {
+                let row = roster::row_within(write, &whose)?;
+                let row = Row { standing: Standing::Removed, ..row };
+                if !purge {
+                    mark::end_probation(write, row.id)?;
+                    return roster::put_within(write, &whose, &row);
+                }
+                for (place, mark) in mark::marks_within(write, row.id)? {
+                    give_up(write, place, &mark)?;
+                }
+                retries::drop_of(write, &whose, Generation(0))?;
+                dead::retract(write, &whose, 0, Generation(0))?;
+                roster::purge(write, &whose, row)
+            })
+            .await?;
+        self.interest.forget(&Party::Plugin(name.clone()));
+        self.interest.forget(&Party::Fallback(name.clone()));
+        Ok(told)
+    }
+
+    /// It may have gone while its turn was waited for.
+    pub(super) fn is_still(
+        &self,
+        name: &PluginName,
+        loaded: &Arc<super::Loaded>,
+    ) -> Result<(), ReplaceError> {
+        let now = self.plugins.get(name);
+        let is_same = now.is_some_and(|now| Arc::ptr_eq(&now, loaded));
+        if is_same { Ok(()) } else { Err(ReplaceError::NoPlugin(name.clone())) }
+    }
+
+    /// Waits until a plugin has handled what is in the log, or cannot.
+    async fn drain(&self, loaded: &super::Loaded) {
+        let (head, deadline) = (self.log.head().0, Instant::now() + DRAIN);
+        loop {
+            let status = loaded.handle.status();
+            let waits = status.cursor < head && status.reason.is_none() && !loaded.handle.is_paused();
+            if !waits || Instant::now() >= deadline || self.commit.is_closed() {
+                return;
+            }
+            loaded.handle.wake();
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+/// What a plugin has that was never here.
+fn nothing_yet(name: &PluginName, ready: &Ready) -> Stored {
+    let row = roster::entered(None, ready.code.clone());
+    let cursor = crate::entry::Offset(0);
+    let batch = crate::plugin::Batch::new(name.clone(), PluginId(0), row.generation, 1, cursor);
+    let effects = Effects::new(batch, Timers::default(), 0);
+    Stored { row, cursor, missed: None, world: World::default(), effects }
+}
+
+fn closed(error: CommitError) -> HostError {
+    match error {
+        CommitError::Store(error) => error.into(),
+        other => HostError::Closed(other.to_string()),
+    }
+}

@@ -1,0 +1,100 @@
+//! Owns which interfaces a component finds here, and what is said of one that it does not.
+
+/// The version of the contract.
+const CONTRACT: &str = "0.1.0";
+
+/// The version of WASI that wasmtime offers.
+const WASI: &str = "0.2.12";
+
+/// The interfaces that the host offers, but for their versions.
+const OFFERED: [&str; 34] = [
+    "dim:coordination/event",
+    "dim:coordination/ipns",
+    "dim:coordination/log",
+    "dim:coordination/pubsub",
+    "dim:coordination/state",
+    "dim:coordination/time",
+    "dim:coordination/timers",
+    "wasi:cli/environment",
+    "wasi:cli/exit",
+    "wasi:cli/stderr",
+    "wasi:cli/stdin",
+    "wasi:cli/stdout",
+    "wasi:cli/terminal-input",
+    "wasi:cli/terminal-output",
+    "wasi:cli/terminal-stderr",
+    "wasi:cli/terminal-stdin",
+    "wasi:cli/terminal-stdout",
+    "wasi:clocks/monotonic-clock",
+    "wasi:clocks/wall-clock",
+    "wasi:filesystem/preopens",
+    "wasi:filesystem/types",
+    "wasi:io/error",
+    "wasi:io/poll",
+    "wasi:io/streams",
+    "wasi:random/insecure",
+    "wasi:random/insecure-seed",
+    "wasi:random/random",
+    "wasi:sockets/instance-network",
+    "wasi:sockets/ip-name-lookup",
+    "wasi:sockets/network",
+    "wasi:sockets/tcp",
+    "wasi:sockets/tcp-create-socket",
+    "wasi:sockets/udp",
+    "wasi:sockets/udp-create-socket",
+];
+
+fn offered() -> impl Iterator<Item = (&'static str, &'static str)> {
+    OFFERED
+        .into_iter()
+        .map(|interface| (interface, if interface.starts_with("dim:") { CONTRACT } else { WASI }))
+}
+
+/// What is said of the first import that the host lacks: its name, its version, and the nearest that there is.
+pub fn lacking<'a>(imports: impl IntoIterator<Item = &'a String>) -> Option<String> {
+    imports.into_iter().find_map(|import| {
+        let (interface, version) = import.split_once('@').unwrap_or((import, ""));
+        match offered().find(|(offered, _)| *offered == interface) {
+            Some((_, offered)) if is_compatible(version, offered) => None,
+            Some((_, offered)) => Some(format!(
+                "it imports {interface} in version {version}, of which this host has {offered}: build it with that version, or use another dim"
+            )),
+            None => {
+                let distance = |offered: &str| strsim::levenshtein(offered, interface);
+                let (nearest, offered) = offered().min_by_key(|(offered, _)| distance(offered))?;
+                Some(format!(
+                    "it imports {import}, which this host has not; the nearest that it has is {nearest}@{offered}"
+                ))
+            }
+        }
+    })
+}
+
+/// Whether a version of an interface can be used as another, by the rules of semantic versions.
+fn is_compatible(version: &str, offered: &str) -> bool {
+    let significant = |version: &str| {
+        let mut numbers = version.split(['.', '-', '+']);
+        match (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default()) {
+            ("0", minor) => format!("0.{minor}"),
+            (major, _) => major.to_owned(),
+        }
+    };
+    significant(version) == significant(offered)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_host_lacks_is_told_with_the_nearest_that_it_has() {
+        let told = |import: &str| lacking(&[import.to_owned()]);
+        assert_eq!(told("dim:coordination/state@0.1.0"), None);
+        assert_eq!(told("wasi:cli/stdout@0.2.3"), None);
+        let why = told("dim:coordination/states@0.1.0").unwrap();
+        assert!(why.ends_with("the nearest that it has is dim:coordination/state@0.1.0"), "{why}");
+        let why = told("dim:coordination/state@0.9.0").unwrap();
+        assert!(why.contains("in version 0.9.0, of which this host has 0.1.0"), "{why}");
+        assert!(told("wasi:http/outgoing-handler@0.2.0").is_some());
+    }
+}

@@ -1,0 +1,26 @@
+//! Owns what a plugin runs: a component with its config and its limits.
+
+use super::roster::Code;
+use super::{Limits, Prepared};
+
+/// A component that can run as a plugin.
+#[derive(Clone, Debug)]
+pub struct Runnable {
+    /// The component.
+    pub prepared: Prepared,
+    /// Its config, a JSON object.
+    pub config: String,
+    /// What it may take.
+    pub limits: Limits,
+    /// What the store says of it.
+    pub code: Code,
+    /// Where it came from.
+    pub source: String,
+}
+
+impl Runnable {
+    /// Its version.
+    pub fn version(&self) -> &str {
+        &self.prepared.inspection.manifest.version
+    }
+}

@@ -1,0 +1,64 @@
+//! Owns the rows of changes of plugins' code, in the order in which they began.
+
+use redb::{ReadableTable, ReadableTableMetadata as _, WriteTransaction};
+
+use super::{HISTORY, Snapshot, StoreError, next_numbers};
+use crate::change::Change;
+use crate::ident::PluginName;
+
+/// Changes that are kept; beyond it the oldest go.
+const KEPT: u64 = 10_000;
+
+/// Puts a new change on record; returns its number.
+pub fn add(write: &WriteTransaction, change: &Change) -> Result<u64, StoreError> {
+    let number = next_numbers(write, "changes", 1)?;
+    put(write, number, change)?;
+    let mut table = write.open_table(HISTORY)?;
+    while table.len()? > KEPT {
+        table.pop_first()?;
+    }
+    Ok(number)
+}
+
+/// Changes what is on record, if it still is; returns what it says now.
+pub fn amend(
+    write: &WriteTransaction,
+    number: u64,
+    amend: impl FnOnce(&mut Change),
+) -> Result<Option<Change>, StoreError> {
+    let found = write.open_table(HISTORY)?.get(number)?.map(|change| decode(change.value())).transpose()?;
+    let Some(mut change) = found else { return Ok(None) };
+    amend(&mut change);
+    put(write, number, &change)?;
+    Ok(Some(change))
+}
+
+fn put(write: &WriteTransaction, number: u64, change: &Change) -> Result<(), StoreError> {
+    let bytes = serde_json::to_vec(change).expect("a change is plain data");
+    write.open_table(HISTORY)?.insert(number, bytes.as_slice())?;
+    Ok(())
+}
+
+/// The change of a number, if it is still on record.
+pub fn get(snapshot: &Snapshot, number: u64) -> Result<Option<Change>, StoreError> {
+    snapshot.table(HISTORY)?.get(number)?.map(|change| decode(change.value())).transpose()
+}
+
+/// The changes of a plugin, newest first, at most `limit`.
+pub fn of(snapshot: &Snapshot, plugin: &PluginName, limit: usize) -> Result<Vec<Change>, StoreError> {
+    let mut changes = Vec::new();
+    for row in snapshot.table(HISTORY)?.iter()?.rev() {
+        let change = decode(row?.1.value())?;
+        if change.plugin == *plugin {
+            changes.push(change);
+        }
+        if changes.len() == limit {
+            break;
+        }
+    }
+    Ok(changes)
+}
+
+fn decode(bytes: &[u8]) -> Result<Change, StoreError> {
+    serde_json::from_slice(bytes).map_err(|error| StoreError::corrupt("changes", error))
+}

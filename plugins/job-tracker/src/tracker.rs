@@ -1,0 +1,190 @@
+//! What the tracker does with events, orders and questions.
+
+use std::time::Duration;
+
+use dim_guest::document::Document;
+use dim_guest::time::Time;
+use dim_guest::{Event, Failure, Message, Origin, Plugin, Refusal, json, pubsub, timers};
+use serde::Deserialize;
+
+use crate::document;
+use crate::job::{self, Death, Job, JobEvent, ResultReady, Verdict};
+use crate::store::{self, LastVerdict, Left};
+
+/// How often finished jobs are pruned.
+const PRUNE_EVERY: Duration = Duration::from_secs(60);
+const PRUNE: &str = "prune";
+
+/// The tracker's config; the manifest describes it.
+#[derive(Debug, Deserialize)]
+pub struct Config {
+    updates_topic: String,
+    results_topic: String,
+    status_topic: String,
+    ipns_key_name: String,
+    trusted_observers: Vec<String>,
+    publish_every_ms: u64,
+    keep_finished: usize,
+    keep_finished_days: u64,
+}
+
+/// The tracker.
+pub struct JobTracker {
+    config: Config,
+    document: Document,
+}
+
+impl Plugin for JobTracker {
+    type Config = Config;
+
+    fn start(config: Config, _: Option<u32>) -> Result<Self, String> {
+        let every = Duration::from_millis(config.publish_every_ms);
+        let document = Document::new(format!("{}-jobs", config.ipns_key_name), "document", every);
+        Ok(Self { config, document })
+    }
+
+    fn handle(&mut self, event: Event) -> Result<(), Failure> {
+        match event {
+            Event::Message(message) if message.topic == self.config.updates_topic => {
+                self.take_in(&JobEvent::parse(&message.data)?)?;
+                Ok(())
+            }
+            Event::Message(message) if message.topic == self.config.results_topic => {
+                self.result(ResultReady::parse(&message.data)?)
+            }
+            Event::Message(message) if message.topic == self.config.status_topic => self.verdict(&message),
+            Event::Timer(timer) if self.document.is_due(&timer) => self.document.publish(&document::build()?),
+            Event::Timer(timer) if timer.key == PRUNE => self.prune(),
+            Event::Message(_) | Event::Timer(_) | Event::NameChanged(_) | Event::Gap(_) => Ok(()),
+        }
+    }
+
+    fn command(&mut self, method: &str, body: &str) -> Result<String, Refusal> {
+        match method {
+            "update" => self.update(json::read(body)?),
+            "remove" => {
+                let Named { job_id } = json::read(body)?;
+                job::check_job_id(&job_id).map_err(Refusal::Invalid)?;
+                self.remove(&job_id)
+            }
+            _ => Err(Refusal::UnknownMethod),
+        }
+    }
+
+    fn query(&self, method: &str, body: &str) -> Result<String, Refusal> {
+        match method {
+            "get" => {
+                let Named { job_id } = json::read(body)?;
+                job::check_job_id(&job_id).map_err(Refusal::Invalid)?;
+                json::write(&store::get(&job_id)?.ok_or(Refusal::NotFound(job_id))?)
+            }
+            "list" => json::write(&store::list(&json::read(body)?)?),
+            _ => Err(Refusal::UnknownMethod),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Named {
+    job_id: String,
+}
+
+impl JobTracker {
+    /// Applies an event; returns the job if it has changed.
+    fn take_in(&self, event: &JobEvent) -> Result<Option<Job>, Failure> {
+        let known = store::get(&event.job_id)?;
+        let Some(mut job) = Job::after(known.as_ref(), event, Time::now()) else { return Ok(None) };
+        // It may have been declared dead before the job was heard of.
+        if let Some(node) = &job.node_id {
+            let dead = store::verdict_on(node)?.and_then(|verdict| verdict.dead);
+            job = job.on_node(dead.as_ref()).unwrap_or(job);
+        }
+        self.keep(known.as_ref(), &job)?;
+        Ok(Some(job))
+    }
+
+    fn result(&self, ready: ResultReady) -> Result<(), Failure> {
+        let (known, now) = (store::get(&ready.job_id)?, Time::now());
+        let at = ready.time(now);
+        if store::result_time(&ready.job_id)?.is_some_and(|known| known > at) {
+            return Ok(());
+        }
+        store::set_result_time(&ready.job_id, at)?;
+        let Some(job) = Job::with_result(known.as_ref(), ready, now) else { return Ok(()) };
+        self.keep(known.as_ref(), &job)
+    }
+
+    /// Marks the running jobs of a dead node. Only this host's own watchdog is believed, and those
+    /// that the operator trusts.
+    fn verdict(&self, message: &Message) -> Result<(), Failure> {
+        let verdict = Verdict::parse(&message.data)?;
+        let believed = match &message.origin {
+            Origin::Plugin(_) | Origin::Host => true,
+            Origin::Peer(peer) => self.config.trusted_observers.contains(peer),
+        };
+        let now = Time::now();
+        let dead = match verdict.death(now) {
+            Death::Dead(dead) if believed => Some(dead),
+            Death::Alive if believed => None,
+            _ => return Ok(()),
+        };
+        let at = verdict.time(now);
+        if store::verdict_on(&verdict.node_id)?.is_some_and(|known| known.at > at) {
+            return Ok(());
+        }
+        let last = LastVerdict { at, dead: dead.clone() };
+        store::set_verdict(&verdict.node_id, &last)?;
+        for job in store::running_on(&verdict.node_id)? {
+            if let Some(marked) = job.on_node(dead.as_ref()) {
+                self.keep(Some(&job), &marked)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn keep(&self, before: Option<&Job>, job: &Job) -> Result<(), Failure> {
+        store::put(before, job)?;
+        if job.status.is_final() && timers::get(PRUNE)?.is_none() {
+            timers::set(PRUNE, Time::now().after(PRUNE_EVERY).timestamp())?;
+        }
+        self.document.touch()
+    }
+
+    fn prune(&self) -> Result<(), Failure> {
+        let age = Duration::from_secs(self.config.keep_finished_days.saturating_mul(86_400));
+        let pause = match store::prune(Time::now(), self.config.keep_finished, age)? {
+            Left::Nothing => None,
+            Left::Kept => Some(PRUNE_EVERY),
+            Left::More => Some(Duration::ZERO),
+        };
+        if let Some(pause) = pause {
+            timers::set(PRUNE, Time::now().after(pause).timestamp())?;
+        }
+        self.document.touch()
+    }
+
+    /// Changes a job and publishes the event, both or neither. What comes late says when it happened.
+    fn update(&self, mut event: JobEvent) -> Result<String, Refusal> {
+        event.check().map_err(Refusal::Invalid)?;
+        event.timestamp.get_or_insert(Time::now());
+        let job = self.take_in(&event).map_err(|failure| Refusal::Other(format!("{failure:?}")))?;
+        let Some(job) = job else {
+            let known = store::get(&event.job_id)?;
+            let status = known.map_or("unknown", |job| job.status.name());
+            return Err(Refusal::Conflict(format!(
+                "job {} is {status}, which {} does not change",
+                event.job_id, event.event_type
+            )));
+        };
+        let message = json::write(&event)?;
+        pubsub::publish(&self.config.updates_topic, message.as_bytes())?;
+        json::write(&job)
+    }
+
+    fn remove(&self, id: &str) -> Result<String, Refusal> {
+        let job = store::get(id)?.ok_or_else(|| Refusal::NotFound(id.to_owned()))?;
+        store::remove(&job)?;
+        self.document.touch().map_err(|failure| Refusal::Other(format!("{failure:?}")))?;
+        json::write(&job)
+    }
+}

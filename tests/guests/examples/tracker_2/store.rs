@@ -1,0 +1,149 @@
+//! Where jobs lie in version 2: all together, the open ones in an index, finished ones also by age, running
+//! ones by node.
+
+use std::time::Duration;
+
+use dim_guest::Failure;
+use dim_guest::list::Page;
+use dim_guest::state::{self, Error, Records};
+use dim_guest::time::Time;
+use serde::Deserialize;
+
+use crate::job::{Job, Status};
+
+#[path = "../../../../plugins/job-tracker/src/store.rs"]
+#[expect(dead_code, reason = "what has another layout now is below")]
+mod version_1;
+
+pub use version_1::{LastVerdict, Left, finished_ids, result_time, set_result_time, set_verdict, verdict_on};
+
+const JOBS: Records<Job> = Records::new("job/");
+const OPEN: Records<()> = Records::new("open/");
+const BY_AGE: Records<String> = Records::new("age/");
+const BY_NODE: Records<String> = Records::new("node/");
+
+/// What version 1 had.
+const ACTIVE: Records<Job> = Records::new("active/");
+const FINISHED: Records<Job> = Records::new("finished/");
+
+/// Brings the jobs of version 1 together. The other indices stay as they are.
+pub fn migrate() -> Result<(), Error> {
+    for (records, is_open) in [(&ACTIVE, true), (&FINISHED, false)] {
+        // All ids first: what is walked through must not change meanwhile.
+        let ids: Vec<String> =
+            records.iter_raw(None).map(|row| row.map(|(id, _)| id)).collect::<Result<_, _>>()?;
+        for id in ids {
+            let Some(job) = records.get(&id)? else { continue };
+            JOBS.set(&id, &job)?;
+            if is_open {
+                OPEN.set(&id, &())?;
+            }
+            records.delete(&id)?;
+        }
+    }
+    Ok(())
+}
+
+pub fn get(id: &str) -> Result<Option<Job>, Error> {
+    JOBS.get(id)
+}
+
+/// Keeps `job` in place of `before`.
+pub fn put(before: Option<&Job>, job: &Job) -> Result<(), Error> {
+    if let Some(before) = before {
+        take_away(before)?;
+    }
+    JOBS.set(&job.job_id, job)?;
+    let (age, node) = indices(job);
+    match age {
+        Some(age) => BY_AGE.set(&age, &job.job_id)?,
+        None => OPEN.set(&job.job_id, &())?,
+    }
+    node.map_or(Ok(()), |node| BY_NODE.set(&node, &job.job_id))
+}
+
+/// Removes a job and all that is kept beside it.
+pub fn remove(job: &Job) -> Result<(), Error> {
+    // With it goes when its result was ready.
+    version_1::remove(job)?;
+    take_away(job)
+}
+
+fn take_away(job: &Job) -> Result<(), Error> {
+    JOBS.delete(&job.job_id)?;
+    OPEN.delete(&job.job_id)?;
+    let (age, node) = indices(job);
+    age.map_or(Ok(()), |age| BY_AGE.delete(&age))?;
+    node.map_or(Ok(()), |node| BY_NODE.delete(&node))
+}
+
+fn indices(job: &Job) -> (Option<String>, Option<String>) {
+    let age =
+        job.status.is_final().then(|| format!("{:016x}/{}", i64::MAX - job.updated_at.millis(), job.job_id));
+    let running = job.status == Status::Running;
+    let node = job.node_id.as_ref().filter(|_| running).map(|node| format!("{node}\n{}", job.job_id));
+    (age, node)
+}
+
+pub fn running_on(node: &str) -> Result<Vec<Job>, Error> {
+    let prefix = format!("{node}\n");
+    let rows = BY_NODE.iter(Some(&prefix));
+    let ids = rows.take_while(|row| row.as_ref().is_ok_and(|(key, _)| key.starts_with(&prefix)));
+    ids.filter_map(|row| row.and_then(|(_, id)| JOBS.get(&id)).transpose()).collect()
+}
+
+/// The open jobs as they stand in the state, by id.
+pub fn active_raw() -> impl Iterator<Item = Result<(String, Vec<u8>), Error>> {
+    OPEN.iter_raw(None).filter_map(|row| {
+        let found = row.and_then(|(id, _)| Ok(JOBS.get_raw(&id)?.map(|job| (id, job))));
+        found.transpose()
+    })
+}
+
+/// A finished job as it stands in the state.
+pub fn finished_raw(id: &str) -> Result<Option<Vec<u8>>, Error> {
+    JOBS.get_raw(id)
+}
+
+/// Removes finished jobs beyond `keep`, and those older than `age`.
+pub fn prune(now: Time, keep: usize, age: Duration) -> Result<Left, Failure> {
+    let mut kept = 0;
+    for row in BY_AGE.iter(None) {
+        let (_, id) = row?;
+        let Some(job) = JOBS.get(&id)? else { continue };
+        if kept < keep && now.since(job.updated_at) <= age {
+            kept += 1;
+        } else {
+            remove(&job)?;
+        }
+    }
+    Ok(if kept > 0 { Left::Kept } else { Left::Nothing })
+}
+
+/// Which jobs are asked for.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub struct Filter {
+    status: Option<Status>,
+    node_id: Option<String>,
+    after: Option<String>,
+    limit: Option<usize>,
+}
+
+/// A page of the jobs that match, by id.
+pub fn list(filter: &Filter) -> Result<Vec<Job>, Error> {
+    let mut page = Page::new(filter.limit);
+    for row in JOBS.iter_raw(filter.after.as_deref()) {
+        let (_, record) = row?;
+        let job: Job = state::decode(&record)?;
+        let matches = filter.status.is_none_or(|status| job.status == status)
+            && filter.node_id.as_ref().is_none_or(|node| job.node_id.as_ref() == Some(node));
+        if matches {
+            page.push(job, record.len());
+        }
+        if !page.has_room() {
+            break;
+        }
+    }
+    Ok(page.into_rows())
+}

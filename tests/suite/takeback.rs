@@ -1,0 +1,516 @@
+//! New code is watched, and taken back when it fails: what was before goes on as if the new code had never
+//! come.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dim::change::{Change, State};
+use dim::entry::{Kind, Offset};
+use dim::host::{Proposal, ReplaceError};
+use dim::replay::Replay;
+use dim::store::{STATE, Store, TIMERS, history};
+use dim_tests::component::{probe, probe_that};
+use dim_tests::{Setup, TestHost, eventually, script};
+use serde_json::{Value, json};
+
+/// A host whose probations do not end by themselves.
+fn setup() -> Setup {
+    Setup::probe().yaml("replacement:\n  probation: { seconds: 600, max_seconds: 600 }\n")
+}
+
+/// A host whose probations end after a few events.
+fn quick(events: u64) -> Setup {
+    let yaml = format!("replacement:\n  probation: {{ seconds: 0, events: {events}, max_seconds: 1 }}\n");
+    Setup::probe().yaml(&yaml)
+}
+
+async fn replace(host: &TestHost, component: Vec<u8>) -> Result<Change, ReplaceError> {
+    let (source, by) = ("a file".to_owned(), "the test".to_owned());
+    host.host
+        .replace(Proposal {
+            plugin: "probe".parse().unwrap(),
+            component,
+            source,
+            by,
+            follows: None,
+            fetching: None,
+            is_named: false,
+        })
+        .await
+}
+
+fn version(host: &TestHost) -> String {
+    host.plugin("probe").version().version
+}
+
+/// What has become of the newest change.
+fn last(host: &TestHost) -> Change {
+    let snapshot = host.host.store.snapshot().unwrap();
+    history::of(&snapshot, &"probe".parse().unwrap(), 1).unwrap().remove(0)
+}
+
+async fn reaches(host: &TestHost, state: State) -> Change {
+    eventually(&format!("the change is {state:?}"), async || last(host).state == state).await;
+    last(host)
+}
+
+fn count(number: u64) -> String {
+    let steps = json!([
+        { "do": "add", "key": "count" },
+        { "do": "set", "key": format!("k{}", number % 7), "value": number.to_string() },
+        { "do": "timer", "key": format!("t{}", number % 3), "in": 1_000_000_u64 },
+        { "do": "publish", "topic": "probe.out", "data": number.to_string() },
+        { "do": "update-state", "key": "probe-key", "data": number.to_string() },
+    ]);
+    script(steps).to_string()
+}
+
+/// The rows of the state and of the timers.
+fn dump(store: &Store) -> Vec<(Vec<u8>, Vec<u8>)> {
+    use redb::ReadableTable as _;
+    let snapshot = store.snapshot().unwrap();
+    let (state, timers) = (snapshot.table(STATE).unwrap(), snapshot.table(TIMERS).unwrap());
+    let state = state.iter().unwrap().map(|row| row.unwrap());
+    let timers = timers.iter().unwrap().map(|row| row.unwrap());
+    state
+        .map(|(key, value)| (key.value().to_vec(), value.value().to_vec()))
+        .chain(timers.map(|(key, at)| (key.value().to_vec(), at.value().to_be_bytes().to_vec())))
+        .collect()
+}
+
+/// The state of the old version when it handles the log that a host left, alone.
+fn as_if_alone(setup: &Setup, dir: &std::path::Path) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let done = Replay::open(&setup.config(), dir).unwrap().run().unwrap();
+    let (_, batch) = done.into_iter().find(|(name, _)| name.as_str() == "probe").unwrap();
+    let state = batch.state.into_iter().filter_map(|(key, value)| Some((key, value?)));
+    let timers = batch.timers.into_iter();
+    let timers = timers.filter_map(|(key, at)| Some((key.into_bytes(), at?.0.to_be_bytes().to_vec())));
+    state
+        .chain(timers)
+        .map(|(key, value)| (dim::store::StateKey::new(batch.id, &key).as_bytes().to_vec(), value))
+        .collect()
+}
+
+/// Replaces the probe by code that fails, under messages, commands and timers; the end must be that of a run
+/// of the same log in which the code never came.
+async fn fails_as_if_it_never_came(bad: Vec<u8>, why: &str) {
+    let setup = setup();
+    let host = setup.start().await;
+    let orders = async {
+        for number in 0..150 {
+            // All are answered, and by the old code in the end.
+            let steps =
+                json!([{ "do": "add", "key": "orders" }, { "do": "note", "key": "seen", "what": number }]);
+            host.run(steps).await;
+        }
+    };
+    let messages = async {
+        for number in 0..300 {
+            host.from_peer("probe.in", count(number)).await;
+            if number == 100 {
+                replace(&host, bad.clone()).await.unwrap();
+            }
+        }
+    };
+    tokio::join!(orders, messages);
+    let received = &host.host.received.received;
+    let all = async || received.load(std::sync::atomic::Ordering::Relaxed) == 300;
+    eventually("all messages are in the log", all).await;
+    let change = reaches(&host, State::TakenBack).await;
+    let reason = change.reason.unwrap();
+    assert!(reason.contains(why), "{reason}");
+    eventually("the old code runs", async || version(&host) == "0.1.0").await;
+    host.settled().await;
+    assert_eq!(host.state_of("probe", "count").await, 300);
+    assert_eq!(host.state_of("probe", "orders").await, 150);
+    assert_eq!(host.dead_letters(), [""; 0]);
+    let store = host.host.store.clone();
+    let dir = host.stop().await;
+    let left = dump(&store);
+    drop(store);
+    assert_eq!(left, as_if_alone(&setup, dir.path()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn code_that_traps_on_its_third_event_is_taken_back() {
+    fails_as_if_it_never_came(probe_that("1.0.0", 3, &json!({ "do": "trap" })), "told to trap").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn code_that_loops_is_taken_back() {
+    fails_as_if_it_never_came(probe_that("1.0.0", 3, &json!({ "do": "loop" })), "CPU time").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn code_that_eats_memory_is_taken_back() {
+    let greedy = probe_that("1.0.0", 3, &json!({ "do": "grow", "mib": 100_000 }));
+    fails_as_if_it_never_came(greedy, "limit on memory").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn code_that_rejects_everything_is_taken_back() {
+    let rejects = probe_that("1.0.0", 0, &json!({ "do": "reject" }));
+    fails_as_if_it_never_came(rejects, "it rejected ").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_that_failed_code_did_is_undone_and_only_what_it_sent_stays_sent() {
+    let host = setup().start().await;
+    let name = host.run(json!([{ "do": "key-id", "key": "probe-key" }])).await[0]["ok"].clone();
+    host.run(json!([
+        { "do": "set", "key": "kept", "value": "old" },
+        { "do": "set", "key": "gone", "value": "old" },
+        { "do": "timer", "key": "later", "in": 600_000_000_000_u64 },
+        { "do": "timer", "key": "never", "in": 600_000_000_000_u64 },
+        { "do": "subscribe", "topic": "probe.more" },
+        { "do": "follow", "name": "probe-other" },
+        { "do": "update-state", "key": "probe-key", "data": "old" },
+    ]))
+    .await;
+    host.from_peer("probe.in", json!({ "then": "retry", "after": 600_000_000_000_u64 }).to_string()).await;
+    host.settled().await;
+    replace(&host, probe("2.0.0", &json!([{ "do": "set", "key": "started" }]))).await.unwrap();
+    host.run(json!([
+        { "do": "set", "key": "kept", "value": "new" },
+        { "do": "delete", "key": "gone" },
+        { "do": "set", "key": "made", "value": "new" },
+        { "do": "clear", "key": "never" },
+        { "do": "timer", "key": "later", "in": 1_u64 },
+        { "do": "timer", "key": "other", "in": 600_000_000_000_u64 },
+        { "do": "unsubscribe", "topic": "probe.more" },
+        { "do": "subscribe", "topic": "probe.less" },
+        { "do": "unfollow", "name": "probe-other" },
+        { "do": "update-state", "key": "probe-key", "data": "new" },
+        { "do": "update-state", "key": "probe-other", "data": "new" },
+    ]))
+    .await;
+    host.from_peer("probe.in", json!({ "then": "reject" }).to_string()).await;
+    host.from_peer("probe.in", json!({ "then": "retry", "after": 600_000_000_000_u64 }).to_string()).await;
+    eventually("an event is set aside", async || !host.dead_letters().is_empty()).await;
+    let document = async || {
+        let steps = script(json!([{ "do": "get-state", "name": name }]));
+        host.query("probe", "run", steps).await.unwrap()[0]["ok"].clone()
+    };
+    assert_eq!(document().await, "new");
+    let before = host.host.log.head();
+    host.host.roll_back(&"probe".parse().unwrap(), None, "the test").await.unwrap();
+    let change = last(&host);
+    assert_eq!(
+        (change.state, change.reason.as_deref()),
+        (State::RolledBack, Some("rolled back by the test"))
+    );
+    assert_eq!(version(&host), "0.1.0");
+    // The order is handled again, by the old code: what it says is done anew.
+    host.settled().await;
+    assert_eq!(host.state_of("probe", "started").await, Value::Null);
+    assert_eq!(host.state_of("probe", "kept").await, "new");
+    assert_eq!(document().await, "new");
+    // One letter, set aside again; and one retry, beside the one from before the replacement.
+    assert_eq!(host.dead_letters(), ["told to reject"]);
+    let log = host.host.store.read_log(Offset(0), usize::MAX).unwrap();
+    let code = |entry: &dim::entry::Entry| matches!(entry.kind, Kind::Code { voids: Some(_), .. });
+    assert!(log.iter().any(|entry| code(entry) && entry.offset >= before));
+    let waiting = host.host.store.snapshot().unwrap().table(dim::store::RETRIES).unwrap();
+    assert_eq!(redb::ReadableTableMetadata::len(&waiting).unwrap(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_failed_code_did_is_undone_where_the_old_code_does_not_do_it_again() {
+    let host = setup().start().await;
+    host.run(json!([
+        { "do": "set", "key": "kept", "value": "old" },
+        { "do": "set", "key": "gone", "value": "old" },
+        { "do": "timer", "key": "later", "at": 5_000_000_000_000_000_000_u64 },
+        { "do": "subscribe", "topic": "probe.more" },
+        { "do": "update-state", "key": "probe-key", "data": "old" },
+    ]))
+    .await;
+    host.settled().await;
+    let (state, usage) =
+        (dump(&host.host.store), dim::store::Usage::of(&host.host.store.snapshot().unwrap()).unwrap());
+    let steps = json!([
+        { "do": "set", "key": "kept", "value": "new" },
+        { "do": "delete", "key": "gone" },
+        { "do": "set", "key": "made", "value": "new" },
+        { "do": "timer", "key": "later", "at": 6_000_000_000_000_000_000_u64 },
+        { "do": "timer", "key": "made", "at": 6_000_000_000_000_000_000_u64 },
+        { "do": "unsubscribe", "topic": "probe.more" },
+        { "do": "subscribe", "topic": "probe.less" },
+        { "do": "follow", "name": "probe-other" },
+        { "do": "update-state", "key": "probe-key", "data": "new" },
+    ]);
+    replace(&host, probe("2.0.0", &steps)).await.unwrap();
+    let heard = host.plugin("probe").handle.status();
+    assert_eq!(heard.timers, 2);
+    let accepted = async |data: &'static str| {
+        let path = dim::effect::NameValue::document(data.into()).path();
+        eventually("the document is published", async || {
+            let snapshot = host.host.store.snapshot().unwrap();
+            let known = dim::store::names::known(&snapshot, &"probe-key".parse().unwrap()).unwrap().unwrap();
+            known.published.is_some_and(|accepted| accepted.path == path)
+        })
+        .await;
+    };
+    accepted("new").await;
+    // The publisher rests then.
+    dim_tests::downtime(Duration::from_millis(500)).await;
+    // It is heard while the new code, which does not want it, is on probation.
+    host.from_peer("probe.more", script(json!([{ "do": "add", "key": "heard" }])).to_string()).await;
+    host.host.roll_back(&"probe".parse().unwrap(), None, "the test").await.unwrap();
+    eventually("the old code handles what came meanwhile", async || {
+        host.state_of("probe", "heard").await == 1
+    })
+    .await;
+    host.run(json!([{ "do": "delete", "key": "heard" }])).await;
+    host.settled().await;
+    assert_eq!(dump(&host.host.store), state);
+    let topics = host.query("probe", "run", script(json!([{ "do": "topics" }]))).await.unwrap();
+    assert_eq!(topics[0], json!(["probe.in", "probe.more"]));
+    assert!(!host.host.interest.topics().contains(&"probe.less".parse().unwrap()));
+    let after = dim::store::Usage::of(&host.host.store.snapshot().unwrap()).unwrap();
+    assert_eq!((after.state, after.undo), (usage.state, 0));
+    let known = dim::store::names::known(&host.host.store.snapshot().unwrap(), &"probe-key".parse().unwrap());
+    let path = known.unwrap().unwrap().path;
+    let old = dim::effect::NameValue::document("old".into());
+    assert_eq!(path, old.path());
+    accepted("old").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn code_that_proves_itself_is_confirmed_and_can_be_rolled_back_still() {
+    let host = quick(10).start().await;
+    replace(&host, probe("1.0.0", &json!([]))).await.unwrap();
+    for number in 0..10 {
+        host.from_peer("probe.in", count(number)).await;
+    }
+    reaches(&host, State::Confirmed).await;
+    // It failed too late for its probation: a dead letter, as of any code.
+    host.from_peer("probe.in", script(json!([{ "do": "trap" }])).to_string()).await;
+    eventually("an event is set aside", async || !host.dead_letters().is_empty()).await;
+    assert_eq!(version(&host), "1.0.0");
+    replace(&host, probe("2.0.0", &json!([]))).await.unwrap();
+    for number in 10..20 {
+        host.from_peer("probe.in", count(number)).await;
+    }
+    reaches(&host, State::Confirmed).await;
+    let name = "probe".parse().unwrap();
+    let why = host.host.roll_back(&name, Some("0.0.1"), "the test").await.unwrap_err().to_string();
+    assert!(why.contains("there is a way back to 1.0.0, 0.1.0"), "{why}");
+    let back = host.host.roll_back(&name, Some("0.1.0"), "the test").await.unwrap();
+    assert_eq!((back.before.version.as_str(), back.after.version.as_str()), ("2.0.0", "0.1.0"));
+    host.settled().await;
+    assert_eq!(host.state_of("probe", "count").await, 20);
+    let why = host.host.roll_back(&name, None, "the test").await.unwrap_err().to_string();
+    assert_eq!(why, "nothing is kept of what probe was before");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn code_to_which_nothing_happens_is_confirmed_unproven() {
+    let host = quick(10).start().await;
+    replace(&host, probe("1.0.0", &json!([]))).await.unwrap();
+    reaches(&host, State::ConfirmedUnproven).await;
+    assert_eq!(version(&host), "1.0.0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn during_a_probation_the_way_back_leads_to_what_was_confirmed_last() {
+    let host = setup().start().await;
+    host.run(json!([{ "do": "set", "key": "by", "value": "0" }])).await;
+    replace(&host, probe("1.0.0", &json!([{ "do": "set", "key": "by", "value": "1" }]))).await.unwrap();
+    let steps = json!([{ "do": "set", "key": "by", "value": "2" }]);
+    replace(&host, probe_that("2.0.0", 2, &json!({ "do": "trap" }))).await.unwrap();
+    host.run(steps.clone()).await;
+    // It is answered by the code that goes on.
+    host.run(steps).await;
+    assert_eq!(version(&host), "0.1.0");
+    reaches(&host, State::TakenBack).await;
+    let snapshot = host.host.store.snapshot().unwrap();
+    let changes = history::of(&snapshot, &"probe".parse().unwrap(), 10).unwrap();
+    let states: Vec<_> = changes.iter().map(|change| change.state).collect();
+    assert_eq!(states, [State::TakenBack, State::Replaced]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_probation_goes_on_after_a_restart_and_so_does_the_way_back() {
+    let setup = setup();
+    let host = setup.start().await;
+    host.run(json!([{ "do": "set", "key": "kept", "value": "old" }])).await;
+    replace(&host, probe("1.0.0", &json!([{ "do": "set", "key": "kept", "value": "new" }]))).await.unwrap();
+    host.run(json!([{ "do": "add", "key": "count" }])).await;
+    let dir = host.stop().await;
+    let host = setup.start_in(dir).await;
+    assert_eq!(version(&host), "1.0.0");
+    assert_eq!(host.state_of("probe", "kept").await, "new");
+    let trapped = host.command("probe", "run", script(json!([{ "do": "trap" }]))).await;
+    assert!(trapped.unwrap_err().to_string().contains("told to trap"));
+    let change = reaches(&host, State::TakenBack).await;
+    assert!(change.replayed.unwrap() >= 2, "{change:?}");
+    assert_eq!(version(&host), "0.1.0");
+    assert_eq!(host.state_of("probe", "kept").await, "old");
+    assert_eq!(host.state_of("probe", "count").await, 1);
+    let dir = host.stop().await;
+    // And what goes on stays.
+    let host = setup.start_in(dir).await;
+    assert_eq!((version(&host).as_str(), host.state_of("probe", "count").await), ("0.1.0", json!(1)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fleet_hears_of_each_change_on_a_topic() {
+    let host = setup().and_probe("watcher", json!({})).start().await;
+    let heard = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let mut entries = host.host.log.listen();
+    let noted = heard.clone();
+    let listening = tokio::spawn(async move {
+        while let Ok(entry) = entries.recv().await {
+            if let Kind::Event(dim::entry::Event::Message { topic, data, .. }) = &entry.kind
+                && topic.as_str() == dim::change::TOPIC
+            {
+                let change: Value = serde_json::from_slice(data).unwrap();
+                noted.lock().unwrap().push(change["state"].as_str().unwrap().to_owned());
+            }
+        }
+    });
+    replace(&host, probe_that("1.0.0", 1, &json!({ "do": "trap" }))).await.unwrap();
+    replace(&host, b"nonsense".to_vec()).await.unwrap_err();
+    host.run(json!([])).await;
+    reaches(&host, State::Refused).await;
+    tokio::time::timeout(Duration::from_secs(10), async {
+        while heard.lock().unwrap().len() < 3 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .unwrap();
+    listening.abort();
+    assert_eq!(*heard.lock().unwrap(), ["on-probation", "refused", "taken-back"]);
+}
+
+/// The ways back that are kept of the probe.
+fn ways_back(host: &TestHost) -> usize {
+    let snapshot = host.host.store.snapshot().unwrap();
+    let (id, _) = dim::plugin::roster::known(&snapshot, &"probe".parse().unwrap()).unwrap().unwrap();
+    dim::plugin::mark::marks(&snapshot, id).unwrap().len()
+}
+
+fn undo_bytes(host: &TestHost) -> u64 {
+    dim::store::Usage::of(&host.host.store.snapshot().unwrap()).unwrap().undo
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_way_back_is_given_up_after_its_time() {
+    let yaml = "replacement:\n  probation: { seconds: 0, events: 1, max_seconds: 1 }\n  undo_hours: 0\n";
+    let host = Setup::probe().yaml(yaml).start().await;
+    host.run(json!([{ "do": "set", "key": "kept", "value": "old" }, { "do": "update-state", "key": "probe-key", "data": "old" }])).await;
+    replace(&host, probe("1.0.0", &json!([]))).await.unwrap();
+    host.run(json!([{ "do": "set", "key": "kept", "value": "new" }, { "do": "update-state", "key": "probe-key", "data": "new" }])).await;
+    reaches(&host, State::Confirmed).await;
+    eventually("it is given up", async || ways_back(&host) == 0).await;
+    assert_eq!(undo_bytes(&host), 0);
+    let why = host.host.roll_back(&"probe".parse().unwrap(), None, "the test").await.unwrap_err();
+    assert_eq!(why.to_string(), "nothing is kept of what probe was before");
+    assert_eq!(host.state_of("probe", "kept").await, "new");
+}
+
+/// A write of 200 kB, over what was there.
+fn write(fill: &str) -> Value {
+    let set = |number| json!({ "do": "set", "key": format!("k{number}"), "value": fill, "repeat": 1000 });
+    (0..200).map(set).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_way_back_to_which_too_much_has_changed_is_given_up_once_the_code_is_confirmed() {
+    let yaml = "replacement:\n  probation: { seconds: 3, events: 1, max_seconds: 3 }\n  undo_bytes: 100000\n";
+    let host = Setup::probe().yaml(yaml).start().await;
+    host.run(write("a")).await;
+    replace(&host, probe("1.0.0", &json!([]))).await.unwrap();
+    host.run(write("b")).await;
+    // Two looks.
+    dim_tests::downtime(Duration::from_millis(2_100)).await;
+    assert_eq!(ways_back(&host), 1, "not while it is on probation");
+    assert!(undo_bytes(&host) > 100_000);
+    reaches(&host, State::Confirmed).await;
+    eventually("it is given up", async || (ways_back(&host), undo_bytes(&host)) == (0, 0)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_way_back_is_given_up_where_there_is_no_room_and_ends_the_probation() {
+    let yaml =
+        "store: { max_bytes: 440000 }\nreplacement:\n  probation: { seconds: 600, max_seconds: 600 }\n";
+    let host = Setup::probe().yaml(yaml).start().await;
+    host.run(write("a")).await;
+    replace(&host, probe("1.0.0", &json!([]))).await.unwrap();
+    assert_eq!(ways_back(&host), 1);
+    let _ = host.command("probe", "run", script(write("b"))).await;
+    let change = reaches(&host, State::ConfirmedUnproven).await;
+    let reason = change.reason.unwrap();
+    assert!(reason.contains("no room"), "{reason}");
+    eventually("it is given up", async || (ways_back(&host), undo_bytes(&host)) == (0, 0)).await;
+    // What fails now is a failure like any other; what is installed next can be taken back.
+    eventually("there is room again", async || host.host.room.check().is_ok()).await;
+    assert!(host.command("probe", "run", script(json!([{ "do": "trap" }]))).await.is_err());
+    assert_eq!(version(&host), "1.0.0");
+    replace(&host, probe_that("2.0.0", 1, &json!({ "do": "trap" }))).await.unwrap();
+    host.run(json!([])).await;
+    assert_eq!(version(&host), "1.0.0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_versions_that_come_in_quick_succession_the_last_one_runs() {
+    let host = setup().start().await;
+    let (one, two) = (probe("1.0.0", &json!([])), probe("2.0.0", &json!([])));
+    replace(&host, one.clone()).await.unwrap();
+    for _ in 0..10 {
+        // Both are under way at once; the second one runs already when it comes.
+        let (first, second) = tokio::join!(replace(&host, two.clone()), async {
+            tokio::task::yield_now().await;
+            replace(&host, one.clone()).await
+        });
+        first.unwrap();
+        second.unwrap();
+        assert_eq!(version(&host), "1.0.0");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_plugin_is_on_probation_no_more_and_keeps_no_log() {
+    let host = setup().start().await;
+    let name: dim::ident::PluginName = "probe".parse().unwrap();
+    replace(&host, probe("1.0.0", &json!([]))).await.unwrap();
+    host.run(json!([{ "do": "add", "key": "count" }])).await;
+    host.host.remove(&name, false, "the test").await.unwrap();
+    let snapshot = host.host.store.snapshot().unwrap();
+    assert!(dim::plugin::mark::on_probation(&snapshot).unwrap().is_empty());
+    // It comes again, with its state, and what fails then is taken back.
+    let component = probe("1.0.0", &json!([]));
+    let (source, by) = ("a file".to_owned(), "the test".to_owned());
+    let proposal =
+        Proposal { plugin: name, component, source, by, follows: None, fetching: None, is_named: false };
+    host.host.install(proposal, dim::host::Grant::AsBefore).await.unwrap();
+    host.from_peer("probe.in", script(json!([{ "do": "add", "key": "count" }])).to_string()).await;
+    eventually("it hears again", async || host.state_of("probe", "count").await == 2).await;
+    replace(&host, probe_that("2.0.0", 1, &json!({ "do": "trap" }))).await.unwrap();
+    host.run(json!([])).await;
+    assert_eq!((version(&host).as_str(), host.state_of("probe", "count").await), ("1.0.0", json!(2)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_is_kept_for_code_on_probation_and_a_way_back_ends_with_the_log() {
+    let yaml = "store: { log: { max_bytes: 20000 } }\nreplacement:\n  probation: { seconds: 0, events: 400, max_seconds: 600 }\n";
+    let host = Setup::probe().yaml(yaml).start().await;
+    host.from_peer("probe.in", count(0)).await;
+    replace(&host, probe("1.0.0", &json!([]))).await.unwrap();
+    let first = host.host.log.head();
+    for number in 0..300 {
+        host.from_peer("probe.in", count(number)).await;
+    }
+    host.settled().await;
+    // Two rounds of trimming.
+    dim_tests::downtime(Duration::from_secs(3)).await;
+    assert!(host.host.store.log_start().unwrap().unwrap() <= first, "what may be handled again is there");
+    for number in 0..150 {
+        host.from_peer("probe.in", count(number)).await;
+    }
+    reaches(&host, State::Confirmed).await;
+    eventually("the log is trimmed", async || host.host.store.log_start().unwrap().unwrap() > first).await;
+    eventually("and the way back ends", async || ways_back(&host) == 0).await;
+}

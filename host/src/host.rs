@@ -261,11 +261,6 @@ impl Host {
         self.loader.lines.listen()
     }
 
-    /// Says that the host cannot go on, and why.
-    pub(crate) fn give_up(&self, reason: String) {
-        self.fail.send_replace(Some(reason));
-    }
-
     /// Resolves with the reason when the host cannot go on, or has to start again for its store to be packed.
     pub async fn failure(&self) -> String {
         let mut failed = self.failed.clone();

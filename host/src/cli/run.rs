@@ -120,7 +120,7 @@ impl Run {
 
     fn demonstrate(&self, supervised: &Supervised) -> Option<tokio::task::JoinHandle<anyhow::Result<()>>> {
         let Standing::Running(host) = supervised.standing() else { return None };
-        tracing::info!(id = host.id, backend = host.backend.name, address = host.backend.address, "ready");
+        tracing::info!(id = host.id, backend = host.backend.name, address = host.backend.address, took = ?host.start_took().unwrap_or_default(), "ready");
         let nodes = self.demo?;
         let stop = host.ended.clone();
         Some(tokio::spawn(demo::run(host, nodes, stop)))

@@ -41,7 +41,7 @@ impl Supervised {
     /// what comes later.
     pub async fn start(mut options: Options) -> Result<Arc<Self>, HostError> {
         options.room = Some(Arc::default());
-        let host = begin(options.clone()).await?;
+        let host = Host::start(options.clone()).await?;
         Ok(Arc::new(Self { options, standing: watch::Sender::new(Standing::Running(host)) }))
     }
 
@@ -75,9 +75,9 @@ impl Supervised {
         let mut backoff = Backoff::new();
         loop {
             tokio::time::sleep(backoff.next()).await;
-            match begin(self.options.clone()).await {
+            match Host::start(self.options.clone()).await {
                 Ok(host) => {
-                    tracing::info!("the host runs again");
+                    tracing::info!(took = ?host.start_took().unwrap_or_default(), "the host runs again");
                     self.standing.send_replace(Standing::Running(host));
                     return;
                 }
@@ -85,23 +85,6 @@ impl Supervised {
             }
         }
     }
-}
-
-/// Starts a host whose plugins are loaded meanwhile.
-async fn begin(options: Options) -> Result<Arc<Host>, HostError> {
-    let host = Host::begin(options).await?;
-    let loaded = host.clone();
-    tokio::spawn(async move {
-        tokio::select! {
-            biased;
-            () = loaded.ended.cancelled() => {}
-            outcome = loaded.load() => match outcome {
-                Ok(()) => tracing::info!(took = ?loaded.start_took().unwrap_or_default(), "all plugins are loaded"),
-                Err(error) => loaded.give_up(chain(&error)),
-            },
-        }
-    });
-    Ok(host)
 }
 
 /// Waits until callers have let go of a host: it holds the lock of its state directory.

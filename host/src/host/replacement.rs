@@ -125,15 +125,15 @@ impl Host {
         // line from the first moment.
         let turns = old.turns.clone();
         let (_turn, judged) = tokio::join!(turns.lock(), self.judge(under_way, candidate, Some(&old)));
-        let (ready, component) = judged?;
-        let digest = ready.prepared.inspection.digest;
         let old = self.plugins.get(&name).ok_or_else(none)?;
         under_way.change.before = Some(old.version());
-        // What runs is known only now.
-        if old.handle.code().prepared.inspection.digest == digest {
+        // What runs is known only now; it may go on whatever is said of it.
+        if under_way.change.after == under_way.change.before {
             under_way.unchanged();
             return Ok(());
         }
+        let (ready, component) = judged?;
+        let digest = ready.prepared.inspection.digest;
         under_way.reach(State::Rehearsing);
         let stored = roster::read(&self.store, &name)?.ok_or_else(none)?;
         self.rehearse(&name, old.grants.clone(), &ready, stored).await?;

@@ -44,14 +44,13 @@ pub async fn is_as_if_alone(host: TestHost, setup: &Setup) {
     let dir = host.stop().await;
     let left = rows(&store);
     drop(store);
-    assert!(left == rows_as_if_alone(setup, dir.path()), "the old code's state is as if it had been alone");
+    assert_eq!(left, rows_as_if_alone(setup, dir.path()), "as if it had been alone");
 }
 
 /// Replaces the probe of a host.
 pub async fn replace(host: &TestHost, component: Vec<u8>) -> Result<Change, ReplaceError> {
     let (source, by) = ("a file".to_owned(), "the test".to_owned());
     let plugin = "probe".parse().expect("a name");
-    let proposal =
-        Proposal { plugin, component, source, by, follows: None, fetching: None, is_named: false };
+    let proposal = Proposal { plugin, component, source, by, follows: None, fetching: None, is_named: false };
     host.host.replace(proposal).await
 }

@@ -1,6 +1,7 @@
 //! What the tests stand on: hosts in the process, hosts as programs, and Kubo daemons.
 
 mod agent;
+pub mod alone;
 mod child;
 mod clock;
 pub mod component;

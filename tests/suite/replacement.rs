@@ -3,30 +3,14 @@
 
 use std::path::Path;
 
-use dim::change::{Change, State};
-use dim::host::{Proposal, ReplaceError};
+use dim::change::State;
+use dim_tests::alone::{is_as_if_alone, replace};
 use dim_tests::component::{probe, probe_with};
 use dim_tests::{Program, Setup, TestHost, eventually, script};
 use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::StdRng};
 use serde_json::{Value, json};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_dim-under-test");
-
-/// Replaces the probe of a host.
-async fn replace(host: &TestHost, component: Vec<u8>) -> Result<Change, ReplaceError> {
-    let (source, by) = ("a file".to_owned(), "the test".to_owned());
-    host.host
-        .replace(Proposal {
-            plugin: "probe".parse().unwrap(),
-            component,
-            source,
-            by,
-            follows: None,
-            fetching: None,
-            is_named: false,
-        })
-        .await
-}
 
 /// The version of the probe that runs.
 fn version(host: &TestHost) -> String {
@@ -108,7 +92,8 @@ async fn under_load_every_entry_is_handled_once_and_every_command_is_answered() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_wrong_with_new_code_is_told_and_the_old_code_goes_on() {
-    let host = Setup::probe().start().await;
+    let setup = Setup::probe();
+    let host = setup.start().await;
     host.from_peer("probe.in", count()).await;
     let whole = stamping("2.0.0");
     let more = probe_with("2.0.0", &[("[\"probe.in\"]", "[\"probe.in\", \"fleet.secrets\"]")]);
@@ -146,6 +131,7 @@ async fn what_is_wrong_with_new_code_is_told_and_the_old_code_goes_on() {
     eventually("the old code goes on", async || host.state_of("probe", "count").await == 2).await;
     assert_eq!((version(&host).as_str(), host.state_of("probe", "stamp").await), ("0.1.0", Value::Null));
     assert_eq!(host.plugin("probe").handle.status().instances, 1, "it was never interrupted");
+    is_as_if_alone(host, &setup).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use dim::change::{Change, State};
 use dim::entry::{Kind, Offset};
-use dim::host::{Proposal, ReplaceError};
-use dim::replay::Replay;
-use dim::store::{STATE, Store, TIMERS, history};
+use dim::host::Proposal;
+use dim::store::history;
+use dim_tests::alone::{is_as_if_alone, replace, rows};
 use dim_tests::component::{probe, probe_that};
 use dim_tests::{Setup, TestHost, eventually, script};
 use serde_json::{Value, json};
@@ -22,21 +22,6 @@ fn setup() -> Setup {
 fn quick(events: u64) -> Setup {
     let yaml = format!("replacement:\n  probation: {{ seconds: 0, events: {events}, max_seconds: 1 }}\n");
     Setup::probe().yaml(&yaml)
-}
-
-async fn replace(host: &TestHost, component: Vec<u8>) -> Result<Change, ReplaceError> {
-    let (source, by) = ("a file".to_owned(), "the test".to_owned());
-    host.host
-        .replace(Proposal {
-            plugin: "probe".parse().unwrap(),
-            component,
-            source,
-            by,
-            follows: None,
-            fetching: None,
-            is_named: false,
-        })
-        .await
 }
 
 fn version(host: &TestHost) -> String {
@@ -63,32 +48,6 @@ fn count(number: u64) -> String {
         { "do": "update-state", "key": "probe-key", "data": number.to_string() },
     ]);
     script(steps).to_string()
-}
-
-/// The rows of the state and of the timers.
-fn dump(store: &Store) -> Vec<(Vec<u8>, Vec<u8>)> {
-    use redb::ReadableTable as _;
-    let snapshot = store.snapshot().unwrap();
-    let (state, timers) = (snapshot.table(STATE).unwrap(), snapshot.table(TIMERS).unwrap());
-    let state = state.iter().unwrap().map(|row| row.unwrap());
-    let timers = timers.iter().unwrap().map(|row| row.unwrap());
-    state
-        .map(|(key, value)| (key.value().to_vec(), value.value().to_vec()))
-        .chain(timers.map(|(key, at)| (key.value().to_vec(), at.value().to_be_bytes().to_vec())))
-        .collect()
-}
-
-/// The state of the old version when it handles the log that a host left, alone.
-fn as_if_alone(setup: &Setup, dir: &std::path::Path) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let done = Replay::open(&setup.config(), dir).unwrap().run().unwrap();
-    let (_, batch) = done.into_iter().find(|(name, _)| name.as_str() == "probe").unwrap();
-    let state = batch.state.into_iter().filter_map(|(key, value)| Some((key, value?)));
-    let timers = batch.timers.into_iter();
-    let timers = timers.filter_map(|(key, at)| Some((key.into_bytes(), at?.0.to_be_bytes().to_vec())));
-    state
-        .chain(timers)
-        .map(|(key, value)| (dim::store::StateKey::new(batch.id, &key).as_bytes().to_vec(), value))
-        .collect()
 }
 
 /// Replaces the probe by code that fails, under messages, commands and timers; the end must be that of a run
@@ -124,11 +83,7 @@ async fn fails_as_if_it_never_came(bad: Vec<u8>, why: &str) {
     assert_eq!(host.state_of("probe", "count").await, 300);
     assert_eq!(host.state_of("probe", "orders").await, 150);
     assert_eq!(host.dead_letters(), [""; 0]);
-    let store = host.host.store.clone();
-    let dir = host.stop().await;
-    let left = dump(&store);
-    drop(store);
-    assert_eq!(left, as_if_alone(&setup, dir.path()));
+    is_as_if_alone(host, &setup).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -227,7 +182,7 @@ async fn what_failed_code_did_is_undone_where_the_old_code_does_not_do_it_again(
     .await;
     host.settled().await;
     let (state, usage) =
-        (dump(&host.host.store), dim::store::Usage::of(&host.host.store.snapshot().unwrap()).unwrap());
+        (rows(&host.host.store), dim::store::Usage::of(&host.host.store.snapshot().unwrap()).unwrap());
     let steps = json!([
         { "do": "set", "key": "kept", "value": "new" },
         { "do": "delete", "key": "gone" },
@@ -263,7 +218,7 @@ async fn what_failed_code_did_is_undone_where_the_old_code_does_not_do_it_again(
     .await;
     host.run(json!([{ "do": "delete", "key": "heard" }])).await;
     host.settled().await;
-    assert_eq!(dump(&host.host.store), state);
+    assert_eq!(rows(&host.host.store), state);
     let topics = host.query("probe", "run", script(json!([{ "do": "topics" }]))).await.unwrap();
     assert_eq!(topics[0], json!(["probe.in", "probe.more"]));
     assert!(!host.host.interest.topics().contains(&"probe.less".parse().unwrap()));

@@ -134,7 +134,7 @@ fn describe(host: &Host, name: PluginName, plugin: &Loaded, head: u64) -> Plugin
         status.probation?;
         let snapshot = host.store.snapshot().ok()?;
         let (id, _) = roster::known(&snapshot, &name).ok()??;
-        let (_, mark) = mark::marks(&snapshot, id).ok()?.into_iter().next()?;
+        let (_, mark) = mark::of_probation(&snapshot, id).ok()??;
         history::get(&snapshot, mark.change).ok()?
     };
     let change = host.changes().of(&name).or_else(on_probation);

@@ -16,7 +16,7 @@ use crate::plugin::{Batch, Handover, Probation, TakeBack, Verdict, World, roster
 use crate::store::names::{self, Known};
 use crate::store::undo::{Part, Place, Saved, add_bytes, remove_mark};
 use crate::store::{
-    self, CURSORS, STATE, StateKey, StoreError, TIMERS, WORLDS, dead, history, next_numbers, outbox, retries,
+    CURSORS, STATE, StateKey, StoreError, TIMERS, WORLDS, dead, history, next_numbers, outbox, retries,
 };
 use crate::time::Timestamp;
 
@@ -246,7 +246,7 @@ pub fn take_back(
     for (key, SavedName { name, before, last }) in saved_names {
         told.entries.extend(names.restore_own(write, &key, (name, before), last)?);
     }
-    drop_unsent(write, batch, target.next_outbox)?;
+    outbox::void_since(write, &batch.plugin, target.next_outbox)?;
     retries::drop_of(write, &batch.plugin, first)?;
     dead::retract(write, &batch.plugin, target.next_dead, first)?;
     let mut own = BTreeMap::new();
@@ -278,7 +278,7 @@ pub fn take_back(
 fn restore_rows(
     write: &WriteTransaction,
     place: Place,
-    names: &mut BTreeMap<KeyName, SavedName>,
+    saved_names: &mut BTreeMap<KeyName, SavedName>,
 ) -> Result<Option<Vec<u8>>, StoreError> {
     let saved = Saved::open(write, place)?;
     let id = place.0;
@@ -305,19 +305,14 @@ fn restore_rows(
         let (Ok(key), Some(value)) = (std::str::from_utf8(key), value) else { return Ok(()) };
         let key: KeyName = key.parse().map_err(|error| StoreError::corrupt("undo", error))?;
         let older = decode(value)?;
-        let Some(newer) = names.remove(&key) else {
-            names.insert(key, older);
+        let Some(newer) = saved_names.remove(&key) else {
+            saved_names.insert(key, older);
             return Ok(());
         };
-        names.insert(key, SavedName { last: newer.last, ..older });
-        newer.before.map_or(Ok(()), |before| store::names::release_document(write, &before))
+        saved_names.insert(key, SavedName { last: newer.last, ..older });
+        newer.before.map_or(Ok(()), |before| names::release_document(write, &before))
     })?;
     Ok(saved.get(Part::World, b"")?.flatten())
-}
-
-/// Drops what was not sent yet of what is taken back.
-fn drop_unsent(write: &WriteTransaction, batch: &Batch, from: u64) -> Result<(), StoreError> {
-    outbox::void_since(write, &batch.plugin, from)
 }
 
 /// Gives up a mark: there is no way back to it any more.

@@ -108,7 +108,8 @@ pub fn candidates(config: &Config, store: &Store) -> Result<Vec<Candidate>, Stor
     let wanted = setups.into_iter().filter(|(_, setup)| !setup.disabled);
     let candidate = |(name, setup): (PluginName, PluginConfig)| {
         let fallback = fallbacks.remove(&name);
-        let fallback = fallback.map(|code| Candidate::kept(name.clone(), setup.clone(), code, store));
+        let fallback =
+            fallback.map(|mark| Candidate::kept(name.clone(), setup.clone(), mark.before.code, store));
         let candidate = match rows.remove(&name) {
             Some(row) if row.code.installed.is_some() => Candidate::installed(name, setup, row.code, store),
             _ => Candidate::new(name, setup),

@@ -84,14 +84,10 @@ impl Loader {
         for name in names {
             let Some(stored) = roster::read(&self.store, name)? else { continue };
             self.interest.restore(name, &stored.world);
-            for (topic, until) in stored.world.last_heard() {
-                self.hearings.restore(topic, until, !stored.world.peers(topic).is_empty());
-            }
+            self.restore_hearings(&stored.world);
             let snapshot = self.store.snapshot()?;
-            let marks = mark::marks(&snapshot, stored.row.id)?;
-            let newest = marks.first().filter(|(_, mark)| mark.probation.is_some());
-            if let Some((place, _)) = newest
-                && let Some(world) = undo::saved_world(&snapshot, *place)?
+            if let Some((place, _)) = mark::of_probation(&snapshot, stored.row.id)?
+                && let Some(world) = undo::saved_world(&snapshot, place)?
             {
                 self.interest.keep(name, &World::from_bytes(&world)?);
             }
@@ -119,9 +115,7 @@ impl Loader {
         }
         self.take_back(name, &grants, &mut world);
         // What it did not hear while it was away is a gap.
-        for (topic, until) in world.last_heard() {
-            self.hearings.restore(topic, until, !world.peers(topic).is_empty());
-        }
+        self.restore_hearings(&world);
         self.add_own_names(&grants, &mut world)?;
         self.interest.restore(name, &world);
         self.subscribe_to_new(name, &topics, &world);
@@ -159,14 +153,20 @@ impl Loader {
         Ok(Wired { actor, loaded })
     }
 
+    /// Takes in until when listening was proven on the topics of a plugin.
+    fn restore_hearings(&self, world: &World) {
+        for (topic, until) in world.last_heard() {
+            self.hearings.restore(topic, until, !world.peers(topic).is_empty());
+        }
+    }
+
     /// How a plugin's probation stands that the host before this one did not end, and what runs if it fails.
     fn fallback(
         &self,
         id: PluginId,
         fallback: Option<Ready>,
     ) -> Result<(Option<Probation>, Option<Fallback>), StoreError> {
-        let marks = mark::marks(&self.store.snapshot()?, id)?;
-        let Some((place, mark)) = marks.first().filter(|(_, mark)| mark.probation.is_some()) else {
+        let Some((place, mark)) = mark::of_probation(&self.store.snapshot()?, id)? else {
             return Ok((None, None));
         };
         let fallback = fallback.map(|ready| Fallback { run: ready.into_runnable(), to: place.1 });

@@ -7,7 +7,7 @@ use redb::{ReadableTable, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
 use super::probation::Probation;
-use super::roster::{self, Code, Row};
+use super::roster::{self, Row};
 use crate::entry::Offset;
 use crate::ident::PluginName;
 use crate::store::undo::{self, Place};
@@ -78,16 +78,21 @@ pub fn end_probation(write: &WriteTransaction, plugin: PluginId) -> Result<(), S
     }
 }
 
-/// What the plugins ran before that are on probation.
-pub fn on_probation(snapshot: &Snapshot) -> Result<BTreeMap<PluginName, Code>, StoreError> {
-    let mut before = BTreeMap::new();
+/// The mark from before the code of a plugin that is on probation; none if it is not.
+pub fn of_probation(snapshot: &Snapshot, plugin: PluginId) -> Result<Option<(Place, Mark)>, StoreError> {
+    let newest = marks(snapshot, plugin)?.into_iter().next();
+    Ok(newest.filter(|(_, mark)| mark.probation.is_some()))
+}
+
+/// The marks of all plugins that are on probation.
+pub fn on_probation(snapshot: &Snapshot) -> Result<BTreeMap<PluginName, Mark>, StoreError> {
+    let mut all = BTreeMap::new();
     for (name, row) in roster::rows(snapshot)? {
-        let newest = marks(snapshot, row.id)?.into_iter().next();
-        if let Some((_, mark)) = newest.filter(|(_, mark)| mark.probation.is_some()) {
-            before.insert(name, mark.before.code);
+        if let Some((_, mark)) = of_probation(snapshot, row.id)? {
+            all.insert(name, mark);
         }
     }
-    Ok(before)
+    Ok(all)
 }
 
 /// The digests of the components that the store speaks of.

@@ -318,11 +318,6 @@ impl World {
         before
     }
 
-    /// The own names.
-    pub fn own_names(&self) -> Vec<IpnsName> {
-        self.own.keys().cloned().collect()
-    }
-
     /// Goes on from here in place of the codes from `first` to the one before `end`: what they caused in the
     /// log has not happened. `own` is what the own names are, as of the entry at `head`.
     pub fn void(

@@ -35,14 +35,9 @@ fn all(snapshot: &Snapshot) -> Result<Vec<(Place, Mark)>, StoreError> {
 
 /// The first entry that code on probation may have to be handled again by the code before it.
 pub fn held_by_probations(snapshot: &Snapshot, awaited: &BTreeSet<PluginName>) -> Result<Offset, StoreError> {
-    let mut first = Offset(u64::MAX);
-    for (_, row) in roster::rows(snapshot)?.into_iter().filter(|(name, _)| awaited.contains(name)) {
-        let newest = mark::marks(snapshot, row.id)?.into_iter().next();
-        if let Some((_, mark)) = newest.filter(|(_, mark)| mark.probation.is_some()) {
-            first = first.min(mark.cursor());
-        }
-    }
-    Ok(first)
+    let on_probation = mark::on_probation(snapshot)?;
+    let held = on_probation.iter().filter(|(name, _)| awaited.contains(*name));
+    Ok(held.map(|(_, mark)| mark.cursor()).min().unwrap_or(Offset(u64::MAX)))
 }
 
 impl Retention {

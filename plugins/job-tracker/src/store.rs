@@ -89,8 +89,8 @@ fn take_away(job: &Job) -> Result<(), Error> {
     node.map_or(Ok(()), |node| BY_NODE.delete(&node))
 }
 
-/// The keys of a job in the two indices.
-fn indices(job: &Job) -> (Option<String>, Option<String>) {
+/// The keys of a job in the two indices: by age, and by node.
+pub fn indices(job: &Job) -> (Option<String>, Option<String>) {
     let age =
         job.status.is_final().then(|| format!("{:016x}/{}", i64::MAX - job.updated_at.millis(), job.job_id));
     let running = job.status == Status::Running;
@@ -172,17 +172,23 @@ fn finished_at(key: &str) -> Option<Time> {
 pub struct Filter {
     status: Option<Status>,
     node_id: Option<String>,
-    after: Option<String>,
-    limit: Option<usize>,
+    /// Jobs after this one only.
+    pub after: Option<String>,
+    /// How many at most.
+    pub limit: Option<usize>,
+}
+
+impl Filter {
+    /// Whether a job is one of those.
+    pub fn matches(&self, job: &Job) -> bool {
+        self.status.is_none_or(|status| job.status == status)
+            && self.node_id.as_ref().is_none_or(|node| job.node_id.as_ref() == Some(node))
+    }
 }
 
 /// A page of the jobs that match, by id. The next one begins after its last job; an empty one is the
 /// end.
 pub fn list(filter: &Filter) -> Result<Vec<Job>, Error> {
-    let matches = |job: &Job| {
-        filter.status.is_none_or(|status| job.status == status)
-            && filter.node_id.as_ref().is_none_or(|node| job.node_id.as_ref() == Some(node))
-    };
     let after = filter.after.as_deref();
     let mut page = Page::new(filter.limit);
     let mut rows = SideBySide::new(ACTIVE.iter_raw(after), FINISHED.iter_raw(after));
@@ -191,7 +197,7 @@ pub fn list(filter: &Filter) -> Result<Vec<Job>, Error> {
         // No job is in both.
         let Some(record) = active.or(finished) else { continue };
         let job: Job = state::decode(&record)?;
-        if matches(&job) {
+        if filter.matches(&job) {
             page.push(job, record.len());
         }
     }

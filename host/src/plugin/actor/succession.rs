@@ -216,8 +216,7 @@ impl Actor {
     fn see_whether_watched(&mut self) -> Result<(), StoreError> {
         let Some(probation) = self.probation else { return Ok(()) };
         let id = self.session().effects.batch.id;
-        let marks = mark::marks(&self.session().store().snapshot()?, id)?;
-        if marks.first().is_none_or(|(_, mark)| mark.probation.is_none()) {
+        if mark::of_probation(&self.session().store().snapshot()?, id)?.is_none() {
             self.rates = probation.rates;
             (self.probation, self.fallback) = (None, None);
         }

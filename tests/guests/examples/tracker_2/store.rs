@@ -7,15 +7,17 @@ use dim_guest::Failure;
 use dim_guest::list::Page;
 use dim_guest::state::{self, Error, Records};
 use dim_guest::time::Time;
-use serde::Deserialize;
 
-use crate::job::{Job, Status};
+use crate::job::Job;
 
 #[path = "../../../../plugins/job-tracker/src/store.rs"]
 #[expect(dead_code, reason = "what has another layout now is below")]
 mod version_1;
 
-pub use version_1::{LastVerdict, Left, finished_ids, result_time, set_result_time, set_verdict, verdict_on};
+use version_1::indices;
+pub use version_1::{
+    Filter, LastVerdict, Left, finished_ids, result_time, set_result_time, set_verdict, verdict_on,
+};
 
 const JOBS: Records<Job> = Records::new("job/");
 const OPEN: Records<()> = Records::new("open/");
@@ -77,14 +79,6 @@ fn take_away(job: &Job) -> Result<(), Error> {
     node.map_or(Ok(()), |node| BY_NODE.delete(&node))
 }
 
-fn indices(job: &Job) -> (Option<String>, Option<String>) {
-    let age =
-        job.status.is_final().then(|| format!("{:016x}/{}", i64::MAX - job.updated_at.millis(), job.job_id));
-    let running = job.status == Status::Running;
-    let node = job.node_id.as_ref().filter(|_| running).map(|node| format!("{node}\n{}", job.job_id));
-    (age, node)
-}
-
 pub fn running_on(node: &str) -> Result<Vec<Job>, Error> {
     let prefix = format!("{node}\n");
     let rows = BY_NODE.iter(Some(&prefix));
@@ -120,25 +114,13 @@ pub fn prune(now: Time, keep: usize, age: Duration) -> Result<Left, Failure> {
     Ok(if kept > 0 { Left::Kept } else { Left::Nothing })
 }
 
-/// Which jobs are asked for.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-pub struct Filter {
-    status: Option<Status>,
-    node_id: Option<String>,
-    after: Option<String>,
-    limit: Option<usize>,
-}
-
 /// A page of the jobs that match, by id.
 pub fn list(filter: &Filter) -> Result<Vec<Job>, Error> {
     let mut page = Page::new(filter.limit);
     for row in JOBS.iter_raw(filter.after.as_deref()) {
         let (_, record) = row?;
         let job: Job = state::decode(&record)?;
-        let matches = filter.status.is_none_or(|status| job.status == status)
-            && filter.node_id.as_ref().is_none_or(|node| job.node_id.as_ref() == Some(node));
-        if matches {
+        if filter.matches(&job) {
             page.push(job, record.len());
         }
         if !page.has_room() {

@@ -3,14 +3,16 @@
 use std::borrow::Cow;
 use std::io;
 
-use super::Loaded;
+use super::Proposal;
 use crate::bundled;
 use crate::cause::chain;
 use crate::config::{Config, PluginConfig};
 use crate::ident::{Digest, PluginName, Topic};
 use crate::plugin::mark;
 use crate::plugin::roster::{self, Code, Setup, Standing};
-use crate::plugin::{self, Engine, Grants, Inspection, Limits, Manifest, Prepared, Resolved, Runnable};
+use crate::plugin::{
+    self, Engine, EngineError, Grants, Inspection, Limits, Manifest, Prepared, Resolved, Runnable,
+};
 use crate::store::{Store, StoreError, components};
 
 /// A plugin that is to be loaded.
@@ -23,6 +25,8 @@ pub struct Candidate {
     pub installed: bool,
     setup: PluginConfig,
     bytes: io::Result<Cow<'static, [u8]>>,
+    /// The digest of what ran last, as far as it is known.
+    last: Option<String>,
     /// What runs again if it fails on probation, if it is on one.
     fallback: Option<Box<Candidate>>,
 }
@@ -110,19 +114,24 @@ pub fn candidates(config: &Config, store: &Store) -> Result<Vec<Candidate>, Stor
         let fallback = fallbacks.remove(&name);
         let fallback =
             fallback.map(|mark| Candidate::kept(name.clone(), setup.clone(), mark.before.code, store));
-        let candidate = match rows.remove(&name) {
+        let row = rows.remove(&name);
+        let last = row.as_ref().map(|row| row.code.digest.clone());
+        let candidate = match row {
             Some(row) if row.code.installed.is_some() => Candidate::installed(name, setup, row.code, store),
             _ => Candidate::new(name, setup),
         };
-        Candidate { fallback: fallback.map(Box::new), ..candidate }
+        Candidate { last, fallback: fallback.map(Box::new), ..candidate }
     };
     Ok(wanted.map(candidate).collect())
 }
 
 impl Candidate {
-    /// Whether its compiled form is in the cache. Reads the component.
+    /// Whether its compiled form is in the cache, as far as can be told without judging it.
     pub fn is_compiled(&self, engine: &Engine) -> bool {
-        self.bytes.as_ref().is_ok_and(|bytes| engine.has_compiled(bytes))
+        match &self.last {
+            Some(last) => engine.has_compiled(last),
+            None => self.bytes.as_ref().is_ok_and(|bytes| engine.has_compiled(Digest::of(bytes))),
+        }
     }
 
     /// Judges and compiles it, and what it would go back to; what comes from a file is kept. May block.
@@ -148,55 +157,29 @@ impl Candidate {
                 ("bundled".to_owned(), component.ok_or_else(|| io::Error::other(missing)))
             }
         };
-        Self { name, source, installed: false, setup, bytes, fallback: None }
+        Self { name, source, installed: false, setup, bytes, last: None, fallback: None }
     }
 
     /// What was installed while a host ran.
     fn installed(name: PluginName, setup: PluginConfig, code: Code, store: &Store) -> Self {
         let bytes = components::read(store, &code.digest).map(Cow::from);
         let source = code.installed.unwrap_or_default();
-        Self { name, source, installed: true, setup, bytes, fallback: None }
+        Self { name, source, installed: true, setup, bytes, last: None, fallback: None }
     }
 
-    /// A component that came from `source` to replace what runs: with its config, grants and limits.
-    pub fn successor(
-        config: &Config,
-        name: PluginName,
-        source: String,
-        component: Vec<u8>,
-        old: &Loaded,
-    ) -> Self {
-        let mut setup = config.plugins.get(&name).cloned().unwrap_or_default();
-        setup.grants = Some((*old.grants).clone());
+    /// A component that is to run as a plugin which the config, or what it was given, sets up as `setup`.
+    pub fn proposed(proposal: Proposal, setup: PluginConfig) -> Self {
+        let Proposal { plugin: name, component, source, is_named, .. } = proposal;
         let bytes = Ok(Cow::from(component));
-        Self { name, source, installed: true, setup, bytes, fallback: None }
+        Self { name, source, installed: !is_named, setup, bytes, last: None, fallback: None }
     }
 
-    /// A component that came from `source` to run as a new plugin: with what the config gives it, or else what
-    /// it was given when it was installed.
-    pub fn fresh(
-        config: &Config,
-        name: PluginName,
-        source: String,
-        component: Vec<u8>,
-        given: Option<&Setup>,
-    ) -> Self {
-        let mut setup = config.plugins.get(&name).cloned().unwrap_or_default();
-        give(&mut setup, given);
-        let bytes = Ok(Cow::from(component));
-        Self { name, source, installed: true, setup, bytes, fallback: None }
+    /// Grants it what it asks for, unless it is granted something already.
+    pub fn grant(&mut self, asks: &Grants) {
+        self.setup.grants.get_or_insert_with(|| asks.clone());
     }
 
-    /// What a plugin ran before, with its config, grants and limits: kept in the store, or what the config
-    /// names, if that is the same still.
-    pub fn earlier(config: &Config, name: PluginName, code: Code, store: &Store, loaded: &Loaded) -> Self {
-        let setup = config.plugins.get(&name).cloned().unwrap_or_default();
-        let mut earlier = Self::kept(name, setup, code, store);
-        earlier.setup.grants = Some((*loaded.grants).clone());
-        earlier
-    }
-
-    /// What a plugin ran before.
+    /// What a plugin ran before: kept in the store, or what the config names, if that is the same still.
     pub fn kept(name: PluginName, setup: PluginConfig, code: Code, store: &Store) -> Self {
         if code.installed.is_some() {
             return Self::installed(name, setup, code, store);
@@ -222,7 +205,18 @@ impl Candidate {
 
     /// Judges and compiles the component and settles what it may; the error is for the operator.
     pub fn ready(&self, engine: &Engine, config: &Config, host_id: &str) -> Result<Ready, String> {
-        let prepared = self.prepare(engine)?;
+        self.compile(self.inspect()?, engine, config, host_id)
+    }
+
+    /// Compiles the component that was judged and settles what it may; the error is for the operator.
+    pub fn compile(
+        &self,
+        inspection: Inspection,
+        engine: &Engine,
+        config: &Config,
+        host_id: &str,
+    ) -> Result<Ready, String> {
+        let prepared = engine.prepare(self.bytes()?, inspection).map_err(|error| self.wrong(&error))?;
         let (resolved, allowance) = self.resolve(config, &prepared.inspection.manifest, host_id)?;
         let inspection = &prepared.inspection;
         let is_bundled = self.setup.file.is_none() && !self.installed;
@@ -249,8 +243,11 @@ impl Candidate {
 
     /// Looks at the component without running it; the error is for the operator.
     pub fn inspect(&self) -> Result<Inspection, String> {
-        let bytes = self.bytes.as_ref().map_err(ToString::to_string)?;
-        plugin::judge(bytes).map_err(|error| format!("{}: {}", self.source, chain(&error)))
+        plugin::judge(self.bytes()?).map_err(|error| self.wrong(&error))
+    }
+
+    fn wrong(&self, error: &EngineError) -> String {
+        format!("{}: {}", self.source, chain(error))
     }
 
     /// What the component asks for, with the operator's values, and what it has; the error is for the operator.
@@ -264,16 +261,14 @@ impl Candidate {
         Ok((resolved.asks, allowance.grants))
     }
 
-    /// Judges and compiles the component; the error is for the operator.
-    fn prepare(&self, engine: &Engine) -> Result<Prepared, String> {
-        match &self.bytes {
-            Ok(bytes) => engine.prepare(bytes).map_err(|error| format!("{}: {}", self.source, chain(&error))),
-            Err(error) if self.installed => {
-                Err(format!("cannot read the component that was installed from {}: {error}", self.source))
+    fn bytes(&self) -> Result<&[u8], String> {
+        self.bytes.as_deref().map_err(|error| match &self.setup.file {
+            _ if self.installed => {
+                format!("cannot read the component that was installed from {}: {error}", self.source)
             }
-            Err(error) if self.setup.file.is_none() => Err(error.to_string()),
-            Err(error) => Err(format!("cannot read {}: {error}", self.source)),
-        }
+            None => error.to_string(),
+            Some(_) => format!("cannot read {}: {error}", self.source),
+        })
     }
 
     /// Puts the operator's values into the manifest and settles what the plugin may. A bundled one
@@ -303,7 +298,7 @@ impl Candidate {
 }
 
 /// Adds what a plugin was given when it was installed; what the config says counts for more.
-fn give(setup: &mut PluginConfig, given: Option<&Setup>) {
+pub fn give(setup: &mut PluginConfig, given: Option<&Setup>) {
     if let (None, Some(given)) = (&setup.grants, given) {
         setup.grants = Some(given.grants.clone());
     }

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 
-use super::candidate::{Candidate, Readied, Ready};
+use super::candidate::{Candidate, Readied, Ready, give};
 use super::following::Following;
 use super::loader::Wired;
-use super::replacement::{Proposal, ReplaceError, broke_down};
+use super::replacement::{Proposal, ReplaceError};
 use super::{Host, HostError, UNHURT};
 use crate::change::{Change, State, UnderWay};
 use crate::commit::{CommitError, give_up};
@@ -167,39 +167,30 @@ impl Host {
             drop(_one_at_a_time);
             return self.replace(proposal).await;
         }
-        let Proposal { plugin, component, source, by, follows, fetching, is_named } = proposal;
-        let change = Change::new(plugin, State::Judging, by, source).after(fetching);
-        let mut under_way = self.changes().begin(change);
-        match self.try_install(&mut under_way, component, grant, (follows, is_named)).await {
-            Ok(()) => Ok(under_way.change.clone()),
-            Err(error) => Err(self.refuse(&under_way, error).await?),
-        }
+        let mut under_way = self.propose(&proposal);
+        let outcome = self.try_install(&mut under_way, proposal, grant).await;
+        self.conclude(under_way, outcome).await
     }
 
     async fn try_install(
         self: &Arc<Self>,
         under_way: &mut UnderWay,
-        component: Vec<u8>,
+        mut proposal: Proposal,
         grant: Grant,
-        (follows, is_named): (Option<String>, bool),
     ) -> Result<(), ReplaceError> {
-        let (name, source) = (under_way.change.plugin.clone(), under_way.change.source.clone());
+        let (name, follows) = (proposal.plugin.clone(), proposal.follows.take());
+        let installed = (!proposal.is_named).then(|| proposal.source.clone());
         let known = roster::known_row(&self.store.snapshot()?, &name)?;
-        let mut setup = known.as_ref().and_then(|known| known.setup.clone());
-        if grant == Grant::AllThatIsAsked {
-            let asked = Candidate::fresh(&self.config, name.clone(), source.clone(), component.clone(), None);
-            let (config, id) = (self.config.clone(), self.id.clone());
-            let asked = tokio::task::spawn_blocking(move || {
-                let inspection = asked.inspect()?;
-                Ok(asked.ask(&config, &inspection.manifest, &id)?.0)
-            });
-            let grants = asked.await.map_err(broke_down)?.map_err(ReplaceError::Refused)?;
-            setup = Some(Setup { grants });
+        let mut given = known.as_ref().and_then(|known| known.setup.clone());
+        let mut setup = self.section(&name);
+        if grant == Grant::AsBefore {
+            give(&mut setup, given.as_ref());
         }
-        let mut candidate =
-            Candidate::fresh(&self.config, name.clone(), source.clone(), component, setup.as_ref());
-        candidate.installed = !is_named;
-        let (ready, component) = self.judge(under_way, candidate, None).await?;
+        let candidate = Candidate::proposed(proposal, setup);
+        let (ready, component) = self.judge(under_way, candidate, grant).await?;
+        if grant == Grant::AllThatIsAsked {
+            given = Some(Setup { grants: ready.resolved.asks.clone() });
+        }
         under_way.reach(State::Rehearsing);
         let grants = Arc::new(ready.allowance.grants.clone());
         let stored = match roster::read(&self.store, &name)? {
@@ -215,9 +206,8 @@ impl Host {
             .await
             .map_err(|error| ReplaceError::Refused(crate::cause::chain(&error)))?;
         under_way.reach(State::TakingOver);
-        let installed = (!is_named).then_some(source);
         let code = roster::Code { installed, ..ready.code.clone() };
-        let row = Row { standing: Standing::Runs, setup, follows, ..roster::entered(known, code) };
+        let row = Row { standing: Standing::Runs, setup: given, follows, ..roster::entered(known, code) };
         under_way.change.reach(State::Installed);
         let (change, head, whose) = (under_way.change.clone(), self.log.head(), name.clone());
         self.commit
@@ -230,8 +220,7 @@ impl Host {
 
     /// Goes back to what the config names: for a bundled plugin, to the one that comes with the host.
     pub async fn restore(self: &Arc<Self>, name: &PluginName, by: &str) -> Result<Change, ReplaceError> {
-        let setup = self.config.plugins.get(name).cloned().unwrap_or_default();
-        let named = Candidate::new(name.clone(), setup);
+        let named = Candidate::new(name.clone(), self.section(name));
         let source = named.source.clone();
         let component = named.into_component().map_err(ReplaceError::Refused)?;
         let (plugin, by) = (name.clone(), by.to_owned());

@@ -7,10 +7,11 @@ use thiserror::Error;
 use tokio::sync::oneshot;
 
 use super::candidate::{Candidate, Ready};
-use super::{Host, Loaded};
+use super::{Grant, Host, Loaded};
 use crate::bundled;
 use crate::change::{Change, State, Step, UnderWay, Version};
 use crate::commit::CommitError;
+use crate::config::PluginConfig;
 use crate::ident::{Digest, PluginName};
 use crate::plugin::mark::{self, Mark};
 use crate::plugin::roster::{self, Setup, Stored};
@@ -83,48 +84,55 @@ impl Host {
     /// code has the grants of the old one. Whatever is wrong with it, the old code goes on; that is put on
     /// record, too.
     pub async fn replace(&self, proposal: Proposal) -> Result<Change, ReplaceError> {
-        let Proposal { plugin, component, source, by, follows, fetching, is_named } = proposal;
-        if self.plugins.get(&plugin).is_none() {
-            return Err(ReplaceError::NoPlugin(plugin));
+        if self.plugins.get(&proposal.plugin).is_none() {
+            return Err(ReplaceError::NoPlugin(proposal.plugin));
         }
-        let change = Change::new(plugin, State::Judging, by, source).after(fetching);
-        let mut under_way = self.changes().begin(change);
-        match self.try_replace(&mut under_way, component, (follows, is_named)).await {
-            Ok(()) => Ok(under_way.change.clone()),
-            Err(error) => Err(self.refuse(&under_way, error).await?),
-        }
+        let mut under_way = self.propose(&proposal);
+        let outcome = self.try_replace(&mut under_way, proposal).await;
+        self.conclude(under_way, outcome).await
     }
 
-    /// Puts on record that a component was refused; returns why.
-    pub(super) async fn refuse(
+    /// Begins the change that a proposal is.
+    pub(super) fn propose(&self, proposal: &Proposal) -> UnderWay {
+        let (plugin, source) = (proposal.plugin.clone(), proposal.source.clone());
+        let change = Change::new(plugin, State::Judging, proposal.by.clone(), source);
+        self.changes().begin(change.after(proposal.fetching))
+    }
+
+    /// Ends a change; that a component was refused is put on record.
+    pub(super) async fn conclude(
         &self,
-        under_way: &UnderWay,
-        error: ReplaceError,
-    ) -> Result<ReplaceError, ReplaceError> {
+        under_way: UnderWay,
+        outcome: Result<(), ReplaceError>,
+    ) -> Result<Change, ReplaceError> {
         let mut change = under_way.change.clone();
+        let Err(error) = outcome else { return Ok(change) };
         change.ended(State::Refused, Some(crate::cause::chain(&error)), None);
         tracing::warn!(plugin = %change.plugin, source = change.source, "refused: {error}");
         self.commit.record(change, self.log.now(), |_| Ok(())).await?;
-        Ok(error)
+        Err(error)
+    }
+
+    /// What the config says of a plugin.
+    pub(super) fn section(&self, name: &PluginName) -> PluginConfig {
+        self.config.plugins.get(name).cloned().unwrap_or_default()
     }
 
     async fn try_replace(
         &self,
         under_way: &mut UnderWay,
-        component: Vec<u8>,
-        (follows, is_named): (Option<String>, bool),
+        mut proposal: Proposal,
     ) -> Result<(), ReplaceError> {
-        let name = under_way.change.plugin.clone();
+        let (name, follows) = (proposal.plugin.clone(), proposal.follows.take());
         let none = || ReplaceError::NoPlugin(name.clone());
         let old = self.plugins.get(&name).ok_or_else(none)?;
         under_way.change.before = Some(old.version());
-        let source = under_way.change.source.clone();
-        let mut candidate = Candidate::successor(&self.config, name.clone(), source, component, &old);
-        candidate.installed = !is_named;
+        let setup = PluginConfig { grants: Some((*old.grants).clone()), ..self.section(&name) };
+        let candidate = Candidate::proposed(proposal, setup);
         // Judged at once with others that came, and taken over in the order in which they came: it stands in
         // line from the first moment.
         let turns = old.turns.clone();
-        let (_turn, judged) = tokio::join!(turns.lock(), self.judge(under_way, candidate, Some(&old)));
+        let (_turn, judged) = tokio::join!(turns.lock(), self.judge(under_way, candidate, Grant::AsBefore));
         let old = self.plugins.get(&name).ok_or_else(none)?;
         under_way.change.before = Some(old.version());
         // What runs is known only now; it may go on whatever is said of it.
@@ -171,21 +179,24 @@ impl Host {
         &self,
         under_way: &mut UnderWay,
         candidate: Candidate,
-        old: Option<&Loaded>,
+        grant: Grant,
     ) -> Result<(Ready, Vec<u8>), ReplaceError> {
         let (engine, config, id) = (self.loader.engine.clone(), self.config.clone(), self.id.clone());
         let judged = tokio::task::spawn_blocking(move || {
             let inspection = candidate.inspect()?;
             Ok((candidate, inspection))
         });
-        let (candidate, inspection) = judged.await.map_err(broke_down)?.map_err(ReplaceError::Refused)?;
-        let name = under_way.change.plugin.clone();
+        let (mut candidate, inspection) = judged.await.map_err(broke_down)?.map_err(ReplaceError::Refused)?;
         under_way.change.after = Some(inspection.as_version());
-        let (asks, granted) =
-            candidate.ask(&config, &inspection.manifest, &id).map_err(ReplaceError::Refused)?;
+        let ask = |candidate: &Candidate| candidate.ask(&config, &inspection.manifest, &id);
+        let (asks, mut granted) = ask(&candidate).map_err(ReplaceError::Refused)?;
+        if grant == Grant::AllThatIsAsked {
+            candidate.grant(&asks);
+            granted = ask(&candidate).map_err(ReplaceError::Refused)?.1;
+        }
         if !granted.cover(&asks) {
-            let missing = granted.missing(&asks).join(", ");
-            return Err(ReplaceError::Refused(match old {
+            let (name, missing) = (&under_way.change.plugin, granted.missing(&asks).join(", "));
+            return Err(ReplaceError::Refused(match self.plugins.get(name) {
                 Some(_) => format!("it asks for more than {name} is granted: {missing}"),
                 None => format!(
                     "it asks to {missing}: install it with --grant, or grant it in the config under plugins.{name}.grants"
@@ -194,7 +205,7 @@ impl Host {
         }
         under_way.reach(State::Compiling);
         let compiled = tokio::task::spawn_blocking(move || {
-            let ready = candidate.ready(&engine, &config, &id)?;
+            let ready = candidate.compile(inspection, &engine, &config, &id)?;
             Ok((ready, candidate.into_component()?))
         });
         let compiled = compiled.await.map_err(broke_down)?.map_err(ReplaceError::Refused)?;
@@ -245,7 +256,8 @@ impl Host {
         let (place, mark) = self.way_back(name, version)?;
         let before = loaded.version();
         let code = mark.before.code.clone();
-        let candidate = Candidate::earlier(&self.config, name.clone(), code, &self.store, &loaded);
+        let setup = PluginConfig { grants: Some((*loaded.grants).clone()), ..self.section(name) };
+        let candidate = Candidate::kept(name.clone(), setup, code, &self.store);
         let (engine, config, id) = (self.loader.engine.clone(), self.config.clone(), self.id.clone());
         let ready = tokio::task::spawn_blocking(move || candidate.ready(&engine, &config, &id)).await;
         let ready = ready.map_err(broke_down)?.map_err(|error| {

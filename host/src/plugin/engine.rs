@@ -2,6 +2,7 @@
 //! and what is linked into them.
 
 use std::collections::hash_map::DefaultHasher;
+use std::fmt::Display;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -90,23 +91,22 @@ impl Engine {
         self.engine.increment_epoch();
     }
 
-    /// Judges and compiles a component, or takes its compiled form from the cache. Takes seconds
+    /// Compiles a component that was judged, or takes its compiled form from the cache. Takes seconds
     /// for a large one.
-    pub fn prepare(&self, bytes: &[u8]) -> Result<Prepared, EngineError> {
-        let inspection = judge(bytes)?;
+    pub fn prepare(&self, bytes: &[u8], inspection: Inspection) -> Result<Prepared, EngineError> {
         let component = self.component(bytes, &inspection)?;
         let pre = self.linker.instantiate_pre(&component).map_err(EngineError::World)?;
         let pre = bindings::PluginPre::new(pre).map_err(EngineError::World)?;
         Ok(Prepared { inspection: Arc::new(inspection), pre })
     }
 
-    /// Whether a component's compiled form is in the cache.
-    pub fn has_compiled(&self, bytes: &[u8]) -> bool {
-        self.store.dir().exists(self.cache_path(&Digest::of(bytes)))
+    /// Whether the compiled form of a component of this digest is in the cache.
+    pub fn has_compiled(&self, digest: impl Display) -> bool {
+        self.store.dir().exists(self.cache_path(digest))
     }
 
     fn component(&self, bytes: &[u8], inspection: &Inspection) -> Result<Component, EngineError> {
-        let path = self.cache_path(&inspection.digest);
+        let path = self.cache_path(inspection.digest);
         if let Some(component) = self.cached(&path) {
             return Ok(component);
         }
@@ -124,7 +124,7 @@ impl Engine {
     }
 
     /// The compiled form's name says what it was compiled from and for which engine.
-    fn cache_path(&self, digest: &Digest) -> PathBuf {
+    fn cache_path(&self, digest: impl Display) -> PathBuf {
         let mut hasher = DefaultHasher::new();
         self.engine.precompile_compatibility_hash().hash(&mut hasher);
         PathBuf::from("compiled").join(format!("{digest}-{:016x}.cwasm", hasher.finish()))

@@ -3,10 +3,11 @@
 mod backup;
 mod changes;
 mod dead;
-pub(crate) mod error;
+mod error;
 mod extract;
 mod jobs;
 mod health;
+mod linger;
 mod metrics;
 mod names;
 mod nodes;
@@ -86,12 +87,17 @@ fn described() -> OpenApiRouter<Arc<Supervised>> {
 
 /// All routes. While the host is down they answer so.
 pub fn router(host: Arc<Supervised>) -> Router {
-    Router::from(described())
+    guarded(Router::from(described()), MAX_BODY).with_state(host)
+}
+
+/// What holds for every route: how large a body may be, who may ask, and that whoever is refused reads why.
+pub(crate) fn guarded<S: Clone + Send + Sync + 'static>(router: Router<S>, max_body: usize) -> Router<S> {
+    router
         .fallback(error::no_such_route)
         .method_not_allowed_fallback(error::no_such_method)
-        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(DefaultBodyLimit::max(max_body))
         .layer(middleware::from_fn(error::refuse_browsers))
-        .with_state(host)
+        .layer(middleware::map_request(linger::let_it_end))
 }
 
 /// Where the API listens.

@@ -436,6 +436,10 @@ async fn whoever_writes_nonsense_to_the_socket_is_told_what_is_wrong() {
         assert_eq!((code, &problem["status"]), (status, &json!(status)), "{problem}");
         assert!(problem["detail"].as_str().unwrap().contains(why), "{problem}");
     }
+    // Who sends far too much still reads why, and is not cut off.
+    for _ in 0..50 {
+        assert_eq!(node.send("x".repeat(16 << 20)).await.0, 413);
+    }
     let text = node.http.post("http://agent/v1/notices").body(vec![0xff, 0xfe]).send().await.unwrap();
     assert_eq!(text.status(), 400);
     for (path, status) in [("/v1/nothing", 404), ("/v1/notices", 405)] {

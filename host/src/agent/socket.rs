@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::body::Bytes;
+use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
-use axum::{Json, Router, middleware};
+use axum::{Json, Router};
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
@@ -21,7 +21,7 @@ use super::heartbeat::Beat;
 use super::notice::{Given, Notice};
 use super::spool::{Spool, SpoolError, on_disk};
 use super::way::Way;
-use crate::api::{self, ApiError, bind_for_owner, error, within_grace};
+use crate::api::{self, ApiError, bind_for_owner, guarded, within_grace};
 use crate::ident::NodeId;
 use crate::plugin::MESSAGE_BYTES;
 use crate::time::Timestamp;
@@ -81,14 +81,8 @@ impl Socket {
 }
 
 fn router(desk: Arc<Desk>) -> Router {
-    Router::new()
-        .route("/v1/notices", post(give))
-        .route("/v1/status", get(status))
-        .fallback(error::no_such_route)
-        .method_not_allowed_fallback(error::no_such_method)
-        .layer(DefaultBodyLimit::max(MAX_BODY))
-        .layer(middleware::from_fn(error::refuse_browsers))
-        .with_state(desk)
+    let router = Router::new().route("/v1/notices", post(give)).route("/v1/status", get(status));
+    guarded(router, MAX_BODY).with_state(desk)
 }
 
 /// Takes a notice.

@@ -174,12 +174,6 @@ impl Change {
         }
     }
 
-    /// With a step that came before.
-    pub fn after(mut self, earlier: Option<Step>) -> Self {
-        self.steps.splice(0..0, earlier);
-        self
-    }
-
     /// Comes to a state now.
     pub fn reach(&mut self, state: State) {
         self.state = state;
@@ -256,13 +250,14 @@ impl Changes {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let under_way = UnderWay { change, number, changes: self.clone() };
         under_way.show();
+        self.tell(&under_way.change);
         under_way
     }
 
-    /// The newest change of a plugin that is under way.
-    pub fn of(&self, plugin: &PluginName) -> Option<Change> {
+    /// The newest change of each plugin that has one under way.
+    pub fn under_way(&self) -> BTreeMap<PluginName, Change> {
         let under_way = self.under_way.lock().expect(UNHURT);
-        under_way.values().rev().find(|change| change.plugin == *plugin).cloned()
+        under_way.values().map(|change| (change.plugin.clone(), change.clone())).collect()
     }
 
     /// Every state that any change comes to, from now on.
@@ -307,8 +302,9 @@ impl UnderWay {
     /// So much of the component has come; that is told now and then.
     pub fn received(&mut self, bytes: u64) {
         let before = self.change.received.replace(bytes).unwrap_or(0);
+        self.show();
         if before >> TOLD_AGAIN != bytes >> TOLD_AGAIN {
-            self.show();
+            self.changes.tell(&self.change);
         }
     }
 
@@ -316,11 +312,11 @@ impl UnderWay {
     pub fn reach(&mut self, state: State) {
         self.change.reach(state);
         self.show();
+        self.changes.tell(&self.change);
     }
 
     fn show(&self) {
         self.changes.under_way.lock().expect(UNHURT).insert(self.number, self.change.clone());
-        self.changes.tell(&self.change);
     }
 }
 

@@ -124,8 +124,6 @@ pub struct Loaded {
     pub handle: Handle,
     /// What it may reach.
     pub grants: Arc<Grants>,
-    /// Whose turn it is to replace it.
-    pub(crate) turns: Arc<tokio::sync::Mutex<()>>,
     /// Ends its thread.
     pub(crate) stop: CancellationToken,
 }
@@ -154,6 +152,19 @@ impl Plugins {
 
     pub(crate) fn take(&self, name: &PluginName) {
         self.0.write().expect(UNHURT).remove(name);
+    }
+}
+
+/// Whose turn it is to change a plugin: of two changes of one the second waits for the first, and no other.
+#[derive(Debug, Default)]
+struct Turns(Mutex<BTreeMap<PluginName, Arc<tokio::sync::Mutex<()>>>>);
+
+impl Turns {
+    /// Where changes of a plugin stand in line.
+    fn of(&self, plugin: &PluginName) -> Arc<tokio::sync::Mutex<()>> {
+        let mut turns = self.0.lock().expect(UNHURT);
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        turns.entry(plugin.clone()).or_default().clone()
     }
 }
 
@@ -206,8 +217,7 @@ pub struct Host {
     /// The plugins that the log waits for.
     awaited: Awaited,
     loader: Arc<Loader>,
-    /// Whose turn it is to install a new plugin, or to remove one.
-    installing: tokio::sync::Mutex<()>,
+    turns: Turns,
     /// Whose turn it is to make a backup.
     pub backups: Arc<Semaphore>,
     /// Cancelled when the host ends: what waits for something of it gives up.

@@ -151,6 +151,7 @@ impl Replay {
             run,
             probation: None,
             fallback: None,
+            failed: None,
             rules: Rules::default(),
             is_paused: false,
             rates: Rates::default(),

@@ -51,6 +51,6 @@ pub async fn is_as_if_alone(host: TestHost, setup: &Setup) {
 pub async fn replace(host: &TestHost, component: Vec<u8>) -> Result<Change, ReplaceError> {
     let (source, by) = ("a file".to_owned(), "the test".to_owned());
     let plugin = "probe".parse().expect("a name");
-    let proposal = Proposal { plugin, component, source, by, follows: None, fetching: None, is_named: false };
+    let proposal = Proposal { plugin, component, source, by, follows: None, is_named: false };
     host.host.replace(proposal).await
 }

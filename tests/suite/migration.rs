@@ -33,7 +33,7 @@ async fn install(host: &TestHost) {
         source: "a file".to_owned(),
         by: "the test".to_owned(),
         follows: None,
-        fetching: None,
+
         is_named: false,
     };
     let change = host.host.install(proposal, Grant::AsBefore).await.unwrap();

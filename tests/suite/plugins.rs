@@ -43,7 +43,11 @@ plugins:
 
 /// The probe under the name of that plugin.
 fn late(version: &str) -> Vec<u8> {
-    dim_tests::component::probe_with(version, &[("name = \"probe\"", "name = \"late\"")])
+    named("late", version)
+}
+
+fn named(name: &str, version: &str) -> Vec<u8> {
+    dim_tests::component::probe_with(version, &[("name = \"probe\"", &format!("name = {name:?}"))])
 }
 
 fn put(folder: &Path, name: &str, component: &[u8]) {
@@ -93,7 +97,7 @@ async fn a_file_that_is_half_written_is_not_loaded_early() {
     let half = whole.len() / 2;
     put(folder.path(), "late.wasm", &whole[..half]);
     downtime(Duration::from_secs(3)).await;
-    assert_eq!((version(&host, "late"), states(&host, "late")), (None, vec![]));
+    assert_eq!((version(&host, "late"), states(&host, "late")), (None, vec![State::Refused]));
     put(folder.path(), "late.wasm", &whole);
     runs(&host, "late", "1.0.0").await;
 }
@@ -124,6 +128,74 @@ async fn a_file_that_failed_is_not_tried_again_until_it_changes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_replaced_by_removing_it_first_is_not_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let host = Setup::default().yaml(&format!("plugins_dir: {}\n{SECTION}", folder.path().display()));
+    let host = host.start().await;
+    put(folder.path(), "late.wasm", &late("1.0.0"));
+    runs(&host, "late", "1.0.0").await;
+    std::fs::remove_file(folder.path().join("late.wasm")).unwrap();
+    downtime(Duration::from_millis(600)).await;
+    put(folder.path(), "late.wasm", &late("2.0.0"));
+    runs(&host, "late", "2.0.0").await;
+    assert_eq!(states(&host, "late"), [State::OnProbation, State::Installed]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_removed_by_hand_stays_away_until_its_file_changes() {
+    let folder = tempfile::tempdir().unwrap();
+    let setup = Setup::default().yaml(&format!("plugins_dir: {}\n{SECTION}", folder.path().display()));
+    let host = setup.start().await;
+    for purge in [false, true] {
+        let version = if purge { "2.0.0" } else { "1.0.0" };
+        put(folder.path(), "late.wasm", &late(version));
+        runs(&host, "late", version).await;
+        host.host.remove(&"late".parse().unwrap(), purge, "the test").await.unwrap();
+        downtime(Duration::from_secs(2)).await;
+        assert!(host.host.plugins.get("late").is_none());
+    }
+    let host = setup.start_in(host.stop().await).await;
+    downtime(Duration::from_secs(3)).await;
+    assert!(host.host.plugins.get("late").is_none(), "nor does a restart bring it back");
+    // Gone and back again it is new.
+    std::fs::remove_file(folder.path().join("late.wasm")).unwrap();
+    let name = "late".parse().unwrap();
+    let forgotten = async || {
+        let row = dim::plugin::roster::known_row(&host.host.store.snapshot().unwrap(), &name).unwrap();
+        row.unwrap().follows.is_none()
+    };
+    eventually("it is gone", forgotten).await;
+    put(folder.path(), "late.wasm", &late("2.0.0"));
+    runs(&host, "late", "2.0.0").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_files_of_a_plugin_one_is_refused_and_a_file_may_come_to_hold_another_plugin() {
+    let folder = tempfile::tempdir().unwrap();
+    let other = "  other: { grants: { subscribe: [\"probe.*\"], publish: [\"probe.*\"], write: [probe-key], read: [] } }\n";
+    let yaml = format!("plugins_dir: {}\n{SECTION}{other}", folder.path().display());
+    let setup = Setup::default().yaml(&yaml);
+    let host = setup.start().await;
+    put(folder.path(), "zz.wasm", &late("1.0.0"));
+    runs(&host, "late", "1.0.0").await;
+    put(folder.path(), "aa.wasm", &late("2.0.0"));
+    put(folder.path(), "garbage.wasm", b"garbage");
+    let refused = async || states(&host, "late") == [State::Refused, State::Installed];
+    eventually("the second one is refused", refused).await;
+    let why = changes(&host, "late")[0].reason.clone().unwrap();
+    assert!(why.contains("zz.wasm holds late already"), "{why}");
+    eventually("so is garbage", async || states(&host, "garbage") == [State::Refused]).await;
+    // Nor does it take over at the next start.
+    let host = setup.start_in(host.stop().await).await;
+    let refused = async || states(&host, "late") == [State::Refused, State::Refused, State::Installed];
+    eventually("the second one is refused again", refused).await;
+    assert_eq!(version(&host, "late").as_deref(), Some("1.0.0"));
+    put(folder.path(), "zz.wasm", &named("other", "1.0.0"));
+    runs(&host, "other", "1.0.0").await;
+    eventually("the one before is unloaded", async || version(&host, "late").is_none()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_new_plugin_has_what_it_is_granted_and_keeps_it() {
     let host = Setup::default().start().await;
     let name: dim::ident::PluginName = "other".parse().unwrap();
@@ -133,7 +205,7 @@ async fn a_new_plugin_has_what_it_is_granted_and_keeps_it() {
         source: "a file".to_owned(),
         by: "the test".to_owned(),
         follows: None,
-        fetching: None,
+
         is_named: false,
     };
     let why = host.host.install(proposal(), Grant::AsBefore).await.unwrap_err().to_string();
@@ -232,7 +304,8 @@ async fn a_component_comes_by_a_name_and_follows_it_as_far_as_it_is_trusted() {
     let trusted = format!("{config}replacement: {{ trusted: [/ipns/{name}] }}\n");
     let host = Setup::probe().yaml(&trusted).start_in(dir).await;
     runs(&host, "late", "2.0.0").await;
-    let told = [State::OnProbation, State::Installed];
+    let told =
+        [State::OnProbation, State::Refused, State::Installed, State::Refused, State::Refused].as_slice();
     eventually("it is on record", async || states(&host, "late") == told).await;
 }
 
@@ -326,6 +399,30 @@ async fn plugins_that_are_still_compiled_at_a_start_do_not_hold_up_those_that_ar
     assert!(others >= 4, "it works while {others} others are compiled");
     loading.await.unwrap().unwrap();
     assert_eq!(host.host.plugins.all().len(), 9);
+}
+
+#[test]
+fn a_plugin_that_is_on_its_way_is_listed_with_how_far_it_has_come() {
+    use std::io::Write as _;
+    let dir = tempfile::tempdir().unwrap();
+    let host = Program::start(Path::new(PROGRAM), &dir.path().join("state"), &["--embedded"]);
+    let (component, socket) = (late("1.0.0"), host.socket());
+    let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+    let half = component.len() / 2;
+    let head = format!(
+        "PUT /v1/plugins/late/component?grant=true HTTP/1.1\r\nhost: dim\r\ncontent-length: {}\r\n\r\n",
+        component.len()
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(&component[..half]).unwrap();
+    let listed = || {
+        let all = host.json(&["plugin", "ls"]);
+        all.as_array().unwrap().iter().find(|plugin| plugin["name"] == "late").cloned().unwrap_or_default()
+    };
+    dim_tests::soon(|| listed()["change"]["received"] == half);
+    assert_eq!((&listed()["state"], &listed()["change"]["state"]), (&json!("loading"), &json!("fetching")));
+    stream.write_all(&component[half..]).unwrap();
+    dim_tests::soon(|| listed()["state"] == "running");
 }
 
 #[test]

@@ -103,7 +103,7 @@ async fn what_is_wrong_with_new_code_is_told_and_the_old_code_goes_on() {
     );
     let mut wrong = vec![
         (b"no component".to_vec(), "the file is not WebAssembly"),
-        (more, "asks for more than probe is granted: subscribe to fleet.secrets"),
+        (more, "asks for more than probe is granted, to subscribe to fleet.secrets"),
         (probe("2.0.0", &json!([{ "do": "set", "key": "stamp" }, { "do": "fail" }])), "told to fail"),
         (probe("2.0.0", &json!([{ "do": "set", "key": "stamp" }, { "do": "trap" }])), "told to trap"),
         (probe("2.0.0", &json!([{ "do": "set", "key": "stamp" }, { "do": "loop" }])), "CPU time"),

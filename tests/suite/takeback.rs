@@ -9,7 +9,7 @@ use dim::entry::{Kind, Offset};
 use dim::host::Proposal;
 use dim::store::history;
 use dim_tests::alone::{is_as_if_alone, replace, rows};
-use dim_tests::component::{probe, probe_that};
+use dim_tests::component::{probe, probe_that, probe_with};
 use dim_tests::{Setup, TestHost, eventually, script};
 use serde_json::{Value, json};
 
@@ -438,8 +438,7 @@ async fn a_removed_plugin_is_on_probation_no_more_and_keeps_no_log() {
     // It comes again, with its state, and what fails then is taken back.
     let component = probe("1.0.0", &json!([]));
     let (source, by) = ("a file".to_owned(), "the test".to_owned());
-    let proposal =
-        Proposal { plugin: name, component, source, by, follows: None, fetching: None, is_named: false };
+    let proposal = Proposal { plugin: name, component, source, by, follows: None, is_named: false };
     host.host.install(proposal, dim::host::Grant::AsBefore).await.unwrap();
     host.from_peer("probe.in", script(json!([{ "do": "add", "key": "count" }])).to_string()).await;
     eventually("it hears again", async || host.state_of("probe", "count").await == 2).await;
@@ -468,4 +467,69 @@ async fn the_log_is_kept_for_code_on_probation_and_a_way_back_ends_with_the_log(
     reaches(&host, State::Confirmed).await;
     eventually("the log is trimmed", async || host.host.store.log_start().unwrap().unwrap() > first).await;
     eventually("and the way back ends", async || ways_back(&host) == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn topics_of_the_old_code_alone_end_with_the_probation_and_come_back_with_it() {
+    let host = quick(3).start().await;
+    let topics = || host.host.interest.topics().iter().map(ToString::to_string).collect::<Vec<_>>();
+    let proven = async || {
+        let hearings = host.host.hearings.all();
+        hearings.values().any(|hearing| hearing.proven_until.is_some())
+    };
+    eventually("listening is proven", proven).await;
+    host.from_peer("probe.in", count(0)).await;
+    host.settled().await;
+    // What both want is left as it is: the plugin has ended one of them itself.
+    let both =
+        probe_with("1.0.0", &[("default = [\"probe.in\"]", "default = [\"probe.in\", \"probe.both\"]")]);
+    replace(&host, both).await.unwrap();
+    host.run(json!([{ "do": "unsubscribe", "topic": "probe.both" }, { "do": "add", "key": "count" }])).await;
+    host.run(json!([])).await;
+    host.run(json!([])).await;
+    reaches(&host, State::Confirmed).await;
+    let moved =
+        probe_with("2.0.0", &[("default = [\"probe.in\"]", "default = [\"probe.both\", \"probe.else\"]")]);
+    replace(&host, moved).await.unwrap();
+    // The code before it may have to handle what comes now.
+    host.from_peer("probe.in", count(1)).await;
+    host.settled().await;
+    assert_eq!(topics(), ["probe.else", "probe.in"]);
+    assert_eq!(host.state_of("probe", "count").await, 2, "the new code does not hear it");
+    for _ in 0..3 {
+        host.run(json!([])).await;
+    }
+    reaches(&host, State::Confirmed).await;
+    eventually("the topic of the old code is let go", async || topics() == ["probe.else"]).await;
+    host.listening(&"probe.else".parse().unwrap()).await;
+    // An operator goes back all the same: what was not heard meanwhile is a gap.
+    host.host.roll_back(&"probe".parse().unwrap(), None, "the test").await.unwrap();
+    host.settled().await;
+    assert_eq!(host.state_of("probe", "count").await, 3, "what came on probation is handled");
+    eventually("it is heard again", async || topics() == ["probe.in"]).await;
+    let gap = async || host.state_of("probe", "gaps").await[0]["topic"] == "probe.in";
+    eventually("the gap is told", gap).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn code_on_probation_that_cannot_be_loaded_after_a_restart_is_taken_back() {
+    let setup = setup();
+    let host = setup.start().await;
+    host.from_peer("probe.in", count(0)).await;
+    let new = probe("2.0.0", &json!([{ "do": "set", "key": "started" }]));
+    let digest = dim::ident::Digest::of(&new).to_string();
+    replace(&host, new).await.unwrap();
+    host.from_peer("probe.in", count(1)).await;
+    host.settled().await;
+    let dir = host.stop().await;
+    std::fs::write(dir.path().join("components").join(&digest).with_extension("wasm"), b"damaged").unwrap();
+    let host = setup.start_in(dir).await;
+    let change = reaches(&host, State::TakenBack).await;
+    let reason = change.reason.unwrap();
+    assert!(reason.contains("cannot read the component"), "{reason}");
+    eventually("the old code runs", async || version(&host) == "0.1.0").await;
+    host.settled().await;
+    assert_eq!(host.state_of("probe", "count").await, 2);
+    assert_eq!(host.state_of("probe", "started").await, Value::Null);
+    assert_eq!(host.host.not_loaded(), []);
 }

@@ -1,5 +1,6 @@
 //! `/v1/plugins`: what runs, orders and questions to a plugin.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use super::ApiError;
 use super::extract::{self, Caller, Current, Path, Plain, Query};
 use super::openapi::{Conflict, Missing, Refused};
 use crate::change::{Change, State};
-use crate::host::{Grant, Host, Loaded, NotLoaded, Proposal, RolledBack};
+use crate::host::{Grant, Host, Loaded, Proposal, RolledBack};
 use crate::ident::{ContentPath, Digest, PluginName};
 use crate::plugin::{Grants, Inspection, MAX_COMPONENT, PluginStatus, Reply, ReplyError};
 use crate::plugin::{mark, roster};
@@ -59,6 +60,19 @@ pub struct RefusedPlugin {
     state: RefusedState,
     /// Why.
     reason: String,
+    /// How far it has come, if it is being installed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    change: Option<Change>,
+    /// Since when it is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, value_type = String, format = DateTime)]
+    change_since: Option<Timestamp>,
+}
+
+/// When a change came to the state that it is in.
+fn since(change: Option<&Change>) -> Option<Timestamp> {
+    Some(change?.steps.last()?.at)
 }
 
 /// How a plugin stands that was not loaded.
@@ -78,7 +92,7 @@ pub enum ListedPlugin {
     /// One that was loaded.
     Loaded(Box<Plugin>),
     /// One that was not.
-    Refused(RefusedPlugin),
+    Refused(Box<RefusedPlugin>),
 }
 
 /// All about a plugin that was loaded.
@@ -96,20 +110,27 @@ pub struct PluginDetail {
 #[utoipa::path(get, path = "/plugins", tag = "plugins", operation_id = "list_plugins",
     responses((status = 200, body = [ListedPlugin])))]
 pub async fn list(Current(host): Current) -> Json<Vec<ListedPlugin>> {
-    let head = host.log.head().0;
-    let loaded = host
-        .plugins
-        .all()
-        .into_iter()
-        .map(|(name, plugin)| ListedPlugin::Loaded(Box::new(describe(&host, name, &plugin, head))));
-    let refused = host.not_loaded().into_iter().map(|NotLoaded { name, reason }| {
-        ListedPlugin::Refused(RefusedPlugin { name, state: RefusedState::Refused, reason })
+    let (head, mut under_way) = (host.log.head().0, host.changes().under_way());
+    let mut listed = BTreeMap::new();
+    for (name, plugin) in host.plugins.all() {
+        let plugin = describe(&host, name.clone(), &plugin, head, under_way.remove(&name));
+        listed.insert(name, ListedPlugin::Loaded(Box::new(plugin)));
+    }
+    let refused = host.not_loaded().into_iter().map(|it| (it.name, RefusedState::Refused, it.reason, None));
+    let loading = host.loading().into_iter();
+    let loading =
+        loading.map(|name| (name, RefusedState::Loading, "it is judged and compiled".to_owned(), None));
+    // Those that are new, and those that were refused before.
+    let coming = under_way.into_iter().map(|(name, change)| {
+        let reason = format!("it is installed from {}", change.source);
+        (name, RefusedState::Loading, reason, Some(change))
     });
-    let loading = host.loading().into_iter().map(|name| {
-        let reason = "it is judged and compiled".to_owned();
-        ListedPlugin::Refused(RefusedPlugin { name, state: RefusedState::Loading, reason })
-    });
-    Json(loaded.chain(refused).chain(loading).collect())
+    for (name, state, reason, change) in refused.chain(loading).chain(coming) {
+        let change_since = since(change.as_ref());
+        let refused = RefusedPlugin { name: name.clone(), state, reason, change, change_since };
+        listed.insert(name, ListedPlugin::Refused(Box::new(refused)));
+    }
+    Json(listed.into_values().collect())
 }
 
 /// One plugin, with its manifest and its grants.
@@ -118,14 +139,15 @@ pub async fn list(Current(host): Current) -> Json<Vec<ListedPlugin>> {
     responses((status = 200, body = PluginDetail), Missing))]
 pub async fn show(Current(host): Current, Path(name): Path<String>) -> Result<Json<PluginDetail>, ApiError> {
     let (name, plugin) = find(&host, &name).await?;
+    let under_way = host.changes().under_way().remove(&name);
     Ok(Json(PluginDetail {
-        plugin: describe(&host, name, &plugin, host.log.head().0),
+        plugin: describe(&host, name, &plugin, host.log.head().0, under_way),
         inspection: (*plugin.handle.code().prepared.inspection).clone(),
         grants: (*plugin.grants).clone(),
     }))
 }
 
-fn describe(host: &Host, name: PluginName, plugin: &Loaded, head: u64) -> Plugin {
+fn describe(host: &Host, name: PluginName, plugin: &Loaded, head: u64, under_way: Option<Change>) -> Plugin {
     let status = plugin.handle.status();
     let code = plugin.handle.code();
     let inspection = &code.prepared.inspection;
@@ -137,9 +159,9 @@ fn describe(host: &Host, name: PluginName, plugin: &Loaded, head: u64) -> Plugin
         let (_, mark) = mark::of_probation(&snapshot, id).ok()??;
         history::get(&snapshot, mark.change).ok()?
     };
-    let change = host.changes().of(&name).or_else(on_probation);
+    let change = under_way.or_else(on_probation);
     Plugin {
-        change_since: change.as_ref().and_then(|change| Some(change.steps.last()?.at)),
+        change_since: since(change.as_ref()),
         change,
         name,
         version: inspection.manifest.version.clone(),
@@ -186,14 +208,12 @@ pub async fn install(
 ) -> Result<Json<Change>, ApiError> {
     let plugin: PluginName = name.parse()?;
     let change = Change::new(plugin.clone(), State::Fetching, by.clone(), source.clone());
-    let fetching = change.steps.first().copied();
     let mut under_way = host.changes().begin(change);
     let component = whole(body, |bytes| under_way.received(bytes)).await?;
-    drop(under_way);
-    let proposal = Proposal { plugin, component, source, by, follows: None, fetching, is_named: false };
+    let proposal = Proposal { plugin, component, source, by, follows: None, is_named: false };
     let grants = if grant { Grant::AllThatIsAsked } else { Grant::AsBefore };
     // Also when the caller goes away: what has begun comes to its end.
-    let installing = tokio::spawn(async move { host.install(proposal, grants).await });
+    let installing = tokio::spawn(async move { host.install_under_way(under_way, proposal, grants).await });
     Ok(Json(installing.await.expect("an installation does not panic")?))
 }
 

@@ -16,7 +16,7 @@ use crate::plugin::{Batch, Handover, Probation, TakeBack, Verdict, World, roster
 use crate::store::names::{self, Known};
 use crate::store::undo::{Part, Place, Saved, add_bytes, remove_mark};
 use crate::store::{
-    CURSORS, STATE, StateKey, StoreError, TIMERS, WORLDS, dead, history, next_numbers, outbox, retries,
+    CURSORS, LOG, STATE, StateKey, StoreError, TIMERS, WORLDS, dead, history, next_numbers, outbox, retries,
 };
 use crate::time::Timestamp;
 
@@ -229,6 +229,10 @@ pub fn take_back(
     else {
         return Ok(None);
     };
+    // Nor does one whose entries the log no longer holds.
+    if write.open_table(LOG)?.first()?.is_some_and(|(first, _)| first.value() > target.cursor) {
+        return Ok(None);
+    }
     let mut world = None;
     let mut saved_names = BTreeMap::new();
     for (place, mark) in &marks {

@@ -51,6 +51,7 @@ pub struct Readied {
 }
 
 /// A plugin that can be loaded.
+#[derive(Clone)]
 pub struct Ready {
     /// Where its component came from.
     pub source: String,
@@ -65,6 +66,7 @@ pub struct Ready {
 }
 
 /// What a plugin may reach and take.
+#[derive(Clone)]
 pub struct Allowance {
     /// What it may reach.
     pub grants: Grants,
@@ -76,13 +78,14 @@ impl Ready {
     /// What an actor runs.
     pub fn into_runnable(self) -> Runnable {
         let Self { source, code, prepared, resolved, allowance } = self;
-        Runnable { prepared, config: resolved.config, limits: allowance.limits, code, source }
+        let topics = allowance.topics(&resolved);
+        Runnable { prepared, config: resolved.config, topics, limits: allowance.limits, code, source }
     }
 }
 
 impl Allowance {
     /// The topics that a manifest asks for and that may be subscribed to.
-    pub fn topics(&self, resolved: &Resolved) -> Vec<Topic> {
+    fn topics(&self, resolved: &Resolved) -> Vec<Topic> {
         let asked = resolved.asks.subscribe.iter().filter_map(|pattern| pattern.exact());
         asked.filter(|topic| self.grants.may_subscribe(topic)).cloned().collect()
     }

@@ -24,7 +24,7 @@ use crate::plugin::{
 };
 use crate::room::Room;
 use crate::store::outbox::Backlog;
-use crate::store::{PluginId, Store, StoreError, names, undo};
+use crate::store::{PluginId, Store, StoreError, names};
 use crate::subscription::Hearings;
 
 /// How long the daemon may take to say which keys it has, when the host makes new ones.
@@ -65,6 +65,16 @@ pub struct Loader {
     pub lost: Mutex<Vec<String>>,
 }
 
+/// What a plugin goes on with.
+pub struct ToRun {
+    /// What runs.
+    pub ready: Ready,
+    /// What runs again if that fails on probation, if it is on one.
+    pub fallback: Option<Ready>,
+    /// Why it has failed there already.
+    pub failed: Option<String>,
+}
+
 /// A plugin that is wired and does not run yet.
 #[derive(Debug)]
 pub struct Wired {
@@ -87,23 +97,17 @@ impl Loader {
             self.restore_hearings(&stored.world);
             let snapshot = self.store.snapshot()?;
             if let Some((place, _)) = mark::of_probation(&snapshot, stored.row.id)?
-                && let Some(world) = undo::saved_world(&snapshot, place)?
+                && let Some(world) = mark::world(&snapshot, place)?
             {
-                self.interest.keep(name, &World::from_bytes(&world)?);
+                self.interest.keep(name, &world);
             }
         }
         Ok(())
     }
 
     /// Wires a plugin that was entered into the roster, and makes the keys that it is granted. May block.
-    pub fn wire(
-        &self,
-        name: &PluginName,
-        stored: Stored,
-        ready: Ready,
-        fallback: Option<Ready>,
-    ) -> Result<Wired, HostError> {
-        let topics = ready.allowance.topics(&ready.resolved);
+    pub fn wire(&self, name: &PluginName, stored: Stored, to_run: ToRun) -> Result<Wired, HostError> {
+        let ToRun { ready, fallback, failed } = to_run;
         let grants = ready.allowance.grants.clone();
         if !grants.cover(&ready.resolved.asks) {
             tracing::warn!(plugin = %name, "asks for more than it is granted; what is missing is refused when it is used");
@@ -118,7 +122,7 @@ impl Loader {
         self.restore_hearings(&world);
         self.add_own_names(&grants, &mut world)?;
         self.interest.restore(name, &world);
-        self.subscribe_to_new(name, &topics, &world);
+        self.subscribe_to_new(name, &run.topics, &world);
         let (probation, fallback) = self.fallback(row.id, fallback)?;
         let grants = Arc::new(grants);
         let session = SessionParts {
@@ -139,6 +143,7 @@ impl Loader {
             probation,
             fallback,
             rules: self.config.replacement.probation,
+            failed,
             is_paused: row.standing == roster::Standing::Paused,
             rates: row.rates,
             state_version: row.state_version,
@@ -149,12 +154,12 @@ impl Loader {
             room: self.room.clone(),
         };
         let (actor, handle) = Actor::new(parts)?;
-        let loaded = Loaded { handle, grants, turns: Arc::default(), stop: CancellationToken::new() };
+        let loaded = Loaded { handle, grants, stop: CancellationToken::new() };
         Ok(Wired { actor, loaded })
     }
 
     /// Takes in until when listening was proven on the topics of a plugin.
-    fn restore_hearings(&self, world: &World) {
+    pub fn restore_hearings(&self, world: &World) {
         for (topic, until) in world.last_heard() {
             self.hearings.restore(topic, until, !world.peers(topic).is_empty());
         }

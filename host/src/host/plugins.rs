@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use futures::StreamExt as _;
 
 use super::candidate::{Candidate, Readied, Ready, give};
-use super::following::Following;
-use super::loader::Wired;
+use super::following::follow;
+use super::loader::{ToRun, Wired};
 use super::replacement::{Proposal, ReplaceError};
 use super::{Host, HostError, UNHURT};
 use crate::change::{Change, State, UnderWay};
@@ -65,7 +65,7 @@ impl Host {
         let _ = self.loaded_after.set(self.begun.elapsed());
         self.tidy().await?;
         if let Some(running) = self.running.lock().expect(UNHURT).as_ref() {
-            running.spawn_task(Following::new(self).run());
+            running.spawn_task(follow(Arc::downgrade(self)));
         }
         Ok(())
     }
@@ -110,14 +110,19 @@ impl Host {
                 return Ok(());
             }
         };
-        let ready = match ready {
-            Ok(ready) => ready,
-            Err(reason) => {
+        let to_run = match (ready, fallback) {
+            (Ok(ready), fallback) => ToRun { ready, fallback, failed: None },
+            // On probation it has failed.
+            (Err(reason), Some(before)) => {
+                ToRun { ready: before.clone(), fallback: Some(before), failed: Some(reason) }
+            }
+            (Err(reason), None) => {
                 tracing::error!(plugin = %name, "not loaded: {reason}");
                 self.not_loaded.lock().expect(UNHURT).insert(name, reason);
                 return Ok(());
             }
         };
+        let ready = &to_run.ready;
         self.loader.make_keys(&ready.allowance.grants).await?;
         let known = roster::known_row(&self.store.snapshot()?, &name)?;
         let code = roster::Code {
@@ -126,26 +131,21 @@ impl Host {
         };
         let row = roster::entered(known.clone(), code);
         // The disk may be full: what stands there already is not written again.
-        if known.as_ref() != Some(&row) {
+        if known.as_ref() != Some(&row) && to_run.failed.is_none() {
             let (name, head) = (name.clone(), self.log.head());
             let entered = self.commit.write(move |write| roster::enter(write, &name, row, head)).await;
             entered.map_err(closed)?;
         }
-        self.run(name, ready, fallback).await
+        self.run(name, to_run).await
     }
 
     /// Wires a plugin that is in the roster, and starts its thread.
-    async fn run(
-        self: &Arc<Self>,
-        name: PluginName,
-        ready: Ready,
-        fallback: Option<Ready>,
-    ) -> Result<(), HostError> {
+    async fn run(self: &Arc<Self>, name: PluginName, to_run: ToRun) -> Result<(), HostError> {
         let (loader, whose) = (self.loader.clone(), name.clone());
         let wired = tokio::task::spawn_blocking(move || -> Result<Wired, HostError> {
             let stored = roster::read(&loader.store, &whose)?;
             let stored = stored.ok_or_else(|| StoreError::corrupt("plugins", "an entered one is gone"))?;
-            loader.wire(&whose, stored, ready, fallback)
+            loader.wire(&whose, stored, to_run)
         });
         let Wired { actor, mut loaded } = wired.await.expect("wiring does not panic")?;
         let mut running = self.running.lock().expect(UNHURT);
@@ -160,15 +160,29 @@ impl Host {
     /// Installs a component: in place of what runs under its name, or as a new plugin, which has the grants of
     /// the config, those that are given here, or none. Returns once that is durable.
     pub async fn install(self: &Arc<Self>, proposal: Proposal, grant: Grant) -> Result<Change, ReplaceError> {
+        self.install_under_way(self.propose(&proposal), proposal, grant).await
+    }
+
+    /// The same for a component whose change is under way: it has come from somewhere.
+    pub async fn install_under_way(
+        self: &Arc<Self>,
+        mut under_way: UnderWay,
+        proposal: Proposal,
+        grant: Grant,
+    ) -> Result<Change, ReplaceError> {
         self.loaded(proposal.plugin.as_str()).await;
-        // Of two that install one plugin the second one replaces what the first has installed.
-        let _one_at_a_time = self.installing.lock().await;
-        if self.plugins.get(&proposal.plugin).is_some() {
-            drop(_one_at_a_time);
-            return self.replace(proposal).await;
+        let turns = self.turns.of(&proposal.plugin);
+        let is_there = || self.plugins.get(&proposal.plugin).is_some();
+        if !is_there() {
+            let turn = turns.lock().await;
+            // Of two that install one plugin the second one replaces what the first has installed.
+            if !is_there() {
+                let outcome = self.try_install(&mut under_way, proposal, grant).await;
+                drop(turn);
+                return self.conclude(under_way, outcome).await;
+            }
         }
-        let mut under_way = self.propose(&proposal);
-        let outcome = self.try_install(&mut under_way, proposal, grant).await;
+        let outcome = self.try_replace(&mut under_way, proposal).await;
         self.conclude(under_way, outcome).await
     }
 
@@ -215,7 +229,8 @@ impl Host {
             .await?;
         self.awaited.write().expect(UNHURT).insert(name.clone());
         self.not_loaded.lock().expect(UNHURT).remove(&name);
-        self.run(name, ready, None).await.map_err(|error| ReplaceError::Refused(crate::cause::chain(&error)))
+        let to_run = ToRun { ready, fallback: None, failed: None };
+        self.run(name, to_run).await.map_err(|error| ReplaceError::Refused(crate::cause::chain(&error)))
     }
 
     /// Goes back to what the config names: for a bundled plugin, to the one that comes with the host.
@@ -224,17 +239,16 @@ impl Host {
         let source = named.source.clone();
         let component = named.into_component().map_err(ReplaceError::Refused)?;
         let (plugin, by) = (name.clone(), by.to_owned());
-        let proposal =
-            Proposal { plugin, component, source, by, follows: None, fetching: None, is_named: true };
+        let proposal = Proposal { plugin, component, source, by, follows: None, is_named: true };
         self.install(proposal, Grant::AsBefore).await
     }
 
     /// Has a plugin handle nothing from the next entry on, or go on; also after a restart of the host. What
     /// comes meanwhile waits.
     pub async fn pause(&self, name: &PluginName, paused: bool, by: &str) -> Result<Change, ReplaceError> {
+        let turns = self.turns.of(name);
+        let _turn = turns.lock().await;
         let loaded = self.plugins.get(name).ok_or_else(|| ReplaceError::NoPlugin(name.clone()))?;
-        let _turn = loaded.turns.lock().await;
-        self.is_still(name, &loaded)?;
         let (state, standing) = match paused {
             true => (State::Paused, Standing::Paused),
             false => (State::Resumed, Standing::Runs),
@@ -256,7 +270,8 @@ impl Host {
 
     /// Unloads a plugin once it has handled what has come by then; what it has is kept, or purged.
     pub async fn remove(&self, name: &PluginName, purge: bool, by: &str) -> Result<Change, ReplaceError> {
-        let _one_at_a_time = self.installing.lock().await;
+        let turns = self.turns.of(name);
+        let _turn = turns.lock().await;
         let known = roster::known_row(&self.store.snapshot()?, name)?;
         let known = known.ok_or_else(|| ReplaceError::NoPlugin(name.clone()))?;
         let state = if purge { State::Purged } else { State::Removed };
@@ -264,7 +279,6 @@ impl Host {
         let mut change = Change::new(name.clone(), state, by.to_owned(), source);
         change.before = Some(known.as_version());
         if let Some(loaded) = self.plugins.get(name) {
-            let _turn = loaded.turns.lock().await;
             self.drain(&loaded).await;
             loaded.stop.cancel();
             loaded.handle.wake();
@@ -305,17 +319,6 @@ impl Host {
         self.interest.forget(&Party::Plugin(name.clone()));
         self.interest.forget(&Party::Fallback(name.clone()));
         Ok(told)
-    }
-
-    /// It may have gone while its turn was waited for.
-    pub(super) fn is_still(
-        &self,
-        name: &PluginName,
-        loaded: &Arc<super::Loaded>,
-    ) -> Result<(), ReplaceError> {
-        let now = self.plugins.get(name);
-        let is_same = now.is_some_and(|now| Arc::ptr_eq(&now, loaded));
-        if is_same { Ok(()) } else { Err(ReplaceError::NoPlugin(name.clone())) }
     }
 
     /// Waits until a plugin has handled what is in the log, or cannot.

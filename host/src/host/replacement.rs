@@ -9,12 +9,12 @@ use tokio::sync::oneshot;
 use super::candidate::{Candidate, Ready};
 use super::{Grant, Host, Loaded};
 use crate::bundled;
-use crate::change::{Change, State, Step, UnderWay, Version};
+use crate::change::{Change, State, UnderWay, Version};
 use crate::commit::CommitError;
 use crate::config::PluginConfig;
 use crate::ident::{Digest, PluginName};
 use crate::plugin::mark::{self, Mark};
-use crate::plugin::roster::{self, Setup, Stored};
+use crate::plugin::roster::{self, Row, Setup, Stored};
 use crate::plugin::{Grants, Lines, Order, SessionParts, Successor, WayBack, rehearse};
 use crate::store::undo::Place;
 use crate::store::{StoreError, components};
@@ -68,8 +68,6 @@ pub struct Proposal {
     pub by: String,
     /// The file or the IPNS name that is followed from then on.
     pub follows: Option<String>,
-    /// Since when it was on its way, if it came through the API.
-    pub fetching: Option<Step>,
     /// Whether it is what the config names.
     pub is_named: bool,
 }
@@ -95,8 +93,7 @@ impl Host {
     /// Begins the change that a proposal is.
     pub(super) fn propose(&self, proposal: &Proposal) -> UnderWay {
         let (plugin, source) = (proposal.plugin.clone(), proposal.source.clone());
-        let change = Change::new(plugin, State::Judging, proposal.by.clone(), source);
-        self.changes().begin(change.after(proposal.fetching))
+        self.changes().begin(Change::new(plugin, State::Judging, proposal.by.clone(), source))
     }
 
     /// Ends a change; that a component was refused is put on record.
@@ -118,7 +115,7 @@ impl Host {
         self.config.plugins.get(name).cloned().unwrap_or_default()
     }
 
-    async fn try_replace(
+    pub(super) async fn try_replace(
         &self,
         under_way: &mut UnderWay,
         mut proposal: Proposal,
@@ -131,14 +128,14 @@ impl Host {
         let candidate = Candidate::proposed(proposal, setup);
         // Judged at once with others that came, and taken over in the order in which they came: it stands in
         // line from the first moment.
-        let turns = old.turns.clone();
+        let turns = self.turns.of(&name);
         let (_turn, judged) = tokio::join!(turns.lock(), self.judge(under_way, candidate, Grant::AsBefore));
         let old = self.plugins.get(&name).ok_or_else(none)?;
         under_way.change.before = Some(old.version());
         // What runs is known only now; it may go on whatever is said of it.
         if under_way.change.after == under_way.change.before {
             under_way.unchanged();
-            return Ok(());
+            return self.follow(&name, follows).await;
         }
         let (ready, component) = judged?;
         let digest = ready.prepared.inspection.digest;
@@ -159,12 +156,11 @@ impl Host {
         kept.expect("keeping does not panic").map_err(ReplaceError::Keep)?;
         under_way.reach(State::TakingOver);
         let (done, taken_over) = oneshot::channel();
-        let topics = ready.allowance.topics(&ready.resolved);
         let change = under_way.change.clone();
         let before = old.version();
         let run = ready.into_runnable();
         let setup = Some(Setup { grants: (*old.grants).clone() });
-        let successor = Successor { run, topics, follows, setup, change, done };
+        let successor = Successor { run, follows, setup, change, done };
         old.handle.order(Order::Succeed(Box::new(successor)));
         let taken_over = taken_over.await.map_err(|_| ReplaceError::Closed)?;
         let taken_over = taken_over.map_err(ReplaceError::DoesNotStart)?;
@@ -174,6 +170,20 @@ impl Host {
         Ok(())
     }
 
+    /// Has a plugin follow what its code comes from now.
+    async fn follow(&self, name: &PluginName, follows: Option<String>) -> Result<(), ReplaceError> {
+        let Some(row) = roster::known_row(&self.store.snapshot()?, name)? else { return Ok(()) };
+        if follows.is_none() || follows == row.follows {
+            return Ok(());
+        }
+        let whose = name.clone();
+        let followed = self.commit.write(move |write| {
+            let row = roster::row_within(write, &whose)?;
+            roster::put_within(write, &whose, &Row { follows, ..row })
+        });
+        Ok(followed.await?)
+    }
+
     /// Judges and compiles, off the async threads, while the old code works on.
     pub(super) async fn judge(
         &self,
@@ -181,6 +191,9 @@ impl Host {
         candidate: Candidate,
         grant: Grant,
     ) -> Result<(Ready, Vec<u8>), ReplaceError> {
+        if under_way.change.state != State::Judging {
+            under_way.reach(State::Judging);
+        }
         let (engine, config, id) = (self.loader.engine.clone(), self.config.clone(), self.id.clone());
         let judged = tokio::task::spawn_blocking(move || {
             let inspection = candidate.inspect()?;
@@ -197,7 +210,9 @@ impl Host {
         if !granted.cover(&asks) {
             let (name, missing) = (&under_way.change.plugin, granted.missing(&asks).join(", "));
             return Err(ReplaceError::Refused(match self.plugins.get(name) {
-                Some(_) => format!("it asks for more than {name} is granted: {missing}"),
+                Some(_) => format!(
+                    "it asks for more than {name} is granted, to {missing}: grant it in the config under plugins.{name}.grants, or remove {name} and install it with --grant"
+                ),
                 None => format!(
                     "it asks to {missing}: install it with --grant, or grant it in the config under plugins.{name}.grants"
                 ),
@@ -250,9 +265,9 @@ impl Host {
         version: Option<&str>,
         by: &str,
     ) -> Result<RolledBack, ReplaceError> {
+        let turns = self.turns.of(name);
+        let _turn = turns.lock().await;
         let loaded = self.plugins.get(name).ok_or_else(|| ReplaceError::NoPlugin(name.clone()))?;
-        let _turn = loaded.turns.lock().await;
-        self.is_still(name, &loaded)?;
         let (place, mark) = self.way_back(name, version)?;
         let before = loaded.version();
         let code = mark.before.code.clone();
@@ -263,6 +278,10 @@ impl Host {
         let ready = ready.map_err(broke_down)?.map_err(|error| {
             ReplaceError::NoWayBack(format!("there is no way back to {}: {error}", mark.before.code.version))
         })?;
+        // What it will hear again was not listened to meanwhile.
+        if let Some(world) = mark::world(&self.store.snapshot()?, place)? {
+            self.loader.restore_hearings(&world);
+        }
         let (done, gone_back) = oneshot::channel();
         let reason = format!("rolled back by {by}");
         let (to, run) = (place.1, ready.into_runnable());

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::candidate::{Candidate, candidates};
 use super::loader::Loader;
 use super::running::Running;
-use super::{Host, HostError, Options, Plugins};
+use super::{Host, HostError, Options, Plugins, Turns};
 use crate::backend::embedded::Bus;
 use crate::backend::kubo::{self, Settings};
 use crate::backend::{Backend, embedded};
@@ -145,7 +145,7 @@ impl Start {
             loaded_after: OnceLock::new(),
             awaited,
             loader,
-            installing: tokio::sync::Mutex::default(),
+            turns: Turns::default(),
             backups: Arc::new(Semaphore::new(1)),
             ended: CancellationToken::new(),
             fail,

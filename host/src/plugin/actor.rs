@@ -79,6 +79,8 @@ pub struct Parts {
     pub fallback: Option<Fallback>,
     /// How code is watched on probation.
     pub rules: Rules,
+    /// Why the code has failed on probation before it could run.
+    pub failed: Option<String>,
     /// Whether it handles nothing until it is resumed.
     pub is_paused: bool,
     /// What it has handled since it was confirmed.
@@ -144,7 +146,7 @@ pub struct Actor {
 impl Actor {
     /// An actor that has not run, and the handle to it.
     pub fn new(parts: Parts) -> Result<(Self, Handle), StoreError> {
-        let Parts { run, probation, fallback, rules, is_paused, rates, state_version, .. } = parts;
+        let Parts { run, probation, fallback, rules, failed, is_paused, rates, state_version, .. } = parts;
         let Parts { session, secret, log, commit, room, .. } = parts;
         let plugin = session.plugin.clone();
         let session = Session::new(session, run.version().to_owned())?;
@@ -158,7 +160,7 @@ impl Actor {
             rules,
             rates,
             rates_stored_at: Instant::now(),
-            failed: None,
+            failed,
             state_version,
             start_took: (0, 0),
             body: Body::Bare(Box::new(session)),

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use redb::{ReadableTable, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
+use super::World;
 use super::probation::Probation;
 use super::roster::{self, Row};
 use crate::entry::Offset;
@@ -82,6 +83,12 @@ pub fn end_probation(write: &WriteTransaction, plugin: PluginId) -> Result<(), S
 pub fn of_probation(snapshot: &Snapshot, plugin: PluginId) -> Result<Option<(Place, Mark)>, StoreError> {
     let newest = marks(snapshot, plugin)?.into_iter().next();
     Ok(newest.filter(|(_, mark)| mark.probation.is_some()))
+}
+
+/// The world of a plugin as of a mark; none if it had none yet.
+pub fn world(snapshot: &Snapshot, place: Place) -> Result<Option<World>, StoreError> {
+    let saved = undo::saved_world(snapshot, place)?;
+    saved.map(|world| World::from_bytes(&world)).transpose()
 }
 
 /// The marks of all plugins that are on probation.

@@ -147,7 +147,8 @@ pub fn known_row(snapshot: &Snapshot, name: &PluginName) -> Result<Option<Row>, 
     row(&snapshot.table(PLUGINS)?, name)
 }
 
-/// Forgets all that a plugin has, but for its names and what waits to be sent. If it comes again it is new.
+/// Forgets all that a plugin has, but for its names, what waits to be sent and where it came from. If it comes
+/// again it is new.
 pub fn purge(write: &WriteTransaction, name: &PluginName, row: Row) -> Result<(), StoreError> {
     let id = row.id;
     let (from, to) = (StateKey::new(id, b""), StateKey::new(PluginId(id.0 + 1), b""));
@@ -155,7 +156,7 @@ pub fn purge(write: &WriteTransaction, name: &PluginName, row: Row) -> Result<()
     write.open_table(TIMERS)?.retain_in(from.as_bytes()..to.as_bytes(), |_, _| false)?;
     write.open_table(WORLDS)?.remove(id.0)?;
     write.open_table(CURSORS)?.remove(id.0)?;
-    put_within(write, name, &Row { id: PluginId(0), state_version: None, setup: None, follows: None, ..row })
+    put_within(write, name, &Row { id: PluginId(0), state_version: None, setup: None, ..row })
 }
 
 /// The number and the cursor of a plugin, if it was ever entered.

@@ -2,6 +2,7 @@
 
 use super::roster::Code;
 use super::{Limits, Prepared};
+use crate::ident::Topic;
 
 /// A component that can run as a plugin.
 #[derive(Clone, Debug)]
@@ -10,6 +11,8 @@ pub struct Runnable {
     pub prepared: Prepared,
     /// Its config, a JSON object.
     pub config: String,
+    /// The topics that its manifest asks for and that it may subscribe to.
+    pub topics: Vec<Topic>,
     /// What it may take.
     pub limits: Limits,
     /// What the store says of it.

@@ -104,8 +104,7 @@ async fn start(dir: &TempDir) -> Arc<Host> {
 
 async fn replace(host: &Host, component: Vec<u8>) -> Change {
     let (source, by) = ("a file".to_owned(), "the benchmark".to_owned());
-    let proposal =
-        Proposal { plugin: name(), component, source, by, follows: None, fetching: None, is_named: false };
+    let proposal = Proposal { plugin: name(), component, source, by, follows: None, is_named: false };
     host.replace(proposal).await.expect("it is replaced")
 }
 

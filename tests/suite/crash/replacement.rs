@@ -1,8 +1,10 @@
-//! `kill -9` at each state of a replacement, under load.
+//! `kill -9` at each state of a replacement and amid every other change of a plugin, under load.
 
+use std::any::Any;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -15,6 +17,11 @@ use super::{Acknowledged, PROGRAM, check, check_state, config_file, load};
 
 /// How often the host is killed at each state.
 const KILLS: usize = 20;
+
+const SOON: Duration = Duration::from_millis(3);
+
+/// For how long after it was asked for a change is under way, with the start of the program that asks.
+const UNDER_WAY: Duration = Duration::from_millis(120);
 
 /// Waits until a change comes to a state; the stream is read as it comes, for every moment counts.
 fn await_state(socket: &Path, state: &str) {
@@ -29,10 +36,10 @@ fn await_state(socket: &Path, state: &str) {
 }
 
 /// Which version runs, and which one says in the state that it has started last.
-fn version_of(host: &Program) -> (String, String) {
-    let shown = host.json(&["plugin", "inspect", "probe"]);
+fn version_of(host: &Program, plugin: &str) -> (String, String) {
+    let shown = host.json(&["plugin", "inspect", plugin]);
     let get = json!({ "script": [{ "do": "get", "key": "stamp" }] });
-    let answer = host.json(&["plugin", "query", "probe", "run", &get.to_string()]);
+    let answer = host.json(&["plugin", "query", plugin, "run", &get.to_string()]);
     let stamp = answer[0]["ok"].as_str().unwrap_or("0.1.0").to_owned();
     (shown["version"].as_str().expect("a version").to_owned(), stamp)
 }
@@ -40,6 +47,13 @@ fn version_of(host: &Program) -> (String, String) {
 /// A version that says in its state that it has started.
 fn good(version: &str) -> Vec<u8> {
     probe(version, &json!([{ "do": "set", "key": "stamp", "value": version }]))
+}
+
+/// The same as another plugin.
+fn late(version: &str) -> Vec<u8> {
+    let start = json!([{ "do": "set", "key": "stamp", "value": version }]).to_string();
+    let start = format!("default = {start:?}");
+    probe_with(version, &[("name = \"probe\"", "name = \"late\""), ("default = \"[]\"", &start)])
 }
 
 /// One that traps soon after.
@@ -56,125 +70,311 @@ fn bad(version: &str) -> Vec<u8> {
     )
 }
 
-/// Kills hosts that replace the probe by `component` once the change comes to `state`, a random while later.
-fn kill_at(state: &str, component: impl Fn(usize) -> Vec<u8>, fails: bool, most_later: Duration) {
+/// When a host is killed.
+#[derive(Clone, Copy)]
+enum When {
+    /// Once a change comes to a state, or up to so long after it.
+    At(&'static str, Duration),
+    /// Up to so long after it was asked for.
+    Within(Duration),
+}
+
+/// What is done to hosts that are killed.
+struct Plan<'a> {
+    when: When,
+    /// Whether work of code is taken back; what that had published stays published.
+    fails: bool,
+    /// What is done before there is load.
+    before: &'a dyn Fn(&Program, usize),
+    /// Asks for the change; what it returns is held until the host is dead.
+    ask: &'a (dyn Fn(&Place, usize) -> Box<dyn Any + Send> + Sync),
+    /// Looks whether all is whole after the restart.
+    after: &'a dyn Fn(&Program, usize),
+}
+
+/// Where a host is, and the component that it is to run.
+struct Place {
+    state_dir: PathBuf,
+    file: PathBuf,
+}
+
+/// A command of `dim` that runs.
+struct Asking(Child);
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        let _ = self.0.wait();
+    }
+}
+
+impl Place {
+    fn dim(&self, args: &[&str]) -> Box<dyn Any + Send> {
+        let mut command = Command::new(PROGRAM);
+        command.args(args).arg("--state-dir").arg(&self.state_dir).env_remove("DIM_API");
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        Box::new(Asking(command.spawn().expect("dim can be run")))
+    }
+
+    fn install(&self, component: &[u8]) -> Box<dyn Any + Send> {
+        std::fs::write(&self.file, component).expect("the component can be written");
+        self.dim(&["plugin", "install", self.file.to_str().expect("a path")])
+    }
+
+    /// Sends one half of a component.
+    fn send_half(&self, component: &[u8]) -> Box<dyn Any + Send> {
+        let mut stream = UnixStream::connect(self.state_dir.join(dim_client::SOCKET)).expect("the host's socket");
+        let head = format!(
+            "PUT /v1/plugins/probe/component HTTP/1.1\r\nhost: dim\r\ncontent-length: {}\r\n\r\n",
+            component.len()
+        );
+        stream.write_all(head.as_bytes()).expect("the host listens");
+        stream.write_all(&component[..component.len() / 2]).expect("the host reads");
+        Box::new(stream)
+    }
+}
+
+fn kill_amid(what: &str, plan: &Plan<'_>) {
     let seed = rand::rng().next_u64();
-    println!("{state}: seed {seed}");
+    println!("{what}: seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let (state_dir, file) = (dir.path().join("state"), dir.path().join("new.wasm"));
-    std::fs::create_dir(&state_dir).expect("a state directory");
+    let place = Place { state_dir: dir.path().join("state"), file: dir.path().join("new.wasm") };
+    std::fs::create_dir(&place.state_dir).expect("a state directory");
     let config = config_file(dir.path());
     let mut with_rules: Value = serde_json::from_str(&std::fs::read_to_string(&config).unwrap()).unwrap();
     with_rules["replacement"] = json!({ "probation": { "seconds": 0, "events": 40, "max_seconds": 60 } });
-    with_rules["plugins"]["job-tracker"] = json!({ "disabled": true });
-    with_rules["plugins"]["node-registry"] = json!({ "disabled": true });
-    with_rules["plugins"]["heartbeat-watchdog"] = json!({ "disabled": true });
+    for bundled in ["job-tracker", "node-registry", "heartbeat-watchdog"] {
+        with_rules["plugins"][bundled] = json!({ "disabled": true });
+    }
     std::fs::write(&config, with_rules.to_string()).unwrap();
     let args = ["--config", config.as_str(), "--embedded"];
     let (acknowledged, mut next) = (Acknowledged::default(), 0);
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let mut versions = vec!["0.1.0".to_owned()];
     for round in 0..=KILLS {
-        let host = Program::start(Path::new(PROGRAM), &state_dir, &args);
-        if fails {
-            // What code had published that is taken back stays published.
+        let host = Program::start(Path::new(PROGRAM), &place.state_dir, &args);
+        if plan.fails {
             check_state(&host, &acknowledged, round);
         } else {
             check(&host, &acknowledged, round);
         }
-        let (version, stamp) = version_of(&host);
-        assert_eq!(version, stamp, "{state}, round {round}: one version, and whole");
-        assert!(versions.contains(&version), "{state}, round {round}: {version} never came");
-        if fails && round > 0 {
-            // It may not have failed yet.
-            dim_tests::soon(|| {
-                let _ = host.dim(&["plugin", "command", "probe", "run", "{}"]);
-                version_of(&host).0 == "0.1.0"
-            });
-        }
+        (plan.after)(&host, round);
         if round == KILLS {
             break;
         }
-        let component = component(round);
-        versions.push(format!("1.{round}.0"));
-        std::fs::write(&file, component).unwrap();
+        (plan.before)(&host, round);
         let (stop, socket) = (AtomicBool::new(false), host.socket());
-        let later = Duration::from_micros(random.random_range(0..=most_later.as_micros() as u64));
-        let path = file.to_str().unwrap();
-        let mut install = std::process::Command::new(PROGRAM);
-        install.args(["plugin", "install", path, "--state-dir"]).arg(&state_dir);
-        install.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
-        next = runtime.block_on(async {
-            let working = load(&socket, next, &acknowledged, &stop);
-            let killing = async {
-                let (socket, wanted) = (socket.clone(), state.to_owned());
-                let killed = tokio::task::spawn_blocking(move || {
-                    let waiting = std::thread::spawn(move || await_state(&socket, &wanted));
-                    // It listens before anything happens.
-                    std::thread::sleep(Duration::from_millis(30));
-                    let mut installing = install.spawn().expect("dim can be run");
+        let most = match plan.when {
+            When::At(_, most) | When::Within(most) => most,
+        };
+        let later = Duration::from_micros(random.random_range(0..=most.as_micros() as u64));
+        let (when, ask, place) = (plan.when, plan.ask, &place);
+        std::thread::scope(|scope| {
+            let killing = scope.spawn(|| {
+                let waiting = match when {
+                    When::At(state, _) => Some(scope.spawn(|| await_state(&socket, state))),
+                    When::Within(_) => None,
+                };
+                // It listens, and there is load, before anything happens.
+                std::thread::sleep(Duration::from_millis(30));
+                let asking = ask(place, round);
+                if let Some(waiting) = waiting {
                     waiting.join().expect("the state comes");
-                    std::thread::sleep(later);
-                    host.kill();
-                    let _ = installing.wait();
-                });
-                killed.await.expect("it is killed");
+                }
+                std::thread::sleep(later);
+                host.kill();
+                drop(asking);
                 stop.store(true, Ordering::Relaxed);
-            };
-            tokio::join!(working, killing).0
+            });
+            next = runtime.block_on(load(&socket, next, &acknowledged, &stop));
+            killing.join().expect("it is killed");
         });
     }
-    println!("{KILLS} kills at {state}, {} acknowledged commands", acknowledged.lock().unwrap().len());
+    println!("{KILLS} kills: {what}, {} acknowledged commands", acknowledged.lock().unwrap().len());
 }
-
-const SOON: Duration = Duration::from_millis(3);
 
 fn version(round: usize) -> String {
     format!("1.{round}.0")
 }
 
+/// One version of the probe runs, which came by round `round` if it is not the first, and the state is its.
+fn is_whole(host: &Program, round: usize) {
+    let (runs, stamp) = version_of(host, "probe");
+    assert_eq!(runs, stamp, "round {round}: one version, and whole");
+    let came = (0..round).map(version).chain(["0.1.0".to_owned()]).any(|came| came == runs);
+    assert!(came, "round {round}: {runs} never came");
+}
+
+/// Kills hosts that replace the probe once the change comes to `state`, a random while later.
+fn kill_at(state: &'static str, most_later: Duration) {
+    kill_amid(
+        state,
+        &Plan {
+            when: When::At(state, most_later),
+            fails: false,
+            before: &|_, _| {},
+            ask: &|place, round| place.install(&good(&version(round))),
+            after: &is_whole,
+        },
+    );
+}
+
+/// The same where the new code fails.
+fn kill_failing_at(state: &'static str, most_later: Duration) {
+    kill_amid(
+        state,
+        &Plan {
+            when: When::At(state, most_later),
+            fails: true,
+            before: &|_, _| {},
+            ask: &|place, round| place.install(&bad(&version(round))),
+            after: &|host, round| {
+                is_whole(host, round);
+                // It may not have failed yet.
+                dim_tests::soon(|| {
+                    let _ = host.dim(&["plugin", "command", "probe", "run", "{}"]);
+                    version_of(host, "probe").0 == "0.1.0"
+                });
+            },
+        },
+    );
+}
+
+#[test]
+fn kills_while_new_code_is_fetched_leave_one_version_whole() {
+    kill_amid(
+        "fetching",
+        &Plan {
+            when: When::At("fetching", SOON),
+            fails: false,
+            before: &|_, _| {},
+            ask: &|place, round| place.send_half(&good(&version(round))),
+            after: &|host, round| {
+                is_whole(host, round);
+                assert_eq!(version_of(host, "probe").0, "0.1.0", "half a component is none");
+            },
+        },
+    );
+}
+
 #[test]
 fn kills_while_new_code_is_judged_leave_one_version_whole() {
-    kill_at("judging", |round| good(&version(round)), false, SOON);
+    kill_at("judging", SOON);
 }
 
 #[test]
 fn kills_while_new_code_is_compiled_leave_one_version_whole() {
-    kill_at("compiling", |round| good(&version(round)), false, Duration::from_millis(300));
+    kill_at("compiling", Duration::from_millis(300));
 }
 
 #[test]
 fn kills_while_new_code_waits_for_its_turn_leave_one_version_whole() {
-    kill_at("waiting", |round| good(&version(round)), false, SOON);
+    kill_at("waiting", SOON);
 }
 
 #[test]
 fn kills_while_new_code_is_rehearsed_leave_one_version_whole() {
-    kill_at("rehearsing", |round| good(&version(round)), false, SOON);
+    kill_at("rehearsing", SOON);
 }
 
 #[test]
 fn kills_while_new_code_takes_over_leave_one_version_whole() {
-    kill_at("taking-over", |round| good(&version(round)), false, Duration::from_millis(8));
+    kill_at("taking-over", Duration::from_millis(8));
 }
 
 #[test]
 fn kills_while_new_code_is_on_probation_leave_one_version_whole() {
-    kill_at("on-probation", |round| good(&version(round)), false, Duration::from_millis(100));
+    kill_at("on-probation", Duration::from_millis(100));
 }
 
 #[test]
 fn kills_while_new_code_is_confirmed_leave_one_version_whole() {
-    kill_at("confirmed", |round| good(&version(round)), false, SOON);
+    kill_at("confirmed", SOON);
 }
 
 #[test]
 fn kills_while_new_code_fails_leave_one_version_whole() {
-    kill_at("on-probation", |round| bad(&version(round)), true, Duration::from_millis(40));
+    kill_failing_at("on-probation", Duration::from_millis(40));
 }
 
 #[test]
 fn kills_while_new_code_is_taken_back_leave_one_version_whole() {
-    kill_at("taken-back", |round| bad(&version(round)), true, SOON);
+    kill_failing_at("taken-back", SOON);
+}
+
+fn kill_rolling_back(what: &str, when: When) {
+    kill_amid(
+        what,
+        &Plan {
+            when,
+            fails: true,
+            before: &|host, round| {
+                let file = tempfile::NamedTempFile::with_suffix(".wasm").unwrap();
+                std::fs::write(file.path(), good(&version(round))).unwrap();
+                host.json(&["plugin", "install", file.path().to_str().unwrap()]);
+            },
+            ask: &|place, _| place.dim(&["plugin", "rollback", "probe"]),
+            after: &|host, round| is_whole(host, round),
+        },
+    );
+}
+
+#[test]
+fn kills_during_a_rollback_leave_one_version_whole() {
+    kill_rolling_back("a rollback", When::Within(UNDER_WAY));
+}
+
+#[test]
+fn kills_after_a_rollback_leave_one_version_whole() {
+    kill_rolling_back("rolled-back", When::At("rolled-back", SOON));
+}
+
+/// Kills hosts to which a second plugin comes and from which it goes.
+fn kill_coming_and_going(what: &str, when: [When; 2]) {
+    for (turn, when) in when.into_iter().enumerate() {
+        let is_there = |host: &Program| host.dim(&["plugin", "inspect", "late"]).status.success();
+        let put = |host: &Program, round| {
+            let file = tempfile::NamedTempFile::with_suffix(".wasm").unwrap();
+            std::fs::write(file.path(), late(&version(round))).unwrap();
+            host.json(&["plugin", "install", file.path().to_str().unwrap(), "--grant"]);
+        };
+        let whole = |host: &Program, round| {
+            if is_there(host) {
+                let (runs, stamp) = version_of(host, "late");
+                assert_eq!(runs, stamp, "{what}, round {round}: whole");
+            }
+        };
+        kill_amid(
+            what,
+            &Plan {
+                when,
+                fails: false,
+                before: &|host, round| match (turn, is_there(host)) {
+                    (0, true) => drop(host.json(&["plugin", "remove", "late"])),
+                    (1, false) => put(host, round),
+                    _ => {}
+                },
+                ask: &|place, round| match turn {
+                    0 => {
+                        std::fs::write(&place.file, late(&version(round))).unwrap();
+                        place.dim(&["plugin", "install", place.file.to_str().unwrap(), "--grant"])
+                    }
+                    _ => place.dim(&["plugin", "remove", "late"]),
+                },
+                after: &whole,
+            },
+        );
+    }
+}
+
+#[test]
+fn kills_while_a_plugin_comes_or_goes_leave_it_there_whole_or_not_at_all() {
+    kill_coming_and_going(
+        "coming and going",
+        [When::Within(Duration::from_millis(600)), When::Within(UNDER_WAY)],
+    );
+}
+
+#[test]
+fn kills_once_a_plugin_has_come_or_gone_leave_it_there_whole_or_not_at_all() {
+    kill_coming_and_going("come and gone", [When::At("installed", SOON), When::At("removed", SOON)]);
 }

@@ -13,9 +13,13 @@ use serde_json::{Value, json};
 use crate::change::{Change, State};
 use crate::ident::{ContentPath, Digest};
 use crate::plugin::{self, MAX_COMPONENT};
+use crate::time::Timestamp;
 
 use super::super::client::Client;
 use super::super::output::Output;
+
+/// How long a state lasts without news until it is said that it does.
+const STILL: Duration = Duration::from_secs(2);
 
 /// What is to be installed, and how.
 pub struct Wish {
@@ -139,20 +143,21 @@ where
     // A host that tells nothing meanwhile does its work all the same.
     let Ok(changes) = client.changes(name).await else { return Ok(answer.await?) };
     let (mut changes, mut answer) = (pin!(changes), pin!(answer));
-    let mut last = None;
+    let (mut last, mut since) = (None::<Change>, Instant::now());
     let answer = loop {
         tokio::select! {
             biased;
             Some(change) = changes.next() => {
                 tell(out, &change);
-                last = change.steps.last().copied();
+                (last, since) = (Some(change), Instant::now());
             }
             answer = &mut answer => break answer?,
+            () = tokio::time::sleep(STILL) => tell_still(out, last.as_ref(), since.elapsed()),
         }
     };
     // What it came to last may not have been told yet.
     if let Ok(change) = serde_json::from_value::<Change>(answer.clone())
-        && last.map(|step| step.state) != Some(change.state)
+        && last.map(|last| last.state) != Some(change.state)
     {
         tell(out, &change);
     }
@@ -184,6 +189,14 @@ async fn waited(
         }
         _ => Ok(serde_json::to_value(change)?),
     }
+}
+
+/// Tells that a state lasts.
+fn tell_still(out: &Output, change: Option<&Change>, since: Duration) {
+    let Some(change) = change.filter(|change| !out.is_json() && !change.state.is_final()) else { return };
+    let state = change.state.as_str().replace('-', " ");
+    let received = change.received.map_or_else(String::new, |bytes| format!(", {} KiB so far", bytes >> 10));
+    eprintln!("{}  {}: {state} for {} s{received}", Timestamp::wall(), change.plugin, since.as_secs());
 }
 
 pub fn tell(out: &Output, change: &Change) {

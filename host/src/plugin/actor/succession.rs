@@ -42,8 +42,6 @@ pub enum Order {
 pub struct Successor {
     /// What runs from then on.
     pub run: Runnable,
-    /// The topics that its manifest asks for and that it may subscribe to.
-    pub topics: Vec<Topic>,
     /// What it follows, if it comes from somewhere that changes.
     pub follows: Option<String>,
     /// What the plugin has, where the config says nothing of it.
@@ -172,7 +170,7 @@ impl Actor {
     }
 
     fn take_over(&mut self, successor: Successor, begun: Instant) -> Result<(), StoreError> {
-        let Successor { run, topics, follows, setup, change, done } = successor;
+        let Successor { run, follows, setup, change, done } = successor;
         let dropping = Instant::now();
         self.drop_instance();
         let drop = nanoseconds(dropping.elapsed());
@@ -191,7 +189,7 @@ impl Actor {
         match self.start()? {
             Ok(()) => {
                 self.restart = None;
-                self.subscribe_to_new(topics);
+                self.exchange_topics(&predecessor.run.topics);
                 let (instantiate, start) = self.start_took;
                 let total = nanoseconds(begun.elapsed());
                 let taken_over =
@@ -257,14 +255,19 @@ impl Actor {
         before
     }
 
-    /// Subscribes to what the manifest asks for and the plugin never had.
-    fn subscribe_to_new(&mut self, topics: Vec<Topic>) {
+    /// Subscribes to what the manifest asks for and the one before it did not, and ends what only that one
+    /// asked for. What `start` has asked for counts for more.
+    fn exchange_topics(&mut self, before: &[Topic]) {
+        let now = self.run.topics.clone();
         let session = self.session_mut();
         let time = session.world.time();
         session.begin(Mode::Entry, time);
-        for topic in topics {
-            if session.world.is_new(&topic) {
-                session.effects.subscribe(&mut session.world, topic, true);
+        let come = now.iter().filter(|topic| !before.contains(topic)).map(|topic| (topic, true));
+        let gone = before.iter().filter(|topic| !now.contains(topic)).map(|topic| (topic, false));
+        for (topic, wanted) in come.chain(gone) {
+            let is_asked = session.effects.batch.subscriptions.iter().any(|(asked, _)| asked == topic);
+            if !is_asked && session.world.will_hear(topic) != wanted {
+                session.effects.subscribe(&mut session.world, topic.clone(), wanted);
             }
         }
     }

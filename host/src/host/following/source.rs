@@ -1,0 +1,81 @@
+//! Owns what is fetched through IPFS: a component that may come from anyone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::change::{Change, State, Step};
+use crate::host::replacement::{Proposal, ReplaceError, broke_down};
+use crate::host::{Grant, Host};
+use crate::ident::{ContentPath, Digest, PluginName};
+use crate::plugin::{self, MAX_COMPONENT};
+use crate::time::Timestamp;
+
+/// How long a name and what it points to may take.
+pub const TIMEOUT: Duration = Duration::from_secs(60);
+
+impl Host {
+    /// Whether the config trusts what comes from `source`, however it changes.
+    pub fn trusts(&self, source: &str) -> bool {
+        self.config.replacement.trusted.iter().any(|trusted| trusted == source)
+    }
+
+    /// Reads the component at a path.
+    pub async fn fetch(&self, path: &ContentPath) -> Result<Vec<u8>, ReplaceError> {
+        let fetched = tokio::time::timeout(TIMEOUT, async {
+            let target = self.backend.end_of_chain(path.clone()).await?;
+            self.backend.content.file(&target, MAX_COMPONENT).await
+        });
+        let unfetched = |why: String| ReplaceError::Refused(format!("cannot fetch {path}: {why}"));
+        let fetched = fetched.await.map_err(|_| unfetched(format!("no answer within {TIMEOUT:?}")))?;
+        let (_, component) = fetched.map_err(|error| unfetched(error.to_string()))?;
+        Ok(component.into())
+    }
+
+    /// Fetches the component at a path and installs it. It must be what `trust` says, or the config trusts the
+    /// path. What is refused is put on record, unless it cannot be told which plugin it was to be.
+    pub async fn install_from(
+        self: &Arc<Self>,
+        from: ContentPath,
+        trust: Option<Digest>,
+        name: Option<PluginName>,
+        grant: Grant,
+        by: String,
+    ) -> Result<Change, ReplaceError> {
+        let (source, at) = (from.to_string(), Timestamp::wall());
+        let begin = |plugin: PluginName| {
+            let change = Change::new(plugin, State::Fetching, by.clone(), source.clone());
+            self.changes().begin(Change { steps: vec![Step { state: State::Fetching, at }], ..change })
+        };
+        // Which plugin it is shows once it has come, unless it was said.
+        let named = name.clone().map(&begin);
+        let component = match self.fetch(&from).await {
+            Ok(component) => component,
+            Err(error) => {
+                let Some(under_way) = named else { return Err(error) };
+                return self.conclude(under_way, Err(error)).await;
+            }
+        };
+        let looked_at = tokio::task::spawn_blocking(move || {
+            let inspected = plugin::inspect(&component).map_err(|error| crate::cause::chain(&error));
+            (inspected.map(|inspection| inspection.manifest.name), Digest::of(&component), component)
+        });
+        let (says, digest, component) = looked_at.await.map_err(broke_down)?;
+        let plugin = match (name, says) {
+            (Some(name), _) | (None, Ok(name)) => name,
+            (None, Err(why)) => return Err(ReplaceError::Refused(format!("{source}: {why}"))),
+        };
+        let under_way = named.unwrap_or_else(|| begin(plugin.clone()));
+        if trust != Some(digest) && !self.trusts(&source) {
+            let untrusted = match trust {
+                Some(trust) => format!("{source} is {digest}, not {trust}"),
+                None => format!(
+                    "{source} is {digest}: install it with --trust {digest}, or name it in the config under replacement.trusted"
+                ),
+            };
+            return self.conclude(under_way, Err(ReplaceError::Refused(untrusted))).await;
+        }
+        let follows = from.ipns().is_some().then(|| source.clone());
+        let proposal = Proposal { plugin, component, source, by, follows, is_named: false };
+        self.install_under_way(under_way, proposal, grant).await
+    }
+}

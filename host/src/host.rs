@@ -271,6 +271,11 @@ impl Host {
         self.loader.lines.listen()
     }
 
+    /// Says that the host cannot go on, and why.
+    fn give_up(&self, reason: String) {
+        self.fail.send_replace(Some(reason));
+    }
+
     /// Resolves with the reason when the host cannot go on, or has to start again for its store to be packed.
     pub async fn failure(&self) -> String {
         let mut failed = self.failed.clone();

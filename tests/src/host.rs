@@ -112,12 +112,6 @@ impl Setup {
         self.start_in(tempfile::tempdir().expect("a temporary directory")).await
     }
 
-    /// Starts the host on the state that another left, without its plugins.
-    pub async fn begin_in(&self, dir: TempDir) -> TestHost {
-        let host = Host::begin(self.options(dir.path())).await.expect("the host starts");
-        TestHost { host, dir, peer: new_peer() }
-    }
-
     /// Starts the host on the state that another left.
     pub async fn start_in(&self, dir: TempDir) -> TestHost {
         warm(dir.path());
@@ -144,10 +138,16 @@ impl SupervisedHost {
     /// Starts the host of `setup` on the state that another left.
     pub async fn start_in(dir: TempDir, setup: &Setup) -> Self {
         warm(dir.path());
-        let supervised = Supervised::start(setup.options(dir.path())).await.expect("the host starts");
-        if let Standing::Running(host) = supervised.standing() {
+        let this = Self::begin_in(dir, setup).await;
+        if let Some(host) = this.host() {
             host.all_loaded().await;
         }
+        this
+    }
+
+    /// The same, with whatever plugins are loaded by the time that it answers.
+    pub async fn begin_in(dir: TempDir, setup: &Setup) -> Self {
+        let supervised = Supervised::start(setup.options(dir.path())).await.expect("the host starts");
         let stop = CancellationToken::new();
         let running = tokio::spawn({
             let (supervised, stop) = (supervised.clone(), stop.clone());

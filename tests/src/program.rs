@@ -23,12 +23,20 @@ impl Program {
         let child = Owned::spawn_logging(&mut command, &state_dir.with_extension("log"));
         let mut host = Self { child, state_dir: state_dir.to_owned(), program: program.to_owned() };
         let deadline = Instant::now() + Duration::from_secs(60);
-        while !host.dim(&["status"]).status.success() {
+        while !host.has_loaded() {
             assert!(!host.child.has_ended(), "dim ended: {}", host.log());
             assert!(Instant::now() < deadline, "dim does not answer: {}", host.log());
             std::thread::sleep(Duration::from_millis(10));
         }
         host
+    }
+
+    /// Whether it answers and compiles no plugin any more.
+    fn has_loaded(&self) -> bool {
+        let listed = self.dim(&["plugin", "ls", "--output", "json"]);
+        let plugins: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap_or_default();
+        let is_loaded = |plugin: &serde_json::Value| plugin["state"] != "loading";
+        listed.status.success() && plugins.as_array().is_some_and(|all| all.iter().all(is_loaded))
     }
 
     /// Runs a command against this host.

@@ -8,7 +8,7 @@ use dim::change::{Change, State};
 use dim::host::{Grant, Proposal};
 use dim::store::history;
 use dim_tests::component::probe;
-use dim_tests::{Kubo, Program, Setup, TestHost, directly, downtime, eventually, script};
+use dim_tests::{Kubo, Program, Setup, SupervisedHost, TestHost, directly, downtime, eventually, script};
 use serde_json::{Value, json};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_dim-under-test");
@@ -267,6 +267,24 @@ async fn a_bundled_plugin_is_replaced_removed_and_restored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn other_code_that_a_start_finds_under_the_config_is_on_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("probe.wasm");
+    let setup = Setup::default().and_probe("probe", json!({ "file": file }));
+    std::fs::write(&file, probe("1.0.0", &json!([]))).unwrap();
+    let host = setup.start().await;
+    let host = setup.start_in(host.stop().await).await;
+    assert_eq!(changes(&host, "probe"), [], "what comes first, or stays, is no change");
+    let state = host.stop().await;
+    std::fs::write(&file, probe("2.0.0", &json!([]))).unwrap();
+    let host = setup.start_in(state).await;
+    let [change] = changes(&host, "probe").try_into().unwrap();
+    let versions = [change.before, change.after].map(|version| version.unwrap().version);
+    assert_eq!((change.state, change.by.as_str()), (State::Installed, "a start of the host"));
+    assert_eq!(versions, ["1.0.0", "2.0.0"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_component_comes_by_a_name_and_follows_it_as_far_as_it_is_trusted() {
     // The publisher and the follower are one host here; on two daemons see `kubo_pair`.
     let config = format!("ipfs: {{ follow_every: 1 }}\n{SECTION}");
@@ -379,7 +397,7 @@ async fn a_name_that_a_third_party_moves_replaces_the_plugin_on_two_hosts_withou
 async fn plugins_that_are_still_compiled_at_a_start_do_not_hold_up_those_that_are_ready() {
     let dir = tempfile::tempdir().unwrap();
     let mut setup = Setup::default().and_probe("zz-ready", json!({}));
-    for number in 0..8 {
+    for number in 0..60 {
         // Components that nobody has compiled before.
         let file = dir.path().join(format!("{number}.wasm"));
         let steps = json!([{ "do": "set", "key": "unique", "value": file.display().to_string() }]);
@@ -388,17 +406,15 @@ async fn plugins_that_are_still_compiled_at_a_start_do_not_hold_up_those_that_ar
     }
     // The one that is ready was compiled by an earlier host.
     let warm = Setup::probe().start().await.stop().await;
-    let host = setup.begin_in(warm).await;
-    let loading = tokio::spawn({
-        let host = host.host.clone();
-        async move { host.load().await }
-    });
-    host.host.loaded("zz-ready").await;
-    assert_eq!(host.state_of("zz-ready", "count").await, Value::Null);
-    let others = host.host.loading().len();
-    assert!(others >= 4, "it works while {others} others are compiled");
-    loading.await.unwrap().unwrap();
-    assert_eq!(host.host.plugins.all().len(), 9);
+    let host = SupervisedHost::begin_in(warm, &setup).await;
+    let others = host.host().unwrap().loading().len();
+    assert!(others > 0, "it answers while others are compiled");
+    assert_eq!(host.try_run("zz-ready", json!([{ "do": "add", "key": "count" }])).await.unwrap().len(), 1);
+    let running = host.host().unwrap();
+    running.all_loaded().await;
+    assert_eq!((running.plugins.all().len(), running.not_loaded()), (61, vec![]));
+    drop(running);
+    host.stop().await;
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! New code is watched, and taken back when it fails: what was before goes on as if the new code had never
 //! come.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use dim::host::Proposal;
 use dim::store::history;
 use dim_tests::alone::{is_as_if_alone, replace, rows};
 use dim_tests::component::{probe, probe_that, probe_with};
-use dim_tests::{Setup, TestHost, eventually, script};
+use dim_tests::{Kubo, Setup, TestHost, Witness, downtime, eventually, script};
 use serde_json::{Value, json};
 
 /// A host whose probations do not end by themselves.
@@ -208,7 +209,7 @@ async fn what_failed_code_did_is_undone_where_the_old_code_does_not_do_it_again(
     };
     accepted("new").await;
     // The publisher rests then.
-    dim_tests::downtime(Duration::from_millis(500)).await;
+    downtime(Duration::from_millis(500)).await;
     // It is heard while the new code, which does not want it, is on probation.
     host.from_peer("probe.more", script(json!([{ "do": "add", "key": "heard" }])).to_string()).await;
     host.host.roll_back(&"probe".parse().unwrap(), None, "the test").await.unwrap();
@@ -380,7 +381,7 @@ async fn a_way_back_to_which_too_much_has_changed_is_given_up_once_the_code_is_c
     replace(&host, probe("1.0.0", &json!([]))).await.unwrap();
     host.run(write("b")).await;
     // Two looks.
-    dim_tests::downtime(Duration::from_millis(2_100)).await;
+    downtime(Duration::from_millis(2_100)).await;
     assert_eq!(ways_back(&host), 1, "not while it is on probation");
     assert!(undo_bytes(&host) > 100_000);
     reaches(&host, State::Confirmed).await;
@@ -459,7 +460,7 @@ async fn the_log_is_kept_for_code_on_probation_and_a_way_back_ends_with_the_log(
     }
     host.settled().await;
     // Two rounds of trimming.
-    dim_tests::downtime(Duration::from_secs(3)).await;
+    downtime(Duration::from_secs(3)).await;
     assert!(host.host.store.log_start().unwrap().unwrap() <= first, "what may be handled again is there");
     for number in 0..150 {
         host.from_peer("probe.in", count(number)).await;
@@ -532,4 +533,49 @@ async fn code_on_probation_that_cannot_be_loaded_after_a_restart_is_taken_back()
     assert_eq!(host.state_of("probe", "count").await, 2);
     assert_eq!(host.state_of("probe", "started").await, Value::Null);
     assert_eq!(host.host.not_loaded(), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_failed_code_could_not_send_while_the_daemon_was_away_is_never_sent() {
+    let Some(kubo) = Kubo::start() else { return };
+    let host = setup().on_kubo(kubo.api()).start().await;
+    host.listening(&"probe.in".parse().unwrap()).await;
+    let witness = Witness::of(&kubo, "probe.out").await;
+    let seen = || {
+        let seen = witness.seen();
+        seen.iter().map(|data| String::from_utf8_lossy(data).into_owned()).collect::<BTreeSet<_>>()
+    };
+    let tell = |what: &str| {
+        json!([
+            { "do": "publish", "topic": "probe.out", "data": what },
+            { "do": "update-state", "key": "probe-key", "data": what },
+        ])
+    };
+    let published = async || {
+        let snapshot = host.host.store.snapshot().unwrap();
+        let known = dim::store::names::known(&snapshot, &"probe-key".parse().unwrap()).unwrap()?;
+        Some(known.published?.path)
+    };
+    let path = |data: &'static str| Some(dim::effect::NameValue::document(data.into()).path());
+    host.run(tell("old")).await;
+    eventually("it is sent and published", async || {
+        seen().contains("old") && published().await == path("old")
+    })
+    .await;
+    kubo.freeze();
+    // This one is on its way when the daemon freezes: it may arrive.
+    host.run(json!([{ "do": "publish", "topic": "probe.out", "data": "stuck" }])).await;
+    downtime(Duration::from_millis(500)).await;
+    replace(&host, probe("2.0.0", &tell("new"))).await.unwrap();
+    host.run(json!([{ "do": "publish", "topic": "probe.out", "data": "order" }])).await;
+    host.host.roll_back(&"probe".parse().unwrap(), None, "the test").await.unwrap();
+    assert_eq!(version(&host), "0.1.0", "the daemon is not needed for it");
+    host.settled().await;
+    kubo.thaw();
+    let all = ["old", "order", "stuck"].map(str::to_owned).into();
+    eventually("what the old code said is sent", async || seen().is_superset(&all)).await;
+    host.run(json!([{ "do": "publish", "topic": "probe.out", "data": "last" }])).await;
+    eventually("what comes after it is sent", async || seen().contains("last")).await;
+    assert!(!seen().contains("new"), "{:?}", seen());
+    eventually("the old document is published", async || published().await == path("old")).await;
 }

@@ -120,7 +120,15 @@ impl Run {
 
     fn demonstrate(&self, supervised: &Supervised) -> Option<tokio::task::JoinHandle<anyhow::Result<()>>> {
         let Standing::Running(host) = supervised.standing() else { return None };
-        tracing::info!(id = host.id, backend = host.backend.name, address = host.backend.address, took = ?host.start_took().unwrap_or_default(), "ready");
+        let took = host.start_took().map(|took| format!("{took:?}"));
+        let took = took.unwrap_or_else(|| format!("{} plugins are compiled still", host.loading().len()));
+        tracing::info!(
+            id = host.id,
+            backend = host.backend.name,
+            address = host.backend.address,
+            took,
+            "ready"
+        );
         let nodes = self.demo?;
         let stop = host.ended.clone();
         Some(tokio::spawn(demo::run(host, nodes, stop)))

@@ -132,11 +132,29 @@ impl Host {
         let row = roster::entered(known.clone(), code);
         // The disk may be full: what stands there already is not written again.
         if known.as_ref() != Some(&row) && to_run.failed.is_none() {
-            let (name, head) = (name.clone(), self.log.head());
-            let entered = self.commit.write(move |write| roster::enter(write, &name, row, head)).await;
-            entered.map_err(closed)?;
+            let other = known.filter(|known| known.code.digest != row.code.digest);
+            let change = other.map(|before| {
+                let by = "a start of the host".to_owned();
+                let mut change = Change::new(name.clone(), State::Installed, by, ready.source.clone());
+                change.before = Some(before.as_version());
+                change.after = Some(ready.prepared.inspection.as_version());
+                change
+            });
+            self.enter(&name, row, change).await.map_err(closed)?;
         }
         self.run(name, to_run).await
+    }
+
+    /// Writes the row of a plugin that is about to run, and puts on record that its code is another one.
+    async fn enter(&self, name: &PluginName, row: Row, change: Option<Change>) -> Result<(), CommitError> {
+        let (name, head) = (name.clone(), self.log.head());
+        match change {
+            Some(change) => {
+                let now = self.log.now();
+                self.commit.record(change, now, move |write| roster::enter(write, &name, row, head)).await
+            }
+            None => self.commit.write(move |write| roster::enter(write, &name, row, head)).await,
+        }
     }
 
     /// Wires a plugin that is in the roster, and starts its thread.
@@ -223,10 +241,7 @@ impl Host {
         let code = roster::Code { installed, ..ready.code.clone() };
         let row = Row { standing: Standing::Runs, setup: given, follows, ..roster::entered(known, code) };
         under_way.change.reach(State::Installed);
-        let (change, head, whose) = (under_way.change.clone(), self.log.head(), name.clone());
-        self.commit
-            .record(change, self.log.now(), move |write| roster::enter(write, &whose, row, head))
-            .await?;
+        self.enter(&name, row, Some(under_way.change.clone())).await?;
         self.awaited.write().expect(UNHURT).insert(name.clone());
         self.not_loaded.lock().expect(UNHURT).remove(&name);
         let to_run = ToRun { ready, fallback: None, failed: None };

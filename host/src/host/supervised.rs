@@ -15,6 +15,9 @@ use crate::time::Timestamp;
 /// How long callers of a host that has failed may hold on to it.
 const LET_GO: Duration = Duration::from_secs(5);
 
+/// How long a start waits for all plugins to be loaded.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// How a supervised host stands.
 #[derive(Clone, Debug)]
 pub enum Standing {
@@ -37,11 +40,11 @@ pub struct Supervised {
 }
 
 impl Supervised {
-    /// Starts a host. An error of this first start is the caller's; [`Supervised::run`] sees to
-    /// what comes later.
+    /// Starts a host, some of whose plugins may be loaded later. An error of this first start is the caller's;
+    /// [`Supervised::run`] sees to what comes later.
     pub async fn start(mut options: Options) -> Result<Arc<Self>, HostError> {
         options.room = Some(Arc::default());
-        let host = Host::start(options.clone()).await?;
+        let host = begin(options.clone()).await?;
         Ok(Arc::new(Self { options, standing: watch::Sender::new(Standing::Running(host)) }))
     }
 
@@ -75,9 +78,9 @@ impl Supervised {
         let mut backoff = Backoff::new();
         loop {
             tokio::time::sleep(backoff.next()).await;
-            match Host::start(self.options.clone()).await {
+            match begin(self.options.clone()).await {
                 Ok(host) => {
-                    tracing::info!(took = ?host.start_took().unwrap_or_default(), "the host runs again");
+                    tracing::info!("the host runs again");
                     self.standing.send_replace(Standing::Running(host));
                     return;
                 }
@@ -85,6 +88,35 @@ impl Supervised {
             }
         }
     }
+}
+
+/// Starts a host; returns once its plugins are loaded, or after [`PATIENCE`]: what is ready by then is not held
+/// up by what is still compiled.
+async fn begin(options: Options) -> Result<Arc<Host>, HostError> {
+    let host = Host::begin(options).await?;
+    let loaded = host.clone();
+    let mut loading = tokio::spawn(async move {
+        tokio::select! {
+            biased;
+            () = loaded.ended.cancelled() => Ok(()),
+            outcome = loaded.load() => outcome,
+        }
+    });
+    if let Ok(outcome) = tokio::time::timeout(PATIENCE, &mut loading).await {
+        outcome.expect("loading does not panic")?;
+        return Ok(host);
+    }
+    tracing::info!(left = host.loading().len(), "goes on while plugins are compiled");
+    let waiting = host.clone();
+    tokio::spawn(async move {
+        match loading.await.expect("loading does not panic") {
+            Ok(()) => {
+                tracing::info!(took = ?waiting.start_took().unwrap_or_default(), "all plugins are loaded");
+            }
+            Err(error) => waiting.give_up(chain(&error)),
+        }
+    });
+    Ok(host)
 }
 
 /// Waits until callers have let go of a host: it holds the lock of its state directory.

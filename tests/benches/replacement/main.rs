@@ -1,7 +1,9 @@
 //! What replacing a plugin costs while it works: 1,000 replacements in a row under a steady load of events,
-//! commands and timers, beside the same load without any; and what a migration and a takeback take. Every entry
-//! must be handled once and in order, and the publishes must be those of the recorded log without
-//! replacements. `cargo bench -p dim-tests --bench replacement`; `-- quick` for fifty replacements.
+//! commands and timers, beside the same load without any; what a migration and a takeback take, and a start
+//! with 200 new plugins. Every entry must be handled once and in order, and the publishes must be those of
+//! the recorded log without replacements. `cargo bench -p dim-tests --bench replacement`; `-- quick` for fifty replacements.
+
+mod many;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -58,6 +60,7 @@ fn main() {
         );
         migration().await;
         takeback(if quick { 20_000 } else { 200_000 }).await;
+        many::many(if quick { 20 } else { 200 }).await;
     });
 }
 

@@ -122,7 +122,8 @@ impl Place {
 
     /// Sends one half of a component.
     fn send_half(&self, component: &[u8]) -> Box<dyn Any + Send> {
-        let mut stream = UnixStream::connect(self.state_dir.join(dim_client::SOCKET)).expect("the host's socket");
+        let mut stream =
+            UnixStream::connect(self.state_dir.join(dim_client::SOCKET)).expect("the host's socket");
         let head = format!(
             "PUT /v1/plugins/probe/component HTTP/1.1\r\nhost: dim\r\ncontent-length: {}\r\n\r\n",
             component.len()

@@ -138,7 +138,8 @@ async fn a_file_that_is_replaced_by_removing_it_first_is_not_gone() {
     downtime(Duration::from_millis(600)).await;
     put(folder.path(), "late.wasm", &late("2.0.0"));
     runs(&host, "late", "2.0.0").await;
-    assert_eq!(states(&host, "late"), [State::OnProbation, State::Installed]);
+    let told = [State::OnProbation, State::Installed];
+    eventually("it is on record", async || states(&host, "late") == told).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,6 +14,7 @@ use serde::Deserialize;
 
 use crate::cause::chain;
 use crate::change::Change;
+use crate::ident::Digest;
 use crate::plugin;
 
 use super::super::client::Client;
@@ -45,22 +46,28 @@ pub struct Dev {
     name: Option<String>,
 }
 
-/// When each file of the source was changed.
-type Source = BTreeMap<PathBuf, SystemTime>;
+/// The files of a source, each with when it was written and what it holds.
+type Source = BTreeMap<PathBuf, (SystemTime, Digest)>;
+
+/// Whether two looks have found the same: a build that writes what was there already changes nothing.
+fn is_same(before: &Source, after: &Source) -> bool {
+    let mut pairs = before.iter().zip(after);
+    before.len() == after.len() && pairs.all(|((one, (_, was)), (other, (_, is)))| one == other && was == is)
+}
 
 impl Dev {
     /// Goes on until it is interrupted.
     pub async fn execute(self, client: &Client, out: &Output) -> anyhow::Result<()> {
-        let mut seen = Source::new();
-        let mut shown = None;
+        let (mut seen, mut shown) = (Source::new(), None);
         loop {
-            let found =
-                source(&self.dir).with_context(|| format!("cannot look into {}", self.dir.display()))?;
+            let found = source(&self.dir, &seen)
+                .with_context(|| format!("cannot look into {}", self.dir.display()))?;
             if found.is_empty() {
                 bail!("there is nothing in {}", self.dir.display());
             }
-            if found != seen {
-                seen = found;
+            let is_same = is_same(&seen, &found);
+            seen = found;
+            if !is_same {
                 match self.round(client, out).await {
                     Ok(name) if shown.as_ref() != Some(&name) => {
                         tokio::spawn(show_log(client.clone(), *out, name.clone()));
@@ -145,8 +152,8 @@ struct Target {
     kind: Vec<String>,
 }
 
-/// The files of a source.
-fn source(dir: &Path) -> std::io::Result<Source> {
+/// The files of a source; `before` is what was found last.
+fn source(dir: &Path, before: &Source) -> std::io::Result<Source> {
     let mut found = Source::new();
     for file in std::fs::read_dir(dir)? {
         let path = file?.path();
@@ -161,35 +168,80 @@ fn source(dir: &Path) -> std::io::Result<Source> {
         // One that goes while it is looked at is seen next time.
         let Ok(known) = std::fs::metadata(&path) else { continue };
         if known.is_dir() {
-            found.extend(source(&path)?);
-        } else {
-            found.insert(path, known.modified()?);
+            found.extend(source(&path, before)?);
+            continue;
         }
+        let modified = known.modified()?;
+        let digest = match before.get(&path) {
+            Some((at, digest)) if *at == modified => *digest,
+            _ => match std::fs::read(&path) {
+                Ok(contents) => Digest::of(&contents),
+                Err(_) => continue,
+            },
+        };
+        found.insert(path, (modified, digest));
     }
     Ok(found)
 }
 
-/// Shows what a plugin logs, for as long as the host tells it.
+/// How long a host that does not answer is left alone.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Shows what a plugin logs, also after a restart of the host.
 async fn show_log(client: Client, out: Output, name: String) {
-    let Ok(lines) = client.event_stream(&["plugins", &name, "log"]).await else { return };
-    let mut lines = std::pin::pin!(lines);
-    while let Some(Ok(line)) = lines.next().await {
-        if let Ok(line) = serde_json::from_str(&line.data)
-            && super::log_line(&out, &line).is_err()
-        {
-            return;
+    loop {
+        if let Ok(lines) = client.event_stream(&["plugins", &name, "log"]).await {
+            let mut lines = std::pin::pin!(lines);
+            while let Some(Ok(line)) = lines.next().await {
+                if let Ok(line) = serde_json::from_str(&line.data)
+                    && super::log_line(&out, &line).is_err()
+                {
+                    return;
+                }
+            }
         }
+        tokio::time::sleep(AGAIN).await;
     }
 }
 
-/// Shows what becomes of a plugin's changes.
+/// Shows what becomes of a plugin's changes, also after a restart of the host.
 async fn show_changes(client: Client, out: Output, name: String) {
-    let Ok(changes) = client.changes(Some(&name)).await else { return };
-    let mut changes = std::pin::pin!(changes);
-    while let Some(change) = changes.next().await {
-        // What comes before is told by whoever installs.
-        if change.state.is_final() {
-            tell(&out, &change);
+    loop {
+        if let Ok(changes) = client.changes(Some(&name)).await {
+            let mut changes = std::pin::pin!(changes);
+            while let Some(change) = changes.next().await {
+                // What comes before is told by whoever installs.
+                if change.state.is_final() {
+                    tell(&out, &change);
+                }
+            }
         }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_written_as_it_was_is_no_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("main.py");
+        let look = |before: &Source| source(dir.path(), before).unwrap();
+        std::fs::write(&file, "one").unwrap();
+        std::fs::write(dir.path().join("made.wasm"), "no source").unwrap();
+        let first = look(&Source::new());
+        assert_eq!(first.keys().collect::<Vec<_>>(), [&file]);
+        let write = |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            let later = SystemTime::now() + Duration::from_secs(1);
+            std::fs::File::open(&file).unwrap().set_modified(later).unwrap();
+        };
+        write("one");
+        let second = look(&first);
+        assert!(is_same(&first, &second));
+        write("two");
+        assert!(!is_same(&second, &look(&first)));
     }
 }

@@ -293,6 +293,12 @@ pub struct UnderWay {
 }
 
 impl UnderWay {
+    /// It was refused, which is told by whoever puts it on record; returns how the change ends.
+    pub fn refused(&mut self, why: String) -> Change {
+        self.change.ended(State::Refused, Some(why), None);
+        self.change.clone()
+    }
+
     /// It turns out that it runs already.
     pub fn unchanged(&mut self) {
         self.change.after.clone_from(&self.change.before);
@@ -322,6 +328,11 @@ impl UnderWay {
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
+        // Who sent it went away: whoever listens hears the end of every change.
+        if self.change.state < State::OnProbation && self.change.state != State::TakingOver {
+            let told = self.refused("it was broken off".to_owned());
+            self.changes.tell(&told);
+        }
         self.changes.under_way.lock().expect(UNHURT).remove(&self.number);
     }
 }

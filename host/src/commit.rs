@@ -38,7 +38,7 @@ use crate::plugin::Batch;
 use crate::room::{NoRoom, Room};
 use crate::store::followed::Followed;
 use crate::store::outbox::{self, Backlog};
-use crate::store::{StoreError, Sync, dead, history};
+use crate::store::{StoreError, Sync, dead};
 use crate::time::Timestamp;
 
 /// Why a write did not happen.
@@ -212,8 +212,7 @@ impl Commit {
     ) -> Result<R, CommitError> {
         self.change(move |transaction, told| {
             let result = write(transaction)?;
-            history::add(transaction, &change)?;
-            told.tell(transaction, &change, now)?;
+            told.record(transaction, &change, now)?;
             Ok(result)
         })
         .await

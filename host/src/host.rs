@@ -155,13 +155,23 @@ impl Plugins {
     }
 }
 
-/// Whose turn it is to change a plugin: of two changes of one the second waits for the first, and no other.
+/// Who changes a plugin: changes of one wait for each other, and for those of no other.
 #[derive(Debug, Default)]
-struct Turns(Mutex<BTreeMap<PluginName, Arc<tokio::sync::Mutex<()>>>>);
+struct Turns(Mutex<BTreeMap<PluginName, Arc<Turn>>>);
+
+/// Whose turn it is at one plugin.
+#[derive(Debug, Default)]
+struct Turn {
+    /// Where components stand in the order in which they came, also while they are judged and compiled.
+    line: tokio::sync::Mutex<()>,
+    /// Held by whoever changes what runs. It is taken after the place in the line: what brings no component
+    /// does not wait for one that is compiled.
+    change: tokio::sync::Mutex<()>,
+}
 
 impl Turns {
-    /// Where changes of a plugin stand in line.
-    fn of(&self, plugin: &PluginName) -> Arc<tokio::sync::Mutex<()>> {
+    /// Whose turn it is at a plugin.
+    fn of(&self, plugin: &PluginName) -> Arc<Turn> {
         let mut turns = self.0.lock().expect(UNHURT);
         turns.retain(|_, turn| Arc::strong_count(turn) > 1);
         turns.entry(plugin.clone()).or_default().clone()
@@ -218,6 +228,8 @@ pub struct Host {
     awaited: Awaited,
     loader: Arc<Loader>,
     turns: Turns,
+    /// Who compiles: no more at a time than there are cores.
+    compiling: Arc<Semaphore>,
     /// Whose turn it is to make a backup.
     pub backups: Arc<Semaphore>,
     /// Cancelled when the host ends: what waits for something of it gives up.

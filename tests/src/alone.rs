@@ -4,6 +4,7 @@ use std::path::Path;
 
 use dim::change::Change;
 use dim::host::{Proposal, ReplaceError};
+use dim::plugin::Batch;
 use dim::replay::Replay;
 use dim::store::{STATE, StateKey, Store, TIMERS};
 use redb::ReadableTable as _;
@@ -30,6 +31,11 @@ pub fn rows_as_if_alone(setup: &Setup, dir: &Path) -> Rows {
     let replay = Replay::open(&setup.config(), dir).expect("the log can be opened again");
     let done = replay.run().expect("the log can be handled again");
     let (_, batch) = done.into_iter().find(|(name, _)| name.as_str() == "probe").expect("the probe");
+    rows_of(batch)
+}
+
+/// The rows of the state and of the timers that a plugin leaves which does this from the beginning.
+pub fn rows_of(batch: Batch) -> Rows {
     let state = batch.state.into_iter().filter_map(|(key, value)| Some((key, value?)));
     let timers = batch.timers.into_iter();
     let timers = timers.filter_map(|(key, at)| Some((key.into_bytes(), at?.0.to_be_bytes().to_vec())));
@@ -51,6 +57,7 @@ pub async fn is_as_if_alone(host: TestHost, setup: &Setup) {
 pub async fn replace(host: &TestHost, component: Vec<u8>) -> Result<Change, ReplaceError> {
     let (source, by) = ("a file".to_owned(), "the test".to_owned());
     let plugin = "probe".parse().expect("a name");
-    let proposal = Proposal { plugin, component, source, by, follows: None, is_named: false };
+    let proposal =
+        Proposal { plugin, component: component.into(), source, by, follows: None, is_named: false };
     host.host.replace(proposal).await
 }

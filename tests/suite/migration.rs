@@ -29,7 +29,7 @@ fn keys(host: &TestHost) -> Vec<String> {
 async fn install(host: &TestHost) {
     let proposal = Proposal {
         plugin: "job-tracker".parse().unwrap(),
-        component: std::fs::read(dim_tests::TRACKER_2).unwrap(),
+        component: std::fs::read(dim_tests::TRACKER_2).unwrap().into(),
         source: "a file".to_owned(),
         by: "the test".to_owned(),
         follows: None,

@@ -35,11 +35,19 @@ fn count() -> String {
     script(json!([{ "do": "add", "key": "count" }])).to_string()
 }
 
+/// What a probe is busy with for a while.
+fn busy() -> String {
+    script(json!([{ "do": "burn", "steps": 10_000_000 }])).to_string()
+}
+
 /// The grants of a plugin that only the config knows of, until it comes.
 const SECTION: &str = r#"
 plugins:
   late: { grants: { subscribe: ["probe.*"], publish: ["probe.*"], write: [probe-key], read: [] } }
 "#;
+
+/// And another one.
+const OTHER: &str = "  other: { grants: { subscribe: [\"probe.*\"], publish: [\"probe.*\"], write: [probe-key], read: [] } }\n";
 
 /// The probe under the name of that plugin.
 fn late(version: &str) -> Vec<u8> {
@@ -79,7 +87,8 @@ async fn a_file_of_the_folder_is_installed_replaced_and_unloaded_with_its_state_
     runs(&host, "late", "3.0.0").await;
     // With its state, and with what it missed meanwhile, for the log holds it.
     eventually("its state is there", async || host.state_of("late", "count").await == 3).await;
-    let told = [State::Installed, State::Removed, State::OnProbation, State::Installed];
+    // The second one was on probation still.
+    let told = [State::Installed, State::Removed, State::Removed, State::Installed];
     assert_eq!(states(&host, "late"), told);
     // And one that goes while no host runs.
     let dir = host.stop().await;
@@ -173,8 +182,7 @@ async fn what_was_removed_by_hand_stays_away_until_its_file_changes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_files_of_a_plugin_one_is_refused_and_a_file_may_come_to_hold_another_plugin() {
     let folder = tempfile::tempdir().unwrap();
-    let other = "  other: { grants: { subscribe: [\"probe.*\"], publish: [\"probe.*\"], write: [probe-key], read: [] } }\n";
-    let yaml = format!("plugins_dir: {}\n{SECTION}{other}", folder.path().display());
+    let yaml = format!("plugins_dir: {}\n{SECTION}{OTHER}", folder.path().display());
     let setup = Setup::default().yaml(&yaml);
     let host = setup.start().await;
     put(folder.path(), "zz.wasm", &late("1.0.0"));
@@ -202,7 +210,7 @@ async fn a_new_plugin_has_what_it_is_granted_and_keeps_it() {
     let name: dim::ident::PluginName = "other".parse().unwrap();
     let proposal = || Proposal {
         plugin: name.clone(),
-        component: probe("1.0.0", &json!([])),
+        component: probe("1.0.0", &json!([])).into(),
         source: "a file".to_owned(),
         by: "the test".to_owned(),
         follows: None,
@@ -265,6 +273,108 @@ async fn a_bundled_plugin_is_replaced_removed_and_restored() {
     assert_eq!(job["status"], "running");
     let host = setup.start_in(host.stop().await).await;
     assert_eq!(host.plugin("job-tracker").handle.code().source, "bundled");
+    // Replaced by a version of it, it is restored while it runs.
+    let other = dim_tests::component::with_manifest(
+        &std::fs::read(host.host.store.path().join(format!("components/{}.wasm", bundled.digest))).unwrap(),
+        &include_str!("../../plugins/job-tracker/plugin.toml").replace("\"0.1.0\"", "\"0.9.0\""),
+    );
+    let install = async |component: Vec<u8>, grant| {
+        let (source, by) = ("a file".to_owned(), "the test".to_owned());
+        let (plugin, component) = (name.clone(), component.into());
+        let proposal = Proposal { plugin, component, source, by, follows: None, is_named: false };
+        host.host.install(proposal, grant).await.unwrap().state
+    };
+    assert_eq!(install(other, Grant::AsBefore).await, State::OnProbation);
+    assert_eq!(host.host.restore(&name, "the test").await.unwrap().state, State::OnProbation);
+    assert_eq!(host.plugin("job-tracker").version(), bundled);
+    // What comes under its name with grants of its own does not keep it from coming back with its own.
+    host.host.remove(&name, false, "the test").await.unwrap();
+    let stranger =
+        dim_tests::component::probe_with("1.0.0", &[("name = \"probe\"", "name = \"job-tracker\"")]);
+    assert_eq!(install(stranger, Grant::AllThatIsAsked).await, State::Installed);
+    assert_eq!(host.host.restore(&name, "the test").await.unwrap().state, State::Installed);
+    assert_eq!(host.plugin("job-tracker").version(), bundled);
+    let update = json!({ "job_id": "j1", "event_type": "completed" });
+    assert_eq!(host.command("job-tracker", "update", update).await.unwrap()["status"], "completed");
+    let host = setup.start_in(host.stop().await).await;
+    assert_eq!(host.plugin("job-tracker").version(), bundled);
+    let why = host.host.restore(&"nobody".parse().unwrap(), "the test").await.unwrap_err().to_string();
+    assert!(why.contains("there is nothing to restore"), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_installed_while_the_plugin_is_removed_comes_after_it() {
+    let host = Setup::default().yaml(SECTION).start().await;
+    let name: dim::ident::PluginName = "late".parse().unwrap();
+    let install = async |component: Vec<u8>| {
+        let (source, by) = ("a file".to_owned(), "the test".to_owned());
+        let (plugin, component) = (name.clone(), component.into());
+        let proposal = Proposal { plugin, component, source, by, follows: None, is_named: false };
+        host.host.install(proposal, Grant::AsBefore).await
+    };
+    install(late("1.0.0")).await.unwrap();
+    host.listening(&"probe.in".parse().unwrap()).await;
+    // It has something to do for a while.
+    for _ in 0..100 {
+        host.from_peer("probe.in", busy()).await;
+    }
+    let removing = host.host.remove(&name, false, "the test");
+    let installing = async {
+        downtime(Duration::from_millis(300)).await;
+        let order = host.command("late", "run", script(json!([]))).await.unwrap_err();
+        assert!(order.to_string().contains("it is being removed"), "{order}");
+        install(late("2.0.0")).await
+    };
+    let (removed, installed) = tokio::join!(removing, installing);
+    assert_eq!(removed.unwrap().state, State::Removed);
+    assert_eq!(installed.unwrap().state, State::Installed);
+    assert_eq!(version(&host, "late").as_deref(), Some("2.0.0"));
+    // The probation of what is removed ends with it, also on record.
+    install(late("3.0.0")).await.unwrap();
+    host.host.remove(&name, false, "the test").await.unwrap();
+    let told = [State::Removed, State::Removed, State::Removed, State::Installed, State::Installed];
+    let mut found = states(&host, "late");
+    found.sort();
+    assert_eq!(found[..2], told[3..]);
+    assert_eq!(found.iter().filter(|state| **state == State::Removed).count(), 3, "{found:?}");
+    // What is so already is not put on record again.
+    let before = states(&host, "late").len();
+    assert!(host.host.remove(&name, false, "the test").await.is_err());
+    host.host.remove(&name, true, "the test").await.unwrap();
+    assert!(host.host.remove(&name, true, "the test").await.is_err());
+    assert_eq!(states(&host, "late").len(), before + 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_is_another_one_whatever_its_time_and_size_and_one_plugin_holds_up_no_other() {
+    use std::time::SystemTime;
+    let folder = tempfile::tempdir().unwrap();
+    let yaml = format!("plugins_dir: {}\n{SECTION}{OTHER}", folder.path().display());
+    let host = Setup::default().yaml(&yaml).start().await;
+    let file = folder.path().join("late.wasm");
+    let at = SystemTime::now() - Duration::from_secs(1_000);
+    let write = |component: &[u8]| {
+        std::fs::write(&file, component).unwrap();
+        std::fs::File::options().write(true).open(&file).unwrap().set_modified(at).unwrap();
+    };
+    assert_eq!(late("1.0.0").len(), late("2.0.0").len());
+    write(&late("1.0.0"));
+    put(folder.path(), ".hidden.wasm", &named("other", "9.0.0"));
+    runs(&host, "late", "1.0.0").await;
+    write(&late("2.0.0"));
+    runs(&host, "late", "2.0.0").await;
+    assert!(version(&host, "other").is_none(), "a hidden file is none");
+    // It is drained for a while, and another one comes meanwhile.
+    host.listening(&"probe.in".parse().unwrap()).await;
+    for _ in 0..500 {
+        host.from_peer("probe.in", busy()).await;
+    }
+    std::fs::remove_file(&file).unwrap();
+    downtime(Duration::from_millis(1_600)).await;
+    put(folder.path(), "other.wasm", &named("other", "1.0.0"));
+    runs(&host, "other", "1.0.0").await;
+    assert!(version(&host, "late").is_some(), "it is drained still");
+    eventually("it is unloaded", async || version(&host, "late").is_none()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -420,7 +530,7 @@ async fn plugins_that_are_still_compiled_at_a_start_do_not_hold_up_those_that_ar
 
 #[test]
 fn a_plugin_that_is_on_its_way_is_listed_with_how_far_it_has_come() {
-    use std::io::Write as _;
+    use std::io::{BufRead as _, BufReader, Write as _};
     let dir = tempfile::tempdir().unwrap();
     let host = Program::start(Path::new(PROGRAM), &dir.path().join("state"), &["--embedded"]);
     let (component, socket) = (late("1.0.0"), host.socket());
@@ -440,6 +550,16 @@ fn a_plugin_that_is_on_its_way_is_listed_with_how_far_it_has_come() {
     assert_eq!((&listed()["state"], &listed()["change"]["state"]), (&json!("loading"), &json!("fetching")));
     stream.write_all(&component[half..]).unwrap();
     dim_tests::soon(|| listed()["state"] == "running");
+    // Who listens hears the end of one that is broken off, too.
+    let mut changes = std::os::unix::net::UnixStream::connect(host.socket()).unwrap();
+    changes.write_all(b"GET /v1/changes HTTP/1.1\r\nhost: dim\r\n\r\n").unwrap();
+    let mut told = BufReader::new(changes).lines().map(Result::unwrap);
+    told.find(|line| line.is_empty()).unwrap();
+    let mut broken = std::os::unix::net::UnixStream::connect(host.socket()).unwrap();
+    broken.write_all(head.as_bytes()).unwrap();
+    told.find(|line| line.contains("\"state\":\"fetching\"")).unwrap();
+    drop(broken);
+    told.find(|line| line.contains("\"state\":\"refused\"")).unwrap();
 }
 
 #[test]

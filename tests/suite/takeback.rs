@@ -439,7 +439,8 @@ async fn a_removed_plugin_is_on_probation_no_more_and_keeps_no_log() {
     // It comes again, with its state, and what fails then is taken back.
     let component = probe("1.0.0", &json!([]));
     let (source, by) = ("a file".to_owned(), "the test".to_owned());
-    let proposal = Proposal { plugin: name, component, source, by, follows: None, is_named: false };
+    let proposal =
+        Proposal { plugin: name, component: component.into(), source, by, follows: None, is_named: false };
     host.host.install(proposal, dim::host::Grant::AsBefore).await.unwrap();
     host.from_peer("probe.in", script(json!([{ "do": "add", "key": "count" }])).to_string()).await;
     eventually("it hears again", async || host.state_of("probe", "count").await == 2).await;
@@ -578,4 +579,48 @@ async fn what_failed_code_could_not_send_while_the_daemon_was_away_is_never_sent
     eventually("what comes after it is sent", async || seen().contains("last")).await;
     assert!(!seen().contains("new"), "{:?}", seen());
     eventually("the old document is published", async || published().await == path("old")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn time_in_which_a_plugin_is_paused_or_the_host_is_down_is_no_probation() {
+    let setup = Setup::probe().yaml("replacement:\n  probation: { seconds: 0, max_seconds: 3 }\n");
+    let host = setup.start().await;
+    let name = "probe".parse().unwrap();
+    replace(&host, probe_that("2.0.0", 20, &json!({ "do": "trap" }))).await.unwrap();
+    host.host.pause(&name, true, "the test").await.unwrap();
+    downtime(Duration::from_secs(4)).await;
+    let dir = host.stop().await;
+    downtime(Duration::from_secs(4)).await;
+    let host = setup.start_in(dir).await;
+    for number in 0..40 {
+        host.from_peer("probe.in", count(number)).await;
+    }
+    host.host.pause(&name, false, "the test").await.unwrap();
+    let change_of = |state| {
+        let snapshot = host.host.store.snapshot().unwrap();
+        history::of(&snapshot, &name, 10).unwrap().into_iter().any(|change| change.state == state)
+    };
+    eventually("it is taken back", async || change_of(State::TakenBack)).await;
+    assert_eq!(version(&host), "0.1.0");
+    host.settled().await;
+    assert_eq!(host.state_of("probe", "count").await, 40);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_installed_anew_and_rolled_back_is_on_record_as_that() {
+    let host = quick(1).start().await;
+    let name: dim::ident::PluginName = "probe".parse().unwrap();
+    replace(&host, probe("1.0.0", &json!([]))).await.unwrap();
+    host.run(json!([])).await;
+    reaches(&host, State::Confirmed).await;
+    host.host.remove(&name, false, "the test").await.unwrap();
+    let (source, by) = ("a file".to_owned(), "the test".to_owned());
+    let (plugin, component) = (name.clone(), probe("3.0.0", &json!([])).into());
+    let proposal = Proposal { plugin, component, source, by, follows: None, is_named: false };
+    host.host.install(proposal, dim::host::Grant::AsBefore).await.unwrap();
+    host.host.roll_back(&name, None, "the test").await.unwrap();
+    assert_eq!(version(&host), "0.1.0");
+    let change = last(&host);
+    let versions = [change.before, change.after].map(|version| version.unwrap().version);
+    assert_eq!((change.state, versions), (State::RolledBack, ["0.1.0".to_owned(), "3.0.0".to_owned()]));
 }

@@ -43,6 +43,11 @@ pub struct ApiError {
 }
 
 impl ApiError {
+    /// What went wrong.
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
     /// What was sent is wrong.
     pub fn invalid(detail: impl ToString) -> Self {
         Self { status: StatusCode::BAD_REQUEST, kind: "invalid", detail: detail.to_string() }
@@ -128,6 +133,7 @@ impl From<ReplaceError> for ApiError {
             ReplaceError::Refused(_) | ReplaceError::DoesNotStart(_) => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "refused")
             }
+            ReplaceError::NoRoom(error) => return ReplyError::from(error).into(),
             ReplaceError::NoWayBack(_) => (StatusCode::CONFLICT, "no-way-back"),
             ReplaceError::Closed => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
             ReplaceError::Keep(_) | ReplaceError::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "store"),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt as _;
@@ -16,12 +16,15 @@ use super::ApiError;
 use super::extract::{self, Caller, Current, Path, Plain, Query};
 use super::openapi::{Conflict, Missing, Refused};
 use crate::change::{Change, State};
-use crate::host::{Grant, Host, Loaded, Proposal, RolledBack};
+use crate::host::{Grant, Host, Loaded, Proposal, ReplaceError, RolledBack};
 use crate::ident::{ContentPath, Digest, PluginName};
 use crate::plugin::{Grants, Inspection, MAX_COMPONENT, PluginStatus, Reply, ReplyError};
 use crate::plugin::{mark, roster};
 use crate::store::history;
 use crate::time::Timestamp;
+
+/// For how long nothing may come of a component that is sent.
+const IDLE: Duration = Duration::from_secs(30);
 
 /// How long a caller waits for a plugin.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -209,7 +212,14 @@ pub async fn install(
     let plugin: PluginName = name.parse()?;
     let change = Change::new(plugin.clone(), State::Fetching, by.clone(), source.clone());
     let mut under_way = host.changes().begin(change);
-    let component = whole(body, |bytes| under_way.received(bytes)).await?;
+    let component = match whole(body, |bytes| under_way.received(bytes)).await {
+        Ok(component) => Bytes::from(component),
+        Err(error) => {
+            let why = ReplaceError::Refused(error.detail().to_owned());
+            let _ = host.conclude(under_way, Err(why)).await;
+            return Err(error);
+        }
+    };
     let proposal = Proposal { plugin, component, source, by, follows: None, is_named: false };
     let grants = if grant { Grant::AllThatIsAsked } else { Grant::AsBefore };
     // Also when the caller goes away: what has begun comes to its end.
@@ -220,14 +230,16 @@ pub async fn install(
 /// Reads a component as it comes; `received` hears how many bytes have.
 async fn whole(body: Body, mut received: impl FnMut(u64)) -> Result<Vec<u8>, ApiError> {
     let (mut component, mut chunks) = (Vec::new(), body.into_data_stream());
-    while let Some(chunk) = chunks.next().await {
+    loop {
+        let chunk = tokio::time::timeout(IDLE, chunks.next()).await;
+        let chunk = chunk.map_err(|_| ApiError::invalid(format!("nothing came for {IDLE:?}")))?;
+        let Some(chunk) = chunk else { return Ok(component) };
         component.extend_from_slice(&chunk.map_err(ApiError::invalid)?);
         if component.len() > MAX_COMPONENT {
             return Err(ApiError::too_large(format!("a component has at most {MAX_COMPONENT} bytes")));
         }
         received(component.len() as u64);
     }
-    Ok(component)
 }
 
 /// A component that the host is to fetch.

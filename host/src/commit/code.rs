@@ -45,6 +45,18 @@ impl Told {
         Ok(())
     }
 
+    /// Puts a change on record, and tells of it; returns its number.
+    pub fn record(
+        &mut self,
+        write: &WriteTransaction,
+        change: &Change,
+        now: Timestamp,
+    ) -> Result<u64, StoreError> {
+        let number = history::add(write, change)?;
+        self.tell(write, change, now)?;
+        Ok(number)
+    }
+
     /// Changes what is on record of a change, and tells how it stands now.
     pub fn amend(
         &mut self,
@@ -102,8 +114,7 @@ fn hand_over(
     let (at, pause) = (handover.taken_over.at, handover.taken_over.pause);
     let mut change = handover.change.clone();
     change.taken_over(before.as_version(), at, pause);
-    let number = history::add(write, &change)?;
-    told.tell(write, &change, now)?;
+    let number = told.record(write, &change, now)?;
     told.entries.push(Kind::Code {
         plugin: batch.plugin.clone(),
         generation: batch.by,
@@ -115,12 +126,12 @@ fn hand_over(
     let setup = before.setup.clone().or_else(|| handover.setup.clone());
     let row = roster::Row { code, follows, setup, generation: batch.by, ..before.clone() };
     roster::put_within(write, &batch.plugin, &row)?;
-    let probation = Some(Probation::new(now, handover.rates));
+    let probation = Some(Probation::new(handover.rates));
     if let Some((place, mark)) = newest.filter(|(_, mark)| mark.probation.is_some()) {
         told.amend(write, mark.change, now, |change| change.ended(State::Replaced, None, None))?;
         // Measured against the code that was confirmed last.
         let before = mark.probation.map_or(handover.rates, |probation| probation.before);
-        let probation = Some(Probation::new(now, before));
+        let probation = Some(Probation::new(before));
         Mark { probation, change: number, ..mark }.put(write, place)?;
         return Ok(place);
     }
@@ -233,19 +244,29 @@ pub fn take_back(
     if write.open_table(LOG)?.first()?.is_some_and(|(first, _)| first.value() > target.cursor) {
         return Ok(None);
     }
-    let mut world = None;
+    let (mut world, mut is_told) = (None, false);
     let mut saved_names = BTreeMap::new();
+    let state = if order.is_verdict { State::TakenBack } else { State::RolledBack };
+    let replayed = Some(batch.cursor.0.saturating_sub(target.cursor));
     for (place, mark) in &marks {
         world = Some(restore_rows(write, *place, &mut saved_names)?);
         let mut saved = Saved::open(write, *place)?;
         saved.forget()?;
         drop(saved);
         remove_mark(write, *place, mark.bytes)?;
-        let replayed = Some(batch.cursor.0.saturating_sub(target.cursor));
-        let state = if order.is_verdict { State::TakenBack } else { State::RolledBack };
         told.amend(write, mark.change, now, |change| {
+            is_told |= change.after.as_ref().is_some_and(|after| after.digest == row.code.digest);
             change.ended(state, Some(order.reason.clone()), replayed);
         })?;
+    }
+    // What runs may have come without a mark: when the plugin was installed anew.
+    if !is_told {
+        let source = row.code.installed.clone().unwrap_or_else(|| "the config".to_owned());
+        let mut change = Change::new(batch.plugin.clone(), state, order.reason.clone(), source);
+        change.before = Some(target.before.as_version());
+        change.after = Some(row.as_version());
+        (change.reason, change.replayed) = (Some(order.reason.clone()), replayed);
+        told.record(write, &change, now)?;
     }
     for (key, SavedName { name, before, last }) in saved_names {
         told.entries.extend(names.restore_own(write, &key, (name, before), last)?);

@@ -1,7 +1,8 @@
 //! Owns the plugins that are to be loaded: where their components come from and what they may.
 
-use std::borrow::Cow;
 use std::io;
+
+use bytes::Bytes;
 
 use super::Proposal;
 use crate::bundled;
@@ -24,7 +25,7 @@ pub struct Candidate {
     /// Whether it was installed while a host ran, in place of what the config names.
     pub installed: bool,
     setup: PluginConfig,
-    bytes: io::Result<Cow<'static, [u8]>>,
+    bytes: io::Result<Bytes>,
     /// The digest of what ran last, as far as it is known.
     last: Option<String>,
     /// What runs again if it fails on probation, if it is on one.
@@ -153,9 +154,9 @@ impl Candidate {
     /// What the config names.
     pub fn new(name: PluginName, setup: PluginConfig) -> Self {
         let (source, bytes) = match &setup.file {
-            Some(file) => (file.display().to_string(), plugin::read(file).map(Cow::from)),
+            Some(file) => (file.display().to_string(), plugin::read(file).map(Bytes::from)),
             None => {
-                let component = bundled::component(name.as_str()).map(Cow::from);
+                let component = bundled::component(name.as_str()).map(Bytes::from_static);
                 let missing = "no plugin of this name comes with the host, the config gives no `file`, and none was installed";
                 ("bundled".to_owned(), component.ok_or_else(|| io::Error::other(missing)))
             }
@@ -165,7 +166,7 @@ impl Candidate {
 
     /// What was installed while a host ran.
     fn installed(name: PluginName, setup: PluginConfig, code: Code, store: &Store) -> Self {
-        let bytes = components::read(store, &code.digest).map(Cow::from);
+        let bytes = components::read(store, &code.digest).map(Bytes::from);
         let source = code.installed.unwrap_or_default();
         Self { name, source, installed: true, setup, bytes, last: None, fallback: None }
     }
@@ -173,8 +174,7 @@ impl Candidate {
     /// A component that is to run as a plugin which the config, or what it was given, sets up as `setup`.
     pub fn proposed(proposal: Proposal, setup: PluginConfig) -> Self {
         let Proposal { plugin: name, component, source, is_named, .. } = proposal;
-        let bytes = Ok(Cow::from(component));
-        Self { name, source, installed: !is_named, setup, bytes, last: None, fallback: None }
+        Self { name, source, installed: !is_named, setup, bytes: Ok(component), last: None, fallback: None }
     }
 
     /// Grants it what it asks for, unless it is granted something already.
@@ -202,8 +202,8 @@ impl Candidate {
     }
 
     /// The component; the error is for the operator.
-    pub fn into_component(self) -> Result<Vec<u8>, String> {
-        self.bytes.map(Cow::into_owned).map_err(|error| error.to_string())
+    pub fn into_component(self) -> Result<Bytes, String> {
+        self.bytes.map_err(|error| error.to_string())
     }
 
     /// Judges and compiles the component and settles what it may; the error is for the operator.

@@ -9,6 +9,8 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use tokio::task::JoinHandle;
+
 use super::replacement::{Proposal, ReplaceError};
 use super::{Grant, Host};
 use crate::change::{State, UnderWay};
@@ -77,47 +79,80 @@ async fn keep_looking(host: &Weak<Host>, mut what: impl Look) {
 }
 
 /// Installs a component of something that is followed, unless it runs, was removed by hand, or has failed here
-/// before: what is followed has not changed then.
+/// before: what is followed has not changed then. Returns whether that is settled, or to be tried again.
 async fn offer(
     host: &Arc<Host>,
-    under_way: Option<UnderWay>,
+    mut under_way: Option<UnderWay>,
     proposal: Proposal,
     digest: Digest,
-) -> Result<(), StoreError> {
+) -> Result<bool, StoreError> {
     let (plugin, digest) = (proposal.plugin.clone(), digest.to_string());
     host.loaded(plugin.as_str()).await;
     let row = roster::known_row(&host.store.snapshot()?, &plugin)?;
+    let mut nothing_to_do = || {
+        if let Some(under_way) = &mut under_way {
+            under_way.reach(State::Unchanged);
+        }
+        Ok(true)
+    };
     if let Some(row) = row.filter(|row| row.code.digest == digest) {
         let is_removed = row.standing == roster::Standing::Removed;
         if is_removed && row.follows == proposal.follows {
             tracing::info!(%plugin, source = proposal.source, "not installed: it was removed; install it by hand, or bring another version");
-            return Ok(());
+            return nothing_to_do();
         }
         if !is_removed && host.plugins.get(&plugin).is_some() {
-            return Ok(());
+            return nothing_to_do();
         }
     }
     if has_failed(host, &plugin, &digest)? {
         tracing::warn!(%plugin, source = proposal.source, digest, "not installed: it has failed here before; install it by hand to try again");
-        return Ok(());
+        return nothing_to_do();
     }
     let under_way = under_way.unwrap_or_else(|| host.propose(&proposal));
     match host.install_under_way(under_way, proposal, Grant::AsBefore).await {
-        // A refusal is on record.
-        Ok(_) | Err(ReplaceError::Refused(_) | ReplaceError::DoesNotStart(_)) => Ok(()),
+        Ok(_) => Ok(true),
         Err(ReplaceError::Store(error)) => Err(error),
-        Err(error) => {
-            tracing::warn!(%plugin, "not installed: {}", crate::cause::chain(&error));
-            Ok(())
-        }
+        // It is on record.
+        Err(error) => Ok(error.is_lasting()),
     }
 }
 
 /// Puts on record that something that is followed is not installed, and why.
-async fn refuse(host: &Host, under_way: UnderWay, why: String) -> Result<(), StoreError> {
-    match host.conclude(under_way, Err(ReplaceError::Refused(why))).await {
-        Err(ReplaceError::Store(error)) => Err(error),
-        _ => Ok(()),
+async fn refuse(host: &Host, under_way: UnderWay, why: String) {
+    let _ = host.conclude(under_way, Err(ReplaceError::Refused(why))).await;
+}
+
+/// A task of one plugin, for which no other waits.
+#[derive(Debug)]
+struct Errand<T>(JoinHandle<Option<T>>);
+
+impl<T: Send + 'static> Errand<T> {
+    /// Runs `errand` until it is done or the host ends; an error is told.
+    fn run(host: &Arc<Host>, errand: impl Future<Output = Result<T, StoreError>> + Send + 'static) -> Self {
+        let ended = host.ended.clone();
+        Self(tokio::spawn(async move {
+            tokio::select! {
+                biased;
+                () = ended.cancelled() => None,
+                done = errand => match done {
+                    Ok(done) => Some(done),
+                    Err(error) => {
+                        tracing::error!("cannot follow the plugins' sources: {error}");
+                        None
+                    }
+                },
+            }
+        }))
+    }
+
+    fn is_done(&self) -> bool {
+        self.0.is_finished()
+    }
+
+    /// What has come of one that is done; none if that was an error.
+    async fn outcome(self) -> Option<T> {
+        self.0.await.ok().flatten()
     }
 }
 

@@ -10,8 +10,10 @@ use futures::StreamExt as _;
 use super::candidate::{Candidate, Readied, Ready, give};
 use super::following::follow;
 use super::loader::{ToRun, Wired};
-use super::replacement::{Proposal, ReplaceError};
+use super::replacement::{Proposal, ReplaceError, broke_down};
+use super::start::cores;
 use super::{Host, HostError, UNHURT};
+use crate::bundled;
 use crate::change::{Change, State, UnderWay};
 use crate::commit::{CommitError, give_up};
 use crate::entry::Generation;
@@ -48,7 +50,6 @@ impl Host {
             candidates
         });
         let sorted = sorted.await.expect("sorting does not panic");
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let mut loads = futures::stream::iter(sorted)
             .map(|(_, candidate)| async move {
                 let name = candidate.name.clone();
@@ -58,7 +59,7 @@ impl Host {
                 });
                 loaded
             })
-            .buffer_unordered(cores);
+            .buffer_unordered(cores());
         while let Some(loaded) = loads.next().await {
             loaded?;
         }
@@ -101,8 +102,11 @@ impl Host {
         let name = candidate.name.clone();
         let (engine, config, id) = (self.loader.engine.clone(), self.config.clone(), self.id.clone());
         let store = self.store.clone();
+        let permit = self.compiling.acquire().await.expect("it is never closed");
         let readied = tokio::task::spawn_blocking(move || candidate.readied(&engine, &config, &id, &store));
-        let Readied { candidate, ready, fallback } = match readied.await {
+        let readied = readied.await;
+        drop(permit);
+        let Readied { candidate, ready, fallback } = match readied {
             Ok(readied) => readied,
             Err(error) => {
                 let reason = format!("the compiler broke down over it: {error}");
@@ -123,7 +127,12 @@ impl Host {
             }
         };
         let ready = &to_run.ready;
-        self.loader.make_keys(&ready.allowance.grants).await?;
+        if let Err(error) = self.loader.make_keys(&ready.allowance.grants).await {
+            let reason = crate::cause::chain(&error);
+            tracing::error!(plugin = %name, "not loaded: {reason}");
+            self.not_loaded.lock().expect(UNHURT).insert(name, reason);
+            return Ok(());
+        }
         let known = roster::known_row(&self.store.snapshot()?, &name)?;
         let code = roster::Code {
             installed: candidate.installed.then(|| ready.source.clone()),
@@ -189,19 +198,32 @@ impl Host {
         grant: Grant,
     ) -> Result<Change, ReplaceError> {
         self.loaded(proposal.plugin.as_str()).await;
-        let turns = self.turns.of(&proposal.plugin);
-        let is_there = || self.plugins.get(&proposal.plugin).is_some();
-        if !is_there() {
-            let turn = turns.lock().await;
-            // Of two that install one plugin the second one replaces what the first has installed.
-            if !is_there() {
-                let outcome = self.try_install(&mut under_way, proposal, grant).await;
-                drop(turn);
-                return self.conclude(under_way, outcome).await;
+        let outcome = self.install_in_turn(&mut under_way, proposal, grant).await;
+        self.conclude(under_way, outcome).await
+    }
+
+    async fn install_in_turn(
+        self: &Arc<Self>,
+        under_way: &mut UnderWay,
+        proposal: Proposal,
+        grant: Grant,
+    ) -> Result<(), ReplaceError> {
+        let name = proposal.plugin.clone();
+        let turn = self.turns.of(&name);
+        if self.plugins.get(&name).is_some() {
+            match self.try_replace(under_way, proposal.clone()).await {
+                // It was removed meanwhile.
+                Err(ReplaceError::NoPlugin(_)) => {}
+                outcome => return outcome,
             }
         }
-        let outcome = self.try_replace(&mut under_way, proposal).await;
-        self.conclude(under_way, outcome).await
+        let place = turn.line.lock().await;
+        // Of two that install one plugin the second one replaces what the first has installed.
+        if self.plugins.get(&name).is_some() {
+            drop(place);
+            return self.try_replace(under_way, proposal).await;
+        }
+        self.try_install(under_way, proposal, grant).await
     }
 
     async fn try_install(
@@ -213,7 +235,8 @@ impl Host {
         let (name, follows) = (proposal.plugin.clone(), proposal.follows.take());
         let installed = (!proposal.is_named).then(|| proposal.source.clone());
         let known = roster::known_row(&self.store.snapshot()?, &name)?;
-        let mut given = known.as_ref().and_then(|known| known.setup.clone());
+        // What the config names has what the config says, whatever was installed under its name.
+        let mut given = known.as_ref().and_then(|known| known.setup.clone()).filter(|_| !proposal.is_named);
         let mut setup = self.section(&name);
         if grant == Grant::AsBefore {
             give(&mut setup, given.as_ref());
@@ -223,6 +246,8 @@ impl Host {
         if grant == Grant::AllThatIsAsked {
             given = Some(Setup { grants: ready.resolved.asks.clone() });
         }
+        let turn = self.turns.of(&name);
+        let _turn = turn.change.lock().await;
         under_way.reach(State::Rehearsing);
         let grants = Arc::new(ready.allowance.grants.clone());
         let stored = match roster::read(&self.store, &name)? {
@@ -250,9 +275,25 @@ impl Host {
 
     /// Goes back to what the config names: for a bundled plugin, to the one that comes with the host.
     pub async fn restore(self: &Arc<Self>, name: &PluginName, by: &str) -> Result<Change, ReplaceError> {
-        let named = Candidate::new(name.clone(), self.section(name));
-        let source = named.source.clone();
-        let component = named.into_component().map_err(ReplaceError::Refused)?;
+        self.loaded(name.as_str()).await;
+        if self.section(name).file.is_none() && bundled::component(name.as_str()).is_none() {
+            return Err(ReplaceError::Refused(format!(
+                "there is nothing to restore: {name} does not come with the host, and the config gives no file"
+            )));
+        }
+        let (config, id, plugin, section) =
+            (self.config.clone(), self.id.clone(), name.clone(), self.section(name));
+        let read = tokio::task::spawn_blocking(move || {
+            let named = Candidate::new(plugin, section);
+            let asks = named.ask(&config, &named.inspect()?.manifest, &id)?.0;
+            Ok((named.source.clone(), asks, named.into_component()?))
+        });
+        let (source, asks, component) = read.await.map_err(broke_down)?.map_err(ReplaceError::Refused)?;
+        // What runs may have the grants of another plugin that was installed under this name. It goes, then, and
+        // what the config names begins with its own.
+        if self.plugins.get(name).is_some_and(|loaded| !loaded.grants.cover(&asks)) {
+            self.remove(name, false, by).await?;
+        }
         let (plugin, by) = (name.clone(), by.to_owned());
         let proposal = Proposal { plugin, component, source, by, follows: None, is_named: true };
         self.install(proposal, Grant::AsBefore).await
@@ -261,8 +302,8 @@ impl Host {
     /// Has a plugin handle nothing from the next entry on, or go on; also after a restart of the host. What
     /// comes meanwhile waits.
     pub async fn pause(&self, name: &PluginName, paused: bool, by: &str) -> Result<Change, ReplaceError> {
-        let turns = self.turns.of(name);
-        let _turn = turns.lock().await;
+        let turn = self.turns.of(name);
+        let _turn = turn.change.lock().await;
         let loaded = self.plugins.get(name).ok_or_else(|| ReplaceError::NoPlugin(name.clone()))?;
         let (state, standing) = match paused {
             true => (State::Paused, Standing::Paused),
@@ -271,6 +312,9 @@ impl Host {
         let code = loaded.handle.code();
         let mut change = Change::new(name.clone(), state, by.to_owned(), code.source.clone());
         change.after = Some(loaded.version());
+        if loaded.handle.is_paused() == paused {
+            return Ok(change);
+        }
         let told = change.clone();
         let whose = name.clone();
         self.commit
@@ -285,8 +329,8 @@ impl Host {
 
     /// Unloads a plugin once it has handled what has come by then; what it has is kept, or purged.
     pub async fn remove(&self, name: &PluginName, purge: bool, by: &str) -> Result<Change, ReplaceError> {
-        let turns = self.turns.of(name);
-        let _turn = turns.lock().await;
+        let turn = self.turns.of(name);
+        let _turn = turn.change.lock().await;
         let known = roster::known_row(&self.store.snapshot()?, name)?;
         let known = known.ok_or_else(|| ReplaceError::NoPlugin(name.clone()))?;
         let state = if purge { State::Purged } else { State::Removed };
@@ -294,6 +338,7 @@ impl Host {
         let mut change = Change::new(name.clone(), state, by.to_owned(), source);
         change.before = Some(known.as_version());
         if let Some(loaded) = self.plugins.get(name) {
+            loaded.handle.leave();
             self.drain(&loaded).await;
             loaded.stop.cancel();
             loaded.handle.wake();
@@ -309,18 +354,22 @@ impl Host {
                 self.commit.write(|_| Ok(())).await?;
             }
             self.plugins.take(name);
-        } else if known.standing == Standing::Removed && !purge {
+        } else if known.standing == Standing::Removed && (!purge || known.id == PluginId(0)) {
             return Err(ReplaceError::NoPlugin(name.clone()));
         }
         self.not_loaded.lock().expect(UNHURT).remove(name);
         self.awaited.write().expect(UNHURT).remove(name);
-        let (told, whose) = (change.clone(), name.clone());
+        let (told_of, whose, now) = (change.clone(), name.clone(), self.log.now());
         self.commit
-            .record(change, self.log.now(), move |write| {
+            .change(move |write, told| {
                 let row = roster::row_within(write, &whose)?;
                 let row = Row { standing: Standing::Removed, ..row };
+                told.record(write, &change, now)?;
+                if let Some(unproven) = mark::end_probation(write, row.id)? {
+                    let why = "the plugin was removed before its probation was over".to_owned();
+                    told.amend(write, unproven, now, |change| change.ended(state, Some(why), None))?;
+                }
                 if !purge {
-                    mark::end_probation(write, row.id)?;
                     return roster::put_within(write, &whose, &row);
                 }
                 for (place, mark) in mark::marks_within(write, row.id)? {
@@ -333,7 +382,7 @@ impl Host {
             .await?;
         self.interest.forget(&Party::Plugin(name.clone()));
         self.interest.forget(&Party::Fallback(name.clone()));
-        Ok(told)
+        Ok(told_of)
     }
 
     /// Waits until a plugin has handled what is in the log, or cannot.

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use thiserror::Error;
 use tokio::sync::oneshot;
 
@@ -16,6 +17,7 @@ use crate::ident::{Digest, PluginName};
 use crate::plugin::mark::{self, Mark};
 use crate::plugin::roster::{self, Row, Setup, Stored};
 use crate::plugin::{Grants, Lines, Order, SessionParts, Successor, WayBack, rehearse};
+use crate::room::NoRoom;
 use crate::store::undo::Place;
 use crate::store::{StoreError, components};
 
@@ -40,9 +42,19 @@ pub enum ReplaceError {
     /// Its file cannot be kept.
     #[error("cannot keep the component")]
     Keep(#[source] std::io::Error),
+    /// There is no room for it now.
+    #[error(transparent)]
+    NoRoom(NoRoom),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl ReplaceError {
+    /// Whether it says something of the component, rather than of the moment.
+    pub fn is_lasting(&self) -> bool {
+        matches!(self, Self::Refused(_) | Self::DoesNotStart(_))
+    }
 }
 
 impl From<CommitError> for ReplaceError {
@@ -50,7 +62,7 @@ impl From<CommitError> for ReplaceError {
         match error {
             CommitError::Store(error) => Self::Store(error),
             CommitError::Closed => Self::Closed,
-            CommitError::NoRoom(error) => Self::Refused(error.to_string()),
+            CommitError::NoRoom(error) => Self::NoRoom(error),
         }
     }
 }
@@ -61,7 +73,7 @@ pub struct Proposal {
     /// The plugin.
     pub plugin: PluginName,
     /// The component.
-    pub component: Vec<u8>,
+    pub component: Bytes,
     /// Where it came from.
     pub source: String,
     /// Who asks for it.
@@ -97,16 +109,17 @@ impl Host {
     }
 
     /// Ends a change; that a component was refused is put on record.
-    pub(super) async fn conclude(
+    pub(crate) async fn conclude(
         &self,
-        under_way: UnderWay,
+        mut under_way: UnderWay,
         outcome: Result<(), ReplaceError>,
     ) -> Result<Change, ReplaceError> {
-        let mut change = under_way.change.clone();
-        let Err(error) = outcome else { return Ok(change) };
-        change.ended(State::Refused, Some(crate::cause::chain(&error)), None);
+        let Err(error) = outcome else { return Ok(under_way.change.clone()) };
+        let change = under_way.refused(crate::cause::chain(&error));
         tracing::warn!(plugin = %change.plugin, source = change.source, "refused: {error}");
-        self.commit.record(change, self.log.now(), |_| Ok(())).await?;
+        if let Err(unrecorded) = self.commit.record(change, self.log.now(), |_| Ok(())).await {
+            tracing::warn!("that it was refused is not on record: {unrecorded}");
+        }
         Err(error)
     }
 
@@ -128,8 +141,10 @@ impl Host {
         let candidate = Candidate::proposed(proposal, setup);
         // Judged at once with others that came, and taken over in the order in which they came: it stands in
         // line from the first moment.
-        let turns = self.turns.of(&name);
-        let (_turn, judged) = tokio::join!(turns.lock(), self.judge(under_way, candidate, Grant::AsBefore));
+        let turn = self.turns.of(&name);
+        let judging = self.judge(under_way, candidate, Grant::AsBefore);
+        let (_place, judged) = tokio::join!(turn.line.lock(), judging);
+        let _turn = turn.change.lock().await;
         let old = self.plugins.get(&name).ok_or_else(none)?;
         under_way.change.before = Some(old.version());
         // What runs is known only now; it may go on whatever is said of it.
@@ -190,7 +205,7 @@ impl Host {
         under_way: &mut UnderWay,
         candidate: Candidate,
         grant: Grant,
-    ) -> Result<(Ready, Vec<u8>), ReplaceError> {
+    ) -> Result<(Ready, Bytes), ReplaceError> {
         if under_way.change.state != State::Judging {
             under_way.reach(State::Judging);
         }
@@ -218,12 +233,15 @@ impl Host {
                 ),
             }));
         }
+        let permit = self.compiling.acquire().await.expect("it is never closed");
         under_way.reach(State::Compiling);
         let compiled = tokio::task::spawn_blocking(move || {
             let ready = candidate.compile(inspection, &engine, &config, &id)?;
             Ok((ready, candidate.into_component()?))
         });
-        let compiled = compiled.await.map_err(broke_down)?.map_err(ReplaceError::Refused)?;
+        let compiled = compiled.await;
+        drop(permit);
+        let compiled = compiled.map_err(broke_down)?.map_err(ReplaceError::Refused)?;
         under_way.reach(State::Waiting);
         Ok(compiled)
     }
@@ -265,16 +283,20 @@ impl Host {
         version: Option<&str>,
         by: &str,
     ) -> Result<RolledBack, ReplaceError> {
-        let turns = self.turns.of(name);
-        let _turn = turns.lock().await;
+        self.loaded(name.as_str()).await;
+        let turn = self.turns.of(name);
+        let _turn = turn.change.lock().await;
         let loaded = self.plugins.get(name).ok_or_else(|| ReplaceError::NoPlugin(name.clone()))?;
         let (place, mark) = self.way_back(name, version)?;
         let before = loaded.version();
         let code = mark.before.code.clone();
         let setup = PluginConfig { grants: Some((*loaded.grants).clone()), ..self.section(name) };
-        let candidate = Candidate::kept(name.clone(), setup, code, &self.store);
         let (engine, config, id) = (self.loader.engine.clone(), self.config.clone(), self.id.clone());
-        let ready = tokio::task::spawn_blocking(move || candidate.ready(&engine, &config, &id)).await;
+        let (store, whose) = (self.store.clone(), name.clone());
+        let ready = tokio::task::spawn_blocking(move || {
+            Candidate::kept(whose, setup, code, &store).ready(&engine, &config, &id)
+        });
+        let ready = ready.await;
         let ready = ready.map_err(broke_down)?.map_err(|error| {
             ReplaceError::NoWayBack(format!("there is no way back to {}: {error}", mark.before.code.version))
         })?;

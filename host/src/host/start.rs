@@ -146,6 +146,7 @@ impl Start {
             awaited,
             loader,
             turns: Turns::default(),
+            compiling: Arc::new(Semaphore::new(cores())),
             backups: Arc::new(Semaphore::new(1)),
             ended: CancellationToken::new(),
             fail,
@@ -153,6 +154,11 @@ impl Start {
             running: Mutex::new(Some(running)),
         })
     }
+}
+
+/// How many cores there are.
+pub(super) fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// How much the store may hold, and has to leave of the disk.

@@ -114,6 +114,8 @@ pub struct Actor {
     /// What the code has handled since its probation.
     rates: Rates,
     rates_stored_at: Instant,
+    /// Until when the time on probation is counted.
+    watched_at: Instant,
     /// Why the code has failed on probation, until the code before it goes on.
     failed: Option<String>,
     state_version: Option<u32>,
@@ -160,6 +162,7 @@ impl Actor {
             rules,
             rates,
             rates_stored_at: Instant::now(),
+            watched_at: Instant::now(),
             failed,
             state_version,
             start_took: (0, 0),
@@ -235,9 +238,12 @@ impl Actor {
         self.give_way()?;
         self.obey()?;
         if self.inbox.is_paused() {
+            self.watch_on(false);
             return self.stand_still();
         }
-        if !self.make_ready()? {
+        let is_ready = self.make_ready()?;
+        self.watch_on(is_ready && !self.room.is_at_standstill());
+        if !is_ready {
             if self.failed.is_some() {
                 return Ok(None);
             }

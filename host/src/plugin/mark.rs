@@ -71,12 +71,14 @@ pub fn newest_within(
     newest.map(|(place, mark)| Ok((place, decode(&mark)?))).transpose()
 }
 
-/// Ends the probation of a plugin's code, which will not be watched any more.
-pub fn end_probation(write: &WriteTransaction, plugin: PluginId) -> Result<(), StoreError> {
-    match newest_within(write, plugin)? {
-        Some((place, mark)) => Mark { probation: None, ..mark }.put(write, place),
-        None => Ok(()),
-    }
+/// Ends the probation of a plugin's code, which will not be watched any more; returns the number of the change
+/// that it was on probation for.
+pub fn end_probation(write: &WriteTransaction, plugin: PluginId) -> Result<Option<u64>, StoreError> {
+    let newest = newest_within(write, plugin)?;
+    let Some((place, mark)) = newest.filter(|(_, mark)| mark.probation.is_some()) else { return Ok(None) };
+    let change = mark.change;
+    Mark { probation: None, ..mark }.put(write, place)?;
+    Ok(Some(change))
 }
 
 /// The mark from before the code of a plugin that is on probation; none if it is not.

@@ -5,8 +5,6 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::time::Timestamp;
-
 /// How new code is watched. The section `replacement.probation` of the config.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -50,9 +48,9 @@ impl Rates {
 /// The time in which new code is watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Probation {
-    /// Since when.
-    #[schema(value_type = String, format = DateTime)]
-    pub since: Timestamp,
+    /// Nanoseconds for which it has been watched. Time in which the plugin was paused, or the host was down, is
+    /// none of them: it could not have failed then.
+    pub watched: u64,
     /// What it has handled.
     pub rates: Rates,
     /// What the code before it had handled.
@@ -71,14 +69,14 @@ pub enum Verdict {
 }
 
 impl Probation {
-    /// Begins `now`, after code that has handled `before`.
-    pub fn new(now: Timestamp, before: Rates) -> Self {
-        Self { since: now, rates: Rates::default(), before }
+    /// Begins after code that has handled `before`.
+    pub fn new(before: Rates) -> Self {
+        Self { watched: 0, rates: Rates::default(), before }
     }
 
     /// The verdict, once there is one. Traps and limits are a verdict of their own.
-    pub fn verdict(&self, rules: &Rules, now: Timestamp) -> Option<Verdict> {
-        let Self { since, rates, before } = self;
+    pub fn verdict(&self, rules: &Rules) -> Option<Verdict> {
+        let Self { watched, rates, before } = self;
         if rates.rejected >= rules.rejections.max(1) && rates.exceed(before, rules.points) {
             let why = format!(
                 "it rejected {} of {} events, the code before it {} of {}",
@@ -86,7 +84,7 @@ impl Probation {
             );
             return Some(Verdict::Fails(why));
         }
-        let elapsed = now.since(*since);
+        let elapsed = Duration::from_nanos(*watched);
         let is_long = elapsed >= Duration::from_secs(rules.seconds);
         if is_long && rates.events >= rules.events {
             return Some(Verdict::Confirmed);
@@ -96,10 +94,10 @@ impl Probation {
     }
 
     /// How long it is until time alone may bring a verdict.
-    pub fn pause(&self, rules: &Rules, now: Timestamp) -> Duration {
+    pub fn pause(&self, rules: &Rules) -> Duration {
         let seconds = if self.rates.events >= rules.events { rules.seconds } else { rules.max_seconds };
-        let end = self.since.after(Duration::from_secs(seconds.max(rules.seconds)));
-        end.since(now).max(Duration::from_millis(10))
+        let end = Duration::from_secs(seconds.max(rules.seconds));
+        end.saturating_sub(Duration::from_nanos(self.watched)).max(Duration::from_millis(10))
     }
 }
 
@@ -109,8 +107,9 @@ mod tests {
 
     fn verdict(rates: (u64, u64), before: (u64, u64), seconds: u64) -> Option<Verdict> {
         let rates_of = |(events, rejected)| Rates { events, rejected };
-        let probation = Probation { since: Timestamp(0), rates: rates_of(rates), before: rates_of(before) };
-        probation.verdict(&Rules::default(), Timestamp(0).after(Duration::from_secs(seconds)))
+        let watched = seconds * 1_000_000_000;
+        let probation = Probation { watched, rates: rates_of(rates), before: rates_of(before) };
+        probation.verdict(&Rules::default())
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use cap_std::fs::OpenOptions;
@@ -11,6 +12,9 @@ use super::Store;
 use crate::ident::Digest;
 
 const DIRECTORY: &str = "components";
+
+/// Counts the files that are being written.
+static HALVES: AtomicU64 = AtomicU64::new(0);
 
 fn file(digest: &str) -> PathBuf {
     PathBuf::from(DIRECTORY).join(digest).with_extension("wasm")
@@ -26,7 +30,8 @@ pub fn keep(store: &Store, digest: Digest, component: &[u8]) -> io::Result<()> {
         return Ok(());
     }
     dir.create_dir_all(DIRECTORY)?;
-    let half = name.with_extension("half");
+    // Two may keep one at the same time.
+    let half = name.with_extension(format!("half-{}", HALVES.fetch_add(1, Ordering::Relaxed)));
     let mut written = dir.open_with(&half, OpenOptions::new().write(true).create(true).truncate(true))?;
     written.write_all(component)?;
     written.sync_all()?;

@@ -5,6 +5,7 @@
 
 mod many;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use dim::entry::{Event, Kind, Offset, Origin};
 use dim::host::{Host, Options, Proposal};
 use dim::ident::{PluginName, Topic};
 use dim::replay::Replay;
+use dim_tests::alone::{Rows, rows, rows_of};
 use dim_tests::component::with_manifest;
 use tempfile::TempDir;
 
@@ -107,7 +109,8 @@ async fn start(dir: &TempDir) -> Arc<Host> {
 
 async fn replace(host: &Host, component: Vec<u8>) -> Change {
     let (source, by) = ("a file".to_owned(), "the benchmark".to_owned());
-    let proposal = Proposal { plugin: name(), component, source, by, follows: None, is_named: false };
+    let proposal =
+        Proposal { plugin: name(), component: component.into(), source, by, follows: None, is_named: false };
     host.replace(proposal).await.expect("it is replaced")
 }
 
@@ -213,14 +216,16 @@ async fn under_load(replacements: usize, at_least: Duration) -> Run {
         ordered.load(Ordering::Relaxed),
         "every order was carried out once"
     );
+    let fired = number(&host, "fired").await;
+    assert!(fired > 0, "timers fired");
     host.shutdown().await;
     drop(host);
-    same_as_without(&dir, sent, replacements);
+    same_as_without(&dir, (sent, fired), replacements);
     Run { rate, commands, pauses, whole }
 }
 
 /// The publishes, the state and the timers are those of the recorded log without replacements.
-fn same_as_without(dir: &TempDir, sent: u64, replacements: usize) {
+fn same_as_without(dir: &TempDir, (sent, fired): (u64, u64), replacements: usize) {
     let replay = Replay::open(&config(), dir.path()).expect("the log can be opened again");
     let done = replay.run().expect("the log can be handled again");
     drop(replay);
@@ -237,12 +242,20 @@ fn same_as_without(dir: &TempDir, sent: u64, replacements: usize) {
             _ => None,
         }));
     }
-    let again: Vec<_> = alone.publishes.into_iter().map(|publish| publish.data).collect();
-    assert!(published == again, "the publishes are the same, in the same order");
+    assert!(
+        published.iter().eq(alone.publishes.iter().map(|publish| &publish.data)),
+        "the publishes are the same, in the same order"
+    );
+    let is_stamp = |key: &[u8]| key[size_of::<u32>()..].starts_with(b"stamp/");
+    let (stamps, left): (Rows, Rows) = rows(&store).into_iter().partition(|(key, _)| is_stamp(key));
+    let mut again = rows_of(alone);
+    again.retain(|(key, _)| !is_stamp(key));
+    assert!(left == again, "but for the stamps, state and timers are the same");
+    let by: BTreeSet<_> = stamps.iter().map(|(_, version)| String::from_utf8_lossy(version)).collect();
     println!(
-        "{replacements} replacements: {sent} messages and {} timers, {} publishes, {entries} entries: each handled once, in order, as without replacements\n",
-        sent / 100,
-        published.len()
+        "{replacements} replacements: {sent} messages and {fired} timers that fired, {} publishes, {entries} entries: publishes, state and timers as without replacements; the last thousand stamped by {}\n",
+        published.len(),
+        by.into_iter().collect::<Vec<_>>().join(" and ")
     );
 }
 

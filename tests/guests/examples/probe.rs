@@ -247,6 +247,13 @@ impl Probe {
             "loop" => loop {
                 std::hint::black_box(());
             },
+            "burn" => {
+                let mut done = 0_u64;
+                while done < number("steps") {
+                    done = std::hint::black_box(done + 1);
+                }
+                Value::Null
+            }
             "sleep" => {
                 std::thread::sleep(Duration::from_millis(number("ms")));
                 Value::Null

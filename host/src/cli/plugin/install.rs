@@ -21,6 +21,9 @@ use super::super::output::Output;
 /// How long a state lasts without news until it is said that it does.
 const STILL: Duration = Duration::from_secs(2);
 
+/// How often it is looked how a change stands that is waited for.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
 /// What is to be installed, and how.
 pub struct Wish {
     pub from: From,
@@ -174,21 +177,39 @@ async fn waited(
     let mut changes = pin!(client.changes(name).await?);
     let begun = answer.await?;
     let mut change: Change = serde_json::from_value(begun.clone()).context("the host's answer")?;
-    let digest = change.after.as_ref().map(|after| after.digest.clone());
     while !change.state.is_final() {
-        let Some(next) = changes.next().await else { bail!("the host ended before the probation did") };
-        let is_other = [State::Paused, State::Resumed, State::Unchanged].contains(&next.state);
-        if !is_other && next.after.as_ref().map(|after| after.digest.clone()) == digest {
-            change = next;
+        tokio::select! {
+            biased;
+            next = changes.next() => match next {
+                Some(next) if is_same(&next, &change) => change = next,
+                Some(_) => {}
+                None => bail!("the host ended before the probation did"),
+            },
+            // What it came to may have been missed on a busy stream.
+            () = tokio::time::sleep(LOOK_AGAIN) => {
+                let history = client.get(&["plugins", change.plugin.as_str(), "history"], &[]).await?;
+                let history: Vec<Change> = serde_json::from_value(history).context("the host's answer")?;
+                if let Some(now) = history.into_iter().find(|it| is_same(it, &change)) {
+                    change = now;
+                }
+            }
         }
     }
     tell(out, &change);
     match change.state {
+        State::Removed | State::Purged => {
+            bail!("{} was removed before its probation was over", change.plugin)
+        }
         State::TakenBack | State::RolledBack | State::Refused => {
             bail!("{} was taken back: {}", change.plugin, change.reason.unwrap_or_default())
         }
         _ => Ok(serde_json::to_value(change)?),
     }
+}
+
+/// Whether two are one change, at two states of it.
+fn is_same(one: &Change, other: &Change) -> bool {
+    one.plugin == other.plugin && one.steps.first() == other.steps.first()
 }
 
 /// Tells that a state lasts.

@@ -2,13 +2,14 @@
 //! goes is unloaded.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use futures::StreamExt as _;
+use bytes::Bytes;
 
-use super::{Look, offer, refuse};
+use super::{Errand, Look, offer, refuse};
 use crate::change::{Change, State};
 use crate::host::replacement::{Proposal, ReplaceError};
 use crate::host::{Host, UNHURT};
@@ -27,34 +28,57 @@ const SETTLE: Duration = Duration::from_secs(1);
 /// Who installs and unloads what the folder says.
 const BY: &str = "the folder";
 
+/// For how long a file is left alone of which nothing can be made now: the disk may be short.
+const TRY_AGAIN: Duration = Duration::from_secs(10);
+
 /// The folder.
 #[derive(Debug, Default)]
 pub struct Folder {
     files: BTreeMap<PathBuf, File>,
-    /// Since when files of plugins are missing.
-    missing: BTreeMap<PathBuf, Instant>,
-    /// Which file each plugin comes from. Two files of one plugin would replace each other for ever.
-    claims: Mutex<BTreeMap<PluginName, PathBuf>>,
+    /// Files of plugins that are missing.
+    missing: BTreeMap<PathBuf, Missing>,
+    claims: Arc<Claims>,
 }
 
 /// What was seen of a file.
 #[derive(Debug)]
 struct File {
     state: Seen,
-    since: Instant,
+    /// When it is taken in, if it stays as it is.
+    due: Instant,
     /// Whether it was dealt with as it is.
-    is_done: bool,
+    is_settled: bool,
+    /// It is being taken in, as it was then.
+    taking_in: Option<(Seen, Errand<bool>)>,
 }
 
-/// When a file was changed, and its size.
-type Seen = (SystemTime, u64);
+/// A file that is missing.
+#[derive(Debug)]
+struct Missing {
+    since: Instant,
+    /// Its plugin is being unloaded.
+    unloading: Option<Errand<()>>,
+}
+
+/// What tells that a file is another one: when it and its entry were changed, its size, and where it lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Seen {
+    modified: (i64, i64),
+    changed: (i64, i64),
+    size: u64,
+    place: (u64, u64),
+}
 
 /// A file that holds a plugin.
 struct Held {
     name: PluginName,
-    component: Vec<u8>,
+    component: Bytes,
     digest: Digest,
 }
+
+/// Which file each plugin comes from. Two files of one plugin would replace each other for ever.
+#[derive(Debug, Default)]
+struct Claims(Mutex<BTreeMap<PluginName, PathBuf>>);
 
 impl Look for Folder {
     fn pause(&self, _: &Host) -> Duration {
@@ -73,50 +97,48 @@ impl Look for Folder {
                 return Ok(());
             }
         };
-        self.remove_gone(host, &folder, &found).await?;
-        let settled = self.settled(found);
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let this = &*self;
-        let mut taken_in = futures::stream::iter(settled)
-            .map(|path| async move { (this.take_in(host, &path).await, path) })
-            .buffer_unordered(cores);
-        let mut done = Vec::new();
-        while let Some((taken, path)) = taken_in.next().await {
-            taken?;
-            done.push(path);
-        }
-        drop(taken_in);
-        for path in done {
-            if let Some(file) = self.files.get_mut(&path) {
-                file.is_done = true;
-            }
-        }
+        self.harvest().await;
+        self.remove_gone(host, &folder, &found)?;
+        self.take_in_settled(host, found);
         Ok(())
     }
 }
 
 impl Folder {
-    /// The files that have changed and are as they were a while ago.
-    fn settled(&mut self, found: BTreeMap<PathBuf, Seen>) -> Vec<PathBuf> {
-        self.files.retain(|path, _| found.contains_key(path));
-        let mut settled = Vec::new();
-        for (path, state) in found {
-            match self.files.get(&path) {
-                Some(file) if file.state == state => {
-                    if !file.is_done && file.since.elapsed() >= SETTLE {
-                        settled.push(path);
-                    }
-                }
-                _ => {
-                    self.files.insert(path, File { state, since: Instant::now(), is_done: false });
-                }
+    /// Takes in what has come of errands.
+    async fn harvest(&mut self) {
+        for file in self.files.values_mut() {
+            let Some((state, errand)) = file.taking_in.take_if(|(_, errand)| errand.is_done()) else {
+                continue;
+            };
+            // It may be another one by now, which is due by itself.
+            if file.state == state {
+                file.is_settled = errand.outcome().await.unwrap_or(false);
+                file.due = Instant::now() + TRY_AGAIN;
             }
         }
-        settled
+    }
+
+    /// Takes in the files that have changed and are as they were a while ago.
+    fn take_in_settled(&mut self, host: &Arc<Host>, found: BTreeMap<PathBuf, Seen>) {
+        self.files.retain(|path, file| found.contains_key(path) || file.taking_in.is_some());
+        for (path, state) in found {
+            let due = Instant::now() + SETTLE;
+            let new = || File { state, due, is_settled: false, taking_in: None };
+            let file = self.files.entry(path.clone()).or_insert_with(new);
+            if file.state != state {
+                (file.state, file.due, file.is_settled) = (state, due, false);
+            }
+            if !file.is_settled && file.taking_in.is_none() && file.due <= Instant::now() {
+                let (this, claims) = (host.clone(), self.claims.clone());
+                let errand = Errand::run(host, async move { claims.take_in(&this, &path).await });
+                file.taking_in = Some((state, errand));
+            }
+        }
     }
 
     /// Unloads the plugins whose file is gone, also if it went while no host ran.
-    async fn remove_gone(
+    fn remove_gone(
         &mut self,
         host: &Arc<Host>,
         folder: &Path,
@@ -132,25 +154,36 @@ impl Folder {
                 claims.insert(name, path);
                 continue;
             }
-            let since = self.missing.get(&path).copied().unwrap_or_else(Instant::now);
-            if since.elapsed() < SETTLE {
-                missing.insert(path, since);
-            } else if row.standing == Standing::Removed {
-                forget(host, name).await?;
-            } else {
-                unload(host, name, &path).await?;
+            let before = self.missing.remove(&path);
+            let mut gone = before.unwrap_or(Missing { since: Instant::now(), unloading: None });
+            gone.unloading.take_if(|errand| errand.is_done());
+            if gone.since.elapsed() >= SETTLE && gone.unloading.is_none() {
+                let (this, file, is_removed) =
+                    (host.clone(), path.clone(), row.standing == Standing::Removed);
+                gone.unloading = Some(Errand::run(host, async move {
+                    if is_removed { forget(&this, name).await } else { unload(&this, name, &file).await }
+                }));
             }
+            missing.insert(path, gone);
         }
         self.missing = missing;
-        *self.claims.get_mut().expect(UNHURT) = claims;
+        // Those that are being taken in stand in no row yet.
+        let taken_in = |path: &PathBuf| self.files.get(path).is_some_and(|file| file.taking_in.is_some());
+        let mut claimed = self.claims.0.lock().expect(UNHURT);
+        claimed.retain(|_, path| taken_in(path));
+        for (name, path) in claims {
+            claimed.entry(name).or_insert(path);
+        }
         Ok(())
     }
+}
 
-    /// Installs the plugin of a file.
-    async fn take_in(&self, host: &Arc<Host>, path: &Path) -> Result<(), StoreError> {
+impl Claims {
+    /// Installs the plugin of a file; returns whether that is settled, or to be tried again.
+    async fn take_in(&self, host: &Arc<Host>, path: &Path) -> Result<bool, StoreError> {
         let Some(shown) = path.to_str().map(str::to_owned) else {
             tracing::warn!(file = %path.display(), "not installed: its name is not UTF-8");
-            return Ok(());
+            return Ok(true);
         };
         let file = path.to_owned();
         let held = tokio::task::spawn_blocking(move || held(&file)).await;
@@ -158,11 +191,15 @@ impl Folder {
         let was = self.claimed_by(path);
         let Held { name, component, digest } = match held {
             Ok(held) => held,
-            Err(why) => return self.refuse_file(host, path, was, why).await,
+            Err(why) => {
+                refuse_file(host, path, was, why).await;
+                return Ok(true);
+            }
         };
         if let Some(other) = self.claim(&name, path) {
             let why = format!("{} holds {name} already", other.display());
-            return self.refuse_file(host, path, Some(name), why).await;
+            refuse_file(host, path, Some(name), why).await;
+            return Ok(true);
         }
         for gone in was.into_iter().filter(|was| *was != name) {
             unload(host, gone, path).await?;
@@ -175,34 +212,28 @@ impl Folder {
 
     /// The plugin that comes from a file.
     fn claimed_by(&self, path: &Path) -> Option<PluginName> {
-        let claims = self.claims.lock().expect(UNHURT);
+        let claims = self.0.lock().expect(UNHURT);
         claims.iter().find(|(_, claimed)| *claimed == path).map(|(name, _)| name.clone())
     }
 
     /// Takes a plugin for a file; returns which other file has it.
     fn claim(&self, name: &PluginName, path: &Path) -> Option<PathBuf> {
-        let mut claims = self.claims.lock().expect(UNHURT);
+        let mut claims = self.0.lock().expect(UNHURT);
         let claimed = claims.entry(name.clone()).or_insert_with(|| path.to_owned());
         (claimed != path).then(|| claimed.clone())
     }
+}
 
-    /// Puts on record that a file is no plugin, as far as it can be told which one it would be.
-    async fn refuse_file(
-        &self,
-        host: &Arc<Host>,
-        path: &Path,
-        plugin: Option<PluginName>,
-        why: String,
-    ) -> Result<(), StoreError> {
-        let file = path.display().to_string();
-        let named = || path.file_stem()?.to_str()?.parse().ok();
-        let Some(plugin) = plugin.or_else(named) else {
-            tracing::warn!(file, "not installed: {why}");
-            return Ok(());
-        };
-        let change = Change::new(plugin, State::Judging, BY.to_owned(), file.clone());
-        refuse(host, host.changes().begin(change), format!("{file}: {why}")).await
-    }
+/// Puts on record that a file is no plugin, as far as it can be told which one it would be.
+async fn refuse_file(host: &Arc<Host>, path: &Path, plugin: Option<PluginName>, why: String) {
+    let file = path.display().to_string();
+    let named = || path.file_stem()?.to_str()?.parse().ok();
+    let Some(plugin) = plugin.or_else(named) else {
+        tracing::warn!(file, "not installed: {why}");
+        return;
+    };
+    let change = Change::new(plugin, State::Judging, BY.to_owned(), file.clone());
+    refuse(host, host.changes().begin(change), format!("{file}: {why}")).await;
 }
 
 /// Unloads a plugin whose file is gone, or holds another one.
@@ -234,18 +265,25 @@ async fn forget(host: &Arc<Host>, name: PluginName) -> Result<(), StoreError> {
 fn held(file: &Path) -> Result<Held, String> {
     let component = plugin::read(file).map_err(|error| error.to_string())?;
     let inspection = plugin::inspect(&component).map_err(|error| crate::cause::chain(&error))?;
-    Ok(Held { name: inspection.manifest.name, component, digest: inspection.digest })
+    Ok(Held { name: inspection.manifest.name, component: component.into(), digest: inspection.digest })
 }
 
-/// The components of a folder, each with when it was changed and its size.
+/// The components of a folder. Hidden files are none: programs write them on the way to another name.
 fn files_of(folder: &Path) -> std::io::Result<BTreeMap<PathBuf, Seen>> {
     let mut found = BTreeMap::new();
     for file in std::fs::read_dir(folder)? {
         let path = file?.path();
         // One that goes while it is looked at is seen next time.
         let Ok(known) = std::fs::metadata(&path) else { continue };
-        if known.is_file() && path.extension().is_some_and(|kind| kind == "wasm") {
-            found.insert(path, (known.modified()?, known.len()));
+        let is_hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if known.is_file() && !is_hidden && path.extension().is_some_and(|kind| kind == "wasm") {
+            let state = Seen {
+                modified: (known.mtime(), known.mtime_nsec()),
+                changed: (known.ctime(), known.ctime_nsec()),
+                size: known.len(),
+                place: (known.dev(), known.ino()),
+            };
+            found.insert(path, state);
         }
     }
     Ok(found)

@@ -4,19 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt as _;
-
 use super::source::TIMEOUT;
-use super::{Look, offer, refuse};
+use super::{Errand, Look, offer, refuse};
 use crate::change::{Change, State};
 use crate::host::Host;
-use crate::host::replacement::{Proposal, broke_down};
+use crate::host::replacement::Proposal;
 use crate::ident::{ContentPath, Digest, PluginName};
 use crate::plugin::roster::{self, Row, Standing};
 use crate::store::StoreError;
-
-/// Names that are asked for at a time.
-const AT_ONCE: usize = 16;
 
 /// Who installs what a name points to.
 const BY: &str = "the name that it follows";
@@ -24,8 +19,17 @@ const BY: &str = "the name that it follows";
 /// The names.
 #[derive(Debug, Default)]
 pub struct Names {
-    /// What each plugin's name pointed to.
-    targets: BTreeMap<PluginName, ContentPath>,
+    known: BTreeMap<PluginName, Known>,
+    asking: BTreeMap<PluginName, Errand<Known>>,
+}
+
+/// What is known of the name of a plugin.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    /// What it pointed to, and that is settled.
+    settled: Option<ContentPath>,
+    /// What it points to and could not be fetched, which is told once.
+    unfetched: Option<ContentPath>,
 }
 
 impl Look for Names {
@@ -34,74 +38,80 @@ impl Look for Names {
     }
 
     async fn look(&mut self, host: &Arc<Host>) -> Result<(), StoreError> {
-        let rows = roster::rows(&host.store.snapshot()?)?;
-        let followed = rows.into_iter().filter_map(|(name, row)| {
-            let path = row.follows.as_deref()?.parse::<ContentPath>().ok()?;
-            (row.standing != Standing::Removed).then_some((name, row, path))
-        });
-        let targets = std::mem::take(&mut self.targets);
-        let mut asked = futures::stream::iter(followed)
-            .map(|(name, row, path)| {
-                let before = targets.get(&name).cloned();
-                async move { (name.clone(), ask(host, name, row, path, before).await) }
-            })
-            .buffer_unordered(AT_ONCE);
-        while let Some((name, target)) = asked.next().await {
-            if let Some(target) = target? {
-                self.targets.insert(name, target);
+        for (name, errand) in std::mem::take(&mut self.asking) {
+            if !errand.is_done() {
+                self.asking.insert(name, errand);
+            } else if let Some(known) = errand.outcome().await {
+                self.known.insert(name, known);
             }
+        }
+        for (name, row) in roster::rows(&host.store.snapshot()?)? {
+            let path = row.follows.as_deref().and_then(|follows| follows.parse::<ContentPath>().ok());
+            let Some(path) = path.filter(|_| row.standing != Standing::Removed) else { continue };
+            if self.asking.contains_key(&name) {
+                continue;
+            }
+            let known = self.known.get(&name).cloned().unwrap_or_default();
+            let (this, whose) = (host.clone(), name.clone());
+            let errand = Errand::run(host, async move { ask(&this, whose, row, path, known).await });
+            self.asking.insert(name, errand);
         }
         Ok(())
     }
 }
 
-/// Asks where a plugin's name points to, and offers what is there unless that is `before`; returns what was
-/// dealt with.
+/// Asks where a plugin's name points to, and offers what is there unless that is settled; returns what is known
+/// from then on.
 async fn ask(
     host: &Arc<Host>,
     plugin: PluginName,
     row: Row,
     path: ContentPath,
-    before: Option<ContentPath>,
-) -> Result<Option<ContentPath>, StoreError> {
+    known: Known,
+) -> Result<Known, StoreError> {
     let follows = path.to_string();
     let target = match tokio::time::timeout(TIMEOUT, host.backend.end_of_chain(path)).await {
-        Ok(Ok(target)) if before.as_ref() != Some(&target) => target,
-        Ok(Ok(_)) => return Ok(before),
+        Ok(Ok(target)) => target,
         Ok(Err(error)) => {
             tracing::debug!(%plugin, follows, "not resolved: {error}");
-            return Ok(before);
+            return Ok(known);
         }
         Err(_) => {
             tracing::debug!(%plugin, follows, "not resolved within {TIMEOUT:?}");
-            return Ok(before);
+            return Ok(known);
         }
     };
+    if known.settled.as_ref() == Some(&target) {
+        return Ok(known);
+    }
     let source = format!("{target} by {follows}");
-    let change = Change::new(plugin.clone(), State::Fetching, BY.to_owned(), source.clone());
-    let under_way = host.changes().begin(change);
+    let begin = || {
+        let change = Change::new(plugin.clone(), State::Fetching, BY.to_owned(), source.clone());
+        host.changes().begin(change)
+    };
+    // One that could not be fetched is tried again in silence.
+    let under_way = (known.unfetched.as_ref() != Some(&target)).then(begin);
     let component = match host.fetch(&target).await {
         Ok(component) => component,
         Err(error) => {
-            tracing::warn!(%plugin, follows, "what the name points to by now is not installed yet: {error}");
-            return Ok(before);
+            if let Some(under_way) = under_way {
+                refuse(host, under_way, format!("{error}; it is tried again")).await;
+            }
+            return Ok(Known { unfetched: Some(target), ..known });
         }
     };
-    let hashed = tokio::task::spawn_blocking(move || (Digest::of(&component), component)).await;
-    let (digest, component) = match hashed.map_err(broke_down) {
-        Ok(hashed) => hashed,
-        Err(error) => {
-            tracing::error!(%plugin, follows, "{error}");
-            return Ok(before);
-        }
-    };
+    let hashed = component.clone();
+    let digest = tokio::task::spawn_blocking(move || Digest::of(&hashed)).await;
+    let digest = digest.expect("hashing does not panic");
+    let under_way = under_way.unwrap_or_else(begin);
+    let settled = Known { settled: Some(target), unfetched: None };
     if !host.trusts(&follows) && row.code.digest != digest.to_string() {
         let why = format!("{source} is {digest}: the config does not trust the name (replacement.trusted)");
-        refuse(host, under_way, why).await?;
-        return Ok(Some(target));
+        refuse(host, under_way, why).await;
+        return Ok(settled);
     }
     let by = BY.to_owned();
     let proposal = Proposal { plugin, component, source, by, follows: Some(follows), is_named: false };
-    offer(host, Some(under_way), proposal, digest).await?;
-    Ok(Some(target))
+    let is_settled = offer(host, Some(under_way), proposal, digest).await?;
+    Ok(if is_settled { settled } else { known })
 }

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use crate::change::{Change, State, Step};
 use crate::host::replacement::{Proposal, ReplaceError, broke_down};
 use crate::host::{Grant, Host};
@@ -20,7 +22,7 @@ impl Host {
     }
 
     /// Reads the component at a path.
-    pub async fn fetch(&self, path: &ContentPath) -> Result<Vec<u8>, ReplaceError> {
+    pub async fn fetch(&self, path: &ContentPath) -> Result<Bytes, ReplaceError> {
         let fetched = tokio::time::timeout(TIMEOUT, async {
             let target = self.backend.end_of_chain(path.clone()).await?;
             self.backend.content.file(&target, MAX_COMPONENT).await
@@ -28,7 +30,7 @@ impl Host {
         let unfetched = |why: String| ReplaceError::Refused(format!("cannot fetch {path}: {why}"));
         let fetched = fetched.await.map_err(|_| unfetched(format!("no answer within {TIMEOUT:?}")))?;
         let (_, component) = fetched.map_err(|error| unfetched(error.to_string()))?;
-        Ok(component.into())
+        Ok(component)
     }
 
     /// Fetches the component at a path and installs it. It must be what `trust` says, or the config trusts the

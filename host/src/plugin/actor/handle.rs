@@ -46,6 +46,7 @@ pub struct Handle {
     status: Arc<Mutex<PluginStatus>>,
     code: Arc<Mutex<Arc<Runnable>>>,
     paused: Arc<AtomicBool>,
+    leaves: Arc<AtomicBool>,
 }
 
 /// The actor's end of its handle.
@@ -86,6 +87,7 @@ pub fn pair(name: PluginName, code: &Runnable, log: Arc<EventLog>, room: Arc<Roo
         status: inbox.status.clone(),
         code: inbox.code.clone(),
         paused: inbox.paused.clone(),
+        leaves: Arc::default(),
     };
     (handle, inbox)
 }
@@ -153,6 +155,9 @@ impl Handle {
         if self.is_paused() {
             return Err(ReplyError::Unavailable("it is paused".into()));
         }
+        if self.leaves() {
+            return Err(ReplyError::Unavailable("it is being removed".into()));
+        }
         self.room.check()?;
         let (to, reply) = oneshot::channel();
         self.log.room().await;
@@ -166,7 +171,14 @@ impl Handle {
             let offset = self.log.append_command(kind);
             waiting.insert(offset, to);
         }
-        reply.await.unwrap_or_else(|_| Err(ReplyError::Unavailable("the host is shutting down".into())))
+        reply.await.unwrap_or_else(|_| {
+            Err(ReplyError::Unavailable(match self.leaves() {
+                true => {
+                    "it was removed before it had carried out the order, and will if it comes back".into()
+                }
+                false => "the host is shutting down".into(),
+            }))
+        })
     }
 
     /// Asks a question.
@@ -188,6 +200,15 @@ impl Handle {
     pub fn pause(&self, paused: bool) {
         self.paused.store(paused, Ordering::Relaxed);
         self.mailbox.ring();
+    }
+
+    /// Has it take no more orders: it is removed.
+    pub fn leave(&self) {
+        self.leaves.store(true, Ordering::Relaxed);
+    }
+
+    fn leaves(&self) -> bool {
+        self.leaves.load(Ordering::Relaxed)
     }
 
     /// Whether nothing is handled for now.

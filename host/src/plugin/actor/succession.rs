@@ -223,7 +223,6 @@ impl Actor {
 
     /// Puts the successor on probation. The way back leads to the code that was confirmed last.
     fn watch_closely(&mut self, predecessor: &Predecessor) {
-        let now = self.log.now();
         let (before, fallback) = match predecessor.probation {
             // There is none if it could not be loaded.
             Some(probation) => (probation.before, predecessor.fallback.clone()),
@@ -232,7 +231,8 @@ impl Actor {
                 (predecessor.rates, Some(Fallback { run, to: predecessor.by.next() }))
             }
         };
-        self.probation = Some(Probation::new(now, before));
+        self.probation = Some(Probation::new(before));
+        self.watched_at = Instant::now();
         self.fallback = fallback;
     }
 
@@ -294,10 +294,18 @@ impl Actor {
         rates.rejected += u64::from(is_rejected);
     }
 
+    /// Counts the time since the last look to the probation, if the code could run meanwhile.
+    pub(super) fn watch_on(&mut self, could_run: bool) {
+        let elapsed = nanoseconds(std::mem::replace(&mut self.watched_at, Instant::now()).elapsed());
+        if let Some(probation) = self.probation.as_mut().filter(|_| could_run) {
+            probation.watched += elapsed;
+        }
+    }
+
     /// Ends the probation when it is time to.
     pub(super) fn judge(&mut self) {
         let Some(probation) = self.probation.filter(|_| self.failed.is_none()) else { return };
-        match probation.verdict(&self.rules, self.log.now()) {
+        match probation.verdict(&self.rules) {
             None => {}
             Some(Verdict::Fails(reason)) if self.can_go_back() => self.note_failure(&reason),
             Some(mut verdict) => {
@@ -315,7 +323,7 @@ impl Actor {
 
     /// How long it is until time alone may end the probation.
     pub(super) fn until_verdict(&self) -> Duration {
-        self.probation.map_or(Duration::MAX, |probation| probation.pause(&self.rules, self.log.now()))
+        self.probation.map_or(Duration::MAX, |probation| probation.pause(&self.rules))
     }
 
     /// Lets the code from before the probation go on, if the code on probation has failed.

@@ -2,8 +2,10 @@
 
 mod candidate;
 mod following;
+mod installation;
 mod loader;
 mod plugins;
+mod removal;
 mod replacement;
 mod running;
 mod start;
@@ -40,7 +42,7 @@ use crate::subscription::{self, Hearings};
 use crate::time::{Clock, MachineClock, Timestamp};
 
 pub(crate) use candidate::{Ready, candidates};
-pub use plugins::Grant;
+pub use installation::Grant;
 pub use replacement::{Proposal, ReplaceError, RolledBack};
 pub(crate) use start::{identity, secret};
 pub use supervised::{Standing, Supervised};

@@ -11,6 +11,8 @@ use dim_tests::component::probe;
 use dim_tests::{Kubo, Program, Setup, SupervisedHost, TestHost, directly, downtime, eventually, script};
 use serde_json::{Value, json};
 
+mod folder;
+
 const PROGRAM: &str = env!("CARGO_BIN_EXE_dim-under-test");
 
 fn changes(host: &TestHost, plugin: &str) -> Vec<Change> {
@@ -46,9 +48,6 @@ plugins:
   late: { grants: { subscribe: ["probe.*"], publish: ["probe.*"], write: [probe-key], read: [] } }
 "#;
 
-/// And another one.
-const OTHER: &str = "  other: { grants: { subscribe: [\"probe.*\"], publish: [\"probe.*\"], write: [probe-key], read: [] } }\n";
-
 /// The probe under the name of that plugin.
 fn late(version: &str) -> Vec<u8> {
     named("late", version)
@@ -56,152 +55,6 @@ fn late(version: &str) -> Vec<u8> {
 
 fn named(name: &str, version: &str) -> Vec<u8> {
     dim_tests::component::probe_with(version, &[("name = \"probe\"", &format!("name = {name:?}"))])
-}
-
-fn put(folder: &Path, name: &str, component: &[u8]) {
-    std::fs::write(folder.join(name), component).unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_file_of_the_folder_is_installed_replaced_and_unloaded_with_its_state_kept() {
-    let folder = tempfile::tempdir().unwrap();
-    let yaml = format!("plugins_dir: {}\n{SECTION}", folder.path().display());
-    let setup = Setup::default().yaml(&yaml);
-    let host = setup.start().await;
-    put(folder.path(), "late.wasm", &late("1.0.0"));
-    runs(&host, "late", "1.0.0").await;
-    host.from_peer("probe.in", count()).await;
-    put(folder.path(), "late.wasm", &late("2.0.0"));
-    runs(&host, "late", "2.0.0").await;
-    host.from_peer("probe.in", count()).await;
-    eventually("its state is there", async || host.state_of("late", "count").await == 2).await;
-    // It is not installed again by a restart.
-    let host = setup.start_in(host.stop().await).await;
-    assert_eq!(version(&host, "late").as_deref(), Some("2.0.0"));
-    std::fs::remove_file(folder.path().join("late.wasm")).unwrap();
-    eventually("it is unloaded", async || version(&host, "late").is_none()).await;
-    eventually("it is on record", async || states(&host, "late").first() == Some(&State::Removed)).await;
-    let publish = dim::effect::Publish { topic: "probe.in".parse().unwrap(), data: count().into() };
-    host.host.commit.publish(publish, host.host.log.now()).await.unwrap();
-    put(folder.path(), "late.wasm", &late("3.0.0"));
-    runs(&host, "late", "3.0.0").await;
-    // With its state, and with what it missed meanwhile, for the log holds it.
-    eventually("its state is there", async || host.state_of("late", "count").await == 3).await;
-    // The second one was on probation still.
-    let told = [State::Installed, State::Removed, State::Removed, State::Installed];
-    assert_eq!(states(&host, "late"), told);
-    // And one that goes while no host runs.
-    let dir = host.stop().await;
-    std::fs::remove_file(folder.path().join("late.wasm")).unwrap();
-    let host = setup.start_in(dir).await;
-    eventually("it is unloaded", async || version(&host, "late").is_none()).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_is_half_written_is_not_loaded_early() {
-    let folder = tempfile::tempdir().unwrap();
-    let host = Setup::default().yaml(&format!("plugins_dir: {}\n{SECTION}", folder.path().display()));
-    let host = host.start().await;
-    let whole = late("1.0.0");
-    let half = whole.len() / 2;
-    put(folder.path(), "late.wasm", &whole[..half]);
-    downtime(Duration::from_secs(3)).await;
-    assert_eq!((version(&host, "late"), states(&host, "late")), (None, vec![State::Refused]));
-    put(folder.path(), "late.wasm", &whole);
-    runs(&host, "late", "1.0.0").await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_failed_is_not_tried_again_until_it_changes() {
-    let folder = tempfile::tempdir().unwrap();
-    let host = Setup::default().yaml(&format!("plugins_dir: {}\n{SECTION}", folder.path().display()));
-    let host = host.start().await;
-    put(folder.path(), "late.wasm", &late("1.0.0"));
-    runs(&host, "late", "1.0.0").await;
-    let trap = json!({ "do": "trap", "from": 1 }).to_string();
-    let bad = dim_tests::component::probe_with(
-        "2.0.0",
-        &[("name = \"probe\"", "name = \"late\""), ("default = \"null\"", &format!("default = {trap:?}"))],
-    );
-    put(folder.path(), "late.wasm", &bad);
-    runs(&host, "late", "2.0.0").await;
-    host.from_peer("probe.in", count()).await;
-    runs(&host, "late", "1.0.0").await;
-    // The same bytes once more.
-    put(folder.path(), "late.wasm", &bad);
-    downtime(Duration::from_secs(3)).await;
-    assert_eq!(states(&host, "late"), [State::TakenBack, State::Installed]);
-    assert_eq!(host.state_of("late", "count").await, 1);
-    put(folder.path(), "late.wasm", &late("3.0.0"));
-    runs(&host, "late", "3.0.0").await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_is_replaced_by_removing_it_first_is_not_gone() {
-    let folder = tempfile::tempdir().unwrap();
-    let host = Setup::default().yaml(&format!("plugins_dir: {}\n{SECTION}", folder.path().display()));
-    let host = host.start().await;
-    put(folder.path(), "late.wasm", &late("1.0.0"));
-    runs(&host, "late", "1.0.0").await;
-    std::fs::remove_file(folder.path().join("late.wasm")).unwrap();
-    downtime(Duration::from_millis(600)).await;
-    put(folder.path(), "late.wasm", &late("2.0.0"));
-    runs(&host, "late", "2.0.0").await;
-    let told = [State::OnProbation, State::Installed];
-    eventually("it is on record", async || states(&host, "late") == told).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_was_removed_by_hand_stays_away_until_its_file_changes() {
-    let folder = tempfile::tempdir().unwrap();
-    let setup = Setup::default().yaml(&format!("plugins_dir: {}\n{SECTION}", folder.path().display()));
-    let host = setup.start().await;
-    for purge in [false, true] {
-        let version = if purge { "2.0.0" } else { "1.0.0" };
-        put(folder.path(), "late.wasm", &late(version));
-        runs(&host, "late", version).await;
-        host.host.remove(&"late".parse().unwrap(), purge, "the test").await.unwrap();
-        downtime(Duration::from_secs(2)).await;
-        assert!(host.host.plugins.get("late").is_none());
-    }
-    let host = setup.start_in(host.stop().await).await;
-    downtime(Duration::from_secs(3)).await;
-    assert!(host.host.plugins.get("late").is_none(), "nor does a restart bring it back");
-    // Gone and back again it is new.
-    std::fs::remove_file(folder.path().join("late.wasm")).unwrap();
-    let name = "late".parse().unwrap();
-    let forgotten = async || {
-        let row = dim::plugin::roster::known_row(&host.host.store.snapshot().unwrap(), &name).unwrap();
-        row.unwrap().follows.is_none()
-    };
-    eventually("it is gone", forgotten).await;
-    put(folder.path(), "late.wasm", &late("2.0.0"));
-    runs(&host, "late", "2.0.0").await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn of_two_files_of_a_plugin_one_is_refused_and_a_file_may_come_to_hold_another_plugin() {
-    let folder = tempfile::tempdir().unwrap();
-    let yaml = format!("plugins_dir: {}\n{SECTION}{OTHER}", folder.path().display());
-    let setup = Setup::default().yaml(&yaml);
-    let host = setup.start().await;
-    put(folder.path(), "zz.wasm", &late("1.0.0"));
-    runs(&host, "late", "1.0.0").await;
-    put(folder.path(), "aa.wasm", &late("2.0.0"));
-    put(folder.path(), "garbage.wasm", b"garbage");
-    let refused = async || states(&host, "late") == [State::Refused, State::Installed];
-    eventually("the second one is refused", refused).await;
-    let why = changes(&host, "late")[0].reason.clone().unwrap();
-    assert!(why.contains("zz.wasm holds late already"), "{why}");
-    eventually("so is garbage", async || states(&host, "garbage") == [State::Refused]).await;
-    // Nor does it take over at the next start.
-    let host = setup.start_in(host.stop().await).await;
-    let refused = async || states(&host, "late") == [State::Refused, State::Refused, State::Installed];
-    eventually("the second one is refused again", refused).await;
-    assert_eq!(version(&host, "late").as_deref(), Some("1.0.0"));
-    put(folder.path(), "zz.wasm", &named("other", "1.0.0"));
-    runs(&host, "other", "1.0.0").await;
-    eventually("the one before is unloaded", async || version(&host, "late").is_none()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -315,9 +168,12 @@ async fn what_is_installed_while_the_plugin_is_removed_comes_after_it() {
     install(late("1.0.0")).await.unwrap();
     host.listening(&"probe.in".parse().unwrap()).await;
     // It has something to do for a while.
-    for _ in 0..100 {
+    for _ in 0..200 {
         host.from_peer("probe.in", busy()).await;
     }
+    let received = &host.host.received.received;
+    let all = async || received.load(std::sync::atomic::Ordering::Relaxed) == 200;
+    eventually("all messages are in the log", all).await;
     let removing = host.host.remove(&name, false, "the test");
     let installing = async {
         downtime(Duration::from_millis(300)).await;
@@ -343,38 +199,6 @@ async fn what_is_installed_while_the_plugin_is_removed_comes_after_it() {
     host.host.remove(&name, true, "the test").await.unwrap();
     assert!(host.host.remove(&name, true, "the test").await.is_err());
     assert_eq!(states(&host, "late").len(), before + 1);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_file_is_another_one_whatever_its_time_and_size_and_one_plugin_holds_up_no_other() {
-    use std::time::SystemTime;
-    let folder = tempfile::tempdir().unwrap();
-    let yaml = format!("plugins_dir: {}\n{SECTION}{OTHER}", folder.path().display());
-    let host = Setup::default().yaml(&yaml).start().await;
-    let file = folder.path().join("late.wasm");
-    let at = SystemTime::now() - Duration::from_secs(1_000);
-    let write = |component: &[u8]| {
-        std::fs::write(&file, component).unwrap();
-        std::fs::File::options().write(true).open(&file).unwrap().set_modified(at).unwrap();
-    };
-    assert_eq!(late("1.0.0").len(), late("2.0.0").len());
-    write(&late("1.0.0"));
-    put(folder.path(), ".hidden.wasm", &named("other", "9.0.0"));
-    runs(&host, "late", "1.0.0").await;
-    write(&late("2.0.0"));
-    runs(&host, "late", "2.0.0").await;
-    assert!(version(&host, "other").is_none(), "a hidden file is none");
-    // It is drained for a while, and another one comes meanwhile.
-    host.listening(&"probe.in".parse().unwrap()).await;
-    for _ in 0..500 {
-        host.from_peer("probe.in", busy()).await;
-    }
-    std::fs::remove_file(&file).unwrap();
-    downtime(Duration::from_millis(1_600)).await;
-    put(folder.path(), "other.wasm", &named("other", "1.0.0"));
-    runs(&host, "other", "1.0.0").await;
-    assert!(version(&host, "late").is_some(), "it is drained still");
-    eventually("it is unloaded", async || version(&host, "late").is_none()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -560,6 +384,76 @@ fn a_plugin_that_is_on_its_way_is_listed_with_how_far_it_has_come() {
     told.find(|line| line.contains("\"state\":\"fetching\"")).unwrap();
     drop(broken);
     told.find(|line| line.contains("\"state\":\"refused\"")).unwrap();
+}
+
+/// Sends a request to a host; the answer must be a success.
+fn request(host: &Program, line: &str, body: &[u8]) {
+    use std::io::{Read as _, Write as _};
+    let mut stream = std::os::unix::net::UnixStream::connect(host.socket()).unwrap();
+    let length = body.len();
+    let head =
+        format!("{line} HTTP/1.1\r\nhost: dim\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n");
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(body).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[test]
+fn the_folder_the_command_line_and_the_api_end_in_the_same_states() {
+    let dir = tempfile::tempdir().unwrap();
+    let trap = json!({ "do": "trap", "from": 1 }).to_string();
+    let (name, step) = ("name = \"late\"", format!("default = {trap:?}"));
+    let changes = [("name = \"probe\"", name), ("default = \"null\"", step.as_str())];
+    let bad = dim_tests::component::probe_with("3.0.0", &changes);
+    // What comes, and what then becomes of it: the last one fails, and the plugin goes.
+    let steps = [(late("1.0.0"), "1.0.0"), (late("2.0.0"), "2.0.0"), (bad, "2.0.0")];
+    let ends = ["folder", "command line", "api"].map(|way| {
+        let place = dir.path().join(way);
+        let folder = place.join("plugins");
+        std::fs::create_dir_all(&folder).unwrap();
+        let file = if way == "folder" { folder.join("late.wasm") } else { place.join("late.wasm") };
+        let config = place.join("config.yaml");
+        let quick = "replacement: { probation: { seconds: 0, events: 1, max_seconds: 60 } }\n";
+        std::fs::write(&config, format!("plugins_dir: {:?}\n{SECTION}{quick}", folder.display())).unwrap();
+        let args = ["--embedded", "--config", config.to_str().unwrap()];
+        let host = Program::start(Path::new(PROGRAM), &place.join("state"), &args);
+        let history = || host.json(&["plugin", "history", "late"]);
+        for (count, (component, ends_with)) in steps.iter().enumerate() {
+            match way {
+                "api" => request(&host, "PUT /v1/plugins/late/component", component),
+                _ => std::fs::write(&file, component).unwrap(),
+            }
+            if way == "command line" {
+                host.json(&["plugin", "install", file.to_str().unwrap()]);
+            }
+            dim_tests::soon(|| history().as_array().unwrap().len() == count + 1);
+            let _ = host.dim(&["plugin", "command", "late", "run", "{}"]);
+            let ends = ["installed", "confirmed", "taken-back"];
+            dim_tests::soon(|| history()[0]["state"] == ends[count]);
+            dim_tests::soon(|| host.json(&["plugin", "inspect", "late"])["version"] == *ends_with);
+        }
+        let running = host.json(&["plugin", "inspect", "late"]);
+        match way {
+            "folder" => std::fs::remove_file(&file).unwrap(),
+            "api" => request(&host, "DELETE /v1/plugins/late", b""),
+            _ => drop(host.json(&["plugin", "remove", "late"])),
+        }
+        dim_tests::soon(|| history().as_array().unwrap().len() == 4);
+        let all = history();
+        let told = all.as_array().unwrap().iter().map(|change| {
+            let steps = change["steps"].as_array().unwrap().iter().map(|step| step["state"].clone());
+            // How it came is told; what became of it is the same.
+            let steps: Vec<_> = steps.filter(|state| *state != "fetching").collect();
+            json!([change["state"], change["before"], change["after"], change["reason"], steps])
+        });
+        let told: Vec<_> = told.collect();
+        (running["digest"].clone(), running["state"].clone(), running["inspection"].clone(), told)
+    });
+    assert_eq!(ends[0].3.len(), 4);
+    assert_eq!(ends[0], ends[1]);
+    assert_eq!(ends[0], ends[2]);
 }
 
 #[test]

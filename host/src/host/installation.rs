@@ -1,0 +1,151 @@
+//! Owns how components come while the host runs: as new plugins, or in place of what runs.
+
+use std::sync::Arc;
+
+use super::candidate::{Candidate, Ready, give};
+use super::loader::ToRun;
+use super::replacement::{Proposal, ReplaceError, broke_down};
+use super::{Host, UNHURT};
+use crate::bundled;
+use crate::change::{Change, State, UnderWay};
+use crate::entry::Offset;
+use crate::ident::PluginName;
+use crate::plugin::roster::{self, Row, Setup, Standing, Stored};
+use crate::plugin::{Batch, Effects, Timers, World};
+use crate::store::{PluginId, components};
+
+/// What a plugin may that is new.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grant {
+    /// What the config grants, or what it was granted when it was here before.
+    AsBefore,
+    /// All that it asks for, unless the config grants it something else.
+    AllThatIsAsked,
+}
+
+impl Host {
+    /// Installs a component: in place of what runs under its name, or as a new plugin, which has the grants of
+    /// the config, those that are given here, or none. Returns once that is durable.
+    pub async fn install(self: &Arc<Self>, proposal: Proposal, grant: Grant) -> Result<Change, ReplaceError> {
+        self.install_under_way(self.propose(&proposal), proposal, grant).await
+    }
+
+    /// The same for a component whose change is under way: it has come from somewhere.
+    pub async fn install_under_way(
+        self: &Arc<Self>,
+        mut under_way: UnderWay,
+        proposal: Proposal,
+        grant: Grant,
+    ) -> Result<Change, ReplaceError> {
+        self.loaded(proposal.plugin.as_str()).await;
+        let outcome = self.install_in_turn(&mut under_way, proposal, grant).await;
+        self.conclude(under_way, outcome).await
+    }
+
+    async fn install_in_turn(
+        self: &Arc<Self>,
+        under_way: &mut UnderWay,
+        proposal: Proposal,
+        grant: Grant,
+    ) -> Result<(), ReplaceError> {
+        let name = proposal.plugin.clone();
+        let turn = self.turns.of(&name);
+        if self.plugins.get(&name).is_some() {
+            match self.try_replace(under_way, proposal.clone()).await {
+                // It was removed meanwhile.
+                Err(ReplaceError::NoPlugin(_)) => {}
+                outcome => return outcome,
+            }
+        }
+        let place = turn.line.lock().await;
+        // Of two that install one plugin the second one replaces what the first has installed.
+        if self.plugins.get(&name).is_some() {
+            drop(place);
+            return self.try_replace(under_way, proposal).await;
+        }
+        self.try_install(under_way, proposal, grant).await
+    }
+
+    async fn try_install(
+        self: &Arc<Self>,
+        under_way: &mut UnderWay,
+        mut proposal: Proposal,
+        grant: Grant,
+    ) -> Result<(), ReplaceError> {
+        let (name, follows) = (proposal.plugin.clone(), proposal.follows.take());
+        let installed = (!proposal.is_named).then(|| proposal.source.clone());
+        let known = roster::known_row(&self.store.snapshot()?, &name)?;
+        // What the config names has what the config says, whatever was installed under its name.
+        let mut given = known.as_ref().and_then(|known| known.setup.clone()).filter(|_| !proposal.is_named);
+        let mut setup = self.section(&name);
+        if grant == Grant::AsBefore {
+            give(&mut setup, given.as_ref());
+        }
+        let candidate = Candidate::proposed(proposal, setup);
+        let (ready, component) = self.judge(under_way, candidate, grant).await?;
+        if grant == Grant::AllThatIsAsked {
+            given = Some(Setup { grants: ready.resolved.asks.clone() });
+        }
+        // It is entered while the place in the line is held: what is known of it does not change meanwhile.
+        let turn = self.turns.of(&name);
+        let _turn = turn.change.lock().await;
+        under_way.reach(State::Rehearsing);
+        let grants = Arc::new(ready.allowance.grants.clone());
+        let stored = match roster::read(&self.store, &name)? {
+            Some(stored) => stored,
+            None => nothing_yet(&name, &ready),
+        };
+        self.rehearse(&name, grants.clone(), &ready, stored).await?;
+        let (store, digest) = (self.store.clone(), ready.prepared.inspection.digest);
+        let kept = tokio::task::spawn_blocking(move || components::keep(&store, digest, &component)).await;
+        kept.expect("keeping does not panic").map_err(ReplaceError::Keep)?;
+        self.loader
+            .make_keys(&grants)
+            .await
+            .map_err(|error| ReplaceError::Refused(crate::cause::chain(&error)))?;
+        under_way.reach(State::TakingOver);
+        let code = roster::Code { installed, ..ready.code.clone() };
+        let row = Row { standing: Standing::Runs, setup: given, follows, ..roster::entered(known, code) };
+        under_way.change.reach(State::Installed);
+        self.enter(&name, row, Some(under_way.change.clone())).await?;
+        self.awaited.write().expect(UNHURT).insert(name.clone());
+        self.not_loaded.lock().expect(UNHURT).remove(&name);
+        let to_run = ToRun { ready, fallback: None, failed: None };
+        self.run(name, to_run).await.map_err(|error| ReplaceError::Refused(crate::cause::chain(&error)))
+    }
+
+    /// Goes back to what the config names: for a bundled plugin, to the one that comes with the host.
+    pub async fn restore(self: &Arc<Self>, name: &PluginName, by: &str) -> Result<Change, ReplaceError> {
+        self.loaded(name.as_str()).await;
+        if self.section(name).file.is_none() && bundled::component(name.as_str()).is_none() {
+            return Err(ReplaceError::Refused(format!(
+                "there is nothing to restore: {name} does not come with the host, and the config gives no file"
+            )));
+        }
+        let (config, id, plugin, section) =
+            (self.config.clone(), self.id.clone(), name.clone(), self.section(name));
+        let read = tokio::task::spawn_blocking(move || {
+            let named = Candidate::new(plugin, section);
+            let asks = named.ask(&config, &named.inspect()?.manifest, &id)?.0;
+            Ok((named.source.clone(), asks, named.into_component()?))
+        });
+        let (source, asks, component) = read.await.map_err(broke_down)?.map_err(ReplaceError::Refused)?;
+        // What runs may have the grants of another plugin that was installed under this name. It goes, then, and
+        // what the config names begins with its own.
+        if self.plugins.get(name).is_some_and(|loaded| !loaded.grants.cover(&asks)) {
+            self.remove(name, false, by).await?;
+        }
+        let (plugin, by) = (name.clone(), by.to_owned());
+        let proposal = Proposal { plugin, component, source, by, follows: None, is_named: true };
+        self.install(proposal, Grant::AsBefore).await
+    }
+}
+
+/// What a plugin has that was never here.
+fn nothing_yet(name: &PluginName, ready: &Ready) -> Stored {
+    let row = roster::entered(None, ready.code.clone());
+    let cursor = Offset(0);
+    let batch = Batch::new(name.clone(), PluginId(0), row.generation, 1, cursor);
+    let effects = Effects::new(batch, Timers::default(), 0);
+    Stored { row, cursor, missed: None, world: World::default(), effects }
+}

@@ -70,11 +70,14 @@ async fn the_log_waits_for_a_plugin_that_cannot_be_loaded_and_not_for_one_that_i
     let two = || Setup::probe().and_probe("other", json!({}));
     let host = two().start().await;
     host.settled().await;
+    // Its cursor is stored behind the first row, whose entries need not be its own.
+    host.command("other", "run", script(json!([]))).await.unwrap();
     let dir = host.stop().await;
     let tiny = "store:\n  log:\n    max_bytes: 1\n";
     let broken = Setup::probe().yaml(tiny).and_probe("other", json!({ "file": "/dev/null" }));
     let host = broken.start_in(dir).await;
-    host.from_peer("probe.in", script(json!([])).to_string()).await;
+    host.from_peer("probe.in", script(json!([{ "do": "add", "key": "count" }])).to_string()).await;
+    eventually("it is in the log", async || host.state_of("probe", "count").await == 1).await;
     host.settled().await;
     // The log is looked at when a host starts.
     let host = broken.start_in(host.stop().await).await;

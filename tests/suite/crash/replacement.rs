@@ -84,6 +84,8 @@ struct Plan<'a> {
     when: When,
     /// Whether work of code is taken back; what that had published stays published.
     fails: bool,
+    /// How many events a probation has.
+    events: u64,
     /// What is done before there is load.
     before: &'a dyn Fn(&Program, usize),
     /// Asks for the change; what it returns is held until the host is dead.
@@ -134,6 +136,13 @@ impl Place {
     }
 }
 
+/// Installs a component, and waits until it runs.
+fn put(host: &Program, component: &[u8], with: &[&str]) {
+    let file = tempfile::NamedTempFile::with_suffix(".wasm").expect("a temporary file");
+    std::fs::write(file.path(), component).expect("the component can be written");
+    host.json(&[&["plugin", "install", file.path().to_str().expect("a path")], with].concat());
+}
+
 fn kill_amid(what: &str, plan: &Plan<'_>) {
     let seed = rand::rng().next_u64();
     println!("{what}: seed {seed}");
@@ -143,7 +152,8 @@ fn kill_amid(what: &str, plan: &Plan<'_>) {
     std::fs::create_dir(&place.state_dir).expect("a state directory");
     let config = config_file(dir.path());
     let mut with_rules: Value = serde_json::from_str(&std::fs::read_to_string(&config).unwrap()).unwrap();
-    with_rules["replacement"] = json!({ "probation": { "seconds": 0, "events": 40, "max_seconds": 60 } });
+    with_rules["replacement"] =
+        json!({ "probation": { "seconds": 0, "events": plan.events, "max_seconds": 60 } });
     for bundled in ["job-tracker", "node-registry", "heartbeat-watchdog"] {
         with_rules["plugins"][bundled] = json!({ "disabled": true });
     }
@@ -197,11 +207,17 @@ fn version(round: usize) -> String {
     format!("1.{round}.0")
 }
 
+/// Another one that comes in the same round.
+fn second(round: usize) -> String {
+    format!("1.{round}.1")
+}
+
 /// One version of the probe runs, which came by round `round` if it is not the first, and the state is its.
 fn is_whole(host: &Program, round: usize) {
     let (runs, stamp) = version_of(host, "probe");
     assert_eq!(runs, stamp, "round {round}: one version, and whole");
-    let came = (0..round).map(version).chain(["0.1.0".to_owned()]).any(|came| came == runs);
+    let came = (0..round).flat_map(|round| [version(round), second(round)]);
+    let came = came.chain(["0.1.0".to_owned()]).any(|came| came == runs);
     assert!(came, "round {round}: {runs} never came");
 }
 
@@ -212,6 +228,7 @@ fn kill_at(state: &'static str, most_later: Duration) {
         &Plan {
             when: When::At(state, most_later),
             fails: false,
+            events: 40,
             before: &|_, _| {},
             ask: &|place, round| place.install(&good(&version(round))),
             after: &is_whole,
@@ -226,6 +243,7 @@ fn kill_failing_at(state: &'static str, most_later: Duration) {
         &Plan {
             when: When::At(state, most_later),
             fails: true,
+            events: 40,
             before: &|_, _| {},
             ask: &|place, round| place.install(&bad(&version(round))),
             after: &|host, round| {
@@ -247,12 +265,51 @@ fn kills_while_new_code_is_fetched_leave_one_version_whole() {
         &Plan {
             when: When::At("fetching", SOON),
             fails: false,
+            events: 40,
             before: &|_, _| {},
             ask: &|place, round| place.send_half(&good(&version(round))),
             after: &|host, round| {
                 is_whole(host, round);
                 assert_eq!(version_of(host, "probe").0, "0.1.0", "half a component is none");
             },
+        },
+    );
+}
+
+#[test]
+fn kills_while_new_code_is_refused_leave_the_old_version_whole() {
+    // `start` overwrites the stamp, and traps.
+    let unfit = |round| {
+        let steps = json!([{ "do": "set", "key": "stamp", "value": "unfit" }, { "do": "trap" }]);
+        probe(&version(round), &steps)
+    };
+    kill_amid(
+        "refused",
+        &Plan {
+            when: When::At("refused", SOON),
+            fails: false,
+            events: 40,
+            before: &|_, _| {},
+            ask: &|place, round| place.install(&unfit(round)),
+            after: &|host, round| {
+                is_whole(host, round);
+                assert_eq!(version_of(host, "probe").0, "0.1.0", "what is refused never runs");
+            },
+        },
+    );
+}
+
+#[test]
+fn kills_while_code_on_probation_is_replaced_leave_one_version_whole() {
+    kill_amid(
+        "replaced",
+        &Plan {
+            when: When::At("replaced", SOON),
+            fails: false,
+            events: 1_000_000,
+            before: &|host, round| put(host, &good(&version(round)), &[]),
+            ask: &|place, round| place.install(&good(&second(round))),
+            after: &is_whole,
         },
     );
 }
@@ -308,11 +365,8 @@ fn kill_rolling_back(what: &str, when: When) {
         &Plan {
             when,
             fails: true,
-            before: &|host, round| {
-                let file = tempfile::NamedTempFile::with_suffix(".wasm").unwrap();
-                std::fs::write(file.path(), good(&version(round))).unwrap();
-                host.json(&["plugin", "install", file.path().to_str().unwrap()]);
-            },
+            events: 40,
+            before: &|host, round| put(host, &good(&version(round)), &[]),
             ask: &|place, _| place.dim(&["plugin", "rollback", "probe"]),
             after: &|host, round| is_whole(host, round),
         },
@@ -333,11 +387,6 @@ fn kills_after_a_rollback_leave_one_version_whole() {
 fn kill_coming_and_going(what: &str, when: [When; 2]) {
     for (turn, when) in when.into_iter().enumerate() {
         let is_there = |host: &Program| host.dim(&["plugin", "inspect", "late"]).status.success();
-        let put = |host: &Program, round| {
-            let file = tempfile::NamedTempFile::with_suffix(".wasm").unwrap();
-            std::fs::write(file.path(), late(&version(round))).unwrap();
-            host.json(&["plugin", "install", file.path().to_str().unwrap(), "--grant"]);
-        };
         let whole = |host: &Program, round| {
             if is_there(host) {
                 let (runs, stamp) = version_of(host, "late");
@@ -349,9 +398,10 @@ fn kill_coming_and_going(what: &str, when: [When; 2]) {
             &Plan {
                 when,
                 fails: false,
+                events: 40,
                 before: &|host, round| match (turn, is_there(host)) {
                     (0, true) => drop(host.json(&["plugin", "remove", "late"])),
-                    (1, false) => put(host, round),
+                    (1, false) => put(host, &late(&version(round)), &["--grant"]),
                     _ => {}
                 },
                 ask: &|place, round| match turn {

@@ -586,13 +586,14 @@ async fn time_in_which_a_plugin_is_paused_or_the_host_is_down_is_no_probation() 
     let setup = Setup::probe().yaml("replacement:\n  probation: { seconds: 0, max_seconds: 3 }\n");
     let host = setup.start().await;
     let name = "probe".parse().unwrap();
-    replace(&host, probe_that("2.0.0", 20, &json!({ "do": "trap" }))).await.unwrap();
+    replace(&host, probe_that("2.0.0", 100, &json!({ "do": "trap" }))).await.unwrap();
     host.host.pause(&name, true, "the test").await.unwrap();
     downtime(Duration::from_secs(4)).await;
     let dir = host.stop().await;
     downtime(Duration::from_secs(4)).await;
     let host = setup.start_in(dir).await;
-    for number in 0..40 {
+    downtime(Duration::from_secs(4)).await;
+    for number in 0..200 {
         host.from_peer("probe.in", count(number)).await;
     }
     host.host.pause(&name, false, "the test").await.unwrap();
@@ -603,7 +604,7 @@ async fn time_in_which_a_plugin_is_paused_or_the_host_is_down_is_no_probation() 
     eventually("it is taken back", async || change_of(State::TakenBack)).await;
     assert_eq!(version(&host), "0.1.0");
     host.settled().await;
-    assert_eq!(host.state_of("probe", "count").await, 40);
+    assert_eq!(host.state_of("probe", "count").await, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

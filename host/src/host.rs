@@ -231,7 +231,7 @@ pub struct Host {
     loader: Arc<Loader>,
     turns: Turns,
     /// Who compiles: no more at a time than there are cores.
-    compiling: Arc<Semaphore>,
+    compiling: Semaphore,
     /// Whose turn it is to make a backup.
     pub backups: Arc<Semaphore>,
     /// Cancelled when the host ends: what waits for something of it gives up.

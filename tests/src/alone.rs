@@ -53,11 +53,14 @@ pub async fn is_as_if_alone(host: TestHost, setup: &Setup) {
     assert_eq!(left, rows_as_if_alone(setup, dir.path()), "as if it had been alone");
 }
 
+/// A component that a test brings for a plugin.
+pub fn proposal(plugin: &str, component: Vec<u8>) -> Proposal {
+    let (plugin, component) = (plugin.parse().expect("a name"), component.into());
+    let (source, by) = ("a file".to_owned(), "the test".to_owned());
+    Proposal { plugin, component, source, by, follows: None, is_named: false }
+}
+
 /// Replaces the probe of a host.
 pub async fn replace(host: &TestHost, component: Vec<u8>) -> Result<Change, ReplaceError> {
-    let (source, by) = ("a file".to_owned(), "the test".to_owned());
-    let plugin = "probe".parse().expect("a name");
-    let proposal =
-        Proposal { plugin, component: component.into(), source, by, follows: None, is_named: false };
-    host.host.replace(proposal).await
+    host.host.replace(proposal("probe", component)).await
 }

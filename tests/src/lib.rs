@@ -23,7 +23,7 @@ pub use host::{
 };
 pub use kubo::Kubo;
 pub use link::Link;
-pub use program::Program;
+pub use program::{Program, begin_request};
 pub use proxy::{Fault, FaultProxy};
 pub use witness::{Witness, directly};
 

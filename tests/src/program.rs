@@ -1,5 +1,7 @@
 //! A host as a program of its own, which can be killed.
 
+use std::io::Write as _;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -11,6 +13,15 @@ pub struct Program {
     child: Owned,
     state_dir: PathBuf,
     program: PathBuf,
+}
+
+/// Begins a request at the socket of a host, whose body has `length` bytes and comes after it. What goes over
+/// the connection is read and written as it comes.
+pub fn begin_request(socket: &Path, line: &str, length: usize) -> UnixStream {
+    let mut stream = UnixStream::connect(socket).expect("the host's socket");
+    let head = format!("{line} HTTP/1.1\r\nhost: dim\r\ncontent-length: {length}\r\n\r\n");
+    stream.write_all(head.as_bytes()).expect("the host listens");
+    stream
 }
 
 impl Program {

@@ -2,8 +2,9 @@
 //! 1 has written, and back.
 
 use dim::change::State;
-use dim::host::{Grant, Proposal};
+use dim::host::Grant;
 use dim::store::history;
+use dim_tests::alone::proposal;
 use dim_tests::{Setup, TestHost, eventually};
 use serde_json::{Value, json};
 
@@ -27,15 +28,7 @@ fn keys(host: &TestHost) -> Vec<String> {
 }
 
 async fn install(host: &TestHost) {
-    let proposal = Proposal {
-        plugin: "job-tracker".parse().unwrap(),
-        component: std::fs::read(dim_tests::TRACKER_2).unwrap().into(),
-        source: "a file".to_owned(),
-        by: "the test".to_owned(),
-        follows: None,
-
-        is_named: false,
-    };
+    let proposal = proposal("job-tracker", std::fs::read(dim_tests::TRACKER_2).unwrap());
     let change = host.host.install(proposal, Grant::AsBefore).await.unwrap();
     let layouts = (change.before.unwrap().state_version, change.after.unwrap().state_version);
     assert_eq!(layouts, (Some(1), Some(2)));

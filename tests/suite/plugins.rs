@@ -5,10 +5,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use dim::change::{Change, State};
-use dim::host::{Grant, Proposal};
+use dim::host::Grant;
 use dim::store::history;
+use dim_tests::alone::proposal;
 use dim_tests::component::probe;
-use dim_tests::{Kubo, Program, Setup, SupervisedHost, TestHost, directly, downtime, eventually, script};
+use dim_tests::{
+    Kubo, Program, Setup, SupervisedHost, TestHost, begin_request, directly, downtime, eventually, script,
+};
 use serde_json::{Value, json};
 
 mod folder;
@@ -61,15 +64,7 @@ fn named(name: &str, version: &str) -> Vec<u8> {
 async fn a_new_plugin_has_what_it_is_granted_and_keeps_it() {
     let host = Setup::default().start().await;
     let name: dim::ident::PluginName = "other".parse().unwrap();
-    let proposal = || Proposal {
-        plugin: name.clone(),
-        component: probe("1.0.0", &json!([])).into(),
-        source: "a file".to_owned(),
-        by: "the test".to_owned(),
-        follows: None,
-
-        is_named: false,
-    };
+    let proposal = || proposal("other", probe("1.0.0", &json!([])));
     let why = host.host.install(proposal(), Grant::AsBefore).await.unwrap_err().to_string();
     assert!(why.contains("it asks to publish on probe.out, subscribe to probe.in"), "{why}");
     assert!(why.contains("--grant"), "{why}");
@@ -132,10 +127,7 @@ async fn a_bundled_plugin_is_replaced_removed_and_restored() {
         &include_str!("../../plugins/job-tracker/plugin.toml").replace("\"0.1.0\"", "\"0.9.0\""),
     );
     let install = async |component: Vec<u8>, grant| {
-        let (source, by) = ("a file".to_owned(), "the test".to_owned());
-        let (plugin, component) = (name.clone(), component.into());
-        let proposal = Proposal { plugin, component, source, by, follows: None, is_named: false };
-        host.host.install(proposal, grant).await.unwrap().state
+        host.host.install(proposal("job-tracker", component), grant).await.unwrap().state
     };
     assert_eq!(install(other, Grant::AsBefore).await, State::OnProbation);
     assert_eq!(host.host.restore(&name, "the test").await.unwrap().state, State::OnProbation);
@@ -159,12 +151,8 @@ async fn a_bundled_plugin_is_replaced_removed_and_restored() {
 async fn what_is_installed_while_the_plugin_is_removed_comes_after_it() {
     let host = Setup::default().yaml(SECTION).start().await;
     let name: dim::ident::PluginName = "late".parse().unwrap();
-    let install = async |component: Vec<u8>| {
-        let (source, by) = ("a file".to_owned(), "the test".to_owned());
-        let (plugin, component) = (name.clone(), component.into());
-        let proposal = Proposal { plugin, component, source, by, follows: None, is_named: false };
-        host.host.install(proposal, Grant::AsBefore).await
-    };
+    let install =
+        async |component: Vec<u8>| host.host.install(proposal("late", component), Grant::AsBefore).await;
     install(late("1.0.0")).await.unwrap();
     host.listening(&"probe.in".parse().unwrap()).await;
     // It has something to do for a while.
@@ -358,13 +346,9 @@ fn a_plugin_that_is_on_its_way_is_listed_with_how_far_it_has_come() {
     let dir = tempfile::tempdir().unwrap();
     let host = Program::start(Path::new(PROGRAM), &dir.path().join("state"), &["--embedded"]);
     let (component, socket) = (late("1.0.0"), host.socket());
-    let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+    let install = "PUT /v1/plugins/late/component?grant=true";
     let half = component.len() / 2;
-    let head = format!(
-        "PUT /v1/plugins/late/component?grant=true HTTP/1.1\r\nhost: dim\r\ncontent-length: {}\r\n\r\n",
-        component.len()
-    );
-    stream.write_all(head.as_bytes()).unwrap();
+    let mut stream = begin_request(&socket, install, component.len());
     stream.write_all(&component[..half]).unwrap();
     let listed = || {
         let all = host.json(&["plugin", "ls"]);
@@ -375,12 +359,10 @@ fn a_plugin_that_is_on_its_way_is_listed_with_how_far_it_has_come() {
     stream.write_all(&component[half..]).unwrap();
     dim_tests::soon(|| listed()["state"] == "running");
     // Who listens hears the end of one that is broken off, too.
-    let mut changes = std::os::unix::net::UnixStream::connect(host.socket()).unwrap();
-    changes.write_all(b"GET /v1/changes HTTP/1.1\r\nhost: dim\r\n\r\n").unwrap();
+    let changes = begin_request(&socket, "GET /v1/changes", 0);
     let mut told = BufReader::new(changes).lines().map(Result::unwrap);
     told.find(|line| line.is_empty()).unwrap();
-    let mut broken = std::os::unix::net::UnixStream::connect(host.socket()).unwrap();
-    broken.write_all(head.as_bytes()).unwrap();
+    let broken = begin_request(&socket, install, component.len());
     told.find(|line| line.contains("\"state\":\"fetching\"")).unwrap();
     drop(broken);
     told.find(|line| line.contains("\"state\":\"refused\"")).unwrap();
@@ -388,15 +370,10 @@ fn a_plugin_that_is_on_its_way_is_listed_with_how_far_it_has_come() {
 
 /// Sends a request to a host; the answer must be a success.
 fn request(host: &Program, line: &str, body: &[u8]) {
-    use std::io::{Read as _, Write as _};
-    let mut stream = std::os::unix::net::UnixStream::connect(host.socket()).unwrap();
-    let length = body.len();
-    let head =
-        format!("{line} HTTP/1.1\r\nhost: dim\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n");
-    stream.write_all(head.as_bytes()).unwrap();
+    use std::io::{BufRead as _, BufReader, Write as _};
+    let mut stream = begin_request(&host.socket(), line, body.len());
     stream.write_all(body).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
+    let answer = BufReader::new(stream).lines().next().unwrap().unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 }
 

@@ -261,8 +261,8 @@ pub fn take_back(
     }
     // What runs may have come without a mark: when the plugin was installed anew.
     if !is_told {
-        let source = row.code.installed.clone().unwrap_or_else(|| "the config".to_owned());
-        let mut change = Change::new(batch.plugin.clone(), state, order.reason.clone(), source);
+        let by = order.reason.clone();
+        let mut change = Change::new(batch.plugin.clone(), state, by, row.code.source());
         change.before = Some(target.before.as_version());
         change.after = Some(row.as_version());
         (change.reason, change.replayed) = (Some(order.reason.clone()), replayed);

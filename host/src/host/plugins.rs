@@ -8,6 +8,7 @@ use futures::StreamExt as _;
 use super::candidate::{Candidate, Readied};
 use super::following::follow;
 use super::loader::{ToRun, Wired};
+use super::replacement::broke_down;
 use super::start::cores;
 use super::{Host, HostError, UNHURT};
 use crate::change::{Change, State};
@@ -89,8 +90,7 @@ impl Host {
         let Readied { candidate, ready, fallback } = match readied {
             Ok(readied) => readied,
             Err(error) => {
-                let reason = format!("the compiler broke down over it: {error}");
-                self.not_loaded.lock().expect(UNHURT).insert(name, reason);
+                self.not_load(name, broke_down(error).to_string());
                 return Ok(());
             }
         };
@@ -101,16 +101,13 @@ impl Host {
                 ToRun { ready: before.clone(), fallback: Some(before), failed: Some(reason) }
             }
             (Err(reason), None) => {
-                tracing::error!(plugin = %name, "not loaded: {reason}");
-                self.not_loaded.lock().expect(UNHURT).insert(name, reason);
+                self.not_load(name, reason);
                 return Ok(());
             }
         };
         let ready = &to_run.ready;
         if let Err(error) = self.loader.make_keys(&ready.allowance.grants).await {
-            let reason = crate::cause::chain(&error);
-            tracing::error!(plugin = %name, "not loaded: {reason}");
-            self.not_loaded.lock().expect(UNHURT).insert(name, reason);
+            self.not_load(name, crate::cause::chain(&error));
             return Ok(());
         }
         let known = roster::known_row(&self.store.snapshot()?, &name)?;
@@ -132,6 +129,12 @@ impl Host {
             self.enter(&name, row, change).await.map_err(closed)?;
         }
         self.run(name, to_run).await
+    }
+
+    /// Goes on without a plugin.
+    fn not_load(&self, name: PluginName, reason: String) {
+        tracing::error!(plugin = %name, "not loaded: {reason}");
+        self.not_loaded.lock().expect(UNHURT).insert(name, reason);
     }
 
     /// Writes the row of a plugin that is about to run, and puts on record that its code is another one.

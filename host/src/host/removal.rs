@@ -54,8 +54,7 @@ impl Host {
         let known = roster::known_row(&self.store.snapshot()?, name)?;
         let known = known.ok_or_else(|| ReplaceError::NoPlugin(name.clone()))?;
         let state = if purge { State::Purged } else { State::Removed };
-        let source = known.code.installed.clone().unwrap_or_else(|| "the config".to_owned());
-        let mut change = Change::new(name.clone(), state, by.to_owned(), source);
+        let mut change = Change::new(name.clone(), state, by.to_owned(), known.code.source());
         change.before = Some(known.as_version());
         if let Some(loaded) = self.plugins.get(name) {
             loaded.handle.leave();

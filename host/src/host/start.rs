@@ -146,7 +146,7 @@ impl Start {
             awaited,
             loader,
             turns: Turns::default(),
-            compiling: Arc::new(Semaphore::new(cores())),
+            compiling: Semaphore::new(cores()),
             backups: Arc::new(Semaphore::new(1)),
             ended: CancellationToken::new(),
             fail,

@@ -81,6 +81,13 @@ pub struct Code {
     pub installed: Option<String>,
 }
 
+impl Code {
+    /// Where it came from.
+    pub fn source(&self) -> String {
+        self.installed.clone().unwrap_or_else(|| "the config".to_owned())
+    }
+}
+
 /// A plugin as it stands in the store.
 #[derive(Debug)]
 pub struct Stored {

@@ -14,10 +14,10 @@ use bytes::Bytes;
 use dim::change::{Change, Pause};
 use dim::config::Config;
 use dim::entry::{Event, Kind, Offset, Origin};
-use dim::host::{Host, Options, Proposal};
+use dim::host::{Host, Options};
 use dim::ident::{PluginName, Topic};
 use dim::replay::Replay;
-use dim_tests::alone::{Rows, rows, rows_of};
+use dim_tests::alone::{Rows, proposal, rows, rows_of};
 use dim_tests::component::with_manifest;
 use tempfile::TempDir;
 
@@ -108,10 +108,7 @@ async fn start(dir: &TempDir) -> Arc<Host> {
 }
 
 async fn replace(host: &Host, component: Vec<u8>) -> Change {
-    let (source, by) = ("a file".to_owned(), "the benchmark".to_owned());
-    let proposal =
-        Proposal { plugin: name(), component: component.into(), source, by, follows: None, is_named: false };
-    host.replace(proposal).await.expect("it is replaced")
+    host.replace(proposal("stamper", component)).await.expect("it is replaced")
 }
 
 fn name() -> PluginName {

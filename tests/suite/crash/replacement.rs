@@ -2,14 +2,13 @@
 
 use std::any::Any;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use dim_tests::Program;
 use dim_tests::component::{probe, probe_with};
+use dim_tests::{Program, begin_request};
 use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::StdRng};
 use serde_json::{Value, json};
 
@@ -25,8 +24,7 @@ const UNDER_WAY: Duration = Duration::from_millis(120);
 
 /// Waits until a change comes to a state; the stream is read as it comes, for every moment counts.
 fn await_state(socket: &Path, state: &str) {
-    let mut stream = UnixStream::connect(socket).expect("the host's socket");
-    stream.write_all(b"GET /v1/changes HTTP/1.1\r\nhost: dim\r\n\r\n").expect("the host listens");
+    let stream = begin_request(socket, "GET /v1/changes", 0);
     let wanted = format!("\"state\":\"{state}\",\"by\"");
     for line in BufReader::new(stream).lines() {
         if line.expect("the host tells of changes").contains(&wanted) {
@@ -124,13 +122,8 @@ impl Place {
 
     /// Sends one half of a component.
     fn send_half(&self, component: &[u8]) -> Box<dyn Any + Send> {
-        let mut stream =
-            UnixStream::connect(self.state_dir.join(dim_client::SOCKET)).expect("the host's socket");
-        let head = format!(
-            "PUT /v1/plugins/probe/component HTTP/1.1\r\nhost: dim\r\ncontent-length: {}\r\n\r\n",
-            component.len()
-        );
-        stream.write_all(head.as_bytes()).expect("the host listens");
+        let socket = self.state_dir.join(dim_client::SOCKET);
+        let mut stream = begin_request(&socket, "PUT /v1/plugins/probe/component", component.len());
         stream.write_all(&component[..component.len() / 2]).expect("the host reads");
         Box::new(stream)
     }

@@ -12,6 +12,11 @@ use super::{SECTION, busy, changes, count, late, named, runs, states, version};
 /// The grants of another plugin that comes.
 const OTHER: &str = "  other: { grants: { subscribe: [\"probe.*\"], publish: [\"probe.*\"], write: [probe-key], read: [] } }\n";
 
+/// A host that follows a folder.
+fn following(folder: &Path) -> Setup {
+    Setup::default().yaml(&format!("plugins_dir: {}\n{SECTION}", folder.display()))
+}
+
 fn put(folder: &Path, name: &str, component: &[u8]) {
     std::fs::write(folder.join(name), component).unwrap();
 }
@@ -19,8 +24,7 @@ fn put(folder: &Path, name: &str, component: &[u8]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_of_the_folder_is_installed_replaced_and_unloaded_with_its_state_kept() {
     let folder = tempfile::tempdir().unwrap();
-    let yaml = format!("plugins_dir: {}\n{SECTION}", folder.path().display());
-    let setup = Setup::default().yaml(&yaml);
+    let setup = following(folder.path());
     let host = setup.start().await;
     put(folder.path(), "late.wasm", &late("1.0.0"));
     runs(&host, "late", "1.0.0").await;
@@ -54,8 +58,7 @@ async fn a_file_of_the_folder_is_installed_replaced_and_unloaded_with_its_state_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_is_half_written_is_not_loaded_early() {
     let folder = tempfile::tempdir().unwrap();
-    let host = Setup::default().yaml(&format!("plugins_dir: {}\n{SECTION}", folder.path().display()));
-    let host = host.start().await;
+    let host = following(folder.path()).start().await;
     let whole = late("1.0.0");
     let half = whole.len() / 2;
     put(folder.path(), "late.wasm", &whole[..half]);
@@ -68,8 +71,7 @@ async fn a_file_that_is_half_written_is_not_loaded_early() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_failed_is_not_tried_again_until_it_changes() {
     let folder = tempfile::tempdir().unwrap();
-    let host = Setup::default().yaml(&format!("plugins_dir: {}\n{SECTION}", folder.path().display()));
-    let host = host.start().await;
+    let host = following(folder.path()).start().await;
     put(folder.path(), "late.wasm", &late("1.0.0"));
     runs(&host, "late", "1.0.0").await;
     let trap = json!({ "do": "trap", "from": 1 }).to_string();
@@ -93,8 +95,7 @@ async fn a_file_that_failed_is_not_tried_again_until_it_changes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_is_replaced_by_removing_it_first_is_not_gone() {
     let folder = tempfile::tempdir().unwrap();
-    let host = Setup::default().yaml(&format!("plugins_dir: {}\n{SECTION}", folder.path().display()));
-    let host = host.start().await;
+    let host = following(folder.path()).start().await;
     put(folder.path(), "late.wasm", &late("1.0.0"));
     runs(&host, "late", "1.0.0").await;
     std::fs::remove_file(folder.path().join("late.wasm")).unwrap();
@@ -108,7 +109,7 @@ async fn a_file_that_is_replaced_by_removing_it_first_is_not_gone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_removed_by_hand_stays_away_until_its_file_changes() {
     let folder = tempfile::tempdir().unwrap();
-    let setup = Setup::default().yaml(&format!("plugins_dir: {}\n{SECTION}", folder.path().display()));
+    let setup = following(folder.path());
     let host = setup.start().await;
     for purge in [false, true] {
         let version = if purge { "2.0.0" } else { "1.0.0" };
@@ -136,8 +137,7 @@ async fn what_was_removed_by_hand_stays_away_until_its_file_changes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_files_of_a_plugin_one_is_refused_and_a_file_may_come_to_hold_another_plugin() {
     let folder = tempfile::tempdir().unwrap();
-    let yaml = format!("plugins_dir: {}\n{SECTION}{OTHER}", folder.path().display());
-    let setup = Setup::default().yaml(&yaml);
+    let setup = following(folder.path()).yaml(OTHER);
     let host = setup.start().await;
     put(folder.path(), "zz.wasm", &late("1.0.0"));
     runs(&host, "late", "1.0.0").await;
@@ -162,8 +162,7 @@ async fn of_two_files_of_a_plugin_one_is_refused_and_a_file_may_come_to_hold_ano
 async fn a_file_is_another_one_whatever_its_time_and_size_and_one_plugin_holds_up_no_other() {
     use std::time::SystemTime;
     let folder = tempfile::tempdir().unwrap();
-    let yaml = format!("plugins_dir: {}\n{SECTION}{OTHER}", folder.path().display());
-    let host = Setup::default().yaml(&yaml).start().await;
+    let host = following(folder.path()).yaml(OTHER).start().await;
     let file = folder.path().join("late.wasm");
     let at = SystemTime::now() - Duration::from_secs(1_000);
     let write = |component: &[u8]| {

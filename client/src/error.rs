@@ -15,12 +15,15 @@ pub struct Problem {
     pub status: u16,
     /// What went wrong this time.
     pub detail: String,
+    /// What a component asks for and is not granted, in words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<String>,
 }
 
 impl Problem {
     /// What a host would answer, found out without asking it.
     pub(crate) fn refused(status: u16, kind: &str, detail: String) -> Self {
-        Self { kind: kind.to_owned(), title: "Refused".to_owned(), status, detail }
+        Self { kind: kind.to_owned(), title: "Refused".to_owned(), status, detail, missing: Vec::new() }
     }
 }
 

@@ -5,6 +5,7 @@ mod changes;
 mod dead;
 mod error;
 mod extract;
+mod grants;
 mod jobs;
 mod health;
 mod linger;
@@ -53,6 +54,7 @@ fn described() -> OpenApiRouter<Arc<Supervised>> {
         .routes(routes!(plugins::list, plugins::fetch))
         .routes(routes!(plugins::show, plugins::remove))
         .routes(routes!(plugins::install))
+        .routes(routes!(grants::show, grants::change))
         .routes(routes!(plugins::history))
         .routes(routes!(plugins::roll_back))
         .routes(routes!(plugins::restore))
@@ -76,7 +78,8 @@ fn described() -> OpenApiRouter<Arc<Supervised>> {
         .routes(routes!(names::update_state))
         .routes(routes!(names::resolve))
         .routes(routes!(names::get_state))
-        .routes(routes!(dead::list))
+        .routes(routes!(dead::list, dead::remove_all))
+        .routes(routes!(dead::replay_all))
         .routes(routes!(dead::show, dead::remove))
         .routes(routes!(dead::replay));
     OpenApiRouter::with_openapi(openapi::Shared::openapi())

@@ -50,8 +50,14 @@ pub enum State {
     Refused,
     /// It runs already.
     Unchanged,
+    /// It asks for more than the plugin is granted, and waits for that; what ran before goes on.
+    Pending,
+    /// The operator has granted or denied the plugin something.
+    GrantsChanged,
     /// The plugin is new.
     Installed,
+    /// The plugin did not start too often: it handles nothing until it is resumed or has other code.
+    Quarantined,
     /// The plugin handles nothing until it is resumed.
     Paused,
     /// The plugin goes on.
@@ -121,6 +127,9 @@ pub struct Change {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub reason: Option<String>,
+    /// What it asks for that the plugin is not granted, in words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<String>,
     /// The first entry that the new code handles.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
@@ -166,6 +175,7 @@ impl Change {
             before: None,
             after: None,
             reason: None,
+            missing: Vec::new(),
             at: None,
             pause: None,
             received: None,

@@ -39,6 +39,8 @@ const NOT_FOUND: u8 = 3;
 const UNREACHABLE: u8 = 4;
 /// What was asked for is refused: it is invalid, or conflicts with how things stand.
 const REFUSED: u8 = 5;
+/// A component waits until it is granted what it asks for.
+const WAITS: u8 = 6;
 
 /// Coordinates a fleet through sandboxed plugins, over IPFS or with nothing installed.
 #[derive(Debug, Parser)]
@@ -50,8 +52,7 @@ struct Cli {
     command: Command,
 }
 
-const EXIT_CODES: &str =
-    "Exit codes: 0 well, 1 failed, 2 wrong usage, 3 not found, 4 the host cannot be reached, 5 refused";
+const EXIT_CODES: &str = "Exit codes: 0 well, 1 failed, 2 wrong usage, 3 not found, 4 the host cannot be reached, 5 refused, 6 waits for a grant";
 
 /// What every command understands.
 #[derive(Debug, Args)]
@@ -216,6 +217,9 @@ fn report(error: &anyhow::Error) {
 fn exit_code(error: &anyhow::Error) -> u8 {
     if error.is::<agent::NoAgent>() {
         return UNREACHABLE;
+    }
+    if error.is::<plugin::Waits>() {
+        return WAITS;
     }
     match error.downcast_ref::<ClientError>() {
         Some(ClientError::Unreachable { .. }) => UNREACHABLE,

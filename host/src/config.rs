@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use crate::commit::Durability;
 use crate::ident::{InvalidWord, KeyName, PluginName, Topic};
-use crate::plugin::{Grants, Limits, NameOrKey, Rules};
+use crate::plugin::{Grants, LimitPolicy, NameOrKey, Rules, SomeLimits};
 use crate::retention::Undo;
 use crate::store::dead;
 
@@ -53,6 +53,8 @@ pub struct Config {
     /// A folder whose components are plugins: a file that appears is installed, one that changes replaces, one
     /// that goes is unloaded. What they may stands under `plugins`. Absent: none.
     pub plugins_dir: Option<PathBuf>,
+    /// What a plugin may take.
+    pub limits: LimitPolicy,
     /// How plugins' code is replaced while the host runs.
     pub replacement: ReplacementConfig,
     /// Where the log goes beside standard error.
@@ -151,10 +153,12 @@ pub struct PluginConfig {
     pub disabled: bool,
     /// Its config values; the manifest has their names, types and defaults.
     pub config: Map<String, Value>,
-    /// What it may reach. Absent: what the manifest asks, for a bundled plugin; nothing otherwise.
+    /// What it may reach. Absent: what the manifest asks, for a bundled plugin; nothing otherwise. What is
+    /// granted at the command line is added, and what is denied there is denied.
     pub grants: Option<Grants>,
-    /// What it may take. Absent: the defaults, or less where the manifest asks for less.
-    pub limits: Option<Limits>,
+    /// What it may take, up to the ceiling. Absent ones: the default, or what the manifest asks for if that is
+    /// less or was granted.
+    pub limits: SomeLimits,
 }
 
 /// The section `store`.
@@ -277,6 +281,11 @@ impl Config {
             .map_err(|error| format!("ipfs.ipns_key_name: {error}"))?;
         if config.store.dead_letters.max_count == 0 {
             return Err("store.dead_letters.max_count: at least one is kept".to_owned());
+        }
+        for (name, plugin) in &config.plugins {
+            if let Some(over) = config.limits.over_ceiling(&plugin.limits) {
+                return Err(format!("plugins.{name}.limits.{over} (limits.ceiling)"));
+            }
         }
         if config.outbox.expire_after == 0 {
             return Err("outbox.expire_after: a publish needs at least one second".to_owned());

@@ -114,6 +114,9 @@ pub struct DeadLetter {
     pub attempts: u32,
     /// Why it was set aside.
     pub reason: String,
+    /// Where it trapped, if it did: the guest's functions, innermost first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stack: Vec<String>,
     /// What the plugin logged meanwhile.
     pub log: Vec<String>,
     /// The event.

@@ -242,7 +242,7 @@ impl Kind {
     /// The topic whose subscribers the entry is for.
     pub fn topic(&self) -> Option<&Topic> {
         match self {
-            Kind::Event(Event::Message { topic, .. } | Event::Gap { topic, .. }) => Some(topic),
+            Kind::Event(event) => event.topic(),
             _ => None,
         }
     }
@@ -260,6 +260,14 @@ impl Kind {
 }
 
 impl Event {
+    /// The topic, if it concerns one.
+    pub fn topic(&self) -> Option<&Topic> {
+        match self {
+            Event::Message { topic, .. } | Event::Gap { topic, .. } => Some(topic),
+            Event::Timer { .. } | Event::NameChanged(_) => None,
+        }
+    }
+
     /// Roughly the bytes of what the event carries.
     pub fn payload_len(&self) -> usize {
         match self {

@@ -2,6 +2,7 @@
 
 mod candidate;
 mod following;
+mod granting;
 mod installation;
 mod loader;
 mod plugins;
@@ -33,7 +34,8 @@ use crate::interest::Interest;
 use crate::keys::{KeyError, Keyring};
 use crate::log::EventLog;
 use crate::outbox::Sent;
-use crate::plugin::{EngineError, Grants, Handle, Line};
+use crate::plugin::roster::Claim;
+use crate::plugin::{EngineError, Handle, Line};
 use crate::retention::Awaited;
 use crate::room::Room;
 use crate::store::outbox::Backlog;
@@ -42,6 +44,7 @@ use crate::subscription::{self, Hearings};
 use crate::time::{Clock, MachineClock, Timestamp};
 
 pub(crate) use candidate::{Ready, candidates};
+pub use granting::{GrantChange, Granted};
 pub use installation::Grant;
 pub use replacement::{Proposal, ReplaceError, RolledBack};
 pub(crate) use start::{identity, secret};
@@ -124,8 +127,6 @@ pub struct NotLoaded {
 pub struct Loaded {
     /// How to talk to it, and what it runs.
     pub handle: Handle,
-    /// What it may reach.
-    pub grants: Arc<Grants>,
     /// Ends its thread.
     pub(crate) stop: CancellationToken,
 }
@@ -230,6 +231,8 @@ pub struct Host {
     awaited: Awaited,
     loader: Arc<Loader>,
     turns: Turns,
+    /// The keys that are each plugin's own.
+    claims: Mutex<BTreeMap<PluginName, Claim>>,
     /// Who compiles: no more at a time than there are cores.
     compiling: Semaphore,
     /// Whose turn it is to make a backup.

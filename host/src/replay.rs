@@ -114,7 +114,6 @@ impl Replay {
         ready: host::Ready,
         entries: &[Entry],
     ) -> Result<Batch, ReplayError> {
-        let grants = ready.allowance.grants.clone();
         let run = ready.into_runnable();
         let scratch = TempDir::new().map_err(ReplayError::Scratch)?;
         let store = Arc::new(Store::open(scratch.path())?);
@@ -127,13 +126,13 @@ impl Replay {
         let handled = entries.partition_point(|entry| entry.offset < cursor);
         let mut world = World::default();
         world.set_void(Void::of(name, entries));
-        for own in grants.write.iter().filter_map(|key| self.keys.name(key)) {
+        for own in run.reach.writes().filter_map(|key| self.keys.name(key)) {
             world.add_own(own, None);
         }
         let session = SessionParts {
             plugin: name.clone(),
             id,
-            grants: Arc::new(grants),
+            reach: run.reach.clone(),
             limits: run.limits,
             world,
             effects: Effects::new(
@@ -154,6 +153,7 @@ impl Replay {
             failed: None,
             rules: Rules::default(),
             is_paused: false,
+            quarantine: None,
             rates: Rates::default(),
             state_version: None,
             session,

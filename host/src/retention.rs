@@ -1,5 +1,5 @@
 //! Owns how long the event log and the documents of its time are kept: by size and age, and never
-//! past what a plugin has yet to read.
+//! past what a plugin has yet to read. And how long dead letters are.
 
 mod marks;
 
@@ -18,7 +18,7 @@ use crate::ident::PluginName;
 use crate::plugin::roster;
 use crate::room::{Quota, Room};
 use crate::store::documents::{self, Superseded};
-use crate::store::{self, LOG, META, Snapshot, Store, StoreError};
+use crate::store::{self, LOG, META, Snapshot, Store, StoreError, dead};
 use crate::time::Timestamp;
 
 /// How often the log is looked at.
@@ -51,6 +51,8 @@ pub struct Retention {
     pub kept: LogConfig,
     /// For how long there is a way back to what plugins were before.
     pub undo: Undo,
+    /// Which dead letters are kept.
+    pub letters: dead::Quota,
     /// What goes first where there is no room.
     pub quota: Quota,
     /// What is short.
@@ -92,6 +94,7 @@ impl Retention {
         self.trim_marks().await?;
         while self.trim_entries().await? == ROWS {}
         while self.trim_documents().await? == ROWS {}
+        self.trim_letters().await?;
         self.room.set_removing(false);
         Ok(())
     }
@@ -112,6 +115,15 @@ impl Retention {
             self.commit.write(move |write| documents::forget(write, &gone)).await?;
         }
         Ok(count)
+    }
+
+    /// The dead letters that are too old go; those that are too many went with the commit that brought more.
+    async fn trim_letters(&self) -> Result<(), CommitError> {
+        let (kept, now) = (self.letters, Timestamp::wall());
+        if self.look(move |_, snapshot| dead::has_old(snapshot, &kept, now)).await? {
+            self.commit.write(move |write| dead::put(write, &[], &kept, now)).await?;
+        }
+        Ok(())
     }
 
     /// Looks for what can go, off the async threads.

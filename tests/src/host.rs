@@ -85,13 +85,14 @@ impl Setup {
     pub fn config(&self) -> Config {
         let mut config = Config::parse(&self.yaml).expect("the test's config is right");
         config.ipfs.api_url = self.kubo.clone().or(config.ipfs.api_url);
+        let keys = ["probe-key", "probe-other"];
         for (name, setup) in &self.probes {
             let plugin = config.plugins.entry(name.parse().expect("a plugin name")).or_default();
             let mut section = json!({
                 "file": super::PROBE,
                 "grants": {
                     "publish": ["probe.*"], "subscribe": ["probe.*"],
-                    "write": ["probe-key", "probe-other"], "read": ["probe-key", "probe-other"],
+                    "write": keys, "read": keys, "share": keys,
                 },
             });
             for (key, value) in setup.as_object().into_iter().flatten() {
@@ -327,7 +328,8 @@ impl TestHost {
 
     /// The reasons of all dead letters, oldest first.
     pub fn dead_letters(&self) -> Vec<String> {
-        let letters = dead::list(&self.host.store, None, None, 10_000).expect("the store can be read");
+        let letters = dead::list(&self.host.store, &dead::Filter::default(), None, 10_000)
+            .expect("the store can be read");
         letters.into_iter().map(|(_, letter)| letter.reason).collect()
     }
 

@@ -91,7 +91,7 @@ async fn bytes_of_effects_follows_and_log_lines_are_limited() {
         let mut rejected = script(json!([{ "do": "log", "line": "x", "times": times }]));
         rejected["then"] = json!("reject");
         host.from_peer("probe.in", rejected.to_string()).await;
-        let letters = || dim::store::dead::list(&host.host.store, None, None, 10).unwrap();
+        let letters = || dim::store::dead::list(&host.host.store, &Default::default(), None, 10).unwrap();
         dim_tests::eventually("it is set aside", async || letters().len() == times - 2).await;
         let (_, letter) = letters().pop().unwrap();
         assert_eq!(letter.log.len(), told);

@@ -20,7 +20,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_dim-under-test");
 fn config_file(dir: &Path) -> String {
     let probe = json!({
         "file": dim_tests::PROBE,
-        "grants": { "publish": ["probe.*"], "subscribe": ["probe.*"], "write": ["probe-key"], "read": [] },
+        "grants": { "publish": ["probe.*"], "subscribe": ["probe.*"], "write": ["probe-key"], "read": [], "share": ["probe-key"] },
     });
     let setup = json!({ "plugins": { "probe": probe, "other": probe } });
     let file = dir.join("config.yaml");

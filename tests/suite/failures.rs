@@ -38,7 +38,7 @@ async fn a_rejected_event_leaves_no_trace_and_becomes_a_dead_letter() {
     assert!(dim::store::names::all(&host.host.store.snapshot().unwrap()).unwrap().is_empty());
     assert!(host.host.interest.names().is_empty());
     assert_eq!(host.host.interest.topics().len(), 1);
-    let letters = dim::store::dead::list(&host.host.store, None, None, 10).unwrap();
+    let letters = dim::store::dead::list(&host.host.store, &Default::default(), None, 10).unwrap();
     assert_eq!(letters[0].1.log, ["about to be rejected"]);
 }
 
@@ -132,9 +132,9 @@ async fn bad_plugins_delay_no_other() {
     let limits = json!({ "limits": { "call-cpu-ms": 200 } });
     let host = Setup::probe().and_probe("bad", limits).start().await;
     let bad = message(json!([{ "do": "loop" }]), "ok");
-    // Ten seconds of looping, for one of them only.
+    // Two seconds of looping, for one of them only.
     let looping = host.plugin("bad").handle.clone();
-    let orders: Vec<_> = (0..50)
+    let orders: Vec<_> = (0..10)
         .map(|_| {
             let (looping, bad) = (looping.clone(), bad.clone());
             tokio::spawn(async move { looping.command("run".into(), bad).await })
@@ -144,7 +144,7 @@ async fn bad_plugins_delay_no_other() {
         assert_eq!(host.run(json!([add("count")])).await, [json!({ "ok": count })]);
     }
     let stopped = orders.iter().filter(|order| order.is_finished()).count();
-    assert!(stopped < 50, "the honest one was done first");
+    assert!(stopped < 10, "the honest one was done first");
     for order in orders {
         let stopped = order.await.unwrap();
         assert!(matches!(stopped, Err(ReplyError::Failed(_))), "{stopped:?}");
@@ -251,11 +251,11 @@ async fn a_dead_letter_can_be_replayed_and_dropped() {
     host.from_peer("probe.in", "no script").await;
     host.from_peer("probe.in", message(json!([]), "reject")).await;
     eventually("both are set aside", async || host.dead_letters().len() == 2).await;
-    let letters = dim::store::dead::list(&host.host.store, None, None, 10).unwrap();
+    let letters = dim::store::dead::list(&host.host.store, &Default::default(), None, 10).unwrap();
     let (store, commit) = (&host.host.store, &host.host.commit);
     assert!(dim::dead::replay(commit, letters[0].0).await.unwrap());
     eventually("it is set aside again", async || host.dead_letters().len() == 2).await;
-    let again = dim::store::dead::list(store, None, None, 10).unwrap();
+    let again = dim::store::dead::list(store, &Default::default(), None, 10).unwrap();
     assert!(again.iter().all(|(id, _)| *id != letters[0].0), "it has a new number");
     assert!(dim::dead::drop_letter(commit, letters[1].0).await.unwrap());
     assert!(!dim::dead::drop_letter(commit, letters[1].0).await.unwrap());

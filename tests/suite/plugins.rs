@@ -48,7 +48,7 @@ fn busy() -> String {
 /// The grants of a plugin that only the config knows of, until it comes.
 const SECTION: &str = r#"
 plugins:
-  late: { grants: { subscribe: ["probe.*"], publish: ["probe.*"], write: [probe-key], read: [] } }
+  late: { grants: { subscribe: ["probe.*"], publish: ["probe.*"], write: [probe-key], read: [], share: [probe-key] } }
 "#;
 
 /// The probe under the name of that plugin.
@@ -137,7 +137,7 @@ async fn a_bundled_plugin_is_replaced_removed_and_restored() {
     let stranger =
         dim_tests::component::probe_with("1.0.0", &[("name = \"probe\"", "name = \"job-tracker\"")]);
     assert_eq!(install(stranger, Grant::AllThatIsAsked).await, State::Installed);
-    assert_eq!(host.host.restore(&name, "the test").await.unwrap().state, State::Installed);
+    assert_eq!(host.host.restore(&name, "the test").await.unwrap().state, State::OnProbation);
     assert_eq!(host.plugin("job-tracker").version(), bundled);
     let update = json!({ "job_id": "j1", "event_type": "completed" });
     assert_eq!(host.command("job-tracker", "update", update).await.unwrap()["status"], "completed");

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use dim::change::State;
 use dim_tests::alone::{is_as_if_alone, replace};
-use dim_tests::component::{probe, probe_with};
+use dim_tests::component::probe;
 use dim_tests::{Program, Setup, TestHost, eventually, script};
 use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::StdRng};
 use serde_json::{Value, json};
@@ -96,14 +96,12 @@ async fn what_is_wrong_with_new_code_is_told_and_the_old_code_goes_on() {
     let host = setup.start().await;
     host.from_peer("probe.in", count()).await;
     let whole = stamping("2.0.0");
-    let more = probe_with("2.0.0", &[("[\"probe.in\"]", "[\"probe.in\", \"fleet.secrets\"]")]);
     let greedy = probe(
         "2.0.0",
         &json!([{ "do": "set", "key": "stamp", "value": "x" }, { "do": "grow", "mib": 100_000 }]),
     );
     let mut wrong = vec![
         (b"no component".to_vec(), "the file is not WebAssembly"),
-        (more, "asks for more than probe is granted, to subscribe to fleet.secrets"),
         (probe("2.0.0", &json!([{ "do": "set", "key": "stamp" }, { "do": "fail" }])), "told to fail"),
         (probe("2.0.0", &json!([{ "do": "set", "key": "stamp" }, { "do": "trap" }])), "told to trap"),
         (probe("2.0.0", &json!([{ "do": "set", "key": "stamp" }, { "do": "loop" }])), "CPU time"),

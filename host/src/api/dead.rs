@@ -10,10 +10,11 @@ use super::ApiError;
 use super::extract::{Current, Path, Query};
 use super::names::Resolved;
 use super::openapi::{Conflict, Missing};
-use crate::dead;
+use crate::dead::{self, Fate};
 use crate::effect::DeadLetter;
 use crate::ident::{PluginName, Topic};
 use crate::store;
+use crate::store::dead::Filter;
 use crate::time::Timestamp;
 
 /// Most letters of one page.
@@ -22,13 +23,37 @@ const PAGE: usize = 1_000;
 /// Bytes of an event's data in a list.
 const IN_LIST: usize = 1_000;
 
+/// Which letters are meant.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct Meant {
+    /// Letters of this plugin only
+    plugin: Option<PluginName>,
+    /// Letters of events on this topic only
+    topic: Option<Topic>,
+    /// Letters that were set aside at this time or later only
+    since: Option<Timestamp>,
+}
+
+impl Meant {
+    fn filter(self) -> Filter {
+        let Self { plugin, topic, since } = self;
+        Filter { plugin, topic, since }
+    }
+}
+
 /// Which letters are asked for.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub struct Filter {
+pub struct Page {
     /// Letters of this plugin only
     plugin: Option<PluginName>,
+    /// Letters of events on this topic only
+    topic: Option<Topic>,
+    /// Letters that were set aside at this time or later only
+    since: Option<Timestamp>,
     /// Letters after the one with this id only: the last of the page before
     after: Option<u64>,
     /// How many at most; more than 1,000 are never told at once
@@ -53,6 +78,9 @@ pub struct Letter {
     attempts: u32,
     /// Why it was set aside.
     reason: String,
+    /// Where the plugin trapped, if it did: its functions, innermost first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    stack: Vec<String>,
     /// What the plugin logged meanwhile.
     log: Vec<String>,
     /// `message`, `timer`, `name-changed` or `gap`.
@@ -103,13 +131,13 @@ pub enum DeadEvent {
 
 /// Letters in the order in which they were set aside.
 #[utoipa::path(get, path = "/dead-letters", tag = "dead letters", operation_id = "list_dead_letters",
-    params(Filter), responses((status = 200, body = [Letter])))]
+    params(Page), responses((status = 200, body = [Letter])))]
 pub async fn list(
     Current(host): Current,
-    Query(filter): Query<Filter>,
+    Query(Page { plugin, topic, since, after, limit }): Query<Page>,
 ) -> Result<Json<Vec<Letter>>, ApiError> {
-    let limit = filter.limit.unwrap_or(PAGE).min(PAGE);
-    let letters = store::dead::list(&host.store, filter.plugin.as_ref(), filter.after, limit)?;
+    let filter = Filter { plugin, topic, since };
+    let letters = store::dead::list(&host.store, &filter, after, limit.unwrap_or(PAGE).min(PAGE))?;
     Ok(Json(letters.into_iter().map(|(id, letter)| cut(describe(id, letter))).collect()))
 }
 
@@ -142,6 +170,31 @@ pub async fn remove(Current(host): Current, Path(id): Path<u64>) -> Result<Statu
     if dead::drop_letter(&host.commit, id).await? { Ok(StatusCode::NO_CONTENT) } else { Err(missing(id)) }
 }
 
+/// With how many letters it was done.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Done {
+    /// How many.
+    count: u64,
+}
+
+/// Gives the events of all letters that are meant to their plugins again, but for plugins that do not run.
+#[utoipa::path(post, path = "/dead-letters/replay", tag = "dead letters", operation_id = "replay_dead_letters",
+    params(Meant), responses((status = 202, body = Done, description = "They are in the log again")))]
+pub async fn replay_all(
+    Current(host): Current,
+    Query(meant): Query<Meant>,
+) -> Result<(StatusCode, Json<Done>), ApiError> {
+    let count = dead::all(&host, meant.filter(), Fate::Replay).await?;
+    Ok((StatusCode::ACCEPTED, Json(Done { count })))
+}
+
+/// Forgets all letters that are meant.
+#[utoipa::path(delete, path = "/dead-letters", tag = "dead letters", operation_id = "drop_dead_letters",
+    params(Meant), responses((status = 200, body = Done)))]
+pub async fn remove_all(Current(host): Current, Query(meant): Query<Meant>) -> Result<Json<Done>, ApiError> {
+    Ok(Json(Done { count: dead::all(&host, meant.filter(), Fate::Drop).await? }))
+}
+
 fn missing(id: u64) -> ApiError {
     ApiError::not_found(format!("there is no dead letter {id}"))
 }
@@ -157,6 +210,7 @@ fn cut(mut letter: Letter) -> Letter {
 
 fn describe(id: u64, letter: DeadLetter) -> Letter {
     let (kind, event) = letter.event.describe();
-    let DeadLetter { plugin, version, offset, attempts, reason, log, .. } = letter;
-    Letter { id, plugin, version, offset, time: Timestamp(letter.time), attempts, reason, log, kind, event }
+    let DeadLetter { plugin, version, offset, attempts, reason, stack, log, .. } = letter;
+    let time = Timestamp(letter.time);
+    Letter { id, plugin, version, offset, time, attempts, reason, stack, log, kind, event }
 }

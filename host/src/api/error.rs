@@ -32,6 +32,9 @@ pub struct Problem {
     status: u16,
     /// What went wrong this time.
     detail: String,
+    /// What a component asks for and is not granted, in words.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    missing: Vec<String>,
 }
 
 /// An error of the API.
@@ -40,9 +43,14 @@ pub struct ApiError {
     status: StatusCode,
     kind: &'static str,
     detail: String,
+    missing: Vec<String>,
 }
 
 impl ApiError {
+    fn new(status: StatusCode, kind: &'static str, detail: impl ToString) -> Self {
+        Self { status, kind, detail: detail.to_string(), missing: Vec::new() }
+    }
+
     /// What went wrong.
     pub fn detail(&self) -> &str {
         &self.detail
@@ -50,7 +58,7 @@ impl ApiError {
 
     /// What was sent is wrong.
     pub fn invalid(detail: impl ToString) -> Self {
-        Self { status: StatusCode::BAD_REQUEST, kind: "invalid", detail: detail.to_string() }
+        Self::new(StatusCode::BAD_REQUEST, "invalid", detail)
     }
 
     /// What was sent is wrong, in the way that a status says.
@@ -58,32 +66,32 @@ impl ApiError {
         if status == StatusCode::PAYLOAD_TOO_LARGE {
             return Self::too_large(format!("the body has more than {MAX_BODY} bytes"));
         }
-        Self { status, kind: "invalid", detail }
+        Self::new(status, "invalid", detail)
     }
 
     /// It may not be done in this way.
     pub fn forbidden(detail: impl ToString) -> Self {
-        Self { status: StatusCode::FORBIDDEN, kind: "forbidden", detail: detail.to_string() }
+        Self::new(StatusCode::FORBIDDEN, "forbidden", detail)
     }
 
     /// There is no such thing.
     pub fn not_found(detail: impl ToString) -> Self {
-        Self { status: StatusCode::NOT_FOUND, kind: "not-found", detail: detail.to_string() }
+        Self::new(StatusCode::NOT_FOUND, "not-found", detail)
     }
 
     /// It cannot be done now; it may be later.
     pub fn unavailable(detail: impl ToString) -> Self {
-        Self { status: StatusCode::SERVICE_UNAVAILABLE, kind: "unavailable", detail: detail.to_string() }
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail)
     }
 
     /// It cannot be done as things stand.
     pub fn conflict(detail: impl ToString) -> Self {
-        Self { status: StatusCode::CONFLICT, kind: "conflict", detail: detail.to_string() }
+        Self::new(StatusCode::CONFLICT, "conflict", detail)
     }
 
     /// More bytes than allowed.
     pub fn too_large(detail: impl ToString) -> Self {
-        Self { status: StatusCode::PAYLOAD_TOO_LARGE, kind: "too-large", detail: detail.to_string() }
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", detail)
     }
 }
 
@@ -94,6 +102,7 @@ impl IntoResponse for ApiError {
             title: self.status.canonical_reason().unwrap_or("Error"),
             status: self.status.as_u16(),
             detail: self.detail,
+            missing: self.missing,
         };
         let mut response = (self.status, Json(problem)).into_response();
         let problem_json = HeaderValue::from_static("application/problem+json");
@@ -121,14 +130,20 @@ impl From<ReplyError> for ApiError {
             ReplyError::NoRoom(_) => (StatusCode::INSUFFICIENT_STORAGE, "no-room"),
             ReplyError::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
         };
-        Self { status, kind, detail: error.to_string() }
+        Self::new(status, kind, error)
     }
 }
 
 impl From<ReplaceError> for ApiError {
     fn from(error: ReplaceError) -> Self {
         let detail = crate::cause::chain(&error);
+        let mut missing = Vec::new();
         let (status, kind) = match error {
+            ReplaceError::AsksForMore(wanting) => {
+                missing = wanting.missing;
+                (StatusCode::UNPROCESSABLE_ENTITY, "asks-for-more")
+            }
+            ReplaceError::KeyTaken { .. } => (StatusCode::CONFLICT, "key-taken"),
             ReplaceError::NoPlugin(name) => return ReplyError::NoPlugin(name.to_string()).into(),
             ReplaceError::Refused(_) | ReplaceError::DoesNotStart(_) => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "refused")
@@ -138,14 +153,14 @@ impl From<ReplaceError> for ApiError {
             ReplaceError::Closed => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
             ReplaceError::Keep(_) | ReplaceError::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "store"),
         };
-        Self { status, kind, detail }
+        Self { missing, ..Self::new(status, kind, detail) }
     }
 }
 
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         let detail = crate::cause::chain(&error);
-        Self { status: StatusCode::INTERNAL_SERVER_ERROR, kind: "store", detail }
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "store", detail)
     }
 }
 
@@ -154,11 +169,7 @@ impl From<CommitError> for ApiError {
         match error {
             CommitError::Store(error) => error.into(),
             CommitError::NoRoom(error) => ReplyError::from(error).into(),
-            CommitError::Closed => Self {
-                status: StatusCode::SERVICE_UNAVAILABLE,
-                kind: "unavailable",
-                detail: error.to_string(),
-            },
+            CommitError::Closed => Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", error),
         }
     }
 }
@@ -166,7 +177,7 @@ impl From<CommitError> for ApiError {
 impl From<KeyError> for ApiError {
     fn from(error: KeyError) -> Self {
         let detail = crate::cause::chain(&error);
-        Self { status: StatusCode::INTERNAL_SERVER_ERROR, kind: "key", detail }
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "key", detail)
     }
 }
 
@@ -184,7 +195,7 @@ impl From<BackendError> for ApiError {
             }
             BackendError::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "store"),
         };
-        Self { status, kind, detail: error.to_string() }
+        Self::new(status, kind, error)
     }
 }
 
@@ -217,9 +228,6 @@ pub async fn no_such_route(uri: axum::http::Uri) -> ApiError {
 
 /// Answers for a method that a path does not have.
 pub async fn no_such_method() -> ApiError {
-    ApiError {
-        status: StatusCode::METHOD_NOT_ALLOWED,
-        kind: "method-not-allowed",
-        detail: "the path is right, the method is not".to_owned(),
-    }
+    let detail = "the path is right, the method is not";
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", detail)
 }

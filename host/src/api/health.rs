@@ -69,7 +69,12 @@ fn of_plugins(host: &Host) -> Vec<String> {
         let status = plugin.handle.status();
         if let Some(reason) = status.reason {
             let since = status.failing_since.unwrap_or(host.started);
-            troubles.push(format!("plugin {name} does not start since {since}: {reason}"));
+            troubles.push(match status.state {
+                "quarantined" => format!(
+                    "plugin {name} is quarantined since {since}, `dim plugin resume {name}` or a new version lets it go on: {reason}"
+                ),
+                _ => format!("plugin {name} does not start since {since}: {reason}"),
+            });
         }
         for (key, limit) in status.too_large {
             troubles.push(format!("the document of {key} has more than {limit} bytes and is not published"));

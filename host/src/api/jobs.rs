@@ -222,7 +222,9 @@ impl Watching {
     async fn look(&mut self, entry: &Entry) {
         let Some(tracker) = self.host.plugins.get(PLUGIN) else { return };
         let message: Value = match &entry.kind {
-            Kind::Event(Event::Message { topic, data, .. }) if tracker.grants.may_subscribe(topic) => {
+            Kind::Event(Event::Message { topic, data, .. })
+                if tracker.handle.code().reach.may_subscribe(topic) =>
+            {
                 serde_json::from_slice(data).unwrap_or_default()
             }
             Kind::Command { plugin, body, .. } if plugin.as_str() == PLUGIN => {

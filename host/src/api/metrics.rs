@@ -16,7 +16,7 @@ use super::queues::{Queue, queues};
 use crate::host::Host;
 use crate::plugin::PluginStatus;
 use crate::store::names::{self, Known};
-use crate::store::{Usage, dead, followed, outbox};
+use crate::store::{META, Usage, dead, followed, outbox};
 use crate::subscription::TopicHearing;
 use crate::time::Timestamp;
 
@@ -64,6 +64,9 @@ fn plugins(registry: &mut Registry, host: &Host) {
     });
     of_each(Kind::Gauge, "plugin_failing", "Whether it does not start", |p, _| {
         f64::from(u8::from(p.reason.is_some()))
+    });
+    of_each(Kind::Gauge, "plugin_quarantined", "Whether it is not started until someone acts", |p, _| {
+        f64::from(u8::from(p.state == "quarantined"))
     });
     of_each(Kind::Gauge, "plugin_on_probation", "Whether its code is new and watched", |p, _| {
         f64::from(u8::from(p.probation.is_some()))
@@ -216,8 +219,8 @@ fn store(registry: &mut Registry, host: &Host) -> Result<(), ApiError> {
     counter(
         registry,
         "dead_letters_dropped",
-        "Dead letters that went because there were too many",
-        tally.dead_dropped.load(Ordering::Relaxed),
+        "Dead letters that went because there were too many or they were too old, since the store was made",
+        dead::dropped(&host.store.snapshot()?.table(META)?)?,
     );
     registry.register("commit_seconds", "Time spent in transactions and syncs", ConstCounter::new(seconds));
     counter(

@@ -18,7 +18,8 @@ use super::openapi::{Conflict, Missing, Refused};
 use crate::change::{Change, State};
 use crate::host::{Grant, Host, Loaded, Proposal, ReplaceError, RolledBack};
 use crate::ident::{ContentPath, Digest, PluginName};
-use crate::plugin::{Grants, Inspection, MAX_COMPONENT, PluginStatus, Reply, ReplyError};
+use crate::plugin::roster::Pending;
+use crate::plugin::{Inspection, MAX_COMPONENT, PluginStatus, Reach, Reply, ReplyError};
 use crate::plugin::{mark, roster};
 use crate::store::history;
 use crate::time::Timestamp;
@@ -50,6 +51,10 @@ pub struct Plugin {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     change_since: Option<Timestamp>,
+    /// A component that waits until it is granted what it asks for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pending: Option<Pending>,
     #[serde(flatten)]
     status: PluginStatus,
 }
@@ -106,7 +111,7 @@ pub struct PluginDetail {
     /// What its component says of itself.
     inspection: Inspection,
     /// What it may reach.
-    grants: Grants,
+    grants: Reach,
 }
 
 /// All plugins, those that were not loaded too.
@@ -146,7 +151,7 @@ pub async fn show(Current(host): Current, Path(name): Path<String>) -> Result<Js
     Ok(Json(PluginDetail {
         plugin: describe(&host, name, &plugin, host.log.head().0, under_way),
         inspection: (*plugin.handle.code().prepared.inspection).clone(),
-        grants: (*plugin.grants).clone(),
+        grants: (*plugin.handle.code().reach).clone(),
     }))
 }
 
@@ -154,18 +159,21 @@ fn describe(host: &Host, name: PluginName, plugin: &Loaded, head: u64, under_way
     let status = plugin.handle.status();
     let code = plugin.handle.code();
     let inspection = &code.prepared.inspection;
+    let snapshot = host.store.snapshot().ok();
+    let row = || roster::known_row(snapshot.as_ref()?, &name).ok()?;
+    let row = row();
     // Once it has taken over it is not under way any more, and watched.
     let on_probation = || {
         status.probation?;
-        let snapshot = host.store.snapshot().ok()?;
-        let (id, _) = roster::known(&snapshot, &name).ok()??;
-        let (_, mark) = mark::of_probation(&snapshot, id).ok()??;
-        history::get(&snapshot, mark.change).ok()?
+        let snapshot = snapshot.as_ref()?;
+        let (_, mark) = mark::of_probation(snapshot, row.as_ref()?.id).ok()??;
+        history::get(snapshot, mark.change).ok()?
     };
     let change = under_way.or_else(on_probation);
     Plugin {
         change_since: since(change.as_ref()),
         change,
+        pending: row.and_then(|row| row.pending),
         name,
         version: inspection.manifest.version.clone(),
         digest: inspection.digest,
@@ -183,7 +191,7 @@ pub struct Origin {
     /// What is told of it: a file's name, a URL.
     #[serde(default = "unnamed")]
     source: String,
-    /// Whether a new plugin gets what it asks for. What replaces another has what that has.
+    /// Whether it is granted all that it asks for. Otherwise what asks for more than its plugin is granted waits.
     #[serde(default)]
     grant: bool,
 }
@@ -196,12 +204,13 @@ fn unnamed() -> String {
 ///
 /// What runs under the name already is replaced while it runs: the new code takes over between two entries,
 /// with the state, the timers, the subscriptions and the grants of the old one, and is on probation. It is
-/// judged, compiled and rehearsed before; whatever is wrong with it, the old code goes on. It stays over a
+/// judged, compiled and rehearsed before; whatever is wrong with it, the old code goes on. If it asks for more
+/// than the plugin is granted it waits (`pending`) until that is granted or denied. It stays over a
 /// restart of the host. How far it has come is told at `/v1/changes`.
 #[utoipa::path(put, path = "/plugins/{plugin}/component", tag = "plugins", operation_id = "install_plugin",
     params(("plugin" = PluginName, Path, description = "The plugin's name"), Origin),
     request_body(content = String, content_type = "application/wasm", description = "The component"),
-    responses((status = 200, body = Change), Refused))]
+    responses((status = 200, body = Change), Conflict, Refused))]
 pub async fn install(
     Current(host): Current,
     Path(name): Path<String>,
@@ -256,7 +265,7 @@ pub struct Fetch {
     /// The plugin whose code it is; absent: the one that its manifest names
     #[serde(default)]
     name: Option<PluginName>,
-    /// Whether a new plugin gets what it asks for
+    /// Whether it is granted all that it asks for
     #[serde(default)]
     grant: bool,
 }
@@ -266,7 +275,7 @@ pub struct Fetch {
 /// A plugin that comes from a name follows it: when the name moves, the plugin is replaced, if the config
 /// trusts the name (`replacement.trusted`).
 #[utoipa::path(post, path = "/plugins", tag = "plugins", operation_id = "fetch_plugin",
-    request_body = Fetch, responses((status = 200, body = Change), Refused))]
+    request_body = Fetch, responses((status = 200, body = Change), Conflict, Refused))]
 pub async fn fetch(
     Current(host): Current,
     Caller(by): Caller,

@@ -1,15 +1,20 @@
 //! `dim dead`.
 
-use clap::Subcommand;
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory as _, Subcommand};
+use jiff::Timestamp as Time;
 use reqwest::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use super::Cli;
 use super::client::Client;
+use super::input;
 use super::output::{Column, Output};
 
-const COLUMNS: [Column; 6] = [
+const COLUMNS: [Column; 7] = [
     ("ID", "/id"),
     ("PLUGIN", "/plugin"),
+    ("VERSION", "/version"),
     ("TIME", "/time"),
     ("KIND", "/kind"),
     ("ATTEMPTS", "/attempts"),
@@ -23,9 +28,8 @@ const PAGE: usize = 1_000;
 pub enum Command {
     /// Lists dead letters
     Ls {
-        /// Only those of this plugin
-        #[arg(long)]
-        plugin: Option<String>,
+        #[command(flatten)]
+        filter: Filter,
         /// Only those after this number, for the next page
         #[arg(long, value_name = "ID")]
         after: Option<u64>,
@@ -33,29 +37,69 @@ pub enum Command {
         #[arg(long, default_value_t = 100)]
         limit: usize,
     },
-    /// Shows one, with the event and the plugin's log
+    /// Shows one, with the event, the plugin's log, and its stack if it trapped
     Show {
         /// Its number
         id: u64,
     },
-    /// Gives the event to its plugin again
-    Replay {
-        /// Its number
-        id: u64,
-    },
-    /// Forgets one
-    Drop {
-        /// Its number
-        id: u64,
-    },
+    /// Gives events to their plugins again
+    Replay(Which),
+    /// Forgets letters
+    Drop(Which),
+}
+
+/// Which letters.
+#[derive(Debug, Args)]
+pub struct Filter {
+    /// Only those of this plugin
+    #[arg(long)]
+    plugin: Option<String>,
+    /// Only those of events on this topic
+    #[arg(long)]
+    topic: Option<String>,
+    /// Only those set aside at this time or later, as in 2026-01-31T12:00:00Z, or within this time, as in 2h
+    #[arg(long, value_name = "TIME", value_parser = since)]
+    since: Option<String>,
+}
+
+/// One letter, or all that are meant.
+#[derive(Debug, Args)]
+pub struct Which {
+    /// Its number
+    #[arg(conflicts_with_all = ["plugin", "topic", "since", "all"])]
+    id: Option<u64>,
+    #[command(flatten)]
+    filter: Filter,
+    /// All that there are
+    #[arg(long, conflicts_with_all = ["plugin", "topic", "since"])]
+    all: bool,
+}
+
+/// A time, or a duration before now, as the API takes it.
+fn since(text: &str) -> Result<String, String> {
+    if let Ok(ago) = input::duration(text) {
+        let since = Time::now().checked_sub(ago).map_err(|error| error.to_string())?;
+        return Ok(since.to_string());
+    }
+    let time: Time =
+        text.parse().map_err(|_| "write it like 2026-01-31T12:00:00Z, or 2h for the last two hours")?;
+    Ok(time.to_string())
+}
+
+impl Filter {
+    fn query(self) -> Vec<(&'static str, String)> {
+        let Self { plugin, topic, since } = self;
+        let pairs = [("plugin", plugin), ("topic", topic), ("since", since)];
+        pairs.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+    }
 }
 
 impl Command {
     pub async fn execute(self, client: &Client, out: &Output) -> anyhow::Result<()> {
         match self {
-            Self::Ls { plugin, after, limit } => {
-                let mut query = vec![("limit", limit.to_string())];
-                query.extend(plugin.map(|plugin| ("plugin", plugin)));
+            Self::Ls { filter, after, limit } => {
+                let mut query = filter.query();
+                query.push(("limit", limit.to_string()));
                 query.extend(after.map(|after| ("after", after.to_string())));
                 let letters = client.get(&["dead-letters"], &query).await?;
                 out.rows(&letters, &COLUMNS)?;
@@ -66,14 +110,37 @@ impl Command {
                 Ok(())
             }
             Self::Show { id } => out.object(&client.get(&["dead-letters", &id.to_string()], &[]).await?),
-            Self::Replay { id } => {
+            Self::Replay(Which { id: Some(id), .. }) => {
                 let path = ["dead-letters", &id.to_string(), "replay"];
                 client.send_json(Method::POST, &path, &[], &Value::Null).await?;
                 Ok(())
             }
-            Self::Drop { id } => {
+            Self::Drop(Which { id: Some(id), .. }) => {
                 client.delete(&["dead-letters", &id.to_string()]).await.map(drop).map_err(Into::into)
+            }
+            Self::Replay(which) => {
+                let path = ["dead-letters", "replay"];
+                done(out, &client.send_bytes(Method::POST, &path, &which.meant(), Vec::new()).await?)
+            }
+            Self::Drop(which) => {
+                let path = ["dead-letters"];
+                done(out, &client.send_bytes(Method::DELETE, &path, &which.meant(), Vec::new()).await?)
             }
         }
     }
+}
+
+impl Which {
+    fn meant(self) -> Vec<(&'static str, String)> {
+        let query = self.filter.query();
+        if query.is_empty() && !self.all {
+            let hint = "say which: a number, --plugin, --topic, --since, or --all";
+            Cli::command().error(ErrorKind::MissingRequiredArgument, hint).exit();
+        }
+        query
+    }
+}
+
+fn done(out: &Output, done: &Value) -> anyhow::Result<()> {
+    out.object(&json!({ "count": done["count"] }))
 }

@@ -1,7 +1,10 @@
 //! `dim plugin`.
 
 mod dev;
+mod grants;
 mod install;
+
+pub use install::Waits;
 
 use anyhow::Context as _;
 use clap::Subcommand;
@@ -14,12 +17,13 @@ use crate::plugin;
 use super::client::Client;
 use super::output::{Column, Output};
 
-const COLUMNS: [Column; 10] = [
+const COLUMNS: [Column; 11] = [
     ("PLUGIN", "/name"),
     ("VERSION", "/version"),
     ("STATE", "/state"),
     ("CHANGE", "/change/state"),
     ("SINCE", "/change_since"),
+    ("WAITS", "/pending/version"),
     ("HANDLED", "/handled"),
     ("FAILURES", "/failures"),
     ("DEAD", "/dead_letters"),
@@ -52,8 +56,9 @@ pub enum PluginCommand {
     },
     /// Installs a component: as a new plugin, or in place of what runs under its name
     ///
-    /// What runs is replaced between two entries, with all that it has. The new code is on probation; if it
-    /// fails there, the old code goes on as if it had never come.
+    /// What it asks for and is not granted is shown, and granted if you agree. What runs is replaced between two
+    /// entries, with all that it has. The new code is on probation; if it fails there, the old code goes on as if
+    /// it had never come.
     Install {
         /// The component: a file, http(s)://…, /ipfs/CID, or /ipns/NAME, which is followed from then on
         #[arg(value_name = "FILE|URL|/ipfs/CID|/ipns/NAME")]
@@ -64,7 +69,7 @@ pub enum PluginCommand {
         /// The SHA-256 of the component, in hex, for what comes over the network
         #[arg(long, value_name = "DIGEST")]
         trust: Option<Digest>,
-        /// Grant a new plugin all that it asks for
+        /// Grant it all that it asks for, without being asked
         #[arg(long)]
         grant: bool,
         /// Wait until its probation is over
@@ -93,6 +98,13 @@ pub enum PluginCommand {
     Resume {
         /// The plugin
         name: String,
+    },
+    /// Shows what a plugin asks for and may, or changes that
+    Grants {
+        /// The plugin
+        name: String,
+        #[command(subcommand)]
+        command: Option<grants::Command>,
     },
     /// Shows what has become of the components that were to run as a plugin
     History {
@@ -186,6 +198,9 @@ impl PluginCommand {
             }
             Self::Pause { name } => install::show(out, client.post(&["plugins", &name, "pause"]).await?),
             Self::Resume { name } => install::show(out, client.post(&["plugins", &name, "resume"]).await?),
+            Self::Grants { name, command } => {
+                command.unwrap_or(grants::Command::Show).execute(&name, client, out).await
+            }
             Self::History { name, limit } => {
                 let query = [("limit", limit.to_string())];
                 out.rows(&client.get(&["plugins", &name, "history"], &query).await?, &CHANGES)

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::client::Client;
-use super::output::{Output, line};
+use super::output::{Output, cell, line};
 
 pub async fn execute(client: &Client, out: &Output) -> anyhow::Result<()> {
     let status = client.get(&["status"], &[]).await?;
@@ -21,7 +21,7 @@ pub async fn execute(client: &Client, out: &Output) -> anyhow::Result<()> {
         if status["healthy"] == true { "all is well" } else { "not all is well:" }
     ))?;
     for trouble in status["troubles"].as_array().into_iter().flatten() {
-        line(&format!("  ! {}", trouble.as_str().unwrap_or_default()))?;
+        line(&format!("  ! {}", cell(Some(trouble))))?;
     }
     for (label, value) in [
         ("host", text("/id")),
@@ -31,7 +31,7 @@ pub async fn execute(client: &Client, out: &Output) -> anyhow::Result<()> {
         ("log", format!("{} entries, the first held is {}", text("/log/head"), text("/log/first"))),
         ("disk", disk(&status)),
         ("outbox", format!("{} waiting", text("/outbox/waiting"))),
-        ("dead letters", text("/dead_letters")),
+        ("dead letters", format!("{}, {} dropped", text("/dead_letters"), text("/dead_letters_dropped"))),
         ("plugins", text("/plugins")),
     ] {
         line(&format!("{label:<14}{value}"))?;

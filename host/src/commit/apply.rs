@@ -126,7 +126,7 @@ pub fn entries_of(batch: &Batch) -> Vec<Kind> {
     messages.chain(subscriptions).chain(batch.struck.iter().cloned()).collect()
 }
 
-/// Writes the effects of a batch and its cursor; returns how many old dead letters had to go.
+/// Writes the effects of a batch and its cursor.
 pub fn apply(
     write: &WriteTransaction,
     batch: &Batch,
@@ -134,7 +134,7 @@ pub fn apply(
     kept: &dead::Quota,
     undo: Option<Place>,
     wakes: &mut Wakes,
-) -> Result<u64, StoreError> {
+) -> Result<(), StoreError> {
     if let Some(place) = undo {
         let mut saved = Saved::open(write, place)?;
         apply_state(write, batch, Some(&mut saved))?;
@@ -162,7 +162,7 @@ pub fn apply(
     }
     wakes.names |= !batch.names.is_empty();
     apply_retries(write, batch, wakes)?;
-    if batch.dead.is_empty() { Ok(0) } else { dead::put(write, &batch.dead, kept) }
+    if batch.dead.is_empty() { Ok(()) } else { dead::put(write, &batch.dead, kept, now) }
 }
 
 fn apply_state(

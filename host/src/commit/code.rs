@@ -80,6 +80,16 @@ pub fn begin(
     now: Timestamp,
     told: &mut Told,
 ) -> Result<Option<Place>, StoreError> {
+    if let Some(quarantine) = &batch.quarantine {
+        let row = roster::row_within(write, &batch.plugin)?;
+        let (by, source) = ("the host".to_owned(), row.code.source());
+        let mut change = Change::new(batch.plugin.clone(), State::Quarantined, by, source);
+        change.after = Some(row.as_version());
+        change.reason = Some(quarantine.reason.clone());
+        told.record(write, &change, now)?;
+        let quarantine = Some(quarantine.clone());
+        roster::put_within(write, &batch.plugin, &roster::Row { quarantine, ..row })?;
+    }
     let newest = mark::newest_within(write, batch.id)?;
     if let Some(handover) = &batch.handover {
         return Ok(Some(hand_over(write, batch, handover, newest, now, told)?));
@@ -123,8 +133,17 @@ fn hand_over(
         voids: None,
     });
     let (code, follows) = (handover.code.clone(), handover.follows.clone());
-    let setup = before.setup.clone().or_else(|| handover.setup.clone());
-    let row = roster::Row { code, follows, setup, generation: batch.by, ..before.clone() };
+    let (setup, claim) = (handover.setup.clone(), handover.claim.clone());
+    let row = roster::Row {
+        code,
+        follows,
+        setup,
+        claim,
+        pending: None,
+        quarantine: None,
+        generation: batch.by,
+        ..before.clone()
+    };
     roster::put_within(write, &batch.plugin, &row)?;
     let probation = Some(Probation::new(handover.rates));
     if let Some((place, mark)) = newest.filter(|(_, mark)| mark.probation.is_some()) {
@@ -294,7 +313,7 @@ pub fn take_back(
     });
     let (code, state_version) = (order.code.clone(), before.state_version);
     let follows = row.follows.clone().or(before.follows);
-    let row = roster::Row { code, state_version, follows, generation: batch.by, ..row };
+    let row = roster::Row { code, state_version, follows, quarantine: None, generation: batch.by, ..row };
     roster::put_within(write, &batch.plugin, &row)?;
     Ok(Some(world))
 }

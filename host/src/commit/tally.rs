@@ -13,8 +13,6 @@ pub struct Tally {
     pub nanoseconds: AtomicU64,
     /// Entries that plugins have handled and that are durable.
     pub handled: AtomicU64,
-    /// Dead letters that went because there were too many.
-    pub dead_dropped: AtomicU64,
     /// Seconds that each commit with a sync waited for the disk.
     pub syncs: Histogram,
 }
@@ -25,7 +23,6 @@ impl Default for Tally {
             commits: AtomicU64::default(),
             nanoseconds: AtomicU64::default(),
             handled: AtomicU64::default(),
-            dead_dropped: AtomicU64::default(),
             // From 0.1 ms to 3.3 s.
             syncs: Histogram::new(exponential_buckets(0.0001, 2.0, 16)),
         }

@@ -113,9 +113,9 @@ impl Commit {
         if let Some(last) = entries.last() {
             names.settle(&write, last.offset)?;
         }
-        let (now, mut dropped) = (log.now(), 0);
+        let now = log.now();
         for Submitted { batch, undo, .. } in work.batches.iter().filter(|it| it.batch.take_back.is_none()) {
-            dropped += apply(&write, batch, now, &self.dead_letters, *undo, &mut wakes)?;
+            apply(&write, batch, now, &self.dead_letters, *undo, &mut wakes)?;
         }
         // Before the outbox can see them and count them down.
         for submitted in &work.batches {
@@ -132,7 +132,6 @@ impl Commit {
             log.committed(Offset(last.offset.0 + 1));
         }
         self.tally.commits.fetch_add(1, Ordering::Relaxed);
-        self.tally.dead_dropped.fetch_add(dropped, Ordering::Relaxed);
         let elapsed = crate::time::nanoseconds(begun.elapsed());
         self.tally.nanoseconds.fetch_add(elapsed, Ordering::Relaxed);
         told.changes.iter().for_each(|change| self.changes.tell(change));

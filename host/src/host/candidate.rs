@@ -1,6 +1,7 @@
 //! Owns the plugins that are to be loaded: where their components come from and what they may.
 
 use std::io;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -12,7 +13,7 @@ use crate::ident::{Digest, PluginName, Topic};
 use crate::plugin::mark;
 use crate::plugin::roster::{self, Code, Setup, Standing};
 use crate::plugin::{
-    self, Engine, EngineError, Grants, Inspection, Limits, Manifest, Prepared, Resolved, Runnable,
+    self, Engine, EngineError, Grants, Inspection, Limits, Manifest, Prepared, Reach, Resolved, Runnable,
 };
 use crate::store::{Store, StoreError, components};
 
@@ -24,12 +25,21 @@ pub struct Candidate {
     pub source: String,
     /// Whether it was installed while a host ran, in place of what the config names.
     pub installed: bool,
-    setup: PluginConfig,
+    terms: Terms,
     bytes: io::Result<Bytes>,
     /// The digest of what ran last, as far as it is known.
     last: Option<String>,
     /// What runs again if it fails on probation, if it is on one.
     fallback: Option<Box<Candidate>>,
+}
+
+/// On which terms a plugin runs.
+#[derive(Clone, Debug, Default)]
+pub struct Terms {
+    /// What the config says of it.
+    pub config: PluginConfig,
+    /// What it was given and denied beside that.
+    pub given: Setup,
 }
 
 impl std::fmt::Debug for Candidate {
@@ -60,8 +70,8 @@ pub struct Ready {
     pub code: Code,
     /// Its component.
     pub prepared: Prepared,
-    /// Its config and what it asks for.
-    pub resolved: Resolved,
+    /// Its config.
+    pub config: String,
     /// What it may.
     pub allowance: Allowance,
 }
@@ -69,8 +79,10 @@ pub struct Ready {
 /// What a plugin may reach and take.
 #[derive(Clone)]
 pub struct Allowance {
+    /// What it asks for.
+    pub asks: Grants,
     /// What it may reach.
-    pub grants: Grants,
+    pub reach: Reach,
     /// What it may take.
     pub limits: Limits,
 }
@@ -78,17 +90,23 @@ pub struct Allowance {
 impl Ready {
     /// What an actor runs.
     pub fn into_runnable(self) -> Runnable {
-        let Self { source, code, prepared, resolved, allowance } = self;
-        let topics = allowance.topics(&resolved);
-        Runnable { prepared, config: resolved.config, topics, limits: allowance.limits, code, source }
+        let Self { source, code, prepared, config, allowance } = self;
+        let topics = allowance.topics();
+        let Allowance { reach, limits, .. } = allowance;
+        Runnable { prepared, config, topics, reach: Arc::new(reach), limits, code, source }
     }
 }
 
 impl Allowance {
     /// The topics that a manifest asks for and that may be subscribed to.
-    fn topics(&self, resolved: &Resolved) -> Vec<Topic> {
-        let asked = resolved.asks.subscribe.iter().filter_map(|pattern| pattern.exact());
-        asked.filter(|topic| self.grants.may_subscribe(topic)).cloned().collect()
+    pub fn topics(&self) -> Vec<Topic> {
+        let asked = self.asks.subscribe.iter().filter_map(|pattern| pattern.exact());
+        asked.filter(|topic| self.reach.may_subscribe(topic)).cloned().collect()
+    }
+
+    /// What it asks for and may not, in words.
+    pub fn missing(&self) -> Vec<String> {
+        self.reach.missing(&self.asks)
     }
 }
 
@@ -102,9 +120,8 @@ pub fn candidates(config: &Config, store: &Store) -> Result<Vec<Candidate>, Stor
     for (name, _) in bundled::PLUGINS {
         setups.entry(name.parse().expect("bundled names are valid")).or_default();
     }
-    for (name, row) in rows.iter().filter(|(_, row)| row.code.installed.is_some()) {
-        let setup = setups.entry(name.clone()).or_default();
-        give(setup, row.setup.as_ref());
+    for (name, _) in rows.iter().filter(|(_, row)| row.code.installed.is_some()) {
+        setups.entry(name.clone()).or_default();
     }
     rows.retain(|name, row| {
         let is_removed = row.standing == Standing::Removed;
@@ -114,15 +131,17 @@ pub fn candidates(config: &Config, store: &Store) -> Result<Vec<Candidate>, Stor
         !is_removed
     });
     let wanted = setups.into_iter().filter(|(_, setup)| !setup.disabled);
-    let candidate = |(name, setup): (PluginName, PluginConfig)| {
+    let candidate = |(name, config): (PluginName, PluginConfig)| {
+        let row = rows.remove(&name);
+        let given = row.as_ref().map(|row| row.setup.clone()).unwrap_or_default();
+        let terms = Terms { config, given };
         let fallback = fallbacks.remove(&name);
         let fallback =
-            fallback.map(|mark| Candidate::kept(name.clone(), setup.clone(), mark.before.code, store));
-        let row = rows.remove(&name);
+            fallback.map(|mark| Candidate::kept(name.clone(), terms.clone(), mark.before.code, store));
         let last = row.as_ref().map(|row| row.code.digest.clone());
         let candidate = match row {
-            Some(row) if row.code.installed.is_some() => Candidate::installed(name, setup, row.code, store),
-            _ => Candidate::new(name, setup),
+            Some(row) if row.code.installed.is_some() => Candidate::installed(name, terms, row.code, store),
+            _ => Candidate::new(name, terms),
         };
         Candidate { last, fallback: fallback.map(Box::new), ..candidate }
     };
@@ -152,8 +171,8 @@ impl Candidate {
     }
 
     /// What the config names.
-    pub fn new(name: PluginName, setup: PluginConfig) -> Self {
-        let (source, bytes) = match &setup.file {
+    pub fn new(name: PluginName, terms: Terms) -> Self {
+        let (source, bytes) = match &terms.config.file {
             Some(file) => (file.display().to_string(), plugin::read(file).map(Bytes::from)),
             None => {
                 let component = bundled::component(name.as_str()).map(Bytes::from_static);
@@ -161,43 +180,49 @@ impl Candidate {
                 ("bundled".to_owned(), component.ok_or_else(|| io::Error::other(missing)))
             }
         };
-        Self { name, source, installed: false, setup, bytes, last: None, fallback: None }
+        Self { name, source, installed: false, terms, bytes, last: None, fallback: None }
     }
 
     /// What was installed while a host ran.
-    fn installed(name: PluginName, setup: PluginConfig, code: Code, store: &Store) -> Self {
+    fn installed(name: PluginName, terms: Terms, code: Code, store: &Store) -> Self {
         let bytes = components::read(store, &code.digest).map(Bytes::from);
         let source = code.installed.unwrap_or_default();
-        Self { name, source, installed: true, setup, bytes, last: None, fallback: None }
+        Self { name, source, installed: true, terms, bytes, last: None, fallback: None }
     }
 
-    /// A component that is to run as a plugin which the config, or what it was given, sets up as `setup`.
-    pub fn proposed(proposal: Proposal, setup: PluginConfig) -> Self {
+    /// A component that is to run as a plugin, on these terms.
+    pub fn proposed(proposal: Proposal, terms: Terms) -> Self {
         let Proposal { plugin: name, component, source, is_named, .. } = proposal;
-        Self { name, source, installed: !is_named, setup, bytes: Ok(component), last: None, fallback: None }
+        Self { name, source, installed: !is_named, terms, bytes: Ok(component), last: None, fallback: None }
     }
 
-    /// Grants it what it asks for, unless it is granted something already.
+    /// Grants it what it asks for.
     pub fn grant(&mut self, asks: &Grants) {
-        self.setup.grants.get_or_insert_with(|| asks.clone());
+        self.terms.given.granted.add(asks);
+        self.terms.given.denied.take(asks);
+    }
+
+    /// What it was given and denied beside what the config says.
+    pub fn given(&self) -> Setup {
+        self.terms.given.clone()
     }
 
     /// What a plugin ran before: kept in the store, or what the config names, if that is the same still.
-    pub fn kept(name: PluginName, setup: PluginConfig, code: Code, store: &Store) -> Self {
+    pub fn kept(name: PluginName, terms: Terms, code: Code, store: &Store) -> Self {
         if code.installed.is_some() {
-            return Self::installed(name, setup, code, store);
+            return Self::installed(name, terms, code, store);
         }
-        let named = Self::new(name.clone(), setup.clone());
+        let named = Self::new(name.clone(), terms.clone());
         if named.bytes.as_ref().is_ok_and(|bytes| Digest::of(bytes).to_string() == code.digest) {
             return named;
         }
         let code = Code { installed: Some(named.source), ..code };
-        Self::installed(name, setup, code, store)
+        Self::installed(name, terms, code, store)
     }
 
     /// The component of a file, which may be another one by the time that it is gone back to.
     pub fn of_file(&self) -> Option<&[u8]> {
-        self.setup.file.as_ref().filter(|_| !self.installed)?;
+        self.terms.config.file.as_ref().filter(|_| !self.installed)?;
         self.bytes.as_deref().ok()
     }
 
@@ -220,16 +245,16 @@ impl Candidate {
         host_id: &str,
     ) -> Result<Ready, String> {
         let prepared = engine.prepare(self.bytes()?, inspection).map_err(|error| self.wrong(&error))?;
-        let (resolved, allowance) = self.resolve(config, &prepared.inspection.manifest, host_id)?;
+        let (plugin_config, allowance) = self.resolve(config, &prepared.inspection.manifest, host_id)?;
         let inspection = &prepared.inspection;
-        let is_bundled = self.setup.file.is_none() && !self.installed;
+        let is_bundled = self.terms.config.file.is_none() && !self.installed;
         let code = Code {
             version: inspection.manifest.version.clone(),
             digest: inspection.digest.to_string(),
             // A file may be another one by then; what is bundled goes with the host.
             installed: (!is_bundled).then(|| self.source.clone()),
         };
-        Ok(Ready { source: self.source.clone(), code, prepared, resolved, allowance })
+        Ok(Ready { source: self.source.clone(), code, prepared, config: plugin_config, allowance })
     }
 
     /// What runs again if it fails on probation; without it there is no way back by itself.
@@ -253,19 +278,13 @@ impl Candidate {
         format!("{}: {}", self.source, chain(error))
     }
 
-    /// What the component asks for, with the operator's values, and what it has; the error is for the operator.
-    pub fn ask(
-        &self,
-        config: &Config,
-        manifest: &Manifest,
-        host_id: &str,
-    ) -> Result<(Grants, Grants), String> {
-        let (resolved, allowance) = self.resolve(config, manifest, host_id)?;
-        Ok((resolved.asks, allowance.grants))
+    /// What the component asks for, with the operator's values, and what it may; the error is for the operator.
+    pub fn ask(&self, config: &Config, manifest: &Manifest, host_id: &str) -> Result<Allowance, String> {
+        Ok(self.resolve(config, manifest, host_id)?.1)
     }
 
     fn bytes(&self) -> Result<&[u8], String> {
-        self.bytes.as_deref().map_err(|error| match &self.setup.file {
+        self.bytes.as_deref().map_err(|error| match &self.terms.config.file {
             _ if self.installed => {
                 format!("cannot read the component that was installed from {}: {error}", self.source)
             }
@@ -274,35 +293,45 @@ impl Candidate {
         })
     }
 
-    /// Puts the operator's values into the manifest and settles what the plugin may. A bundled one
-    /// has what it asks for; one from a file has what the config grants.
     fn resolve(
         &self,
         config: &Config,
         manifest: &Manifest,
         host_id: &str,
-    ) -> Result<(Resolved, Allowance), String> {
-        let is_bundled = self.setup.file.is_none() && bundled::component(self.name.as_str()).is_some();
-        let values = match is_bundled {
-            true => config.bundled_values(self.name.as_str(), |key| manifest.config.contains_key(key)),
-            false => self.setup.config.clone(),
-        };
-        let resolved = manifest.resolve(&values, &[("id", host_id)]).map_err(|error| error.to_string())?;
-        let grants = match &self.setup.grants {
-            Some(grants) => grants.clone(),
-            // Whatever is installed under its name is not the one that comes with the host.
-            None if is_bundled && !self.installed => resolved.asks.clone(),
-            None => Grants::default(),
-        };
-        // A plugin may have less than the defaults by asking; more only the operator gives.
-        let limits = self.setup.limits.unwrap_or_else(|| manifest.limits.within(&Limits::default()));
-        Ok((resolved, Allowance { grants, limits }))
+    ) -> Result<(String, Allowance), String> {
+        settle(config, &self.name, &self.terms, self.installed, manifest, host_id)
     }
 }
 
-/// Adds what a plugin was given when it was installed; what the config says counts for more.
-pub fn give(setup: &mut PluginConfig, given: Option<&Setup>) {
-    if let (None, Some(given)) = (&setup.grants, given) {
-        setup.grants = Some(given.grants.clone());
-    }
+/// Puts the operator's values into a manifest and settles what the plugin may. A bundled one is granted what it
+/// asks for unless the config says otherwise; any other has what the config grants. What the operator has given
+/// it while a host ran is added, and what was denied is denied. Returns its config and what it may; the error is
+/// for the operator.
+pub fn settle(
+    config: &Config,
+    name: &PluginName,
+    terms: &Terms,
+    is_installed: bool,
+    manifest: &Manifest,
+    host_id: &str,
+) -> Result<(String, Allowance), String> {
+    let is_bundled = terms.config.file.is_none() && bundled::component(name.as_str()).is_some();
+    let values = match is_bundled {
+        true => config.bundled_values(name.as_str(), |key| manifest.config.contains_key(key)),
+        false => terms.config.config.clone(),
+    };
+    let resolved = manifest.resolve(&values, &[("id", host_id)]).map_err(|error| error.to_string())?;
+    let (policy, set) = (&config.limits, &terms.config.limits);
+    let Resolved { asks, config } = resolved;
+    let asks = Grants { limits: policy.asked(&manifest.limits, set), ..asks };
+    let mut granted = match &terms.config.grants {
+        Some(grants) => grants.clone(),
+        // Whatever is installed under its name is not the one that comes with the host.
+        None if is_bundled && !is_installed => asks.clone(),
+        None => Grants::default(),
+    };
+    granted.add(&terms.given.granted);
+    let reach = Reach { granted, denied: terms.given.denied.clone() };
+    let limits = policy.settle(&manifest.limits, set, &reach.limits());
+    Ok((config, Allowance { asks, reach, limits }))
 }

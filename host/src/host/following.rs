@@ -51,6 +51,16 @@ impl Look for Files {
 
 /// Looks at everything until the host ends. No look waits for another.
 pub async fn follow(host: Weak<Host>) {
+    if let Some(host) = host.upgrade() {
+        let ended = host.ended.clone();
+        tokio::select! {
+            biased;
+            () = ended.cancelled() => return,
+            taken_up = host.take_up_pending() => if let Err(error) = taken_up {
+                tracing::error!("cannot look after the components that wait: {error}");
+            },
+        }
+    }
     tokio::join!(
         keep_looking(&host, Folder::default()),
         keep_looking(&host, Names::default()),
@@ -171,7 +181,10 @@ impl Host {
         let tidied = tokio::task::spawn_blocking(move || {
             let mut needed: BTreeSet<String> =
                 host.plugins.all().values().map(|it| it.version().digest).collect();
-            needed.extend(mark::components(&host.store.snapshot()?)?);
+            let snapshot = host.store.snapshot()?;
+            needed.extend(mark::components(&snapshot)?);
+            let rows = roster::rows(&snapshot)?.into_values();
+            needed.extend(rows.filter_map(|row| Some(row.pending?.digest)));
             components::tidy(&host.store, &needed);
             Ok(())
         });

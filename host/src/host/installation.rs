@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 
-use super::candidate::{Candidate, Ready, give};
+use super::candidate::{Candidate, Ready, Terms};
 use super::loader::ToRun;
-use super::replacement::{Proposal, ReplaceError, broke_down};
+use super::replacement::{Judged, Proposal, ReplaceError, broke_down};
 use super::{Host, UNHURT};
 use crate::bundled;
 use crate::change::{Change, State, UnderWay};
 use crate::entry::Offset;
 use crate::ident::PluginName;
-use crate::plugin::roster::{self, Row, Setup, Standing, Stored};
-use crate::plugin::{Batch, Effects, Timers, World};
+use crate::plugin::roster::{self, Claim, Row, Setup, Standing, Stored};
+use crate::plugin::{Batch, Effects, Grants, Timers, World};
 use crate::store::{PluginId, components};
 
 /// What a plugin may that is new.
@@ -19,7 +19,7 @@ use crate::store::{PluginId, components};
 pub enum Grant {
     /// What the config grants, or what it was granted when it was here before.
     AsBefore,
-    /// All that it asks for, unless the config grants it something else.
+    /// All that it asks for, too.
     AllThatIsAsked,
 }
 
@@ -51,7 +51,7 @@ impl Host {
         let name = proposal.plugin.clone();
         let turn = self.turns.of(&name);
         if self.plugins.get(&name).is_some() {
-            match self.try_replace(under_way, proposal.clone()).await {
+            match self.try_replace(under_way, proposal.clone(), grant).await {
                 // It was removed meanwhile.
                 Err(ReplaceError::NoPlugin(_)) => {}
                 outcome => return outcome,
@@ -61,7 +61,7 @@ impl Host {
         // Of two that install one plugin the second one replaces what the first has installed.
         if self.plugins.get(&name).is_some() {
             drop(place);
-            return self.try_replace(under_way, proposal).await;
+            return self.try_replace(under_way, proposal, grant).await;
         }
         self.try_install(under_way, proposal, grant).await
     }
@@ -75,37 +75,32 @@ impl Host {
         let (name, follows) = (proposal.plugin.clone(), proposal.follows.take());
         let installed = (!proposal.is_named).then(|| proposal.source.clone());
         let known = roster::known_row(&self.store.snapshot()?, &name)?;
-        // What the config names has what the config says, whatever was installed under its name.
-        let mut given = known.as_ref().and_then(|known| known.setup.clone()).filter(|_| !proposal.is_named);
-        let mut setup = self.section(&name);
-        if grant == Grant::AsBefore {
-            give(&mut setup, given.as_ref());
+        let mut given = known.as_ref().map(|known| known.setup.clone()).unwrap_or_default();
+        if proposal.is_named {
+            // What the config names has what the config says, whatever was installed under its name.
+            given.granted = Grants::default();
         }
-        let candidate = Candidate::proposed(proposal, setup);
-        let (ready, component) = self.judge(under_way, candidate, grant).await?;
-        if grant == Grant::AllThatIsAsked {
-            given = Some(Setup { grants: ready.resolved.asks.clone() });
-        }
+        let candidate = Candidate::proposed(proposal, Terms { config: self.section(&name), given });
+        let Judged { ready, component, given } = self.judge(under_way, candidate, grant).await?;
         // It is entered while the place in the line is held: what is known of it does not change meanwhile.
         let turn = self.turns.of(&name);
         let _turn = turn.change.lock().await;
         under_way.reach(State::Rehearsing);
-        let grants = Arc::new(ready.allowance.grants.clone());
         let stored = match roster::read(&self.store, &name)? {
             Some(stored) => stored,
             None => nothing_yet(&name, &ready),
         };
-        self.rehearse(&name, grants.clone(), &ready, stored).await?;
+        self.claim(&name, &ready.allowance.reach)?;
+        self.rehearse(&name, &ready, stored).await?;
         let (store, digest) = (self.store.clone(), ready.prepared.inspection.digest);
         let kept = tokio::task::spawn_blocking(move || components::keep(&store, digest, &component)).await;
         kept.expect("keeping does not panic").map_err(ReplaceError::Keep)?;
-        self.loader
-            .make_keys(&grants)
-            .await
-            .map_err(|error| ReplaceError::Refused(crate::cause::chain(&error)))?;
+        self.make_keys(&ready.allowance.reach).await?;
         under_way.reach(State::TakingOver);
         let code = roster::Code { installed, ..ready.code.clone() };
-        let row = Row { standing: Standing::Runs, setup: given, follows, ..roster::entered(known, code) };
+        let claim = Claim::of(&ready.allowance.reach);
+        let row = roster::entered(known, code);
+        let row = Row { standing: Standing::Runs, setup: given, claim, pending: None, follows, ..row };
         under_way.change.reach(State::Installed);
         self.enter(&name, row, Some(under_way.change.clone())).await?;
         self.awaited.write().expect(UNHURT).insert(name.clone());
@@ -122,19 +117,12 @@ impl Host {
                 "there is nothing to restore: {name} does not come with the host, and the config gives no file"
             )));
         }
-        let (config, id, plugin, section) =
-            (self.config.clone(), self.id.clone(), name.clone(), self.section(name));
+        let (plugin, section) = (name.clone(), self.section(name));
         let read = tokio::task::spawn_blocking(move || {
-            let named = Candidate::new(plugin, section);
-            let asks = named.ask(&config, &named.inspect()?.manifest, &id)?.0;
-            Ok((named.source.clone(), asks, named.into_component()?))
+            let named = Candidate::new(plugin, Terms { config: section, given: Setup::default() });
+            Ok((named.source.clone(), named.into_component()?))
         });
-        let (source, asks, component) = read.await.map_err(broke_down)?.map_err(ReplaceError::Refused)?;
-        // What runs may have the grants of another plugin that was installed under this name. It goes, then, and
-        // what the config names begins with its own.
-        if self.plugins.get(name).is_some_and(|loaded| !loaded.grants.cover(&asks)) {
-            self.remove(name, false, by).await?;
-        }
+        let (source, component) = read.await.map_err(broke_down)?.map_err(ReplaceError::Refused)?;
         let (plugin, by) = (name.clone(), by.to_owned());
         let proposal = Proposal { plugin, component, source, by, follows: None, is_named: true };
         self.install(proposal, Grant::AsBefore).await

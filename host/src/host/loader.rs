@@ -20,7 +20,7 @@ use crate::log::EventLog;
 use crate::plugin::mark;
 use crate::plugin::roster::{self, Missed, Stored};
 use crate::plugin::{
-    Actor, Engine, Fallback, Grants, Lines, NameOrKey, Parts, Probation, SessionParts, World,
+    Actor, Engine, Fallback, Lines, NameOrKey, Parts, Probation, Reach, SessionParts, World,
 };
 use crate::room::Room;
 use crate::store::outbox::Backlog;
@@ -108,27 +108,28 @@ impl Loader {
     /// Wires a plugin that was entered into the roster, and makes the keys that it is granted. May block.
     pub fn wire(&self, name: &PluginName, stored: Stored, to_run: ToRun) -> Result<Wired, HostError> {
         let ToRun { ready, fallback, failed } = to_run;
-        let grants = ready.allowance.grants.clone();
-        if !grants.cover(&ready.resolved.asks) {
-            tracing::warn!(plugin = %name, "asks for more than it is granted; what is missing is refused when it is used");
+        let missing = ready.allowance.missing();
+        if !missing.is_empty() {
+            let missing = missing.join(", ");
+            tracing::warn!(plugin = %name, "is refused what it asks for and is not granted, when it uses it: to {missing}");
         }
         let run = ready.into_runnable();
+        let reach = run.reach.clone();
         let Stored { row, cursor, missed, mut world, effects } = stored;
         if let Some(missed) = &missed {
             self.tell_missed(name, &world, cursor, missed);
         }
-        self.take_back(name, &grants, &mut world);
+        self.take_back(name, &reach, &mut world);
         // What it did not hear while it was away is a gap.
         self.restore_hearings(&world);
-        self.add_own_names(&grants, &mut world)?;
+        self.add_own_names(&reach, &mut world)?;
         self.interest.restore(name, &world);
         self.subscribe_to_new(name, &run.topics, &world);
         let (probation, fallback) = self.fallback(row.id, fallback)?;
-        let grants = Arc::new(grants);
         let session = SessionParts {
             plugin: name.clone(),
             id: row.id,
-            grants: grants.clone(),
+            reach,
             limits: run.limits,
             world,
             effects,
@@ -145,6 +146,7 @@ impl Loader {
             rules: self.config.replacement.probation,
             failed,
             is_paused: row.standing == roster::Standing::Paused,
+            quarantine: row.quarantine,
             rates: row.rates,
             state_version: row.state_version,
             session,
@@ -154,7 +156,7 @@ impl Loader {
             room: self.room.clone(),
         };
         let (actor, handle) = Actor::new(parts)?;
-        let loaded = Loaded { handle, grants, stop: CancellationToken::new() };
+        let loaded = Loaded { handle, stop: CancellationToken::new() };
         Ok(Wired { actor, loaded })
     }
 
@@ -191,9 +193,9 @@ impl Loader {
     }
 
     /// What the operator or another plugin published under the plugin's keys before it was there.
-    fn add_own_names(&self, grants: &Grants, world: &mut World) -> Result<(), HostError> {
+    fn add_own_names(&self, reach: &Reach, world: &mut World) -> Result<(), HostError> {
         let snapshot = self.store.snapshot()?;
-        for key in &grants.write {
+        for key in reach.writes() {
             let Some(name) = self.keys.name(key) else { continue };
             let known = names::known(&snapshot, key)?.map(|known| known.resolution(name.clone()));
             world.add_own(name, known);
@@ -202,8 +204,8 @@ impl Loader {
     }
 
     /// Ends what the plugin had and is not granted any more.
-    fn take_back(&self, name: &PluginName, grants: &Grants, world: &mut World) {
-        let names = grants.read.iter().filter_map(|either| match either {
+    fn take_back(&self, name: &PluginName, reach: &Reach, world: &mut World) {
+        let names = reach.reads().filter_map(|either| match either {
             NameOrKey::Name(name) => Some(name.clone()),
             NameOrKey::Key(key) => self.keys.name(key),
         });
@@ -212,7 +214,7 @@ impl Loader {
         {
             world.unfollow(&gone);
         }
-        let revoked = |topic: &&Topic| !grants.may_subscribe(topic);
+        let revoked = |topic: &&Topic| !reach.may_subscribe(topic);
         for topic in world.subscriptions().iter().filter(revoked).cloned().collect::<Vec<_>>() {
             world.revoke(&topic);
             let (plugin, by) = (name.clone(), Generation(0));
@@ -232,9 +234,9 @@ impl Loader {
 
     /// Makes the keys that a plugin is granted and the host has not, or adopts those that the daemon has under
     /// these names.
-    pub async fn make_keys(&self, grants: &Grants) -> Result<(), HostError> {
+    pub async fn make_keys(&self, reach: &Reach) -> Result<(), HostError> {
         let missing: BTreeSet<KeyName> =
-            grants.keys().filter(|key| self.keys.get(key).is_none()).cloned().collect();
+            reach.keys().filter(|key| self.keys.get(key).is_none()).cloned().collect();
         if missing.is_empty() {
             return Ok(());
         }

@@ -14,7 +14,7 @@ use super::{Host, HostError, UNHURT};
 use crate::change::{Change, State};
 use crate::commit::CommitError;
 use crate::ident::PluginName;
-use crate::plugin::roster::{self, Row};
+use crate::plugin::roster::{self, Claim, Row};
 use crate::store::StoreError;
 
 impl Host {
@@ -106,7 +106,12 @@ impl Host {
             }
         };
         let ready = &to_run.ready;
-        if let Err(error) = self.loader.make_keys(&ready.allowance.grants).await {
+        let reach = &ready.allowance.reach;
+        let may_have = self.claim(&name, reach);
+        if let Err(error) = match may_have {
+            Ok(()) => self.make_keys(reach).await,
+            refused => refused,
+        } {
             self.not_load(name, crate::cause::chain(&error));
             return Ok(());
         }
@@ -115,7 +120,7 @@ impl Host {
             installed: candidate.installed.then(|| ready.source.clone()),
             ..ready.code.clone()
         };
-        let row = roster::entered(known.clone(), code);
+        let row = Row { claim: Claim::of(reach), ..roster::entered(known.clone(), code) };
         // The disk may be full: what stands there already is not written again.
         if known.as_ref() != Some(&row) && to_run.failed.is_none() {
             let other = known.filter(|known| known.code.digest != row.code.digest);

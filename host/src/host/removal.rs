@@ -38,7 +38,8 @@ impl Host {
         self.commit
             .record(change, self.log.now(), move |write| {
                 let row = roster::row_within(write, &whose)?;
-                roster::put_within(write, &whose, &Row { standing, ..row })
+                let quarantine = row.quarantine.filter(|_| paused);
+                roster::put_within(write, &whose, &Row { standing, quarantine, ..row })
             })
             .await?;
         loaded.handle.pause(paused);
@@ -78,11 +79,12 @@ impl Host {
         }
         self.not_loaded.lock().expect(UNHURT).remove(name);
         self.awaited.write().expect(UNHURT).remove(name);
+        self.claims.lock().expect(UNHURT).remove(name);
         let (told_of, whose, now) = (change.clone(), name.clone(), self.log.now());
         self.commit
             .change(move |write, told| {
                 let row = roster::row_within(write, &whose)?;
-                let row = Row { standing: Standing::Removed, ..row };
+                let row = Row { standing: Standing::Removed, pending: None, ..row };
                 told.record(write, &change, now)?;
                 if let Some(unproven) = mark::end_probation(write, row.id)? {
                     let why = "the plugin was removed before its probation was over".to_owned();

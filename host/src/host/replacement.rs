@@ -7,16 +7,16 @@ use bytes::Bytes;
 use thiserror::Error;
 use tokio::sync::oneshot;
 
-use super::candidate::{Candidate, Ready};
+use super::candidate::{Allowance, Candidate, Ready, Terms};
 use super::{Grant, Host, Loaded};
 use crate::bundled;
 use crate::change::{Change, State, UnderWay, Version};
 use crate::commit::CommitError;
 use crate::config::PluginConfig;
-use crate::ident::{Digest, PluginName};
+use crate::ident::{Digest, KeyName, PluginName};
 use crate::plugin::mark::{self, Mark};
 use crate::plugin::roster::{self, Row, Setup, Stored};
-use crate::plugin::{Grants, Lines, Order, SessionParts, Successor, WayBack, rehearse};
+use crate::plugin::{Grants, Inspection, Lines, Order, Runnable, SessionParts, Successor, WayBack, rehearse};
 use crate::room::NoRoom;
 use crate::store::undo::Place;
 use crate::store::{StoreError, components};
@@ -30,6 +30,19 @@ pub enum ReplaceError {
     /// It is not fit for it.
     #[error("{0}")]
     Refused(String),
+    /// It asks for more than it is granted.
+    #[error("it asks to {}: install it with --grant, or grant it in the config under plugins.{}.grants", .0.missing.join(", "), .0.plugin)]
+    AsksForMore(Box<Wanting>),
+    /// Two plugins would have one key by accident.
+    #[error(
+        "the key {key} is {other}'s: if both are to publish under it, grant both to share it (`dim plugin grants NAME allow --share {key}`)"
+    )]
+    KeyTaken {
+        /// The key.
+        key: KeyName,
+        /// Whose it is.
+        other: PluginName,
+    },
     /// It does not start on what the plugin has.
     #[error("it does not start: {0}")]
     DoesNotStart(String),
@@ -53,7 +66,10 @@ pub enum ReplaceError {
 impl ReplaceError {
     /// Whether it says something of the component, rather than of the moment.
     pub fn is_lasting(&self) -> bool {
-        matches!(self, Self::Refused(_) | Self::DoesNotStart(_))
+        matches!(
+            self,
+            Self::Refused(_) | Self::DoesNotStart(_) | Self::AsksForMore(_) | Self::KeyTaken { .. }
+        )
     }
 }
 
@@ -84,6 +100,29 @@ pub struct Proposal {
     pub is_named: bool,
 }
 
+/// A component that asks for more than it is granted.
+#[derive(Debug)]
+pub struct Wanting {
+    /// Whose it is.
+    pub plugin: PluginName,
+    /// What it asks for and is not granted, in words.
+    pub missing: Vec<String>,
+    /// What it is.
+    pub inspection: Inspection,
+    /// The file.
+    pub component: Bytes,
+}
+
+/// A component that was judged and compiled, and is granted what it asks for.
+pub(super) struct Judged {
+    /// What is to run.
+    pub ready: Ready,
+    /// The file.
+    pub component: Bytes,
+    /// What it is given beside what the config says.
+    pub given: Setup,
+}
+
 /// What has a component judged and compiled must not take the host along.
 pub(super) fn broke_down(error: tokio::task::JoinError) -> ReplaceError {
     ReplaceError::Refused(format!("the compiler broke down over it: {error}"))
@@ -91,14 +130,14 @@ pub(super) fn broke_down(error: tokio::task::JoinError) -> ReplaceError {
 
 impl Host {
     /// Replaces the code of a plugin; returns once that is durable and the new code is on probation. The new
-    /// code has the grants of the old one. Whatever is wrong with it, the old code goes on; that is put on
-    /// record, too.
+    /// code has the grants of the old one; if it asks for more it waits until that is granted. Whatever is wrong
+    /// with it, the old code goes on; that is put on record, too.
     pub async fn replace(&self, proposal: Proposal) -> Result<Change, ReplaceError> {
         if self.plugins.get(&proposal.plugin).is_none() {
             return Err(ReplaceError::NoPlugin(proposal.plugin));
         }
         let mut under_way = self.propose(&proposal);
-        let outcome = self.try_replace(&mut under_way, proposal).await;
+        let outcome = self.try_replace(&mut under_way, proposal, Grant::AsBefore).await;
         self.conclude(under_way, outcome).await
     }
 
@@ -128,21 +167,48 @@ impl Host {
         self.config.plugins.get(name).cloned().unwrap_or_default()
     }
 
+    /// On which terms a component goes on after what runs. Grants go with the plugin's name.
+    pub(super) fn terms(&self, name: &PluginName, row: &Row, running: &Runnable, is_named: bool) -> Terms {
+        let (config, mut given) = (self.section(name), row.setup.clone());
+        if is_named {
+            // What the config names has what the config says, whatever was installed under its name.
+            given.granted = Grants::default();
+        } else if config.grants.is_none() && row.code.installed.is_none() {
+            // What is bundled has what it asks for, which nothing else has by itself.
+            given.granted.add(&running.reach.granted);
+        }
+        Terms { config, given }
+    }
+
     pub(super) async fn try_replace(
         &self,
         under_way: &mut UnderWay,
-        mut proposal: Proposal,
+        proposal: Proposal,
+        grant: Grant,
     ) -> Result<(), ReplaceError> {
+        while !self.try_replace_once(under_way, proposal.clone(), grant).await? {}
+        Ok(())
+    }
+
+    /// Returns false if the operator has granted or denied something meanwhile: it is to be tried again.
+    async fn try_replace_once(
+        &self,
+        under_way: &mut UnderWay,
+        mut proposal: Proposal,
+        grant: Grant,
+    ) -> Result<bool, ReplaceError> {
         let (name, follows) = (proposal.plugin.clone(), proposal.follows.take());
         let none = || ReplaceError::NoPlugin(name.clone());
+        let known = || roster::known_row(&self.store.snapshot()?, &name);
         let old = self.plugins.get(&name).ok_or_else(none)?;
         under_way.change.before = Some(old.version());
-        let setup = PluginConfig { grants: Some((*old.grants).clone()), ..self.section(&name) };
-        let candidate = Candidate::proposed(proposal, setup);
+        let row = known()?.ok_or_else(none)?;
+        let terms = self.terms(&name, &row, &old.handle.code(), proposal.is_named);
+        let (is_named, candidate) = (proposal.is_named, Candidate::proposed(proposal, terms));
         // Judged at once with others that came, and taken over in the order in which they came: it stands in
         // line from the first moment.
         let turn = self.turns.of(&name);
-        let judging = self.judge(under_way, candidate, Grant::AsBefore);
+        let judging = self.judge(under_way, candidate, grant);
         let (_place, judged) = tokio::join!(turn.line.lock(), judging);
         let _turn = turn.change.lock().await;
         let old = self.plugins.get(&name).ok_or_else(none)?;
@@ -150,13 +216,24 @@ impl Host {
         // What runs is known only now; it may go on whatever is said of it.
         if under_way.change.after == under_way.change.before {
             under_way.unchanged();
-            return self.follow(&name, follows).await;
+            self.follow(&name, follows).await?;
+            return Ok(true);
         }
-        let (ready, component) = judged?;
+        if known()?.ok_or_else(none)?.setup != row.setup {
+            return Ok(false);
+        }
+        let Judged { ready, component, given } = match judged {
+            Err(ReplaceError::AsksForMore(wanting)) => {
+                return self.let_wait(under_way, *wanting, follows, is_named).await.map(|()| true);
+            }
+            judged => judged?,
+        };
+        self.claim(&name, &ready.allowance.reach)?;
+        self.make_keys(&ready.allowance.reach).await?;
         let digest = ready.prepared.inspection.digest;
         under_way.reach(State::Rehearsing);
         let stored = roster::read(&self.store, &name)?.ok_or_else(none)?;
-        self.rehearse(&name, old.grants.clone(), &ready, stored).await?;
+        self.rehearse(&name, &ready, stored).await?;
         let (store, before) = (self.store.clone(), old.handle.code());
         let whose = name.clone();
         let kept = tokio::task::spawn_blocking(move || {
@@ -174,15 +251,14 @@ impl Host {
         let change = under_way.change.clone();
         let before = old.version();
         let run = ready.into_runnable();
-        let setup = Some(Setup { grants: (*old.grants).clone() });
-        let successor = Successor { run, follows, setup, change, done };
+        let successor = Successor { run, follows, setup: given, change, done };
         old.handle.order(Order::Succeed(Box::new(successor)));
         let taken_over = taken_over.await.map_err(|_| ReplaceError::Closed)?;
         let taken_over = taken_over.map_err(ReplaceError::DoesNotStart)?;
         under_way.change.taken_over(before, taken_over.at, taken_over.pause);
         let version = old.version().version;
         tracing::info!(plugin = %name, version, pause = ?taken_over.pause, "replaced, and on probation");
-        Ok(())
+        Ok(true)
     }
 
     /// Has a plugin follow what its code comes from now.
@@ -205,7 +281,7 @@ impl Host {
         under_way: &mut UnderWay,
         candidate: Candidate,
         grant: Grant,
-    ) -> Result<(Ready, Bytes), ReplaceError> {
+    ) -> Result<Judged, ReplaceError> {
         if under_way.change.state != State::Judging {
             under_way.reach(State::Judging);
         }
@@ -216,22 +292,20 @@ impl Host {
         });
         let (mut candidate, inspection) = judged.await.map_err(broke_down)?.map_err(ReplaceError::Refused)?;
         under_way.change.after = Some(inspection.as_version());
-        let ask = |candidate: &Candidate| candidate.ask(&config, &inspection.manifest, &id);
-        let (asks, mut granted) = ask(&candidate).map_err(ReplaceError::Refused)?;
+        let allowance = |candidate: &Candidate| {
+            candidate.ask(&config, &inspection.manifest, &id).map_err(ReplaceError::Refused)
+        };
         if grant == Grant::AllThatIsAsked {
+            let asks = allowance(&candidate)?.asks;
             candidate.grant(&asks);
-            granted = ask(&candidate).map_err(ReplaceError::Refused)?.1;
         }
-        if !granted.cover(&asks) {
-            let (name, missing) = (&under_way.change.plugin, granted.missing(&asks).join(", "));
-            return Err(ReplaceError::Refused(match self.plugins.get(name) {
-                Some(_) => format!(
-                    "it asks for more than {name} is granted, to {missing}: grant it in the config under plugins.{name}.grants, or remove {name} and install it with --grant"
-                ),
-                None => format!(
-                    "it asks to {missing}: install it with --grant, or grant it in the config under plugins.{name}.grants"
-                ),
-            }));
+        let Allowance { asks, reach, .. } = allowance(&candidate)?;
+        let (missing, given) = (reach.unanswered(&asks), candidate.given());
+        if !missing.is_empty() {
+            let plugin = under_way.change.plugin.clone();
+            let component = candidate.into_component().map_err(ReplaceError::Refused)?;
+            let wanting = Wanting { plugin, missing, inspection, component };
+            return Err(ReplaceError::AsksForMore(Box::new(wanting)));
         }
         let permit = self.compiling.acquire().await.expect("it is never closed");
         under_way.reach(State::Compiling);
@@ -241,16 +315,15 @@ impl Host {
         });
         let compiled = compiled.await;
         drop(permit);
-        let compiled = compiled.map_err(broke_down)?.map_err(ReplaceError::Refused)?;
+        let (ready, component) = compiled.map_err(broke_down)?.map_err(ReplaceError::Refused)?;
         under_way.reach(State::Waiting);
-        Ok(compiled)
+        Ok(Judged { ready, component, given })
     }
 
     /// Starts the new code on what is committed, and throws away what it does.
     pub(super) async fn rehearse(
         &self,
         name: &PluginName,
-        grants: Arc<Grants>,
         ready: &Ready,
         stored: Stored,
     ) -> Result<(), ReplaceError> {
@@ -258,7 +331,7 @@ impl Host {
         let session = SessionParts {
             plugin: name.clone(),
             id: row.id,
-            grants,
+            reach: Arc::new(ready.allowance.reach.clone()),
             limits: ready.allowance.limits,
             world,
             effects,
@@ -268,7 +341,7 @@ impl Host {
             outbox_len: Arc::default(),
             listeners: Lines::default(),
         };
-        let (prepared, config) = (ready.prepared.clone(), ready.resolved.config.clone());
+        let (prepared, config) = (ready.prepared.clone(), ready.config.clone());
         let (secret, from) = (self.loader.secret, row.state_version);
         let rehearsed =
             tokio::task::spawn_blocking(move || rehearse(&prepared, session, &secret, &config, from));
@@ -290,11 +363,13 @@ impl Host {
         let (place, mark) = self.way_back(name, version)?;
         let before = loaded.version();
         let code = mark.before.code.clone();
-        let setup = PluginConfig { grants: Some((*loaded.grants).clone()), ..self.section(name) };
+        let known = roster::known_row(&self.store.snapshot()?, name)?;
+        let row = known.ok_or_else(|| ReplaceError::NoPlugin(name.clone()))?;
+        let terms = self.terms(name, &row, &loaded.handle.code(), false);
         let (engine, config, id) = (self.loader.engine.clone(), self.config.clone(), self.id.clone());
         let (store, whose) = (self.store.clone(), name.clone());
         let ready = tokio::task::spawn_blocking(move || {
-            Candidate::kept(whose, setup, code, &store).ready(&engine, &config, &id)
+            Candidate::kept(whose, terms, code, &store).ready(&engine, &config, &id)
         });
         let ready = ready.await;
         let ready = ready.map_err(broke_down)?.map_err(|error| {

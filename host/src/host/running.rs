@@ -252,6 +252,7 @@ impl Start {
             commit: commit.clone(),
             kept: self.loader.config.store.log.clone(),
             undo: self.loader.config.replacement.undo(),
+            letters: self.loader.config.store.dead_letters,
             quota: quota(&self.loader.config.store),
             room: self.loader.room.clone(),
             awaited: self.awaited.clone(),

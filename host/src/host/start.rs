@@ -1,6 +1,7 @@
 //! Owns the start of a host: opens what it is made of and starts its stages. Plugins are `loader`'s and
 //! `plugins`', what runs is `running`'s.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::Instant;
@@ -23,6 +24,7 @@ use crate::interest::Interest;
 use crate::keys::Keyring;
 use crate::log::EventLog;
 use crate::outbox::Sent;
+use crate::plugin::roster;
 use crate::plugin::{Engine, Lines};
 use crate::retention::Awaited;
 use crate::room::{Lookout, Quota, Room};
@@ -119,7 +121,11 @@ impl Start {
         let (received, echoes, fail) = (Arc::default(), Arc::default(), Arc::new(fail));
         let running = Running::spawn(&self, &echoes, &received, &fail)?;
         let Self { loader, bus, sent, candidates, awaited } = self;
-        let loading = candidates.iter().map(|candidate| candidate.name.clone()).collect();
+        let loading: BTreeSet<_> = candidates.iter().map(|candidate| candidate.name.clone()).collect();
+        // Whoever had a key has it before any other that is loaded.
+        let rows = roster::rows(&loader.store.snapshot()?)?.into_iter();
+        let claims = rows.filter(|(name, _)| loading.contains(name));
+        let claims = claims.map(|(name, row)| (name, row.claim)).collect();
         Ok(Host {
             id: loader.id.clone(),
             started: Timestamp::wall(),
@@ -146,6 +152,7 @@ impl Start {
             awaited,
             loader,
             turns: Turns::default(),
+            claims: Mutex::new(claims),
             compiling: Semaphore::new(cores()),
             backups: Arc::new(Semaphore::new(1)),
             ended: CancellationToken::new(),

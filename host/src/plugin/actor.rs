@@ -3,6 +3,7 @@
 
 mod body;
 mod delivery;
+mod failing;
 mod handle;
 mod recorded;
 mod status;
@@ -20,8 +21,9 @@ pub use status::{EffectCounts, PluginStatus};
 pub use succession::{Fallback, Handover, Order, Successor, TakeBack, TakenOver, WayBack, rehearse};
 
 use super::event::reply_error;
-use super::instance::{CallError, Setting};
+use super::instance::{CallError, Setting, thread_cpu};
 use super::probation::{Probation, Rates, Rules};
+use super::roster::Quarantine;
 use super::session::{Mode, Session, SessionParts};
 use super::{Batch, Change, Reply, ReplyError, Runnable};
 use crate::commit::{Commit, Progress};
@@ -31,8 +33,9 @@ use crate::log::EventLog;
 use crate::room::Room;
 use crate::store::StoreError;
 
-use body::{Body, Restart};
+use body::Body;
 use delivery::{Delivery, Outcome};
+use failing::Failing;
 use handle::{Inbox, Query};
 use recorded::Recorded;
 use succession::Predecessor;
@@ -83,6 +86,8 @@ pub struct Parts {
     pub failed: Option<String>,
     /// Whether it handles nothing until it is resumed.
     pub is_paused: bool,
+    /// Why it is not even started until then, if it has failed too often.
+    pub quarantine: Option<Quarantine>,
     /// What it has handled since it was confirmed.
     pub rates: Rates,
     /// The version of the state that is there.
@@ -135,7 +140,7 @@ pub struct Actor {
     stored_cursor: Offset,
     stored_at: Instant,
     world_changed: bool,
-    restart: Option<Restart>,
+    failing: Failing,
     ticked_at: Option<Instant>,
     /// The limits that struck when a recorded log was handled first.
     recorded: Option<Recorded>,
@@ -148,8 +153,8 @@ pub struct Actor {
 impl Actor {
     /// An actor that has not run, and the handle to it.
     pub fn new(parts: Parts) -> Result<(Self, Handle), StoreError> {
-        let Parts { run, probation, fallback, rules, failed, is_paused, rates, state_version, .. } = parts;
-        let Parts { session, secret, log, commit, room, .. } = parts;
+        let Parts { run, probation, fallback, rules, failed, is_paused, quarantine, rates, .. } = parts;
+        let Parts { state_version, session, secret, log, commit, room, .. } = parts;
         let plugin = session.plugin.clone();
         let session = Session::new(session, run.version().to_owned())?;
         let cursor = session.effects.batch.cursor;
@@ -178,7 +183,7 @@ impl Actor {
             stored_cursor: cursor,
             stored_at: Instant::now(),
             world_changed: false,
-            restart: None,
+            failing: Failing::from_before(quarantine.is_some()),
             ticked_at: None,
             recorded: None,
             warned_at: None,
@@ -186,9 +191,15 @@ impl Actor {
             tally: PluginStatus { state: "starting", ..PluginStatus::default() },
             plugin,
         };
-        handle.pause(is_paused);
+        handle.pause(is_paused || quarantine.is_some());
         actor.watch();
-        actor.show();
+        match quarantine {
+            Some(Quarantine { reason, since }) => {
+                actor.tally.failing_since = Some(since);
+                actor.show_failing("quarantined", reason);
+            }
+            None => actor.show(),
+        }
         Ok((actor, handle))
     }
 
@@ -241,6 +252,12 @@ impl Actor {
             self.watch_on(false);
             return self.stand_still();
         }
+        self.end_quarantine();
+        if let Some(rest) = self.failing.rest() {
+            self.watch_on(true);
+            self.hand_over();
+            return Ok(Some(rest));
+        }
         let is_ready = self.make_ready()?;
         self.watch_on(is_ready && !self.room.is_at_standstill());
         if !is_ready {
@@ -251,7 +268,7 @@ impl Actor {
             self.hand_over();
             self.session_mut().renew_snapshot()?;
             self.answer_queries()?;
-            return Ok(Some(self.until_restart()));
+            return Ok(Some(self.failing.until_restart()));
         }
         self.answer_queries()?;
         if self.room.is_at_standstill() {
@@ -378,7 +395,9 @@ impl Actor {
     }
 
     fn answer_queries(&mut self) -> Result<(), StoreError> {
-        while let Ok(query) = self.inbox.queries.try_recv() {
+        while self.failing.rest().is_none()
+            && let Ok(query) = self.inbox.queries.try_recv()
+        {
             let reply = self.answer(&query)?;
             // Whoever asked may have gone away.
             let _ = query.to.send(reply);
@@ -394,15 +413,17 @@ impl Actor {
         let time = self.session().world.time();
         self.session_mut().begin(Mode::Query, time);
         self.setting.random.begin(self.cursor().0, u64::MAX);
+        let begun = thread_cpu();
         Ok(match self.instance().query(&query.method, &query.body) {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(refusal)) => Err(reply_error(refusal, &query.method)),
             Err(CallError::Host(error)) => return Err(error),
-            Err(CallError::Trap(reason) | CallError::Limit(reason)) => {
+            Err(CallError::Trap(trap) | CallError::Limit(trap)) => {
+                self.failing.note_trap(begun);
                 self.tally.failures += 1;
                 self.fail(true);
-                self.note_failure(&reason);
-                Err(ReplyError::Failed(reason))
+                self.note_failure(&trap.reason);
+                Err(ReplyError::Failed(trap.reason))
             }
         })
     }

@@ -13,6 +13,7 @@ use crate::entry::{Generation, Kind, Offset};
 use crate::ident::{IpnsName, KeyName, PluginName, Topic};
 use crate::plugin::actor::{Handover, TakeBack};
 use crate::plugin::probation::{Probation, Rates, Verdict};
+use crate::plugin::roster::Quarantine;
 use crate::plugin::world::{OwnName, World};
 use crate::room::NoRoom;
 use crate::store::PluginId;
@@ -65,6 +66,8 @@ pub struct Batch {
     pub rates: Option<Rates>,
     /// The verdict on the code, if there is one by now.
     pub verdict: Option<Verdict>,
+    /// Why the plugin is not started any more, if it is not from now on.
+    pub quarantine: Option<Quarantine>,
     /// Replies to commands, sent after the commit.
     pub replies: Mutex<Vec<PendingReply>>,
     /// How many entries and timers these are the effects of.
@@ -146,6 +149,7 @@ impl Batch {
             probation: None,
             rates: None,
             verdict: None,
+            quarantine: None,
             replies: Mutex::default(),
             entries: 0,
             bytes: 0,
@@ -167,6 +171,7 @@ impl Batch {
             && self.handover.is_none()
             && self.take_back.is_none()
             && self.verdict.is_none()
+            && self.quarantine.is_none()
     }
 
     /// Whether there is nothing to commit.

@@ -7,7 +7,7 @@ use rustix::time::{ClockId, clock_gettime};
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 use wasmtime::component::ResourceTable;
-use wasmtime::{ResourceLimiter, UpdateDeadline};
+use wasmtime::{ResourceLimiter, UpdateDeadline, WasmBacktrace};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use super::bindings;
@@ -28,16 +28,28 @@ const TOO_MUCH_AT_ONCE: &str = "fuel allocated for hostcalls";
 #[derive(Debug, Error)]
 pub enum CallError {
     /// The guest trapped or met a limit.
-    #[error("{0}")]
-    Trap(String),
+    #[error("{}", .0.reason)]
+    Trap(Trap),
     /// The guest met the limit on CPU time or on memory. Where that strikes depends on the machine, or
     /// on how long the instance has lived.
-    #[error("{0}")]
-    Limit(String),
+    #[error("{}", .0.reason)]
+    Limit(Trap),
     /// The host failed; the guest is not to blame.
     #[error(transparent)]
     Host(#[from] StoreError),
 }
+
+/// Why a call trapped.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Trap {
+    /// In words.
+    pub reason: String,
+    /// Where: the guest's functions, innermost first, by the names of its name sections.
+    pub stack: Vec<String>,
+}
+
+/// Most functions of a stack that are told, and most bytes of the name of one.
+const STACK: (usize, usize) = (32, 256);
 
 /// What wasmtime keeps for a guest.
 pub struct Guest {
@@ -302,11 +314,12 @@ fn cause(guest: &mut Guest, console: &Console, error: &wasmtime::Error) -> CallE
     }
     if guest.deadline.struck {
         let limit = guest.deadline.limit;
-        return CallError::Limit(format!("the call took more than {limit:?} of CPU time"));
+        let reason = format!("the call took more than {limit:?} of CPU time");
+        return CallError::Limit(Trap { reason, stack: stack(error) });
     }
     if format!("{error:#}").contains(TOO_MUCH_AT_ONCE) {
-        let why = format!("more than {HOSTCALL_BYTES} bytes went over the plugin's border in one call");
-        return CallError::Trap(why);
+        let reason = format!("more than {HOSTCALL_BYTES} bytes went over the plugin's border in one call");
+        return CallError::Trap(Trap { reason, stack: stack(error) });
     }
     let mut text = match error.downcast_ref::<wasmtime::Trap>() {
         Some(trap) => trap.to_string(),
@@ -320,7 +333,22 @@ fn cause(guest: &mut Guest, console: &Console, error: &wasmtime::Error) -> CallE
     if !last_words.is_empty() {
         text = format!("{text}: {last_words}");
     }
-    if memory_struck { CallError::Limit(text) } else { CallError::Trap(text) }
+    let trap = Trap { reason: text, stack: stack(error) };
+    if memory_struck { CallError::Limit(trap) } else { CallError::Trap(trap) }
+}
+
+/// The guest's functions that were under way when it trapped.
+fn stack(error: &wasmtime::Error) -> Vec<String> {
+    let frames = error.downcast_ref::<WasmBacktrace>().map_or(&[][..], WasmBacktrace::frames);
+    let named = frames.iter().take(STACK.0).map(|frame| match frame.func_name() {
+        Some(name) => {
+            let mut name = format!("{:#}", rustc_demangle::demangle(name));
+            name.truncate(name.floor_char_boundary(STACK.1));
+            name
+        }
+        None => format!("function {}", frame.func_index()),
+    });
+    named.collect()
 }
 
 /// The end of what the guest wrote during the call: a panic's place and message.

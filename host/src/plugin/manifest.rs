@@ -13,7 +13,7 @@ use thiserror::Error;
 use utoipa::ToSchema;
 use wasmparser::{ComponentTypeRef, Parser, Payload};
 
-use super::{Grants, Limits};
+use super::{Grants, SomeLimits};
 use crate::change::Version;
 use crate::ident::{Digest, InvalidWord, PluginName};
 
@@ -105,9 +105,9 @@ pub struct Manifest {
     /// IPNS keys and names.
     #[serde(default)]
     pub ipns: Names,
-    /// The limits that it asks for.
-    #[serde(default)]
-    pub limits: Limits,
+    /// The limits that it asks for: less than the default it has, more is to be granted.
+    #[serde(default, skip_serializing_if = "SomeLimits::is_empty")]
+    pub limits: SomeLimits,
     /// Its config values.
     #[serde(default)]
     pub config: BTreeMap<String, ConfigValue>,
@@ -135,6 +135,9 @@ pub struct Names {
     pub write: Vec<String>,
     /// Names to read; a key of the host stands for its name.
     pub read: Vec<String>,
+    /// Of the keys to publish under, those that another plugin publishes under, too.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub share: Vec<String>,
 }
 
 /// One value of a plugin's config.
@@ -174,7 +177,7 @@ pub enum ConfigKind {
 /// A manifest with the operator's config put in.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Resolved {
-    /// What the plugin asks for.
+    /// What the plugin asks for, but for limits: what is beyond the default only the host knows.
     pub asks: Grants,
     /// Its config, a JSON object.
     pub config: String,
@@ -216,6 +219,8 @@ impl Manifest {
             subscribe: words(&self.topics.subscribe, &config)?,
             write: words(&self.ipns.write, &config)?,
             read: words(&self.ipns.read, &config)?,
+            share: words(&self.ipns.share, &config)?,
+            limits: SomeLimits::default(),
         };
         Ok(Resolved { asks, config: Value::Object(config).to_string() })
     }
@@ -419,6 +424,7 @@ impl<'a> Sections<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plugin::Reach;
 
     const MANIFEST: &str = r#"
         name = "counter"
@@ -447,8 +453,9 @@ mod tests {
     fn config_values_are_put_in_where_the_manifest_refers_to_them() {
         let manifest = Manifest::parse(MANIFEST).unwrap();
         let resolved = manifest.resolve(&Map::new(), &[]).unwrap();
-        assert!(resolved.asks.may_subscribe(&"beats".parse().unwrap()));
-        assert!(resolved.asks.may_subscribe(&"fixed.x".parse().unwrap()));
+        let asks = Reach { granted: resolved.asks.clone(), ..Reach::default() };
+        assert!(asks.may_subscribe(&"beats".parse().unwrap()));
+        assert!(asks.may_subscribe(&"fixed.x".parse().unwrap()));
         assert_eq!(resolved.asks.publish.len(), 2);
         assert!(resolved.asks.write.contains(&"dim-x".parse().unwrap()));
         assert!(resolved.asks.read.is_empty());

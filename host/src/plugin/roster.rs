@@ -1,14 +1,15 @@
 //! Owns the rows of the plugins in the store: which there are, their numbers and versions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use redb::{ReadableTable, Table, WriteTransaction};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-use super::{Batch, Effects, Grants, Rates, Timers, World};
+use super::{Batch, Effects, Grants, Rates, Reach, Timers, World};
 use crate::change::Version;
 use crate::entry::{Generation, Offset};
-use crate::ident::PluginName;
+use crate::ident::{KeyName, PluginName};
 use crate::store::{
     self, CURSORS, PLUGINS, PluginId, STATE, Snapshot, StateKey, Store, StoreError, TIMERS, WORLDS,
 };
@@ -33,9 +34,18 @@ pub struct Row {
     /// What its code has handled since it was confirmed, as of a while ago: what new code is measured against.
     #[serde(default)]
     pub rates: Rates,
-    /// What it was given when it was installed, where the config says nothing of it.
+    /// What it was given and denied beside what the config says.
+    #[serde(default, skip_serializing_if = "Setup::is_empty")]
+    pub setup: Setup,
+    /// The keys that are its own.
+    #[serde(default)]
+    pub claim: Claim,
+    /// A component that waits until it is granted what it asks for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub setup: Option<Setup>,
+    pub pending: Option<Pending>,
+    /// Why it is not started until it is resumed or has other code, if it has failed too often.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quarantine: Option<Quarantine>,
     /// The file or the IPNS name that its component comes from; when that changes, it is replaced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub follows: Option<String>,
@@ -54,11 +64,79 @@ pub enum Standing {
     Removed,
 }
 
-/// What a plugin was given when it was installed.
+/// What the operator gave a plugin and denied it while a host ran. It goes with the plugin's name.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Setup {
-    /// What it may reach.
-    pub grants: Grants,
+    /// What it may reach beside what the config grants.
+    #[serde(alias = "grants")]
+    pub granted: Grants,
+    /// What it may not reach, whoever grants it.
+    pub denied: Grants,
+}
+
+impl Setup {
+    /// Whether nothing was given or denied.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// The keys that a plugin writes under. No other does, unless both share the key.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Claim {
+    /// The keys.
+    pub keys: BTreeSet<KeyName>,
+    /// Those of which another plugin may have the same.
+    pub shared: BTreeSet<KeyName>,
+}
+
+impl Claim {
+    /// What a plugin claims that may reach so much.
+    pub fn of(reach: &Reach) -> Self {
+        Self { keys: reach.writes().cloned().collect(), shared: reach.shares().cloned().collect() }
+    }
+
+    /// The first key that two plugins would have by accident.
+    pub fn conflict<'a>(&'a self, other: &'a Self) -> Option<&'a KeyName> {
+        let is_shared = |key: &KeyName| self.shared.contains(key) && other.shared.contains(key);
+        self.keys.intersection(&other.keys).find(|key| !is_shared(key))
+    }
+}
+
+/// Why a plugin is not started any more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quarantine {
+    /// Why it did not start last.
+    pub reason: String,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// A component that waits until it is granted what it asks for; it lies in the store.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Pending {
+    /// Its version.
+    pub version: String,
+    /// Its digest, in hex.
+    pub digest: String,
+    /// Where it came from.
+    pub source: String,
+    /// Who asked for it.
+    pub by: String,
+    /// Since when it waits.
+    #[schema(value_type = String, format = DateTime)]
+    pub since: Timestamp,
+    /// What it asks for that the plugin is not granted, in words.
+    pub missing: Vec<String>,
+    /// What is followed once it runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub follows: Option<String>,
+    /// Whether it is what the config names.
+    #[serde(default)]
+    pub is_named: bool,
 }
 
 impl Row {
@@ -123,14 +201,18 @@ pub fn entered(known: Option<Row>, code: Code) -> Row {
             generation: Generation(1),
             standing: Standing::Runs,
             rates: Rates::default(),
-            setup: None,
+            setup: Setup::default(),
+            claim: Claim::default(),
+            pending: None,
+            quarantine: None,
             follows: None,
         };
     };
     let same = known.code.digest == code.digest;
     let generation = if same { known.generation } else { known.generation.next() };
     let rates = if same { known.rates } else { Rates::default() };
-    Row { code, generation, rates, ..known }
+    let quarantine = known.quarantine.filter(|_| same);
+    Row { code, generation, rates, quarantine, ..known }
 }
 
 /// Writes the row of a plugin; one without a number gets the next one, and starts at `head`.
@@ -163,7 +245,11 @@ pub fn purge(write: &WriteTransaction, name: &PluginName, row: Row) -> Result<()
     write.open_table(TIMERS)?.retain_in(from.as_bytes()..to.as_bytes(), |_, _| false)?;
     write.open_table(WORLDS)?.remove(id.0)?;
     write.open_table(CURSORS)?.remove(id.0)?;
-    put_within(write, name, &Row { id: PluginId(0), state_version: None, setup: None, ..row })
+    put_within(
+        write,
+        name,
+        &Row { id: PluginId(0), state_version: None, setup: Setup::default(), pending: None, ..row },
+    )
 }
 
 /// The number and the cursor of a plugin, if it was ever entered.

@@ -1,7 +1,9 @@
-//! Owns what a plugin runs: a component with its config and its limits.
+//! Owns what a plugin runs: a component with its config, what it may reach and what it may take.
+
+use std::sync::Arc;
 
 use super::roster::Code;
-use super::{Limits, Prepared};
+use super::{Limits, Prepared, Reach};
 use crate::ident::Topic;
 
 /// A component that can run as a plugin.
@@ -13,6 +15,8 @@ pub struct Runnable {
     pub config: String,
     /// The topics that its manifest asks for and that it may subscribe to.
     pub topics: Vec<Topic>,
+    /// What it may reach.
+    pub reach: Arc<Reach>,
     /// What it may take.
     pub limits: Limits,
     /// What the store says of it.

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use super::effects::{Batch, Effects};
 use super::limits::KEY_BYTES;
 use super::roster::Stored;
-use super::{Grants, Limits, Line, Lines, World};
+use super::{Limits, Line, Lines, Reach, World};
 use crate::ident::{IpnsName, KeyName, PluginName};
 use crate::keys::Keyring;
 use crate::store::{PluginId, Snapshot, Store, StoreError};
@@ -76,7 +76,7 @@ pub struct SessionParts {
     /// Its number.
     pub id: PluginId,
     /// What it may reach.
-    pub grants: Arc<Grants>,
+    pub reach: Arc<Reach>,
     /// What it may take.
     pub limits: Limits,
     /// Its world as of the cursor.
@@ -111,7 +111,7 @@ pub struct OutboxRoom {
 pub struct Session {
     pub(super) plugin: PluginName,
     id: PluginId,
-    pub(super) grants: Arc<Grants>,
+    pub(super) reach: Arc<Reach>,
     limits: Limits,
     /// The world of the entry.
     pub world: World,
@@ -142,14 +142,14 @@ pub struct Session {
 impl Session {
     /// A session for `version` of a plugin.
     pub fn new(parts: SessionParts, version: String) -> Result<Self, StoreError> {
-        let SessionParts { plugin, id, grants, limits, world, effects, store, files, keys, .. } = parts;
+        let SessionParts { plugin, id, reach, limits, world, effects, store, files, keys, .. } = parts;
         let SessionParts { outbox_len, listeners, .. } = parts;
         let clock = Arc::new(AtomicU64::new(world.time().0));
         let snapshot = store.snapshot()?;
         Ok(Self {
             plugin,
             id,
-            grants,
+            reach,
             limits,
             world,
             effects,
@@ -170,9 +170,10 @@ impl Session {
         })
     }
 
-    /// Goes on as another version, with its limits.
-    pub fn run_as(&mut self, version: String, limits: Limits) {
+    /// Goes on as another version, with what that may reach and take.
+    pub fn run_as(&mut self, version: String, reach: Arc<Reach>, limits: Limits) {
         self.version = version;
+        self.reach = reach;
         self.limits = limits;
     }
 
@@ -183,7 +184,7 @@ impl Session {
 
     /// The keys that the plugin may write, and their names.
     pub fn own_keys(&self) -> Vec<(KeyName, IpnsName)> {
-        let keys = self.grants.write.iter();
+        let keys = self.reach.writes();
         keys.filter_map(|key| Some((key.clone(), self.keys.name(key)?))).collect()
     }
 

@@ -1,15 +1,18 @@
 //! Owns the rows of dead letters: events that a plugin could not handle, in the order in which they
 //! were set aside.
 
+use std::time::Duration;
+
 use redb::{ReadableTable, ReadableTableMetadata as _, WriteTransaction};
 use serde::Deserialize;
 
-use super::{DEAD, META, Store, StoreError, add_to_counter, counter, next_numbers, set_counter};
+use super::{DEAD, META, Snapshot, Store, StoreError, add_to_counter, counter, next_numbers, set_counter};
 use crate::effect::DeadLetter;
 use crate::entry::Generation;
-use crate::ident::PluginName;
+use crate::ident::{PluginName, Topic};
+use crate::time::Timestamp;
 
-/// How many letters are kept.
+/// How many letters are kept, and for how long.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Quota {
@@ -17,20 +20,55 @@ pub struct Quota {
     pub max_count: u64,
     /// Bytes, default 256 MiB.
     pub max_bytes: u64,
+    /// Hours since an event was set aside, default 720.
+    pub max_age_hours: u64,
+}
+
+/// Which letters are meant.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// Those of this plugin.
+    pub plugin: Option<PluginName>,
+    /// Those of events on this topic.
+    pub topic: Option<Topic>,
+    /// Those that were set aside at this time or later.
+    pub since: Option<Timestamp>,
+}
+
+impl Filter {
+    fn means(&self, letter: &DeadLetter) -> bool {
+        self.plugin.as_ref().is_none_or(|plugin| *plugin == letter.plugin)
+            && self.topic.as_ref().is_none_or(|topic| letter.event.topic() == Some(topic))
+            && self.since.is_none_or(|since| letter.time >= since.0)
+    }
 }
 
 impl Default for Quota {
     fn default() -> Self {
-        Self { max_count: 10_000, max_bytes: 256 << 20 }
+        Self { max_count: 10_000, max_bytes: 256 << 20, max_age_hours: 720 }
     }
 }
 
 /// Counted along: the table would have to be read.
 const BYTES: &str = "dead-bytes";
 
+/// How many were dropped for want of room or because of their age.
+const DROPPED: &str = "dead-dropped";
+
+/// Whether a letter is older than letters are kept.
+fn is_over(letter: &[u8], kept: &Quota, now: Timestamp) -> bool {
+    let age = Duration::from_secs(kept.max_age_hours.saturating_mul(3_600));
+    read(letter).is_ok_and(|letter| now.since(Timestamp(letter.time)) > age)
+}
+
 /// Sets events aside, in the transaction of the commit.
-/// Beyond what may be kept the oldest go, with a warning; returns how many did.
-pub fn put(write: &WriteTransaction, letters: &[DeadLetter], kept: &Quota) -> Result<u64, StoreError> {
+/// Beyond what may be kept the oldest go, with a warning; they are counted.
+pub fn put(
+    write: &WriteTransaction,
+    letters: &[DeadLetter],
+    kept: &Quota,
+    now: Timestamp,
+) -> Result<(), StoreError> {
     let first = next_numbers(write, "dead", letters.len() as u64)?;
     let mut table = write.open_table(DEAD)?;
     let mut held = counter(&write.open_table(META)?, BYTES)?;
@@ -40,16 +78,28 @@ pub fn put(write: &WriteTransaction, letters: &[DeadLetter], kept: &Quota) -> Re
         held += bytes.len() as u64;
     }
     let mut dropped = 0;
-    while table.len()? > kept.max_count || held > kept.max_bytes {
+    while table.len()? > kept.max_count
+        || held > kept.max_bytes
+        || table.first()?.is_some_and(|(_, letter)| is_over(letter.value(), kept, now))
+    {
         let Some((_, letter)) = table.pop_first()? else { break };
         held = held.saturating_sub(letter.value().len() as u64);
         dropped += 1;
     }
     if dropped > 0 {
-        tracing::warn!(dropped, "the oldest dead letters are dropped: there are too many");
+        tracing::warn!(
+            dropped,
+            "the oldest dead letters are dropped: there are too many, or they are too old"
+        );
+        add_to_counter(write, DROPPED, dropped)?;
     }
-    set_counter(write, BYTES, held)?;
-    Ok(dropped)
+    set_counter(write, BYTES, held)
+}
+
+/// Whether there is a letter that is older than letters are kept.
+pub fn has_old(snapshot: &Snapshot, kept: &Quota, now: Timestamp) -> Result<bool, StoreError> {
+    let table = snapshot.table(DEAD)?;
+    Ok(table.first()?.is_some_and(|(_, letter)| is_over(letter.value(), kept, now)))
 }
 
 /// The bytes of all letters.
@@ -84,10 +134,15 @@ pub fn retract(
     gone.into_iter().try_for_each(|id| take(write, id).map(drop))
 }
 
-/// The dead letters from `after` on, at most `limit`, those of `plugin` if it is given.
+/// How many were ever dropped for want of room or because of their age.
+pub fn dropped(meta: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<u64, StoreError> {
+    counter(meta, DROPPED)
+}
+
+/// The dead letters that are meant, from `after` on, at most `limit`.
 pub fn list(
     store: &Store,
-    plugin: Option<&PluginName>,
+    filter: &Filter,
     after: Option<u64>,
     limit: usize,
 ) -> Result<Vec<(u64, DeadLetter)>, StoreError> {
@@ -99,11 +154,17 @@ pub fn list(
         }
         let (id, bytes) = row?;
         let letter = read(bytes.value())?;
-        if plugin.is_none_or(|name| *name == letter.plugin) {
+        if filter.means(&letter) {
             letters.push((id.value(), letter));
         }
     }
     Ok(letters)
+}
+
+/// The number of the newest letter.
+pub fn last(store: &Store) -> Result<Option<u64>, StoreError> {
+    let table = store.snapshot()?.table(DEAD)?;
+    Ok(table.last()?.map(|(id, _)| id.value()))
 }
 
 /// One dead letter.

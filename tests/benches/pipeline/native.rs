@@ -46,7 +46,7 @@ fn run(host: &Host, shown: &AtomicU64, stop: &AtomicBool) {
     let parts = SessionParts {
         plugin: "native".parse().expect("a name"),
         id,
-        grants: Arc::default(),
+        reach: Arc::default(),
         limits: Limits::default(),
         world: World::default(),
         effects: Effects::new(batch, Timers::default(), 0),

@@ -37,6 +37,13 @@ impl Plugin for Probe {
             {
                 return Err("told to fail".to_owned());
             }
+            if step["do"] == "must" {
+                let answer = probe.step(&step["step"]);
+                if answer["error"].is_string() {
+                    return Err(answer["error"].as_str().unwrap_or_default().to_owned());
+                }
+                continue;
+            }
             if step["do"] == "note-version" {
                 let version = json!(from_state_version).to_string();
                 state::set(b"version", version.as_bytes()).map_err(|error| format!("{error:?}"))?;

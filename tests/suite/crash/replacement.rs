@@ -51,7 +51,10 @@ fn good(version: &str) -> Vec<u8> {
 fn late(version: &str) -> Vec<u8> {
     let start = json!([{ "do": "set", "key": "stamp", "value": version }]).to_string();
     let start = format!("default = {start:?}");
-    probe_with(version, &[("name = \"probe\"", "name = \"late\""), ("default = \"[]\"", &start)])
+    probe_with(
+        version,
+        &[("name = \"probe\"", "name = \"late\""), ("probe-key", "late-key"), ("default = \"[]\"", &start)],
+    )
 }
 
 /// One that traps soon after.

@@ -37,7 +37,9 @@ pub fn of_a_sound_host() -> Vec<Call> {
     let trust = dim::ident::Digest::of(&probe);
     let fetch =
         serde_json::json!({ "from": path, "trust": trust, "name": "fetched", "grant": true }).to_string();
-    let other = dim_tests::component::probe("0.3.0", &serde_json::json!([]));
+    let taken =
+        serde_json::json!({ "from": path, "trust": trust, "name": "fourth", "grant": true }).to_string();
+    let other = dim_tests::component::probe_with("0.3.0", &[("probe-key", "other-key")]);
     vec![
         call("get_status", "/v1/status", "", 200),
         call("get_health", "/healthz", "", 200),
@@ -48,6 +50,16 @@ pub fn of_a_sound_host() -> Vec<Call> {
         call("make_backup", "/v1/backup", "{}", 422),
         call("list_dead_letters", "/v1/dead-letters?plugin=job-tracker&after=0&limit=10", "", 200),
         call("list_dead_letters", "/v1/dead-letters?after=x", "", 400),
+        call(
+            "list_dead_letters",
+            "/v1/dead-letters?topic=dim.jobs.updates&since=2020-01-01T00:00:00Z",
+            "",
+            200,
+        ),
+        call("replay_dead_letters", "/v1/dead-letters/replay?plugin=nobody", "", 202),
+        call("replay_dead_letters", "/v1/dead-letters/replay?since=yesterday", "", 400),
+        call("drop_dead_letters", "/v1/dead-letters?topic=other&since=2020-01-01T00:00:00Z", "", 200),
+        call("drop_dead_letters", "/v1/dead-letters?typo=1", "", 400),
         call("get_dead_letter", "/v1/dead-letters/1", "", 200),
         call("get_dead_letter", "/v1/dead-letters/77", "", 404),
         call("get_dead_letter", "/v1/dead-letters/x", "", 400),
@@ -61,14 +73,24 @@ pub fn of_a_sound_host() -> Vec<Call> {
         call("fetch_plugin", "/v1/plugins", r#"{"from":"/ipns/policy"}"#, 422),
         call("update_state", "/v1/keys/parts/state", probe.clone(), 200),
         call("fetch_plugin", "/v1/plugins", fetch, 200),
+        call("fetch_plugin", "/v1/plugins", taken, 409),
         call("fetch_plugin", "/v1/plugins", "{", 400),
+        call("get_grants", "/v1/plugins/fetched/grants", "", 200),
+        call("get_grants", "/v1/plugins/nobody/grants", "", 404),
+        call("get_grants", "/v1/plugins/No_Name/grants", "", 400),
+        call("change_grants", "/v1/plugins/fetched/grants", r#"{"allow":{"publish":["a.*"]}}"#, 200),
+        call("change_grants", "/v1/plugins/nobody/grants", "{}", 404),
+        call("change_grants", "/v1/plugins/fetched/grants", r#"{"allow":{"write":["dim-state-key"]}}"#, 409),
+        call("change_grants", "/v1/plugins/fetched/grants", "{", 400),
+        call("change_grants", "/v1/plugins/fetched/grants", r#"{"allow":{"limits":{"typo":1}}}"#, 422),
         call("fetch_plugin", "/v1/plugins", r#"{"from":"somewhere"}"#, 422),
         call("get_plugin", "/v1/plugins/job-tracker", "", 200),
         call("get_plugin", "/v1/plugins/nobody", "", 404),
         call("get_plugin", "/v1/plugins/No_Name", "", 400),
         call("install_plugin", "/v1/plugins/probe/component?source=here", probe.clone(), 200),
         call("install_plugin", "/v1/plugins/other/component?grant=true", other, 200),
-        call("install_plugin", "/v1/plugins/third/component", probe, 422),
+        call("install_plugin", "/v1/plugins/third/component", probe.clone(), 422),
+        call("install_plugin", "/v1/plugins/third/component?grant=true", probe, 409),
         call("install_plugin", "/v1/plugins/No_Name/component", "", 400),
         call("install_plugin", "/v1/plugins/probe/component", "no component", 422),
         call("install_plugin", "/v1/plugins/probe/component?grant=perhaps", "no component", 400),

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::{SECTION, busy, changes, count, late, named, runs, states, version};
 
 /// The grants of another plugin that comes.
-const OTHER: &str = "  other: { grants: { subscribe: [\"probe.*\"], publish: [\"probe.*\"], write: [probe-key], read: [] } }\n";
+const OTHER: &str = "  other: { grants: { subscribe: [\"probe.*\"], publish: [\"probe.*\"], write: [probe-key], read: [], share: [probe-key] } }\n";
 
 /// A host that follows a folder.
 fn following(folder: &Path) -> Setup {

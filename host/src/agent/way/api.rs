@@ -188,6 +188,7 @@ mod tests {
             kind: kind.to_owned(),
             title: String::new(),
             status,
+            missing: Vec::new(),
             detail: String::new(),
         };
         assert!(is_final(&problem(409, "conflict")) && is_final(&problem(400, "invalid")));

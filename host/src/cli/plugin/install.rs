@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use dim_client::ClientError;
 use futures::{Stream, StreamExt as _};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -17,6 +18,7 @@ use crate::time::Timestamp;
 
 use super::super::client::Client;
 use super::super::output::Output;
+use super::grants::agrees;
 
 /// How long a state lasts without news until it is said that it does.
 const STILL: Duration = Duration::from_secs(2);
@@ -64,9 +66,11 @@ pub async fn install(client: &Client, out: &Output, wish: Wish) -> anyhow::Resul
         }
         From::Url(url) => (download(&url, trust, out).await?, url),
         From::Ipfs(path) => {
-            let fetch = json!({ "from": path, "trust": trust, "name": name, "grant": grant });
-            let sent = client.send_json(Method::POST, &["plugins"], &[], &fetch);
-            return settled(client, out, name.as_deref(), sent, wait).await;
+            let send = async |grant: bool| {
+                let fetch = json!({ "from": path, "trust": trust, "name": name, "grant": grant });
+                client.send_json(Method::POST, &["plugins"], &[], &fetch).await
+            };
+            return settled(client, out, name.as_deref(), send, grant, wait).await;
         }
     };
     if let Some(trust) = trust
@@ -79,11 +83,18 @@ pub async fn install(client: &Client, out: &Output, wish: Wish) -> anyhow::Resul
     if !out.is_json() {
         eprintln!("{} KiB of {name} {}", component.len() >> 10, inspection.manifest.version);
     }
-    let query = [("source", source), ("grant", grant.to_string())];
-    let path = ["plugins", name.as_str(), "component"];
-    let sent = client.send_bytes(Method::PUT, &path, &query, component);
-    settled(client, out, Some(&name), sent, wait).await
+    let send = async |grant: bool| {
+        let query = [("source", source.clone()), ("grant", grant.to_string())];
+        let path = ["plugins", name.as_str(), "component"];
+        client.send_bytes(Method::PUT, &path, &query, component.clone()).await
+    };
+    settled(client, out, Some(&name), send, grant, wait).await
 }
+
+/// A component that waits until it is granted what it asks for.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.reason.clone().unwrap_or_default())]
+pub struct Waits(Change);
 
 /// Downloads a component, of which the caller has to know what it is.
 async fn download(url: &str, trust: Option<Digest>, out: &Output) -> anyhow::Result<Vec<u8>> {
@@ -111,18 +122,36 @@ async fn download(url: &str, trust: Option<Digest>, out: &Output) -> anyhow::Res
     Ok(component)
 }
 
-async fn settled<E>(
+/// Sends a component, and again with the grants that it lacks if the user agrees to them.
+async fn settled(
     client: &Client,
     out: &Output,
     name: Option<&str>,
-    answer: impl Future<Output = Result<Value, E>>,
+    send: impl AsyncFn(bool) -> Result<Value, ClientError>,
+    grant: bool,
     wait: bool,
-) -> anyhow::Result<()>
-where
-    anyhow::Error: std::convert::From<E>,
-{
-    let told = told(client, out, name, answer);
-    show(out, if wait { waited(client, out, name, told).await? } else { told.await? })
+) -> anyhow::Result<()> {
+    let sent = told(client, out, name, send(grant)).await;
+    let lacks = match &sent {
+        Ok(change) => (change["state"] == "pending").then(|| change["missing"].clone()),
+        Err(error) => match error.downcast_ref::<ClientError>() {
+            Some(ClientError::Problem(problem)) => {
+                (!problem.missing.is_empty()).then(|| json!(problem.missing))
+            }
+            _ => None,
+        },
+    };
+    let sent = match lacks {
+        Some(missing) if agrees(name.unwrap_or("it"), &missing)? == Some(true) => {
+            told(client, out, name, send(true)).await?
+        }
+        _ => sent?,
+    };
+    if sent["state"] == "pending" {
+        show(out, sent.clone())?;
+        return Err(Waits(serde_json::from_value(sent).context("the host's answer")?).into());
+    }
+    show(out, if wait { waited(client, out, name, sent).await? } else { sent })
 }
 
 /// Shows a change; people have been told its steps.
@@ -167,15 +196,9 @@ where
     Ok(answer)
 }
 
-/// Waits for the end of the probation that begins with an answer; it is an error if the code is taken back.
-async fn waited(
-    client: &Client,
-    out: &Output,
-    name: Option<&str>,
-    answer: impl Future<Output = anyhow::Result<Value>>,
-) -> anyhow::Result<Value> {
+/// Waits for the end of a probation that has begun; it is an error if the code is taken back.
+async fn waited(client: &Client, out: &Output, name: Option<&str>, begun: Value) -> anyhow::Result<Value> {
     let mut changes = pin!(client.changes(name).await?);
-    let begun = answer.await?;
     let mut change: Change = serde_json::from_value(begun.clone()).context("the host's answer")?;
     while !change.state.is_final() {
         tokio::select! {

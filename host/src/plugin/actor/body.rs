@@ -1,6 +1,6 @@
 //! Owns the instance of an actor: made when it is needed, started, dropped after a failure.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::Actor;
 use crate::plugin::event::cut;
@@ -9,8 +9,6 @@ use crate::plugin::session::{Mode, Session};
 use crate::store::StoreError;
 use crate::time::nanoseconds;
 
-/// How long a plugin that does not start is left alone, at first and at most.
-const RESTART: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// The session, with or without an instance around it.
 pub enum Body {
     Bare(Box<Session>),
@@ -29,25 +27,18 @@ impl std::fmt::Debug for Body {
     }
 }
 
-/// A plugin that did not start.
-#[derive(Debug)]
-pub struct Restart {
-    at: Instant,
-    pause: Duration,
-}
-
 impl Actor {
     /// Makes sure that there is an instance that has started; false if it does not start.
     pub(super) fn make_ready(&mut self) -> Result<bool, StoreError> {
         if matches!(self.body, Body::Live(_)) {
             return Ok(true);
         }
-        if self.restart.as_ref().is_some_and(|restart| Instant::now() < restart.at) {
+        if self.is_quarantined() || self.failing.must_wait() {
             return Ok(false);
         }
         match self.start()? {
             Ok(()) => {
-                self.restart = None;
+                self.failing.has_started();
                 self.show_running();
                 Ok(true)
             }
@@ -56,20 +47,10 @@ impl Actor {
                     self.note_failure(&format!("it does not start any more: {reason}"));
                     return Ok(false);
                 }
-                let pause = self.restart.as_ref().map_or(RESTART.0, |last| (last.pause * 2).min(RESTART.1));
-                tracing::error!(plugin = %self.plugin, "does not start, trying again in {pause:?}: {reason}");
-                self.restart = Some(Restart { at: Instant::now() + pause, pause });
-                self.show_failing(reason);
+                self.note_failed_start(reason);
                 Ok(false)
             }
         }
-    }
-
-    /// How long it is until a plugin that did not start is tried again.
-    pub(super) fn until_restart(&self) -> Duration {
-        self.restart
-            .as_ref()
-            .map_or(RESTART.0, |restart| restart.at.saturating_duration_since(Instant::now()))
     }
 
     /// Makes an instance and calls `start`, whose effects join the batch.
@@ -162,7 +143,7 @@ impl Actor {
 /// A start that failed: why, unless the host is to blame.
 pub(super) fn refused(error: CallError) -> Result<Result<(), String>, StoreError> {
     match error {
-        CallError::Trap(reason) | CallError::Limit(reason) => Ok(Err(reason)),
+        CallError::Trap(trap) | CallError::Limit(trap) => Ok(Err(trap.reason)),
         CallError::Host(error) => Err(error),
     }
 }

@@ -10,7 +10,7 @@ use crate::entry::{Entry, Event, Offset};
 use crate::plugin::ReplyError;
 use crate::plugin::bindings::dim::coordination::event as wit;
 use crate::plugin::event::{cut, reply_error, wit_event};
-use crate::plugin::instance::CallError;
+use crate::plugin::instance::{CallError, Trap, thread_cpu};
 use crate::plugin::session::Mode;
 use crate::store::StoreError;
 use crate::time::Timestamp;
@@ -64,7 +64,7 @@ impl Actor {
     ) -> Result<Outcome, StoreError> {
         let event = wit_event(&delivery.event);
         let mut lines = Vec::new();
-        let mut reason = String::new();
+        let mut trap = Trap::default();
         for again in 0..TRIES {
             let tries = delivery.attempt + again + 1;
             if !self.make_ready()? {
@@ -75,13 +75,15 @@ impl Actor {
             if let Some((limit, log)) = self.struck_then(entry, part, again) {
                 self.fail(true);
                 lines.extend(log);
-                reason = limit;
+                trap = Trap { reason: limit, stack: Vec::new() };
                 continue;
             }
+            let begun = thread_cpu();
             let called = self.instance().handle(&event);
             self.note_outbox(entry, part, again);
             let failure = match called {
                 Ok(Ok(())) => {
+                    self.failing.note_success();
                     self.tally.handled += 1;
                     self.count(false);
                     self.session_mut().effects.batch.entries += 1;
@@ -89,15 +91,16 @@ impl Actor {
                 }
                 Ok(Err(failure)) => failure,
                 Err(error) => {
-                    let (trap, log) = self.trapped(error, entry, part, again)?;
+                    let log;
+                    (trap, log) = self.trapped(error, begun, entry, part, again)?;
                     if self.failed.is_some() {
                         return Ok(Outcome::Stopped);
                     }
                     lines.extend(log);
-                    reason = trap;
                     continue;
                 }
             };
+            self.failing.note_success();
             self.tally.failures += 1;
             lines.extend(self.fail(false));
             self.begin(Mode::Entry, entry, part, again);
@@ -108,16 +111,24 @@ impl Actor {
                 }
                 wit::Failure::Retry(_) => {
                     let reason = format!("still not handled after {tries} tries");
-                    self.set_aside(delivery, entry, tries, reason, lines);
+                    self.set_aside(delivery, entry, tries, Trap { reason, stack: Vec::new() }, lines);
                 }
-                wit::Failure::Reject(why) => self.set_aside(delivery, entry, tries, cut(why), lines),
+                wit::Failure::Reject(why) => {
+                    self.set_aside(
+                        delivery,
+                        entry,
+                        tries,
+                        Trap { reason: cut(why), stack: Vec::new() },
+                        lines,
+                    );
+                }
             }
             return Ok(Outcome::Done);
         }
         self.session_mut().begin(Mode::Entry, entry.time);
         self.clear_fired(&delivery);
         let tries = delivery.attempt + TRIES;
-        self.set_aside(delivery, entry, tries, reason, lines);
+        self.set_aside(delivery, entry, tries, trap, lines);
         Ok(Outcome::Done)
     }
 
@@ -142,7 +153,8 @@ impl Actor {
         batch.entries += 1;
     }
 
-    fn set_aside(&mut self, delivery: Delivery, entry: &Entry, tries: u32, reason: String, log: Vec<String>) {
+    fn set_aside(&mut self, delivery: Delivery, entry: &Entry, tries: u32, why: Trap, log: Vec<String>) {
+        let Trap { reason, stack } = why;
         // Whoever may publish on a topic can have events set aside: the log must not grow with them.
         if self.warned_at.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
             let before = std::mem::take(&mut self.unwarned);
@@ -161,13 +173,14 @@ impl Actor {
             time: entry.time.0,
             attempts: tries,
             reason,
+            stack,
             log,
             event: delivery.event,
         };
         let batch = &mut self.session_mut().effects.batch;
         batch.bytes += letter.event.payload_len()
             + letter.reason.len()
-            + letter.log.iter().map(String::len).sum::<usize>();
+            + letter.log.iter().chain(&letter.stack).map(String::len).sum::<usize>();
         batch.dead.push(letter);
         batch.entries += 1;
     }
@@ -181,6 +194,7 @@ impl Actor {
             self.fail(true);
             return Ok(Outcome::Done);
         }
+        let begun = thread_cpu();
         let called = self.instance().command(method, body);
         self.note_outbox(entry, 0, 0);
         let reply = match called {
@@ -189,7 +203,7 @@ impl Actor {
                 self.fail(false);
                 Err(reply_error(refusal, method))
             }
-            Err(error) => Err(ReplyError::Failed(self.trapped(error, entry, 0, 0)?.0)),
+            Err(error) => Err(ReplyError::Failed(self.trapped(error, begun, entry, 0, 0)?.0.reason)),
         };
         if self.failed.is_some() {
             return Ok(Outcome::Stopped);
@@ -205,27 +219,29 @@ impl Actor {
         Ok(Outcome::Done)
     }
 
-    /// Takes in that a call trapped; returns why and what the plugin logged. A fault of the host is
-    /// the caller's.
+    /// Takes in that a call trapped which began when the thread had used `begun`; returns why and what the
+    /// plugin logged. A fault of the host is the caller's.
     fn trapped(
         &mut self,
         error: CallError,
+        begun: Duration,
         entry: &Entry,
         part: u64,
         again: u32,
-    ) -> Result<(String, Vec<String>), StoreError> {
-        let (reason, is_limit) = match error {
+    ) -> Result<(Trap, Vec<String>), StoreError> {
+        let (trap, is_limit) = match error {
             CallError::Host(error) => return Err(error),
-            CallError::Trap(reason) => (reason, false),
-            CallError::Limit(reason) => (reason, true),
+            CallError::Trap(trap) => (trap, false),
+            CallError::Limit(trap) => (trap, true),
         };
+        self.failing.note_trap(begun);
         self.tally.failures += 1;
         let log = self.fail(true);
-        self.note_failure(&reason);
+        self.note_failure(&trap.reason);
         if is_limit {
-            self.note_limit(entry, part, again, &reason, &log);
+            self.note_limit(entry, part, again, &trap.reason, &log);
         }
-        Ok((reason, log))
+        Ok((trap, log))
     }
 
     /// Drops the effects of the call. If it trapped or had any, its instance goes too: the

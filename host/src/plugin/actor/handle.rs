@@ -130,6 +130,16 @@ impl Inbox {
         self.paused.load(Ordering::Relaxed)
     }
 
+    /// Has the plugin handle nothing until it is resumed.
+    pub fn rest(&self) {
+        self.paused.store(true, Ordering::Relaxed);
+    }
+
+    /// Has the plugin go on.
+    pub fn go_on(&self) {
+        self.paused.store(false, Ordering::Relaxed);
+    }
+
     /// Says which code runs.
     pub fn show_code(&self, code: &Runnable) {
         *self.code.lock().expect("no one panics while holding the code") = Arc::new(code.clone());

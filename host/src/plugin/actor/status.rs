@@ -12,7 +12,7 @@ use crate::time::{Timestamp, nanoseconds};
 /// How a plugin is doing.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, utoipa::ToSchema)]
 pub struct PluginStatus {
-    /// `starting`, `running`, `failing` or `paused`.
+    /// `starting`, `running`, `failing`, `quarantined` or `paused`.
     pub state: &'static str,
     /// Why it is failing.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -93,7 +93,8 @@ impl Actor {
         if self.tally.too_large != self.session().too_large {
             self.tally.too_large = self.session().too_large.clone();
         }
-        let state = if self.inbox.is_paused() { "paused" } else { self.tally.state };
+        let is_paused = self.inbox.is_paused() && !self.is_quarantined();
+        let state = if is_paused { "paused" } else { self.tally.state };
         self.inbox.show(&PluginStatus { state, ..self.tally.clone() });
     }
 
@@ -106,8 +107,8 @@ impl Actor {
     }
 
     /// Shows that the plugin does not start, and why.
-    pub(super) fn show_failing(&mut self, reason: String) {
-        self.tally.state = "failing";
+    pub(super) fn show_failing(&mut self, state: &'static str, reason: String) {
+        self.tally.state = state;
         self.tally.reason = Some(reason);
         self.tally.failing_since.get_or_insert_with(Timestamp::wall);
         self.show();

@@ -13,16 +13,16 @@ use tokio::sync::oneshot;
 use super::Actor;
 use super::body::refused;
 use crate::change::{Change, Pause};
-use crate::entry::{Generation, Offset};
+use crate::entry::{Generation, Kind, Offset};
 use crate::ident::{IpnsName, KeyName, Topic};
 use crate::plugin::event::cut;
 use crate::plugin::instance::{Instance, Setting};
 use crate::plugin::mark;
 use crate::plugin::probation::{Probation, Rates, Verdict};
-use crate::plugin::roster::{self, Code, Setup};
+use crate::plugin::roster::{self, Claim, Code, Setup};
 use crate::plugin::session::{Mode, Session, SessionParts};
 use crate::plugin::{Prepared, Runnable};
-use crate::store::StoreError;
+use crate::store::{StoreError, names};
 use crate::time::nanoseconds;
 
 /// How long it is waited for the commit before it is looked again whether the host ends.
@@ -35,6 +35,8 @@ pub enum Order {
     Succeed(Box<Successor>),
     /// What ran before.
     GoBack(Box<WayBack>),
+    /// The same code, with other grants. Who waits is told that it has them.
+    Reach(Box<Runnable>, oneshot::Sender<()>),
 }
 
 /// Code that takes over from what runs.
@@ -44,8 +46,8 @@ pub struct Successor {
     pub run: Runnable,
     /// What it follows, if it comes from somewhere that changes.
     pub follows: Option<String>,
-    /// What the plugin has, where the config says nothing of it.
-    pub setup: Option<Setup>,
+    /// What the plugin is given beside what the config says.
+    pub setup: Setup,
     /// What is told of it.
     pub change: Change,
     /// Who waits to hear how it went.
@@ -85,8 +87,10 @@ pub struct Handover {
     pub code: Code,
     /// What it follows, if it comes from somewhere that changes.
     pub follows: Option<String>,
-    /// What the plugin has, where the config says nothing of it.
-    pub setup: Option<Setup>,
+    /// What the plugin is given beside what the config says.
+    pub setup: Setup,
+    /// The keys that are its own.
+    pub claim: Claim,
     /// What is told of it.
     pub change: Change,
     /// What the code before it has handled.
@@ -155,6 +159,12 @@ impl Actor {
         match self.inbox.take_order() {
             None => Ok(()),
             Some(Order::Succeed(successor)) => self.take_over(*successor, begun),
+            Some(Order::Reach(run, done)) => {
+                self.reach_other(*run)?;
+                // Whoever asked may have gone away.
+                let _ = done.send(());
+                Ok(())
+            }
             Some(Order::GoBack(way)) => {
                 let WayBack { to, run, reason, done } = *way;
                 let before = self.cursor();
@@ -188,7 +198,9 @@ impl Actor {
         self.session_mut().effects.batch.by = by.next();
         match self.start()? {
             Ok(()) => {
-                self.restart = None;
+                self.failing.has_started();
+                self.end_quarantine();
+                self.keep_within_reach()?;
                 self.exchange_topics(&predecessor.run.topics);
                 let (instantiate, start) = self.start_took;
                 let total = nanoseconds(begun.elapsed());
@@ -196,7 +208,8 @@ impl Actor {
                     TakenOver { at: self.cursor(), pause: Pause { total, drop, instantiate, start } };
                 self.watch_closely(&predecessor);
                 let (rates, told) = (predecessor.rates, Mutex::new(Some(done)));
-                let handover = Handover { code, follows, setup, change, rates, taken_over, told };
+                let claim = Claim::of(&self.run.reach);
+                let handover = Handover { code, follows, setup, claim, change, rates, taken_over, told };
                 self.session_mut().effects.batch.handover = Some(handover);
                 self.predecessor = Some(predecessor);
                 self.show_running();
@@ -250,8 +263,9 @@ impl Actor {
     fn exchange(&mut self, run: Runnable) -> Runnable {
         let before = std::mem::replace(&mut self.run, run);
         self.inbox.show_code(&self.run);
-        let (version, limits) = (self.run.version().to_owned(), self.run.limits);
-        self.session_mut().run_as(version, limits);
+        let (version, reach, limits) =
+            (self.run.version().to_owned(), self.run.reach.clone(), self.run.limits);
+        self.session_mut().run_as(version, reach, limits);
         before
     }
 
@@ -270,6 +284,53 @@ impl Actor {
                 session.effects.subscribe(&mut session.world, topic.clone(), wanted);
             }
         }
+    }
+
+    /// Goes on with other grants: what is lost ends, and an instance is started that knows of what is gained.
+    pub(super) fn reach_other(&mut self, run: Runnable) -> Result<(), StoreError> {
+        self.drop_instance();
+        if let Some(fallback) = &mut self.fallback {
+            // Grants go with the plugin's name: what is denied now is denied to what ran before, too.
+            fallback.run.reach = run.reach.clone();
+        }
+        let before = self.exchange(run);
+        self.keep_within_reach()?;
+        self.exchange_topics(&before.topics);
+        self.hand_over();
+        Ok(())
+    }
+
+    /// Ends what the plugin has and is not granted any more, and has it know its own names.
+    fn keep_within_reach(&mut self) -> Result<(), StoreError> {
+        let (plugin, log, by) = (self.plugin.clone(), self.log.clone(), Generation(0));
+        let session = self.session_mut();
+        let time = session.world.time();
+        session.begin(Mode::Entry, time);
+        let topics = session.world.topics_to_hear().into_iter();
+        let lost: Vec<_> = topics.filter(|topic| !session.reach.may_subscribe(topic)).cloned().collect();
+        for topic in lost {
+            // What is in the log already is not for it either.
+            session.world.revoke(&topic);
+            if session.world.will_hear(&topic) {
+                session.effects.subscribe(&mut session.world, topic.clone(), false);
+            }
+            log.append_now([Kind::Subscription { plugin: plugin.clone(), topic, subscribed: false, by }]);
+        }
+        let followed: Vec<_> = session.world.follows().keys().cloned().collect();
+        for name in followed {
+            if !session.may_read(&name) {
+                session.effects.follow(&mut session.world, name, false);
+            }
+        }
+        let snapshot = session.store().snapshot()?;
+        for (key, name) in session.own_keys() {
+            if session.world.own(&name).is_none() {
+                let known = names::known(&snapshot, &key)?.map(|known| known.resolution(name.clone()));
+                session.world.add_own(name, known);
+            }
+        }
+        self.world_changed = true;
+        Ok(())
     }
 
     /// Whether there is code that can go on in place of this one.
@@ -379,6 +440,7 @@ impl Actor {
         }
         let has_gone = self.begin_again(number + 1)? == by.next();
         if has_gone {
+            self.end_quarantine();
             (self.probation, self.fallback) = (None, None);
             self.exchange(run);
         }
@@ -414,7 +476,8 @@ impl Actor {
         self.stored_cursor = self.cursor();
         self.stored_at = Instant::now();
         self.world_changed = false;
-        (self.restart, self.ticked_at) = (None, None);
+        self.failing.has_started();
+        self.ticked_at = None;
         self.watch();
         self.show();
         Ok(generation)

@@ -49,7 +49,7 @@ impl Session {
 
     fn writable(&self, key: &str) -> Result<KeyName, Refusal> {
         let key = word::<KeyName>(key)?;
-        if self.grants.write.contains(&key) { Ok(key) } else { Err(Refusal::NotGranted(key.to_string())) }
+        if self.reach.may_write(&key) { Ok(key) } else { Err(Refusal::NotGranted(key.to_string())) }
     }
 
     /// The name of a key that the plugin may write.
@@ -74,16 +74,16 @@ impl Session {
 
     fn readable(&self, name: &str) -> Result<IpnsName, Refusal> {
         let asked = word::<NameOrKey>(name)?;
-        let name = self.name_of(&asked);
-        let granted = self
-            .grants
-            .read
-            .iter()
-            .any(|grant| *grant == asked || (name.is_some() && self.name_of(grant) == name));
-        match name {
-            Some(name) if granted => Ok(name),
+        match self.name_of(&asked) {
+            Some(name) if self.may_read(&name) => Ok(name),
             _ => Err(Refusal::NotGranted(String::from(asked))),
         }
+    }
+
+    /// Whether a name may be read: under whichever word it was granted.
+    pub fn may_read(&self, name: &IpnsName) -> bool {
+        let is_meant = |it: &NameOrKey| self.name_of(it).as_ref() == Some(name);
+        self.reach.granted.read.iter().any(is_meant) && !self.reach.denied.read.iter().any(is_meant)
     }
 
     fn name_of(&self, either: &NameOrKey) -> Option<IpnsName> {
@@ -114,7 +114,7 @@ impl Session {
     fn own_name(&self, name: &str) -> Option<IpnsName> {
         let asked = name.parse().ok()?;
         let name = self.name_of(&asked)?;
-        self.grants.write.iter().any(|key| self.keys.name(key).as_ref() == Some(&name)).then_some(name)
+        self.reach.writes().any(|key| self.keys.name(key).as_ref() == Some(&name)).then_some(name)
     }
 
     /// The file behind a followed name or an own key.

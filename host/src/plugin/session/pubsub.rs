@@ -10,7 +10,7 @@ impl Session {
     /// Publishes on a topic.
     pub fn publish(&mut self, topic: &str, data: Bytes) -> Answer<()> {
         let topic = allowed!(word::<Topic>(topic));
-        if !self.grants.may_publish(&topic) {
+        if !self.reach.may_publish(&topic) {
             return Ok(Err(Refusal::NotGranted(topic.to_string())));
         }
         if data.len() > self.limits.message_bytes {
@@ -29,7 +29,7 @@ impl Session {
     /// Subscribes to a topic, or unsubscribes.
     pub fn subscribe(&mut self, topic: &str, subscribed: bool) -> Answer<()> {
         let topic = allowed!(word::<Topic>(topic));
-        if subscribed && !self.grants.may_subscribe(&topic) {
+        if subscribed && !self.reach.may_subscribe(&topic) {
             return Ok(Err(Refusal::NotGranted(topic.to_string())));
         }
         allowed!(self.may_effect(topic.as_str().len()));
@@ -46,10 +46,6 @@ impl Session {
     /// The topic, if the plugin may subscribe to it.
     pub fn heard_topic(&self, topic: &str) -> Result<Topic, Refusal> {
         let topic = word::<Topic>(topic)?;
-        if self.grants.may_subscribe(&topic) {
-            Ok(topic)
-        } else {
-            Err(Refusal::NotGranted(topic.to_string()))
-        }
+        if self.reach.may_subscribe(&topic) { Ok(topic) } else { Err(Refusal::NotGranted(topic.to_string())) }
     }
 }

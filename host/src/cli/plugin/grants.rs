@@ -1,0 +1,158 @@
+//! `dim plugin grants`: what a plugin asks for and may, and how the operator changes that.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufRead as _, IsTerminal as _};
+
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory as _, Subcommand};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::super::Cli;
+use super::super::client::Client;
+use super::super::output::{Output, cell, line};
+use super::install;
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Shows what it asks for, what it may, and what waits for a grant
+    Show,
+    /// Grants it something, also what was denied before
+    Allow {
+        /// All that it asks for, also by a component that waits
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        what: What,
+    },
+    /// Denies it something, whoever grants it
+    Deny {
+        /// Gives up the component that waits
+        #[arg(long)]
+        pending: bool,
+        #[command(flatten)]
+        what: What,
+    },
+    /// Takes back all that was granted and denied here: what the config says counts again
+    Reset,
+}
+
+/// What is granted or denied.
+#[derive(Debug, Args)]
+pub struct What {
+    /// A topic to publish on, or all below a prefix, as in jobs.*
+    #[arg(long, value_name = "TOPIC")]
+    publish: Vec<String>,
+    /// A topic to subscribe to, or all below a prefix
+    #[arg(long, value_name = "TOPIC")]
+    subscribe: Vec<String>,
+    /// An IPNS key to publish under
+    #[arg(long, value_name = "KEY")]
+    write: Vec<String>,
+    /// An IPNS name to read, or a key of this host
+    #[arg(long, value_name = "NAME")]
+    read: Vec<String>,
+    /// A key that another plugin publishes under, too; both need this
+    #[arg(long, value_name = "KEY")]
+    share: Vec<String>,
+    /// A limit beyond the default, as in timers=500000
+    #[arg(long, value_name = "NAME=VALUE", value_parser = limit)]
+    limit: Vec<(String, u64)>,
+}
+
+fn limit(text: &str) -> Result<(String, u64), String> {
+    let (name, value) = text.split_once('=').ok_or("write it like timers=500000")?;
+    Ok((name.to_owned(), value.parse().map_err(|error| format!("{value:?}: {error}"))?))
+}
+
+impl What {
+    fn as_json(&self) -> Value {
+        let Self { publish, subscribe, write, read, share, limit } = self;
+        let limits: BTreeMap<_, _> = limit.iter().cloned().collect();
+        json!({
+            "publish": publish, "subscribe": subscribe, "write": write, "read": read, "share": share,
+            "limits": limits,
+        })
+    }
+
+    fn is_empty(&self) -> bool {
+        let Self { publish, subscribe, write, read, share, limit } = self;
+        [publish, subscribe, write, read, share].iter().all(|list| list.is_empty()) && limit.is_empty()
+    }
+}
+
+impl Command {
+    pub async fn execute(self, name: &str, client: &Client, out: &Output) -> anyhow::Result<()> {
+        let path = ["plugins", name, "grants"];
+        let change = match self {
+            Self::Show => return show(out, &client.get(&path, &[]).await?),
+            Self::Allow { all: false, ref what } if what.is_empty() => {
+                nothing_said("say what to grant, or --all that it asks for")
+            }
+            Self::Deny { pending: false, ref what } if what.is_empty() => {
+                nothing_said("say what to deny, or --pending to give up the component that waits")
+            }
+            Self::Allow { all, what } => json!({ "all": all, "allow": what.as_json() }),
+            Self::Deny { pending, what } => json!({ "refuse-pending": pending, "deny": what.as_json() }),
+            Self::Reset => json!({ "reset": true }),
+        };
+        let changed = client.send_json(Method::POST, &path, &[], &change);
+        show(out, &install::told(client, out, Some(name), changed).await?)
+    }
+}
+
+fn nothing_said(hint: &str) -> ! {
+    Cli::command().error(ErrorKind::MissingRequiredArgument, hint).exit()
+}
+
+fn show(out: &Output, granted: &Value) -> anyhow::Result<()> {
+    if out.is_json() {
+        return out.object(granted);
+    }
+    let lists = ["publish", "subscribe", "write", "read", "share"];
+    for (title, of) in [("asks to", "/asks"), ("may", "/granted"), ("may not", "/denied")] {
+        for verb in lists {
+            let words = granted.pointer(&format!("{of}/{verb}"));
+            if words.and_then(Value::as_array).is_some_and(|words| !words.is_empty()) {
+                line(&format!("{:<9}{verb:<11}{}", title, cell(words)))?;
+            }
+        }
+        let limits = granted.pointer(&format!("{of}/limits")).and_then(Value::as_object);
+        for (limit, value) in limits.into_iter().flatten() {
+            line(&format!("{:<9}{:<11}{limit} = {value}", title, "have"))?;
+        }
+    }
+    for missing in granted["missing"].as_array().into_iter().flatten() {
+        line(&format!("{:<9}{}", "missing", cell(Some(missing))))?;
+    }
+    if let Some(pending) = granted.get("pending") {
+        let part = |name: &str| cell(pending.get(name));
+        line(&format!(
+            "{:<9}{} from {}, since {}: it asks to {}",
+            "waits",
+            part("version"),
+            part("source"),
+            part("since"),
+            part("missing")
+        ))?;
+    }
+    if let Some(change) = granted.get("change") {
+        line(&format!("{:<9}{}", "change", cell(change.get("state"))))?;
+    }
+    Ok(())
+}
+
+/// Asks the user whether a plugin is granted what is missing; none if nobody is there to ask.
+pub fn agrees(plugin: &str, missing: &Value) -> io::Result<Option<bool>> {
+    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+        return Ok(None);
+    }
+    eprintln!("{} asks to", cell(Some(&json!(plugin))));
+    for words in missing.as_array().into_iter().flatten() {
+        eprintln!("  - {}", cell(Some(words)));
+    }
+    eprint!("Grant it? [y/N] ");
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer)?;
+    Ok(Some(["y", "yes"].contains(&answer.trim().to_lowercase().as_str())))
+}

@@ -1,0 +1,307 @@
+//! Owns what the operator grants plugins while the host runs: it takes effect between two entries, and a component
+//! that waits for it takes over.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+use utoipa::ToSchema;
+
+use super::candidate::{Allowance, Terms, settle};
+use super::replacement::{Proposal, ReplaceError, Wanting, broke_down};
+use super::{Grant, Host, UNHURT};
+use crate::cause::chain;
+use crate::change::{Change, State, UnderWay};
+use crate::ident::PluginName;
+use crate::plugin::roster::{self, Claim, Pending, Row, Setup};
+use crate::plugin::{Grants, Limits, Order, Reach, Runnable, inspect};
+use crate::store::components;
+use crate::time::Timestamp;
+
+/// What an operator grants a plugin and denies it.
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct GrantChange {
+    /// First takes back all that was granted and denied before: what the config says counts again
+    reset: bool,
+    /// Grants all that is asked for, also by a component that waits
+    all: bool,
+    /// Grants this
+    allow: Grants,
+    /// Denies this, whoever grants it
+    deny: Grants,
+    /// Gives up a component that waits
+    refuse_pending: bool,
+}
+
+/// What a plugin asks for and may.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Granted {
+    /// The plugin.
+    pub plugin: PluginName,
+    /// What its manifest asks for.
+    pub asks: Grants,
+    #[serde(flatten)]
+    reach: Reach,
+    /// What it asks for and may not, in words.
+    pub missing: Vec<String>,
+    /// What it may take.
+    pub limits: Limits,
+    /// A component that waits until it is granted what it asks for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub pending: Option<Pending>,
+    /// What became of the component that waited for these grants.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub change: Option<Change>,
+}
+
+impl Host {
+    /// What a plugin asks for and may.
+    pub fn grants(&self, name: &PluginName) -> Result<Granted, ReplaceError> {
+        let (row, code) = self.known(name)?;
+        let allowance = self.settled(name, &row, &code, row.setup.clone())?.1;
+        let missing = allowance.missing();
+        let Allowance { asks, reach, limits } = allowance;
+        Ok(Granted { plugin: name.clone(), asks, reach, missing, limits, pending: row.pending, change: None })
+    }
+
+    /// Grants a plugin something and denies it something, which counts from the next entry on; a component that
+    /// waited for it takes over then.
+    pub async fn grant(
+        self: &Arc<Self>,
+        name: &PluginName,
+        change: GrantChange,
+        by: &str,
+    ) -> Result<Granted, ReplaceError> {
+        self.loaded(name.as_str()).await;
+        let covered = self.regrant(name, change, by).await?;
+        let change = match covered {
+            Some(pending) => Some(self.take_up(name, pending).await?),
+            None => None,
+        };
+        Ok(Granted { change, ..self.grants(name)? })
+    }
+
+    /// Returns the component that waits, if it is granted all by now.
+    async fn regrant(
+        &self,
+        name: &PluginName,
+        change: GrantChange,
+        by: &str,
+    ) -> Result<Option<Pending>, ReplaceError> {
+        let turn = self.turns.of(name);
+        let _turn = turn.change.lock().await;
+        let (row, code) = self.known(name)?;
+        let pending = row.pending.clone().filter(|_| !change.refuse_pending);
+        let mut setup = if change.reset { Setup::default() } else { row.setup.clone() };
+        if change.all {
+            let allowance = self.settled(name, &row, &code, setup.clone())?.1;
+            allow(&mut setup, &allowance.asks);
+            if let Some(pending) = &pending {
+                let allowance = self.pending_allowance(name, &row, pending, setup.clone()).await?;
+                allow(&mut setup, &allowance.asks);
+            }
+        }
+        allow(&mut setup, &change.allow);
+        setup.granted.take(&change.deny);
+        setup.denied.add(&change.deny);
+        let (config, allowance) = self.settled(name, &row, &code, setup.clone())?;
+        self.claim(name, &allowance.reach)?;
+        self.make_keys(&allowance.reach).await?;
+        let is_refused = row.pending.is_some() && pending.is_none();
+        let words = in_words(&row.setup, &setup, is_refused);
+        if !words.is_empty() {
+            let mut told =
+                Change::new(name.clone(), State::GrantsChanged, by.to_owned(), code.source.clone());
+            (told.after, told.reason) = (Some(row.as_version()), Some(words));
+            let (whose, claim) = (name.clone(), Claim::of(&allowance.reach));
+            let (now, setup, pending) = (self.log.now(), setup.clone(), pending.clone());
+            self.commit
+                .record(told, now, move |write| {
+                    let row = roster::row_within(write, &whose)?;
+                    roster::put_within(write, &whose, &Row { setup, claim, pending, ..row })
+                })
+                .await?;
+        }
+        let (reach, topics, limits) =
+            (Arc::new(allowance.reach.clone()), allowance.topics(), allowance.limits);
+        if reach != code.reach || topics != code.topics || limits != code.limits {
+            let run = Runnable { reach, topics, limits, config, ..(*code).clone() };
+            let (done, reached) = oneshot::channel();
+            let loaded = self.plugins.get(name).ok_or_else(|| ReplaceError::NoPlugin(name.clone()))?;
+            loaded.handle.order(Order::Reach(Box::new(run), done));
+            reached.await.map_err(|_| ReplaceError::Closed)?;
+        }
+        let Some(pending) = pending else { return Ok(None) };
+        let allowance = self.pending_allowance(name, &row, &pending, setup).await?;
+        Ok(allowance.reach.unanswered(&allowance.asks).is_empty().then_some(pending))
+    }
+
+    /// Takes up the components that wait and are granted all by now: the host has ended before it could.
+    pub(super) async fn take_up_pending(self: &Arc<Self>) -> Result<(), ReplaceError> {
+        for (name, row) in roster::rows(&self.store.snapshot()?)? {
+            let Some(pending) = row.pending.clone().filter(|_| self.plugins.get(&name).is_some()) else {
+                continue;
+            };
+            let allowance = self.pending_allowance(&name, &row, &pending, row.setup.clone()).await;
+            if allowance.is_ok_and(|it| it.reach.unanswered(&it.asks).is_empty()) {
+                // If it fails that is on record.
+                let _ = self.take_up(&name, pending).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Installs a component that has waited; it waits no more, whatever becomes of it.
+    async fn take_up(self: &Arc<Self>, name: &PluginName, pending: Pending) -> Result<Change, ReplaceError> {
+        let Pending { digest, source, by, follows, is_named, .. } = pending;
+        let (store, plugin) = (self.store.clone(), name.clone());
+        let component = tokio::task::spawn_blocking(move || components::read(&store, &digest)).await;
+        let outcome = match component.expect("reading does not panic") {
+            Ok(component) => {
+                let component = component.into();
+                let proposal = Proposal { plugin, component, source, by, follows, is_named };
+                self.install(proposal, Grant::AsBefore).await
+            }
+            Err(error) => Err(ReplaceError::Keep(error)),
+        };
+        if outcome.as_ref().is_err_and(ReplaceError::is_lasting) {
+            let whose = name.clone();
+            self.commit
+                .write(move |write| {
+                    let row = roster::row_within(write, &whose)?;
+                    roster::put_within(write, &whose, &Row { pending: None, ..row })
+                })
+                .await?;
+        }
+        outcome
+    }
+
+    /// Keeps a component until it is granted what it asks for. The caller has the plugin's turn.
+    pub(super) async fn let_wait(
+        &self,
+        under_way: &mut UnderWay,
+        wanting: Wanting,
+        follows: Option<String>,
+        is_named: bool,
+    ) -> Result<(), ReplaceError> {
+        let Wanting { plugin, missing, inspection, component } = wanting;
+        let (store, digest) = (self.store.clone(), inspection.digest);
+        let kept = tokio::task::spawn_blocking(move || components::keep(&store, digest, &component)).await;
+        kept.expect("keeping does not panic").map_err(ReplaceError::Keep)?;
+        let change = &mut under_way.change;
+        let words = missing.join(", ");
+        let hint = format!("`dim plugin grants {plugin} allow --all` lets it take over");
+        change.missing.clone_from(&missing);
+        change.ended(State::Pending, Some(format!("it asks to {words}: {hint}")), None);
+        let pending = Pending {
+            version: inspection.manifest.version,
+            digest: digest.to_string(),
+            source: change.source.clone(),
+            by: change.by.clone(),
+            since: Timestamp::wall(),
+            missing,
+            follows,
+            is_named,
+        };
+        tracing::warn!(%plugin, version = pending.version, "waits, it asks for more than it is granted: to {words}");
+        let recorded = self.commit.record(change.clone(), self.log.now(), move |write| {
+            let row = roster::row_within(write, &plugin)?;
+            roster::put_within(write, &plugin, &Row { pending: Some(pending), ..row })
+        });
+        Ok(recorded.await?)
+    }
+
+    /// Makes the keys that a plugin writes under its own, unless another plugin has one of them.
+    pub(super) fn claim(&self, name: &PluginName, reach: &Reach) -> Result<(), ReplaceError> {
+        let claim = Claim::of(reach);
+        let mut claims = self.claims.lock().expect(UNHURT);
+        let taken = claims.iter().filter(|(other, _)| *other != name).find_map(|(other, theirs)| {
+            let key = claim.conflict(theirs)?.clone();
+            Some(ReplaceError::KeyTaken { key, other: other.clone() })
+        });
+        match taken {
+            Some(taken) => Err(taken),
+            None => {
+                claims.insert(name.clone(), claim);
+                Ok(())
+            }
+        }
+    }
+
+    /// Makes the keys that are granted and not there.
+    pub(super) async fn make_keys(&self, reach: &Reach) -> Result<(), ReplaceError> {
+        let made = self.loader.make_keys(reach).await;
+        made.map_err(|error| ReplaceError::Refused(chain(&error)))
+    }
+
+    /// The row of a plugin that runs, and what it runs.
+    fn known(&self, name: &PluginName) -> Result<(Row, Arc<Runnable>), ReplaceError> {
+        let none = || ReplaceError::NoPlugin(name.clone());
+        let loaded = self.plugins.get(name).ok_or_else(none)?;
+        let row = roster::known_row(&self.store.snapshot()?, name)?.ok_or_else(none)?;
+        Ok((row, loaded.handle.code()))
+    }
+
+    /// The config of what a plugin runs, and what it may if it is given `given`.
+    fn settled(
+        &self,
+        name: &PluginName,
+        row: &Row,
+        code: &Runnable,
+        given: Setup,
+    ) -> Result<(String, Allowance), ReplaceError> {
+        let terms = Terms { config: self.section(name), given };
+        let (manifest, is_installed) = (&code.prepared.inspection.manifest, row.code.installed.is_some());
+        settle(&self.config, name, &terms, is_installed, manifest, &self.id).map_err(ReplaceError::Refused)
+    }
+
+    /// What a component that waits asks for and may.
+    async fn pending_allowance(
+        &self,
+        name: &PluginName,
+        row: &Row,
+        pending: &Pending,
+        given: Setup,
+    ) -> Result<Allowance, ReplaceError> {
+        let (store, digest) = (self.store.clone(), pending.digest.clone());
+        let inspected = tokio::task::spawn_blocking(move || {
+            let component = components::read(&store, &digest).map_err(|error| error.to_string())?;
+            inspect(&component).map_err(|error| error.to_string())
+        });
+        let manifest = inspected.await.map_err(broke_down)?.map_err(ReplaceError::Refused)?.manifest;
+        let running =
+            self.plugins.get(name).ok_or_else(|| ReplaceError::NoPlugin(name.clone()))?.handle.code();
+        let row = Row { setup: given, ..row.clone() };
+        let terms = self.terms(name, &row, &running, pending.is_named);
+        let settled = settle(&self.config, name, &terms, !pending.is_named, &manifest, &self.id);
+        Ok(settled.map_err(ReplaceError::Refused)?.1)
+    }
+}
+
+/// Grants something, also what was denied before.
+fn allow(setup: &mut Setup, grants: &Grants) {
+    setup.denied.take(grants);
+    setup.granted.add(grants);
+}
+
+/// What is given and denied now and was not before, and what no longer is, in words.
+fn in_words(before: &Setup, now: &Setup, is_refused: bool) -> String {
+    let differs = |one: &Grants, other: &Grants| {
+        Reach { granted: one.clone(), denied: Grants::default() }.missing(other).join(", ")
+    };
+    let pieces = [
+        ("allowed to", differs(&before.granted, &now.granted)),
+        ("no longer allowed to", differs(&now.granted, &before.granted)),
+        ("denied to", differs(&before.denied, &now.denied)),
+        ("no longer denied to", differs(&now.denied, &before.denied)),
+    ];
+    let pieces = pieces.into_iter().filter(|(_, words)| !words.is_empty());
+    let mut pieces: Vec<String> = pieces.map(|(verb, words)| format!("{verb} {words}")).collect();
+    if is_refused {
+        pieces.push("the component that waited is given up".to_owned());
+    }
+    pieces.join("; ")
+}

@@ -1,0 +1,164 @@
+//! Owns what becomes of a plugin that keeps failing: it is started again with growing pauses, and quarantined when it
+//! does not start at all; and who traps rests for longer than it has worked in vain.
+//!
+//! What comes from outside quarantines nobody: whoever may publish on a topic could stop every plugin that hears it.
+//! An event that traps costs the others a bounded delay, and the line goes on.
+
+use std::time::{Duration, Instant};
+
+use super::Actor;
+use crate::plugin::instance::thread_cpu;
+use crate::plugin::roster::Quarantine;
+use crate::time::Timestamp;
+
+/// How long a plugin that does not start is left alone, at first and at most.
+const RESTART: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// How many times the CPU time of a call that trapped a plugin rests, after the first trap in a row and at most.
+const REST: (u32, u32) = (1, 8);
+
+/// Longest rest after one event that trapped.
+const LONGEST_REST: Duration = Duration::from_secs(10);
+
+/// Shortest rest that is worth it.
+const WORTH_IT: Duration = Duration::from_millis(10);
+
+/// How a plugin fails at present.
+#[derive(Debug, Default)]
+pub struct Failing {
+    /// It did not start.
+    restart: Option<Restart>,
+    /// It is stopped until an operator or other code lets it go on.
+    quarantined: bool,
+    /// Traps since a call last came to its end.
+    traps: u32,
+    /// CPU time of the calls that trapped since the last rest, times how often it is rested for.
+    owed: Duration,
+    /// Until when it rests.
+    rests_until: Option<Instant>,
+}
+
+/// A plugin that did not start.
+#[derive(Debug)]
+struct Restart {
+    at: Instant,
+    pause: Duration,
+    /// How many starts in a row have failed.
+    failed: u32,
+}
+
+impl Failing {
+    /// One that is quarantined from before, or is not.
+    pub fn from_before(quarantined: bool) -> Self {
+        Self { quarantined, ..Self::default() }
+    }
+
+    /// Whether it is too early to try to start it again.
+    pub fn must_wait(&self) -> bool {
+        self.restart.as_ref().is_some_and(|restart| Instant::now() < restart.at)
+    }
+
+    /// How long it is until a plugin that did not start is tried again.
+    pub fn until_restart(&self) -> Duration {
+        let at = self.restart.as_ref().map(|restart| restart.at);
+        at.map_or(RESTART.0, |at| at.saturating_duration_since(Instant::now()))
+    }
+
+    /// A start has gone well, or will be another's.
+    pub fn has_started(&mut self) {
+        self.restart = None;
+    }
+
+    /// A start has failed; returns the pause until the next one, and how many have failed in a row.
+    fn note_start(&mut self) -> (Duration, u32) {
+        let (pause, failed) = match &self.restart {
+            Some(last) => ((last.pause * 2).min(RESTART.1), last.failed + 1),
+            None => (RESTART.0, 1),
+        };
+        self.restart = Some(Restart { at: Instant::now() + pause, pause, failed });
+        (pause, failed)
+    }
+
+    /// A call has come to its end.
+    pub fn note_success(&mut self) {
+        self.traps = 0;
+    }
+
+    /// A call has trapped that began when the thread had used `cpu`.
+    pub fn note_trap(&mut self, cpu: Duration) {
+        let times = REST.0.saturating_mul(1 << self.traps.min(8)).min(REST.1);
+        self.traps = self.traps.saturating_add(1);
+        self.owed += thread_cpu().saturating_sub(cpu) * times;
+        if self.owed >= WORTH_IT {
+            let rest = std::mem::take(&mut self.owed).min(LONGEST_REST);
+            self.rests_until = Some(Instant::now() + rest);
+        }
+    }
+
+    /// For how long the plugin rests on.
+    pub fn rest(&mut self) -> Option<Duration> {
+        let left = self.rests_until?.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            self.rests_until = None;
+            return None;
+        }
+        Some(left)
+    }
+}
+
+impl Actor {
+    /// Takes in that a start has failed: it is tried again later, or not until someone acts.
+    pub(super) fn note_failed_start(&mut self, reason: String) {
+        let (pause, failed) = self.failing.note_start();
+        if failed < self.session().limits().restarts || self.recorded.is_some() {
+            tracing::error!(plugin = %self.plugin, "does not start, trying again in {pause:?}: {reason}");
+            return self.show_failing("failing", reason);
+        }
+        tracing::error!(plugin = %self.plugin, "quarantined, it did not start {failed} times: {reason}");
+        self.failing = Failing::from_before(true);
+        self.inbox.rest();
+        let quarantine = Quarantine { reason: reason.clone(), since: Timestamp::wall() };
+        self.session_mut().effects.batch.quarantine = Some(quarantine);
+        self.show_failing("quarantined", reason);
+    }
+
+    /// Whether the plugin is quarantined.
+    pub(super) fn is_quarantined(&self) -> bool {
+        self.failing.quarantined
+    }
+
+    /// Lets a quarantined plugin be started again.
+    pub(super) fn end_quarantine(&mut self) {
+        if self.failing.quarantined {
+            self.failing = Failing::default();
+            self.inbox.go_on();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_between_starts_grow_and_rests_are_bounded() {
+        let mut failing = Failing::default();
+        let pauses: Vec<u64> = (0..9).map(|_| failing.note_start().0.as_secs()).collect();
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
+        failing.has_started();
+        assert_eq!(failing.note_start(), (Duration::from_secs(1), 1));
+        // As if each call had taken all of the thread's CPU time, and a minute before.
+        for _ in 0..100 {
+            failing.owed += Duration::from_secs(60);
+            failing.note_trap(Duration::ZERO);
+            assert!(failing.rest().expect("it rests") <= LONGEST_REST);
+        }
+    }
+
+    #[test]
+    fn who_traps_at_no_cost_rests_little() {
+        let mut failing = Failing::default();
+        failing.note_trap(thread_cpu());
+        assert!(failing.rest().is_none());
+    }
+}

@@ -1,0 +1,247 @@
+//! Plugins that keep failing: those that do not start are quarantined, poison events cost others a bounded delay, and
+//! what is set aside says where it trapped.
+
+use std::time::Duration;
+
+use dim::change::{Change, State, TOPIC};
+use dim::entry::{Event, Kind, Offset};
+use dim::host::GrantChange;
+use dim::ident::PluginName;
+use dim::plugin::ReplyError;
+use dim::store::dead::{self, Filter};
+use dim::store::history;
+use dim_tests::alone::replace;
+use dim_tests::component::probe;
+use dim_tests::{Setup, SupervisedHost, TestHost, eventually, script};
+use serde_json::{Value, json};
+
+fn add() -> String {
+    script(json!([{ "do": "add", "key": "count" }])).to_string()
+}
+
+fn poison(step: Value) -> String {
+    script(json!([{ "do": "add", "key": "count" }, step])).to_string()
+}
+
+/// A probe that starts only if it may publish on `rare`.
+fn wanting() -> Setup {
+    let on_start = json!([{ "do": "must", "step": { "do": "publish", "topic": "rare", "data": "x" } }]);
+    let setup = json!({ "limits": { "restarts": 2 }, "config": { "on_start": on_start.to_string() } });
+    Setup::default().and_probe("probe", setup)
+}
+
+fn state(host: &TestHost) -> &'static str {
+    host.plugin("probe").handle.status().state
+}
+
+fn states(host: &TestHost) -> Vec<State> {
+    let snapshot = host.host.store.snapshot().unwrap();
+    let changes = history::of(&snapshot, &"probe".parse().unwrap(), 100).unwrap();
+    changes.iter().map(|change| change.state).collect()
+}
+
+async fn is_quarantined(host: &TestHost) {
+    eventually("it is quarantined", async || state(host) == "quarantined").await;
+    eventually("that is on record", async || states(host).first() == Some(&State::Quarantined)).await;
+}
+
+/// What was told of the probe on the topic of changes.
+fn told(host: &TestHost) -> Vec<State> {
+    let mut entries = std::collections::VecDeque::new();
+    host.host.log.read(Offset(0), usize::MAX, &mut entries).unwrap();
+    let told = entries.iter().filter_map(|entry| match &entry.kind {
+        Kind::Event(Event::Message { topic, data, .. }) if topic.as_str() == TOPIC => {
+            Some(serde_json::from_slice::<Change>(data).unwrap().state)
+        }
+        _ => None,
+    });
+    told.collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_that_does_not_start_is_quarantined_and_goes_on_where_it_was_once_it_is_resumed() {
+    let name: PluginName = "probe".parse().unwrap();
+    let host = wanting().start().await;
+    for _ in 0..3 {
+        host.from_peer("probe.in", add()).await;
+    }
+    is_quarantined(&host).await;
+    assert_eq!(host.plugin("probe").handle.status().instances, 2);
+    assert_eq!(told(&host), [State::Quarantined]);
+    for refused in
+        [host.command("probe", "run", script(json!([]))).await, host.query("probe", "calls", json!({})).await]
+    {
+        let Err(ReplyError::Unavailable(why)) = refused else { panic!("{refused:?}") };
+        assert!(why.contains("NotGranted(\"rare\")"), "{why}");
+    }
+    // It is not even tried by the next host, and what came waits.
+    let host = wanting().start_in(host.stop().await).await;
+    host.from_peer("probe.in", add()).await;
+    host.host.commit.write(|_| Ok(())).await.unwrap();
+    assert_eq!(state(&host), "quarantined");
+    assert_eq!(host.plugin("probe").handle.status().instances, 0);
+    // Resumed without a change, it fails again.
+    host.host.pause(&name, false, "the test").await.unwrap();
+    is_quarantined(&host).await;
+    let change: GrantChange = serde_json::from_value(json!({ "allow": { "publish": ["rare"] } })).unwrap();
+    host.host.grant(&name, change, "the test").await.unwrap();
+    assert_eq!(state(&host), "quarantined", "only when it is told to");
+    host.host.pause(&name, false, "the test").await.unwrap();
+    eventually("nothing was lost", async || {
+        state(&host) == "running" && host.state_of("probe", "count").await == 4
+    })
+    .await;
+    let mut changes = states(&host);
+    changes.reverse();
+    assert_eq!(
+        changes,
+        [State::Quarantined, State::Resumed, State::Quarantined, State::GrantsChanged, State::Resumed]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_version_lets_a_quarantined_plugin_go_on_where_it_was() {
+    let host = wanting().start().await;
+    for _ in 0..3 {
+        host.from_peer("probe.in", add()).await;
+    }
+    is_quarantined(&host).await;
+    // The operator's config counts for each version: this one asks for no such start.
+    let mended = dim_tests::component::probe_with(
+        "2.0.0",
+        &[("[config.on_start]\ntype = \"string\"", "[config.on_start]\ntype = \"string\"\noptional = true")],
+    );
+    let refused = replace(&host, mended).await.unwrap_err().to_string();
+    assert!(refused.contains("does not start"), "it is rehearsed: {refused}");
+    let free = Setup::probe().start_in(host.stop().await).await;
+    assert_eq!(state(&free), "quarantined");
+    assert_eq!(replace(&free, probe("3.0.0", &json!([]))).await.unwrap().state, State::OnProbation);
+    eventually("nothing was lost", async || free.state_of("probe", "count").await == 3).await;
+    let free = Setup::probe().start_in(free.stop().await).await;
+    eventually("it runs still", async || state(&free) == "running").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everyone_can_see_that_a_plugin_is_quarantined() {
+    let host = SupervisedHost::start(&wanting()).await;
+    dim::install_tls();
+    let url = host.serve().await;
+    let text = async |path: &str| reqwest::get(format!("{url}{path}")).await.unwrap().text().await.unwrap();
+    eventually("/healthz says so", async || {
+        let health = text("/healthz").await;
+        health.contains("plugin probe is quarantined since") && health.contains("dim plugin resume probe")
+    })
+    .await;
+    assert!(text("/v1/status").await.contains("plugin probe is quarantined since"));
+    let listed: Value = serde_json::from_str(&text("/v1/plugins").await).unwrap();
+    let probe = listed.as_array().unwrap().iter().find(|plugin| plugin["name"] == "probe").unwrap();
+    assert_eq!(probe["state"], "quarantined");
+    assert!(probe["reason"].as_str().unwrap().contains("NotGranted"), "{probe}");
+    assert!(text("/metrics").await.contains("dim_plugin_quarantined{plugin=\"probe\"} 1"));
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_number_of_poison_events_brings_a_topic_to_a_stop() {
+    let host = Setup::probe().start().await;
+    for _ in 0..10 {
+        for _ in 0..50 {
+            host.from_peer("probe.in", poison(json!({ "do": "trap" }))).await;
+        }
+        host.from_peer("probe.in", add()).await;
+    }
+    eventually("all that are sound are handled", async || host.state_of("probe", "count").await == 10).await;
+    assert_eq!(state(&host), "running");
+    eventually("the others are set aside", async || host.dead_letters().len() == 500).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_that_loop_cost_the_others_a_bounded_delay() {
+    let setup = Setup::default().and_probe("probe", json!({ "limits": { "call-cpu-ms": 50 } }));
+    let host = setup.and_probe("other", json!({})).start().await;
+    for _ in 0..5 {
+        host.from_peer("probe.in", poison(json!({ "do": "loop" }))).await;
+    }
+    host.from_peer("probe.in", add()).await;
+    eventually("it comes to what is sound", async || host.state_of("probe", "count").await == 1).await;
+    let (looping, cpu) = (host.plugin("probe").handle.status(), Duration::from_millis(50));
+    assert_eq!(looping.dead_letters, 5);
+    assert!(Duration::from_nanos(looping.cpu) < 30 * cpu, "each was tried twice: {looping:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_says_where_the_plugin_trapped() {
+    let host = Setup::default().and_probe("probe", json!({ "limits": { "call-cpu-ms": 50 } })).start().await;
+    for step in
+        [json!({ "do": "trap" }), json!({ "do": "loop" }), json!({ "do": "log", "line": "last words" })]
+    {
+        let mut sent = script(json!([step]));
+        sent["then"] = json!("reject");
+        host.from_peer("probe.in", sent.to_string()).await;
+    }
+    eventually("they are set aside", async || host.dead_letters().len() == 3).await;
+    let letters = dead::list(&host.host.store, &Filter::default(), None, 10).unwrap();
+    for (_, letter) in &letters[..2] {
+        let has = |part: &str| letter.stack.iter().any(|function| function.contains(part));
+        assert!(has("Probe::step") || has("Probe>::step") || has("probe::Probe"), "{:?}", letter.stack);
+        assert_eq!((letter.attempts, letter.version.as_str()), (2, "0.1.0"));
+    }
+    assert!(letters[0].1.reason.contains("told to trap"), "{}", letters[0].1.reason);
+    assert!(letters[2].1.stack.is_empty(), "it did not trap");
+    assert_eq!(letters[2].1.log, ["last words"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_are_listed_replayed_and_dropped_by_plugin_topic_and_time() {
+    let two =
+        Setup::probe().and_probe("other", json!({ "config": { "topics": ["probe.in", "probe.more"] } }));
+    let host = SupervisedHost::start(&two).await;
+    dim::install_tls();
+    let url = host.serve().await;
+    let client = reqwest::Client::new();
+    let count = async |query: &str| {
+        let letters = client.get(format!("{url}/v1/dead-letters{query}")).send().await.unwrap();
+        letters.json::<Value>().await.unwrap().as_array().unwrap().len()
+    };
+    let reject = json!({ "script": [{ "do": "add", "key": "count" }], "then": "reject" }).to_string();
+    let send = async |topic: &str| {
+        let sent = client.post(format!("{url}/v1/topics/{topic}/messages")).body(reject.clone()).send();
+        assert!(sent.await.unwrap().status().is_success());
+    };
+    for topic in ["probe.in", "probe.more", "probe.more"] {
+        send(topic).await;
+    }
+    eventually("all are set aside", async || count("").await == 4).await;
+    assert_eq!((count("?plugin=probe").await, count("?plugin=other").await), (1, 3));
+    assert_eq!(count("?topic=probe.more").await, 2);
+    assert_eq!(count("?topic=probe.in&plugin=other").await, 1);
+    let later = dim::time::Timestamp::wall();
+    assert_eq!(count(&format!("?since={later}")).await, 0);
+    send("probe.more").await;
+    eventually("one more is", async || count(&format!("?since={later}")).await == 1).await;
+    // Replayed, they fail again: others are in their place, each once.
+    let replayed = client.post(format!("{url}/v1/dead-letters/replay?plugin=other&topic=probe.more"));
+    let replayed: Value = replayed.send().await.unwrap().json().await.unwrap();
+    assert_eq!(replayed["count"], 3);
+    eventually("they are set aside again", async || {
+        count("?topic=probe.more").await == 3 && count("?after=5").await == 3
+    })
+    .await;
+    let dropped = client.delete(format!("{url}/v1/dead-letters?topic=probe.in")).send().await.unwrap();
+    assert_eq!(dropped.json::<Value>().await.unwrap()["count"], 2);
+    assert_eq!((count("").await, count("?topic=probe.in").await), (3, 0));
+    let dropped = client.delete(format!("{url}/v1/dead-letters")).send().await.unwrap();
+    assert_eq!(dropped.json::<Value>().await.unwrap()["count"], 3);
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_are_kept_for_a_time_and_those_that_go_are_counted() {
+    let kept = "store: { dead_letters: { max_age_hours: 0 } }\n";
+    let host = Setup::probe().yaml(kept).start().await;
+    host.from_peer("probe.in", json!({ "script": [], "then": "reject" }).to_string()).await;
+    let dropped =
+        || dead::dropped(&host.host.store.snapshot().unwrap().table(dim::store::META).unwrap()).unwrap();
+    eventually("it goes, and that is counted", async || dropped() == 1 && host.dead_letters().is_empty())
+        .await;
+}

@@ -5,8 +5,9 @@ pub use crate::bindings::dim::coordination::pubsub::{
 };
 use crate::{Failure, Refusal};
 
-/// The limit that names how many publishes may wait for the backend.
-const OUTBOX: &str = "outbox";
+/// The limits that are met for a while only: how many publishes may wait for the backend, and how many there may be
+/// a second.
+const FOR_A_WHILE: [&str; 3] = ["outbox", "publishes-per-second", "publish-bytes-per-second"];
 
 /// How long until there may be room for a publish again, in nanoseconds.
 const ROOM: u64 = 1_000_000_000;
@@ -15,7 +16,7 @@ impl From<Error> for Failure {
     /// An event for whose publishes there is no room comes again; the others are wrong and stay so.
     fn from(error: Error) -> Self {
         match error {
-            Error::LimitExceeded(limit) if limit == OUTBOX => Failure::Retry(ROOM),
+            Error::LimitExceeded(limit) if FOR_A_WHILE.contains(&limit.as_str()) => Failure::Retry(ROOM),
             error => Failure::Reject(format!("pubsub: {}", words(&error))),
         }
     }

@@ -14,6 +14,9 @@ use crate::plugin::{Grants, LimitPolicy, NameOrKey, Rules, SomeLimits};
 use crate::retention::Undo;
 use crate::store::dead;
 
+/// Most plugins that a host is made for.
+const MAX_PLUGINS: usize = 900;
+
 /// Why a config cannot be used.
 #[derive(Debug, Error)]
 pub enum ConfigError {
@@ -281,6 +284,9 @@ impl Config {
             .map_err(|error| format!("ipfs.ipns_key_name: {error}"))?;
         if config.store.dead_letters.max_count == 0 {
             return Err("store.dead_letters.max_count: at least one is kept".to_owned());
+        }
+        if config.limits.plugins > MAX_PLUGINS {
+            return Err(format!("limits.plugins: there may be {MAX_PLUGINS} at most"));
         }
         for (name, plugin) in &config.plugins {
             if let Some(over) = config.limits.over_ceiling(&plugin.limits) {

@@ -147,12 +147,16 @@ pub enum StruckLimit {
         /// What the plugin logged.
         log: Vec<String>,
     },
-    /// The number of publishes that may wait: there was room for so many more.
-    Outbox {
+    /// The publishes that may wait, or the rate: there was room for so much.
+    Outgoing {
         /// Which try this was, counted from 0.
         again: u32,
-        /// How many.
-        room: u64,
+        /// The limit that is met with one message more.
+        limit: String,
+        /// How many messages.
+        count: u64,
+        /// How many bytes.
+        bytes: u64,
     },
 }
 

@@ -36,7 +36,7 @@ pub use actor::{
 pub use effects::{Batch, Effects, PendingReply, Reply, ReplyError, Timers};
 pub use engine::{Engine, EngineError, Prepared, judge};
 pub use grants::{Grants, NameOrKey, Reach, TopicPattern};
-pub use limits::{DOCUMENT_BYTES, LimitPolicy, Limits, MESSAGE_BYTES, SomeLimits};
+pub use limits::{DOCUMENT_BYTES, LIMITS, LimitPolicy, Limits, MESSAGE_BYTES, SomeLimits};
 pub use lines::{Line, Lines};
 pub use manifest::{Inspection, MAX_COMPONENT, Manifest, ManifestError, Resolved, inspect, read};
 pub use probation::{Probation, Rates, Rules, Verdict};

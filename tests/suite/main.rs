@@ -17,6 +17,7 @@ mod fleet;
 mod formats;
 mod grants;
 mod hostile;
+mod limits;
 mod migration;
 mod openapi;
 mod plugins;

@@ -78,6 +78,14 @@ fn plugins(registry: &mut Registry, host: &Host) {
     of_each(Kind::Gauge, "plugin_behind", "Entries of the log that it has not read yet", |p, head| {
         head.saturating_sub(p.cursor) as f64
     });
+    let met = Family::<[(&'static str, String); 2], Counter<u64>>::default();
+    for (plugin, status) in &all {
+        for (limit, count) in &status.met {
+            met.get_or_create(&[("plugin", plugin.clone()), ("limit", (*limit).to_owned())]).inc_by(*count);
+        }
+    }
+    let help = "How often it has met a limit, or was refused what it is not granted (limit=\"grants\")";
+    registry.register("plugin_limits_met", help, met);
     let ages = all.iter().map(|(plugin, status)| {
         let waits = status.cursor < head;
         (plugin.clone(), if waits { now.since(status.reached).as_secs_f64() } else { 0.0 })

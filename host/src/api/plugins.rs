@@ -19,7 +19,7 @@ use crate::change::{Change, State};
 use crate::host::{Grant, Host, Loaded, Proposal, ReplaceError, RolledBack};
 use crate::ident::{ContentPath, Digest, PluginName};
 use crate::plugin::roster::Pending;
-use crate::plugin::{Inspection, MAX_COMPONENT, PluginStatus, Reach, Reply, ReplyError};
+use crate::plugin::{Inspection, PluginStatus, Reach, Reply, ReplyError};
 use crate::plugin::{mark, roster};
 use crate::store::history;
 use crate::time::Timestamp;
@@ -221,7 +221,8 @@ pub async fn install(
     let plugin: PluginName = name.parse()?;
     let change = Change::new(plugin.clone(), State::Fetching, by.clone(), source.clone());
     let mut under_way = host.changes().begin(change);
-    let component = match whole(body, |bytes| under_way.received(bytes)).await {
+    let most = host.config.limits.component_bytes;
+    let component = match whole(body, most, |bytes| under_way.received(bytes)).await {
         Ok(component) => Bytes::from(component),
         Err(error) => {
             let why = ReplaceError::Refused(error.detail().to_owned());
@@ -236,16 +237,16 @@ pub async fn install(
     Ok(Json(installing.await.expect("an installation does not panic")?))
 }
 
-/// Reads a component as it comes; `received` hears how many bytes have.
-async fn whole(body: Body, mut received: impl FnMut(u64)) -> Result<Vec<u8>, ApiError> {
+/// Reads a component of at most `most` bytes as it comes; `received` hears how many bytes have.
+async fn whole(body: Body, most: usize, mut received: impl FnMut(u64)) -> Result<Vec<u8>, ApiError> {
     let (mut component, mut chunks) = (Vec::new(), body.into_data_stream());
     loop {
         let chunk = tokio::time::timeout(IDLE, chunks.next()).await;
         let chunk = chunk.map_err(|_| ApiError::invalid(format!("nothing came for {IDLE:?}")))?;
         let Some(chunk) = chunk else { return Ok(component) };
         component.extend_from_slice(&chunk.map_err(ApiError::invalid)?);
-        if component.len() > MAX_COMPONENT {
-            return Err(ApiError::too_large(format!("a component has at most {MAX_COMPONENT} bytes")));
+        if component.len() > most {
+            return Err(ApiError::too_large(format!("a component has at most {most} bytes")));
         }
         received(component.len() as u64);
     }

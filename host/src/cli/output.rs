@@ -90,6 +90,9 @@ pub fn cell(value: Option<&Value>) -> String {
         Some(Value::Array(items)) if items.iter().all(Value::is_string) => {
             items.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", ")
         }
+        Some(Value::Object(counts)) if !counts.is_empty() && counts.values().all(Value::is_u64) => {
+            counts.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
+        }
         Some(other) => other.to_string(),
     };
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()

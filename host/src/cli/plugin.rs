@@ -17,7 +17,7 @@ use crate::plugin;
 use super::client::Client;
 use super::output::{Column, Output};
 
-const COLUMNS: [Column; 11] = [
+const COLUMNS: [Column; 12] = [
     ("PLUGIN", "/name"),
     ("VERSION", "/version"),
     ("STATE", "/state"),
@@ -28,6 +28,7 @@ const COLUMNS: [Column; 11] = [
     ("FAILURES", "/failures"),
     ("DEAD", "/dead_letters"),
     ("BEHIND", "/behind"),
+    ("LIMITS MET", "/met"),
     ("REASON", "/reason"),
 ];
 

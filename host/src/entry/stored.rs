@@ -93,7 +93,9 @@ fn wire_kind(kind: &Kind) -> wire::entry::Kind {
         Kind::Struck { plugin, offset, part, by, limit } => {
             let (again, reason, log, room) = match limit {
                 StruckLimit::Call { again, reason, log } => (*again, reason.clone(), log.clone(), None),
-                StruckLimit::Outbox { again, room } => (*again, String::new(), Vec::new(), Some(*room)),
+                StruckLimit::Outgoing { again, limit, count, bytes } => {
+                    (*again, limit.clone(), Vec::new(), Some((*count, *bytes)))
+                }
             };
             W::Struck(wire::Struck {
                 plugin: plugin.to_string(),
@@ -103,7 +105,8 @@ fn wire_kind(kind: &Kind) -> wire::entry::Kind {
                 again,
                 reason,
                 log,
-                room,
+                room: room.map(|(count, _)| count),
+                room_bytes: room.map(|(_, bytes)| bytes),
             })
         }
         Kind::Subscription { plugin, topic, subscribed, by } => W::Subscription(wire::Subscription {
@@ -188,7 +191,12 @@ fn kind_of(wire: wire::entry::Kind) -> Result<Kind, MalformedEntry> {
             part: struck.part,
             by: Generation(struck.by),
             limit: match struck.room {
-                Some(room) => StruckLimit::Outbox { again: struck.again, room },
+                Some(count) => StruckLimit::Outgoing {
+                    again: struck.again,
+                    limit: struck.reason,
+                    count,
+                    bytes: struck.room_bytes.unwrap_or(u64::MAX),
+                },
                 None => StruckLimit::Call { again: struck.again, reason: struck.reason, log: struck.log },
             },
         },
@@ -422,11 +430,14 @@ mod wire {
         pub reason: String,
         #[prost(string, repeated, tag = "6")]
         pub log: Vec<String>,
-        /// Of the limit on waiting publishes; none for a limit that ended the call.
+        /// Of the limits on publishes: so many; none for a limit that ended the call.
         #[prost(uint64, optional, tag = "7")]
         pub room: Option<u64>,
         #[prost(uint32, tag = "8")]
         pub by: u32,
+        /// Of the limits on publishes, too: so many bytes; none before there was such a limit.
+        #[prost(uint64, optional, tag = "9")]
+        pub room_bytes: Option<u64>,
     }
 
     #[derive(Clone, PartialEq, prost::Message)]

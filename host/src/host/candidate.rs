@@ -233,7 +233,7 @@ impl Candidate {
 
     /// Judges and compiles the component and settles what it may; the error is for the operator.
     pub fn ready(&self, engine: &Engine, config: &Config, host_id: &str) -> Result<Ready, String> {
-        self.compile(self.inspect()?, engine, config, host_id)
+        self.compile(self.inspect(config)?, engine, config, host_id)
     }
 
     /// Compiles the component that was judged and settles what it may; the error is for the operator.
@@ -270,7 +270,14 @@ impl Candidate {
     }
 
     /// Looks at the component without running it; the error is for the operator.
-    pub fn inspect(&self) -> Result<Inspection, String> {
+    pub fn inspect(&self, config: &Config) -> Result<Inspection, String> {
+        let (size, most) = (self.bytes()?.len(), config.limits.component_bytes);
+        if size > most {
+            return Err(format!(
+                "{}: the component has {size} bytes; it may have {most} (limits.component-bytes)",
+                self.source
+            ));
+        }
         plugin::judge(self.bytes()?).map_err(|error| self.wrong(&error))
     }
 

@@ -214,7 +214,8 @@ impl Host {
         Ok(recorded.await?)
     }
 
-    /// Makes the keys that a plugin writes under its own, unless another plugin has one of them.
+    /// Has a place for a plugin, and makes the keys that it writes under its own, unless another plugin has one of
+    /// them.
     pub(super) fn claim(&self, name: &PluginName, reach: &Reach) -> Result<(), ReplaceError> {
         let claim = Claim::of(reach);
         let mut claims = self.claims.lock().expect(UNHURT);
@@ -222,8 +223,12 @@ impl Host {
             let key = claim.conflict(theirs)?.clone();
             Some(ReplaceError::KeyTaken { key, other: other.clone() })
         });
+        let most = self.config.limits.plugins;
         match taken {
             Some(taken) => Err(taken),
+            None if !claims.contains_key(name) && claims.len() >= most => Err(ReplaceError::Refused(
+                format!("{most} plugins are there already, and there may be no more (limits.plugins)"),
+            )),
             None => {
                 claims.insert(name.clone(), claim);
                 Ok(())

@@ -286,8 +286,9 @@ impl Host {
             under_way.reach(State::Judging);
         }
         let (engine, config, id) = (self.loader.engine.clone(), self.config.clone(), self.id.clone());
+        let policy = config.clone();
         let judged = tokio::task::spawn_blocking(move || {
-            let inspection = candidate.inspect()?;
+            let inspection = candidate.inspect(&policy)?;
             Ok((candidate, inspection))
         });
         let (mut candidate, inspection) = judged.await.map_err(broke_down)?.map_err(ReplaceError::Refused)?;

@@ -414,7 +414,11 @@ impl Actor {
         self.session_mut().begin(Mode::Query, time);
         self.setting.random.begin(self.cursor().0, u64::MAX);
         let begun = thread_cpu();
-        Ok(match self.instance().query(&query.method, &query.body) {
+        let asked = self.instance().query(&query.method, &query.body);
+        if let Err(error) = &asked {
+            self.meet(error);
+        }
+        Ok(match asked {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(refusal)) => Err(reply_error(refusal, &query.method)),
             Err(CallError::Host(error)) => return Err(error),
@@ -433,7 +437,7 @@ impl Actor {
         self.session_mut().begin(mode, entry.time);
         if let Some(recorded) = &self.recorded {
             let room = recorded.room(entry.offset, part, again);
-            self.session_mut().outbox.room = room;
+            self.session_mut().outgoing = room;
         }
     }
 

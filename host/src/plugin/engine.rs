@@ -14,15 +14,13 @@ use wasmtime::{Config, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 use super::imports::lacking;
 use super::instance::Guest;
+use super::limits::MEMORY_BYTES;
 use super::manifest::{Inspection, ManifestError, inspect};
 use super::{bindings, wasi};
 use crate::ident::Digest;
 use crate::store::Store;
 
-/// Largest linear memory that a plugin can be allowed, in bytes.
-const MEMORY_CEILING: usize = 1 << 30;
-
-/// Most plugins of one host. Address space is reserved for each.
+/// Most instances of plugins at one time, those of rehearsals included. Address space is reserved for each.
 const MAX_INSTANCES: u32 = 1_000;
 
 /// Why a component cannot run here.
@@ -186,13 +184,13 @@ fn config() -> Config {
         .max_core_instances_per_component(100)
         .max_memories_per_component(4)
         .max_tables_per_component(100)
-        .max_memory_size(MEMORY_CEILING)
+        .max_memory_size(MEMORY_BYTES)
         .table_elements(60_000);
     let mut config = Config::new();
     config
         .epoch_interruption(true)
         .wasm_component_model(true)
-        .memory_reservation(MEMORY_CEILING as u64)
+        .memory_reservation(MEMORY_BYTES as u64)
         .allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     config
 }

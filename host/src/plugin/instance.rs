@@ -18,10 +18,10 @@ use super::wasi::{self, Console, EntryRandom, Surroundings};
 use crate::ident::PluginName;
 use crate::store::StoreError;
 
-/// Bytes that one call may hand to host functions in one go, and get lifted from a result.
-const HOSTCALL_BYTES: usize = 32 << 20;
+/// Resources of WASI that an instance may hold: streams and the like, which lie in the host's memory.
+const RESOURCES: usize = 1_000;
 
-/// How wasmtime says that a call passed more than that.
+/// How wasmtime says that more went over the border than its fuel allows.
 const TOO_MUCH_AT_ONCE: &str = "fuel allocated for hostcalls";
 
 /// Why a call did not come to its end.
@@ -46,6 +46,15 @@ pub struct Trap {
     pub reason: String,
     /// Where: the guest's functions, innermost first, by the names of its name sections.
     pub stack: Vec<String>,
+    /// The limit that was met, if one was.
+    pub limit: Option<&'static str>,
+}
+
+impl Trap {
+    /// One that no call of the guest brought about just now.
+    pub fn of_reason(reason: String) -> Self {
+        Self { reason, ..Self::default() }
+    }
 }
 
 /// Most functions of a stack that are told, and most bytes of the name of one.
@@ -60,9 +69,25 @@ pub struct Guest {
     deadline: Deadline,
     /// A fault of the host during the call, which trapped it.
     fault: Option<StoreError>,
+    /// Calls of host functions that the call has left.
+    calls_left: u64,
+    /// It wanted more.
+    is_out_of_calls: bool,
 }
 
 impl Guest {
+    /// Counts a call of a host function; the error traps the guest.
+    pub(super) fn count_call(&mut self) -> wasmtime::Result<()> {
+        match self.calls_left.checked_sub(1) {
+            Some(left) => self.calls_left = left,
+            None => {
+                self.is_out_of_calls = true;
+                return Err(wasmtime::Error::msg("too many calls of host functions"));
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn session(&self) -> &Session {
         &self.session
     }
@@ -81,8 +106,13 @@ impl Guest {
         &mut self,
         call: impl FnOnce(&mut Session) -> Answer<T>,
     ) -> wasmtime::Result<Result<T, E>> {
+        self.count_call()?;
         match call(&mut self.session) {
-            Ok(answer) => Ok(answer.map_err(E::from)),
+            Ok(Ok(answer)) => Ok(Ok(answer)),
+            Ok(Err(refusal)) => {
+                self.session.refuses(&refusal);
+                Ok(Err(refusal.into()))
+            }
             Err(fault) => {
                 self.fault = Some(fault);
                 Err(wasmtime::Error::msg("the host's store failed"))
@@ -137,6 +167,8 @@ impl ResourceLimiter for MemoryLimit {
 #[derive(Default)]
 struct Deadline {
     limit: Duration,
+    /// Whether it is that of a start.
+    is_start: bool,
     /// The thread's CPU time at the first look during the call.
     first_look: Option<Duration>,
     struck: bool,
@@ -206,17 +238,21 @@ impl Instance {
             console: console.clone(),
         });
         let limits = *session.limits();
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(RESOURCES);
         let guest = Guest {
             wasi,
-            table: ResourceTable::new(),
+            table,
             session,
             memory: MemoryLimit { limit: limits.memory, used: 0, struck: false },
-            deadline: Deadline { limit: limits.start_cpu(), ..Deadline::default() },
+            deadline: Deadline { limit: limits.start_cpu(), is_start: true, ..Deadline::default() },
             fault: None,
+            calls_left: limits.host_calls,
+            is_out_of_calls: false,
         };
         let mut store = wasmtime::Store::new(prepared.pre.engine(), guest);
         store.limiter(|guest| &mut guest.memory);
-        store.set_hostcall_fuel(HOSTCALL_BYTES);
+        store.set_hostcall_fuel(limits.border_bytes);
         store.epoch_deadline_callback(|mut context| Ok(context.data_mut().deadline.look()));
         store.set_epoch_deadline(1);
         match prepared.pre.instantiate(&mut store) {
@@ -261,13 +297,13 @@ impl Instance {
         from_state_version: Option<u32>,
     ) -> Result<Result<(), String>, CallError> {
         let limit = self.limits.start_cpu();
-        self.call(limit, |plugin, store| plugin.call_start(store, config, from_state_version))
+        self.call(limit, true, |plugin, store| plugin.call_start(store, config, from_state_version))
     }
 
     /// Calls `handle`.
     pub fn handle(&mut self, event: &bindings::Event) -> Result<Result<(), bindings::Failure>, CallError> {
         let limit = self.limits.call_cpu();
-        self.call(limit, |plugin, store| plugin.call_handle(store, event))
+        self.call(limit, false, |plugin, store| plugin.call_handle(store, event))
     }
 
     /// Calls `command`.
@@ -277,7 +313,7 @@ impl Instance {
         body: &str,
     ) -> Result<Result<String, bindings::Refusal>, CallError> {
         let limit = self.limits.call_cpu();
-        self.call(limit, |plugin, store| plugin.call_command(store, method, body))
+        self.call(limit, false, |plugin, store| plugin.call_command(store, method, body))
     }
 
     /// Calls `query`.
@@ -287,17 +323,19 @@ impl Instance {
         body: &str,
     ) -> Result<Result<String, bindings::Refusal>, CallError> {
         let limit = self.limits.call_cpu();
-        self.call(limit, |plugin, store| plugin.call_query(store, method, body))
+        self.call(limit, false, |plugin, store| plugin.call_query(store, method, body))
     }
 
     fn call<R>(
         &mut self,
         limit: Duration,
+        is_start: bool,
         call: impl FnOnce(&bindings::Plugin, &mut wasmtime::Store<Guest>) -> wasmtime::Result<R>,
     ) -> Result<R, CallError> {
         let guest = self.store.data_mut();
-        guest.deadline = Deadline { limit, ..Deadline::default() };
+        guest.deadline = Deadline { limit, is_start, ..Deadline::default() };
         guest.memory.struck = false;
+        (guest.calls_left, guest.is_out_of_calls) = (self.limits.host_calls, false);
         self.store.set_epoch_deadline(1);
         let result = call(&self.plugin, &mut self.store);
         for line in self.console.take_lines() {
@@ -315,11 +353,18 @@ fn cause(guest: &mut Guest, console: &Console, error: &wasmtime::Error) -> CallE
     if guest.deadline.struck {
         let limit = guest.deadline.limit;
         let reason = format!("the call took more than {limit:?} of CPU time");
-        return CallError::Limit(Trap { reason, stack: stack(error) });
+        let name = if guest.deadline.is_start { "start-cpu-ms" } else { "call-cpu-ms" };
+        return CallError::Limit(Trap { reason, stack: stack(error), limit: Some(name) });
+    }
+    if guest.is_out_of_calls {
+        let most = guest.session.limits().host_calls;
+        let reason = format!("the call made more than {most} calls of host functions");
+        return CallError::Trap(Trap { reason, stack: stack(error), limit: Some("host-calls") });
     }
     if format!("{error:#}").contains(TOO_MUCH_AT_ONCE) {
-        let reason = format!("more than {HOSTCALL_BYTES} bytes went over the plugin's border in one call");
-        return CallError::Trap(Trap { reason, stack: stack(error) });
+        let most = guest.session.limits().border_bytes;
+        let reason = format!("more than {most} bytes went over the plugin's border at once");
+        return CallError::Trap(Trap { reason, stack: stack(error), limit: Some("border-bytes") });
     }
     let mut text = match error.downcast_ref::<wasmtime::Trap>() {
         Some(trap) => trap.to_string(),
@@ -333,7 +378,7 @@ fn cause(guest: &mut Guest, console: &Console, error: &wasmtime::Error) -> CallE
     if !last_words.is_empty() {
         text = format!("{text}: {last_words}");
     }
-    let trap = Trap { reason: text, stack: stack(error) };
+    let trap = Trap { reason: text, stack: stack(error), limit: memory_struck.then_some("memory") };
     if memory_struck { CallError::Limit(trap) } else { CallError::Trap(trap) }
 }
 

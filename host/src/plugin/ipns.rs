@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::bindings::dim::coordination::ipns::{Document, Error, Host, Resolution};
 use super::instance::Guest;
-use super::session::Refusal;
+use super::session::{Refusal, allowed, word};
 use crate::effect::NameValue;
 use crate::entry;
 
@@ -17,14 +17,11 @@ impl Host for Guest {
         path: String,
         lifetime: Option<u64>,
     ) -> wasmtime::Result<Result<(), Error>> {
-        let path = match path.parse() {
-            Ok(path) => path,
-            Err(error) => {
-                return Ok(Err(Error::InvalidArgument(crate::ident::InvalidWord::to_string(&error))));
-            }
-        };
         let lifetime = lifetime.map(Duration::from_nanos);
-        self.answer(|session| session.set_name(&key, NameValue::Path(path), lifetime))
+        self.answer(|session| {
+            let path = allowed!(word(&path));
+            session.set_name(&key, NameValue::Path(path), lifetime)
+        })
     }
 
     fn update_state(
@@ -79,7 +76,7 @@ impl From<Refusal> for Error {
             Refusal::Invalid(why) => Error::InvalidArgument(why),
             Refusal::NotYetKnown => Error::NotYetKnown,
             Refusal::NotADocument(what) => Error::NotADocument(what),
-            Refusal::TooLarge(limit) => Error::TooLarge(limit),
+            Refusal::TooLarge(_, limit) => Error::TooLarge(limit),
             Refusal::Limit(name) => Error::LimitExceeded(name.to_owned()),
             Refusal::ReadOnly => Error::ReadOnly,
             other @ (Refusal::KeyLength(_) | Refusal::Quota(_) | Refusal::TooMany(_)) => {

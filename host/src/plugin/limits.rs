@@ -69,6 +69,12 @@ limits! {
     call_cpu_ms: u64 = "call-cpu-ms", 1_000, 10_000, "ms of CPU a call";
     /// CPU time of `start`, in milliseconds. Interpreters start slowly.
     start_cpu_ms: u64 = "start-cpu-ms", 10_000, 60_000, "ms of CPU a start";
+    /// Calls of the host's functions in one event, command, query or start; those of WASI are not counted, they
+    /// cost CPU time.
+    host_calls: u64 = "host-calls", 1_000_000, 100_000_000, "host calls a call";
+    /// Bytes that go over the border in one call of a host's function, or as the result of a call: judged before
+    /// anything is copied.
+    border_bytes: usize = "border-bytes", 24 << 20, 64 << 20, "bytes over the border at once";
     /// Bytes that the effects of one entry may hold.
     effect_bytes: usize = "effect-bytes", 24 << 20, 64 << 20, "bytes of effects an entry";
     /// Number of effects of one entry.
@@ -80,6 +86,14 @@ limits! {
     /// One published message, in bytes. Kubo never sends what is over 1 MiB and loses much of what is large; the
     /// design keeps messages under 60 KiB.
     message_bytes: usize = "message-bytes", 60 << 10, 1 << 20, "bytes a message";
+    /// Messages that one entry publishes.
+    publishes: usize = "publishes", 10_000, 1_000_000, "publishes an entry";
+    /// Bytes of the messages that one entry publishes.
+    publish_bytes: usize = "publish-bytes", 16 << 20, 64 << 20, "bytes of publishes an entry";
+    /// Messages published a second, on average over ten seconds.
+    publishes_per_second: u64 = "publishes-per-second", 1_000, 1_000_000, "publishes a second";
+    /// Bytes of messages published a second, on average over ten seconds.
+    publish_bytes_per_second: u64 = "publish-bytes-per-second", 4 << 20, 1 << 30, "bytes of publishes a second";
     /// One document, in bytes.
     document_bytes: usize = "document-bytes", 16 << 20, DOCUMENT_BYTES as u64, "bytes a document";
     /// Timers that are set at one time.
@@ -90,6 +104,8 @@ limits! {
     topics: usize = "topics", 64, 1_024, "topics subscribed to";
     /// Log lines of one call; more are counted and dropped.
     log_lines: usize = "log-lines", 100, 10_000, "log lines a call";
+    /// Log lines a second, on average over ten seconds; more are counted and not told. Dead letters have them.
+    log_lines_per_second: u64 = "log-lines-per-second", 100, 100_000, "log lines a second";
     /// Publishes that wait to be sent; an entry that would add to more is refused the publish.
     outbox: usize = "outbox", 10_000, 1_000_000, "publishes waiting";
     /// How often an event is tried again before it is set aside.
@@ -115,6 +131,13 @@ pub struct Limit {
 /// The name of a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct LimitName(&'static str);
+
+impl LimitName {
+    /// The text.
+    pub fn as_str(self) -> &'static str {
+        self.0
+    }
+}
 
 impl fmt::Display for LimitName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -184,14 +207,26 @@ impl SomeLimits {
     }
 }
 
-/// What the operator says of the limits of all plugins.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+/// What the operator says of the limits of all plugins. The section `limits` of the config.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct LimitPolicy {
     /// What a plugin has that asks for nothing; absent ones are as in the table of `docs/limits.md`.
     pub default: SomeLimits,
     /// What no plugin can have more of, whatever it asks for and is granted; absent ones are as in that table.
     pub ceiling: SomeLimits,
+    /// How many plugins there may be, default 200. One more is not loaded. At most 900: address space is reserved
+    /// for each.
+    pub plugins: usize,
+    /// Bytes of one component, default 128 MiB, at most 256 MiB. A larger one is refused before it is looked at.
+    pub component_bytes: usize,
+}
+
+impl Default for LimitPolicy {
+    fn default() -> Self {
+        let (default, ceiling) = (SomeLimits::default(), SomeLimits::default());
+        Self { default, ceiling, plugins: 200, component_bytes: 128 << 20 }
+    }
 }
 
 impl LimitPolicy {
@@ -269,7 +304,7 @@ mod tests {
 
     #[test]
     fn a_wish_is_held_to_the_default_the_grant_and_the_ceiling() {
-        let policy = LimitPolicy { default: some("{}"), ceiling: some(r#"{"timers": 500000}"#) };
+        let policy = LimitPolicy { ceiling: some(r#"{"timers": 500000}"#), ..LimitPolicy::default() };
         let timers = |wish: &str, set: &str, granted: &str| {
             policy.settle(&some(wish), &some(set), &some(granted)).timers
         };
@@ -281,7 +316,7 @@ mod tests {
         assert_eq!(timers(r#"{"timers": 900000}"#, "{}", r#"{"timers": 900000}"#), 500_000);
         assert_eq!(timers(r#"{"timers": 7}"#, r#"{"timers": 8}"#, "{}"), 8);
         // What a default is over the ceiling is held to it, too.
-        let low = LimitPolicy { default: some("{}"), ceiling: some(r#"{"timers": 9}"#) };
+        let low = LimitPolicy { ceiling: some(r#"{"timers": 9}"#), ..LimitPolicy::default() };
         assert_eq!(low.settle(&some("{}"), &some("{}"), &some("{}")).timers, 9);
         assert!(low.over_ceiling(&some(r#"{"timers": 9}"#)).is_none());
         assert!(low.over_ceiling(&some(r#"{"timers": 10}"#)).unwrap().contains("timers"));
@@ -289,7 +324,7 @@ mod tests {
 
     #[test]
     fn what_is_over_the_default_is_asked_for() {
-        let policy = LimitPolicy { default: some("{}"), ceiling: some(r#"{"timers": 500000}"#) };
+        let policy = LimitPolicy { ceiling: some(r#"{"timers": 500000}"#), ..LimitPolicy::default() };
         let asked = |wish: &str, set: &str| policy.asked(&some(wish), &some(set));
         assert!(asked(r#"{"timers": 200000}"#, "{}").is_empty());
         assert_eq!(asked(r#"{"timers": 200001}"#, "{}"), some(r#"{"timers": 200001}"#));

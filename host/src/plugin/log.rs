@@ -8,6 +8,7 @@ use super::limits::LINE_BYTES;
 
 impl Host for Guest {
     fn write(&mut self, level: Level, message: String, fields: Vec<Field>) -> wasmtime::Result<()> {
+        self.count_call()?;
         let mut line = message;
         for Field { name, value } in fields {
             let _ = write!(line, " {name}={value:?}");

@@ -29,6 +29,7 @@ impl Host for Guest {
     }
 
     fn list_topics(&mut self) -> wasmtime::Result<Vec<String>> {
+        self.count_call()?;
         Ok(self.session().world.subscriptions().iter().map(ToString::to_string).collect())
     }
 
@@ -46,7 +47,7 @@ impl From<Refusal> for Error {
         match refusal {
             Refusal::NotGranted(topic) => Error::NotGranted(topic),
             Refusal::Invalid(why) => Error::InvalidArgument(why),
-            Refusal::TooLarge(limit) => Error::TooLarge(limit),
+            Refusal::TooLarge(_, limit) => Error::TooLarge(limit),
             Refusal::Limit(name) => Error::LimitExceeded(name.to_owned()),
             Refusal::ReadOnly => Error::ReadOnly,
             other @ (Refusal::NotYetKnown

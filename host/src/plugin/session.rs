@@ -2,13 +2,17 @@
 //! limits of one plugin. Knows nothing of WebAssembly.
 
 mod ipns;
+mod outgoing;
 mod pubsub;
 mod state;
 mod timers;
 
+pub use outgoing::{OUTBOX, Room};
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
 
 use super::effects::{Batch, Effects};
 use super::limits::KEY_BYTES;
@@ -30,8 +34,8 @@ pub enum Refusal {
     NotYetKnown,
     /// What a name points to is no document.
     NotADocument(String),
-    /// More bytes than this.
-    TooLarge(u64),
+    /// More bytes than the named limit allows, which is this.
+    TooLarge(&'static str, u64),
     /// A key is empty or longer than this.
     KeyLength(u32),
     /// The state would grow past this.
@@ -43,6 +47,23 @@ pub enum Refusal {
     /// Queries have no effects.
     ReadOnly,
 }
+
+impl Refusal {
+    /// What is met: `grants`, or the name of a limit. None for what is wrong or not there.
+    pub fn met(&self) -> Option<&'static str> {
+        match self {
+            Self::NotGranted(_) => Some(GRANTS),
+            Self::TooLarge(limit, _) | Self::Limit(limit) => Some(limit),
+            Self::KeyLength(_) => Some("key-bytes"),
+            Self::Quota(_) => Some("state-bytes"),
+            Self::TooMany(_) => Some("timers"),
+            Self::Invalid(_) | Self::NotYetKnown | Self::NotADocument(_) | Self::ReadOnly => None,
+        }
+    }
+}
+
+/// What is met by who asks for what is not granted.
+pub const GRANTS: &str = "grants";
 
 /// How a host function ends: an answer, a refusal that the plugin can handle, or a fault of the
 /// host that traps.
@@ -95,17 +116,6 @@ pub struct SessionParts {
     pub listeners: Lines,
 }
 
-/// How many publishes a call may ask for. Settled before it, so that it can be recorded.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct OutboxRoom {
-    /// So many.
-    pub room: usize,
-    /// It has asked for so many.
-    pub used: usize,
-    /// It has asked for more.
-    pub struck: bool,
-}
-
 /// One plugin's side of the host functions.
 #[derive(Debug)]
 pub struct Session {
@@ -122,6 +132,12 @@ pub struct Session {
     /// What the plugin logged during the call.
     pub lines: Vec<String>,
     lines_dropped: usize,
+    /// How many lines may be told, and since when that is known.
+    line_rate: (f64, Instant),
+    /// What the plugin has met: grants and limits, and how often.
+    pub(super) met: BTreeMap<&'static str, u64>,
+    /// What it asked for last that is not granted.
+    pub(super) last_denied: Option<String>,
     version: String,
     store: Arc<Store>,
     files: Arc<Store>,
@@ -129,8 +145,9 @@ pub struct Session {
     keys: Arc<Keyring>,
     outbox_len: Arc<AtomicUsize>,
     listeners: Lines,
-    /// How many publishes the call may ask for.
-    pub(super) outbox: OutboxRoom,
+    /// How much the call may publish.
+    pub(super) outgoing: outgoing::Room,
+    rate: outgoing::Rate,
     /// The keys whose last document was too large, each with its limit in bytes.
     pub(super) too_large: BTreeMap<KeyName, usize>,
     /// The clock that WASI shows, in nanoseconds since 1970.
@@ -156,6 +173,9 @@ impl Session {
             mode: Mode::Entry,
             lines: Vec::new(),
             lines_dropped: 0,
+            line_rate: (limits.log_lines_per_second.saturating_mul(outgoing::BURST) as f64, Instant::now()),
+            met: BTreeMap::new(),
+            last_denied: None,
             version,
             store,
             files,
@@ -163,7 +183,8 @@ impl Session {
             keys,
             outbox_len,
             listeners,
-            outbox: OutboxRoom::default(),
+            outgoing: outgoing::Room { used: 0, ..outgoing::Room::ENDLESS },
+            rate: outgoing::Rate::default(),
             too_large: BTreeMap::new(),
             clock,
             last_read: None,
@@ -229,14 +250,15 @@ impl Session {
         self.clock.store(self.world.time().0, Ordering::Relaxed);
         let waiting = self.outbox_len.load(Ordering::Relaxed)
             + self.effects.layers().map(|batch| batch.publishes.len()).sum::<usize>();
-        self.outbox =
-            OutboxRoom { room: self.limits.outbox.saturating_sub(waiting), ..OutboxRoom::default() };
+        let outbox = self.limits.outbox.saturating_sub(waiting);
+        self.outgoing = self.rate.room(time, &self.limits, &self.outgoing, outbox);
         self.effects.begin_entry();
         self.last_read = None;
     }
 
     /// Takes back what the call asked for.
     pub fn roll_back(&mut self) {
+        (self.outgoing.used, self.outgoing.used_bytes) = (0, 0);
         self.effects.roll_back(&mut self.world);
         self.last_read = None;
     }
@@ -275,6 +297,12 @@ impl Session {
     pub fn line(&mut self, level: tracing::Level, text: String) {
         if self.lines.len() >= self.limits.log_lines {
             self.lines_dropped += 1;
+            self.meets("log-lines");
+            return;
+        }
+        if !self.may_tell() {
+            self.meets("log-lines-per-second");
+            self.lines.push(text);
             return;
         }
         let (plugin, version) = (&self.plugin, &self.version);
@@ -291,6 +319,31 @@ impl Session {
             self.listeners.tell(Line { plugin, version, time, level, text: text.clone() });
         }
         self.lines.push(text);
+    }
+
+    /// Whether a line more may be told by the rate; then it is counted.
+    fn may_tell(&mut self) -> bool {
+        let per_second = self.limits.log_lines_per_second as f64;
+        let (left, at) = self.line_rate;
+        let left = (left + per_second * at.elapsed().as_secs_f64()).min(per_second * outgoing::BURST as f64);
+        let may = left >= 1.0;
+        self.line_rate = (if may { left - 1.0 } else { left }, Instant::now());
+        may
+    }
+
+    /// Counts that a limit, or what is granted, was met.
+    pub fn meets(&mut self, what: &'static str) {
+        *self.met.entry(what).or_default() += 1;
+    }
+
+    /// Counts a refusal.
+    pub fn refuses(&mut self, refusal: &Refusal) {
+        if let Refusal::NotGranted(what) = refusal {
+            self.last_denied = Some(what.clone());
+        }
+        if let Some(what) = refusal.met() {
+            self.meets(what);
+        }
     }
 
     /// The lines of the call, with a note of those that were dropped.
@@ -324,6 +377,7 @@ fn check_key(key: &[u8]) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn word<T: std::str::FromStr<Err = crate::ident::InvalidWord>>(text: &str) -> Result<T, Refusal> {
+/// A word that a plugin has written.
+pub fn word<T: std::str::FromStr<Err = crate::ident::InvalidWord>>(text: &str) -> Result<T, Refusal> {
     text.parse().map_err(|error: crate::ident::InvalidWord| Refusal::Invalid(error.to_string()))
 }

@@ -38,7 +38,7 @@ impl From<Refusal> for Error {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::KeyLength(limit) => Error::KeyLength(limit),
-            Refusal::TooLarge(limit) => Error::ValueTooLarge(limit),
+            Refusal::TooLarge(_, limit) => Error::ValueTooLarge(limit),
             Refusal::Quota(quota) => Error::QuotaExceeded(quota),
             Refusal::Limit(name) => Error::LimitExceeded(name.to_owned()),
             Refusal::ReadOnly => Error::ReadOnly,

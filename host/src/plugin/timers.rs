@@ -30,7 +30,7 @@ impl From<Refusal> for Error {
             | Refusal::Invalid(_)
             | Refusal::NotYetKnown
             | Refusal::NotADocument(_)
-            | Refusal::TooLarge(_)
+            | Refusal::TooLarge(..)
             | Refusal::Quota(_)) => Error::Other(format!("{other:?}")),
         }
     }

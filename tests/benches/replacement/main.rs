@@ -84,7 +84,7 @@ fn config() -> Config {
         .concat();
     let file = dim_tests::STAMPER;
     Config::parse(&format!(
-        "store: {{ log: {{ max_bytes: 8589934592 }} }}\nplugins:\n{off}  stamper:\n    file: {file}\n    grants: {{ subscribe: [numbers], publish: [stamps], write: [], read: [] }}\n"
+        "store: {{ log: {{ max_bytes: 8589934592 }} }}\nplugins:\n{off}  stamper:\n    file: {file}\n    grants: {{ subscribe: [numbers], publish: [stamps], write: [], read: [] }}\n    limits: {{ publishes-per-second: 1000000 }}\n"
     ))
     .expect("the config is right")
 }

@@ -189,6 +189,7 @@ impl Probe {
                 state::get(key().as_bytes())
                     .map(|value| value.map(|value| String::from_utf8_lossy(&value).into_owned())),
             ),
+            "read" => json!((0..number("times")).filter(|_| state::get(b"read").is_ok()).count()),
             "delete" => answer(state::delete(key().as_bytes())),
             "scan" => {
                 let after = step["after"].as_str().map(str::as_bytes);

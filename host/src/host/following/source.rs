@@ -9,7 +9,7 @@ use crate::change::{Change, State, Step};
 use crate::host::replacement::{Proposal, ReplaceError, broke_down};
 use crate::host::{Grant, Host};
 use crate::ident::{ContentPath, Digest, PluginName};
-use crate::plugin::{self, MAX_COMPONENT};
+use crate::plugin;
 use crate::time::Timestamp;
 
 /// How long a name and what it points to may take.
@@ -25,7 +25,7 @@ impl Host {
     pub async fn fetch(&self, path: &ContentPath) -> Result<Bytes, ReplaceError> {
         let fetched = tokio::time::timeout(TIMEOUT, async {
             let target = self.backend.end_of_chain(path.clone()).await?;
-            self.backend.content.file(&target, MAX_COMPONENT).await
+            self.backend.content.file(&target, self.config.limits.component_bytes).await
         });
         let unfetched = |why: String| ReplaceError::Refused(format!("cannot fetch {path}: {why}"));
         let fetched = fetched.await.map_err(|_| unfetched(format!("no answer within {TIMEOUT:?}")))?;

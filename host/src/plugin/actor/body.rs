@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::Actor;
 use crate::plugin::event::cut;
 use crate::plugin::instance::{CallError, Instance};
-use crate::plugin::session::{Mode, Session};
+use crate::plugin::session::{Mode, Room, Session};
 use crate::store::StoreError;
 use crate::time::nanoseconds;
 
@@ -61,7 +61,7 @@ impl Actor {
         let time = session.world.time();
         session.begin(Mode::Entry, time);
         if self.recorded.is_some() {
-            session.outbox.room = usize::MAX;
+            session.outgoing = Room::ENDLESS;
         }
         self.setting.random.begin(session.effects.batch.cursor.0, u64::MAX);
         self.tally.instances += 1;
@@ -73,6 +73,7 @@ impl Actor {
             Err(failed) => {
                 let (session, error) = *failed;
                 self.body = Body::Bare(Box::new(session));
+                self.meet(&error);
                 return refused(error);
             }
         }
@@ -95,8 +96,18 @@ impl Actor {
             }
             Err(error) => {
                 self.fail(true);
+                self.meet(&error);
                 refused(error)
             }
+        }
+    }
+
+    /// Counts the limit that ended a call, if one did.
+    pub(super) fn meet(&mut self, error: &CallError) {
+        if let CallError::Trap(trap) | CallError::Limit(trap) = error
+            && let Some(limit) = trap.limit
+        {
+            self.session_mut().meets(limit);
         }
     }
 

@@ -75,7 +75,7 @@ impl Actor {
             if let Some((limit, log)) = self.struck_then(entry, part, again) {
                 self.fail(true);
                 lines.extend(log);
-                trap = Trap { reason: limit, stack: Vec::new() };
+                trap = Trap::of_reason(limit);
                 continue;
             }
             let begun = thread_cpu();
@@ -111,16 +111,10 @@ impl Actor {
                 }
                 wit::Failure::Retry(_) => {
                     let reason = format!("still not handled after {tries} tries");
-                    self.set_aside(delivery, entry, tries, Trap { reason, stack: Vec::new() }, lines);
+                    self.set_aside(delivery, entry, tries, Trap::of_reason(reason), lines);
                 }
                 wit::Failure::Reject(why) => {
-                    self.set_aside(
-                        delivery,
-                        entry,
-                        tries,
-                        Trap { reason: cut(why), stack: Vec::new() },
-                        lines,
-                    );
+                    self.set_aside(delivery, entry, tries, Trap::of_reason(cut(why)), lines);
                 }
             }
             return Ok(Outcome::Done);
@@ -154,7 +148,7 @@ impl Actor {
     }
 
     fn set_aside(&mut self, delivery: Delivery, entry: &Entry, tries: u32, why: Trap, log: Vec<String>) {
-        let Trap { reason, stack } = why;
+        let Trap { reason, stack, .. } = why;
         // Whoever may publish on a topic can have events set aside: the log must not grow with them.
         if self.warned_at.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
             let before = std::mem::take(&mut self.unwarned);
@@ -229,6 +223,7 @@ impl Actor {
         part: u64,
         again: u32,
     ) -> Result<(Trap, Vec<String>), StoreError> {
+        self.meet(&error);
         let (trap, is_limit) = match error {
             CallError::Host(error) => return Err(error),
             CallError::Trap(trap) => (trap, false),

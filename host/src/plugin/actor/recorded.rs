@@ -6,13 +6,15 @@ use std::collections::BTreeMap;
 use super::Actor;
 use crate::entry::{Entry, Kind, Offset, StruckLimit};
 use crate::ident::PluginName;
+use crate::plugin::limits::LimitName;
+use crate::plugin::session::{OUTBOX, Room};
 use crate::plugin::world::Void;
 
 /// What struck while a recorded log was handled first.
 #[derive(Debug)]
 pub struct Recorded {
     calls: BTreeMap<Try, (String, Vec<String>)>,
-    room: BTreeMap<Try, usize>,
+    room: BTreeMap<Try, Room>,
 }
 
 /// An entry, its part, and the how manyth try it was.
@@ -30,8 +32,10 @@ impl Recorded {
                 StruckLimit::Call { again, reason, log } => {
                     recorded.calls.insert((*offset, *part, *again), (reason.clone(), log.clone()));
                 }
-                StruckLimit::Outbox { again, room } => {
-                    let room = usize::try_from(*room).unwrap_or(usize::MAX);
+                StruckLimit::Outgoing { again, limit, count, bytes } => {
+                    let size = |size: &u64| usize::try_from(*size).unwrap_or(usize::MAX);
+                    let count_limit = limit.parse::<LimitName>().map_or(OUTBOX, LimitName::as_str);
+                    let room = Room { count: size(count), bytes: size(bytes), count_limit, ..Room::ENDLESS };
                     recorded.room.insert((*offset, *part, *again), room);
                 }
             }
@@ -39,9 +43,9 @@ impl Recorded {
         recorded
     }
 
-    /// How many publishes the plugin could ask for.
-    pub fn room(&self, offset: Offset, part: u64, again: u32) -> usize {
-        self.room.get(&(offset, part, again)).copied().unwrap_or(usize::MAX)
+    /// How much the plugin could publish.
+    pub fn room(&self, offset: Offset, part: u64, again: u32) -> Room {
+        self.room.get(&(offset, part, again)).copied().unwrap_or(Room::ENDLESS)
     }
 }
 
@@ -59,9 +63,11 @@ impl Actor {
 
     /// Notes that the call that has ended found no room for its publishes, if so.
     pub(super) fn note_outbox(&mut self, entry: &Entry, part: u64, again: u32) {
-        let outbox = self.session().outbox;
-        if outbox.struck {
-            self.note(entry, part, StruckLimit::Outbox { again, room: outbox.room as u64 });
+        let Room { count, bytes, count_limit, struck, .. } = self.session().outgoing;
+        if struck.is_some() {
+            let (count, bytes) = (count as u64, bytes as u64);
+            let limit = count_limit.to_owned();
+            self.note(entry, part, StruckLimit::Outgoing { again, limit, count, bytes });
         }
     }
 

@@ -49,6 +49,14 @@ pub struct PluginStatus {
     pub state_bytes: u64,
     /// Timers that are set.
     pub timers: usize,
+    /// What it has met, and how often: `grants`, for what it is not granted, or the name of a limit.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<String, u64>)]
+    pub met: BTreeMap<&'static str, u64>,
+    /// What it asked for last that it is not granted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub last_denied: Option<String>,
     /// The keys whose last document was too large to be published, each with its limit in bytes.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(value_type = BTreeMap<String, usize>)]
@@ -92,6 +100,10 @@ impl Actor {
         self.tally.probation = self.probation;
         if self.tally.too_large != self.session().too_large {
             self.tally.too_large = self.session().too_large.clone();
+        }
+        if self.tally.met != self.session().met {
+            self.tally.met = self.session().met.clone();
+            self.tally.last_denied = self.session().last_denied.clone();
         }
         let is_paused = self.inbox.is_paused() && !self.is_quarantined();
         let state = if is_paused { "paused" } else { self.tally.state };

@@ -20,7 +20,7 @@ impl Session {
             NameValue::Path(path) => path.as_str().len(),
         };
         if bytes > self.limits.document_bytes {
-            return Ok(Err(Refusal::TooLarge(self.limits.document_bytes as u64)));
+            return Ok(Err(Refusal::TooLarge("document-bytes", self.limits.document_bytes as u64)));
         }
         allowed!(self.may_effect(bytes));
         let lifetime = lifetime.unwrap_or(LIFETIME);
@@ -41,7 +41,7 @@ impl Session {
         let limit = self.limits.document_bytes.min(DOCUMENT_BYTES);
         if data.len() > limit {
             self.too_large.insert(named, limit);
-            return Ok(Err(Refusal::TooLarge(limit as u64)));
+            return Ok(Err(Refusal::TooLarge("document-bytes", limit as u64)));
         }
         self.too_large.remove(&named);
         self.set_name(key, NameValue::document(data), lifetime)

@@ -14,14 +14,18 @@ impl Session {
             return Ok(Err(Refusal::NotGranted(topic.to_string())));
         }
         if data.len() > self.limits.message_bytes {
-            return Ok(Err(Refusal::TooLarge(self.limits.message_bytes as u64)));
+            return Ok(Err(Refusal::TooLarge("message-bytes", self.limits.message_bytes as u64)));
         }
         allowed!(self.may_effect(topic.as_str().len() + data.len()));
-        if self.outbox.used >= self.outbox.room {
-            self.outbox.struck = true;
-            return Ok(Err(Refusal::Limit("outbox")));
+        if self.outgoing.used >= self.limits.publishes {
+            return Ok(Err(Refusal::Limit("publishes")));
         }
-        self.outbox.used += 1;
+        if data.len() > self.limits.publish_bytes.saturating_sub(self.outgoing.used_bytes) {
+            return Ok(Err(Refusal::Limit("publish-bytes")));
+        }
+        if let Err(limit) = self.outgoing.take(data.len()) {
+            return Ok(Err(Refusal::Limit(limit)));
+        }
         self.effects.publish(Publish { topic, data });
         Ok(Ok(()))
     }

@@ -29,7 +29,7 @@ impl Session {
         allowed!(check_key(key));
         let len = value.map_or(0, <[u8]>::len);
         if len > self.limits.value_bytes {
-            return Ok(Err(Refusal::TooLarge(self.limits.value_bytes as u64)));
+            return Ok(Err(Refusal::TooLarge("value-bytes", self.limits.value_bytes as u64)));
         }
         allowed!(self.may_effect(key.len() + len));
         let old = match self.last_read.take() {

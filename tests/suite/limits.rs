@@ -1,0 +1,260 @@
+//! Each limit, at the limit and one past it; and the table of the documentation, which names them all.
+
+use std::collections::BTreeSet;
+
+use dim::host::Grant;
+use dim::plugin::{LIMITS, ReplyError};
+use dim_tests::alone::proposal;
+use dim_tests::component::{probe, probe_with, with_manifest};
+use dim_tests::{Setup, TestHost, eventually, script};
+use serde_json::{Value, json};
+
+async fn limited(limits: Value) -> TestHost {
+    Setup::default().and_probe("probe", json!({ "limits": limits })).start().await
+}
+
+async fn run_one(host: &TestHost, step: Value) -> Value {
+    host.run(json!([step])).await.remove(0)
+}
+
+/// Why the probe traps at a step.
+async fn trap(host: &TestHost, step: Value) -> String {
+    match host.command("probe", "run", script(json!([step]))).await {
+        Err(ReplyError::Failed(why)) => why,
+        other => panic!("it does not trap: {other:?}"),
+    }
+}
+
+fn ok() -> Value {
+    json!({ "ok": null })
+}
+
+fn exceeded(limit: &str) -> Value {
+    json!({ "error": format!("Error::LimitExceeded({limit:?})") })
+}
+
+/// How often the probe has met a limit, as the operator sees it.
+async fn met(host: &TestHost, limit: &str, times: u64) {
+    let met = || host.plugin("probe").handle.status().met.get(limit).copied().unwrap_or_default();
+    eventually(&format!("{limit} was met {times} times"), async || met() == times).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_of_host_functions_are_limited() {
+    let host = limited(json!({ "host-calls": 10 })).await;
+    assert_eq!(run_one(&host, json!({ "do": "read", "times": 10 })).await, 10);
+    let why = trap(&host, json!({ "do": "read", "times": 11 })).await;
+    assert!(why.contains("more than 10 calls of host functions"), "{why}");
+    assert_eq!(run_one(&host, json!({ "do": "read", "times": 10 })).await, 10, "each call begins anew");
+    met(&host, "host-calls", 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_goes_over_the_border_is_judged_before_it_is_copied() {
+    let host = limited(json!({ "border-bytes": 10_000, "message-bytes": 1_000 })).await;
+    let publish =
+        |bytes: usize| json!({ "do": "publish", "topic": "probe.out", "data": "x", "repeat": bytes });
+    let too_large = json!({ "error": "Error::TooLarge(1000)" });
+    let fits = 10_000 - "probe.out".len();
+    assert_eq!(run_one(&host, publish(fits)).await, too_large, "copied, and too large for a message");
+    let why = trap(&host, publish(fits + 1)).await;
+    assert!(why.contains("more than 10000 bytes went over the plugin's border"), "{why}");
+    met(&host, "border-bytes", 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_is_limited() {
+    let host = limited(json!({ "message-bytes": 100 })).await;
+    let publish =
+        |bytes: usize| json!({ "do": "publish", "topic": "probe.out", "data": "x", "repeat": bytes });
+    assert_eq!(run_one(&host, publish(100)).await, ok());
+    assert_eq!(run_one(&host, publish(101)).await, json!({ "error": "Error::TooLarge(100)" }));
+    met(&host, "message-bytes", 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn publishes_of_an_entry_are_limited_by_number_and_bytes() {
+    let host = limited(json!({ "publishes": 3, "publish-bytes": 100 })).await;
+    let publish =
+        |bytes: usize| json!({ "do": "publish", "topic": "probe.out", "data": "x", "repeat": bytes });
+    let answers = host.run(json!([publish(1), publish(1), publish(1), publish(1)])).await;
+    assert_eq!(answers, [ok(), ok(), ok(), exceeded("publishes")]);
+    let answers = host.run(json!([publish(60), publish(41), publish(40), publish(1)])).await;
+    let past = exceeded("publish-bytes");
+    assert_eq!(answers, [ok(), past.clone(), ok(), past]);
+    met(&host, "publishes", 1).await;
+    met(&host, "publish-bytes", 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn publishes_a_second_are_limited_by_number_and_bytes() {
+    let host = limited(json!({ "publishes-per-second": 1 })).await;
+    let publish =
+        |bytes: usize| json!({ "do": "publish", "topic": "probe.out", "data": "x", "repeat": bytes });
+    let answers = host.run((0..11).map(|_| publish(1)).collect()).await;
+    assert_eq!(answers[9], ok(), "ten at once are a burst");
+    assert_eq!(answers[10], exceeded("publishes-per-second"));
+    eventually("a second later there is room for one", async || run_one(&host, publish(1)).await == ok())
+        .await;
+    let host = limited(json!({ "publish-bytes-per-second": 10 })).await;
+    let answers = host.run(json!([publish(60), publish(41), publish(40)])).await;
+    assert_eq!(answers, [ok(), exceeded("publish-bytes-per-second"), ok()]);
+    met(&host, "publish-bytes-per-second", 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn waiting_publishes_are_limited() {
+    // Nothing is sent as long as there is no daemon.
+    let setup = Setup::default().and_probe("probe", json!({ "limits": { "outbox": 3 } }));
+    let host = setup.on_kubo("/ip4/127.0.0.1/tcp/9").start().await;
+    let publish = || json!({ "do": "publish", "topic": "probe.out", "data": "x" });
+    let answers = host.run(json!([publish(), publish(), publish(), publish()])).await;
+    assert_eq!(answers, [ok(), ok(), ok(), exceeded("outbox")]);
+    assert_eq!(run_one(&host, publish()).await, exceeded("outbox"), "they wait still");
+    met(&host, "outbox", 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn log_lines_a_second_are_limited_and_dead_letters_have_them() {
+    let host = limited(json!({ "log-lines-per-second": 1 })).await;
+    let mut lines = host.host.lines();
+    let mut logs = script(json!([{ "do": "log", "line": "x", "times": 12 }]));
+    logs["then"] = json!("reject");
+    host.from_peer("probe.in", logs.to_string()).await;
+    met(&host, "log-lines-per-second", 2).await;
+    eventually("it is set aside", async || host.dead_letters().len() == 1).await;
+    let told = std::iter::from_fn(|| lines.try_recv().ok()).filter(|line| line.text == "x").count();
+    assert_eq!(told, 10, "ten at once are a burst");
+    let letters = dim::store::dead::list(&host.host.store, &Default::default(), None, 1).unwrap();
+    assert_eq!(letters[0].1.log.len(), 12);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_is_limited_for_all_memories_together() {
+    let host = limited(json!({ "memory": 32 << 20 })).await;
+    assert_eq!(run_one(&host, json!({ "do": "grow", "mib": 16 })).await, 16);
+    let why = trap(&host, json!({ "do": "grow", "mib": 32 })).await;
+    assert!(why.contains("the limit on memory, 33554432 bytes, was met"), "{why}");
+    met(&host, "memory", 1).await;
+    assert!(host.plugin("probe").handle.status().memory < 32 << 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cpu_time_is_limited_for_calls_questions_and_starts() {
+    let host = limited(json!({ "call-cpu-ms": 200 })).await;
+    assert_eq!(run_one(&host, json!({ "do": "burn", "steps": 1_000 })).await, Value::Null);
+    let why = trap(&host, json!({ "do": "loop" })).await;
+    assert!(why.contains("more than 200ms of CPU time"), "{why}");
+    let asked = host.query("probe", "run", script(json!([{ "do": "loop" }]))).await;
+    assert!(matches!(&asked, Err(ReplyError::Failed(why)) if why.contains("CPU time")), "{asked:?}");
+    met(&host, "call-cpu-ms", 2).await;
+    let start = json!({
+        "limits": { "start-cpu-ms": 100 }, "config": { "on_start": "[{\"do\":\"loop\"}]" },
+    });
+    let host = Setup::default().and_probe("probe", start).start().await;
+    met(&host, "start-cpu-ms", 1).await;
+    let reason = host.plugin("probe").handle.status().reason.unwrap_or_default();
+    assert!(reason.contains("more than 100ms of CPU time"), "{reason}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_denied_is_counted_and_told() {
+    let host = Setup::default().and_probe("probe", json!({ "grants": {} })).start().await;
+    run_one(&host, json!({ "do": "publish", "topic": "fleet.orders", "data": "x" })).await;
+    met(&host, "grants", 1).await;
+    assert_eq!(host.plugin("probe").handle.status().last_denied.as_deref(), Some("fleet.orders"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_number_of_plugins_and_the_size_of_a_component_are_limited() {
+    let component = probe("2.0.0", &json!([]));
+    let policy = format!("limits: {{ plugins: 2, component-bytes: {} }}\n", component.len());
+    let host = Setup::probe().yaml(&policy).start().await;
+    let install = async |name: &str, component: Vec<u8>| {
+        host.host.install(proposal(name, component), Grant::AllThatIsAsked).await
+    };
+    let own_key = |name: &str| probe_with("2.0.0", &[("probe-key", name)]);
+    let larger = own_key("a-key-with-a-longer-name");
+    assert!(larger.len() > component.len());
+    let why = install("second", larger).await.unwrap_err().to_string();
+    assert!(why.contains("limits.component-bytes"), "{why}");
+    install("second", own_key("key")).await.unwrap();
+    let why = install("third", own_key("k3")).await.unwrap_err().to_string();
+    assert!(why.contains("2 plugins are there already"), "{why}");
+    host.host.remove(&"second".parse().unwrap(), false, "the test").await.unwrap();
+    install("third", own_key("k3")).await.unwrap();
+}
+
+/// A component of so many core instances, memories of a page and tables, with the probe's manifest.
+fn crowd(instances: usize, memories: usize) -> Vec<u8> {
+    let memory =
+        "(core module $m (memory 1))".to_owned() + &"(core instance (instantiate $m))".repeat(memories);
+    let empty =
+        "(core module $e)".to_owned() + &"(core instance (instantiate $e))".repeat(instances - memories);
+    let component = wat::parse_str(format!("(component {memory}{empty})")).unwrap();
+    with_manifest(&component, include_str!("../guests/examples/probe.toml"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn core_instances_and_memories_of_a_component_are_limited() {
+    let host = Setup::default().start().await;
+    let why = async |component: Vec<u8>| {
+        host.host.install(proposal("crowd", component), Grant::AllThatIsAsked).await.unwrap_err().to_string()
+    };
+    // What is within the limits lacks what a plugin exports.
+    for (component, expected) in [
+        (crowd(100, 4), "does not fit the world"),
+        (crowd(101, 4), "101 core module instances"),
+        (crowd(100, 5), "5 Wasm linear memories"),
+    ] {
+        let why = why(component).await;
+        assert!(why.contains(expected), "{expected}: {why}");
+    }
+}
+
+const LIMITS_PAGE: &str = include_str!("../../docs/limits.md");
+
+/// The rows of the tables of a page of the documentation, cell by cell.
+fn rows(page: &str) -> Vec<Vec<String>> {
+    let rows = page.lines().filter(|line| line.starts_with("| ") && line.contains('`'));
+    rows.map(|row| row.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect()).collect()
+}
+
+/// What stands in backquotes in a cell.
+fn quoted(cell: &str) -> impl Iterator<Item = &str> {
+    cell.split('`').skip(1).step_by(2)
+}
+
+#[test]
+fn the_documentation_names_each_limit_with_its_default_and_its_ceiling() {
+    let number = |cell: &str| cell.replace(',', "").parse::<u64>().ok();
+    let documented: BTreeSet<_> = rows(LIMITS_PAGE)
+        .into_iter()
+        .filter_map(|cells| {
+            let name = quoted(&cells[0]).next()?.to_owned();
+            Some((name, number(&cells[1])?, number(&cells[2])?))
+        })
+        .collect();
+    let limits = LIMITS.iter().map(|limit| (limit.name.to_owned(), limit.default, limit.ceiling));
+    assert_eq!(documented, limits.collect());
+}
+
+#[test]
+fn each_test_that_the_documentation_names_is_there() {
+    let mut sources = String::new();
+    for file in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/suite")).unwrap() {
+        let path = file.unwrap().path();
+        if path.extension().is_some_and(|kind| kind == "rs") {
+            sources += &std::fs::read_to_string(path).unwrap();
+        }
+    }
+    let rows = [LIMITS_PAGE, include_str!("../../docs/security.md")].map(rows).concat();
+    assert!(rows.len() > LIMITS.len());
+    for cells in rows {
+        let tests: Vec<_> = quoted(cells.last().unwrap()).collect();
+        assert!(!tests.is_empty(), "{} has a test", cells[0]);
+        for test in tests {
+            assert!(sources.contains(&format!("fn {test}(")), "{} is tested by {test}", cells[0]);
+        }
+    }
+}

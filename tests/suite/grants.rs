@@ -176,6 +176,31 @@ async fn what_waits_and_does_not_start_waits_no_more_and_what_is_denied_is_denie
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn consent_to_what_is_missing_lifts_no_denial() {
+    let host = Setup::probe().start().await;
+    grant(&host, json!({ "deny": { "publish": ["probe.out"] } })).await.unwrap();
+    let change = replace(&host, curious()).await.unwrap();
+    assert_eq!(change.missing, ["subscribe to fleet.secrets"], "what was denied is not asked again");
+    grant(&host, json!({ "all": true })).await.unwrap();
+    assert_eq!(version(&host), "2.0.0");
+    let publish = json!({ "do": "publish", "topic": "probe.out", "data": "x" });
+    assert_eq!(run_one(&host, publish).await, json!({ "error": "Error::NotGranted(\"probe.out\")" }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_denied_on_probation_is_denied_to_the_code_that_comes_back() {
+    let host = Setup::probe().start().await;
+    host.run(json!([{ "do": "subscribe", "topic": "probe.more" }])).await;
+    replace(&host, probe("2.0.0", &json!([]))).await.unwrap();
+    grant(&host, json!({ "deny": { "subscribe": ["probe.more"] } })).await.unwrap();
+    // It fails by itself.
+    host.from_peer("probe.in", script(json!([{ "do": "trap" }])).to_string()).await;
+    eventually("the old code is back", async || version(&host) == "0.1.0").await;
+    host.settled().await;
+    assert_eq!(host.run(json!([{ "do": "topics" }])).await, [json!(["probe.in"])]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_plugins_have_one_key_only_if_both_are_granted_to_share_it() {
     let own = |share: Value| json!({ "grants": { "write": ["probe-key"], "share": share } });
     let setup = Setup::default().and_probe("probe", own(json!([]))).and_probe("second", own(json!([])));
@@ -274,4 +299,24 @@ fn the_command_line_shows_what_is_asked_and_waits_for_a_grant() {
     assert_eq!(denied["denied"]["write"], json!(["probe-key"]));
     let reset = program.json(&["plugin", "grants", "probe", "reset"]);
     assert_eq!(reset["granted"]["subscribe"], json!([]), "the config says nothing of it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_start_keeps_nobodys_key_and_no_place() {
+    let host = Setup::default().yaml("limits: { plugins: 1 }\n").start().await;
+    let install = async |name: &str, steps: Value| {
+        host.host.install(proposal(name, probe("1.0.0", &steps)), Grant::AllThatIsAsked).await
+    };
+    let refused = install("broken", json!([{ "do": "fail" }])).await.unwrap_err().to_string();
+    assert!(refused.contains("told to fail"), "{refused}");
+    install("sound", json!([])).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_already_is_put_on_record_once() {
+    let host = Setup::probe().start().await;
+    for _ in 0..2 {
+        assert_eq!(replace(&host, curious()).await.unwrap().state, State::Pending);
+    }
+    assert_eq!(states(&host), [State::Pending]);
 }

@@ -103,6 +103,21 @@ async fn publishes_a_second_are_limited_by_number_and_bytes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_handled_again_after_a_rollback_has_the_rate_of_its_time() {
+    let host = limited(json!({ "publishes-per-second": 1 })).await;
+    dim_tests::alone::replace(&host, probe("2.0.0", &json!([]))).await.unwrap();
+    // All that a burst allows.
+    let publish = json!({ "do": "publish", "topic": "probe.out", "data": "x" });
+    let publishing = script(vec![publish; 10].into());
+    host.from_peer("probe.in", publishing.to_string()).await;
+    let published = || host.plugin("probe").handle.status().effects.publishes;
+    eventually("it has published", async || published() == 10).await;
+    host.host.roll_back(&"probe".parse().unwrap(), None, "the test").await.unwrap();
+    eventually("it has published again", async || published() == 20).await;
+    assert!(host.plugin("probe").handle.status().met.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn waiting_publishes_are_limited() {
     // Nothing is sent as long as there is no daemon.
     let setup = Setup::default().and_probe("probe", json!({ "limits": { "outbox": 3 } }));

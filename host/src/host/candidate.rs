@@ -196,10 +196,14 @@ impl Candidate {
         Self { name, source, installed: !is_named, terms, bytes: Ok(component), last: None, fallback: None }
     }
 
-    /// Grants it what it asks for.
+    /// Grants it what it asks for, but for what the operator has denied.
     pub fn grant(&mut self, asks: &Grants) {
-        self.terms.given.granted.add(asks);
-        self.terms.given.denied.take(asks);
+        self.terms.given.grant_all(asks);
+    }
+
+    /// Whether it is to take the place of what the config names.
+    pub fn is_installed(&self) -> bool {
+        self.installed
     }
 
     /// What it was given and denied beside what the config says.

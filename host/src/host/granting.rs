@@ -24,7 +24,7 @@ use crate::time::Timestamp;
 pub struct GrantChange {
     /// First takes back all that was granted and denied before: what the config says counts again
     reset: bool,
-    /// Grants all that is asked for, also by a component that waits
+    /// Grants all that is asked for, also by a component that waits, but for what was denied
     all: bool,
     /// Grants this
     allow: Grants,
@@ -98,18 +98,21 @@ impl Host {
         let mut setup = if change.reset { Setup::default() } else { row.setup.clone() };
         if change.all {
             let allowance = self.settled(name, &row, &code, setup.clone())?.1;
-            allow(&mut setup, &allowance.asks);
+            setup.grant_all(&allowance.asks);
             if let Some(pending) = &pending {
                 let allowance = self.pending_allowance(name, &row, pending, setup.clone()).await?;
-                allow(&mut setup, &allowance.asks);
+                setup.grant_all(&allowance.asks);
             }
         }
         allow(&mut setup, &change.allow);
         setup.granted.take(&change.deny);
         setup.denied.add(&change.deny);
-        let (config, allowance) = self.settled(name, &row, &code, setup.clone())?;
-        self.claim(name, &allowance.reach)?;
-        self.make_keys(&allowance.reach).await?;
+        let allowance = self.settled(name, &row, &code, setup.clone())?.1;
+        let claimed = self.claim(name, &allowance.reach)?;
+        if let Err(error) = self.make_keys(&allowance.reach).await {
+            self.unclaim(name, claimed);
+            return Err(error);
+        }
         let is_refused = row.pending.is_some() && pending.is_none();
         let words = in_words(&row.setup, &setup, is_refused);
         if !words.is_empty() {
@@ -125,18 +128,27 @@ impl Host {
                 })
                 .await?;
         }
-        let (reach, topics, limits) =
-            (Arc::new(allowance.reach.clone()), allowance.topics(), allowance.limits);
-        if reach != code.reach || topics != code.topics || limits != code.limits {
-            let run = Runnable { reach, topics, limits, config, ..(*code).clone() };
-            let (done, reached) = oneshot::channel();
-            let loaded = self.plugins.get(name).ok_or_else(|| ReplaceError::NoPlugin(name.clone()))?;
-            loaded.handle.order(Order::Reach(Box::new(run), done));
-            reached.await.map_err(|_| ReplaceError::Closed)?;
-        }
+        while !self.reach(name, setup.clone()).await? {}
         let Some(pending) = pending else { return Ok(None) };
         let allowance = self.pending_allowance(name, &row, &pending, setup).await?;
         Ok(allowance.reach.unanswered(&allowance.asks).is_empty().then_some(pending))
+    }
+
+    /// Has a plugin that runs go on with what it may if it is given `given`; false if other code has come in between.
+    async fn reach(&self, name: &PluginName, given: Setup) -> Result<bool, ReplaceError> {
+        let (row, code) = self.known(name)?;
+        let (config, allowance) = self.settled(name, &row, &code, given)?;
+        let topics = allowance.topics();
+        let Allowance { reach, limits, .. } = allowance;
+        let reach = Arc::new(reach);
+        if reach == code.reach && topics == code.topics && limits == code.limits {
+            return Ok(true);
+        }
+        let run = Runnable { reach, topics, limits, config, ..(*code).clone() };
+        let (done, reached) = oneshot::channel();
+        let loaded = self.plugins.get(name).ok_or_else(|| ReplaceError::NoPlugin(name.clone()))?;
+        loaded.handle.order(Order::Reach(Box::new(run), done));
+        reached.await.map_err(|_| ReplaceError::Closed)
     }
 
     /// Takes up the components that wait and are granted all by now: the host has ended before it could.
@@ -157,7 +169,7 @@ impl Host {
     /// Installs a component that has waited; it waits no more, whatever becomes of it.
     async fn take_up(self: &Arc<Self>, name: &PluginName, pending: Pending) -> Result<Change, ReplaceError> {
         let Pending { digest, source, by, follows, is_named, .. } = pending;
-        let (store, plugin) = (self.store.clone(), name.clone());
+        let (store, plugin, refused) = (self.store.clone(), name.clone(), digest.clone());
         let component = tokio::task::spawn_blocking(move || components::read(&store, &digest)).await;
         let outcome = match component.expect("reading does not panic") {
             Ok(component) => {
@@ -172,7 +184,9 @@ impl Host {
             self.commit
                 .write(move |write| {
                     let row = roster::row_within(write, &whose)?;
-                    roster::put_within(write, &whose, &Row { pending: None, ..row })
+                    // Another one may wait by now.
+                    let pending = row.pending.filter(|pending| pending.digest != refused);
+                    roster::put_within(write, &whose, &Row { pending, ..row })
                 })
                 .await?;
         }
@@ -206,6 +220,14 @@ impl Host {
             follows,
             is_named,
         };
+        let known = roster::known_row(&self.store.snapshot()?, &plugin)?.and_then(|row| row.pending);
+        if known.is_some_and(|it| {
+            it.digest == pending.digest && it.missing == pending.missing && it.follows == pending.follows
+        }) {
+            // It is on record already: a folder brings it at each start.
+            self.changes().tell(change);
+            return Ok(());
+        }
         tracing::warn!(%plugin, version = pending.version, "waits, it asks for more than it is granted: to {words}");
         let recorded = self.commit.record(change.clone(), self.log.now(), move |write| {
             let row = roster::row_within(write, &plugin)?;
@@ -216,7 +238,9 @@ impl Host {
 
     /// Has a place for a plugin, and makes the keys that it writes under its own, unless another plugin has one of
     /// them.
-    pub(super) fn claim(&self, name: &PluginName, reach: &Reach) -> Result<(), ReplaceError> {
+    ///
+    /// Returns what it had before, for [`Host::unclaim`].
+    pub(super) fn claim(&self, name: &PluginName, reach: &Reach) -> Result<Option<Claim>, ReplaceError> {
         let claim = Claim::of(reach);
         let mut claims = self.claims.lock().expect(UNHURT);
         let taken = claims.iter().filter(|(other, _)| *other != name).find_map(|(other, theirs)| {
@@ -229,11 +253,17 @@ impl Host {
             None if !claims.contains_key(name) && claims.len() >= most => Err(ReplaceError::Refused(
                 format!("{most} plugins are there already, and there may be no more (limits.plugins)"),
             )),
-            None => {
-                claims.insert(name.clone(), claim);
-                Ok(())
-            }
+            None => Ok(claims.insert(name.clone(), claim)),
         }
+    }
+
+    /// Gives up what was claimed for something that did not come to its end.
+    pub(super) fn unclaim(&self, name: &PluginName, before: Option<Claim>) {
+        let mut claims = self.claims.lock().expect(UNHURT);
+        match before {
+            Some(before) => claims.insert(name.clone(), before),
+            None => claims.remove(name),
+        };
     }
 
     /// Makes the keys that are granted and not there.

@@ -90,8 +90,12 @@ impl Host {
             Some(stored) => stored,
             None => nothing_yet(&name, &ready),
         };
-        self.claim(&name, &ready.allowance.reach)?;
-        self.rehearse(&name, &ready, stored).await?;
+        let claimed = self.claim(&name, &ready.allowance.reach)?;
+        if let Err(error) = self.rehearse(&name, &ready, stored).await {
+            // What does not start keeps nobody's key.
+            self.unclaim(&name, claimed);
+            return Err(error);
+        }
         let (store, digest) = (self.store.clone(), ready.prepared.inspection.digest);
         let kept = tokio::task::spawn_blocking(move || components::keep(&store, digest, &component)).await;
         kept.expect("keeping does not panic").map_err(ReplaceError::Keep)?;

@@ -109,8 +109,8 @@ impl Host {
         let reach = &ready.allowance.reach;
         let may_have = self.claim(&name, reach);
         if let Err(error) = match may_have {
-            Ok(()) => self.make_keys(reach).await,
-            refused => refused,
+            Ok(_) => self.make_keys(reach).await,
+            Err(refused) => Err(refused),
         } {
             self.not_load(name, crate::cause::chain(&error));
             return Ok(());

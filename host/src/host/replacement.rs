@@ -35,7 +35,7 @@ pub enum ReplaceError {
     AsksForMore(Box<Wanting>),
     /// Two plugins would have one key by accident.
     #[error(
-        "the key {key} is {other}'s: if both are to publish under it, grant both to share it (`dim plugin grants NAME allow --share {key}`)"
+        "the key {key} is {other}'s: if both are to publish under it, grant both to share it, in the config under plugins.NAME.grants.share, or one that runs with `dim plugin grants NAME allow --share {key}`"
     )]
     KeyTaken {
         /// The key.
@@ -228,11 +228,28 @@ impl Host {
             }
             judged => judged?,
         };
-        self.claim(&name, &ready.allowance.reach)?;
+        let claimed = self.claim(&name, &ready.allowance.reach)?;
+        let successor = (ready, component, given, follows);
+        let taken_over = self.hand_over(under_way, &old, successor).await;
+        if taken_over.is_err() {
+            self.unclaim(&name, claimed);
+        }
+        taken_over.map(|()| true)
+    }
+
+    /// Has judged code take over from what runs, once it has been rehearsed. The caller has the plugin's turn.
+    async fn hand_over(
+        &self,
+        under_way: &mut UnderWay,
+        old: &Loaded,
+        (ready, component, given, follows): (Ready, Bytes, Setup, Option<String>),
+    ) -> Result<(), ReplaceError> {
+        let name = under_way.change.plugin.clone();
         self.make_keys(&ready.allowance.reach).await?;
         let digest = ready.prepared.inspection.digest;
         under_way.reach(State::Rehearsing);
-        let stored = roster::read(&self.store, &name)?.ok_or_else(none)?;
+        let stored = roster::read(&self.store, &name)?;
+        let stored = stored.ok_or_else(|| ReplaceError::NoPlugin(name.clone()))?;
         self.rehearse(&name, &ready, stored).await?;
         let (store, before) = (self.store.clone(), old.handle.code());
         let whose = name.clone();
@@ -258,7 +275,7 @@ impl Host {
         under_way.change.taken_over(before, taken_over.at, taken_over.pause);
         let version = old.version().version;
         tracing::info!(plugin = %name, version, pause = ?taken_over.pause, "replaced, and on probation");
-        Ok(true)
+        Ok(())
     }
 
     /// Has a plugin follow what its code comes from now.
@@ -302,7 +319,8 @@ impl Host {
         }
         let Allowance { asks, reach, .. } = allowance(&candidate)?;
         let (missing, given) = (reach.unanswered(&asks), candidate.given());
-        if !missing.is_empty() {
+        // What the config names has what the config says, as at a start.
+        if !missing.is_empty() && candidate.is_installed() {
             let plugin = under_way.change.plugin.clone();
             let component = candidate.into_component().map_err(ReplaceError::Refused)?;
             let wanting = Wanting { plugin, missing, inspection, component };

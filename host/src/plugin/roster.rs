@@ -76,6 +76,13 @@ pub struct Setup {
 }
 
 impl Setup {
+    /// Grants what is asked for, but for what was denied: only who names it lifts that.
+    pub fn grant_all(&mut self, asks: &Grants) {
+        let mut open = asks.clone();
+        open.take(&self.denied);
+        self.granted.add(&open);
+    }
+
     /// Whether nothing was given or denied.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()

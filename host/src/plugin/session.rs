@@ -223,6 +223,8 @@ impl Session {
         self.effects.batch.number = number;
         self.too_large.clear();
         self.last_read = None;
+        // Log time goes back, too: what was published since does not count any more.
+        self.rate = outgoing::Rate::default();
         self.renew_snapshot()
     }
 

@@ -35,8 +35,8 @@ pub enum Order {
     Succeed(Box<Successor>),
     /// What ran before.
     GoBack(Box<WayBack>),
-    /// The same code, with other grants. Who waits is told that it has them.
-    Reach(Box<Runnable>, oneshot::Sender<()>),
+    /// The same code, with other grants. Who waits is told whether it has them: other code may run by then.
+    Reach(Box<Runnable>, oneshot::Sender<bool>),
 }
 
 /// Code that takes over from what runs.
@@ -160,9 +160,12 @@ impl Actor {
             None => Ok(()),
             Some(Order::Succeed(successor)) => self.take_over(*successor, begun),
             Some(Order::Reach(run, done)) => {
-                self.reach_other(*run)?;
+                let is_same = run.code.digest == self.run.code.digest;
+                if is_same {
+                    self.reach_other(*run)?;
+                }
                 // Whoever asked may have gone away.
-                let _ = done.send(());
+                let _ = done.send(is_same);
                 Ok(())
             }
             Some(Order::GoBack(way)) => {
@@ -422,6 +425,7 @@ impl Actor {
         if let (Some(handover), Some(predecessor)) = (handover, self.predecessor.take()) {
             self.run_again(predecessor);
             self.begin_again(number)?;
+            self.keep_within_reach()?;
             handover.end(Err(reason));
             return Ok(true);
         }
@@ -443,6 +447,8 @@ impl Actor {
             self.end_quarantine();
             (self.probation, self.fallback) = (None, None);
             self.exchange(run);
+            // What was denied since is denied to what comes back.
+            self.keep_within_reach()?;
         }
         Ok(has_gone)
     }

@@ -104,7 +104,15 @@ impl Host {
         let code = roster::Code { installed, ..ready.code.clone() };
         let claim = Claim::of(&ready.allowance.reach);
         let row = roster::entered(known, code);
-        let row = Row { standing: Standing::Runs, setup: given, claim, pending: None, follows, ..row };
+        let row = Row {
+            standing: Standing::Runs,
+            setup: given,
+            claim,
+            pending: None,
+            quarantine: None,
+            follows,
+            ..row
+        };
         under_way.change.reach(State::Installed);
         self.enter(&name, row, Some(under_way.change.clone())).await?;
         self.awaited.write().expect(UNHURT).insert(name.clone());

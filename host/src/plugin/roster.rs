@@ -255,7 +255,14 @@ pub fn purge(write: &WriteTransaction, name: &PluginName, row: Row) -> Result<()
     put_within(
         write,
         name,
-        &Row { id: PluginId(0), state_version: None, setup: Setup::default(), pending: None, ..row },
+        &Row {
+            id: PluginId(0),
+            state_version: None,
+            setup: Setup::default(),
+            pending: None,
+            quarantine: None,
+            ..row
+        },
     )
 }
 

@@ -20,6 +20,7 @@ mod topic;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
@@ -193,6 +194,11 @@ async fn over_the_api(command: Command, global: &Global) -> anyhow::Result<()> {
             unreachable!("handled without a client")
         }
     }
+}
+
+/// Ends as clap does when something is missing on the command line; the hint says what.
+fn lacking(hint: &str) -> ! {
+    Cli::command().error(ErrorKind::MissingRequiredArgument, hint).exit()
 }
 
 /// One line with the cause, then the causes below it.

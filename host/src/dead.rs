@@ -1,7 +1,10 @@
 //! Owns what becomes of dead letters: the operator has each replayed or dropped once, however many ask, and those
 //! that are too old go.
 
+use redb::WriteTransaction;
+
 use crate::commit::{Commit, CommitError};
+use crate::effect::DeadLetter;
 use crate::entry::{Kind, Offset};
 use crate::host::Host;
 use crate::store::dead::{self, Filter};
@@ -9,12 +12,26 @@ use crate::store::dead::{self, Filter};
 /// Gives a dead letter's event to its plugin again, in place of the letter.
 /// Returns false if there is no such letter.
 pub async fn replay(commit: &Commit, id: u64) -> Result<bool, CommitError> {
-    let take = move |write: &redb::WriteTransaction| {
-        let Some(letter) = dead::take(write, id)? else { return Ok((Vec::new(), false)) };
-        let first = Offset(letter.offset);
-        let (plugin, by) = (letter.plugin, letter.by);
-        let again = Kind::Again { plugin, attempt: 0, first, by, event: letter.event };
-        Ok((vec![again], true))
+    Ok(each(commit, vec![id], Fate::Replay).await? > 0)
+}
+
+/// Forgets a dead letter. Returns false if there is no such letter.
+pub async fn drop_letter(commit: &Commit, id: u64) -> Result<bool, CommitError> {
+    Ok(each(commit, vec![id], Fate::Drop).await? > 0)
+}
+
+/// Does the same with each of these letters that is there still, in one transaction; returns with how many.
+async fn each(commit: &Commit, ids: Vec<u64>, fate: Fate) -> Result<u64, CommitError> {
+    let take = move |write: &WriteTransaction| {
+        let (mut again, mut done) = (Vec::new(), 0);
+        for id in ids {
+            let Some(DeadLetter { plugin, by, offset, event, .. }) = dead::take(write, id)? else { continue };
+            done += 1;
+            if fate == Fate::Replay {
+                again.push(Kind::Again { plugin, attempt: 0, first: Offset(offset), by, event });
+            }
+        }
+        Ok((again, done))
     };
     commit.write_and_append(take).await
 }
@@ -28,8 +45,8 @@ pub enum Fate {
     Drop,
 }
 
-/// Letters that are looked at together.
-const PAGE: usize = 1_000;
+/// Letters that are taken together: each may hold a message of 1 MiB.
+const PAGE: usize = 100;
 
 /// Does the same with all letters that are meant and are there by now; returns with how many. Those of plugins that
 /// do not run are not replayed: they stay.
@@ -42,22 +59,14 @@ pub async fn all(host: &Host, filter: Filter, fate: Fate) -> Result<u64, CommitE
         let page = page.expect("reading does not panic")?;
         let Some((end, _)) = page.last() else { return Ok(done) };
         after = Some(*end);
-        for (id, letter) in page {
-            // What failed again is another letter.
-            if last.is_none_or(|last| id > last) {
-                return Ok(done);
-            }
-            let is_done = match fate {
-                Fate::Replay if host.plugins.get(&letter.plugin).is_none() => false,
-                Fate::Replay => replay(&host.commit, id).await?,
-                Fate::Drop => drop_letter(&host.commit, id).await?,
-            };
-            done += u64::from(is_done);
+        // What failed again is another letter.
+        let is_old = |id: u64| last.is_some_and(|last| id <= last);
+        let is_over = !is_old(*end);
+        let runs = |plugin| fate == Fate::Drop || host.plugins.get(plugin).is_some();
+        let meant = page.iter().filter(|(id, letter)| is_old(*id) && runs(&letter.plugin));
+        done += each(&host.commit, meant.map(|(id, _)| *id).collect(), fate).await?;
+        if is_over {
+            return Ok(done);
         }
     }
-}
-
-/// Forgets a dead letter. Returns false if there is no such letter.
-pub async fn drop_letter(commit: &Commit, id: u64) -> Result<bool, CommitError> {
-    commit.write(move |write| Ok(dead::take(write, id)?.is_some())).await
 }

@@ -118,6 +118,11 @@ impl Keyring {
         self.get(key).map(|key| key.name())
     }
 
+    /// Those of these keys that the host has, and their names.
+    pub fn names_of<'a>(&self, keys: impl Iterator<Item = &'a KeyName>) -> Vec<(KeyName, IpnsName)> {
+        keys.filter_map(|key| Some((key.clone(), self.name(key)?))).collect()
+    }
+
     /// All keys.
     pub fn all(&self) -> Vec<(KeyName, Key)> {
         let keys = self.keys.read().expect("no one panics while holding the keys");

@@ -126,7 +126,7 @@ impl Replay {
         let handled = entries.partition_point(|entry| entry.offset < cursor);
         let mut world = World::default();
         world.set_void(Void::of(name, entries));
-        for own in run.reach.writes().filter_map(|key| self.keys.name(key)) {
+        for (_, own) in self.keys.names_of(run.reach.writes()) {
             world.add_own(own, None);
         }
         let session = SessionParts {

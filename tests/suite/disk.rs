@@ -248,10 +248,7 @@ async fn dead_letters_are_kept_up_to_their_quota() {
         let reject = format!("number {number}");
         host.from_peer("probe.in", reject).await;
     }
-    let dropped = || {
-        let snapshot = host.host.store.snapshot().unwrap();
-        dim::store::dead::dropped(&snapshot.table(dim::store::META).unwrap()).unwrap()
-    };
+    let dropped = || dim::store::dead::dropped(&host.host.store).unwrap();
     eventually("the oldest have gone", async || dropped() == 7).await;
     let letters = dim::store::dead::list(&host.host.store, &Default::default(), None, 100).unwrap();
     assert_eq!(letters.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [8, 9, 10, 11, 12]);

@@ -240,8 +240,7 @@ async fn dead_letters_are_kept_for_a_time_and_those_that_go_are_counted() {
     let kept = "store: { dead_letters: { max_age_hours: 0 } }\n";
     let host = Setup::probe().yaml(kept).start().await;
     host.from_peer("probe.in", json!({ "script": [], "then": "reject" }).to_string()).await;
-    let dropped =
-        || dead::dropped(&host.host.store.snapshot().unwrap().table(dim::store::META).unwrap()).unwrap();
+    let dropped = || dead::dropped(&host.host.store).unwrap();
     eventually("it goes, and that is counted", async || dropped() == 1 && host.dead_letters().is_empty())
         .await;
 }

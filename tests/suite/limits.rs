@@ -25,6 +25,10 @@ async fn trap(host: &TestHost, step: Value) -> String {
     }
 }
 
+fn publish(bytes: usize) -> Value {
+    json!({ "do": "publish", "topic": "probe.out", "data": "x", "repeat": bytes })
+}
+
 fn ok() -> Value {
     json!({ "ok": null })
 }
@@ -52,8 +56,6 @@ async fn calls_of_host_functions_are_limited() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_goes_over_the_border_is_judged_before_it_is_copied() {
     let host = limited(json!({ "border-bytes": 10_000, "message-bytes": 1_000 })).await;
-    let publish =
-        |bytes: usize| json!({ "do": "publish", "topic": "probe.out", "data": "x", "repeat": bytes });
     let too_large = json!({ "error": "Error::TooLarge(1000)" });
     let fits = 10_000 - "probe.out".len();
     assert_eq!(run_one(&host, publish(fits)).await, too_large, "copied, and too large for a message");
@@ -65,8 +67,6 @@ async fn what_goes_over_the_border_is_judged_before_it_is_copied() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_is_limited() {
     let host = limited(json!({ "message-bytes": 100 })).await;
-    let publish =
-        |bytes: usize| json!({ "do": "publish", "topic": "probe.out", "data": "x", "repeat": bytes });
     assert_eq!(run_one(&host, publish(100)).await, ok());
     assert_eq!(run_one(&host, publish(101)).await, json!({ "error": "Error::TooLarge(100)" }));
     met(&host, "message-bytes", 1).await;
@@ -75,8 +75,6 @@ async fn a_message_is_limited() {
 #[tokio::test(flavor = "multi_thread")]
 async fn publishes_of_an_entry_are_limited_by_number_and_bytes() {
     let host = limited(json!({ "publishes": 3, "publish-bytes": 100 })).await;
-    let publish =
-        |bytes: usize| json!({ "do": "publish", "topic": "probe.out", "data": "x", "repeat": bytes });
     let answers = host.run(json!([publish(1), publish(1), publish(1), publish(1)])).await;
     assert_eq!(answers, [ok(), ok(), ok(), exceeded("publishes")]);
     let answers = host.run(json!([publish(60), publish(41), publish(40), publish(1)])).await;
@@ -89,8 +87,6 @@ async fn publishes_of_an_entry_are_limited_by_number_and_bytes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn publishes_a_second_are_limited_by_number_and_bytes() {
     let host = limited(json!({ "publishes-per-second": 1 })).await;
-    let publish =
-        |bytes: usize| json!({ "do": "publish", "topic": "probe.out", "data": "x", "repeat": bytes });
     let answers = host.run((0..11).map(|_| publish(1)).collect()).await;
     assert_eq!(answers[9], ok(), "ten at once are a burst");
     assert_eq!(answers[10], exceeded("publishes-per-second"));
@@ -107,8 +103,7 @@ async fn what_is_handled_again_after_a_rollback_has_the_rate_of_its_time() {
     let host = limited(json!({ "publishes-per-second": 1 })).await;
     dim_tests::alone::replace(&host, probe("2.0.0", &json!([]))).await.unwrap();
     // All that a burst allows.
-    let publish = json!({ "do": "publish", "topic": "probe.out", "data": "x" });
-    let publishing = script(vec![publish; 10].into());
+    let publishing = script(vec![publish(1); 10].into());
     host.from_peer("probe.in", publishing.to_string()).await;
     let published = || host.plugin("probe").handle.status().effects.publishes;
     eventually("it has published", async || published() == 10).await;
@@ -122,10 +117,9 @@ async fn waiting_publishes_are_limited() {
     // Nothing is sent as long as there is no daemon.
     let setup = Setup::default().and_probe("probe", json!({ "limits": { "outbox": 3 } }));
     let host = setup.on_kubo("/ip4/127.0.0.1/tcp/9").start().await;
-    let publish = || json!({ "do": "publish", "topic": "probe.out", "data": "x" });
-    let answers = host.run(json!([publish(), publish(), publish(), publish()])).await;
+    let answers = host.run(json!([publish(1), publish(1), publish(1), publish(1)])).await;
     assert_eq!(answers, [ok(), ok(), ok(), exceeded("outbox")]);
-    assert_eq!(run_one(&host, publish()).await, exceeded("outbox"), "they wait still");
+    assert_eq!(run_one(&host, publish(1)).await, exceeded("outbox"), "they wait still");
     met(&host, "outbox", 2).await;
 }
 

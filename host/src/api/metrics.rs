@@ -16,7 +16,7 @@ use super::queues::{Queue, queues};
 use crate::host::Host;
 use crate::plugin::PluginStatus;
 use crate::store::names::{self, Known};
-use crate::store::{META, Usage, dead, followed, outbox};
+use crate::store::{Usage, dead, followed, outbox};
 use crate::subscription::TopicHearing;
 use crate::time::Timestamp;
 
@@ -228,7 +228,7 @@ fn store(registry: &mut Registry, host: &Host) -> Result<(), ApiError> {
         registry,
         "dead_letters_dropped",
         "Dead letters that went because there were too many or they were too old, since the store was made",
-        dead::dropped(&host.store.snapshot()?.table(META)?)?,
+        dead::dropped(&host.store)?,
     );
     registry.register("commit_seconds", "Time spent in transactions and syncs", ConstCounter::new(seconds));
     counter(

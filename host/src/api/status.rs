@@ -14,7 +14,7 @@ use crate::host::Host;
 use crate::ident::{ContentPath, IpnsName, KeyName};
 use crate::plugin::DOCUMENT_BYTES;
 use crate::room::Shortage;
-use crate::store::{META, Usage, dead, names, outbox};
+use crate::store::{Usage, dead, names, outbox};
 use crate::time::Timestamp;
 
 /// How the host is doing.
@@ -162,7 +162,7 @@ pub async fn status(Current(host): Current) -> Result<Json<Status>, ApiError> {
         disk: disk(&host)?,
         outbox: Outbox { waiting, oldest, queues: queues(&host) },
         dead_letters: dead::count(&host.store)?,
-        dead_letters_dropped: dead::dropped(&host.store.snapshot()?.table(META)?)?,
+        dead_letters_dropped: dead::dropped(&host.store)?,
         commits: Commits { count: commits, mean_ms: spent as f64 / commits.max(1) as f64 / 1e6 },
         names: own_names(&host)?,
         plugins: host.plugins.all().len(),

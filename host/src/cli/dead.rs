@@ -1,14 +1,13 @@
 //! `dim dead`.
 
-use clap::error::ErrorKind;
-use clap::{Args, CommandFactory as _, Subcommand};
+use clap::{Args, Subcommand};
 use jiff::Timestamp as Time;
 use reqwest::Method;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::Cli;
 use super::client::Client;
 use super::input;
+use super::lacking;
 use super::output::{Column, Output};
 
 const COLUMNS: [Column; 7] = [
@@ -120,11 +119,11 @@ impl Command {
             }
             Self::Replay(which) => {
                 let path = ["dead-letters", "replay"];
-                done(out, &client.send_bytes(Method::POST, &path, &which.meant(), Vec::new()).await?)
+                out.object(&client.send_bytes(Method::POST, &path, &which.meant(), Vec::new()).await?)
             }
             Self::Drop(which) => {
                 let path = ["dead-letters"];
-                done(out, &client.send_bytes(Method::DELETE, &path, &which.meant(), Vec::new()).await?)
+                out.object(&client.send_bytes(Method::DELETE, &path, &which.meant(), Vec::new()).await?)
             }
         }
     }
@@ -134,13 +133,8 @@ impl Which {
     fn meant(self) -> Vec<(&'static str, String)> {
         let query = self.filter.query();
         if query.is_empty() && !self.all {
-            let hint = "say which: a number, --plugin, --topic, --since, or --all";
-            Cli::command().error(ErrorKind::MissingRequiredArgument, hint).exit();
+            lacking("say which: a number, --plugin, --topic, --since, or --all");
         }
         query
     }
-}
-
-fn done(out: &Output, done: &Value) -> anyhow::Result<()> {
-    out.object(&json!({ "count": done["count"] }))
 }

@@ -201,11 +201,6 @@ impl Candidate {
         self.terms.given.grant_all(asks);
     }
 
-    /// Whether it is to take the place of what the config names.
-    pub fn is_installed(&self) -> bool {
-        self.installed
-    }
-
     /// What it was given and denied beside what the config says.
     pub fn given(&self) -> Setup {
         self.terms.given.clone()
@@ -289,11 +284,6 @@ impl Candidate {
         format!("{}: {}", self.source, chain(error))
     }
 
-    /// What the component asks for, with the operator's values, and what it may; the error is for the operator.
-    pub fn ask(&self, config: &Config, manifest: &Manifest, host_id: &str) -> Result<Allowance, String> {
-        Ok(self.resolve(config, manifest, host_id)?.1)
-    }
-
     fn bytes(&self) -> Result<&[u8], String> {
         self.bytes.as_deref().map_err(|error| match &self.terms.config.file {
             _ if self.installed => {
@@ -304,7 +294,8 @@ impl Candidate {
         })
     }
 
-    fn resolve(
+    /// Its config with the operator's values, and what it asks for and may; the error is for the operator.
+    pub fn resolve(
         &self,
         config: &Config,
         manifest: &Manifest,

@@ -168,13 +168,13 @@ impl Host {
 
     /// Installs a component that has waited; it waits no more, whatever becomes of it.
     async fn take_up(self: &Arc<Self>, name: &PluginName, pending: Pending) -> Result<Change, ReplaceError> {
-        let Pending { digest, source, by, follows, is_named, .. } = pending;
+        let Pending { digest, source, by, follows, .. } = pending;
         let (store, plugin, refused) = (self.store.clone(), name.clone(), digest.clone());
         let component = tokio::task::spawn_blocking(move || components::read(&store, &digest)).await;
         let outcome = match component.expect("reading does not panic") {
             Ok(component) => {
                 let component = component.into();
-                let proposal = Proposal { plugin, component, source, by, follows, is_named };
+                let proposal = Proposal { plugin, component, source, by, follows, is_named: false };
                 self.install(proposal, Grant::AsBefore).await
             }
             Err(error) => Err(ReplaceError::Keep(error)),
@@ -199,7 +199,6 @@ impl Host {
         under_way: &mut UnderWay,
         wanting: Wanting,
         follows: Option<String>,
-        is_named: bool,
     ) -> Result<(), ReplaceError> {
         let Wanting { plugin, missing, inspection, component } = wanting;
         let (store, digest) = (self.store.clone(), inspection.digest);
@@ -218,7 +217,6 @@ impl Host {
             since: Timestamp::wall(),
             missing,
             follows,
-            is_named,
         };
         let known = roster::known_row(&self.store.snapshot()?, &plugin)?.and_then(|row| row.pending);
         if known.is_some_and(|it| {
@@ -310,8 +308,8 @@ impl Host {
         let running =
             self.plugins.get(name).ok_or_else(|| ReplaceError::NoPlugin(name.clone()))?.handle.code();
         let row = Row { setup: given, ..row.clone() };
-        let terms = self.terms(name, &row, &running, pending.is_named);
-        let settled = settle(&self.config, name, &terms, !pending.is_named, &manifest, &self.id);
+        let terms = self.terms(name, &row, &running, false);
+        let settled = settle(&self.config, name, &terms, true, &manifest, &self.id);
         Ok(settled.map_err(ReplaceError::Refused)?.1)
     }
 }

@@ -122,7 +122,7 @@ impl Loader {
         self.take_back(name, &reach, &mut world);
         // What it did not hear while it was away is a gap.
         self.restore_hearings(&world);
-        self.add_own_names(&reach, &mut world)?;
+        world.add_own_names(&self.store.snapshot()?, self.keys.names_of(reach.writes()))?;
         self.interest.restore(name, &world);
         self.subscribe_to_new(name, &run.topics, &world);
         let (probation, fallback) = self.fallback(row.id, fallback)?;
@@ -190,17 +190,6 @@ impl Loader {
             by: Generation(0),
             event: Event::Gap { topic: topic.clone(), since: missed.since, until: missed.until },
         }));
-    }
-
-    /// What the operator or another plugin published under the plugin's keys before it was there.
-    fn add_own_names(&self, reach: &Reach, world: &mut World) -> Result<(), HostError> {
-        let snapshot = self.store.snapshot()?;
-        for key in reach.writes() {
-            let Some(name) = self.keys.name(key) else { continue };
-            let known = names::known(&snapshot, key)?.map(|known| known.resolution(name.clone()));
-            world.add_own(name, known);
-        }
-        Ok(())
     }
 
     /// Ends what the plugin had and is not granted any more.

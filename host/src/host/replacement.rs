@@ -204,7 +204,7 @@ impl Host {
         under_way.change.before = Some(old.version());
         let row = known()?.ok_or_else(none)?;
         let terms = self.terms(&name, &row, &old.handle.code(), proposal.is_named);
-        let (is_named, candidate) = (proposal.is_named, Candidate::proposed(proposal, terms));
+        let candidate = Candidate::proposed(proposal, terms);
         // Judged at once with others that came, and taken over in the order in which they came: it stands in
         // line from the first moment.
         let turn = self.turns.of(&name);
@@ -224,7 +224,7 @@ impl Host {
         }
         let Judged { ready, component, given } = match judged {
             Err(ReplaceError::AsksForMore(wanting)) => {
-                return self.let_wait(under_way, *wanting, follows, is_named).await.map(|()| true);
+                return self.let_wait(under_way, *wanting, follows).await.map(|()| true);
             }
             judged => judged?,
         };
@@ -311,7 +311,8 @@ impl Host {
         let (mut candidate, inspection) = judged.await.map_err(broke_down)?.map_err(ReplaceError::Refused)?;
         under_way.change.after = Some(inspection.as_version());
         let allowance = |candidate: &Candidate| {
-            candidate.ask(&config, &inspection.manifest, &id).map_err(ReplaceError::Refused)
+            let resolved = candidate.resolve(&config, &inspection.manifest, &id);
+            resolved.map(|(_, allowance)| allowance).map_err(ReplaceError::Refused)
         };
         if grant == Grant::AllThatIsAsked {
             let asks = allowance(&candidate)?.asks;
@@ -320,7 +321,7 @@ impl Host {
         let Allowance { asks, reach, .. } = allowance(&candidate)?;
         let (missing, given) = (reach.unanswered(&asks), candidate.given());
         // What the config names has what the config says, as at a start.
-        if !missing.is_empty() && candidate.is_installed() {
+        if !missing.is_empty() && candidate.installed {
             let plugin = under_way.change.plugin.clone();
             let component = candidate.into_component().map_err(ReplaceError::Refused)?;
             let wanting = Wanting { plugin, missing, inspection, component };

@@ -36,11 +36,6 @@ pub struct Grants {
 }
 
 impl Grants {
-    /// Whether there is nothing.
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-
     /// Takes in what `other` allows.
     pub fn add(&mut self, other: &Self) {
         self.publish.extend(other.publish.iter().cloned());
@@ -59,11 +54,6 @@ impl Grants {
         self.read.retain(|own| !other.read.contains(own));
         self.share.retain(|own| !other.share.contains(own));
         self.limits.take(&other.limits);
-    }
-
-    /// What is allowed, in words.
-    pub fn in_words(&self) -> Vec<String> {
-        Reach::default().missing(self)
     }
 }
 
@@ -136,11 +126,6 @@ impl Reach {
         let share = share.into_iter().map(|key| format!("share the key {key} with other plugins"));
         let limits = limits.into_iter().map(|limit| format!("have {limit}"));
         publish.chain(subscribe).chain(write).chain(read).chain(share).chain(limits).collect()
-    }
-
-    /// Whether all that `asked` allows is allowed here too.
-    pub fn covers(&self, asked: &Grants) -> bool {
-        self.missing(asked).is_empty()
     }
 
     /// What `asked` allows and the operator has neither granted nor denied, in words.
@@ -308,7 +293,7 @@ mod tests {
         assert_eq!(reach.writes().count(), 0);
         // A prefix of which a part is denied is not had as a whole.
         assert_eq!(reach.missing(&grants(r#"{"publish": ["a.*"]}"#)), ["publish on a.*"]);
-        assert!(reach.covers(&grants(r#"{"publish": ["a.b"], "subscribe": ["a.secret"]}"#)));
+        assert!(reach.missing(&grants(r#"{"publish": ["a.b"], "subscribe": ["a.secret"]}"#)).is_empty());
         assert_eq!(reach.missing(&grants(r#"{"limits": {"timers": 250000}}"#)), ["have 250000 timers"]);
     }
 

@@ -49,7 +49,6 @@ macro_rules! limits {
             default: $default,
             ceiling: $ceiling,
             what: $what,
-            get: |limits| limits.$field as u64,
             set: |limits, value| limits.$field = <$type>::try_from(value).unwrap_or(<$type>::MAX),
         },)+];
 
@@ -124,7 +123,6 @@ pub struct Limit {
     pub ceiling: u64,
     /// What it counts.
     pub what: &'static str,
-    get: fn(&Limits) -> u64,
     set: fn(&mut Limits, u64),
 }
 
@@ -278,11 +276,6 @@ impl LimitPolicy {
 const _: () = assert!(DOCUMENT_BYTES == 16 << 20 && MESSAGE_BYTES == 60 << 10, "the defaults are these");
 
 impl Limits {
-    /// Each limit and its value.
-    pub fn each(&self) -> impl Iterator<Item = (&'static Limit, u64)> + '_ {
-        LIMITS.iter().map(|limit| (limit, (limit.get)(self)))
-    }
-
     /// CPU time of one event, command or query.
     pub fn call_cpu(&self) -> Duration {
         Duration::from_millis(self.call_cpu_ms)

@@ -141,9 +141,6 @@ pub struct Pending {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub follows: Option<String>,
-    /// Whether it is what the config names.
-    #[serde(default)]
-    pub is_named: bool,
 }
 
 impl Row {

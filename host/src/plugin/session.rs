@@ -205,8 +205,7 @@ impl Session {
 
     /// The keys that the plugin may write, and their names.
     pub fn own_keys(&self) -> Vec<(KeyName, IpnsName)> {
-        let keys = self.reach.writes();
-        keys.filter_map(|key| Some((key.clone(), self.keys.name(key)?))).collect()
+        self.keys.names_of(self.reach.writes())
     }
 
     /// Drops what is not handed to the commit yet: an empty batch is in its place.

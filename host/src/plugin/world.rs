@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::entry::Resolution;
 use crate::entry::{Entry, Event, Generation, Hearing, Kind, Offset, Origin};
-use crate::ident::{ContentPath, IpnsName, PeerName, PluginName, Topic};
-use crate::store::StoreError;
+use crate::ident::{ContentPath, IpnsName, KeyName, PeerName, PluginName, Topic};
+use crate::store::{Snapshot, StoreError, names};
 use crate::time::Timestamp;
 
 /// How many spans of listening are kept for a topic. Older ones are forgotten, which can only make
@@ -302,6 +302,19 @@ impl World {
     /// Takes note of an own name, with what was known of it before the plugin was there.
     pub fn add_own(&mut self, name: IpnsName, known: Option<Resolution>) {
         self.own.entry(name).or_insert(OwnName { known, asked: None });
+    }
+
+    /// Takes note of the names of own keys, with what was published under them before the plugin was there.
+    pub fn add_own_names(
+        &mut self,
+        snapshot: &Snapshot,
+        own: impl IntoIterator<Item = (KeyName, IpnsName)>,
+    ) -> Result<(), StoreError> {
+        for (key, name) in own {
+            let known = names::known(snapshot, &key)?.map(|known| known.resolution(name.clone()));
+            self.add_own(name, known);
+        }
+        Ok(())
     }
 
     /// What is known of an own name, what was asked for included.

@@ -135,8 +135,8 @@ pub fn retract(
 }
 
 /// How many were ever dropped for want of room or because of their age.
-pub fn dropped(meta: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<u64, StoreError> {
-    counter(meta, DROPPED)
+pub fn dropped(store: &Store) -> Result<u64, StoreError> {
+    counter(&store.snapshot()?.table(META)?, DROPPED)
 }
 
 /// The dead letters that are meant, from `after` on, at most `limit`.

@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::io::{self, BufRead as _, IsTerminal as _};
 
-use clap::error::ErrorKind;
-use clap::{Args, CommandFactory as _, Subcommand};
+use clap::{Args, Subcommand};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::super::Cli;
 use super::super::client::Client;
+use super::super::lacking;
 use super::super::output::{Output, cell, line};
 use super::install;
 
@@ -87,10 +86,10 @@ impl Command {
         let change = match self {
             Self::Show => return show(out, &client.get(&path, &[]).await?),
             Self::Allow { all: false, ref what } if what.is_empty() => {
-                nothing_said("say what to grant, or --all that it asks for")
+                lacking("say what to grant, or --all that it asks for")
             }
             Self::Deny { pending: false, ref what } if what.is_empty() => {
-                nothing_said("say what to deny, or --pending to give up the component that waits")
+                lacking("say what to deny, or --pending to give up the component that waits")
             }
             Self::Allow { all, what } => json!({ "all": all, "allow": what.as_json() }),
             Self::Deny { pending, what } => json!({ "refuse-pending": pending, "deny": what.as_json() }),
@@ -99,10 +98,6 @@ impl Command {
         let changed = client.send_json(Method::POST, &path, &[], &change);
         show(out, &install::told(client, out, Some(name), changed).await?)
     }
-}
-
-fn nothing_said(hint: &str) -> ! {
-    Cli::command().error(ErrorKind::MissingRequiredArgument, hint).exit()
 }
 
 fn show(out: &Output, granted: &Value) -> anyhow::Result<()> {

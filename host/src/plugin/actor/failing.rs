@@ -14,8 +14,8 @@ use crate::time::Timestamp;
 /// How long a plugin that does not start is left alone, at first and at most.
 const RESTART: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
-/// How many times the CPU time of a call that trapped a plugin rests, after the first trap in a row and at most.
-const REST: (u32, u32) = (1, 8);
+/// How many times the CPU time of a call that trapped a plugin rests at most; after the first trap in a row it is once.
+const REST: u32 = 8;
 
 /// Longest rest after one event that trapped.
 const LONGEST_REST: Duration = Duration::from_secs(10);
@@ -86,7 +86,7 @@ impl Failing {
 
     /// A call has trapped that began when the thread had used `cpu`.
     pub fn note_trap(&mut self, cpu: Duration) {
-        let times = REST.0.saturating_mul(1 << self.traps.min(8)).min(REST.1);
+        let times = (1 << self.traps.min(REST)).min(REST);
         self.traps = self.traps.saturating_add(1);
         self.owed += thread_cpu().saturating_sub(cpu) * times;
         if self.owed >= WORTH_IT {
@@ -116,7 +116,7 @@ impl Actor {
         }
         tracing::error!(plugin = %self.plugin, "quarantined, it did not start {failed} times: {reason}");
         self.failing = Failing::from_before(true);
-        self.inbox.rest();
+        self.inbox.pause(true);
         let quarantine = Quarantine { reason: reason.clone(), since: Timestamp::wall() };
         self.session_mut().effects.batch.quarantine = Some(quarantine);
         self.show_failing("quarantined", reason);
@@ -131,7 +131,7 @@ impl Actor {
     pub(super) fn end_quarantine(&mut self) {
         if self.failing.quarantined {
             self.failing = Failing::default();
-            self.inbox.go_on();
+            self.inbox.pause(false);
         }
     }
 }

@@ -130,14 +130,9 @@ impl Inbox {
         self.paused.load(Ordering::Relaxed)
     }
 
-    /// Has the plugin handle nothing until it is resumed.
-    pub fn rest(&self) {
-        self.paused.store(true, Ordering::Relaxed);
-    }
-
-    /// Has the plugin go on.
-    pub fn go_on(&self) {
-        self.paused.store(false, Ordering::Relaxed);
+    /// Has the plugin handle nothing until it is resumed, or go on.
+    pub fn pause(&self, paused: bool) {
+        self.paused.store(paused, Ordering::Relaxed);
     }
 
     /// Says which code runs.

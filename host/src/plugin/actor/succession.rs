@@ -22,7 +22,7 @@ use crate::plugin::probation::{Probation, Rates, Verdict};
 use crate::plugin::roster::{self, Claim, Code, Setup};
 use crate::plugin::session::{Mode, Session, SessionParts};
 use crate::plugin::{Prepared, Runnable};
-use crate::store::{StoreError, names};
+use crate::store::StoreError;
 use crate::time::nanoseconds;
 
 /// How long it is waited for the commit before it is looked again whether the host ends.
@@ -325,13 +325,8 @@ impl Actor {
                 session.effects.follow(&mut session.world, name, false);
             }
         }
-        let snapshot = session.store().snapshot()?;
-        for (key, name) in session.own_keys() {
-            if session.world.own(&name).is_none() {
-                let known = names::known(&snapshot, &key)?.map(|known| known.resolution(name.clone()));
-                session.world.add_own(name, known);
-            }
-        }
+        let (snapshot, own) = (session.store().snapshot()?, session.own_keys());
+        session.world.add_own_names(&snapshot, own)?;
         self.world_changed = true;
         Ok(())
     }

@@ -11,6 +11,9 @@ use crate::ClientError;
 /// The name of the API's socket inside a host's state directory.
 pub const SOCKET: &str = "api.sock";
 
+/// The name of the file inside a host's state directory that holds the token of its API over TCP.
+pub const TOKEN: &str = "api-token";
+
 /// Where a host's API is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {

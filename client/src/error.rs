@@ -18,12 +18,16 @@ pub struct Problem {
     /// What a component asks for and is not granted, in words.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<String>,
+    /// The digest of the component that asks for it, or that nobody vouches for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
 }
 
 impl Problem {
     /// What a host would answer, found out without asking it.
     pub(crate) fn refused(status: u16, kind: &str, detail: String) -> Self {
-        Self { kind: kind.to_owned(), title: "Refused".to_owned(), status, detail, missing: Vec::new() }
+        let (kind, title) = (kind.to_owned(), "Refused".to_owned());
+        Self { kind, title, status, detail, missing: Vec::new(), digest: None }
     }
 }
 
@@ -49,10 +53,13 @@ pub enum ClientError {
     },
     /// The host says no.
     #[error("{}", .0.detail)]
-    Problem(Problem),
+    Problem(Box<Problem>),
     /// The address is none.
     #[error("{0:?} is not the address of a host's API: write unix:PATH or http://127.0.0.1:PORT")]
     Address(String),
+    /// The token is none.
+    #[error("the API's token holds characters that a header cannot")]
+    Token,
     /// The answer is not what a host answers.
     #[error("the answer of {address} is not that of a host: {why}")]
     Strange {

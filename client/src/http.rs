@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, stream};
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use reqwest::{Method, RequestBuilder, Response, Url};
+use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -57,8 +59,19 @@ impl ServerEvent {
 impl Http {
     /// A connection to the host at `address`, which need not be there yet.
     pub fn new(address: Address) -> Result<Self, ClientError> {
+        Self::with_token(address, None)
+    }
+
+    /// A connection that shows a token, which a host asks for over TCP.
+    pub fn with_token(address: Address, token: Option<&SecretString>) -> Result<Self, ClientError> {
         crate::install_tls();
-        let builder = reqwest::Client::builder().no_proxy();
+        let mut builder = reqwest::Client::builder().no_proxy();
+        if let Some(token) = token {
+            let value = HeaderValue::from_str(&format!("Bearer {}", token.expose_secret()));
+            let mut value = value.map_err(|_| ClientError::Token)?;
+            value.set_sensitive(true);
+            builder = builder.default_headers(HeaderMap::from_iter([(AUTHORIZATION, value)]));
+        }
         let (builder, base) = match &address {
             Address::Http(url) => (builder, url.clone()),
             Address::Unix(path) => {
@@ -79,7 +92,11 @@ impl Http {
     /// A request below `/v1`; each segment is one part of the path, whatever is in it.
     pub fn request(&self, method: Method, segments: &[&str]) -> Result<RequestBuilder, ClientError> {
         if let Some(none) = segments.iter().find(|segment| !is_id(segment)) {
-            return Err(ClientError::Problem(Problem::refused(400, "invalid", format!("{none:?} is no id"))));
+            return Err(ClientError::Problem(Box::new(Problem::refused(
+                400,
+                "invalid",
+                format!("{none:?} is no id"),
+            ))));
         }
         let mut url = self.inner.base.clone();
         url.path_segments_mut().expect("the base has a host").pop_if_empty().push("v1").extend(segments);
@@ -95,7 +112,7 @@ impl Http {
         let status = response.status();
         let body = response.bytes().await.map_err(|source| self.unreachable(source))?;
         Err(match serde_json::from_slice(&body) {
-            Ok(problem) => ClientError::Problem(problem),
+            Ok(problem) => ClientError::Problem(Box::new(problem)),
             Err(_) => self.strange(format!("{status}: {}", String::from_utf8_lossy(&body).trim())),
         })
     }
@@ -184,7 +201,7 @@ impl Http {
         // The host would break off in the middle of a body that is too large.
         if body.len() > MAX_BODY {
             let detail = format!("it is too large: the host takes at most {MAX_BODY} bytes");
-            return Err(ClientError::Problem(Problem::refused(413, "too-large", detail)));
+            return Err(ClientError::Problem(Box::new(Problem::refused(413, "too-large", detail))));
         }
         self.json(self.request(method, segments)?.query(query).body(body)).await
     }

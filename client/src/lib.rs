@@ -32,9 +32,10 @@ mod http;
 mod ipns;
 mod pubsub;
 
+use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
 
-pub use address::{Address, SOCKET};
+pub use address::{Address, SOCKET, TOKEN};
 pub use error::{ClientError, Problem};
 pub use fleet::{Fleet, Job, JobUpdate, Node, NodeDead};
 pub use http::{Http, MAX_BODY, ServerEvent};
@@ -58,6 +59,11 @@ impl Client {
     /// A client for the host at `address`, which need not be there yet.
     pub fn new(address: Address) -> Result<Self, ClientError> {
         Ok(Self { http: Http::new(address)?, stop: CancellationToken::new() })
+    }
+
+    /// A client that shows a token, which a host asks for over TCP.
+    pub fn with_token(address: Address, token: Option<&SecretString>) -> Result<Self, ClientError> {
+        Ok(Self { http: Http::with_token(address, token)?, stop: CancellationToken::new() })
     }
 
     /// The API itself, for what has no call of its own.

@@ -39,6 +39,7 @@ pub mod json;
 pub mod list;
 pub mod log;
 pub mod pubsub;
+pub mod speaker;
 pub mod state;
 pub mod time;
 pub mod timers;

@@ -15,7 +15,9 @@ mod nodes;
 mod openapi;
 mod plugins;
 mod queues;
+mod server;
 mod status;
+mod token;
 mod topics;
 mod words;
 
@@ -35,10 +37,11 @@ use utoipa_axum::routes;
 
 pub use error::ApiError;
 pub use openapi::document;
+pub(crate) use server::serve;
+pub use token::Token;
 
 use crate::host::Supervised;
 use crate::plugin::DOCUMENT_BYTES;
-use extract::Caller;
 
 /// Largest body, in bytes: the largest document, and a little.
 pub const MAX_BODY: usize = dim_client::MAX_BODY;
@@ -108,8 +111,8 @@ pub(crate) fn guarded<S: Clone + Send + Sync + 'static>(router: Router<S>, max_b
 pub enum Listener {
     /// On a socket that only the owner can open.
     Unix(UnixListener, Socket),
-    /// On loopback.
-    Tcp(TcpListener),
+    /// On loopback, for whoever has the token.
+    Tcp(TcpListener, Token),
 }
 
 impl Listener {
@@ -119,42 +122,38 @@ impl Listener {
         Ok(Self::Unix(listener, socket))
     }
 
-    /// Listens on a loopback address: whoever can open it is trusted, so no other is allowed.
-    pub async fn tcp(address: SocketAddr) -> io::Result<Self> {
+    /// Listens on a loopback address, for whoever has the token. It is sent as it is, so no other address is allowed.
+    pub async fn tcp(address: SocketAddr, token: Token) -> io::Result<Self> {
         if !address.ip().is_loopback() {
-            let why =
-                format!("the API has no authorisation yet and listens on loopback only, not on {address}");
+            let why = format!(
+                "the API speaks without TLS and listens on loopback only, not on {address}: put a proxy or a tunnel before it"
+            );
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
-        Ok(Self::Tcp(TcpListener::bind(address).await?))
+        Ok(Self::Tcp(TcpListener::bind(address).await?, token))
     }
 
     /// Where it listens, as `--api` takes it.
     pub fn address(&self) -> String {
         match self {
             Self::Unix(_, socket) => format!("unix:{}", socket.path.display()),
-            Self::Tcp(listener) => {
+            Self::Tcp(listener, _) => {
                 listener.local_addr().map_or_else(|error| error.to_string(), |at| format!("http://{at}"))
             }
         }
     }
 
-    /// Serves until `stop` is cancelled; open streams end then.
-    pub async fn serve(self, host: Arc<Supervised>, stop: CancellationToken) -> io::Result<()> {
+    /// Serves over `most` connections at a time until `stop` is cancelled; open streams end then.
+    pub async fn serve(self, host: Arc<Supervised>, most: usize, stop: CancellationToken) -> io::Result<()> {
         let router = router(host);
         match self {
             Self::Unix(listener, _socket) => {
                 let router = router.layer(Extension(backup::OwnersOnly));
-                let service = router.into_make_service_with_connect_info::<Caller>();
-                let served =
-                    axum::serve(listener, service).with_graceful_shutdown(stop.clone().cancelled_owned());
-                within_grace(served.into_future(), stop).await
+                server::serve(listener, router, most, stop).await
             }
-            Self::Tcp(listener) => {
-                let service = router.into_make_service_with_connect_info::<Caller>();
-                let served =
-                    axum::serve(listener, service).with_graceful_shutdown(stop.clone().cancelled_owned());
-                within_grace(served.into_future(), stop).await
+            Self::Tcp(listener, token) => {
+                let router = router.layer(middleware::from_fn_with_state(token, token::require));
+                server::serve(listener, router, most, stop).await
             }
         }
     }
@@ -185,20 +184,5 @@ impl Drop for Socket {
         if std::fs::metadata(&self.path).is_ok_and(|file| file.ino() == self.inode) {
             let _ = std::fs::remove_file(&self.path);
         }
-    }
-}
-
-/// Streams of events do not end by themselves: they have two seconds.
-pub(crate) async fn within_grace(
-    served: impl Future<Output = io::Result<()>>,
-    stop: CancellationToken,
-) -> io::Result<()> {
-    let over = async {
-        stop.cancelled().await;
-        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
-    };
-    tokio::select! {
-        result = served => result,
-        () = over => Ok(()),
     }
 }

@@ -23,10 +23,17 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use secrecy::SecretString;
+
+use crate::plugin::compiler::{self, Allotment};
+use crate::secret::{Secret, SecretError};
 
 use client::Client;
-use dim_client::ClientError;
+use dim_client::{Address, ClientError};
 use output::Output;
+
+/// The variable with the token of an API over TCP.
+const TOKEN: &str = "DIM_TOKEN";
 
 /// What went well.
 const OK: u8 = 0;
@@ -64,6 +71,9 @@ struct Global {
     /// The host's API: unix:PATH or http://127.0.0.1:PORT [default: the socket in the state directory]
     #[arg(long, global = true, env = "DIM_API", value_name = "ADDR")]
     api: Option<String>,
+    /// A file with the token of an API at http:// [default: what DIM_TOKEN holds, or api-token in the state directory]
+    #[arg(long, global = true, env = "DIM_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
     /// Where the host keeps its state [default: dim in the user's state directory]
     #[arg(long, global = true, env = "DIM_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
@@ -109,6 +119,14 @@ enum Command {
     Dead(dead::Command),
     /// Writes the description of the HTTP API, an OpenAPI document
     Openapi,
+    /// Compiles the component on standard input, for a host that has this done in a process of its own
+    #[command(hide = true, name = compiler::SUBCOMMAND)]
+    CompileComponent {
+        /// CPU time
+        seconds: u64,
+        /// Bytes of memory
+        memory: u64,
+    },
     /// Writes the completion script of a shell
     Completions {
         /// Which shell
@@ -121,8 +139,27 @@ impl Global {
         self.state_dir.clone().unwrap_or_else(|| default_state_dir("dim"))
     }
 
-    fn client(&self) -> Result<Client, ClientError> {
-        Client::new(self.api.as_deref(), &self.state_dir())
+    fn client(&self) -> anyhow::Result<Client> {
+        let address = match &self.api {
+            Some(api) => api.parse()?,
+            None => Address::in_state_dir(&self.state_dir()),
+        };
+        let token = self.token(&address)?;
+        Ok(Client::new(address, token.as_ref())?)
+    }
+
+    /// The token for an address; the owner's socket needs none.
+    fn token(&self, address: &Address) -> Result<Option<SecretString>, SecretError> {
+        if matches!(address, Address::Unix(_)) {
+            return Ok(None);
+        }
+        let beside = self.state_dir().join(dim_client::TOKEN);
+        let secret = match &self.token_file {
+            Some(file) => Some(Secret::File(file.clone())),
+            None if std::env::var_os(TOKEN).is_some() => Some(Secret::Env(TOKEN.to_owned())),
+            None => beside.exists().then_some(Secret::File(beside)),
+        };
+        secret.map(|secret| secret.read()).transpose()
     }
 
     fn out(&self) -> Output {
@@ -168,6 +205,9 @@ fn dispatch(Cli { global, command }: Cli) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Openapi => output::line(crate::api::document()),
+        Command::CompileComponent { seconds, memory } => {
+            Ok(compiler::compile_apart(Allotment { seconds, memory })?)
+        }
         Command::Plugin(plugin::PluginCommand::Inspect { subject }) if plugin::is_file(&subject) => {
             plugin::inspect_file(&subject, &global.out())
         }
@@ -190,6 +230,7 @@ async fn over_the_api(command: Command, global: &Global) -> anyhow::Result<()> {
         | Command::Agent(_)
         | Command::Restore(_)
         | Command::Openapi
+        | Command::CompileComponent { .. }
         | Command::Completions { .. } => {
             unreachable!("handled without a client")
         }
@@ -227,12 +268,15 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     if error.is::<plugin::Waits>() {
         return WAITS;
     }
+    if error.is::<plugin::NotSigned>() {
+        return REFUSED;
+    }
     match error.downcast_ref::<ClientError>() {
         Some(ClientError::Unreachable { .. }) => UNREACHABLE,
         Some(ClientError::Address(_)) => USAGE,
         Some(ClientError::Problem(problem)) => match problem.status {
             404 => NOT_FOUND,
-            400 | 409 | 413 | 422 => REFUSED,
+            400 | 401 | 403 | 409 | 413 | 422 => REFUSED,
             _ => FAILED,
         },
         _ => FAILED,

@@ -1,6 +1,6 @@
 //! Owns the config file: what the operator may write, with its defaults.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,13 +9,18 @@ use serde_json::{Map, Value, json};
 use thiserror::Error;
 
 use crate::commit::Durability;
-use crate::ident::{InvalidWord, KeyName, PluginName, Topic};
-use crate::plugin::{Grants, LimitPolicy, NameOrKey, Rules, SomeLimits};
+use crate::ident::{InvalidWord, KeyName, PeerName, PluginName, Topic};
+use crate::plugin::{Grants, LimitPolicy, NameOrKey, Rules, SomeLimits, TopicPattern};
 use crate::retention::Undo;
+use crate::secret::{HeaderText, Secret};
+use crate::signing::Signer;
 use crate::store::dead;
 
 /// Most plugins that a host is made for.
 const MAX_PLUGINS: usize = 900;
+
+/// Longest time that compiling a component may be allowed, in seconds of CPU time.
+const MAX_COMPILE_SECONDS: u64 = 3_600;
 
 /// Why a config cannot be used.
 #[derive(Debug, Error)]
@@ -60,6 +65,12 @@ pub struct Config {
     pub limits: LimitPolicy,
     /// How plugins' code is replaced while the host runs.
     pub replacement: ReplacementConfig,
+    /// The host's API.
+    pub api: ApiConfig,
+    /// Who may speak on a topic, or on all below a prefix, as in `jobs.*`. On any other everyone may.
+    pub topics: BTreeMap<TopicPattern, TopicConfig>,
+    /// Whose components run here.
+    pub signing: SigningConfig,
     /// Where the log goes beside standard error.
     pub telemetry: Telemetry,
 }
@@ -94,6 +105,125 @@ impl Default for ReplacementConfig {
     }
 }
 
+/// The section `api`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ApiConfig {
+    /// The token for callers over TCP, `{ env: NAME }` or `{ file: PATH }`. Absent: one that is made and lies in the
+    /// state directory, in `api-token`.
+    pub token: Option<Secret>,
+    /// How many connections there may be at a time, on the socket and over TCP each, default 512; one more waits.
+    pub connections: usize,
+}
+
+impl Default for ApiConfig {
+    fn default() -> Self {
+        Self { token: None, connections: 512 }
+    }
+}
+
+/// The section `topics.TOPIC`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TopicConfig {
+    /// The peers that may speak on it; what others say is refused. This host's own daemon is a peer like any other.
+    pub peers: BTreeSet<PeerName>,
+}
+
+/// The section `signing`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SigningConfig {
+    /// The public keys of those who are trusted, each under a name: PEM, or its line of base64.
+    pub signers: BTreeMap<String, Signer>,
+    /// What becomes of components that none of them has signed.
+    pub unsigned: Unsigned,
+}
+
+/// What becomes of components that nobody who is trusted has signed: one word for all of them, or one each for
+/// those from the network and from files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(from = "UnsignedForm")]
+pub struct Unsigned {
+    /// Those from URLs, `/ipfs/…` and `/ipns/…`. Default `ask`.
+    pub network: Policy,
+    /// Those from files. Default `allow`.
+    pub files: Policy,
+}
+
+/// What becomes of a component.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Policy {
+    /// It runs.
+    Allow,
+    /// It runs if the operator vouches for its digest, or the config names where it comes from.
+    Ask,
+    /// It does not run.
+    Refuse,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum UnsignedForm {
+    All(Policy),
+    Each(UnsignedEach),
+}
+
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct UnsignedEach {
+    network: Policy,
+    files: Policy,
+}
+
+impl Default for UnsignedEach {
+    fn default() -> Self {
+        let Unsigned { network, files } = Unsigned::default();
+        Self { network, files }
+    }
+}
+
+impl From<UnsignedForm> for Unsigned {
+    fn from(form: UnsignedForm) -> Self {
+        match form {
+            UnsignedForm::All(policy) => Self { network: policy, files: policy },
+            UnsignedForm::Each(UnsignedEach { network, files }) => Self { network, files },
+        }
+    }
+}
+
+impl Default for Unsigned {
+    fn default() -> Self {
+        Self { network: Policy::Ask, files: Policy::Allow }
+    }
+}
+
+impl SigningConfig {
+    /// What becomes of a component from `source` that `signer` has signed, or nobody.
+    pub fn policy(&self, source: &str, signer: Option<&Signer>) -> Policy {
+        if signer.is_some_and(|signer| self.name_of(signer).is_some()) {
+            return Policy::Allow;
+        }
+        let is_remote = ["http://", "https://", "/ipfs/", "/ipns/"].iter().any(|it| source.starts_with(it));
+        if is_remote { self.unsigned.network } else { self.unsigned.files }
+    }
+
+    /// What a signer is called who is trusted.
+    pub fn name_of(&self, signer: &Signer) -> Option<&str> {
+        self.signers.iter().find(|(_, trusted)| *trusted == signer).map(|(name, _)| name.as_str())
+    }
+
+    /// Who has signed a component, in words.
+    pub fn in_words(&self, signer: Option<&Signer>) -> String {
+        match signer.map(|signer| (self.name_of(signer), signer)) {
+            None => "nobody".to_owned(),
+            Some((Some(name), _)) => name.to_owned(),
+            Some((None, signer)) => format!("the key {signer}, which the config does not name"),
+        }
+    }
+}
+
 /// The section `telemetry`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -104,7 +234,7 @@ pub struct Telemetry {
     /// What the host is called there, default `dim`.
     pub service_name: String,
     /// Headers of each export, as for authorisation.
-    pub headers: BTreeMap<String, String>,
+    pub headers: BTreeMap<String, HeaderText>,
 }
 
 /// The section `ipfs`, as existing fleets have it.
@@ -113,8 +243,8 @@ pub struct Telemetry {
 pub struct Ipfs {
     /// The RPC of a Kubo daemon, a multiaddr or a URL. Absent: the embedded backend.
     pub api_url: Option<String>,
-    /// What is sent as `Authorization`: `Bearer …` or `Basic …`. Absent: nothing.
-    pub api_authorization: Option<String>,
+    /// Where that stands which is sent as `Authorization`: `Bearer …` or `Basic …`. Absent: nothing is sent.
+    pub api_authorization: Option<Secret>,
     /// The key under which the node registry is published; jobs lie under KEY-jobs.
     pub ipns_key_name: String,
     /// Another host's registry, read and merged. Absent: none.
@@ -187,7 +317,8 @@ pub struct StoreConfig {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogConfig {
-    /// Bytes, default 1 GiB. What lies beyond is trimmed, but never past a plugin's cursor.
+    /// Bytes, default 1 GiB. What lies beyond is trimmed, but not past a plugin's cursor, unless that is further
+    /// behind than `limits.queue-bytes`.
     pub max_bytes: u64,
     /// Hours, default 168. Older entries are trimmed, but never past a plugin's cursor.
     pub max_age_hours: u64,
@@ -285,6 +416,13 @@ impl Config {
         if config.store.dead_letters.max_count == 0 {
             return Err("store.dead_letters.max_count: at least one is kept".to_owned());
         }
+        let (seconds, most) = (config.limits.compile_seconds, MAX_COMPILE_SECONDS);
+        if seconds == 0 || seconds > most {
+            return Err(format!("limits.compile-seconds: 1 to {most}"));
+        }
+        if config.api.connections == 0 {
+            return Err("api.connections: there must be at least one".to_owned());
+        }
         if config.limits.plugins > MAX_PLUGINS {
             return Err(format!("limits.plugins: there may be {MAX_PLUGINS} at most"));
         }
@@ -322,6 +460,18 @@ impl Config {
     /// How long to wait between two rounds of questions for followed names.
     pub fn follow_every(&self) -> Duration {
         Duration::from_secs(self.ipfs.follow_every.max(1))
+    }
+
+    /// How many bytes of the log wait for a plugin.
+    pub fn queue_bytes(&self) -> u64 {
+        self.limits.queue_bytes.min(self.store.max_bytes.map_or(u64::MAX, |most| most / 2))
+    }
+
+    /// Who may speak on a topic; none if everyone may. What names the topic itself counts, else the longest prefix.
+    pub fn speakers(&self, topic: &Topic) -> Option<&BTreeSet<PeerName>> {
+        let covering = self.topics.iter().filter(|(pattern, _)| pattern.covers(topic));
+        let closest = covering.max_by_key(|(pattern, _)| (pattern.exact().is_some(), pattern.bytes()));
+        closest.map(|(_, topic)| &topic.peers)
     }
 
     /// How long a publish is tried.
@@ -379,6 +529,37 @@ orchestrator:
         assert!(why.contains('3'), "{why}");
         assert!(Config::parse("ipfs:\n  ipns_key_name: ../../etc\n").is_err());
         assert!(Config::parse("plugins:\n  job-tracker:\n    typo: 1\n").unwrap_err().contains("typo"));
+    }
+
+    #[test]
+    fn what_nobody_who_is_trusted_has_signed_is_judged_by_where_it_comes_from() {
+        let policies = |text: &str| {
+            let signing = Config::parse(text).unwrap().signing;
+            let of = |source| signing.policy(source, None);
+            (of("https://example.com/p.wasm"), of("/ipns/x"), of("./ipfs/p.wasm"))
+        };
+        assert_eq!(policies(""), (Policy::Ask, Policy::Ask, Policy::Allow));
+        assert_eq!(
+            policies("signing: { unsigned: refuse }"),
+            (Policy::Refuse, Policy::Refuse, Policy::Refuse)
+        );
+        assert_eq!(
+            policies("signing: { unsigned: { network: allow } }"),
+            (Policy::Allow, Policy::Allow, Policy::Allow)
+        );
+        let known = "MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=";
+        let config = Config::parse(&format!(
+            "signing:\n  unsigned: refuse\n  signers:\n    acme: {known}\n    other: |\n      -----BEGIN PUBLIC KEY-----\n      MCowBQYDK2VwAyEAh6gBdM3TK8YfNgFKx5zmWMmIEO+CyrLEWaiT3A/BGe8=\n      -----END PUBLIC KEY-----\n"
+        ));
+        let signing = config.unwrap().signing;
+        let signer = known.parse().unwrap();
+        assert_eq!(signing.policy("/ipfs/x", Some(&signer)), Policy::Allow);
+        assert_eq!(signing.in_words(Some(&signer)), "acme");
+        assert_eq!(signing.signers.len(), 2);
+        assert!(
+            Config::parse("signing: { signers: { acme: nonsense } }").unwrap_err().contains("no Ed25519 key")
+        );
+        assert!(Config::parse("signing: { unsigned: maybe }").is_err());
     }
 
     #[test]

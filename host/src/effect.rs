@@ -108,7 +108,7 @@ pub struct DeadLetter {
     pub by: Generation,
     /// The entry that the event came from.
     pub offset: u64,
-    /// The time of the entry that set it aside, in nanoseconds since 1970.
+    /// When it was set aside, in nanoseconds since 1970.
     pub time: u64,
     /// How often it was tried.
     pub attempts: u32,

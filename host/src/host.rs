@@ -1,6 +1,7 @@
 //! Owns the composition: opens the store, wires the stages, starts and ends them in order.
 
 mod candidate;
+mod claims;
 mod following;
 mod granting;
 mod installation;
@@ -34,10 +35,10 @@ use crate::interest::Interest;
 use crate::keys::{KeyError, Keyring};
 use crate::log::EventLog;
 use crate::outbox::Sent;
-use crate::plugin::roster::Claim;
 use crate::plugin::{EngineError, Handle, Line};
 use crate::retention::Awaited;
 use crate::room::Room;
+use crate::secret::SecretError;
 use crate::store::outbox::Backlog;
 use crate::store::{Disk, Medium, Store, StoreError};
 use crate::subscription::{self, Hearings};
@@ -51,6 +52,7 @@ pub(crate) use start::{identity, secret};
 pub use supervised::{Standing, Supervised};
 
 use candidate::Candidate;
+use claims::Claims;
 use loader::Loader;
 use running::{Fail, Running};
 use start::Start;
@@ -70,6 +72,9 @@ pub enum HostError {
     /// The daemon's client.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// A secret.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
     /// The engine.
     #[error("the WebAssembly engine cannot start")]
     Engine(#[source] EngineError),
@@ -96,6 +101,9 @@ pub struct Options {
     pub medium: Arc<dyn Medium>,
     /// What shows the time of day; the machine, unless a test is about time.
     pub clock: Arc<dyn Clock>,
+    /// The program that compiles components, in a process of its own with limits: `dim`. Absent: they are compiled in
+    /// this process, and nothing limits that.
+    pub compiler: Option<PathBuf>,
     /// What is known from the hosts that ran here before this one, if it is one that is started again.
     pub(crate) room: Option<Arc<Room>>,
 }
@@ -108,6 +116,7 @@ impl Options {
             state_dir: state_dir.into(),
             medium: Arc::new(Disk),
             clock: Arc::new(MachineClock),
+            compiler: None,
             room: None,
         }
     }
@@ -231,8 +240,8 @@ pub struct Host {
     awaited: Awaited,
     loader: Arc<Loader>,
     turns: Turns,
-    /// The keys that are each plugin's own.
-    claims: Mutex<BTreeMap<PluginName, Claim>>,
+    /// The keys of what does not run yet.
+    claims: Claims,
     /// Who compiles: no more at a time than there are cores.
     compiling: Semaphore,
     /// Whose turn it is to make a backup.

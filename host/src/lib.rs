@@ -63,6 +63,7 @@ pub mod names;
 // What the stages share: the store, and who wants what from outside.
 pub mod store;
 pub mod keys;
+pub mod signing;
 pub mod interest;
 pub mod followed;
 pub mod dead;
@@ -77,6 +78,7 @@ mod cause;
 // The whole, and the ways to it.
 mod bundled;
 pub mod config;
+pub mod secret;
 pub mod host;
 pub mod replay;
 pub mod backup;

@@ -5,6 +5,7 @@
 
 mod actor;
 mod bindings;
+pub mod compiler;
 mod effects;
 mod engine;
 mod grants;
@@ -30,9 +31,10 @@ mod state;
 mod timers;
 
 pub use actor::{
-    Actor, ActorError, EffectCounts, Fallback, Handle, Handover, Order, Parts, PluginStatus, Successor,
-    TakeBack, TakenOver, WayBack, rehearse,
+    Actor, ActorError, EffectCounts, Fallback, Handle, Handover, Order, OtherReach, Parts, PluginStatus,
+    Successor, TakeBack, TakenOver, WayBack, rehearse,
 };
+pub use compiler::{Allotment, Compiler};
 pub use effects::{Batch, Effects, PendingReply, Reply, ReplyError, Timers};
 pub use engine::{Engine, EngineError, Prepared, judge};
 pub use grants::{Grants, NameOrKey, Reach, TopicPattern};

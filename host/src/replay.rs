@@ -18,7 +18,8 @@ use crate::ident::PluginName;
 use crate::keys::Keyring;
 use crate::log::EventLog;
 use crate::plugin::{
-    Actor, Batch, Effects, Engine, Lines, Parts, Rates, Rules, SessionParts, Timers, Void, World, roster,
+    Actor, Batch, Compiler, Effects, Engine, Lines, Parts, Rates, Rules, SessionParts, Timers, Void, World,
+    roster,
 };
 use crate::store::{Store, StoreError};
 use crate::time::{MachineClock, Timestamp};
@@ -62,7 +63,7 @@ impl Replay {
         let source = Arc::new(Store::open(state_dir)?);
         Ok(Self {
             config: config.clone(),
-            engine: Arc::new(Engine::new(source.clone()).map_err(HostError::Engine)?),
+            engine: Arc::new(Engine::new(source.clone(), Compiler::Here).map_err(HostError::Engine)?),
             keys: Arc::new(Keyring::open(&source).map_err(HostError::Key)?),
             id: host::identity(&source)?,
             secret: host::secret(&source)?,

@@ -59,6 +59,8 @@ pub struct Retention {
     pub room: Arc<Room>,
     /// The plugins that the log waits for.
     pub awaited: Awaited,
+    /// Bytes of the log that wait for them, if it is larger than it is to be.
+    pub queue_bytes: u64,
 }
 
 /// The plugins that the log waits for, also one that could not be loaded; none that is disabled or gone.
@@ -136,9 +138,13 @@ impl Retention {
         Ok(found.expect("looking does not panic")?)
     }
 
+    fn awaited(&self) -> BTreeSet<PluginName> {
+        self.awaited.read().expect("no one panics while holding the awaited").clone()
+    }
+
     /// Everything before this was handled by each plugin, and by code that is not on probation.
     fn handled_by_all(&self, snapshot: &Snapshot) -> Result<Offset, StoreError> {
-        let awaited = self.awaited.read().expect("no one panics while holding the awaited").clone();
+        let awaited = self.awaited();
         let last = roster::furthest_behind(snapshot, &awaited)?;
         let last = last.map_or(Offset(u64::MAX), |(cursor, _)| cursor);
         Ok(last.min(marks::held_by_probations(snapshot, &awaited)?))
@@ -149,12 +155,16 @@ impl Retention {
         self.quota.excess(&self.store, snapshot, &self.room.slack)
     }
 
-    /// The first rows of the log that no one needs: a row ends where the next one begins.
+    /// The first rows of the log that no one needs, or that lie too far back for who does: a row ends where the
+    /// next one begins.
     fn expendable_rows(&self, snapshot: &Snapshot, now: Timestamp) -> Result<Vec<u64>, StoreError> {
         let handled = self.handled_by_all(snapshot)?;
         let table = snapshot.table(LOG)?;
         let held = store::log::bytes(&snapshot.table(META)?)?;
         let mut excess = held.saturating_sub(self.kept.max_bytes).max(self.excess(snapshot)?);
+        // What is left of the log from a row on.
+        let mut left = held;
+        let watched = marks::held_by_probations(snapshot, &self.awaited())?;
         let oldest = Duration::from_secs(self.kept.max_age_hours.saturating_mul(3600));
         let mut rows = table.iter()?.peekable();
         let mut expendable = Vec::new();
@@ -165,10 +175,13 @@ impl Retention {
                 let entries = decode_chunk(Bytes::copy_from_slice(chunk.value()))?;
                 Ok(entries.last().is_some_and(|last| now.since(last.time) > oldest))
             };
-            if Offset(next.value()) > handled || (excess == 0 && !too_old()?) || expendable.len() == ROWS {
+            let next = Offset(next.value());
+            let is_needed = next > handled && (excess == 0 || left <= self.queue_bytes || next > watched);
+            if is_needed || (excess == 0 && !too_old()?) || expendable.len() == ROWS {
                 break;
             }
-            excess = excess.saturating_sub(chunk.value().len() as u64);
+            let bytes = chunk.value().len() as u64;
+            (excess, left) = (excess.saturating_sub(bytes), left.saturating_sub(bytes));
             expendable.push(first.value());
         }
         Ok(expendable)
@@ -184,7 +197,8 @@ impl Retention {
         for document in documents::superseded(snapshot)? {
             let document = document?;
             let is_over = excess > 0 || document.at < Offset(log_start);
-            if !is_over || document.at >= handled || expendable.len() == ROWS {
+            let is_needed = document.at >= handled && document.at >= Offset(log_start);
+            if !is_over || is_needed || expendable.len() == ROWS {
                 break;
             }
             excess = excess.saturating_sub(document.bytes);

@@ -20,6 +20,7 @@ pub use prober::Prober;
 use crate::backend::{Backend, BackendError, Incoming};
 use crate::backoff::Backoff;
 use crate::commit::Commit;
+use crate::config::Config;
 use crate::echo::Echoes;
 use crate::entry::{Event, Kind, Origin};
 use crate::ident::{PeerName, Topic};
@@ -45,6 +46,8 @@ pub struct Tally {
     pub repeated: AtomicU64,
     /// Messages that were too large to be taken in.
     pub oversized: AtomicU64,
+    /// Messages of peers that may not speak on their topic.
+    pub refused: AtomicU64,
     /// Streams that ended and were opened again.
     pub reconnects: AtomicU64,
 }
@@ -66,6 +69,8 @@ pub struct Subscriptions {
     pub hearings: Arc<Hearings>,
     /// Whether messages are taken in.
     pub room: Arc<Room>,
+    /// Who may speak on which topic.
+    pub config: Arc<Config>,
     /// The counts.
     pub tally: Arc<Tally>,
 }
@@ -154,6 +159,12 @@ impl Subscriptions {
     async fn take_in(&self, topic: &Topic, identity: &PeerName, message: Incoming, seen: &mut Seen) {
         if message.from == *identity && self.echoes.is_echo(topic, &message.data) {
             self.tally.echoes.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        if self.config.speakers(topic).is_some_and(|peers| !peers.contains(&message.from)) {
+            tracing::debug!(%topic, from = %message.from, "a message is refused: its sender may not speak on the topic");
+            self.tally.refused.fetch_add(1, Ordering::Relaxed);
+            self.hearings.refused(topic, &message.from);
             return;
         }
         if !seen.is_new(&message) {

@@ -57,7 +57,7 @@ pub async fn is_as_if_alone(host: TestHost, setup: &Setup) {
 pub fn proposal(plugin: &str, component: Vec<u8>) -> Proposal {
     let (plugin, component) = (plugin.parse().expect("a name"), component.into());
     let (source, by) = ("a file".to_owned(), "the test".to_owned());
-    Proposal { plugin, component, source, by, follows: None, is_named: false }
+    Proposal { plugin, component, source, by, follows: None, is_named: false, trust: None }
 }
 
 /// Replaces the probe of a host.

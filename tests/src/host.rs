@@ -5,18 +5,32 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dim::api::Listener;
+use dim::api::{Listener, Token};
 use dim::backend::embedded::new_peer;
 use dim::config::Config;
-use dim::host::{Host, Options, Standing, Supervised};
+use dim::host::{Host, HostError, Options, Standing, Supervised};
 use dim::ident::PeerName;
 use dim::plugin::{Handle, Reply, ReplyError};
-use dim::store::Medium;
 use dim::store::dead;
+use dim::store::{Medium, StoreError};
 use dim::time::Clock;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
+
+/// The token of the APIs that are served over TCP.
+pub const TOKEN: &str = "the-token-of-the-tests";
+
+/// How many connections these have.
+const CONNECTIONS: usize = 8;
+
+/// A client that shows [`TOKEN`].
+pub fn with_token() -> reqwest::Client {
+    dim::install_tls();
+    let shown = format!("Bearer {TOKEN}").parse().expect("a header");
+    let headers = [(reqwest::header::AUTHORIZATION, shown)].into_iter().collect();
+    reqwest::Client::builder().no_proxy().default_headers(headers).build().expect("a client")
+}
 
 /// How long anything may take before a test gives up.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -116,7 +130,14 @@ impl Setup {
     /// Starts the host on the state that another left.
     pub async fn start_in(&self, dir: TempDir) -> TestHost {
         warm(dir.path());
-        let host = Host::start(self.options(dir.path())).await.expect("the host starts");
+        let mut host = Host::start(self.options(dir.path())).await;
+        // A host that has just ended may hold on to its store for a moment.
+        for _ in 0..100 {
+            let Err(HostError::Store(StoreError::Locked(_))) = &host else { break };
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            host = Host::start(self.options(dir.path())).await;
+        }
+        let host = host.expect("the host starts");
         save_warmth(dir.path());
         TestHost { host, dir, peer: new_peer() }
     }
@@ -148,7 +169,13 @@ impl SupervisedHost {
 
     /// The same, with whatever plugins are loaded by the time that it answers.
     pub async fn begin_in(dir: TempDir, setup: &Setup) -> Self {
-        let supervised = Supervised::start(setup.options(dir.path())).await.expect("the host starts");
+        let mut supervised = Supervised::start(setup.options(dir.path())).await;
+        for _ in 0..100 {
+            let Err(HostError::Store(StoreError::Locked(_))) = &supervised else { break };
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            supervised = Supervised::start(setup.options(dir.path())).await;
+        }
+        let supervised = supervised.expect("the host starts");
         let stop = CancellationToken::new();
         let running = tokio::spawn({
             let (supervised, stop) = (supervised.clone(), stop.clone());
@@ -188,19 +215,20 @@ impl SupervisedHost {
         Some(answers.as_array().expect("a list of answers").clone())
     }
 
-    /// Serves its API until the host is stopped; returns its address.
+    /// Serves its API over TCP until the host is stopped; returns its address. It wants [`TOKEN`].
     pub async fn serve(&self) -> String {
         let loopback = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
-        let listener = Listener::tcp(loopback).await.expect("a free port");
+        let token = Token::new(&TOKEN.into()).expect("a token");
+        let listener = Listener::tcp(loopback, token).await.expect("a free port");
         let address = listener.address();
-        tokio::spawn(listener.serve(self.supervised.clone(), self.stop.clone()));
+        tokio::spawn(listener.serve(self.supervised.clone(), CONNECTIONS, self.stop.clone()));
         address
     }
 
     /// Serves its API to its owner until the host is stopped; returns the socket.
     pub async fn serve_owner(&self) -> PathBuf {
         let listener = Listener::unix(self.dir.path()).expect("a free place");
-        tokio::spawn(listener.serve(self.supervised.clone(), self.stop.clone()));
+        tokio::spawn(listener.serve(self.supervised.clone(), CONNECTIONS, self.stop.clone()));
         self.dir.path().join(dim_client::SOCKET)
     }
 
@@ -312,8 +340,16 @@ impl TestHost {
 
     /// Waits until every plugin has handled what is in the log.
     pub async fn settled(&self) {
+        self.settled_but("").await;
+    }
+
+    /// Waits until every plugin but one has handled what is in the log.
+    pub async fn settled_but(&self, other: &str) {
         let head = self.host.log.head().0;
         for (name, plugin) in self.host.plugins.all() {
+            if name.as_str() == other {
+                continue;
+            }
             // One that the entries do not concern would sleep on.
             plugin.handle.wake();
             eventually(&format!("{name} has read up to {head}"), async || {

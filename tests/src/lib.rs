@@ -19,7 +19,8 @@ pub use agent::Agent;
 pub use clock::SetClock;
 pub use disk::{FailingDisk, SmallDisk, TearingDisk};
 pub use host::{
-    Setup, SupervisedHost, TestHost, downtime, eventually, eventually_within, script, soon, warm,
+    Setup, SupervisedHost, TOKEN, TestHost, downtime, eventually, eventually_within, script, soon, warm,
+    with_token,
 };
 pub use kubo::Kubo;
 pub use link::Link;
@@ -29,6 +30,9 @@ pub use witness::{Witness, directly};
 
 /// The component of the guest that does what it is told.
 pub const PROBE: &str = env!("GUEST_PROBE");
+
+/// The component of the guest that attacks its host.
+pub const HOSTILE: &str = env!("GUEST_HOSTILE");
 
 /// The component of the guest that stamps its version on each event.
 pub const STAMPER: &str = env!("GUEST_STAMPER");

@@ -219,7 +219,9 @@ async fn a_minute_without_a_link_to_the_host_loses_no_notice() {
     let host = place.host(&["--embedded", "--listen", "127.0.0.1:0"]);
     let url = host.url();
     let link = Link::to(url.strip_prefix("http://").unwrap().parse().unwrap()).await;
-    let node = place.agent_with(&["--api", &format!("http://{}", link.address), "--every", "1s"]);
+    let (api, token) = (format!("http://{}", link.address), place.state().join(dim_client::TOKEN));
+    let token = token.to_str().unwrap();
+    let node = place.agent_with(&["--api", &api, "--token-file", token, "--every", "1s"]);
     node.give_life_of("before").await;
     node.all_taken(3).await;
     eventually("a heartbeat comes", async || place.last_seen().await.is_some()).await;

@@ -292,7 +292,9 @@ async fn keys_do_not_leave_over_loopback() {
     let _host = place.host("state", &["--embedded", "--listen", &listen]);
     let sent = reqwest::Client::builder().no_proxy().build().unwrap();
     let url = format!("http://{listen}/v1/backup");
-    let answer = sent.post(url).json(&json!({ "passphrase": "correct horse battery" })).send().await.unwrap();
+    let token = std::fs::read_to_string(place.path("state").join(dim_client::TOKEN)).unwrap();
+    let sent = sent.post(url).bearer_auth(token.trim_end());
+    let answer = sent.json(&json!({ "passphrase": "correct horse battery" })).send().await.unwrap();
     assert_eq!(answer.status(), 403);
     assert!(answer.text().await.unwrap().contains("over the socket"));
 }

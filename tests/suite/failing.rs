@@ -122,11 +122,65 @@ async fn a_new_version_lets_a_quarantined_plugin_go_on_where_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_start_for_whose_publishes_there_is_no_room_waits_and_is_not_quarantined() {
+    let on_start = json!([{ "do": "must", "step": { "do": "publish", "topic": "probe.out", "data": "x" } }]);
+    let with = |outbox: u64| {
+        let limits = json!({ "restarts": 1, "outbox": outbox });
+        let setup = json!({ "limits": limits, "config": { "on_start": on_start.to_string() } });
+        Setup::default().and_probe("probe", setup)
+    };
+    let host = with(0).start().await;
+    let tried = async || host.plugin("probe").handle.status().instances >= 3;
+    eventually("it is started over and over", tried).await;
+    assert_eq!(state(&host), "failing");
+    assert!(!states(&host).contains(&State::Quarantined));
+    let host = with(10).start_in(host.stop().await).await;
+    eventually("it runs", async || state(&host) == "running").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn starts_publish_at_a_rate_of_their_own() {
+    let on_start = json!([{ "do": "must", "step": { "do": "publish", "topic": "probe.out", "data": "x" } }]);
+    let setup = json!({
+        "limits": { "publishes-per-second": 1, "restarts": 1 }, "config": { "on_start": on_start.to_string() },
+    });
+    let host = Setup::default().and_probe("probe", setup).start().await;
+    eventually("it runs", async || state(&host) == "running").await;
+    // Each trap takes a start, and the rate of the entries is used up.
+    for _ in 0..8 {
+        host.from_peer("probe.in", poison(json!({ "do": "trap" }))).await;
+    }
+    eventually("each is set aside", async || host.dead_letters().len() == 8).await;
+    assert_ne!(state(&host), "quarantined");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quarantined_plugin_is_paused_and_resumed_like_any_other() {
+    let host = wanting().start().await;
+    is_quarantined(&host).await;
+    let name: PluginName = "probe".parse().unwrap();
+    host.host.pause(&name, true, "the test").await.unwrap();
+    assert_eq!(states(&host)[0], State::Paused);
+    let host = wanting().start_in(host.stop().await).await;
+    assert_eq!(state(&host), "quarantined");
+    let allow: GrantChange = serde_json::from_value(json!({ "allow": { "publish": ["rare"] } })).unwrap();
+    host.host.grant(&name, allow, "the test").await.unwrap();
+    // Other code ends the quarantine, and not what the operator has said.
+    let starting = json!([{ "do": "must", "step": { "do": "publish", "topic": "rare", "data": "x" } }]);
+    host.host.replace(dim_tests::alone::proposal("probe", probe("2.0.0", &starting))).await.unwrap();
+    eventually("it is paused", async || state(&host) == "paused").await;
+    host.host.pause(&name, false, "the test").await.unwrap();
+    eventually("it runs", async || state(&host) == "running").await;
+    let host = wanting().start_in(host.stop().await).await;
+    eventually("it runs after a restart, too", async || state(&host) == "running").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn everyone_can_see_that_a_plugin_is_quarantined() {
     let host = SupervisedHost::start(&wanting()).await;
-    dim::install_tls();
-    let url = host.serve().await;
-    let text = async |path: &str| reqwest::get(format!("{url}{path}")).await.unwrap().text().await.unwrap();
+    let (url, client) = (host.serve().await, dim_tests::with_token());
+    let text =
+        async |path: &str| client.get(format!("{url}{path}")).send().await.unwrap().text().await.unwrap();
     eventually("/healthz says so", async || {
         let health = text("/healthz").await;
         health.contains("plugin probe is quarantined since") && health.contains("dim plugin resume probe")
@@ -196,9 +250,7 @@ async fn dead_letters_are_listed_replayed_and_dropped_by_plugin_topic_and_time()
     let two =
         Setup::probe().and_probe("other", json!({ "config": { "topics": ["probe.in", "probe.more"] } }));
     let host = SupervisedHost::start(&two).await;
-    dim::install_tls();
-    let url = host.serve().await;
-    let client = reqwest::Client::new();
+    let (url, client) = (host.serve().await, dim_tests::with_token());
     let count = async |query: &str| {
         let letters = client.get(format!("{url}/v1/dead-letters{query}")).send().await.unwrap();
         letters.json::<Value>().await.unwrap().as_array().unwrap().len()

@@ -78,6 +78,14 @@ async fn a_topic_that_is_denied_is_heard_no_more_until_it_is_allowed() {
     assert_eq!(host.run(json!([{ "do": "topics" }])).await, [json!([])]);
     let subscribe = json!({ "do": "subscribe", "topic": "probe.in" });
     assert_eq!(run_one(&host, subscribe).await, json!({ "error": "Error::NotGranted(\"probe.in\")" }));
+    // Whoever publishes on it through this host is in the log, and not heard either.
+    let publish = dim::effect::Publish { topic: "probe.in".parse().unwrap(), data: add().into() };
+    host.host.commit.publish(publish, host.host.log.now()).await.unwrap();
+    host.settled().await;
+    assert_eq!(host.state_of("probe", "count").await, 1);
+    // To allow a part of what is denied as a whole would change nothing.
+    let part = grant(&host, json!({ "allow": { "subscribe": ["probe.in"] } })).await.unwrap_err();
+    assert!(part.to_string().contains("denied as a whole"), "{part}");
     grant(&host, json!({ "allow": { "subscribe": ["probe.*"] } })).await.unwrap();
     host.settled().await;
     assert_eq!(host.run(json!([{ "do": "topics" }])).await, [json!(["probe.in"])]);
@@ -310,6 +318,87 @@ async fn what_does_not_start_keeps_nobodys_key_and_no_place() {
     let refused = install("broken", json!([{ "do": "fail" }])).await.unwrap_err().to_string();
     assert!(refused.contains("told to fail"), "{refused}");
     install("sound", json!([])).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_change_hands_in_one_restart() {
+    let own = |key: &str| json!({ "grants": { "write": [key] }, "config": { "keys": [key] } });
+    let keys = |one: &str, other: &str| {
+        Setup::default().and_probe("probe", own(one)).and_probe("second", own(other))
+    };
+    let writes = |host: &TestHost, plugin: &str| {
+        let reach = host.plugin(plugin).handle.code().reach.clone();
+        reach.writes().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let host = keys("one", "two").start().await;
+    let dir = host.stop().await;
+    let host = keys("two", "one").start_in(dir).await;
+    assert_eq!(host.host.not_loaded(), [], "they swap");
+    assert_eq!(
+        (writes(&host, "probe"), writes(&host, "second")),
+        (vec!["two".to_owned()], vec!["one".to_owned()])
+    );
+    // One that was disabled meanwhile has lost what another was granted since.
+    let alone =
+        Setup::default().and_probe("probe", own("two")).and_probe("second", json!({ "disabled": true }));
+    let host = alone.start_in(host.stop().await).await;
+    let host = keys("one", "two").start_in(host.stop().await).await;
+    assert_eq!(host.host.not_loaded(), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consent_is_to_the_component_that_was_seen() {
+    let host = Setup::probe().start().await;
+    replace(&host, curious()).await.unwrap();
+    let seen = host.host.grants(&name()).unwrap().pending.unwrap().digest;
+    let other = probe_with("2.1.0", &[("[\"probe.in\"]", "[\"probe.in\", \"fleet.plans\"]")]);
+    replace(&host, other).await.unwrap();
+    let moved = grant(&host, json!({ "all": true, "pending": seen })).await.unwrap_err();
+    assert!(matches!(moved, ReplaceError::Moved(_)), "{moved}");
+    assert_eq!(version(&host), "0.1.0");
+    let now = host.host.grants(&name()).unwrap().pending.unwrap();
+    assert_eq!(now.version, "2.1.0");
+    grant(&host, json!({ "all": true, "pending": now.digest })).await.unwrap();
+    assert_eq!(version(&host), "2.1.0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_runs_already_waits_no_more() {
+    let host = Setup::probe().start().await;
+    replace(&host, curious()).await.unwrap();
+    // Installed with all that it asks for by somebody else.
+    host.host.install(proposal("probe", curious()), Grant::AllThatIsAsked).await.unwrap();
+    assert!(host.host.grants(&name()).unwrap().pending.is_none());
+    assert_eq!(version(&host), "2.0.0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_that_is_denied_on_probation_is_denied_to_the_code_that_comes_back() {
+    let wishing = |version: &str| probe_with(version, &[("[topics]", "[limits]\ntimers = 4\n\n[topics]")]);
+    let host = Setup::probe().yaml("limits: { default: { timers: 3 } }\n").start().await;
+    let all = Grant::AllThatIsAsked;
+    host.host.install(proposal("probe", wishing("1.0.0")), all).await.unwrap();
+    host.host.install(proposal("probe", wishing("2.0.0")), all).await.unwrap();
+    assert_eq!(run_one(&host, json!({ "do": "timers", "count": 4 })).await, ok());
+    grant(&host, json!({ "deny": { "limits": { "timers": 0 } } })).await.unwrap();
+    host.from_peer("probe.in", script(json!([{ "do": "trap" }])).to_string()).await;
+    eventually("the old code is back", async || version(&host) == "0.1.0").await;
+    let host_limits = host.plugin("probe").handle.code().limits.timers;
+    assert_eq!(host_limits, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_plugins_are_loaded_than_there_may_be_by_now() {
+    let three = |most: u64| {
+        let probes = Setup::probe().and_probe("second", json!({})).and_probe("third", json!({}));
+        probes.yaml(&format!("limits: {{ plugins: {most} }}\n"))
+    };
+    let host = three(3).start().await;
+    assert_eq!(host.host.not_loaded(), []);
+    let host = three(2).start_in(host.stop().await).await;
+    let refused = host.host.not_loaded();
+    assert_eq!(refused.len(), 1, "{refused:?}");
+    assert!(refused[0].reason.contains("2 plugins are there already"), "{refused:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,12 +1,13 @@
 //! Each limit, at the limit and one past it; and the table of the documentation, which names them all.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use dim::host::Grant;
-use dim::plugin::{LIMITS, ReplyError};
+use dim::plugin::{LIMITS, LimitPolicy, ReplyError};
 use dim_tests::alone::proposal;
 use dim_tests::component::{probe, probe_with, with_manifest};
-use dim_tests::{Setup, TestHost, eventually, script};
+use dim_tests::{Program, Setup, TestHost, eventually, script};
 use serde_json::{Value, json};
 
 async fn limited(limits: Value) -> TestHost {
@@ -41,6 +42,48 @@ fn exceeded(limit: &str) -> Value {
 async fn met(host: &TestHost, limit: &str, times: u64) {
     let met = || host.plugin("probe").handle.status().met.get(limit).copied().unwrap_or_default();
     eventually(&format!("{limit} was met {times} times"), async || met() == times).await;
+}
+
+/// A component that takes seconds to compile, and means nothing.
+fn laborious() -> Vec<u8> {
+    let sum = "(local.set 0 (i64.add (i64.mul (local.get 0) (i64.const 3)) (i64.rotl (local.get 0) (local.get 0))))";
+    let function = format!("(func (param i64) (result i64) {} (local.get 0))", sum.repeat(2_000));
+    let text = format!("(component (core module {}))", function.repeat(400));
+    with_manifest(
+        &wat::parse_str(text).unwrap(),
+        "name = \"laborious\"\nversion = \"1.0.0\"\nstate-version = 1\n",
+    )
+}
+
+#[test]
+fn compiling_is_limited_in_cpu_time_and_in_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("laborious.wasm");
+    std::fs::write(&file, laborious()).unwrap();
+    let (program, file) = (Path::new(env!("CARGO_BIN_EXE_dim-under-test")), file.to_str().unwrap());
+    let why = |limits: Value| {
+        let state = tempfile::tempdir_in(dir.path()).unwrap();
+        let config = state.path().join("config.yaml");
+        // Only what is installed is compiled.
+        let disabled = json!({ "disabled": true });
+        let plugins = json!({
+            "job-tracker": disabled, "node-registry": disabled, "heartbeat-watchdog": disabled,
+        });
+        std::fs::write(&config, json!({ "limits": limits, "plugins": plugins }).to_string()).unwrap();
+        let host = Program::start(program, state.path(), &["--config", config.to_str().unwrap()]);
+        let refused = host.dim(&["plugin", "install", file, "--grant"]);
+        assert_eq!(refused.status.code(), Some(5));
+        let why = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(host.dim(&["status"]).status.success(), "the host is not hurt");
+        why
+    };
+    let time = why(json!({ "compile-seconds": 1 }));
+    assert!(time.contains("more than 1 s of CPU time (limits.compile-seconds)"), "{time}");
+    let memory = why(json!({ "compile-memory": 64 << 20 }));
+    assert!(memory.contains("bytes of memory (limits.compile-memory)"), "{memory}");
+    // Within them it compiles, and is refused for what it is.
+    let fits = why(json!({}));
+    assert!(fits.contains("does not fit the world"), "{fits}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -237,7 +280,8 @@ fn quoted(cell: &str) -> impl Iterator<Item = &str> {
 #[test]
 fn the_documentation_names_each_limit_with_its_default_and_its_ceiling() {
     let number = |cell: &str| cell.replace(',', "").parse::<u64>().ok();
-    let documented: BTreeSet<_> = rows(LIMITS_PAGE)
+    let (of_plugins, of_the_host) = LIMITS_PAGE.split_once("These are of the host").unwrap();
+    let documented: BTreeSet<_> = rows(of_plugins)
         .into_iter()
         .filter_map(|cells| {
             let name = quoted(&cells[0]).next()?.to_owned();
@@ -246,6 +290,19 @@ fn the_documentation_names_each_limit_with_its_default_and_its_ceiling() {
         .collect();
     let limits = LIMITS.iter().map(|limit| (limit.name.to_owned(), limit.default, limit.ceiling));
     assert_eq!(documented, limits.collect());
+    let documented: Vec<_> = rows(of_the_host)
+        .into_iter()
+        .filter_map(|cells| Some((quoted(&cells[0]).next()?.to_owned(), number(&cells[1])?)))
+        .collect();
+    let policy = LimitPolicy::default();
+    let defaults = [
+        ("plugins", policy.plugins as u64),
+        ("component-bytes", policy.component_bytes as u64),
+        ("compile-seconds", policy.compile_seconds),
+        ("compile-memory", policy.compile_memory),
+        ("queue-bytes", policy.queue_bytes),
+    ];
+    assert_eq!(documented, defaults.map(|(name, default)| (name.to_owned(), default)));
 }
 
 #[test]

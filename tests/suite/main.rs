@@ -27,5 +27,7 @@ mod replacement;
 mod replay;
 mod retention;
 mod seen;
+mod signing;
+mod speakers;
 mod takeback;
 mod traps;

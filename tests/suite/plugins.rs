@@ -515,7 +515,7 @@ fn whoever_waits_hears_how_a_probation_ended() {
 }
 
 /// Serves bytes over HTTP, whatever is asked for; returns the URL.
-fn serve_once_each(bytes: Vec<u8>) -> String {
+pub fn serve_once_each(bytes: Vec<u8>) -> String {
     use std::io::{Read as _, Write as _};
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/late.wasm", listener.local_addr().unwrap());

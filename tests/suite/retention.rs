@@ -100,6 +100,49 @@ async fn the_log_waits_for_a_plugin_that_cannot_be_loaded_and_not_for_one_that_i
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_does_not_wait_for_a_plugin_that_is_too_far_behind_and_tells_it_what_it_has_missed() {
+    let yaml = "limits: { queue-bytes: 50000 }\nstore: { log: { max_bytes: 20000 } }\n";
+    let setup = Setup::probe().and_probe("other", json!({})).yaml(yaml);
+    let host = setup.start().await;
+    host.settled().await;
+    let other: dim::ident::PluginName = "other".parse().unwrap();
+    host.host.pause(&other, true, "the test").await.unwrap();
+    let before = cursor_of_other(&host);
+    let add = || json!({ "script": [{ "do": "add", "key": "count" }], "x": "y".repeat(1_000) }).to_string();
+    for _ in 0..30 {
+        host.from_peer("probe.in", add()).await;
+    }
+    host.settled_but("other").await;
+    // The log is looked at when a host starts; this is within the queue.
+    let host = setup.start_in(host.stop().await).await;
+    host.settled_but("other").await;
+    assert!(first(&host) <= before, "the log waits");
+    for _ in 0..100 {
+        host.from_peer("probe.in", add()).await;
+    }
+    host.settled_but("other").await;
+    eventually("the log waits no more", async || first(&host) > before).await;
+    let kept = host.host.log.head().0 - first(&host).0;
+    // A host that runs on has the end of the log in memory still.
+    let host = setup.start_in(host.stop().await).await;
+    host.host.pause(&other, false, "the test").await.unwrap();
+    host.settled().await;
+    eventually("it is told", async || {
+        host.state_of("other", "gaps").await.as_array().is_some_and(|gaps| gaps[0]["topic"] == "probe.in")
+    })
+    .await;
+    let (count, whole) = (host.state_of("other", "count").await, host.state_of("probe", "count").await);
+    assert_eq!(whole, 130, "whoever keeps up misses nothing");
+    assert!(count.as_u64().unwrap() < 130 && count.as_u64().unwrap() <= kept, "{count} of {kept}");
+    let status = host.plugin("other").handle.status();
+    assert_eq!(status.met.get("queue-bytes"), Some(&1), "{status:?}");
+    // It hears what comes from now on.
+    host.from_peer("probe.in", add()).await;
+    eventually("it goes on", async || host.state_of("other", "count").await == count.as_u64().unwrap() + 1)
+        .await;
+}
+
 fn first(host: &TestHost) -> Offset {
     host.host.store.log_start().unwrap().expect("the log is never empty again")
 }

@@ -37,7 +37,7 @@ async fn stand_in_with(answers: Vec<(&'static str, &'static [u8])>, pause: Durat
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let settings = Settings {
         address: format!("http://{}", listener.local_addr().unwrap()).parse().unwrap(),
-        authorization: Some("Bearer secret".to_owned()),
+        authorization: Some("Bearer secret".into()),
     };
     let asked = Arc::<Mutex<Vec<String>>>::default();
     let (now, most_at_once) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));

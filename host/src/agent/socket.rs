@@ -21,10 +21,13 @@ use super::heartbeat::Beat;
 use super::notice::{Given, Notice};
 use super::spool::{Spool, SpoolError, on_disk};
 use super::way::Way;
-use crate::api::{self, ApiError, bind_for_owner, guarded, within_grace};
+use crate::api::{self, ApiError, bind_for_owner, guarded, serve};
 use crate::ident::NodeId;
 use crate::plugin::MESSAGE_BYTES;
 use crate::time::Timestamp;
+
+/// How many programs of the node may be connected at a time; one more waits.
+const CONNECTIONS: usize = 64;
 
 /// The name of the socket inside an agent's directory.
 pub const SOCKET: &str = "agent.sock";
@@ -74,9 +77,7 @@ impl Socket {
 
     /// Answers until `stop` is cancelled.
     pub async fn serve(self, desk: Arc<Desk>, stop: CancellationToken) -> io::Result<()> {
-        let served =
-            axum::serve(self.listener, router(desk)).with_graceful_shutdown(stop.clone().cancelled_owned());
-        within_grace(served.into_future(), stop).await
+        serve(self.listener, router(desk), CONNECTIONS, stop).await
     }
 }
 

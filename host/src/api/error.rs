@@ -14,7 +14,7 @@ use super::MAX_BODY;
 use crate::backend::BackendError;
 use crate::commit::CommitError;
 use crate::host::ReplaceError;
-use crate::ident::InvalidWord;
+use crate::ident::{Digest, InvalidWord};
 use crate::keys::KeyError;
 use crate::plugin::ReplyError;
 use crate::store::StoreError;
@@ -35,6 +35,10 @@ pub struct Problem {
     /// What a component asks for and is not granted, in words.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     missing: Vec<String>,
+    /// The digest of the component that asks for it, or that nobody vouches for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, nullable = false)]
+    digest: Option<Digest>,
 }
 
 /// An error of the API.
@@ -44,11 +48,12 @@ pub struct ApiError {
     kind: &'static str,
     detail: String,
     missing: Vec<String>,
+    digest: Option<Digest>,
 }
 
 impl ApiError {
     fn new(status: StatusCode, kind: &'static str, detail: impl ToString) -> Self {
-        Self { status, kind, detail: detail.to_string(), missing: Vec::new() }
+        Self { status, kind, detail: detail.to_string(), missing: Vec::new(), digest: None }
     }
 
     /// What went wrong.
@@ -67,6 +72,12 @@ impl ApiError {
             return Self::too_large(format!("the body has more than {MAX_BODY} bytes"));
         }
         Self::new(status, "invalid", detail)
+    }
+
+    /// Who asks has not shown the token.
+    pub fn unauthorized() -> Self {
+        let detail = "over TCP the API's token is required, as `Authorization: Bearer TOKEN`";
+        Self::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
     }
 
     /// It may not be done in this way.
@@ -103,10 +114,14 @@ impl IntoResponse for ApiError {
             status: self.status.as_u16(),
             detail: self.detail,
             missing: self.missing,
+            digest: self.digest,
         };
         let mut response = (self.status, Json(problem)).into_response();
         let problem_json = HeaderValue::from_static("application/problem+json");
         response.headers_mut().insert(header::CONTENT_TYPE, problem_json);
+        if response.status() == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         response
     }
 }
@@ -137,12 +152,18 @@ impl From<ReplyError> for ApiError {
 impl From<ReplaceError> for ApiError {
     fn from(error: ReplaceError) -> Self {
         let detail = crate::cause::chain(&error);
-        let mut missing = Vec::new();
+        let (mut missing, mut digest) = (Vec::new(), None);
         let (status, kind) = match error {
             ReplaceError::AsksForMore(wanting) => {
+                digest = Some(wanting.inspection.digest);
                 missing = wanting.missing;
                 (StatusCode::UNPROCESSABLE_ENTITY, "asks-for-more")
             }
+            ReplaceError::Untrusted { digest: untrusted, .. } => {
+                digest = Some(untrusted);
+                (StatusCode::UNPROCESSABLE_ENTITY, "untrusted")
+            }
+            ReplaceError::Moved(_) => (StatusCode::CONFLICT, "conflict"),
             ReplaceError::KeyTaken { .. } => (StatusCode::CONFLICT, "key-taken"),
             ReplaceError::NoPlugin(name) => return ReplyError::NoPlugin(name.to_string()).into(),
             ReplaceError::Refused(_) | ReplaceError::DoesNotStart(_) => {
@@ -153,7 +174,7 @@ impl From<ReplaceError> for ApiError {
             ReplaceError::Closed => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
             ReplaceError::Keep(_) | ReplaceError::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "store"),
         };
-        Self { missing, ..Self::new(status, kind, detail) }
+        Self { missing, digest, ..Self::new(status, kind, detail) }
     }
 }
 

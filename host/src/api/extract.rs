@@ -2,11 +2,9 @@
 
 use std::sync::Arc;
 
-use axum::extract::connect_info::{ConnectInfo, Connected};
+use axum::extract::connect_info::ConnectInfo;
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
-use axum::serve::IncomingStream;
-use tokio::net::{TcpListener, UnixListener};
 
 use super::ApiError;
 use crate::host::{Host, Standing, Supervised};
@@ -31,21 +29,6 @@ impl FromRequestParts<Arc<Supervised>> for Current {
 /// Who asks, for the record: whom the operating system names on a socket, an address otherwise.
 #[derive(Clone, Debug)]
 pub struct Caller(pub String);
-
-impl Connected<IncomingStream<'_, UnixListener>> for Caller {
-    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
-        Self(match stream.io().peer_cred() {
-            Ok(peer) => format!("the API, user {}", peer.uid()),
-            Err(_) => "the API".to_owned(),
-        })
-    }
-}
-
-impl Connected<IncomingStream<'_, TcpListener>> for Caller {
-    fn connect_info(stream: IncomingStream<'_, TcpListener>) -> Self {
-        Self(format!("the API, from {}", stream.remote_addr()))
-    }
-}
 
 impl<S: Send + Sync> FromRequestParts<S> for Caller {
     type Rejection = ApiError;

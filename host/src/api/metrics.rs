@@ -129,6 +129,9 @@ fn topics(registry: &mut Registry, host: &Host) {
         "Messages from the network that were taken in; those published through this host are not counted",
         |hearing| hearing.received as f64,
     );
+    of_each(Kind::Counter, "topic_refused", "Messages of peers that may not speak on the topic", |hearing| {
+        hearing.refused as f64
+    });
     of_each(Kind::Counter, "topic_gaps", "Times in which messages may have been missed", |hearing| {
         hearing.gaps as f64
     });

@@ -20,7 +20,9 @@ use crate::ident::{KeyName, PluginName, Topic};
         title = "dim",
         description = "Coordinates a fleet through sandboxed plugins, over IPFS or with nothing installed.\n\n\
             A host offers this on the Unix socket `api.sock` in its state directory, and on loopback with \
-            `dim run --listen`. Whoever can reach it is trusted; requests of web pages are refused.",
+            `dim run --listen`. On the socket, which only its owner can open, nothing else is asked for; over TCP \
+            the token of the host is required, as `Authorization: Bearer TOKEN`, or the answer is 401 \
+            (`unauthorized`). Requests of web pages are refused.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     tags(

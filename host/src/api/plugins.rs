@@ -194,6 +194,11 @@ pub struct Origin {
     /// Whether it is granted all that it asks for. Otherwise what asks for more than its plugin is granted waits.
     #[serde(default)]
     grant: bool,
+    /// The SHA-256 of the component, in hex, for which the caller vouches: for what comes over the network and nobody
+    /// who is trusted has signed
+    #[serde(default)]
+    #[param(value_type = Option<String>)]
+    trust: Option<Digest>,
 }
 
 fn unnamed() -> String {
@@ -214,7 +219,7 @@ fn unnamed() -> String {
 pub async fn install(
     Current(host): Current,
     Path(name): Path<String>,
-    Query(Origin { source, grant }): Query<Origin>,
+    Query(Origin { source, grant, trust }): Query<Origin>,
     Caller(by): Caller,
     body: Body,
 ) -> Result<Json<Change>, ApiError> {
@@ -230,7 +235,7 @@ pub async fn install(
             return Err(error);
         }
     };
-    let proposal = Proposal { plugin, component, source, by, follows: None, is_named: false };
+    let proposal = Proposal { plugin, component, source, by, follows: None, is_named: false, trust };
     let grants = if grant { Grant::AllThatIsAsked } else { Grant::AsBefore };
     // Also when the caller goes away: what has begun comes to its end.
     let installing = tokio::spawn(async move { host.install_under_way(under_way, proposal, grants).await });
@@ -259,7 +264,7 @@ pub struct Fetch {
     /// Where it lies: `/ipfs/CID`, or `/ipns/NAME`, which is followed from then on
     #[schema(value_type = String)]
     from: ContentPath,
-    /// The SHA-256 of the file that it must be, in hex; needed unless the config trusts `from`
+    /// The SHA-256 of the file that it must be, in hex; needed unless the config trusts `from` or who has signed it
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     trust: Option<Digest>,

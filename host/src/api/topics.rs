@@ -38,6 +38,14 @@ pub struct TopicListening {
     listening_proven_until: Option<Timestamp>,
     /// How many other peers are on it, as far as is known.
     peers: usize,
+    /// Whether only the peers that the config names may speak on it.
+    is_restricted: bool,
+    /// Messages of others that were refused since the host started.
+    refused: u64,
+    /// Who sent the last of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, nullable = false)]
+    last_refused: Option<PeerName>,
 }
 
 /// The topics that anyone here listens to, and how well.
@@ -48,6 +56,9 @@ pub async fn list(Current(host): Current) -> Json<Vec<TopicListening>> {
     let listening = host.interest.topics().into_iter().map(|topic| {
         let hearing = hearings.get(&topic).cloned().unwrap_or_default();
         TopicListening {
+            is_restricted: host.config.speakers(&topic).is_some(),
+            refused: hearing.refused,
+            last_refused: hearing.last_refused.clone(),
             topic,
             connected_since: hearing.connected_since,
             listening_proven_until: hearing.proven_until,

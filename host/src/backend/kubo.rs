@@ -8,6 +8,7 @@ mod rpc;
 
 use std::sync::Arc;
 
+use secrecy::SecretString;
 use thiserror::Error;
 
 pub use address::{Address, AddressError};
@@ -21,7 +22,7 @@ pub struct Settings {
     /// Where its RPC is.
     pub address: Address,
     /// What is sent as `Authorization`, as in Kubo's `API.Authorizations`.
-    pub authorization: Option<String>,
+    pub authorization: Option<SecretString>,
 }
 
 /// Why a client cannot be made.

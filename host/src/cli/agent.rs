@@ -14,6 +14,7 @@ use crate::agent::{Agent as Running, Options, SOCKET, To};
 use crate::backend::kubo;
 use crate::config::Config;
 use crate::ident::{CidText, JobId, NodeId};
+use crate::secret::Secret;
 
 use super::logging::{LogFormat, Logging};
 use super::output::{Column, Output, cell, line};
@@ -237,9 +238,10 @@ impl Run {
                 Some(api) => api.parse()?,
                 None => Address::in_state_dir(&global.state_dir()),
             };
-            return Ok(To::Host(Client::new(address)?));
+            let token = global.token(&address)?;
+            return Ok(To::Host(Client::with_token(address, token.as_ref())?));
         };
-        let authorization = config.ipfs.api_authorization.clone();
+        let authorization = config.ipfs.api_authorization.as_ref().map(Secret::read).transpose()?;
         Ok(To::Kubo(kubo::Settings { address: address.parse()?, authorization }))
     }
 }

@@ -1,7 +1,6 @@
 //! The command line's way to the API of a host.
 
 use std::io::IsTerminal as _;
-use std::path::Path;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use bytes::Bytes;
 use dim_client::{Address, ClientError, Http, ServerEvent};
 use futures::{Stream, StreamExt as _};
 use reqwest::Method;
+use secrecy::SecretString;
 use serde_json::Value;
 
 /// How long a command is silent while it waits.
@@ -21,10 +21,9 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client for the host at `api`, or for the one whose state is in `state_dir`.
-    pub fn new(api: Option<&str>, state_dir: &Path) -> Result<Self, ClientError> {
-        let address = api.map_or_else(|| Ok(Address::in_state_dir(state_dir)), str::parse)?;
-        Ok(Self { http: Http::new(address)? })
+    /// A client for the host at `address`, which may want a token.
+    pub fn new(address: Address, token: Option<&SecretString>) -> Result<Self, ClientError> {
+        Ok(Self { http: Http::with_token(address, token)? })
     }
 
     /// Reads JSON.

@@ -1,6 +1,7 @@
 //! Owns the log of a program that runs for long: on standard error, and where the config says so at an
 //! OpenTelemetry collector too.
 
+use std::collections::HashMap;
 use std::io::IsTerminal as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use opentelemetry_http::{HttpClient, HttpError};
 use opentelemetry_otlp::{LogExporter, Protocol, WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::logs::SdkLoggerProvider;
+use secrecy::ExposeSecret as _;
 use tokio::runtime::Handle;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -94,13 +96,18 @@ impl Drop for Logging {
 
 fn export(endpoint: &str, telemetry: &Telemetry, runtime: &Handle) -> anyhow::Result<SdkLoggerProvider> {
     crate::install_tls();
+    let mut headers = HashMap::new();
+    for (name, value) in &telemetry.headers {
+        let value = value.read().with_context(|| format!("telemetry.headers.{name}"))?;
+        headers.insert(name.clone(), value.expose_secret().to_owned());
+    }
     let http = reqwest::Client::builder().no_proxy().timeout(EXPORT).build()?;
     let exporter = LogExporter::builder()
         .with_http()
         .with_http_client(Collector { http, runtime: runtime.clone(), is_away: AtomicBool::default() })
         .with_protocol(Protocol::HttpBinary)
         .with_endpoint(format!("{}/v1/logs", endpoint.trim_end_matches('/')))
-        .with_headers(telemetry.headers.clone().into_iter().collect())
+        .with_headers(headers)
         .build()
         .with_context(|| format!("telemetry.otlp_endpoint: cannot export to {endpoint}"))?;
     let resource = Resource::builder().with_service_name(telemetry.service_name.clone()).build();

@@ -3,8 +3,10 @@
 mod dev;
 mod grants;
 mod install;
+mod signing;
 
 pub use install::Waits;
+pub use signing::NotSigned;
 
 use anyhow::Context as _;
 use clap::Subcommand;
@@ -67,7 +69,7 @@ pub enum PluginCommand {
         /// The plugin whose code it is [default: the name in its manifest]
         #[arg(long)]
         name: Option<String>,
-        /// The SHA-256 of the component, in hex, for what comes over the network
+        /// The SHA-256 that the component must have, in hex: you vouch for what nobody whom the host trusts has signed
         #[arg(long, value_name = "DIGEST")]
         trust: Option<Digest>,
         /// Grant it all that it asks for, without being asked
@@ -77,6 +79,8 @@ pub enum PluginCommand {
         #[arg(long)]
         wait: bool,
     },
+    #[command(flatten)]
+    Signing(signing::Command),
     /// Goes back to the component that the config names, or that comes with the host
     Restore {
         /// The plugin
@@ -163,6 +167,8 @@ pub fn is_file(subject: &str) -> bool {
 pub fn inspect_file(file: &str, out: &Output) -> anyhow::Result<()> {
     let bytes = plugin::read(file.as_ref()).with_context(|| format!("cannot read {file}"))?;
     let inspection = plugin::inspect(&bytes).with_context(|| format!("{file} is not a plugin"))?;
+    // One that is not signed well can be looked at all the same.
+    let inspection = inspection.clone().signed(&bytes, []).unwrap_or(inspection);
     out.object(&flat(&json!(inspection)))
 }
 
@@ -185,6 +191,7 @@ impl PluginCommand {
                 let plugin = client.get(&["plugins", &subject], &[]).await?;
                 out.object(&flat(&plugin["inspection"]))
             }
+            Self::Signing(command) => command.execute(out),
             Self::Install { from, name, trust, grant, wait } => {
                 install::install(client, out, install::Wish { from, name, trust, grant, wait }).await
             }

@@ -9,9 +9,9 @@ use clap::Args;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::Listener;
+use crate::api::{Listener, Token};
 use crate::backend::kubo;
-use crate::config::Config;
+use crate::config::{ApiConfig, Config};
 use crate::host::{Options, Standing, Supervised};
 
 use super::logging::{LogFormat, Logging};
@@ -45,6 +45,12 @@ pub fn parse_kubo(text: &str) -> Result<String, kubo::AddressError> {
     text.parse::<kubo::Address>().map(|_| text.to_owned())
 }
 
+/// This program, also once another one lies in its place.
+fn this_program() -> Option<PathBuf> {
+    let running = PathBuf::from("/proc/self/exe");
+    if running.exists() { Some(running) } else { std::env::current_exe().ok() }
+}
+
 impl Run {
     pub fn execute(self, global: &Global) -> anyhow::Result<()> {
         let config = self.config()?;
@@ -75,9 +81,11 @@ impl Run {
         if self.demo.is_some() {
             demo::quicken(&mut config);
         }
-        let supervised = Supervised::start(Options::new(config, &state_dir)).await?;
+        let options = Options { compiler: this_program(), ..Options::new(config, &state_dir) };
+        let api = options.config.api.clone();
+        let supervised = Supervised::start(options).await?;
         let (stop_serving, stop) = (CancellationToken::new(), CancellationToken::new());
-        let mut servers = self.serve(&supervised, &state_dir, &stop_serving).await?;
+        let mut servers = self.serve(&supervised, &state_dir, &api, &stop_serving).await?;
         let running = tokio::spawn({
             let (supervised, stop) = (supervised.clone(), stop.clone());
             async move { supervised.run(stop).await }
@@ -152,18 +160,24 @@ impl Run {
         &self,
         host: &Arc<Supervised>,
         state_dir: &std::path::Path,
+        api: &ApiConfig,
         stop: &CancellationToken,
     ) -> anyhow::Result<JoinSet<std::io::Result<()>>> {
         let mut listeners = Vec::new();
         // First, for it is what may fail: a socket must not be left behind.
         if let Some(address) = self.listen {
-            listeners
-                .push(Listener::tcp(address).await.with_context(|| format!("cannot listen on {address}"))?);
+            let token = match &api.token {
+                Some(secret) => Token::new(&secret.read().context("api.token")?),
+                None => Token::in_state_dir(state_dir),
+            };
+            let token = token.context("the API has no token")?;
+            let listener = Listener::tcp(address, token).await;
+            listeners.push(listener.with_context(|| format!("cannot listen on {address}"))?);
         }
         listeners.push(Listener::unix(state_dir).context("cannot listen on the API's socket")?);
         for listener in &listeners {
             tracing::info!("the API is at {}", listener.address());
-            if self.demo.is_some() {
+            if self.demo.is_some() && matches!(listener, Listener::Unix(..)) {
                 println!(
                     "The API is at {}; try: dim --api {} status",
                     listener.address(),
@@ -173,7 +187,7 @@ impl Run {
         }
         let mut servers = JoinSet::new();
         for listener in listeners {
-            servers.spawn(listener.serve(host.clone(), stop.clone()));
+            servers.spawn(listener.serve(host.clone(), api.connections, stop.clone()));
         }
         Ok(servers)
     }

@@ -54,9 +54,10 @@ impl Command {
                 told.await
             }
             Self::Ls => {
-                const COLUMNS: [Column; 4] = [
+                const COLUMNS: [Column; 5] = [
                     ("TOPIC", "/topic"),
                     ("PEERS", "/peers"),
+                    ("REFUSED", "/refused"),
                     ("CONNECTED SINCE", "/connected_since"),
                     ("LISTENING PROVEN UNTIL", "/listening_proven_until"),
                 ];

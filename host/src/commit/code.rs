@@ -82,13 +82,14 @@ pub fn begin(
 ) -> Result<Option<Place>, StoreError> {
     if let Some(quarantine) = &batch.quarantine {
         let row = roster::row_within(write, &batch.plugin)?;
-        let (by, source) = ("the host".to_owned(), row.code.source());
-        let mut change = Change::new(batch.plugin.clone(), State::Quarantined, by, source);
-        change.after = Some(row.as_version());
-        change.reason = Some(quarantine.reason.clone());
-        told.record(write, &change, now)?;
-        let quarantine = Some(quarantine.clone());
-        roster::put_within(write, &batch.plugin, &roster::Row { quarantine, ..row })?;
+        if let Some(quarantine) = quarantine {
+            let (by, source) = ("the host".to_owned(), row.code.source());
+            let mut change = Change::new(batch.plugin.clone(), State::Quarantined, by, source);
+            change.after = Some(row.as_version());
+            change.reason = Some(quarantine.reason.clone());
+            told.record(write, &change, now)?;
+        }
+        roster::put_within(write, &batch.plugin, &roster::Row { quarantine: quarantine.clone(), ..row })?;
     }
     let newest = mark::newest_within(write, batch.id)?;
     if let Some(handover) = &batch.handover {
@@ -139,7 +140,11 @@ fn hand_over(
         follows,
         setup,
         claim,
-        pending: None,
+        // What came after it waits on.
+        pending: before.pending.clone().filter(|pending| {
+            pending.digest != handover.code.digest
+                && handover.change.steps.first().is_none_or(|begun| pending.since > begun.at)
+        }),
         quarantine: None,
         generation: batch.by,
         ..before.clone()

@@ -1,7 +1,7 @@
 //! Owns what waits for the writer: at most one batch of each plugin, and the small writes of the other
 //! stages.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -42,8 +42,35 @@ pub struct Queue {
     pub batches: BTreeMap<PluginName, Submitted>,
     /// Small writes, in the order in which they came.
     pub writes: Vec<Write>,
+    /// Whose large batch has let others go first.
+    pub has_waited: BTreeSet<PluginName>,
     /// Whether nothing is taken any more.
     pub closed: bool,
+}
+
+/// Bytes of effects from which on a batch holds up the others that share a transaction with it.
+const LARGE: usize = 256 << 10;
+
+impl Queue {
+    /// What the next transaction is made of: whatever is small, and a large batch if nothing else waits, or if it has
+    /// let others go first. Of several it is the one whose plugin's turn it is.
+    pub fn take(&mut self) -> Work {
+        let writes = std::mem::take(&mut self.writes);
+        let is_large = |batch: &Submitted| batch.batch.bytes > LARGE;
+        let is_idle = writes.is_empty() && !self.batches.values().any(|it| !is_large(it));
+        let large = || self.batches.iter().filter(|(_, it)| is_large(it)).map(|(name, _)| name);
+        let turn = large().find(|name| self.has_waited.contains(*name)).cloned();
+        let turn = turn.or_else(|| large().next().filter(|_| is_idle).cloned());
+        let waits = |name: &PluginName, batch: &Submitted| is_large(batch) && turn.as_ref() != Some(name);
+        let (waiting, taken): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            std::mem::take(&mut self.batches).into_iter().partition(|(name, batch)| waits(name, batch));
+        if let Some(turn) = &turn {
+            self.has_waited.remove(turn);
+        }
+        self.has_waited.extend(waiting.keys().cloned());
+        self.batches = waiting;
+        Work { batches: taken.into_values().collect(), writes }
+    }
 }
 
 impl std::fmt::Debug for Queue {

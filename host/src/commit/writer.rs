@@ -55,10 +55,7 @@ impl Commit {
     /// What waits; none once the queue is empty and closed for good.
     fn take(&self, last: bool) -> Option<Work> {
         let mut queue = self.queue.lock().expect("no one panics while holding the queue");
-        let work = Work {
-            batches: std::mem::take(&mut queue.batches).into_values().collect(),
-            writes: std::mem::take(&mut queue.writes),
-        };
+        let work = queue.take();
         if last && work.is_empty() {
             queue.closed = true;
             return None;

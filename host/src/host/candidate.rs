@@ -8,13 +8,14 @@ use bytes::Bytes;
 use super::Proposal;
 use crate::bundled;
 use crate::cause::chain;
-use crate::config::{Config, PluginConfig};
+use crate::config::{Config, PluginConfig, Policy};
 use crate::ident::{Digest, PluginName, Topic};
 use crate::plugin::mark;
-use crate::plugin::roster::{self, Code, Setup, Standing};
+use crate::plugin::roster::{self, Claim, Code, Row, Setup, Standing};
 use crate::plugin::{
-    self, Engine, EngineError, Grants, Inspection, Limits, Manifest, Prepared, Reach, Resolved, Runnable,
+    self, Engine, EngineError, Grants, Inspection, Limits, Prepared, Reach, Resolved, Runnable,
 };
+use crate::signing::Signer;
 use crate::store::{Store, StoreError, components};
 
 /// A plugin that is to be loaded.
@@ -40,6 +41,15 @@ pub struct Terms {
     pub config: PluginConfig,
     /// What it was given and denied beside that.
     pub given: Setup,
+}
+
+impl Terms {
+    /// What may be reached by code that `signer` has signed and that is granted this beside what it was given.
+    fn reach(&self, mut granted: Grants, signer: Option<&Signer>) -> Reach {
+        let given = self.given.of(signer);
+        granted.add(&given.granted);
+        Reach { granted, denied: given.denied }
+    }
 }
 
 impl std::fmt::Debug for Candidate {
@@ -149,6 +159,25 @@ pub fn candidates(config: &Config, store: &Store) -> Result<Vec<Candidate>, Stor
 }
 
 impl Candidate {
+    /// What it claims by what it is granted now. Of what comes with the host, which has what it asks for, that is
+    /// what it had; its component is looked at only if it was not here before.
+    pub fn may_claim(&self, row: Option<&Row>, config: &Config, host_id: &str) -> Claim {
+        let by_name = self.terms.given.signer.as_ref();
+        let granted = match (&self.terms.config.grants, row) {
+            (Some(grants), _) => grants.clone(),
+            (None, _) if self.installed || self.terms.config.file.is_some() => Grants::default(),
+            (None, Some(row)) => {
+                Grants { write: row.claim.keys.clone(), share: row.claim.shared.clone(), ..Grants::default() }
+            }
+            (None, None) => {
+                let asks = self.inspect(config).and_then(|it| self.resolve(config, &it, host_id));
+                // What cannot be loaded claims nothing.
+                asks.map_or_else(|_| Grants::default(), |(_, allowance)| allowance.asks)
+            }
+        };
+        Claim::of(&self.terms.reach(granted, by_name))
+    }
+
     /// Whether its compiled form is in the cache, as far as can be told without judging it.
     pub fn is_compiled(&self, engine: &Engine) -> bool {
         match &self.last {
@@ -201,6 +230,11 @@ impl Candidate {
         self.terms.given.grant_all(asks);
     }
 
+    /// Gives what the plugin was given to whoever has signed it.
+    pub fn bind_to(&mut self, signer: Option<&Signer>) {
+        self.terms.given = Setup { signer: signer.cloned(), ..self.terms.given.of(signer) };
+    }
+
     /// What it was given and denied beside what the config says.
     pub fn given(&self) -> Setup {
         self.terms.given.clone()
@@ -244,7 +278,7 @@ impl Candidate {
         host_id: &str,
     ) -> Result<Ready, String> {
         let prepared = engine.prepare(self.bytes()?, inspection).map_err(|error| self.wrong(&error))?;
-        let (plugin_config, allowance) = self.resolve(config, &prepared.inspection.manifest, host_id)?;
+        let (plugin_config, allowance) = self.resolve(config, &prepared.inspection, host_id)?;
         let inspection = &prepared.inspection;
         let is_bundled = self.terms.config.file.is_none() && !self.installed;
         let code = Code {
@@ -277,7 +311,30 @@ impl Candidate {
                 self.source
             ));
         }
-        plugin::judge(self.bytes()?).map_err(|error| self.wrong(&error))
+        let (signing, bytes) = (&config.signing, self.bytes()?);
+        let inspection =
+            plugin::judge(bytes, signing.signers.values()).map_err(|error| self.wrong(&error))?;
+        if self.policy(config, &inspection) == Policy::Refuse {
+            return Err(format!(
+                "{}: {} has signed it, and what nobody who is trusted has signed does not run here (signing.unsigned)",
+                self.source,
+                signing.in_words(inspection.signer.as_ref())
+            ));
+        }
+        Ok(inspection)
+    }
+
+    /// What becomes of it, going by who has signed it. What comes with the host needs no signature.
+    pub fn policy(&self, config: &Config, inspection: &Inspection) -> Policy {
+        let bundled = bundled::component(self.name.as_str());
+        if bundled.is_some_and(|bundled| Digest::of(bundled) == inspection.digest) {
+            return Policy::Allow;
+        }
+        match config.signing.policy(&self.source, inspection.signer.as_ref()) {
+            // Who wrote it into the config vouches for it.
+            Policy::Ask if !self.installed => Policy::Allow,
+            policy => policy,
+        }
     }
 
     fn wrong(&self, error: &EngineError) -> String {
@@ -298,25 +355,26 @@ impl Candidate {
     pub fn resolve(
         &self,
         config: &Config,
-        manifest: &Manifest,
+        inspection: &Inspection,
         host_id: &str,
     ) -> Result<(String, Allowance), String> {
-        settle(config, &self.name, &self.terms, self.installed, manifest, host_id)
+        settle(config, &self.name, &self.terms, self.installed, inspection, host_id)
     }
 }
 
 /// Puts the operator's values into a manifest and settles what the plugin may. A bundled one is granted what it
 /// asks for unless the config says otherwise; any other has what the config grants. What the operator has given
-/// it while a host ran is added, and what was denied is denied. Returns its config and what it may; the error is
-/// for the operator.
+/// it while a host ran is added, if it was for whoever has signed the component, and what was denied is denied.
+/// Returns its config and what it may; the error is for the operator.
 pub fn settle(
     config: &Config,
     name: &PluginName,
     terms: &Terms,
     is_installed: bool,
-    manifest: &Manifest,
+    inspection: &Inspection,
     host_id: &str,
 ) -> Result<(String, Allowance), String> {
+    let (manifest, signer) = (&inspection.manifest, inspection.signer.as_ref());
     let is_bundled = terms.config.file.is_none() && bundled::component(name.as_str()).is_some();
     let values = match is_bundled {
         true => config.bundled_values(name.as_str(), |key| manifest.config.contains_key(key)),
@@ -326,14 +384,13 @@ pub fn settle(
     let (policy, set) = (&config.limits, &terms.config.limits);
     let Resolved { asks, config } = resolved;
     let asks = Grants { limits: policy.asked(&manifest.limits, set), ..asks };
-    let mut granted = match &terms.config.grants {
+    let granted = match &terms.config.grants {
         Some(grants) => grants.clone(),
         // Whatever is installed under its name is not the one that comes with the host.
         None if is_bundled && !is_installed => asks.clone(),
         None => Grants::default(),
     };
-    granted.add(&terms.given.granted);
-    let reach = Reach { granted, denied: terms.given.denied.clone() };
+    let reach = terms.reach(granted, signer);
     let limits = policy.settle(&manifest.limits, set, &reach.limits());
     Ok((config, Allowance { asks, reach, limits }))
 }

@@ -3,18 +3,19 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
 use super::candidate::{Allowance, Terms, settle};
 use super::replacement::{Proposal, ReplaceError, Wanting, broke_down};
-use super::{Grant, Host, UNHURT};
+use super::{Grant, Host};
 use crate::cause::chain;
 use crate::change::{Change, State, UnderWay};
-use crate::ident::PluginName;
+use crate::ident::{Digest, PluginName};
 use crate::plugin::roster::{self, Claim, Pending, Row, Setup};
-use crate::plugin::{Grants, Limits, Order, Reach, Runnable, inspect};
+use crate::plugin::{Grants, Inspection, Limits, Order, OtherReach, Reach, Runnable, inspect};
 use crate::store::components;
 use crate::time::Timestamp;
 
@@ -32,6 +33,10 @@ pub struct GrantChange {
     deny: Grants,
     /// Gives up a component that waits
     refuse_pending: bool,
+    /// The digest of the component that waits, as far as the operator has seen one: if another one waits by now,
+    /// nothing is granted
+    #[schema(value_type = Option<String>, nullable = false)]
+    pending: Option<Digest>,
 }
 
 /// What a plugin asks for and may.
@@ -61,7 +66,7 @@ impl Host {
     /// What a plugin asks for and may.
     pub fn grants(&self, name: &PluginName) -> Result<Granted, ReplaceError> {
         let (row, code) = self.known(name)?;
-        let allowance = self.settled(name, &row, &code, row.setup.clone())?.1;
+        let allowance = self.settled(name, &code, row.setup.clone())?.1;
         let missing = allowance.missing();
         let Allowance { asks, reach, limits } = allowance;
         Ok(Granted { plugin: name.clone(), asks, reach, missing, limits, pending: row.pending, change: None })
@@ -78,41 +83,53 @@ impl Host {
         self.loaded(name.as_str()).await;
         let covered = self.regrant(name, change, by).await?;
         let change = match covered {
-            Some(pending) => Some(self.take_up(name, pending).await?),
+            Some((pending, grant)) => Some(self.take_up(name, pending, grant).await?),
             None => None,
         };
         Ok(Granted { change, ..self.grants(name)? })
     }
 
-    /// Returns the component that waits, if it is granted all by now.
+    /// Returns the component that waits, if it is granted all by now; if another has signed it than what runs, it is
+    /// given that as it takes over.
     async fn regrant(
         &self,
         name: &PluginName,
         change: GrantChange,
         by: &str,
-    ) -> Result<Option<Pending>, ReplaceError> {
+    ) -> Result<Option<(Pending, Grant)>, ReplaceError> {
         let turn = self.turns.of(name);
         let _turn = turn.change.lock().await;
         let (row, code) = self.known(name)?;
+        if let Some(seen) = change.pending
+            && row.pending.as_ref().is_none_or(|pending| pending.digest != seen.to_string())
+        {
+            return Err(ReplaceError::Moved(format!("{seen} does not wait any more")));
+        }
         let pending = row.pending.clone().filter(|_| !change.refuse_pending);
-        let mut setup = if change.reset { Setup::default() } else { row.setup.clone() };
+        let is_for = |pending: &Pending| row.setup.is_for(pending.signer.as_ref());
+        let signer = row.setup.signer.clone();
+        let mut setup = if change.reset { Setup { signer, ..Setup::default() } } else { row.setup.clone() };
         if change.all {
-            let allowance = self.settled(name, &row, &code, setup.clone())?.1;
+            let allowance = self.settled(name, &code, setup.clone())?.1;
             setup.grant_all(&allowance.asks);
-            if let Some(pending) = &pending {
+            if let Some(pending) = pending.as_ref().filter(|pending| is_for(pending)) {
                 let allowance = self.pending_allowance(name, &row, pending, setup.clone()).await?;
                 setup.grant_all(&allowance.asks);
             }
         }
         allow(&mut setup, &change.allow);
+        let still = setup.denied_of(&change.allow);
+        if !still.is_empty() {
+            return Err(ReplaceError::Refused(format!(
+                "what it lies in is denied as a whole: allow that, or reset; it stays denied to {}",
+                still.join(", ")
+            )));
+        }
         setup.granted.take(&change.deny);
         setup.denied.add(&change.deny);
-        let allowance = self.settled(name, &row, &code, setup.clone())?.1;
-        let claimed = self.claim(name, &allowance.reach)?;
-        if let Err(error) = self.make_keys(&allowance.reach).await {
-            self.unclaim(name, claimed);
-            return Err(error);
-        }
+        let allowance = self.settled(name, &code, setup.clone())?.1;
+        let _held = self.claim(name, &allowance.reach)?;
+        self.make_keys(&allowance.reach).await?;
         let is_refused = row.pending.is_some() && pending.is_none();
         let words = in_words(&row.setup, &setup, is_refused);
         if !words.is_empty() {
@@ -130,24 +147,41 @@ impl Host {
         }
         while !self.reach(name, setup.clone()).await? {}
         let Some(pending) = pending else { return Ok(None) };
+        if !is_for(&pending) {
+            return Ok(change.all.then_some((pending, Grant::AllThatIsAsked)));
+        }
         let allowance = self.pending_allowance(name, &row, &pending, setup).await?;
-        Ok(allowance.reach.unanswered(&allowance.asks).is_empty().then_some(pending))
+        let is_covered = allowance.reach.unanswered(&allowance.asks).is_empty();
+        Ok(is_covered.then_some((pending, Grant::AsBefore)))
     }
 
     /// Has a plugin that runs go on with what it may if it is given `given`; false if other code has come in between.
     async fn reach(&self, name: &PluginName, given: Setup) -> Result<bool, ReplaceError> {
-        let (row, code) = self.known(name)?;
-        let (config, allowance) = self.settled(name, &row, &code, given)?;
-        let topics = allowance.topics();
-        let Allowance { reach, limits, .. } = allowance;
-        let reach = Arc::new(reach);
-        if reach == code.reach && topics == code.topics && limits == code.limits {
+        let loaded = self.plugins.get(name).ok_or_else(|| ReplaceError::NoPlugin(name.clone()))?;
+        let (code, fallback) = (loaded.handle.code(), loaded.handle.fallback());
+        let within = |code: &Arc<Runnable>| {
+            let (config, allowance) = self.settled(name, code, given.clone())?;
+            let topics = allowance.topics();
+            let Allowance { reach, limits, .. } = allowance;
+            Ok::<_, ReplaceError>(Runnable {
+                reach: Arc::new(reach),
+                topics,
+                limits,
+                config,
+                ..(**code).clone()
+            })
+        };
+        let run = within(&code)?;
+        // What cannot be settled any more has what it had, or less.
+        let fallback = fallback.map(|it| within(&it).map_or(it, Arc::new));
+        let is_same = |one: &Runnable, other: &Runnable| {
+            one.reach == other.reach && one.topics == other.topics && one.limits == other.limits
+        };
+        if is_same(&run, &code) && fallback.is_none() {
             return Ok(true);
         }
-        let run = Runnable { reach, topics, limits, config, ..(*code).clone() };
         let (done, reached) = oneshot::channel();
-        let loaded = self.plugins.get(name).ok_or_else(|| ReplaceError::NoPlugin(name.clone()))?;
-        loaded.handle.order(Order::Reach(Box::new(run), done));
+        loaded.handle.order(Order::Reach(Box::new(OtherReach { run, fallback, done })));
         reached.await.map_err(|_| ReplaceError::Closed)
     }
 
@@ -158,24 +192,36 @@ impl Host {
                 continue;
             };
             let allowance = self.pending_allowance(&name, &row, &pending, row.setup.clone()).await;
-            if allowance.is_ok_and(|it| it.reach.unanswered(&it.asks).is_empty()) {
+            let is_for = row.setup.is_for(pending.signer.as_ref());
+            if is_for && allowance.is_ok_and(|it| it.reach.unanswered(&it.asks).is_empty()) {
                 // If it fails that is on record.
-                let _ = self.take_up(&name, pending).await;
+                let _ = self.take_up(&name, pending, Grant::AsBefore).await;
             }
         }
         Ok(())
     }
 
     /// Installs a component that has waited; it waits no more, whatever becomes of it.
-    async fn take_up(self: &Arc<Self>, name: &PluginName, pending: Pending) -> Result<Change, ReplaceError> {
+    async fn take_up(
+        self: &Arc<Self>,
+        name: &PluginName,
+        pending: Pending,
+        grant: Grant,
+    ) -> Result<Change, ReplaceError> {
+        let waits = roster::known_row(&self.store.snapshot()?, name)?.and_then(|row| row.pending);
+        if waits.is_none_or(|waits| waits.digest != pending.digest) {
+            return Err(ReplaceError::Moved(format!("{} does not wait any more", pending.digest)));
+        }
         let Pending { digest, source, by, follows, .. } = pending;
         let (store, plugin, refused) = (self.store.clone(), name.clone(), digest.clone());
         let component = tokio::task::spawn_blocking(move || components::read(&store, &digest)).await;
         let outcome = match component.expect("reading does not panic") {
             Ok(component) => {
-                let component = component.into();
-                let proposal = Proposal { plugin, component, source, by, follows, is_named: false };
-                self.install(proposal, Grant::AsBefore).await
+                let component = Bytes::from(component);
+                // Somebody has vouched for it when it came.
+                let trust = Some(Digest::of(&component));
+                let proposal = Proposal { plugin, component, source, by, follows, is_named: false, trust };
+                self.install(proposal, grant).await
             }
             Err(error) => Err(ReplaceError::Keep(error)),
         };
@@ -216,6 +262,7 @@ impl Host {
             by: change.by.clone(),
             since: Timestamp::wall(),
             missing,
+            signer: inspection.signer,
             follows,
         };
         let known = roster::known_row(&self.store.snapshot()?, &plugin)?.and_then(|row| row.pending);
@@ -232,36 +279,6 @@ impl Host {
             roster::put_within(write, &plugin, &Row { pending: Some(pending), ..row })
         });
         Ok(recorded.await?)
-    }
-
-    /// Has a place for a plugin, and makes the keys that it writes under its own, unless another plugin has one of
-    /// them.
-    ///
-    /// Returns what it had before, for [`Host::unclaim`].
-    pub(super) fn claim(&self, name: &PluginName, reach: &Reach) -> Result<Option<Claim>, ReplaceError> {
-        let claim = Claim::of(reach);
-        let mut claims = self.claims.lock().expect(UNHURT);
-        let taken = claims.iter().filter(|(other, _)| *other != name).find_map(|(other, theirs)| {
-            let key = claim.conflict(theirs)?.clone();
-            Some(ReplaceError::KeyTaken { key, other: other.clone() })
-        });
-        let most = self.config.limits.plugins;
-        match taken {
-            Some(taken) => Err(taken),
-            None if !claims.contains_key(name) && claims.len() >= most => Err(ReplaceError::Refused(
-                format!("{most} plugins are there already, and there may be no more (limits.plugins)"),
-            )),
-            None => Ok(claims.insert(name.clone(), claim)),
-        }
-    }
-
-    /// Gives up what was claimed for something that did not come to its end.
-    pub(super) fn unclaim(&self, name: &PluginName, before: Option<Claim>) {
-        let mut claims = self.claims.lock().expect(UNHURT);
-        match before {
-            Some(before) => claims.insert(name.clone(), before),
-            None => claims.remove(name),
-        };
     }
 
     /// Makes the keys that are granted and not there.
@@ -282,13 +299,12 @@ impl Host {
     fn settled(
         &self,
         name: &PluginName,
-        row: &Row,
         code: &Runnable,
         given: Setup,
     ) -> Result<(String, Allowance), ReplaceError> {
         let terms = Terms { config: self.section(name), given };
-        let (manifest, is_installed) = (&code.prepared.inspection.manifest, row.code.installed.is_some());
-        settle(&self.config, name, &terms, is_installed, manifest, &self.id).map_err(ReplaceError::Refused)
+        let (inspection, is_installed) = (&code.prepared.inspection, code.code.installed.is_some());
+        settle(&self.config, name, &terms, is_installed, inspection, &self.id).map_err(ReplaceError::Refused)
     }
 
     /// What a component that waits asks for and may.
@@ -304,12 +320,13 @@ impl Host {
             let component = components::read(&store, &digest).map_err(|error| error.to_string())?;
             inspect(&component).map_err(|error| error.to_string())
         });
-        let manifest = inspected.await.map_err(broke_down)?.map_err(ReplaceError::Refused)?.manifest;
+        let inspection = inspected.await.map_err(broke_down)?.map_err(ReplaceError::Refused)?;
+        let inspection = Inspection { signer: pending.signer.clone(), ..inspection };
         let running =
             self.plugins.get(name).ok_or_else(|| ReplaceError::NoPlugin(name.clone()))?.handle.code();
         let row = Row { setup: given, ..row.clone() };
         let terms = self.terms(name, &row, &running, false);
-        let settled = settle(&self.config, name, &terms, true, &manifest, &self.id);
+        let settled = settle(&self.config, name, &terms, true, &inspection, &self.id);
         Ok(settled.map_err(ReplaceError::Refused)?.1)
     }
 }

@@ -80,8 +80,9 @@ impl Host {
             // What the config names has what the config says, whatever was installed under its name.
             given.granted = Grants::default();
         }
+        let trust = proposal.trust;
         let candidate = Candidate::proposed(proposal, Terms { config: self.section(&name), given });
-        let Judged { ready, component, given } = self.judge(under_way, candidate, grant).await?;
+        let Judged { ready, component, given } = self.judge(under_way, candidate, trust, grant).await?;
         // It is entered while the place in the line is held: what is known of it does not change meanwhile.
         let turn = self.turns.of(&name);
         let _turn = turn.change.lock().await;
@@ -90,12 +91,8 @@ impl Host {
             Some(stored) => stored,
             None => nothing_yet(&name, &ready),
         };
-        let claimed = self.claim(&name, &ready.allowance.reach)?;
-        if let Err(error) = self.rehearse(&name, &ready, stored).await {
-            // What does not start keeps nobody's key.
-            self.unclaim(&name, claimed);
-            return Err(error);
-        }
+        let held = self.claim(&name, &ready.allowance.reach)?;
+        self.rehearse(&name, &ready, stored).await?;
         let (store, digest) = (self.store.clone(), ready.prepared.inspection.digest);
         let kept = tokio::task::spawn_blocking(move || components::keep(&store, digest, &component)).await;
         kept.expect("keeping does not panic").map_err(ReplaceError::Keep)?;
@@ -118,7 +115,10 @@ impl Host {
         self.awaited.write().expect(UNHURT).insert(name.clone());
         self.not_loaded.lock().expect(UNHURT).remove(&name);
         let to_run = ToRun { ready, fallback: None, failed: None };
-        self.run(name, to_run).await.map_err(|error| ReplaceError::Refused(crate::cause::chain(&error)))
+        let run = self.run(name, to_run).await;
+        run.map_err(|error| ReplaceError::Refused(crate::cause::chain(&error)))?;
+        held.runs();
+        Ok(())
     }
 
     /// Goes back to what the config names: for a bundled plugin, to the one that comes with the host.
@@ -136,7 +136,7 @@ impl Host {
         });
         let (source, component) = read.await.map_err(broke_down)?.map_err(ReplaceError::Refused)?;
         let (plugin, by) = (name.clone(), by.to_owned());
-        let proposal = Proposal { plugin, component, source, by, follows: None, is_named: true };
+        let proposal = Proposal { plugin, component, source, by, follows: None, is_named: true, trust: None };
         self.install(proposal, Grant::AsBefore).await
     }
 }
@@ -147,5 +147,5 @@ fn nothing_yet(name: &PluginName, ready: &Ready) -> Stored {
     let cursor = Offset(0);
     let batch = Batch::new(name.clone(), PluginId(0), row.generation, 1, cursor);
     let effects = Effects::new(batch, Timers::default(), 0);
-    Stored { row, cursor, missed: None, world: World::default(), effects }
+    Stored { row, cursor, world: World::default(), effects }
 }

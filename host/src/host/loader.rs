@@ -12,13 +12,13 @@ use super::{HostError, Loaded};
 use crate::backend::Backend;
 use crate::commit::Commit;
 use crate::config::Config;
-use crate::entry::{Event, Generation, Kind, Offset};
+use crate::entry::{Generation, Kind};
 use crate::ident::{IpnsName, KeyName, PluginName, Topic};
 use crate::interest::{Interest, Party};
 use crate::keys::Keyring;
 use crate::log::EventLog;
 use crate::plugin::mark;
-use crate::plugin::roster::{self, Missed, Stored};
+use crate::plugin::roster::{self, Stored};
 use crate::plugin::{
     Actor, Engine, Fallback, Lines, NameOrKey, Parts, Probation, Reach, SessionParts, World,
 };
@@ -115,10 +115,7 @@ impl Loader {
         }
         let run = ready.into_runnable();
         let reach = run.reach.clone();
-        let Stored { row, cursor, missed, mut world, effects } = stored;
-        if let Some(missed) = &missed {
-            self.tell_missed(name, &world, cursor, missed);
-        }
+        let Stored { row, mut world, effects, .. } = stored;
         self.take_back(name, &reach, &mut world);
         // What it did not hear while it was away is a gap.
         self.restore_hearings(&world);
@@ -176,20 +173,8 @@ impl Loader {
         let Some((place, mark)) = mark::of_probation(&self.store.snapshot()?, id)? else {
             return Ok((None, None));
         };
-        let fallback = fallback.map(|ready| Fallback { run: ready.into_runnable(), to: place.1 });
+        let fallback = fallback.map(|ready| Fallback { run: Arc::new(ready.into_runnable()), to: place.1 });
         Ok((mark.probation, fallback))
-    }
-
-    /// The log did not wait for a plugin that was disabled: it missed what was trimmed.
-    fn tell_missed(&self, name: &PluginName, world: &World, cursor: Offset, missed: &Missed) {
-        tracing::warn!(plugin = %name, since = %missed.since, until = %missed.until, "missed what the log no longer holds");
-        self.log.append_now(world.subscriptions().iter().map(|topic| Kind::Again {
-            plugin: name.clone(),
-            attempt: 0,
-            first: cursor,
-            by: Generation(0),
-            event: Event::Gap { topic: topic.clone(), since: missed.since, until: missed.until },
-        }));
     }
 
     /// Ends what the plugin had and is not granted any more.

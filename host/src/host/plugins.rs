@@ -14,7 +14,7 @@ use super::{Host, HostError, UNHURT};
 use crate::change::{Change, State};
 use crate::commit::CommitError;
 use crate::ident::PluginName;
-use crate::plugin::roster::{self, Claim, Row};
+use crate::plugin::roster::{self, Claim, Row, Setup};
 use crate::store::StoreError;
 
 impl Host {
@@ -107,11 +107,11 @@ impl Host {
         };
         let ready = &to_run.ready;
         let reach = &ready.allowance.reach;
-        let may_have = self.claim(&name, reach);
-        if let Err(error) = match may_have {
-            Ok(_) => self.make_keys(reach).await,
-            Err(refused) => Err(refused),
-        } {
+        let (held, made) = match self.claim(&name, reach) {
+            Ok(held) => (Some(held), self.make_keys(reach).await),
+            Err(refused) => (None, Err(refused)),
+        };
+        if let Err(error) = made {
             self.not_load(name, crate::cause::chain(&error));
             return Ok(());
         }
@@ -120,7 +120,12 @@ impl Host {
             installed: candidate.installed.then(|| ready.source.clone()),
             ..ready.code.clone()
         };
-        let row = Row { claim: Claim::of(reach), ..roster::entered(known.clone(), code) };
+        let mut row = Row { claim: Claim::of(reach), ..roster::entered(known.clone(), code) };
+        if !candidate.installed {
+            // The config names whose code it is.
+            let signer = ready.prepared.inspection.signer.as_ref();
+            row.setup = Setup { signer: signer.cloned(), ..row.setup.of(signer) };
+        }
         // The disk may be full: what stands there already is not written again.
         if known.as_ref() != Some(&row) && to_run.failed.is_none() {
             let other = known.filter(|known| known.code.digest != row.code.digest);
@@ -133,7 +138,11 @@ impl Host {
             });
             self.enter(&name, row, change).await.map_err(closed)?;
         }
-        self.run(name, to_run).await
+        self.run(name, to_run).await?;
+        if let Some(held) = held {
+            held.runs();
+        }
+        Ok(())
     }
 
     /// Goes on without a plugin.

@@ -30,7 +30,8 @@ impl Host {
         let code = loaded.handle.code();
         let mut change = Change::new(name.clone(), state, by.to_owned(), code.source.clone());
         change.after = Some(loaded.version());
-        if loaded.handle.is_paused() == paused {
+        let is_quarantined = loaded.handle.is_quarantined() && !paused;
+        if loaded.handle.is_paused() == paused && !is_quarantined {
             return Ok(change);
         }
         let told = change.clone();
@@ -73,13 +74,13 @@ impl Host {
             for _ in 0..2 {
                 self.commit.write(|_| Ok(())).await?;
             }
+            self.keep_claim(name);
             self.plugins.take(name);
         } else if known.standing == Standing::Removed && (!purge || known.id == PluginId(0)) {
             return Err(ReplaceError::NoPlugin(name.clone()));
         }
         self.not_loaded.lock().expect(UNHURT).remove(name);
         self.awaited.write().expect(UNHURT).remove(name);
-        self.claims.lock().expect(UNHURT).remove(name);
         let (told_of, whose, now) = (change.clone(), name.clone(), self.log.now());
         self.commit
             .change(move |write, told| {
@@ -101,6 +102,7 @@ impl Host {
                 roster::purge(write, &whose, row)
             })
             .await?;
+        self.claims.forget(name);
         self.interest.forget(&Party::Plugin(name.clone()));
         self.interest.forget(&Party::Fallback(name.clone()));
         Ok(told_of)

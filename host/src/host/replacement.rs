@@ -12,7 +12,7 @@ use super::{Grant, Host, Loaded};
 use crate::bundled;
 use crate::change::{Change, State, UnderWay, Version};
 use crate::commit::CommitError;
-use crate::config::PluginConfig;
+use crate::config::{PluginConfig, Policy};
 use crate::ident::{Digest, KeyName, PluginName};
 use crate::plugin::mark::{self, Mark};
 use crate::plugin::roster::{self, Row, Setup, Stored};
@@ -30,6 +30,21 @@ pub enum ReplaceError {
     /// It is not fit for it.
     #[error("{0}")]
     Refused(String),
+    /// Nobody who is trusted has signed it, and nobody vouches for it.
+    #[error(
+        "{from} is {digest}, and {by} has signed it: if it is what you want, install it with --trust {digest}"
+    )]
+    Untrusted {
+        /// Where it comes from.
+        from: String,
+        /// What it is.
+        digest: Digest,
+        /// Who has signed it, in words.
+        by: String,
+    },
+    /// It is not what was meant: it has moved meanwhile.
+    #[error("{0}: look again")]
+    Moved(String),
     /// It asks for more than it is granted.
     #[error("it asks to {}: install it with --grant, or grant it in the config under plugins.{}.grants", .0.missing.join(", "), .0.plugin)]
     AsksForMore(Box<Wanting>),
@@ -68,7 +83,11 @@ impl ReplaceError {
     pub fn is_lasting(&self) -> bool {
         matches!(
             self,
-            Self::Refused(_) | Self::DoesNotStart(_) | Self::AsksForMore(_) | Self::KeyTaken { .. }
+            Self::Refused(_)
+                | Self::Untrusted { .. }
+                | Self::DoesNotStart(_)
+                | Self::AsksForMore(_)
+                | Self::KeyTaken { .. }
         )
     }
 }
@@ -98,6 +117,8 @@ pub struct Proposal {
     pub follows: Option<String>,
     /// Whether it is what the config names.
     pub is_named: bool,
+    /// The digest that somebody vouches for: the operator, or the config for where it comes from.
+    pub trust: Option<Digest>,
 }
 
 /// A component that asks for more than it is granted.
@@ -204,11 +225,12 @@ impl Host {
         under_way.change.before = Some(old.version());
         let row = known()?.ok_or_else(none)?;
         let terms = self.terms(&name, &row, &old.handle.code(), proposal.is_named);
+        let trust = proposal.trust;
         let candidate = Candidate::proposed(proposal, terms);
         // Judged at once with others that came, and taken over in the order in which they came: it stands in
         // line from the first moment.
         let turn = self.turns.of(&name);
-        let judging = self.judge(under_way, candidate, grant);
+        let judging = self.judge(under_way, candidate, trust, grant);
         let (_place, judged) = tokio::join!(turn.line.lock(), judging);
         let _turn = turn.change.lock().await;
         let old = self.plugins.get(&name).ok_or_else(none)?;
@@ -216,7 +238,7 @@ impl Host {
         // What runs is known only now; it may go on whatever is said of it.
         if under_way.change.after == under_way.change.before {
             under_way.unchanged();
-            self.follow(&name, follows).await?;
+            self.go_on(&name, follows).await?;
             return Ok(true);
         }
         if known()?.ok_or_else(none)?.setup != row.setup {
@@ -228,13 +250,9 @@ impl Host {
             }
             judged => judged?,
         };
-        let claimed = self.claim(&name, &ready.allowance.reach)?;
+        let _held = self.claim(&name, &ready.allowance.reach)?;
         let successor = (ready, component, given, follows);
-        let taken_over = self.hand_over(under_way, &old, successor).await;
-        if taken_over.is_err() {
-            self.unclaim(&name, claimed);
-        }
-        taken_over.map(|()| true)
+        self.hand_over(under_way, &old, successor).await.map(|()| true)
     }
 
     /// Has judged code take over from what runs, once it has been rehearsed. The caller has the plugin's turn.
@@ -278,18 +296,22 @@ impl Host {
         Ok(())
     }
 
-    /// Has a plugin follow what its code comes from now.
-    async fn follow(&self, name: &PluginName, follows: Option<String>) -> Result<(), ReplaceError> {
+    /// Has a plugin follow what its code comes from now; the component waits no more, for it runs.
+    async fn go_on(&self, name: &PluginName, follows: Option<String>) -> Result<(), ReplaceError> {
         let Some(row) = roster::known_row(&self.store.snapshot()?, name)? else { return Ok(()) };
-        if follows.is_none() || follows == row.follows {
+        let now = move |row: Row| {
+            let pending = row.pending.filter(|pending| pending.digest != row.code.digest);
+            Row { follows: follows.clone().or(row.follows), pending, ..row }
+        };
+        if now(row.clone()) == row {
             return Ok(());
         }
         let whose = name.clone();
-        let followed = self.commit.write(move |write| {
+        let written = self.commit.write(move |write| {
             let row = roster::row_within(write, &whose)?;
-            roster::put_within(write, &whose, &Row { follows, ..row })
+            roster::put_within(write, &whose, &now(row))
         });
-        Ok(followed.await?)
+        Ok(written.await?)
     }
 
     /// Judges and compiles, off the async threads, while the old code works on.
@@ -297,6 +319,7 @@ impl Host {
         &self,
         under_way: &mut UnderWay,
         candidate: Candidate,
+        trust: Option<Digest>,
         grant: Grant,
     ) -> Result<Judged, ReplaceError> {
         if under_way.change.state != State::Judging {
@@ -310,16 +333,28 @@ impl Host {
         });
         let (mut candidate, inspection) = judged.await.map_err(broke_down)?.map_err(ReplaceError::Refused)?;
         under_way.change.after = Some(inspection.as_version());
+        self.vouch(&candidate, &inspection, trust)?;
         let allowance = |candidate: &Candidate| {
-            let resolved = candidate.resolve(&config, &inspection.manifest, &id);
+            let resolved = candidate.resolve(&config, &inspection, &id);
             resolved.map(|(_, allowance)| allowance).map_err(ReplaceError::Refused)
         };
+        let (before, signer) = (candidate.given(), inspection.signer.as_ref());
+        let is_others = candidate.installed && !before.is_for(signer);
         if grant == Grant::AllThatIsAsked {
+            candidate.bind_to(signer);
             let asks = allowance(&candidate)?.asks;
             candidate.grant(&asks);
         }
         let Allowance { asks, reach, .. } = allowance(&candidate)?;
-        let (missing, given) = (reach.unanswered(&asks), candidate.given());
+        let mut missing = reach.unanswered(&asks);
+        if is_others && grant == Grant::AsBefore {
+            let (whose, now) =
+                (config.signing.in_words(before.signer.as_ref()), config.signing.in_words(signer));
+            missing.insert(0, format!("go on, signed by {now}, in place of what {whose} has signed"));
+        } else {
+            candidate.bind_to(signer);
+        }
+        let given = candidate.given();
         // What the config names has what the config says, as at a start.
         if !missing.is_empty() && candidate.installed {
             let plugin = under_way.change.plugin.clone();
@@ -338,6 +373,24 @@ impl Host {
         let (ready, component) = compiled.map_err(broke_down)?.map_err(ReplaceError::Refused)?;
         under_way.reach(State::Waiting);
         Ok(Judged { ready, component, given })
+    }
+
+    /// Whether a component may run here by who has signed it or vouches for it.
+    fn vouch(
+        &self,
+        candidate: &Candidate,
+        inspection: &Inspection,
+        trust: Option<Digest>,
+    ) -> Result<(), ReplaceError> {
+        let (from, digest) = (candidate.source.clone(), inspection.digest);
+        if let Some(trust) = trust.filter(|trust| *trust != digest) {
+            return Err(ReplaceError::Refused(format!("{from} is {digest}, not {trust}")));
+        }
+        if trust.is_none() && candidate.policy(&self.config, inspection) == Policy::Ask {
+            let by = self.config.signing.in_words(inspection.signer.as_ref());
+            return Err(ReplaceError::Untrusted { from, digest, by });
+        }
+        Ok(())
     }
 
     /// Starts the new code on what is committed, and throws away what it does.
@@ -395,6 +448,7 @@ impl Host {
         let ready = ready.map_err(broke_down)?.map_err(|error| {
             ReplaceError::NoWayBack(format!("there is no way back to {}: {error}", mark.before.code.version))
         })?;
+        let _held = self.claim(name, &ready.allowance.reach)?;
         // What it will hear again was not listened to meanwhile.
         if let Some(world) = mark::world(&self.store.snapshot()?, place)? {
             self.loader.restore_hearings(&world);

@@ -200,6 +200,7 @@ impl Start {
             echoes: echoes.clone(),
             hearings: self.loader.hearings.clone(),
             room: self.loader.room.clone(),
+            config: Arc::new(self.loader.config.clone()),
             tally: tally.clone(),
         };
         tasks.spawn(subscriptions.run(stop.clone()));
@@ -256,6 +257,7 @@ impl Start {
             quota: quota(&self.loader.config.store),
             room: self.loader.room.clone(),
             awaited: self.awaited.clone(),
+            queue_bytes: self.loader.config.queue_bytes(),
         };
         tasks.spawn(retention.run(stop.clone()));
         tasks.spawn(self.lookout().run(fail, stop.clone()));

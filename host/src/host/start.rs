@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::candidate::{Candidate, candidates};
+use super::claims::Claims;
 use super::loader::Loader;
 use super::running::Running;
 use super::{Host, HostError, Options, Plugins, Turns};
@@ -25,9 +26,10 @@ use crate::keys::Keyring;
 use crate::log::EventLog;
 use crate::outbox::Sent;
 use crate::plugin::roster;
-use crate::plugin::{Engine, Lines};
+use crate::plugin::{Allotment, Compiler, Engine, Lines};
 use crate::retention::Awaited;
 use crate::room::{Lookout, Quota, Room};
+use crate::secret::Secret;
 use crate::store::outbox::Backlog;
 use crate::store::{Medium, Store, StoreError, Usage, others};
 use crate::time::Timestamp;
@@ -46,7 +48,7 @@ pub struct Start {
 impl Start {
     /// Opens what the host is made of. May block.
     pub fn new(options: Options) -> Result<Self, HostError> {
-        let Options { config, state_dir, medium, clock, room } = options;
+        let Options { config, state_dir, medium, clock, compiler, room } = options;
         let room = room.unwrap_or_default();
         let store = Arc::new(open(&state_dir, &medium, &room)?);
         let keys = Arc::new(Keyring::open(&store)?);
@@ -62,7 +64,12 @@ impl Start {
         ));
         let (next, last) = store.log_end()?;
         let log = Arc::new(EventLog::new(store.clone(), next, last, clock));
-        let engine = Arc::new(Engine::new(store.clone()).map_err(HostError::Engine)?);
+        let (seconds, memory) = (config.limits.compile_seconds, config.limits.compile_memory);
+        let compiler = match compiler {
+            Some(program) => Compiler::Apart { program, may: Allotment { seconds, memory } },
+            None => Compiler::Here,
+        };
+        let engine = Arc::new(Engine::new(store.clone(), compiler).map_err(HostError::Engine)?);
         let loader = Loader {
             id: identity(&store)?,
             secret: secret(&store)?,
@@ -122,10 +129,8 @@ impl Start {
         let running = Running::spawn(&self, &echoes, &received, &fail)?;
         let Self { loader, bus, sent, candidates, awaited } = self;
         let loading: BTreeSet<_> = candidates.iter().map(|candidate| candidate.name.clone()).collect();
-        // Whoever had a key has it before any other that is loaded.
-        let rows = roster::rows(&loader.store.snapshot()?)?.into_iter();
-        let claims = rows.filter(|(name, _)| loading.contains(name));
-        let claims = claims.map(|(name, row)| (name, row.claim)).collect();
+        let rows = roster::rows(&loader.store.snapshot()?)?;
+        let claims = Claims::at_start(&candidates, &rows, &loader.config, &loader.id);
         Ok(Host {
             id: loader.id.clone(),
             started: Timestamp::wall(),
@@ -152,7 +157,7 @@ impl Start {
             awaited,
             loader,
             turns: Turns::default(),
-            claims: Mutex::new(claims),
+            claims,
             compiling: Semaphore::new(cores()),
             backups: Arc::new(Semaphore::new(1)),
             ended: CancellationToken::new(),
@@ -194,8 +199,8 @@ fn choose_backend(
 ) -> Result<(Backend, Option<Arc<Bus>>), HostError> {
     match &config.ipfs.api_url {
         Some(address) => {
-            let settings =
-                Settings { address: address.parse()?, authorization: config.ipfs.api_authorization.clone() };
+            let authorization = config.ipfs.api_authorization.as_ref().map(Secret::read).transpose()?;
+            let settings = Settings { address: address.parse()?, authorization };
             Ok((kubo::backend(&settings)?, None))
         }
         None => {

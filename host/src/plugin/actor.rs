@@ -18,7 +18,9 @@ use tokio_util::sync::CancellationToken;
 
 pub use handle::Handle;
 pub use status::{EffectCounts, PluginStatus};
-pub use succession::{Fallback, Handover, Order, Successor, TakeBack, TakenOver, WayBack, rehearse};
+pub use succession::{
+    Fallback, Handover, Order, OtherReach, Successor, TakeBack, TakenOver, WayBack, rehearse,
+};
 
 use super::event::reply_error;
 use super::instance::{CallError, Setting, thread_cpu};
@@ -34,7 +36,7 @@ use crate::room::Room;
 use crate::store::StoreError;
 
 use body::Body;
-use delivery::{Delivery, Outcome};
+use delivery::{Delivery, Outcome, Tried};
 use failing::Failing;
 use handle::{Inbox, Query};
 use recorded::Recorded;
@@ -44,8 +46,8 @@ use succession::Predecessor;
 const BATCH_TIME: Duration = Duration::from_millis(20);
 /// Entries that a batch may hold; a plugin that is that far ahead of the commit waits.
 const BATCH_ENTRIES: usize = 16_384;
-/// Bytes of effects that a batch may hold.
-const BATCH_BYTES: usize = 16 << 20;
+/// Bytes of effects after which a batch is handed over.
+const BATCH_BYTES: usize = 1 << 20;
 /// Entries that are read from the log at a time.
 const READ: usize = 512;
 /// Entries that are handled between two looks at the queries.
@@ -142,6 +144,8 @@ pub struct Actor {
     world_changed: bool,
     failing: Failing,
     ticked_at: Option<Instant>,
+    /// How often the event was tried that is still to be handled.
+    tried: Option<Tried>,
     /// The limits that struck when a recorded log was handled first.
     recorded: Option<Recorded>,
     warned_at: Option<Instant>,
@@ -185,16 +189,20 @@ impl Actor {
             world_changed: false,
             failing: Failing::from_before(quarantine.is_some()),
             ticked_at: None,
+            tried: None,
             recorded: None,
             warned_at: None,
             unwarned: 0,
             tally: PluginStatus { state: "starting", ..PluginStatus::default() },
             plugin,
         };
-        handle.pause(is_paused || quarantine.is_some());
+        if is_paused {
+            handle.pause(true);
+        }
         actor.watch();
         match quarantine {
             Some(Quarantine { reason, since }) => {
+                actor.inbox.show_quarantined(true);
                 actor.tally.failing_since = Some(since);
                 actor.show_failing("quarantined", reason);
             }
@@ -248,11 +256,13 @@ impl Actor {
         self.session_mut().settle(committed)?;
         self.give_way()?;
         self.obey()?;
-        if self.inbox.is_paused() {
+        if self.inbox.take_resumed() {
+            self.end_quarantine();
+        }
+        if self.inbox.is_paused() || self.is_quarantined() {
             self.watch_on(false);
             return self.stand_still();
         }
-        self.end_quarantine();
         if let Some(rest) = self.failing.rest() {
             self.watch_on(true);
             self.hand_over();
@@ -278,6 +288,7 @@ impl Actor {
         if self.buffer.is_empty() {
             let cursor = self.cursor();
             self.log.read(cursor, READ, &mut self.buffer)?;
+            self.miss()?;
         }
         if self.buffer.is_empty() {
             return self.idle();
@@ -331,6 +342,40 @@ impl Actor {
             return Ok(None);
         }
         Ok(Some(due.since(now).min(idle)))
+    }
+
+    /// The log did not wait for the plugin: it was disabled, or too far behind. What it has missed is told to it as
+    /// gaps, what it asked for meanwhile is asked for again, and so is what became of names.
+    fn miss(&mut self) -> Result<(), StoreError> {
+        let cursor = self.cursor();
+        let missed = self.buffer.front().filter(|first| first.offset > cursor);
+        let Some((first, until)) = missed.map(|first| (first.offset, first.time)) else { return Ok(()) };
+        let since = self.session().world.time();
+        tracing::warn!(plugin = %self.plugin, entries = first.0 - cursor.0, %since, %until, "missed what the log no longer holds");
+        self.session_mut().meets("queue-bytes");
+        let (plugin, by) = (&self.plugin, self.generation());
+        let gaps = self.session().world.subscriptions().iter().map(|topic| Kind::Again {
+            plugin: plugin.clone(),
+            attempt: 0,
+            first: cursor,
+            by: Generation(0),
+            event: Event::Gap { topic: topic.clone(), since, until },
+        });
+        let asked = self.session().world.asked().map(|(topic, subscribed)| {
+            let (plugin, topic) = (plugin.clone(), topic.clone());
+            Kind::Subscription { plugin, topic, subscribed, by }
+        });
+        self.log.append_now(gaps.chain(asked));
+        self.inbox.forget_waiting(first);
+        let session = self.session_mut();
+        let (snapshot, own) = (session.store().snapshot()?, session.own_keys());
+        session.world.renew_own_names(&snapshot, own)?;
+        let followed: Vec<_> = session.world.follows().keys().map(|name| (name.clone(), true)).collect();
+        let batch = &mut session.effects.batch;
+        batch.follows.extend(followed);
+        batch.cursor = first;
+        self.world_changed = true;
+        Ok(())
     }
 
     fn handle_some(&mut self) -> Result<(), StoreError> {

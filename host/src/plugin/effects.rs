@@ -66,8 +66,8 @@ pub struct Batch {
     pub rates: Option<Rates>,
     /// The verdict on the code, if there is one by now.
     pub verdict: Option<Verdict>,
-    /// Why the plugin is not started any more, if it is not from now on.
-    pub quarantine: Option<Quarantine>,
+    /// Why the plugin is not started any more, or that it is again, if that has changed.
+    pub quarantine: Option<Option<Quarantine>>,
     /// Replies to commands, sent after the commit.
     pub replies: Mutex<Vec<PendingReply>>,
     /// How many entries and timers these are the effects of.

@@ -12,12 +12,14 @@ use thiserror::Error;
 use wasmtime::component::{Component, HasSelf, Linker};
 use wasmtime::{Config, InstanceAllocationStrategy, PoolingAllocationConfig};
 
+use super::compiler::Compiler;
 use super::imports::lacking;
 use super::instance::Guest;
 use super::limits::MEMORY_BYTES;
 use super::manifest::{Inspection, ManifestError, inspect};
 use super::{bindings, wasi};
 use crate::ident::Digest;
+use crate::signing::Signer;
 use crate::store::Store;
 
 /// Most instances of plugins at one time, those of rehearsals included. Address space is reserved for each.
@@ -38,6 +40,12 @@ pub enum EngineError {
     /// The compiler refuses it.
     #[error("the component does not compile")]
     Compile(#[source] wasmtime::Error),
+    /// Compiling it takes more than is allowed.
+    #[error("{0}")]
+    TooMuch(String),
+    /// The compiler breaks down over it.
+    #[error("the compiler breaks down over it: {0}")]
+    Compiler(String),
     /// It needs what the host lacks, or lacks what the host calls.
     #[error("the component does not fit the world `dim:coordination/plugin@0.1.0`")]
     World(#[source] wasmtime::Error),
@@ -48,6 +56,7 @@ pub struct Engine {
     engine: wasmtime::Engine,
     linker: Linker<Guest>,
     store: Arc<Store>,
+    compiler: Compiler,
 }
 
 impl std::fmt::Debug for Engine {
@@ -75,13 +84,13 @@ impl Engine {
     pub const EPOCH: Duration = Duration::from_millis(10);
 
     /// An engine whose cache lies in `store`'s directory.
-    pub fn new(store: Arc<Store>) -> Result<Self, EngineError> {
+    pub fn new(store: Arc<Store>, compiler: Compiler) -> Result<Self, EngineError> {
         let engine = wasmtime::Engine::new(&config()).map_err(EngineError::Engine)?;
         let mut linker = Linker::new(&engine);
         wasi::add_to_linker(&mut linker).map_err(EngineError::Engine)?;
         bindings::Plugin::add_to_linker::<_, HasSelf<_>>(&mut linker, |guest| guest)
             .map_err(EngineError::Engine)?;
-        Ok(Self { engine, linker, store })
+        Ok(Self { engine, linker, store, compiler })
     }
 
     /// Lets the deadlines of running calls come one [`Engine::EPOCH`] nearer.
@@ -111,13 +120,13 @@ impl Engine {
         let (plugin, begun) = (&inspection.manifest.name, Instant::now());
         let kib = bytes.len() >> 10;
         tracing::info!(%plugin, kib, "compiling; the compiled form is kept for later starts");
-        let compiled = self.engine.precompile_component(bytes).map_err(EngineError::Compile)?;
+        let compiled = self.compiler.compile(&self.engine, bytes)?;
         tracing::info!(%plugin, took = ?begun.elapsed(), "compiled");
         // Without the cache the next start is slow, and that is all.
         if let Err(error) = self.keep(&path, &compiled) {
             tracing::warn!(%plugin, "cannot keep the compiled component: {error}");
         }
-        // SAFETY: these bytes come from `precompile_component` just now.
+        // SAFETY: these bytes come from `precompile_component` just now, here or in a process of this program.
         unsafe { Component::deserialize(&self.engine, &compiled) }.map_err(EngineError::Compile)
     }
 
@@ -158,9 +167,13 @@ impl Engine {
     }
 }
 
-/// Looks at a component without running it: whether it is a plugin that finds here what it imports.
-pub fn judge(bytes: &[u8]) -> Result<Inspection, EngineError> {
-    let inspection = inspect(bytes)?;
+/// Looks at a component without running it: whether it is a plugin that finds here what it imports. `known` are
+/// those who may have signed it.
+pub fn judge<'a>(
+    bytes: &[u8],
+    known: impl IntoIterator<Item = &'a Signer>,
+) -> Result<Inspection, EngineError> {
+    let inspection = inspect(bytes)?.signed(bytes, known)?;
     match lacking(&inspection.imports) {
         Some(why) => Err(EngineError::Imports(why)),
         None => Ok(inspection),
@@ -172,7 +185,8 @@ fn digest_of(compiled: &Path) -> PathBuf {
     compiled.with_extension("sha256")
 }
 
-fn config() -> Config {
+/// How components are compiled and run.
+pub(super) fn config() -> Config {
     let mut pool = PoolingAllocationConfig::new();
     // A component is made of many core instances: Python's of about thirty.
     pool.total_component_instances(MAX_INSTANCES)

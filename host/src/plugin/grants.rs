@@ -203,6 +203,11 @@ impl TopicPattern {
         }
     }
 
+    /// Bytes of its text.
+    pub fn bytes(&self) -> usize {
+        self.0.as_str().len()
+    }
+
     /// The topic, if the pattern is one.
     pub fn exact(&self) -> Option<&Topic> {
         (!self.0.as_str().ends_with(".*")).then_some(&self.0)

@@ -21,6 +21,9 @@ use crate::store::StoreError;
 /// Resources of WASI that an instance may hold: streams and the like, which lie in the host's memory.
 const RESOURCES: usize = 1_000;
 
+/// The limit on instances of all plugins together.
+pub const INSTANCES: &str = "instances";
+
 /// How wasmtime says that more went over the border than its fuel allows.
 const TOO_MUCH_AT_ONCE: &str = "fuel allocated for hostcalls";
 
@@ -361,7 +364,12 @@ fn cause(guest: &mut Guest, console: &Console, error: &wasmtime::Error) -> CallE
         let reason = format!("the call made more than {most} calls of host functions");
         return CallError::Trap(Trap { reason, stack: stack(error), limit: Some("host-calls") });
     }
-    if format!("{error:#}").contains(TOO_MUCH_AT_ONCE) {
+    if error.is::<wasmtime::PoolConcurrencyLimitError>() {
+        let reason = format!("there is no room for one instance more: {}", error.root_cause());
+        return CallError::Trap(Trap { reason, stack: Vec::new(), limit: Some(INSTANCES) });
+    }
+    // The cause itself: what is around it names functions of the guest.
+    if error.root_cause().to_string().contains(TOO_MUCH_AT_ONCE) {
         let most = guest.session.limits().border_bytes;
         let reason = format!("more than {most} bytes went over the plugin's border at once");
         return CallError::Trap(Trap { reason, stack: stack(error), limit: Some("border-bytes") });

@@ -74,8 +74,8 @@ limits! {
     /// Bytes that go over the border in one call of a host's function, or as the result of a call: judged before
     /// anything is copied.
     border_bytes: usize = "border-bytes", 24 << 20, 64 << 20, "bytes over the border at once";
-    /// Bytes that the effects of one entry may hold.
-    effect_bytes: usize = "effect-bytes", 24 << 20, 64 << 20, "bytes of effects an entry";
+    /// Bytes that the effects of one entry may hold. They become real in one transaction, for which all others wait.
+    effect_bytes: usize = "effect-bytes", 4 << 20, 64 << 20, "bytes of effects an entry";
     /// Number of effects of one entry.
     effects: usize = "effects", 200_000, 2_000_000, "effects an entry";
     /// The plugin's whole state, in bytes of keys and values.
@@ -88,13 +88,13 @@ limits! {
     /// Messages that one entry publishes.
     publishes: usize = "publishes", 10_000, 1_000_000, "publishes an entry";
     /// Bytes of the messages that one entry publishes.
-    publish_bytes: usize = "publish-bytes", 16 << 20, 64 << 20, "bytes of publishes an entry";
+    publish_bytes: usize = "publish-bytes", 4 << 20, 64 << 20, "bytes of publishes an entry";
     /// Messages published a second, on average over ten seconds.
     publishes_per_second: u64 = "publishes-per-second", 1_000, 1_000_000, "publishes a second";
     /// Bytes of messages published a second, on average over ten seconds.
     publish_bytes_per_second: u64 = "publish-bytes-per-second", 4 << 20, 1 << 30, "bytes of publishes a second";
     /// One document, in bytes.
-    document_bytes: usize = "document-bytes", 16 << 20, DOCUMENT_BYTES as u64, "bytes a document";
+    document_bytes: usize = "document-bytes", 3 << 20, DOCUMENT_BYTES as u64, "bytes a document";
     /// Timers that are set at one time.
     timers: usize = "timers", 200_000, 2_000_000, "timers";
     /// Names followed at one time.
@@ -218,12 +218,27 @@ pub struct LimitPolicy {
     pub plugins: usize,
     /// Bytes of one component, default 128 MiB, at most 256 MiB. A larger one is refused before it is looked at.
     pub component_bytes: usize,
+    /// Seconds of CPU time that compiling one component may take, default 300, at most 3,600.
+    pub compile_seconds: u64,
+    /// Bytes of memory that compiling one component may take, default 4 GiB.
+    pub compile_memory: u64,
+    /// Bytes of the log that wait for a plugin, default 4 GiB, and never more than half of what the store may hold:
+    /// for one that is further behind the log does not wait any more, if it is larger than it is to be.
+    pub queue_bytes: u64,
 }
 
 impl Default for LimitPolicy {
     fn default() -> Self {
         let (default, ceiling) = (SomeLimits::default(), SomeLimits::default());
-        Self { default, ceiling, plugins: 200, component_bytes: 128 << 20 }
+        Self {
+            default,
+            ceiling,
+            plugins: 200,
+            component_bytes: 128 << 20,
+            compile_seconds: 300,
+            compile_memory: 4 << 30,
+            queue_bytes: 4 << 30,
+        }
     }
 }
 
@@ -273,7 +288,7 @@ impl LimitPolicy {
     }
 }
 
-const _: () = assert!(DOCUMENT_BYTES == 16 << 20 && MESSAGE_BYTES == 60 << 10, "the defaults are these");
+const _: () = assert!(MESSAGE_BYTES == 60 << 10, "the default is this");
 
 impl Limits {
     /// CPU time of one event, command or query.

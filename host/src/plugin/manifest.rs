@@ -16,6 +16,7 @@ use wasmparser::{ComponentTypeRef, Parser, Payload};
 use super::{Grants, SomeLimits};
 use crate::change::Version;
 use crate::ident::{Digest, InvalidWord, PluginName};
+use crate::signing::{Signer, SigningError, signer_of};
 
 /// The custom section that holds the manifest.
 const SECTION: &str = "dim-manifest";
@@ -57,6 +58,9 @@ pub enum ManifestError {
     /// It cannot be read.
     #[error("the manifest cannot be read: {0}")]
     Unreadable(String),
+    /// It is signed, and not well.
+    #[error(transparent)]
+    Signature(#[from] SigningError),
     /// A config value that the manifest does not know.
     #[error("the plugin has no config value {key:?}; it has {known}")]
     UnknownValue {
@@ -307,6 +311,10 @@ pub struct Inspection {
     pub digest: Digest,
     /// The file's size in bytes.
     pub size: usize,
+    /// Who has signed it, if that was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub signer: Option<Signer>,
     /// The manifest.
     pub manifest: Manifest,
     /// Its `authors` section.
@@ -322,6 +330,15 @@ pub struct Inspection {
 }
 
 impl Inspection {
+    /// The same, with who has signed the component: also one who is `known` and whom the signature does not name.
+    pub fn signed<'a>(
+        self,
+        component: &[u8],
+        known: impl IntoIterator<Item = &'a Signer>,
+    ) -> Result<Self, ManifestError> {
+        Ok(Self { signer: signer_of(component, known)?, ..self })
+    }
+
     /// What is told of it.
     pub fn as_version(&self) -> Version {
         Version {
@@ -339,7 +356,7 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Looks at a component file.
+/// Looks at a component file, and not at who has signed it.
 pub fn inspect(component: &[u8]) -> Result<Inspection, ManifestError> {
     if component.len() > MAX_COMPONENT {
         return Err(ManifestError::TooLarge);
@@ -355,6 +372,7 @@ pub fn inspect(component: &[u8]) -> Result<Inspection, ManifestError> {
     Ok(Inspection {
         digest: Digest::of(component),
         size: component.len(),
+        signer: None,
         manifest,
         authors: sections.text("authors"),
         licenses: sections.text("licenses"),

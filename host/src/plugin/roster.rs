@@ -10,6 +10,7 @@ use super::{Batch, Effects, Grants, Rates, Reach, Timers, World};
 use crate::change::Version;
 use crate::entry::{Generation, Offset};
 use crate::ident::{KeyName, PluginName};
+use crate::signing::Signer;
 use crate::store::{
     self, CURSORS, PLUGINS, PluginId, STATE, Snapshot, StateKey, Store, StoreError, TIMERS, WORLDS,
 };
@@ -73,6 +74,9 @@ pub struct Setup {
     pub granted: Grants,
     /// What it may not reach, whoever grants it.
     pub denied: Grants,
+    /// Who has signed the code that this is for; none if nobody has, and then it is for any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signer: Option<Signer>,
 }
 
 impl Setup {
@@ -81,6 +85,22 @@ impl Setup {
         let mut open = asks.clone();
         open.take(&self.denied);
         self.granted.add(&open);
+    }
+
+    /// What of these grants is denied, in words.
+    pub fn denied_of(&self, grants: &Grants) -> Vec<String> {
+        Reach { granted: grants.clone(), denied: self.denied.clone() }.missing(grants)
+    }
+
+    /// Whether it is for code that `signer` has signed.
+    pub fn is_for(&self, signer: Option<&Signer>) -> bool {
+        self.signer.is_none() || self.signer.as_ref() == signer
+    }
+
+    /// What code is given and denied that `signer` has signed.
+    pub fn of(&self, signer: Option<&Signer>) -> Self {
+        let granted = if self.is_for(signer) { self.granted.clone() } else { Grants::default() };
+        Self { granted, ..self.clone() }
     }
 
     /// Whether nothing was given or denied.
@@ -137,6 +157,10 @@ pub struct Pending {
     pub since: Timestamp,
     /// What it asks for that the plugin is not granted, in words.
     pub missing: Vec<String>,
+    /// Who has signed it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub signer: Option<Signer>,
     /// What is followed once it runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
@@ -177,21 +201,10 @@ pub struct Stored {
     pub row: Row,
     /// The next entry that it will read.
     pub cursor: Offset,
-    /// What it can read no more, for it was away longer than the log is kept.
-    pub missed: Option<Missed>,
     /// Its world as of the cursor.
     pub world: World,
     /// Its effects: none, on top of its timers and the size of its state.
     pub effects: Effects,
-}
-
-/// A time whose entries were trimmed before a plugin read them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Missed {
-    /// The time of the last entry that it handled.
-    pub since: Timestamp,
-    /// The time of the first entry that is left.
-    pub until: Timestamp,
 }
 
 /// The row of a plugin that is loaded with a component; one that was not known has no number yet.
@@ -216,7 +229,9 @@ pub fn entered(known: Option<Row>, code: Code) -> Row {
     let generation = if same { known.generation } else { known.generation.next() };
     let rates = if same { known.rates } else { Rates::default() };
     let quarantine = known.quarantine.filter(|_| same);
-    Row { code, generation, rates, quarantine, ..known }
+    // What waited was meant to go on after what ran.
+    let pending = known.pending.filter(|pending| same && pending.digest != code.digest);
+    Row { code, generation, rates, quarantine, pending, ..known }
 }
 
 /// Writes the row of a plugin; one without a number gets the next one, and starts at `head`.
@@ -303,14 +318,8 @@ fn stored(store: &Store, name: &PluginName, row: Row) -> Result<Stored, StoreErr
         let Some(key) = StateKey::strip(id, key.value()) else { break };
         timers.put(&String::from_utf8_lossy(key), Some(Timestamp(at.value())));
     }
-    let (cursor, missed) = match store.read_log(cursor, 1)?.first() {
-        Some(first) if first.offset > cursor => {
-            (first.offset, Some(Missed { since: world.time(), until: first.time }))
-        }
-        _ => (cursor, None),
-    };
     let batch = Batch::new(name.clone(), id, row.generation, 1, cursor);
-    Ok(Stored { row, cursor, missed, world, effects: Effects::new(batch, timers, size) })
+    Ok(Stored { row, cursor, world, effects: Effects::new(batch, timers, size) })
 }
 
 fn row(

@@ -148,6 +148,10 @@ pub struct Session {
     /// How much the call may publish.
     pub(super) outgoing: outgoing::Room,
     rate: outgoing::Rate,
+    /// What starts may publish, in the time of the machine: that of the log stands still while they fail.
+    start_rate: outgoing::Rate,
+    /// What the last start has published.
+    started: outgoing::Room,
     /// The keys whose last document was too large, each with its limit in bytes.
     pub(super) too_large: BTreeMap<KeyName, usize>,
     /// The clock that WASI shows, in nanoseconds since 1970.
@@ -183,8 +187,10 @@ impl Session {
             keys,
             outbox_len,
             listeners,
-            outgoing: outgoing::Room { used: 0, ..outgoing::Room::ENDLESS },
+            outgoing: outgoing::Room::ENDLESS,
             rate: outgoing::Rate::default(),
+            start_rate: outgoing::Rate::default(),
+            started: outgoing::Room::ENDLESS,
             too_large: BTreeMap::new(),
             clock,
             last_read: None,
@@ -249,12 +255,29 @@ impl Session {
         self.lines_dropped = 0;
         self.world.set_time(time);
         self.clock.store(self.world.time().0, Ordering::Relaxed);
-        let waiting = self.outbox_len.load(Ordering::Relaxed)
-            + self.effects.layers().map(|batch| batch.publishes.len()).sum::<usize>();
-        let outbox = self.limits.outbox.saturating_sub(waiting);
-        self.outgoing = self.rate.room(time, &self.limits, &self.outgoing, outbox);
+        self.outgoing = self.rate.room(time, &self.limits, &self.outgoing, self.outbox_room());
         self.effects.begin_entry();
         self.last_read = None;
+    }
+
+    /// Begins a start at `time`.
+    pub fn begin_start(&mut self, time: Timestamp) {
+        self.begin(Mode::Entry, time);
+        let (now, used) = (Timestamp::wall(), self.started);
+        self.outgoing = self.start_rate.room(now, &self.limits, &used, self.outbox_room());
+    }
+
+    /// Ends a start; returns the limit on publishes that it has met.
+    pub fn end_start(&mut self) -> Option<&'static str> {
+        self.started = std::mem::replace(&mut self.outgoing, outgoing::Room::ENDLESS);
+        self.started.struck
+    }
+
+    /// How many messages more may wait to be sent.
+    fn outbox_room(&self) -> usize {
+        let waiting = self.outbox_len.load(Ordering::Relaxed)
+            + self.effects.layers().map(|batch| batch.publishes.len()).sum::<usize>();
+        self.limits.outbox.saturating_sub(waiting)
     }
 
     /// Takes back what the call asked for.

@@ -220,6 +220,11 @@ impl World {
         self.asked.get(topic).copied().unwrap_or_else(|| self.subscriptions.contains(topic))
     }
 
+    /// The subscriptions, and their ends, that were asked for and are not in the log yet.
+    pub fn asked(&self) -> impl Iterator<Item = (&Topic, bool)> {
+        self.asked.iter().map(|(topic, subscribed)| (topic, *subscribed))
+    }
+
     /// The topics that the plugin will be subscribed to once all that it asked for is in the log.
     pub fn topics_to_hear(&self) -> BTreeSet<&Topic> {
         let mut topics: BTreeSet<&Topic> = self.subscriptions.iter().collect();
@@ -313,6 +318,19 @@ impl World {
         for (key, name) in own {
             let known = names::known(snapshot, &key)?.map(|known| known.resolution(name.clone()));
             self.add_own(name, known);
+        }
+        Ok(())
+    }
+
+    /// Takes note of what the names of own keys are by now: the entries that say so are gone.
+    pub fn renew_own_names(
+        &mut self,
+        snapshot: &Snapshot,
+        own: impl IntoIterator<Item = (KeyName, IpnsName)>,
+    ) -> Result<(), StoreError> {
+        for (key, name) in own {
+            let known = names::known(snapshot, &key)?.map(|known| known.resolution(name.clone()));
+            self.own.insert(name, OwnName { known, asked: None });
         }
         Ok(())
     }

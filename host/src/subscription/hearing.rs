@@ -52,6 +52,10 @@ pub struct TopicHearing {
     pub received: u64,
     /// Messages that came and could not be taken in.
     pub lost: u64,
+    /// Messages of peers that may not speak on it.
+    pub refused: u64,
+    /// The last of those peers.
+    pub last_refused: Option<PeerName>,
     /// Gaps that were told.
     pub gaps: u64,
     /// How long they were, in all.
@@ -150,6 +154,14 @@ impl Hearings {
     pub fn lost(&self, topic: &Topic) {
         if let Some(hearing) = self.lock().get_mut(topic) {
             hearing.lost += 1;
+        }
+    }
+
+    /// Notes that a message came from a peer that may not speak on the topic.
+    pub fn refused(&self, topic: &Topic, from: &PeerName) {
+        if let Some(hearing) = self.lock().get_mut(topic) {
+            hearing.refused += 1;
+            hearing.last_refused = Some(from.clone());
         }
     }
 

@@ -7,6 +7,7 @@ mod silence;
 
 use std::time::Duration;
 
+use dim_guest::speaker::{Binding, Speakers};
 use dim_guest::time::Time;
 use dim_guest::{DueTimer, Event, Failure, Message, Plugin, Refusal, export_plugin, json, pubsub, timers};
 use serde::{Deserialize, Serialize};
@@ -22,10 +23,13 @@ struct Config {
     dead_after_ms: u64,
     mass_silence_min: usize,
     forget_after_days: u64,
+    bind_nodes: Binding,
+    node_peers: Vec<String>,
 }
 
 struct Watchdog {
     config: Config,
+    speakers: Speakers,
 }
 
 #[derive(Deserialize)]
@@ -50,7 +54,8 @@ impl Plugin for Watchdog {
         if config.suspect_after_ms == 0 || config.dead_after_ms <= config.suspect_after_ms {
             return Err("dead_after_ms must be more than suspect_after_ms, and that more than 0".to_owned());
         }
-        Ok(Self { config })
+        let speakers = Speakers::new(config.bind_nodes, &config.node_peers)?;
+        Ok(Self { config, speakers })
     }
 
     fn handle(&mut self, event: Event) -> Result<(), Failure> {
@@ -58,6 +63,13 @@ impl Plugin for Watchdog {
             Event::Message(message) => self.heartbeat(&message),
             Event::Timer(timer) => self.look(&timer),
             Event::NameChanged(_) | Event::Gap(_) => Ok(()),
+        }
+    }
+
+    fn command(&mut self, method: &str, body: &str) -> Result<String, Refusal> {
+        match method {
+            "unbind" => self.speakers.unbind(body),
+            _ => Err(Refusal::UnknownMethod),
         }
     }
 
@@ -75,6 +87,7 @@ impl Watchdog {
             .map_err(|error| Failure::Reject(format!("not a heartbeat: {error}")))?;
         let id = heartbeat.node_id;
         dim_guest::id::check("a node_id", &id, 256).map_err(Failure::Reject)?;
+        self.speakers.check(&id, &message.origin)?;
         let known = NODES.get(&id)?;
         let now = Time::now();
         // Asked of the timers themselves: one whose firing failed is gone and must be set anew. A dead
@@ -96,6 +109,7 @@ impl Watchdog {
         let id = timer.key.as_str();
         let Some(mut node) = NODES.get(id)? else { return Ok(()) };
         if node.standing == Standing::Dead {
+            self.speakers.forget(id)?;
             return Ok(NODES.delete(id)?);
         }
         let hearing = pubsub::heard(&self.config.heartbeat_topic, node.last_seen.timestamp())?;

@@ -9,6 +9,7 @@ mod node;
 use std::time::Duration;
 
 use dim_guest::document::Document;
+use dim_guest::speaker::{Binding, Speakers};
 use dim_guest::time::Time;
 use dim_guest::{Event, Failure, Message, Origin, Plugin, Refusal, export_plugin, ipns, json, state, timers};
 use serde::Deserialize;
@@ -24,6 +25,8 @@ struct Config {
     trusted_observers: Vec<String>,
     publish_every_ms: u64,
     forget_after_days: u64,
+    bind_nodes: Binding,
+    node_peers: Vec<String>,
 }
 
 /// The timer that looks for nodes that have been dead for long, and how often it does.
@@ -33,6 +36,7 @@ const FORGET_EVERY: Duration = Duration::from_secs(3_600);
 struct NodeRegistry {
     config: Config,
     document: Document,
+    speakers: Speakers,
     jobs: String,
 }
 
@@ -53,7 +57,8 @@ impl Plugin for NodeRegistry {
         }
         let every = Duration::from_millis(config.publish_every_ms);
         let document = Document::new(config.ipns_key_name.clone(), "document", every);
-        Ok(Self { config, document, jobs })
+        let speakers = Speakers::new(config.bind_nodes, &config.node_peers)?;
+        Ok(Self { config, document, speakers, jobs })
     }
 
     fn handle(&mut self, event: Event) -> Result<(), Failure> {
@@ -72,6 +77,7 @@ impl Plugin for NodeRegistry {
     fn command(&mut self, method: &str, body: &str) -> Result<String, Refusal> {
         match method {
             "put" => self.put(json::read(body)?),
+            "unbind" => self.speakers.unbind(body),
             _ => Err(Refusal::UnknownMethod),
         }
     }
@@ -88,6 +94,7 @@ impl Plugin for NodeRegistry {
 impl NodeRegistry {
     fn heartbeat(&self, message: &Message) -> Result<(), Failure> {
         let heartbeat = Heartbeat::parse(&message.data)?;
+        self.speakers.check(&heartbeat.node_id, &message.origin)?;
         let record = NODES.get_raw(&heartbeat.node_id)?;
         let known = record.as_deref().map(state::decode).transpose()?;
         if let Some(node) = Node::heard(known, heartbeat, Time::now()) {
@@ -129,7 +136,7 @@ impl NodeRegistry {
 
     fn forget(&self) -> Result<(), Failure> {
         let age = Duration::from_secs(self.config.forget_after_days.saturating_mul(86_400));
-        let forgotten = node::forget_dead(Time::now(), age)?;
+        let forgotten = node::forget_dead(Time::now(), age, &self.speakers)?;
         look_again_after(if forgotten.all { FORGET_EVERY } else { Duration::ZERO })?;
         if forgotten.count > 0 { self.document.touch() } else { Ok(()) }
     }
@@ -144,7 +151,11 @@ impl NodeRegistry {
             node::check_id(&node.node_id).map_err(Refusal::Invalid)?;
         }
         for known in NODES.iter_raw(None) {
-            NODES.delete(&known?.0)?;
+            let (id, _) = known?;
+            NODES.delete(&id)?;
+            if !nodes.iter().any(|node| node.node_id == id) {
+                self.speakers.forget(&id)?;
+            }
         }
         for node in &nodes {
             NODES.set(&node.node_id, node)?;

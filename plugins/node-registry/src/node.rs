@@ -2,6 +2,7 @@
 
 use dim_guest::Failure;
 use dim_guest::list::{Both, Page, SideBySide};
+use dim_guest::speaker::Speakers;
 use dim_guest::state::{self, Records};
 use dim_guest::time::Time;
 use serde::{Deserialize, Serialize};
@@ -161,7 +162,11 @@ pub struct Forgotten {
 }
 
 /// Forgets the nodes that are dead and were seen last longer than `age` ago.
-pub fn forget_dead(now: Time, age: std::time::Duration) -> Result<Forgotten, state::Error> {
+pub fn forget_dead(
+    now: Time,
+    age: std::time::Duration,
+    speakers: &Speakers,
+) -> Result<Forgotten, state::Error> {
     let mut count = 0;
     for row in NODES.iter(None) {
         let (id, node) = row?;
@@ -170,6 +175,7 @@ pub fn forget_dead(now: Time, age: std::time::Duration) -> Result<Forgotten, sta
                 return Ok(Forgotten { count, all: false });
             }
             NODES.delete(&id)?;
+            speakers.forget(&id)?;
             count += 1;
         }
     }

@@ -280,8 +280,7 @@ impl Caller {
     }
 
     pub fn tcp(base: &str) -> Self {
-        dim::install_tls();
-        Self { http: Client::builder().no_proxy().build().unwrap(), base: base.to_owned() }
+        Self { http: dim_tests::with_token(), base: base.to_owned() }
     }
 
     /// Makes a call, and checks that call and answer are as the document describes them.

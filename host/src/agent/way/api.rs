@@ -104,7 +104,7 @@ fn is_final(problem: &Problem) -> bool {
 async fn within<R>(call: impl Future<Output = Result<R, ClientError>>) -> Result<R, Failure> {
     match tokio::time::timeout(PATIENCE, call).await {
         Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(ClientError::Problem(problem))) => Err(Failure::Problem(problem)),
+        Ok(Err(ClientError::Problem(problem))) => Err(Failure::Problem(*problem)),
         Ok(Err(error)) => Err(Failure::Away(first_and_last(&error))),
         Err(_) => Err(Failure::Away(format!("no answer within {PATIENCE:?}"))),
     }
@@ -189,6 +189,7 @@ mod tests {
             title: String::new(),
             status,
             missing: Vec::new(),
+            digest: None,
             detail: String::new(),
         };
         assert!(is_final(&problem(409, "conflict")) && is_final(&problem(400, "invalid")));

@@ -8,6 +8,7 @@ use http_body_util::BodyExt as _;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use reqwest::multipart::{Form, Part};
 use reqwest::{Body, Client, Response, StatusCode};
+use secrecy::ExposeSecret as _;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -72,7 +73,8 @@ impl Rpc {
         crate::install_tls();
         let mut headers = HeaderMap::new();
         if let Some(authorization) = &settings.authorization {
-            let mut value = HeaderValue::from_str(authorization).map_err(|_| ClientError::Authorization)?;
+            let mut value = HeaderValue::from_str(authorization.expose_secret())
+                .map_err(|_| ClientError::Authorization)?;
             value.set_sensitive(true);
             headers.insert(AUTHORIZATION, value);
         }

@@ -91,7 +91,13 @@ impl Command {
             Self::Deny { pending: false, ref what } if what.is_empty() => {
                 lacking("say what to deny, or --pending to give up the component that waits")
             }
-            Self::Allow { all, what } => json!({ "all": all, "allow": what.as_json() }),
+            Self::Allow { all: true, what } => {
+                // What waits now, and not what waits by then.
+                let seen = client.get(&path, &[]).await?;
+                let pending = &seen["pending"]["digest"];
+                json!({ "all": true, "allow": what.as_json(), "pending": pending })
+            }
+            Self::Allow { all: false, what } => json!({ "allow": what.as_json() }),
             Self::Deny { pending, what } => json!({ "refuse-pending": pending, "deny": what.as_json() }),
             Self::Reset => json!({ "reset": true }),
         };
@@ -139,14 +145,16 @@ fn show(out: &Output, granted: &Value) -> anyhow::Result<()> {
 
 /// Asks the user whether a plugin is granted what is missing; none if nobody is there to ask.
 pub fn agrees(plugin: &str, missing: &Value) -> io::Result<Option<bool>> {
+    let words = missing.as_array().into_iter().flatten().map(|words| format!("\n  - {}", cell(Some(words))));
+    asks(&format!("{} asks to{}", cell(Some(&json!(plugin))), words.collect::<String>()), "Grant it?")
+}
+
+/// Asks the user a question, after what it is about; none if nobody is there to ask.
+pub fn asks(about: &str, question: &str) -> io::Result<Option<bool>> {
     if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
         return Ok(None);
     }
-    eprintln!("{} asks to", cell(Some(&json!(plugin))));
-    for words in missing.as_array().into_iter().flatten() {
-        eprintln!("  - {}", cell(Some(words)));
-    }
-    eprint!("Grant it? [y/N] ");
+    eprint!("{about}\n{question} [y/N] ");
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer)?;
     Ok(Some(["y", "yes"].contains(&answer.trim().to_lowercase().as_str())))

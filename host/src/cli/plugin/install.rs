@@ -18,7 +18,7 @@ use crate::time::Timestamp;
 
 use super::super::client::Client;
 use super::super::output::Output;
-use super::grants::agrees;
+use super::grants::{agrees, asks};
 
 /// How long a state lasts without news until it is said that it does.
 const STILL: Duration = Duration::from_secs(2);
@@ -33,6 +33,15 @@ pub struct Wish {
     pub trust: Option<Digest>,
     pub grant: bool,
     pub wait: bool,
+}
+
+/// What the user has agreed to.
+#[derive(Clone, Copy)]
+struct Consent {
+    /// That it is granted what it asks for.
+    grant: bool,
+    /// Which component it is: what a name points to may be another one by then.
+    trust: Option<Digest>,
 }
 
 /// Where a component lies.
@@ -64,31 +73,27 @@ pub async fn install(client: &Client, out: &Output, wish: Wish) -> anyhow::Resul
             let shown = file.display().to_string();
             (plugin::read(&file).with_context(|| format!("cannot read {shown}"))?, shown)
         }
-        From::Url(url) => (download(&url, trust, out).await?, url),
+        From::Url(url) => (download(&url, out).await?, url),
         From::Ipfs(path) => {
-            let send = async |grant: bool| {
+            let send = async |Consent { grant, trust }: Consent| {
                 let fetch = json!({ "from": path, "trust": trust, "name": name, "grant": grant });
                 client.send_json(Method::POST, &["plugins"], &[], &fetch).await
             };
-            return settled(client, out, name.as_deref(), send, grant, wait).await;
+            return settled(client, out, name.as_deref(), send, Consent { grant, trust }, wait).await;
         }
     };
-    if let Some(trust) = trust
-        && Digest::of(&component) != trust
-    {
-        bail!("{source} is {}, not {trust}", Digest::of(&component));
-    }
     let inspection = plugin::inspect(&component).with_context(|| format!("{source} is not a plugin"))?;
     let name = name.unwrap_or_else(|| inspection.manifest.name.to_string());
     if !out.is_json() {
         eprintln!("{} KiB of {name} {}", component.len() >> 10, inspection.manifest.version);
     }
-    let send = async |grant: bool| {
-        let query = [("source", source.clone()), ("grant", grant.to_string())];
+    let send = async |Consent { grant, trust }: Consent| {
+        let mut query = vec![("source", source.clone()), ("grant", grant.to_string())];
+        query.extend(trust.map(|trust| ("trust", trust.to_string())));
         let path = ["plugins", name.as_str(), "component"];
         client.send_bytes(Method::PUT, &path, &query, component.clone()).await
     };
-    settled(client, out, Some(&name), send, grant, wait).await
+    settled(client, out, Some(&name), send, Consent { grant, trust }, wait).await
 }
 
 /// A component that waits until it is granted what it asks for.
@@ -96,8 +101,8 @@ pub async fn install(client: &Client, out: &Output, wish: Wish) -> anyhow::Resul
 #[error("{}", .0.reason.clone().unwrap_or_default())]
 pub struct Waits(Change);
 
-/// Downloads a component, of which the caller has to know what it is.
-async fn download(url: &str, trust: Option<Digest>, out: &Output) -> anyhow::Result<Vec<u8>> {
+/// Downloads a component.
+async fn download(url: &str, out: &Output) -> anyhow::Result<Vec<u8>> {
     crate::install_tls();
     let response = reqwest::get(url).await.and_then(reqwest::Response::error_for_status);
     let response = response.with_context(|| format!("cannot fetch {url}"))?;
@@ -115,35 +120,42 @@ async fn download(url: &str, trust: Option<Digest>, out: &Output) -> anyhow::Res
             eprintln!("{}{of} KiB of {url}", component.len() >> 10);
         }
     }
-    if trust.is_none() {
-        let digest = Digest::of(&component);
-        bail!("{url} is {digest}: what comes over the network is installed with --trust {digest} only");
-    }
     Ok(component)
 }
 
-/// Sends a component, and again with the grants that it lacks if the user agrees to them.
+/// Sends a component, and again if the user vouches for it, or agrees to the grants that it lacks.
 async fn settled(
     client: &Client,
     out: &Output,
     name: Option<&str>,
-    send: impl AsyncFn(bool) -> Result<Value, ClientError>,
-    grant: bool,
+    send: impl AsyncFn(Consent) -> Result<Value, ClientError>,
+    mut consent: Consent,
     wait: bool,
 ) -> anyhow::Result<()> {
-    let sent = told(client, out, name, send(grant)).await;
+    let mut sent = told(client, out, name, send(consent)).await;
+    if let Err(error) = &sent
+        && let Some(ClientError::Problem(problem)) = error.downcast_ref::<ClientError>()
+        && problem.kind == "untrusted"
+        && asks(&problem.detail, "Install it all the same?")? == Some(true)
+    {
+        let digest = problem.digest.as_deref().context("the host's answer")?;
+        consent.trust = Some(digest.parse().context("the host's answer")?);
+        sent = told(client, out, name, send(consent)).await;
+    }
     let lacks = match &sent {
-        Ok(change) => (change["state"] == "pending").then(|| change["missing"].clone()),
+        Ok(change) => (change["state"] == "pending")
+            .then(|| (change["missing"].clone(), change["after"]["digest"].clone())),
         Err(error) => match error.downcast_ref::<ClientError>() {
             Some(ClientError::Problem(problem)) => {
-                (!problem.missing.is_empty()).then(|| json!(problem.missing))
+                (!problem.missing.is_empty()).then(|| (json!(problem.missing), json!(problem.digest)))
             }
             _ => None,
         },
     };
     let sent = match lacks {
-        Some(missing) if agrees(name.unwrap_or("it"), &missing)? == Some(true) => {
-            told(client, out, name, send(true)).await?
+        Some((missing, digest)) if agrees(name.unwrap_or("it"), &missing)? == Some(true) => {
+            let trust = serde_json::from_value(digest).context("the host's answer")?;
+            told(client, out, name, send(Consent { grant: true, trust })).await?
         }
         _ => sent?,
     };

@@ -205,8 +205,15 @@ impl Claims {
             unload(host, gone, path).await?;
         }
         let (source, by) = (shown.clone(), BY.to_owned());
-        let proposal =
-            Proposal { plugin: name, component, source, by, follows: Some(shown), is_named: false };
+        let proposal = Proposal {
+            plugin: name,
+            component,
+            source,
+            by,
+            follows: Some(shown),
+            is_named: false,
+            trust: None,
+        };
         offer(host, None, proposal, digest).await
     }
 

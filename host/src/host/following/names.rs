@@ -10,7 +10,7 @@ use crate::change::{Change, State};
 use crate::host::Host;
 use crate::host::replacement::Proposal;
 use crate::ident::{ContentPath, Digest, PluginName};
-use crate::plugin::roster::{self, Row, Standing};
+use crate::plugin::roster::{self, Standing};
 use crate::store::StoreError;
 
 /// Who installs what a name points to.
@@ -53,7 +53,7 @@ impl Look for Names {
             }
             let known = self.known.get(&name).cloned().unwrap_or_default();
             let (this, whose) = (host.clone(), name.clone());
-            let errand = Errand::run(host, async move { ask(&this, whose, row, path, known).await });
+            let errand = Errand::run(host, async move { ask(&this, whose, path, known).await });
             self.asking.insert(name, errand);
         }
         Ok(())
@@ -65,7 +65,6 @@ impl Look for Names {
 async fn ask(
     host: &Arc<Host>,
     plugin: PluginName,
-    row: Row,
     path: ContentPath,
     known: Known,
 ) -> Result<Known, StoreError> {
@@ -105,13 +104,8 @@ async fn ask(
     let digest = digest.expect("hashing does not panic");
     let under_way = under_way.unwrap_or_else(begin);
     let settled = Known { settled: Some(target), unfetched: None };
-    if !host.trusts(&follows) && row.code.digest != digest.to_string() {
-        let why = format!("{source} is {digest}: the config does not trust the name (replacement.trusted)");
-        refuse(host, under_way, why).await;
-        return Ok(settled);
-    }
-    let by = BY.to_owned();
-    let proposal = Proposal { plugin, component, source, by, follows: Some(follows), is_named: false };
+    let (by, trust) = (BY.to_owned(), host.trusts(&follows).then_some(digest));
+    let proposal = Proposal { plugin, component, source, by, follows: Some(follows), is_named: false, trust };
     let is_settled = offer(host, Some(under_way), proposal, digest).await?;
     Ok(if is_settled { settled } else { known })
 }

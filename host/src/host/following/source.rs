@@ -34,7 +34,7 @@ impl Host {
     }
 
     /// Fetches the component at a path and installs it. It must be what `trust` says, or the config trusts the
-    /// path. What is refused is put on record, unless it cannot be told which plugin it was to be.
+    /// path or who has signed it. What is refused is put on record, unless it cannot be told which plugin it was to be.
     pub async fn install_from(
         self: &Arc<Self>,
         from: ContentPath,
@@ -67,17 +67,9 @@ impl Host {
             (None, Err(why)) => return Err(ReplaceError::Refused(format!("{source}: {why}"))),
         };
         let under_way = named.unwrap_or_else(|| begin(plugin.clone()));
-        if trust != Some(digest) && !self.trusts(&source) {
-            let untrusted = match trust {
-                Some(trust) => format!("{source} is {digest}, not {trust}"),
-                None => format!(
-                    "{source} is {digest}: install it with --trust {digest}, or name it in the config under replacement.trusted"
-                ),
-            };
-            return self.conclude(under_way, Err(ReplaceError::Refused(untrusted))).await;
-        }
+        let trust = trust.or_else(|| self.trusts(&source).then_some(digest));
         let follows = from.ipns().is_some().then(|| source.clone());
-        let proposal = Proposal { plugin, component, source, by, follows, is_named: false };
+        let proposal = Proposal { plugin, component, source, by, follows, is_named: false, trust };
         self.install_under_way(under_way, proposal, grant).await
     }
 }

@@ -3,9 +3,10 @@
 use std::time::Instant;
 
 use super::Actor;
+use super::failing::FailedStart;
 use crate::plugin::event::cut;
-use crate::plugin::instance::{CallError, Instance};
-use crate::plugin::session::{Mode, Room, Session};
+use crate::plugin::instance::{CallError, INSTANCES, Instance, Trap};
+use crate::plugin::session::{Room, Session};
 use crate::store::StoreError;
 use crate::time::nanoseconds;
 
@@ -42,24 +43,33 @@ impl Actor {
                 self.show_running();
                 Ok(true)
             }
-            Err(reason) => {
-                if self.can_go_back() {
-                    self.note_failure(&format!("it does not start any more: {reason}"));
+            Err(failed) => {
+                if self.can_go_back() && failed.is_own_fault {
+                    self.note_failure(&format!("it does not start any more: {}", failed.reason));
                     return Ok(false);
                 }
-                self.note_failed_start(reason);
+                self.note_failed_start(failed);
                 Ok(false)
             }
         }
     }
 
     /// Makes an instance and calls `start`, whose effects join the batch.
-    pub(super) fn start(&mut self) -> Result<Result<(), String>, StoreError> {
+    pub(super) fn start(&mut self) -> Result<Result<(), FailedStart>, StoreError> {
+        let started = self.try_start()?;
+        let struck = self.session_mut().end_start();
+        Ok(started.map_err(|trap| FailedStart {
+            is_own_fault: struck.is_none() && trap.limit != Some(INSTANCES),
+            reason: trap.reason,
+        }))
+    }
+
+    fn try_start(&mut self) -> Result<Result<(), Trap>, StoreError> {
         let Body::Bare(mut session) = std::mem::replace(&mut self.body, Body::Between) else {
             unreachable!("an instance is made only when there is none");
         };
         let time = session.world.time();
-        session.begin(Mode::Entry, time);
+        session.begin_start(time);
         if self.recorded.is_some() {
             session.outgoing = Room::ENDLESS;
         }
@@ -92,7 +102,7 @@ impl Actor {
             }
             Ok(Err(reason)) => {
                 self.fail(true);
-                Ok(Err(cut(reason)))
+                Ok(Err(Trap::of_reason(cut(reason))))
             }
             Err(error) => {
                 self.fail(true);
@@ -152,9 +162,9 @@ impl Actor {
 }
 
 /// A start that failed: why, unless the host is to blame.
-pub(super) fn refused(error: CallError) -> Result<Result<(), String>, StoreError> {
+pub(super) fn refused(error: CallError) -> Result<Result<(), Trap>, StoreError> {
     match error {
-        CallError::Trap(trap) | CallError::Limit(trap) => Ok(Err(trap.reason)),
+        CallError::Trap(trap) | CallError::Limit(trap) => Ok(Err(trap)),
         CallError::Host(error) => Err(error),
     }
 }

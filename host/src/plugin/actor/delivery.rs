@@ -33,6 +33,17 @@ pub struct Delivery {
     pub timer: Option<String>,
 }
 
+/// How often an event was tried that is still to be handled: a start that has failed meanwhile does not begin its
+/// tries anew, or it would hold up the line for ever.
+#[derive(Debug, Default)]
+pub struct Tried {
+    offset: Offset,
+    part: u64,
+    times: u32,
+    trap: Trap,
+    lines: Vec<String>,
+}
+
 /// How an event went.
 pub enum Outcome {
     /// Handled, put off or set aside.
@@ -63,19 +74,22 @@ impl Actor {
         delivery: Delivery,
     ) -> Result<Outcome, StoreError> {
         let event = wit_event(&delivery.event);
-        let mut lines = Vec::new();
-        let mut trap = Trap::default();
-        for again in 0..TRIES {
+        let before = self.tried.take().filter(|it| (it.offset, it.part) == (entry.offset, part));
+        let mut tried = before.unwrap_or(Tried { offset: entry.offset, part, ..Tried::default() });
+        for again in tried.times..TRIES {
             let tries = delivery.attempt + again + 1;
             if !self.make_ready()? {
+                self.tried = Some(tried);
                 return Ok(Outcome::Stopped);
             }
+            tried.times += 1;
+            let Tried { trap, lines, .. } = &mut tried;
             self.begin(Mode::Entry, entry, part, again);
             self.clear_fired(&delivery);
             if let Some((limit, log)) = self.struck_then(entry, part, again) {
                 self.fail(true);
                 lines.extend(log);
-                trap = Trap::of_reason(limit);
+                *trap = Trap::of_reason(limit);
                 continue;
             }
             let begun = thread_cpu();
@@ -92,7 +106,7 @@ impl Actor {
                 Ok(Err(failure)) => failure,
                 Err(error) => {
                     let log;
-                    (trap, log) = self.trapped(error, begun, entry, part, again)?;
+                    (*trap, log) = self.trapped(error, begun, entry, part, again)?;
                     if self.failed.is_some() {
                         return Ok(Outcome::Stopped);
                     }
@@ -111,10 +125,10 @@ impl Actor {
                 }
                 wit::Failure::Retry(_) => {
                     let reason = format!("still not handled after {tries} tries");
-                    self.set_aside(delivery, entry, tries, Trap::of_reason(reason), lines);
+                    self.set_aside(delivery, entry, tries, Trap::of_reason(reason), tried.lines);
                 }
                 wit::Failure::Reject(why) => {
-                    self.set_aside(delivery, entry, tries, Trap::of_reason(cut(why)), lines);
+                    self.set_aside(delivery, entry, tries, Trap::of_reason(cut(why)), tried.lines);
                 }
             }
             return Ok(Outcome::Done);
@@ -122,7 +136,7 @@ impl Actor {
         self.session_mut().begin(Mode::Entry, entry.time);
         self.clear_fired(&delivery);
         let tries = delivery.attempt + TRIES;
-        self.set_aside(delivery, entry, tries, trap, lines);
+        self.set_aside(delivery, entry, tries, tried.trap, tried.lines);
         Ok(Outcome::Done)
     }
 
@@ -164,7 +178,7 @@ impl Actor {
             version: self.run.version().to_owned(),
             by: self.generation(),
             offset: delivery.first.0,
-            time: entry.time.0,
+            time: if self.recorded.is_some() { entry.time.0 } else { self.log.now().0 },
             attempts: tries,
             reason,
             stack,
@@ -192,8 +206,12 @@ impl Actor {
         let called = self.instance().command(method, body);
         self.note_outbox(entry, 0, 0);
         let reply = match called {
-            Ok(Ok(reply)) => Ok(reply),
+            Ok(Ok(reply)) => {
+                self.failing.note_success();
+                Ok(reply)
+            }
             Ok(Err(refusal)) => {
+                self.failing.note_success();
                 self.fail(false);
                 Err(reply_error(refusal, method))
             }

@@ -38,12 +38,21 @@ pub struct Failing {
     rests_until: Option<Instant>,
 }
 
+/// Why a start has failed.
+#[derive(Debug)]
+pub struct FailedStart {
+    /// In words.
+    pub reason: String,
+    /// Whether the code is to blame, rather than that there was no room for what it did.
+    pub is_own_fault: bool,
+}
+
 /// A plugin that did not start.
 #[derive(Debug)]
 struct Restart {
     at: Instant,
     pause: Duration,
-    /// How many starts in a row have failed.
+    /// How many starts in a row have failed by the code's own fault.
     failed: u32,
 }
 
@@ -69,11 +78,13 @@ impl Failing {
         self.restart = None;
     }
 
-    /// A start has failed; returns the pause until the next one, and how many have failed in a row.
-    fn note_start(&mut self) -> (Duration, u32) {
+    /// A start has failed, by the code's own fault or not; returns the pause until the next one, and how many have
+    /// failed in a row by its fault.
+    fn note_start(&mut self, is_own_fault: bool) -> (Duration, u32) {
+        let own = u32::from(is_own_fault);
         let (pause, failed) = match &self.restart {
-            Some(last) => ((last.pause * 2).min(RESTART.1), last.failed + 1),
-            None => (RESTART.0, 1),
+            Some(last) => ((last.pause * 2).min(RESTART.1), last.failed + own),
+            None => (RESTART.0, own),
         };
         self.restart = Some(Restart { at: Instant::now() + pause, pause, failed });
         (pause, failed)
@@ -108,17 +119,18 @@ impl Failing {
 
 impl Actor {
     /// Takes in that a start has failed: it is tried again later, or not until someone acts.
-    pub(super) fn note_failed_start(&mut self, reason: String) {
-        let (pause, failed) = self.failing.note_start();
+    pub(super) fn note_failed_start(&mut self, failed: FailedStart) {
+        let FailedStart { reason, is_own_fault } = failed;
+        let (pause, failed) = self.failing.note_start(is_own_fault);
         if failed < self.session().limits().restarts || self.recorded.is_some() {
             tracing::error!(plugin = %self.plugin, "does not start, trying again in {pause:?}: {reason}");
             return self.show_failing("failing", reason);
         }
         tracing::error!(plugin = %self.plugin, "quarantined, it did not start {failed} times: {reason}");
         self.failing = Failing::from_before(true);
-        self.inbox.pause(true);
+        self.inbox.show_quarantined(true);
         let quarantine = Quarantine { reason: reason.clone(), since: Timestamp::wall() };
-        self.session_mut().effects.batch.quarantine = Some(quarantine);
+        self.session_mut().effects.batch.quarantine = Some(Some(quarantine));
         self.show_failing("quarantined", reason);
     }
 
@@ -131,7 +143,9 @@ impl Actor {
     pub(super) fn end_quarantine(&mut self) {
         if self.failing.quarantined {
             self.failing = Failing::default();
-            self.inbox.pause(false);
+            self.inbox.show_quarantined(false);
+            // Behind what says that it begins: that may be on its way to the commit.
+            self.session_mut().effects.batch.quarantine = Some(None);
         }
     }
 }
@@ -143,10 +157,12 @@ mod tests {
     #[test]
     fn pauses_between_starts_grow_and_rests_are_bounded() {
         let mut failing = Failing::default();
-        let pauses: Vec<u64> = (0..9).map(|_| failing.note_start().0.as_secs()).collect();
+        let pauses: Vec<u64> = (0..9).map(|_| failing.note_start(true).0.as_secs()).collect();
         assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
         failing.has_started();
-        assert_eq!(failing.note_start(), (Duration::from_secs(1), 1));
+        assert_eq!(failing.note_start(true), (Duration::from_secs(1), 1));
+        // What is not its fault makes it wait, and counts for nothing.
+        assert_eq!(failing.note_start(false), (Duration::from_secs(2), 1));
         // As if each call had taken all of the thread's CPU time, and a minute before.
         for _ in 0..100 {
             failing.owed += Duration::from_secs(60);

@@ -11,6 +11,7 @@ use super::{Order, PluginStatus};
 use crate::entry::{Kind, Offset};
 use crate::ident::PluginName;
 use crate::log::{EventLog, Mailbox};
+use crate::plugin::roster::Claim;
 use crate::plugin::{Reply, ReplyError, Runnable};
 use crate::room::Room;
 
@@ -45,7 +46,10 @@ pub struct Handle {
     order: Arc<Ordered>,
     status: Arc<Mutex<PluginStatus>>,
     code: Arc<Mutex<Arc<Runnable>>>,
+    fallback: Arc<Mutex<Option<Arc<Runnable>>>>,
     paused: Arc<AtomicBool>,
+    quarantined: Arc<AtomicBool>,
+    resumed: Arc<AtomicBool>,
     leaves: Arc<AtomicBool>,
 }
 
@@ -60,7 +64,10 @@ pub struct Inbox {
     order: Arc<Ordered>,
     status: Arc<Mutex<PluginStatus>>,
     code: Arc<Mutex<Arc<Runnable>>>,
+    fallback: Arc<Mutex<Option<Arc<Runnable>>>>,
     paused: Arc<AtomicBool>,
+    quarantined: Arc<AtomicBool>,
+    resumed: Arc<AtomicBool>,
 }
 
 /// The two ends between the actor of `name`, which runs `code`, and the rest of the host.
@@ -74,7 +81,10 @@ pub fn pair(name: PluginName, code: &Runnable, log: Arc<EventLog>, room: Arc<Roo
         order: Arc::new(Mutex::new(Some(None))),
         status: Arc::default(),
         code: Arc::new(Mutex::new(Arc::new(code.clone()))),
+        fallback: Arc::default(),
         paused: Arc::default(),
+        quarantined: Arc::default(),
+        resumed: Arc::default(),
     };
     let handle = Handle {
         name,
@@ -86,7 +96,10 @@ pub fn pair(name: PluginName, code: &Runnable, log: Arc<EventLog>, room: Arc<Roo
         order: inbox.order.clone(),
         status: inbox.status.clone(),
         code: inbox.code.clone(),
+        fallback: inbox.fallback.clone(),
         paused: inbox.paused.clone(),
+        quarantined: inbox.quarantined.clone(),
+        resumed: inbox.resumed.clone(),
         leaves: Arc::default(),
     };
     (handle, inbox)
@@ -104,6 +117,17 @@ impl Inbox {
     /// Who waits for the reply of the command at `offset`.
     pub fn take_waiting(&self, offset: Offset) -> Option<oneshot::Sender<Reply>> {
         self.waiting.lock().expect("no one panics while holding the waiting").as_mut()?.remove(&offset)
+    }
+
+    /// Tells who waits for the reply of a command before `first` that it will not be carried out.
+    pub fn forget_waiting(&self, first: Offset) {
+        let mut waiting = self.waiting.lock().expect("no one panics while holding the waiting");
+        let gone = waiting.iter_mut().flat_map(|waiting| waiting.extract_if(|offset, _| *offset < first));
+        for (_, to) in gone {
+            let reason = "it was too far behind, and will not carry out the order";
+            // Whoever asked may have gone away.
+            let _ = to.send(Err(ReplyError::Unavailable(reason.to_owned())));
+        }
     }
 
     /// Lets who waits for the reply of the command at `offset` wait on: it is handled again.
@@ -130,14 +154,24 @@ impl Inbox {
         self.paused.load(Ordering::Relaxed)
     }
 
-    /// Has the plugin handle nothing until it is resumed, or go on.
-    pub fn pause(&self, paused: bool) {
-        self.paused.store(paused, Ordering::Relaxed);
+    /// Says whether the plugin is quarantined.
+    pub fn show_quarantined(&self, quarantined: bool) {
+        self.quarantined.store(quarantined, Ordering::Relaxed);
+    }
+
+    /// Whether it was resumed since this was last asked.
+    pub fn take_resumed(&self) -> bool {
+        self.resumed.swap(false, Ordering::Relaxed)
     }
 
     /// Says which code runs.
     pub fn show_code(&self, code: &Runnable) {
         *self.code.lock().expect("no one panics while holding the code") = Arc::new(code.clone());
+    }
+
+    /// Says which code runs again if that fails.
+    pub fn show_fallback(&self, fallback: Option<&Arc<Runnable>>) {
+        *self.fallback.lock().expect("no one panics while holding the code") = fallback.cloned();
     }
 
     /// Says how the plugin is doing.
@@ -204,6 +238,7 @@ impl Handle {
     /// Has it handle nothing from the next entry on, or go on.
     pub fn pause(&self, paused: bool) {
         self.paused.store(paused, Ordering::Relaxed);
+        self.resumed.store(!paused, Ordering::Relaxed);
         self.mailbox.ring();
     }
 
@@ -221,9 +256,24 @@ impl Handle {
         self.paused.load(Ordering::Relaxed)
     }
 
+    /// Whether it is not even started until it is resumed or has other code.
+    pub fn is_quarantined(&self) -> bool {
+        self.quarantined.load(Ordering::Relaxed)
+    }
+
     /// What runs.
     pub fn code(&self) -> Arc<Runnable> {
         self.code.lock().expect("no one panics while holding the code").clone()
+    }
+
+    /// What runs again if that fails on probation.
+    pub fn fallback(&self) -> Option<Arc<Runnable>> {
+        self.fallback.lock().expect("no one panics while holding the code").clone()
+    }
+
+    /// The keys of what runs, and of what runs again if that fails.
+    pub fn claims(&self) -> impl Iterator<Item = Claim> + use<> {
+        [Some(self.code()), self.fallback()].into_iter().flatten().map(|run| Claim::of(&run.reach))
     }
 
     /// Lets other code go on between two entries; an order before it must have been obeyed. Who waits is told

@@ -105,8 +105,9 @@ impl Actor {
             self.tally.met = self.session().met.clone();
             self.tally.last_denied = self.session().last_denied.clone();
         }
-        let is_paused = self.inbox.is_paused() && !self.is_quarantined();
-        let state = if is_paused { "paused" } else { self.tally.state };
+        let state =
+            if self.inbox.is_paused() && !self.is_quarantined() { "paused" } else { self.tally.state };
+        self.inbox.show_fallback(self.fallback.as_ref().map(|fallback| &fallback.run));
         self.inbox.show(&PluginStatus { state, ..self.tally.clone() });
     }
 

@@ -5,7 +5,7 @@
 //! become real, or neither does. On the way back what was not committed is dropped, one transaction puts back
 //! what was committed, and the actor begins again with what is in the store.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -35,8 +35,19 @@ pub enum Order {
     Succeed(Box<Successor>),
     /// What ran before.
     GoBack(Box<WayBack>),
-    /// The same code, with other grants. Who waits is told whether it has them: other code may run by then.
-    Reach(Box<Runnable>, oneshot::Sender<bool>),
+    /// The same code, with other grants.
+    Reach(Box<OtherReach>),
+}
+
+/// What runs, with other grants.
+#[derive(Debug)]
+pub struct OtherReach {
+    /// What runs.
+    pub run: Runnable,
+    /// What runs again if that fails on probation.
+    pub fallback: Option<Arc<Runnable>>,
+    /// Who waits is told whether it has them: other code may run by then.
+    pub done: oneshot::Sender<bool>,
 }
 
 /// Code that takes over from what runs.
@@ -144,7 +155,7 @@ pub struct Predecessor {
 #[derive(Clone, Debug)]
 pub struct Fallback {
     /// What ran before.
-    pub run: Runnable,
+    pub run: Arc<Runnable>,
     /// The first code since then.
     pub to: Generation,
 }
@@ -159,10 +170,13 @@ impl Actor {
         match self.inbox.take_order() {
             None => Ok(()),
             Some(Order::Succeed(successor)) => self.take_over(*successor, begun),
-            Some(Order::Reach(run, done)) => {
-                let is_same = run.code.digest == self.run.code.digest;
+            Some(Order::Reach(other)) => {
+                let OtherReach { run, fallback, done } = *other;
+                let digest = |fallback: &Arc<Runnable>| fallback.code.digest.clone();
+                let is_same = run.code.digest == self.run.code.digest
+                    && fallback.as_ref().map(digest) == self.fallback.as_ref().map(|it| digest(&it.run));
                 if is_same {
-                    self.reach_other(*run)?;
+                    self.reach_other(run, fallback)?;
                 }
                 // Whoever asked may have gone away.
                 let _ = done.send(is_same);
@@ -171,7 +185,7 @@ impl Actor {
             Some(Order::GoBack(way)) => {
                 let WayBack { to, run, reason, done } = *way;
                 let before = self.cursor();
-                if self.go_back(Fallback { run, to }, reason, Some(before))? {
+                if self.go_back(Fallback { run: Arc::new(run), to }, reason, Some(before))? {
                     let at = self.cursor();
                     let _ = done.send(Some((at, before.0.saturating_sub(at.0))));
                 } else {
@@ -218,9 +232,9 @@ impl Actor {
                 self.show_running();
                 self.hand_over();
             }
-            Err(reason) => {
+            Err(failed) => {
                 self.run_again(predecessor);
-                let _ = done.send(Err(reason));
+                let _ = done.send(Err(failed.reason));
             }
         }
         Ok(())
@@ -243,7 +257,7 @@ impl Actor {
             // There is none if it could not be loaded.
             Some(probation) => (probation.before, predecessor.fallback.clone()),
             None => {
-                let run = predecessor.run.clone();
+                let run = Arc::new(predecessor.run.clone());
                 (predecessor.rates, Some(Fallback { run, to: predecessor.by.next() }))
             }
         };
@@ -290,11 +304,15 @@ impl Actor {
     }
 
     /// Goes on with other grants: what is lost ends, and an instance is started that knows of what is gained.
-    pub(super) fn reach_other(&mut self, run: Runnable) -> Result<(), StoreError> {
+    pub(super) fn reach_other(
+        &mut self,
+        run: Runnable,
+        fallback: Option<Arc<Runnable>>,
+    ) -> Result<(), StoreError> {
         self.drop_instance();
-        if let Some(fallback) = &mut self.fallback {
+        if let (Some(own), Some(run)) = (&mut self.fallback, fallback) {
             // Grants go with the plugin's name: what is denied now is denied to what ran before, too.
-            fallback.run.reach = run.reach.clone();
+            own.run = run;
         }
         let before = self.exchange(run);
         self.keep_within_reach()?;
@@ -441,7 +459,7 @@ impl Actor {
         if has_gone {
             self.end_quarantine();
             (self.probation, self.fallback) = (None, None);
-            self.exchange(run);
+            self.exchange(Arc::unwrap_or_clone(run));
             // What was denied since is denied to what comes back.
             self.keep_within_reach()?;
         }
@@ -479,6 +497,7 @@ impl Actor {
         self.world_changed = false;
         self.failing.has_started();
         self.ticked_at = None;
+        self.tried = None;
         self.watch();
         self.show();
         Ok(generation)
@@ -497,11 +516,14 @@ pub fn rehearse(
     let setting = Setting::new(secret, &session.plugin);
     let mut session = Session::new(session, prepared.inspection.manifest.version.clone())?;
     let time = session.world.time();
-    session.begin(Mode::Entry, time);
+    session.begin_start(time);
     setting.random.begin(session.effects.batch.cursor.0, u64::MAX);
     let started = match Instance::new(prepared, session, &setting) {
         Ok(mut instance) => instance.start(config, from_state_version),
         Err(failed) => Err(failed.1),
     };
-    started.map_or_else(refused, |started| Ok(started.map_err(cut)))
+    match started {
+        Ok(started) => Ok(started.map_err(cut)),
+        Err(error) => Ok(refused(error)?.map_err(|trap| trap.reason)),
+    }
 }

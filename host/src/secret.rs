@@ -1,0 +1,131 @@
+//! Owns secrets of the config: they come from the environment or from a file, and are shown nowhere.
+
+use std::path::PathBuf;
+
+use secrecy::SecretString;
+use serde::{Deserialize, Deserializer};
+use thiserror::Error;
+
+/// Longest secret, in bytes.
+const MAX_SECRET: usize = 64 << 10;
+
+/// Where a secret is, as in `{ env: NAME }` or `{ file: PATH }`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Secret {
+    /// In a variable of the environment.
+    Env(String),
+    /// In a file, without the white space at its end.
+    File(PathBuf),
+}
+
+/// Why a secret cannot be had.
+#[derive(Debug, Error)]
+pub enum SecretError {
+    /// There is no such variable.
+    #[error("the environment has no variable {0} with a secret")]
+    NoVariable(String),
+    /// The file cannot be read.
+    #[error("cannot read the secret in {path}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// There is nothing in it, or too much.
+    #[error("the secret in {0} is empty or too long")]
+    Length(PathBuf),
+}
+
+impl Secret {
+    /// The secret itself.
+    pub fn read(&self) -> Result<SecretString, SecretError> {
+        match self {
+            Self::Env(name) => {
+                let value = std::env::var(name).ok().filter(|value| !value.is_empty());
+                value.map(SecretString::from).ok_or_else(|| SecretError::NoVariable(name.clone()))
+            }
+            Self::File(path) => {
+                let unread = |source| SecretError::File { path: path.clone(), source };
+                let text = std::fs::read_to_string(path).map_err(unread)?;
+                let secret = text.trim_end();
+                if secret.is_empty() || secret.len() > MAX_SECRET {
+                    return Err(SecretError::Length(path.clone()));
+                }
+                Ok(SecretString::from(secret))
+            }
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, deny_unknown_fields)]
+        enum Form {
+            Env { env: String },
+            File { file: PathBuf },
+            // Whatever it is, it is not repeated.
+            Other(serde::de::IgnoredAny),
+        }
+        match Form::deserialize(deserializer)? {
+            Form::Env { env } => Ok(Self::Env(env)),
+            Form::File { file } => Ok(Self::File(file)),
+            Form::Other(_) => Err(serde::de::Error::custom(
+                "a secret does not stand in the config: say where it is, { env: NAME } or { file: PATH }",
+            )),
+        }
+    }
+}
+
+/// The value of a header: as it stands, or a secret.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub enum HeaderText {
+    /// As it stands.
+    Plain(String),
+    /// A secret.
+    Secret(Secret),
+}
+
+impl HeaderText {
+    /// The value itself.
+    pub fn read(&self) -> Result<SecretString, SecretError> {
+        match self {
+            Self::Plain(text) => Ok(SecretString::from(text.as_str())),
+            Self::Secret(secret) => secret.read(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::ExposeSecret as _;
+
+    use super::*;
+
+    fn parse(text: &str) -> Result<Secret, String> {
+        serde_json::from_str(text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_secret_is_read_from_where_it_is_and_never_stands_in_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        std::fs::write(&path, "hush\n").unwrap();
+        let secret = parse(&format!(r#"{{"file": {path:?}}}"#)).unwrap();
+        let read = secret.read().unwrap();
+        assert_eq!(read.expose_secret(), "hush");
+        assert!(!format!("{read:?} {secret:?}").contains("hush"));
+        std::fs::write(&path, "\n").unwrap();
+        assert!(matches!(secret.read(), Err(SecretError::Length(_))));
+        assert!(matches!(
+            parse(r#"{"env": "DIM_NO_SUCH_VARIABLE"}"#).unwrap().read(),
+            Err(SecretError::NoVariable(_))
+        ));
+        for inline in [r#""hush""#, r#"{"value": "hush"}"#, r#"{"env": "A", "file": "hush"}"#] {
+            let why = parse(inline).unwrap_err();
+            assert!(why.contains("{ env: NAME }") && !why.contains("hush"), "{why}");
+        }
+    }
+}

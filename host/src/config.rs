@@ -10,11 +10,12 @@ use thiserror::Error;
 
 use crate::commit::Durability;
 use crate::ident::{InvalidWord, KeyName, PeerName, PluginName, Topic};
+use crate::log::TAIL_BYTES;
 use crate::plugin::{Grants, LimitPolicy, NameOrKey, Rules, SomeLimits, TopicPattern};
 use crate::retention::Undo;
 use crate::secret::{HeaderText, Secret};
 use crate::signing::Signer;
-use crate::store::dead;
+use crate::store::{CACHE_BYTES, dead};
 
 /// Most plugins that a host is made for.
 const MAX_PLUGINS: usize = 900;
@@ -307,6 +308,9 @@ pub struct StoreConfig {
     /// Bytes of the disk that must stay free, default 256 MiB. When there are fewer the intake stops;
     /// with less than a quarter of it plugins stand still too, and only questions are answered.
     pub min_free_bytes: u64,
+    /// Bytes of memory for the database's pages and the end of the log, default 224 MiB, at least 1 MiB. Less makes a
+    /// host slower that has much state, or plugins that lag.
+    pub memory_bytes: usize,
     /// What the event log keeps for plugins that lag and for looking back.
     pub log: LogConfig,
     /// How many dead letters are kept. Beyond it the oldest go, and that is told.
@@ -369,9 +373,18 @@ impl Default for StoreConfig {
             durability: Durability::default(),
             max_bytes: None,
             min_free_bytes: 256 << 20,
+            memory_bytes: CACHE_BYTES + TAIL_BYTES,
             log: LogConfig::default(),
             dead_letters: dead::Quota::default(),
         }
+    }
+}
+
+impl StoreConfig {
+    /// Bytes of memory for the database's pages, and for the end of the log: in the ratio of the defaults.
+    pub fn memory(&self) -> (usize, usize) {
+        let tail = self.memory_bytes / ((CACHE_BYTES + TAIL_BYTES) / TAIL_BYTES);
+        (self.memory_bytes - tail, tail)
     }
 }
 
@@ -419,6 +432,9 @@ impl Config {
         let (seconds, most) = (config.limits.compile_seconds, MAX_COMPILE_SECONDS);
         if seconds == 0 || seconds > most {
             return Err(format!("limits.compile-seconds: 1 to {most}"));
+        }
+        if config.store.memory_bytes < 1 << 20 {
+            return Err("store.memory_bytes: a host needs at least 1 MiB".to_owned());
         }
         if config.api.connections == 0 {
             return Err("api.connections: there must be at least one".to_owned());

@@ -5,6 +5,7 @@ mod claims;
 mod following;
 mod granting;
 mod installation;
+mod judging;
 mod loader;
 mod plugins;
 mod removal;

@@ -16,8 +16,8 @@ use crate::ident::{PluginName, Topic};
 use crate::store::{Store, StoreError};
 use crate::time::{Clock, LogClock, Timestamp};
 
-/// Bytes of committed entries that stay in memory for the plugins to read.
-const TAIL_BYTES: usize = 32 << 20;
+/// Bytes of committed entries that stay in memory for the plugins to read, unless the config says otherwise.
+pub const TAIL_BYTES: usize = 32 << 20;
 
 /// Bytes of entries that may wait for the commit. Beyond it, whoever appends waits: a daemon's
 /// stream is then read more slowly and the daemon drops messages, which becomes a gap.
@@ -49,6 +49,7 @@ struct Inner {
     /// The newest entries; those from `uncommitted` on are not durable yet.
     tail: VecDeque<Arc<Entry>>,
     tail_bytes: usize,
+    most_tail_bytes: usize,
     uncommitted: Offset,
     pending_bytes: usize,
     readers: Vec<Reader>,
@@ -104,13 +105,21 @@ impl Default for Mailbox {
 }
 
 impl EventLog {
-    /// The log that goes on after `next` and `last_time`, the end of what is in `store`, by `clock`.
-    pub fn new(store: Arc<Store>, next: Offset, last_time: Timestamp, clock: Arc<dyn Clock>) -> Self {
+    /// The log that goes on after `next` and `last_time`, the end of what is in `store`, by `clock`; committed entries
+    /// take `tail` bytes of memory at most.
+    pub fn new(
+        store: Arc<Store>,
+        next: Offset,
+        last_time: Timestamp,
+        clock: Arc<dyn Clock>,
+        tail: usize,
+    ) -> Self {
         let inner = Inner {
             clock: LogClock::starting_at(last_time, clock),
             next,
             tail: VecDeque::new(),
             tail_bytes: 0,
+            most_tail_bytes: tail,
             uncommitted: next,
             pending_bytes: 0,
             readers: Vec::new(),
@@ -300,7 +309,7 @@ impl Inner {
     }
 
     fn shorten(&mut self) {
-        while self.tail_bytes > TAIL_BYTES {
+        while self.tail_bytes > self.most_tail_bytes {
             let Some(oldest) = self.tail.front() else { return };
             if oldest.offset >= self.uncommitted {
                 return;

@@ -16,7 +16,7 @@ use crate::entry::{Entry, Generation, Offset};
 use crate::host::{self, HostError};
 use crate::ident::PluginName;
 use crate::keys::Keyring;
-use crate::log::EventLog;
+use crate::log::{EventLog, TAIL_BYTES};
 use crate::plugin::{
     Actor, Batch, Compiler, Effects, Engine, Lines, Parts, Rates, Rules, SessionParts, Timers, Void, World,
     roster,
@@ -159,7 +159,7 @@ impl Replay {
             state_version: None,
             session,
             secret: self.secret,
-            log: Arc::new(EventLog::new(store, first, Timestamp(0), Arc::new(MachineClock))),
+            log: Arc::new(EventLog::new(store, first, Timestamp(0), Arc::new(MachineClock), TAIL_BYTES)),
             commit: Arc::new(Commit::new(
                 self.config.store.durability,
                 self.config.store.dead_letters,

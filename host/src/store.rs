@@ -44,8 +44,8 @@ pub use usage::Usage;
 /// What the name begins with of the directory in which a backup is restored.
 pub const HALF_RESTORED: &str = ".restoring-";
 
-/// Memory for the database's pages, in bytes. Its own default is 1 GiB.
-const CACHE_BYTES: usize = 192 << 20;
+/// Memory for the database's pages, in bytes, unless the config says otherwise. The database's own default is 1 GiB.
+pub const CACHE_BYTES: usize = 192 << 20;
 
 /// From this size on, in bytes, the database is kept ready for a quick start after a crash: below it, it
 /// is read through in a fraction of a second, and each commit is spared the work.
@@ -206,11 +206,11 @@ pub enum Sync {
 impl Store {
     /// Opens the state directory, creating it if it is missing.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        Self::open_on(path, Arc::new(Disk))
+        Self::open_on(path, Arc::new(Disk), CACHE_BYTES)
     }
 
-    /// Opens a state directory whose database lies on `medium`.
-    pub fn open_on(path: &Path, medium: Arc<dyn Medium>) -> Result<Self, StoreError> {
+    /// Opens a state directory whose database lies on `medium`; its pages take `cache` bytes of memory at most.
+    pub fn open_on(path: &Path, medium: Arc<dyn Medium>, cache: usize) -> Result<Self, StoreError> {
         let directory = |source| StoreError::Directory { path: path.to_owned(), source };
         let mut builder = std::fs::DirBuilder::new();
         std::os::unix::fs::DirBuilderExt::mode(builder.recursive(true), 0o700);
@@ -229,7 +229,7 @@ impl Store {
         if !file.exists() && holds_half_a_restore(path).map_err(directory)? {
             return Err(StoreError::HalfRestored { path: path.to_owned() });
         }
-        let opened = medium.open(builder.set_cache_size(CACHE_BYTES), &file);
+        let opened = medium.open(builder.set_cache_size(cache), &file);
         let database =
             opened.map_err(|source| StoreError::Open { path: file.clone(), source: Box::new(source) })?;
         if file.exists() {

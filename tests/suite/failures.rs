@@ -267,7 +267,8 @@ async fn a_plugin_in_python_loads_and_answers() {
     let dir = tempfile::tempdir().unwrap();
     let Some(file) = dim_tests::python::component(dir.path()) else { return };
     // With the limits that every plugin has.
-    let host = Setup::default().and_probe("in-python", json!({ "file": file })).start().await;
+    let section = json!({ "file": file, "limits": { "memory": 256 << 20 } });
+    let host = Setup::default().and_probe("in-python", section).start().await;
     let count = async || host.query("in-python", "count", json!({ "topic": "probe.in" })).await;
     eventually("it has started", async || count().await.is_ok()).await;
     for _ in 0..3 {

@@ -1,6 +1,7 @@
 //! The tests of the host, in one program. Where a test needs a daemon it says so and starts one.
 
 mod agent;
+mod attacks;
 mod backends;
 mod backup;
 mod calls;

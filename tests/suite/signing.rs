@@ -125,7 +125,16 @@ async fn grants_are_for_whoever_has_signed() {
     let granted = host.host.grant(&name(), allow(json!({ "all": true })), "the test").await.unwrap();
     assert_eq!(granted.change.unwrap().state, State::OnProbation);
     assert_eq!(version(&host), "2.1.0");
-    assert_eq!(host.run(publish).await[0]["ok"], Value::Null);
+    assert_eq!(host.run(publish.clone()).await[0]["ok"], Value::Null);
+    // What goes back has what was given, also after a restart.
+    host.host.roll_back(&name(), None, "the test").await.unwrap();
+    assert_eq!(version(&host), "1.0.0");
+    let setup = trusting(&[("acme", &acme.signer())], json!("allow"));
+    let host = setup.start_in(host.stop().await).await;
+    assert_eq!(host.run(publish.clone()).await[0]["ok"], Value::Null);
+    assert!(host.host.grants(&name()).unwrap().missing.is_empty());
+    let change = install(&host, from("a file", of(&other, "2.2.0")), Grant::AllThatIsAsked).await.unwrap();
+    assert_eq!(change.state, State::OnProbation);
     // And now acme's would wait.
     let change = install(&host, from("a file", of(&acme, "3.0.0")), Grant::AsBefore).await.unwrap();
     assert_eq!(change.state, State::Pending);

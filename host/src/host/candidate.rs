@@ -241,7 +241,9 @@ impl Candidate {
     }
 
     /// What a plugin ran before: kept in the store, or what the config names, if that is the same still.
-    pub fn kept(name: PluginName, terms: Terms, code: Code, store: &Store) -> Self {
+    pub fn kept(name: PluginName, mut terms: Terms, code: Code, store: &Store) -> Self {
+        // It was granted already what it may, whoever has signed what came after it.
+        terms.given.signer = None;
         if code.installed.is_some() {
             return Self::installed(name, terms, code, store);
         }

@@ -9,7 +9,8 @@ use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
 use super::candidate::{Allowance, Terms, settle};
-use super::replacement::{Proposal, ReplaceError, Wanting, broke_down};
+use super::judging::{Wanting, broke_down};
+use super::replacement::{Proposal, ReplaceError};
 use super::{Grant, Host};
 use crate::cause::chain;
 use crate::change::{Change, State, UnderWay};

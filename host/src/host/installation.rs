@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use super::candidate::{Candidate, Ready, Terms};
+use super::judging::{Judged, broke_down};
 use super::loader::ToRun;
-use super::replacement::{Judged, Proposal, ReplaceError, broke_down};
+use super::replacement::{Proposal, ReplaceError};
 use super::{Host, UNHURT};
 use crate::bundled;
 use crate::change::{Change, State, UnderWay};

@@ -7,8 +7,8 @@ use futures::StreamExt as _;
 
 use super::candidate::{Candidate, Readied};
 use super::following::follow;
+use super::judging::broke_down;
 use super::loader::{ToRun, Wired};
-use super::replacement::broke_down;
 use super::start::cores;
 use super::{Host, HostError, UNHURT};
 use crate::change::{Change, State};

@@ -50,7 +50,8 @@ impl Start {
     pub fn new(options: Options) -> Result<Self, HostError> {
         let Options { config, state_dir, medium, clock, compiler, room } = options;
         let room = room.unwrap_or_default();
-        let store = Arc::new(open(&state_dir, &medium, &room)?);
+        let (cache, tail) = config.store.memory();
+        let store = Arc::new(open(&state_dir, &medium, cache, &room)?);
         let keys = Arc::new(Keyring::open(&store)?);
         let (backend, bus) = choose_backend(&config, &store, &keys)?;
         let interest = Arc::new(Interest::default());
@@ -63,7 +64,7 @@ impl Start {
             room.clone(),
         ));
         let (next, last) = store.log_end()?;
-        let log = Arc::new(EventLog::new(store.clone(), next, last, clock));
+        let log = Arc::new(EventLog::new(store.clone(), next, last, clock, tail));
         let (seconds, memory) = (config.limits.compile_seconds, config.limits.compile_memory);
         let compiler = match compiler {
             Some(program) => Compiler::Apart { program, may: Allotment { seconds, memory } },
@@ -179,13 +180,13 @@ pub(super) fn quota(config: &StoreConfig) -> Quota {
 }
 
 /// Opens the store, and packs it if the host before this one asked for it.
-fn open(state_dir: &Path, medium: &Arc<dyn Medium>, room: &Room) -> Result<Store, StoreError> {
-    let mut store = Store::open_on(state_dir, medium.clone())?;
+fn open(state_dir: &Path, medium: &Arc<dyn Medium>, cache: usize, room: &Room) -> Result<Store, StoreError> {
+    let mut store = Store::open_on(state_dir, medium.clone(), cache)?;
     if room.slack.take_asked() {
         if let Err(error) = store.pack() {
             tracing::error!("the store cannot be packed: {}", chain(&error));
             drop(store);
-            return Store::open_on(state_dir, medium.clone());
+            return Store::open_on(state_dir, medium.clone(), cache);
         }
         room.slack.measured(store.file_bytes(), Usage::of(&store.snapshot()?)?.total());
     }

@@ -464,11 +464,16 @@ impl Actor {
             self.meet(error);
         }
         Ok(match asked {
-            Ok(Ok(reply)) => Ok(reply),
-            Ok(Err(refusal)) => Err(reply_error(refusal, &query.method)),
+            Ok(answer) => {
+                // That a question goes well says nothing of how the plugin handles events.
+                if self.session().has_met() {
+                    self.failing.note_bad(begun);
+                }
+                answer.map_err(|refusal| reply_error(refusal, &query.method))
+            }
             Err(CallError::Host(error)) => return Err(error),
             Err(CallError::Trap(trap) | CallError::Limit(trap)) => {
-                self.failing.note_trap(begun);
+                self.failing.note_bad(begun);
                 self.tally.failures += 1;
                 self.fail(true);
                 self.note_failure(&trap.reason);

@@ -61,9 +61,9 @@ macro_rules! limits {
 }
 
 limits! {
-    /// All linear memories and tables together, in bytes, the initial size included. 256 MiB hold a Python
-    /// component.
-    memory: usize = "memory", 256 << 20, MEMORY_BYTES as u64, "bytes of memory";
+    /// All linear memories and tables together, in bytes, the initial size included. A component in Python asks for
+    /// 256 MiB.
+    memory: usize = "memory", 64 << 20, MEMORY_BYTES as u64, "bytes of memory";
     /// CPU time of one event, command or query, in milliseconds.
     call_cpu_ms: u64 = "call-cpu-ms", 1_000, 10_000, "ms of CPU a call";
     /// CPU time of `start`, in milliseconds. Interpreters start slowly.

@@ -136,6 +136,8 @@ pub struct Session {
     line_rate: (f64, Instant),
     /// What the plugin has met: grants and limits, and how often.
     pub(super) met: BTreeMap<&'static str, u64>,
+    /// Whether a limit was met since the call began.
+    has_met: bool,
     /// What it asked for last that is not granted.
     pub(super) last_denied: Option<String>,
     version: String,
@@ -179,6 +181,7 @@ impl Session {
             lines_dropped: 0,
             line_rate: (limits.log_lines_per_second.saturating_mul(outgoing::BURST) as f64, Instant::now()),
             met: BTreeMap::new(),
+            has_met: false,
             last_denied: None,
             version,
             store,
@@ -251,6 +254,7 @@ impl Session {
     /// Begins a call at `time`.
     pub fn begin(&mut self, mode: Mode, time: Timestamp) {
         self.mode = mode;
+        self.has_met = false;
         self.lines.clear();
         self.lines_dropped = 0;
         self.world.set_time(time);
@@ -317,8 +321,10 @@ impl Session {
         sealed
     }
 
-    /// A line of the plugin's log, for the operator and for a dead letter.
+    /// A line of the plugin's log, for the operator and for a dead letter. It is one line, whatever it holds: what
+    /// would end it, or move a terminal's cursor, is written out.
     pub fn line(&mut self, level: tracing::Level, text: String) {
+        let text = if text.contains(char::is_control) { written_out(&text) } else { text };
         if self.lines.len() >= self.limits.log_lines {
             self.lines_dropped += 1;
             self.meets("log-lines");
@@ -358,6 +364,12 @@ impl Session {
     /// Counts that a limit, or what is granted, was met.
     pub fn meets(&mut self, what: &'static str) {
         *self.met.entry(what).or_default() += 1;
+        self.has_met |= what != GRANTS;
+    }
+
+    /// Whether a limit was met since the call began.
+    pub fn has_met(&self) -> bool {
+        self.has_met
     }
 
     /// Counts a refusal.
@@ -392,6 +404,15 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// A text without control characters: each is told by its escape.
+fn written_out(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        if c.is_control() && c != '\t' { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    out
 }
 
 fn check_key(key: &[u8]) -> Result<(), Refusal> {

@@ -24,6 +24,9 @@ const ATTACKS: [(&str, &str); 5] = [
 /// Callers of the honest plugin at a time, when it is seen what it can do.
 const CALLERS: usize = 64;
 
+/// Into how many slices the time is cut; p50 and p99 are the medians of theirs.
+const SLICES: usize = 9;
+
 /// How long the attackers are let loose before it is measured.
 const WARM_UP: Duration = Duration::from_secs(3);
 
@@ -77,8 +80,7 @@ impl Run {
         }
         for attack in attacks {
             let grants = json!({ "publish": ["hostile.out"] });
-            let section =
-                json!({ "file": dim_tests::HOSTILE, "grants": grants, "config": { "attack": attack } });
+            let section = json!({ "file": dim_tests::HOSTILE, "grants": grants, "config": { "attack": attack, "again": true } });
             plugins.insert((*attack).to_owned(), section);
         }
         let config = Config::parse(&json!({ "plugins": plugins }).to_string()).expect("a config");
@@ -131,8 +133,11 @@ impl Run {
             took.push(order.await.expect("an order is carried out"));
         }
         let kept_up = took.len() as f64 / begun.elapsed().as_secs_f64();
-        took.sort_unstable();
-        Figures { kept_up, took }
+        // Of slices, so that one hiccup of the disk does not count for all of it.
+        let mut slices: Vec<Vec<Duration>> =
+            took.chunks(took.len().div_ceil(SLICES)).map(<[Duration]>::to_vec).collect();
+        slices.iter_mut().for_each(|slice| slice.sort_unstable());
+        Figures { kept_up, slices }
     }
 
     async fn stop(self) {
@@ -148,12 +153,21 @@ async fn order(honest: &Handle) {
 /// How a load went.
 struct Figures {
     kept_up: f64,
-    took: Vec<Duration>,
+    /// How long the orders took, of each slice of the time in order.
+    slices: Vec<Vec<Duration>>,
 }
 
 impl Figures {
+    /// The median of the slices.
     fn at(&self, part: f64) -> Duration {
-        self.took[((self.took.len() - 1) as f64 * part) as usize]
+        let at = |slice: &Vec<Duration>| slice[((slice.len() - 1) as f64 * part) as usize];
+        let mut of_each: Vec<Duration> = self.slices.iter().map(at).collect();
+        of_each.sort_unstable();
+        of_each[of_each.len() / 2]
+    }
+
+    fn worst(&self) -> Duration {
+        self.slices.iter().filter_map(|slice| slice.last()).max().copied().unwrap_or_default()
     }
 
     fn print(&self, beside: &str, base: &Self) {
@@ -164,7 +178,7 @@ impl Figures {
             self.kept_up,
             ms(self.at(0.5)),
             ms(self.at(0.99)),
-            ms(self.at(1.0))
+            ms(self.worst())
         );
     }
 }

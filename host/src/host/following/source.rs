@@ -6,7 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::change::{Change, State, Step};
-use crate::host::replacement::{Proposal, ReplaceError, broke_down};
+use crate::host::judging::broke_down;
+use crate::host::replacement::{Proposal, ReplaceError};
 use crate::host::{Grant, Host};
 use crate::ident::{ContentPath, Digest, PluginName};
 use crate::plugin;

@@ -97,7 +97,7 @@ impl Actor {
             self.note_outbox(entry, part, again);
             let failure = match called {
                 Ok(Ok(())) => {
-                    self.failing.note_success();
+                    self.note_end(begun);
                     self.tally.handled += 1;
                     self.count(false);
                     self.session_mut().effects.batch.entries += 1;
@@ -114,7 +114,7 @@ impl Actor {
                     continue;
                 }
             };
-            self.failing.note_success();
+            self.note_end(begun);
             self.tally.failures += 1;
             lines.extend(self.fail(false));
             self.begin(Mode::Entry, entry, part, again);
@@ -138,6 +138,11 @@ impl Actor {
         let tries = delivery.attempt + TRIES;
         self.set_aside(delivery, entry, tries, tried.trap, tried.lines);
         Ok(Outcome::Done)
+    }
+
+    /// Takes in that a call has come to its end which began when the thread had used `begun`.
+    pub(super) fn note_end(&mut self, begun: Duration) {
+        if self.session().has_met() { self.failing.note_bad(begun) } else { self.failing.note_success() }
     }
 
     fn clear_fired(&mut self, delivery: &Delivery) {
@@ -207,11 +212,11 @@ impl Actor {
         self.note_outbox(entry, 0, 0);
         let reply = match called {
             Ok(Ok(reply)) => {
-                self.failing.note_success();
+                self.note_end(begun);
                 Ok(reply)
             }
             Ok(Err(refusal)) => {
-                self.failing.note_success();
+                self.note_end(begun);
                 self.fail(false);
                 Err(reply_error(refusal, method))
             }
@@ -247,7 +252,7 @@ impl Actor {
             CallError::Trap(trap) => (trap, false),
             CallError::Limit(trap) => (trap, true),
         };
-        self.failing.note_trap(begun);
+        self.failing.note_bad(begun);
         self.tally.failures += 1;
         let log = self.fail(true);
         self.note_failure(&trap.reason);

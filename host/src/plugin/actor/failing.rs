@@ -1,5 +1,5 @@
 //! Owns what becomes of a plugin that keeps failing: it is started again with growing pauses, and quarantined when it
-//! does not start at all; and who traps rests for longer than it has worked in vain.
+//! does not start at all; and who traps or meets a limit rests for longer than it has worked in vain.
 //!
 //! What comes from outside quarantines nobody: whoever may publish on a topic could stop every plugin that hears it.
 //! An event that traps costs the others a bounded delay, and the line goes on.
@@ -14,10 +14,11 @@ use crate::time::Timestamp;
 /// How long a plugin that does not start is left alone, at first and at most.
 const RESTART: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
-/// How many times the CPU time of a call that trapped a plugin rests at most; after the first trap in a row it is once.
-const REST: u32 = 8;
+/// After a call that trapped or met a limit a plugin rests for the CPU time that it took, and for twice as long after
+/// each further one in a row; so often it doubles at most, to 32 times.
+const DOUBLED: u32 = 5;
 
-/// Longest rest after one event that trapped.
+/// Longest rest after one such call.
 const LONGEST_REST: Duration = Duration::from_secs(10);
 
 /// Shortest rest that is worth it.
@@ -30,9 +31,9 @@ pub struct Failing {
     restart: Option<Restart>,
     /// It is stopped until an operator or other code lets it go on.
     quarantined: bool,
-    /// Traps since a call last came to its end.
-    traps: u32,
-    /// CPU time of the calls that trapped since the last rest, times how often it is rested for.
+    /// Calls in a row that trapped or met a limit.
+    bad: u32,
+    /// CPU time of those since the last rest, times how often it is rested for.
     owed: Duration,
     /// Until when it rests.
     rests_until: Option<Instant>,
@@ -90,15 +91,15 @@ impl Failing {
         (pause, failed)
     }
 
-    /// A call has come to its end.
+    /// A call has come to its end, within its limits.
     pub fn note_success(&mut self) {
-        self.traps = 0;
+        self.bad = 0;
     }
 
-    /// A call has trapped that began when the thread had used `cpu`.
-    pub fn note_trap(&mut self, cpu: Duration) {
-        let times = (1 << self.traps.min(REST)).min(REST);
-        self.traps = self.traps.saturating_add(1);
+    /// A call has trapped or met a limit that began when the thread had used `cpu`.
+    pub fn note_bad(&mut self, cpu: Duration) {
+        let times = 1 << self.bad.min(DOUBLED);
+        self.bad = self.bad.saturating_add(1);
         self.owed += thread_cpu().saturating_sub(cpu) * times;
         if self.owed >= WORTH_IT {
             let rest = std::mem::take(&mut self.owed).min(LONGEST_REST);
@@ -166,7 +167,7 @@ mod tests {
         // As if each call had taken all of the thread's CPU time, and a minute before.
         for _ in 0..100 {
             failing.owed += Duration::from_secs(60);
-            failing.note_trap(Duration::ZERO);
+            failing.note_bad(Duration::ZERO);
             assert!(failing.rest().expect("it rests") <= LONGEST_REST);
         }
     }
@@ -174,7 +175,7 @@ mod tests {
     #[test]
     fn who_traps_at_no_cost_rests_little() {
         let mut failing = Failing::default();
-        failing.note_trap(thread_cpu());
+        failing.note_bad(thread_cpu());
         assert!(failing.rest().is_none());
     }
 }

@@ -17,15 +17,21 @@ use serde_json::json;
 
 const DAY: Duration = Duration::from_secs(86_400);
 
+/// A probe that may publish documents as large as there are.
+fn probe() -> Setup {
+    let limits = json!({ "document-bytes": 16 << 20, "effect-bytes": 24 << 20 });
+    Setup::default().and_probe("probe", json!({ "limits": limits }))
+}
+
 /// A host on the embedded backend.
 async fn embedded() -> TestHost {
-    Setup::probe().start().await
+    probe().start().await
 }
 
 /// A daemon and a host on it.
 async fn on_kubo() -> Option<(Kubo, TestHost)> {
     let kubo = Kubo::start()?;
-    let host = Setup::probe().on_kubo(kubo.api()).start().await;
+    let host = probe().on_kubo(kubo.api()).start().await;
     Some((kubo, host))
 }
 

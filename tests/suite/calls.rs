@@ -182,7 +182,8 @@ async fn invalid_topics_keys_and_paths_are_told_apart() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_and_documents_have_a_largest_size() {
-    let host = Setup::probe().start().await;
+    let limits = json!({ "limits": { "document-bytes": 16 << 20, "effect-bytes": 24 << 20 } });
+    let host = Setup::default().and_probe("probe", limits).start().await;
     let limit = 60 << 10;
     let message =
         |repeat: u64| json!({ "do": "publish", "topic": "probe.out", "data": "x", "repeat": repeat });

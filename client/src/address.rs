@@ -1,6 +1,7 @@
 //! Where a host's API is: the socket in its state directory, or a loopback address.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -24,6 +25,20 @@ pub enum Address {
 }
 
 impl Address {
+    /// Whether it is on this machine.
+    pub fn is_loopback(&self) -> bool {
+        match self {
+            Self::Unix(_) => true,
+            Self::Http(url) => match url.host_str() {
+                Some("localhost") => true,
+                host => {
+                    let ip = host.and_then(|host| host.trim_matches(['[', ']']).parse::<IpAddr>().ok());
+                    ip.is_some_and(|ip| ip.is_loopback())
+                }
+            },
+        }
+    }
+
     /// The socket of the host whose state is in `state_dir`.
     pub fn in_state_dir(state_dir: &Path) -> Self {
         Self::Unix(state_dir.join(SOCKET))
@@ -71,6 +86,11 @@ mod tests {
             ("http://127.0.0.1:7080/", "http://127.0.0.1:7080"),
         ] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), shown);
+        }
+        for (text, is_here) in
+            [("http://[::1]:7080", true), ("http://localhost:1", true), ("http://127.0.0.1.example:1", false)]
+        {
+            assert_eq!(text.parse::<Address>().unwrap().is_loopback(), is_here, "{text}");
         }
         for text in ["", "unix:", "127.0.0.1:7080", "https://127.0.0.1", "http://", "http://127.0.0.1/v1"] {
             assert!(text.parse::<Address>().is_err(), "{text}");

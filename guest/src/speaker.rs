@@ -48,6 +48,10 @@ impl Speakers {
         for pair in listed {
             let split = pair.rsplit_once('=').filter(|(id, peer)| !id.is_empty() && !peer.is_empty());
             let (id, peer) = split.ok_or_else(|| format!("{pair:?} is no pair, as in NODE=PEER"))?;
+            let is_base58 = |c: char| c.is_ascii_alphanumeric() && !"0OIl".contains(c);
+            if !(46..=64).contains(&peer.len()) || !peer.chars().all(is_base58) {
+                return Err(format!("{peer:?} is no peer id, as in 12D3Koo… or Qm…"));
+            }
             speakers.listed.entry(id.to_owned()).or_default().insert(peer.to_owned());
         }
         Ok(speakers)

@@ -148,16 +148,17 @@ impl Global {
         Ok(Client::new(address, token.as_ref())?)
     }
 
-    /// The token for an address; the owner's socket needs none.
+    /// The token for an address; the owner's socket needs none. The one of this machine's host is shown to nobody else.
     fn token(&self, address: &Address) -> Result<Option<SecretString>, SecretError> {
         if matches!(address, Address::Unix(_)) {
             return Ok(None);
         }
+        let is_here = address.is_loopback();
         let beside = self.state_dir().join(dim_client::TOKEN);
         let secret = match &self.token_file {
             Some(file) => Some(Secret::File(file.clone())),
             None if std::env::var_os(TOKEN).is_some() => Some(Secret::Env(TOKEN.to_owned())),
-            None => beside.exists().then_some(Secret::File(beside)),
+            None => (is_here && beside.exists()).then_some(Secret::File(beside)),
         };
         secret.map(|secret| secret.read()).transpose()
     }
@@ -211,6 +212,7 @@ fn dispatch(Cli { global, command }: Cli) -> anyhow::Result<()> {
         Command::Plugin(plugin::PluginCommand::Inspect { subject }) if plugin::is_file(&subject) => {
             plugin::inspect_file(&subject, &global.out())
         }
+        Command::Plugin(plugin::PluginCommand::Signing(command)) => command.execute(&global.out()),
         command => runtime()?.block_on(over_the_api(command, &global)),
     }
 }
@@ -244,8 +246,12 @@ fn lacking(hint: &str) -> ! {
 
 /// One line with the cause, then the causes below it.
 fn report(error: &anyhow::Error) {
-    eprintln!("error: {error}");
-    let causes: Vec<String> = error.chain().skip(1).map(ToString::to_string).collect();
+    // What a host answers may be a plugin's words. Lines of the program's own stay lines.
+    let shown = |error: &dyn std::fmt::Display| {
+        error.to_string().lines().map(output::plain).collect::<Vec<_>>().join("\n")
+    };
+    eprintln!("error: {}", shown(&error));
+    let causes: Vec<String> = error.chain().skip(1).map(|cause| shown(&cause)).collect();
     if !causes.is_empty() {
         eprintln!("\nCaused by:");
         causes.iter().for_each(|cause| eprintln!("    {cause}"));

@@ -32,7 +32,7 @@ use queue::{AfterCommit, Queue, Submitted, Write};
 use crate::change::{Change, Changes};
 use crate::effect::{NameUpdate, Publish};
 use crate::entry::{Event, Kind, Origin};
-use crate::ident::{IpnsName, KeyName};
+use crate::ident::{IpnsName, KeyName, PluginName};
 use crate::interest::Interest;
 use crate::plugin::Batch;
 use crate::room::{NoRoom, Room};
@@ -141,6 +141,11 @@ impl Commit {
         debug_assert!(earlier.is_none(), "a plugin waits until its batch is taken");
         drop(queue);
         self.wake();
+    }
+
+    /// Whether a batch of a plugin waits.
+    pub fn has_batch_of(&self, plugin: &PluginName) -> bool {
+        self.queue.lock().expect("no one panics while holding the queue").batches.contains_key(plugin)
     }
 
     /// Writes with the next transaction and waits until it is durable. Cancelling the wait does

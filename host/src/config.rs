@@ -420,7 +420,9 @@ impl Config {
             return Ok(Self::default());
         }
         let wrong = |error: serde_saphyr::Error| error.to_string().trim_start_matches("error: ").to_owned();
-        let config: Self = serde_saphyr::from_str(text).map_err(wrong)?;
+        // What is shown of the file might be a secret.
+        let options = serde_saphyr::options! { with_snippet: false };
+        let config: Self = serde_saphyr::from_str_with_options(text, options).map_err(wrong)?;
         config
             .ipfs
             .ipns_key_name

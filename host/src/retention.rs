@@ -1,5 +1,5 @@
-//! Owns how long the event log and the documents of its time are kept: by size and age, and never
-//! past what a plugin has yet to read. And how long dead letters are.
+//! Owns how long the event log and the documents of its time are kept: by size and age, and not past what a
+//! plugin has yet to read, unless that is too far back. And how long dead letters are.
 
 mod marks;
 

@@ -19,6 +19,9 @@ use wasmsign2::{KeyPair, Module, PublicKey, PublicKeySet, SecretKey, SignatureDa
 /// The custom section of a signature.
 const SECTION: &str = "signature";
 
+/// Most signatures of a component.
+const MAX_SIGNATURES: usize = 8;
+
 /// Most bytes of that section.
 const MAX_SECTION: usize = 64 << 10;
 
@@ -156,6 +159,10 @@ pub fn signer_of<'a>(
     if data.signed_hashes_set.iter().any(|set| set.hashes.len() != 1) {
         // Whoever cuts a component could keep a signature of a part.
         return Err(unreadable("it is one of parts of a component, and not of the whole"));
+    }
+    let signatures = data.signed_hashes_set.iter().map(|set| set.signatures.len()).sum::<usize>();
+    if signatures > MAX_SIGNATURES {
+        return Err(unreadable("there are too many"));
     }
     let known: Vec<PublicKey> = known.into_iter().filter_map(Signer::key).collect();
     let named = data.signed_hashes_set.iter().flat_map(|set| &set.signatures);

@@ -250,7 +250,10 @@ async fn no_attack_takes_the_host_down_changes_what_others_know_or_hides() {
             letters.as_array().unwrap().iter().map(|letter| letter["reason"].as_str().unwrap()).collect();
         let is_seen = match sign {
             Met(limit) => plugin["met"][*limit].as_u64().is_some_and(|times| times > 0),
-            Letter(words) => reasons.iter().any(|reason| reason.contains(words)),
+            Letter(words) => {
+                reasons.iter().any(|reason| reason.contains(words))
+                    && !reasons.iter().any(|reason| reason.contains("went well"))
+            }
             Stopped(words) => {
                 is_stopped(plugin) && plugin["reason"].as_str().is_some_and(|reason| reason.contains(words))
             }

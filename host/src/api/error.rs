@@ -121,6 +121,8 @@ impl IntoResponse for ApiError {
         response.headers_mut().insert(header::CONTENT_TYPE, problem_json);
         if response.status() == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            // Who has no token keeps no connection.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
     }
@@ -220,8 +222,7 @@ impl From<BackendError> for ApiError {
     }
 }
 
-/// Refuses what a web page sends: the API trusts whoever can reach it, and a page of any origin can
-/// reach loopback through a browser.
+/// Refuses what a web page sends: a page of any origin can reach loopback through a browser.
 pub async fn refuse_browsers(request: Request, next: Next) -> Result<Response, ApiError> {
     let headers = request.headers();
     let says = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());

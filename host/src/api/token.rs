@@ -44,15 +44,23 @@ impl Token {
     pub fn in_state_dir(dir: &Path) -> io::Result<Self> {
         let file = dir.join(dim_client::TOKEN);
         match std::fs::read_to_string(&file) {
-            Ok(text) => return Self::new(&SecretString::from(text.trim_end())),
+            // One that was never written as a whole is made anew.
+            Ok(text) if !text.trim_end().is_empty() => {
+                return Self::new(&SecretString::from(text.trim_end()));
+            }
+            Ok(_) => std::fs::remove_file(&file)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
         let mut bytes = [0; 32];
         rand::rng().fill_bytes(&mut bytes);
         let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        let mut made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&file)?;
+        let half = dir.join(format!("{}.half", dim_client::TOKEN));
+        let mut made =
+            std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&half)?;
         made.write_all(format!("{text}\n").as_bytes())?;
+        made.sync_all()?;
+        std::fs::rename(&half, &file)?;
         Ok(Self::of(text.as_bytes()))
     }
 

@@ -95,6 +95,11 @@ pub fn cell(value: Option<&Value>) -> String {
         }
         Some(other) => other.to_string(),
     };
+    plain(&text)
+}
+
+/// A text that moves no terminal's cursor, whoever has written it.
+pub fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 

@@ -318,8 +318,7 @@ pub fn take_back(
     });
     let (code, state_version) = (order.code.clone(), before.state_version);
     let follows = row.follows.clone().or(before.follows);
-    // What was given goes with whoever has signed what goes on.
-    let setup = roster::Setup { signer: order.signer.clone(), ..row.setup.clone() };
+    let setup = row.setup.going_back(&before.setup);
     let row =
         roster::Row { code, state_version, follows, setup, quarantine: None, generation: batch.by, ..row };
     roster::put_within(write, &batch.plugin, &row)?;

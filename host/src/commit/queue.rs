@@ -1,7 +1,7 @@
 //! Owns what waits for the writer: at most one batch of each plugin, and the small writes of the other
 //! stages.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -42,8 +42,8 @@ pub struct Queue {
     pub batches: BTreeMap<PluginName, Submitted>,
     /// Small writes, in the order in which they came.
     pub writes: Vec<Write>,
-    /// Whose large batch has let others go first.
-    pub has_waited: BTreeSet<PluginName>,
+    /// Whose large batch has let others go first, in the order in which they came.
+    pub waits: VecDeque<PluginName>,
     /// Whether nothing is taken any more.
     pub closed: bool,
 }
@@ -58,16 +58,15 @@ impl Queue {
         let writes = std::mem::take(&mut self.writes);
         let is_large = |batch: &Submitted| batch.batch.bytes > LARGE;
         let is_idle = writes.is_empty() && !self.batches.values().any(|it| !is_large(it));
-        let large = || self.batches.iter().filter(|(_, it)| is_large(it)).map(|(name, _)| name);
-        let turn = large().find(|name| self.has_waited.contains(*name)).cloned();
-        let turn = turn.or_else(|| large().next().filter(|_| is_idle).cloned());
+        let mut large = self.batches.iter().filter(|(_, it)| is_large(it)).map(|(name, _)| name);
+        let first = large.next().filter(|_| is_idle).cloned();
+        let turn = self.waits.pop_front().or(first);
         let waits = |name: &PluginName, batch: &Submitted| is_large(batch) && turn.as_ref() != Some(name);
         let (waiting, taken): (BTreeMap<_, _>, BTreeMap<_, _>) =
             std::mem::take(&mut self.batches).into_iter().partition(|(name, batch)| waits(name, batch));
-        if let Some(turn) = &turn {
-            self.has_waited.remove(turn);
-        }
-        self.has_waited.extend(waiting.keys().cloned());
+        let come = waiting.keys().filter(|name| !self.waits.contains(name)).cloned();
+        let come: Vec<_> = come.collect();
+        self.waits.extend(come);
         self.batches = waiting;
         Work { batches: taken.into_values().collect(), writes }
     }
@@ -137,5 +136,45 @@ impl Work {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.batches.is_empty() && self.writes.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::{Generation, Offset};
+    use crate::store::PluginId;
+
+    fn put(queue: &mut Queue, name: &str, bytes: usize) {
+        let name: PluginName = name.parse().unwrap();
+        let mut batch = Batch::new(name.clone(), PluginId(1), Generation(1), 1, Offset(0));
+        batch.bytes = bytes;
+        let progress = Arc::new(Progress::new(Arc::new(Mailbox::new())));
+        queue.batches.insert(name, Submitted::new(Arc::new(batch), progress));
+    }
+
+    fn taken(queue: &mut Queue) -> Vec<String> {
+        queue.take().batches.iter().map(|it| it.batch.plugin.to_string()).collect()
+    }
+
+    #[test]
+    fn small_batches_go_first_and_large_ones_in_turn() {
+        let mut queue = Queue::default();
+        put(&mut queue, "large", LARGE + 1);
+        assert_eq!(taken(&mut queue), ["large"], "nobody else waits");
+        put(&mut queue, "large", LARGE + 1);
+        put(&mut queue, "small", LARGE);
+        assert_eq!(taken(&mut queue), ["small"]);
+        put(&mut queue, "small", LARGE);
+        assert_eq!(taken(&mut queue), ["large", "small"], "it has waited once");
+        // However many want much all the time, each has its turn.
+        let mut turns = Vec::new();
+        for _ in 0..9 {
+            ["a", "b", "c"].iter().for_each(|name| put(&mut queue, name, LARGE + 1));
+            turns.extend(taken(&mut queue));
+        }
+        for name in ["a", "b", "c"] {
+            assert_eq!(turns.iter().filter(|it| *it == name).count(), 3, "{turns:?}");
+        }
     }
 }

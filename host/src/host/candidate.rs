@@ -146,8 +146,10 @@ pub fn candidates(config: &Config, store: &Store) -> Result<Vec<Candidate>, Stor
         let given = row.as_ref().map(|row| row.setup.clone()).unwrap_or_default();
         let terms = Terms { config, given };
         let fallback = fallbacks.remove(&name);
-        let fallback =
-            fallback.map(|mark| Candidate::kept(name.clone(), terms.clone(), mark.before.code, store));
+        let fallback = fallback.map(|mark| {
+            let given = terms.given.going_back(&mark.before.setup);
+            Candidate::kept(name.clone(), Terms { given, ..terms.clone() }, mark.before.code, store)
+        });
         let last = row.as_ref().map(|row| row.code.digest.clone());
         let candidate = match row {
             Some(row) if row.code.installed.is_some() => Candidate::installed(name, terms, row.code, store),
@@ -241,9 +243,7 @@ impl Candidate {
     }
 
     /// What a plugin ran before: kept in the store, or what the config names, if that is the same still.
-    pub fn kept(name: PluginName, mut terms: Terms, code: Code, store: &Store) -> Self {
-        // It was granted already what it may, whoever has signed what came after it.
-        terms.given.signer = None;
+    pub fn kept(name: PluginName, terms: Terms, code: Code, store: &Store) -> Self {
         if code.installed.is_some() {
             return Self::installed(name, terms, code, store);
         }

@@ -95,8 +95,8 @@ impl Host {
         let mut about = self.claims.0.lock().expect(UNHURT);
         let running = self.plugins.all();
         let runs = running.iter().flat_map(|(name, loaded)| loaded.handle.claims().map(move |it| (name, it)));
-        let held = about.iter().map(|(name, claim)| (name, claim.clone()));
-        let taken = runs.chain(held).filter(|(other, _)| *other != name).find_map(|(other, theirs)| {
+        let about_to = about.iter().map(|(name, claim)| (name, claim.clone()));
+        let taken = runs.chain(about_to).filter(|(other, _)| *other != name).find_map(|(other, theirs)| {
             let key = claim.conflict(&theirs)?.clone();
             Some(ReplaceError::KeyTaken { key, other: other.clone() })
         });
@@ -111,7 +111,13 @@ impl Host {
                 "{most} plugins are there already, and there may be no more (limits.plugins)"
             )));
         }
-        let before = about.insert(name.clone(), claim);
+        // Until it is sure that it runs, what runs has its keys, too, whatever its thread is at.
+        let mut held = claim;
+        for own in running.get(name).into_iter().flat_map(|loaded| loaded.handle.claims()) {
+            held.keys.extend(own.keys);
+            held.shared.extend(own.shared);
+        }
+        let before = about.insert(name.clone(), held);
         Ok(Hold { claims: &self.claims, name: name.clone(), before })
     }
 

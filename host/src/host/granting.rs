@@ -15,6 +15,7 @@ use super::{Grant, Host};
 use crate::cause::chain;
 use crate::change::{Change, State, UnderWay};
 use crate::ident::{Digest, PluginName};
+use crate::plugin::mark;
 use crate::plugin::roster::{self, Claim, Pending, Row, Setup};
 use crate::plugin::{Grants, Inspection, Limits, Order, OtherReach, Reach, Runnable, inspect};
 use crate::store::components;
@@ -160,8 +161,8 @@ impl Host {
     async fn reach(&self, name: &PluginName, given: Setup) -> Result<bool, ReplaceError> {
         let loaded = self.plugins.get(name).ok_or_else(|| ReplaceError::NoPlugin(name.clone()))?;
         let (code, fallback) = (loaded.handle.code(), loaded.handle.fallback());
-        let within = |code: &Arc<Runnable>| {
-            let (config, allowance) = self.settled(name, code, given.clone())?;
+        let within = |code: &Arc<Runnable>, given: Setup| {
+            let (config, allowance) = self.settled(name, code, given)?;
             let topics = allowance.topics();
             let Allowance { reach, limits, .. } = allowance;
             Ok::<_, ReplaceError>(Runnable {
@@ -172,9 +173,12 @@ impl Host {
                 ..(**code).clone()
             })
         };
-        let run = within(&code)?;
+        let run = within(&code, given.clone())?;
         // What cannot be settled any more has what it had, or less.
-        let fallback = fallback.map(|it| within(&it).map_or(it, Arc::new));
+        let (row, _) = self.known(name)?;
+        let mark = mark::of_probation(&self.store.snapshot()?, row.id)?;
+        let before = mark.map_or_else(|| given.clone(), |(_, mark)| given.going_back(&mark.before.setup));
+        let fallback = fallback.map(|it| within(&it, before).map_or(it, Arc::new));
         let is_same = |one: &Runnable, other: &Runnable| {
             one.reach == other.reach && one.topics == other.topics && one.limits == other.limits
         };

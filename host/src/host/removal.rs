@@ -70,10 +70,14 @@ impl Host {
                     tracing::error!(plugin = %name, "its thread panicked");
                 }
             }
-            // What it has handled last comes first.
-            for _ in 0..2 {
+            // What it has handled last comes first; a large batch may let others go before it.
+            loop {
                 self.commit.write(|_| Ok(())).await?;
+                if !self.commit.has_batch_of(name) {
+                    break;
+                }
             }
+            self.commit.write(|_| Ok(())).await?;
             self.keep_claim(name);
             self.plugins.take(name);
         } else if known.standing == Standing::Removed && (!purge || known.id == PluginId(0)) {

@@ -332,7 +332,8 @@ impl Host {
         let code = mark.before.code.clone();
         let known = roster::known_row(&self.store.snapshot()?, name)?;
         let row = known.ok_or_else(|| ReplaceError::NoPlugin(name.clone()))?;
-        let terms = self.terms(name, &row, &loaded.handle.code(), false);
+        let mut terms = self.terms(name, &row, &loaded.handle.code(), false);
+        terms.given = terms.given.going_back(&mark.before.setup);
         let (engine, config, id) = (self.loader.engine.clone(), self.config.clone(), self.id.clone());
         let (store, whose) = (self.store.clone(), name.clone());
         let ready = tokio::task::spawn_blocking(move || {

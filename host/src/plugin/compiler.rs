@@ -90,6 +90,9 @@ impl Allotment {
         setrlimit(Resource::Cpu, Rlimit { current: Some(self.seconds), maximum: Some(self.seconds + 5) })?;
         setrlimit(Resource::Data, limit(self.memory))?;
         setrlimit(Resource::Core, limit(0))?;
+        // Nobody waits for it once the host is gone.
+        #[cfg(target_os = "linux")]
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
         Ok(())
     }
 }

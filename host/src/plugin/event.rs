@@ -16,7 +16,22 @@ pub fn reply_error(refusal: wit::Refusal, method: &str) -> ReplyError {
     }
 }
 
-/// What a plugin says of a failure, as long as an operator reads it.
+/// A text without control characters, but for tabs: each is told by its escape. What a plugin says stays one line of
+/// the operator's log, and moves no terminal's cursor.
+pub fn written_out(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() && c != '\t' { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    out
+}
+
+/// What a plugin says of its failure, for the operator.
+pub fn said(reason: String) -> String {
+    written_out(&cut(reason))
+}
+
+/// What a plugin says, as long as anyone reads it.
 pub fn cut(mut reason: String) -> String {
     reason.truncate(reason.floor_char_boundary(REASON_BYTES));
     reason

@@ -12,6 +12,7 @@ use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use super::bindings;
 use super::engine::{Engine, Prepared};
+use super::event::written_out;
 use super::limits::Limits;
 use super::session::{Answer, Refusal, Session};
 use super::wasi::{self, Console, EntryRandom, Surroundings};
@@ -386,7 +387,8 @@ fn cause(guest: &mut Guest, console: &Console, error: &wasmtime::Error) -> CallE
     if !last_words.is_empty() {
         text = format!("{text}: {last_words}");
     }
-    let trap = Trap { reason: text, stack: stack(error), limit: memory_struck.then_some("memory") };
+    let (reason, limit) = (written_out(&text), memory_struck.then_some("memory"));
+    let trap = Trap { reason, stack: stack(error), limit };
     if memory_struck { CallError::Limit(trap) } else { CallError::Trap(trap) }
 }
 

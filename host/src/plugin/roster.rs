@@ -103,6 +103,15 @@ impl Setup {
         Self { granted, ..self.clone() }
     }
 
+    /// What code has that goes on again, which had `before` then: what goes with its signer still, or what it had;
+    /// and what was denied since is denied to it.
+    pub fn going_back(&self, before: &Self) -> Self {
+        if self.is_for(before.signer.as_ref()) {
+            return Self { signer: before.signer.clone(), ..self.clone() };
+        }
+        Self { denied: self.denied.clone(), ..before.clone() }
+    }
+
     /// Whether nothing was given or denied.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()

@@ -17,7 +17,7 @@ use crate::plugin::{self, MAX_COMPONENT};
 use crate::time::Timestamp;
 
 use super::super::client::Client;
-use super::super::output::Output;
+use super::super::output::{Output, plain};
 use super::grants::{agrees, asks};
 
 /// How long a state lasts without news until it is said that it does.
@@ -136,7 +136,7 @@ async fn settled(
     if let Err(error) = &sent
         && let Some(ClientError::Problem(problem)) = error.downcast_ref::<ClientError>()
         && problem.kind == "untrusted"
-        && asks(&problem.detail, "Install it all the same?")? == Some(true)
+        && asks(&plain(&problem.detail), "Install it all the same?")? == Some(true)
     {
         let digest = problem.digest.as_deref().context("the host's answer")?;
         consent.trust = Some(digest.parse().context("the host's answer")?);
@@ -263,7 +263,7 @@ pub fn tell(out: &Output, change: &Change) {
     }
     let state = step.state.as_str().replace('-', " ");
     let version = change.after.as_ref().map_or_else(String::new, |after| format!(" {}", after.version));
-    let reason = change.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
+    let reason = change.reason.as_ref().map_or_else(String::new, |reason| format!(": {}", plain(reason)));
     eprintln!("{}  {}{version}: {state}{reason}", step.at, change.plugin);
 }
 

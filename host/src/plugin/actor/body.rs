@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::Actor;
 use super::failing::FailedStart;
-use crate::plugin::event::cut;
+use crate::plugin::event::said;
 use crate::plugin::instance::{CallError, INSTANCES, Instance, Trap};
 use crate::plugin::session::{Room, Session};
 use crate::store::StoreError;
@@ -58,8 +58,12 @@ impl Actor {
     pub(super) fn start(&mut self) -> Result<Result<(), FailedStart>, StoreError> {
         let started = self.try_start()?;
         let struck = self.session_mut().end_start();
+        // Room that is not there now may be there later; who traps, or has no rate at all, has only itself to blame.
+        let may_publish = self.session().limits().publishes_per_second > 0;
+        let had_no_room =
+            |trap: &Trap| struck.is_some() && trap.stack.is_empty() && trap.limit.is_none() && may_publish;
         Ok(started.map_err(|trap| FailedStart {
-            is_own_fault: struck.is_none() && trap.limit != Some(INSTANCES),
+            is_own_fault: !had_no_room(&trap) && trap.limit != Some(INSTANCES),
             reason: trap.reason,
         }))
     }
@@ -102,7 +106,7 @@ impl Actor {
             }
             Ok(Err(reason)) => {
                 self.fail(true);
-                Ok(Err(Trap::of_reason(cut(reason))))
+                Ok(Err(Trap::of_reason(said(reason))))
             }
             Err(error) => {
                 self.fail(true);

@@ -9,7 +9,7 @@ use crate::effect::{DeadLetter, Retry};
 use crate::entry::{Entry, Event, Offset};
 use crate::plugin::ReplyError;
 use crate::plugin::bindings::dim::coordination::event as wit;
-use crate::plugin::event::{cut, reply_error, wit_event};
+use crate::plugin::event::{reply_error, said, wit_event};
 use crate::plugin::instance::{CallError, Trap, thread_cpu};
 use crate::plugin::session::Mode;
 use crate::store::StoreError;
@@ -128,7 +128,7 @@ impl Actor {
                     self.set_aside(delivery, entry, tries, Trap::of_reason(reason), tried.lines);
                 }
                 wit::Failure::Reject(why) => {
-                    self.set_aside(delivery, entry, tries, Trap::of_reason(cut(why)), tried.lines);
+                    self.set_aside(delivery, entry, tries, Trap::of_reason(said(why)), tried.lines);
                 }
             }
             return Ok(Outcome::Done);

@@ -15,14 +15,13 @@ use super::body::refused;
 use crate::change::{Change, Pause};
 use crate::entry::{Generation, Kind, Offset};
 use crate::ident::{IpnsName, KeyName, Topic};
-use crate::plugin::event::cut;
+use crate::plugin::event::said;
 use crate::plugin::instance::{Instance, Setting};
 use crate::plugin::mark;
 use crate::plugin::probation::{Probation, Rates, Verdict};
 use crate::plugin::roster::{self, Claim, Code, Setup};
 use crate::plugin::session::{Mode, Session, SessionParts};
 use crate::plugin::{Prepared, Runnable};
-use crate::signing::Signer;
 use crate::store::StoreError;
 use crate::time::nanoseconds;
 
@@ -137,8 +136,6 @@ pub struct TakeBack {
     pub reason: String,
     /// What the store says from then on of what runs.
     pub code: Code,
-    /// Who has signed it.
-    pub signer: Option<Signer>,
     /// The plugin's own keys and their names.
     pub own: Vec<(KeyName, IpnsName)>,
 }
@@ -447,13 +444,12 @@ impl Actor {
         }
         let own = self.session().own_keys();
         let Fallback { run, to } = fallback;
-        let signer = run.prepared.inspection.signer.clone();
         let session = self.session_mut();
         session.effects.batch.by = by.next();
         session.effects.batch.cursor = cursor;
         let is_verdict = asked.is_none();
         session.effects.batch.take_back =
-            Some(TakeBack { to, is_verdict, reason, code: run.code.clone(), signer, own });
+            Some(TakeBack { to, is_verdict, reason, code: run.code.clone(), own });
         let batch = session.seal();
         self.commit.submit(batch, self.progress.clone());
         if !self.wait_for_commit(number)? {
@@ -527,7 +523,7 @@ pub fn rehearse(
         Err(failed) => Err(failed.1),
     };
     match started {
-        Ok(started) => Ok(started.map_err(cut)),
+        Ok(started) => Ok(started.map_err(said)),
         Err(error) => Ok(refused(error)?.map_err(|trap| trap.reason)),
     }
 }

@@ -25,9 +25,9 @@ pub struct Problem {
 
 impl Problem {
     /// What a host would answer, found out without asking it.
-    pub(crate) fn refused(status: u16, kind: &str, detail: String) -> Self {
+    pub(crate) fn refused(status: u16, kind: &str, detail: String) -> Box<Self> {
         let (kind, title) = (kind.to_owned(), "Refused".to_owned());
-        Self { kind, title, status, detail, missing: Vec::new(), digest: None }
+        Box::new(Self { kind, title, status, detail, missing: Vec::new(), digest: None })
     }
 }
 

@@ -92,11 +92,7 @@ impl Http {
     /// A request below `/v1`; each segment is one part of the path, whatever is in it.
     pub fn request(&self, method: Method, segments: &[&str]) -> Result<RequestBuilder, ClientError> {
         if let Some(none) = segments.iter().find(|segment| !is_id(segment)) {
-            return Err(ClientError::Problem(Box::new(Problem::refused(
-                400,
-                "invalid",
-                format!("{none:?} is no id"),
-            ))));
+            return Err(ClientError::Problem(Problem::refused(400, "invalid", format!("{none:?} is no id"))));
         }
         let mut url = self.inner.base.clone();
         url.path_segments_mut().expect("the base has a host").pop_if_empty().push("v1").extend(segments);
@@ -201,7 +197,7 @@ impl Http {
         // The host would break off in the middle of a body that is too large.
         if body.len() > MAX_BODY {
             let detail = format!("it is too large: the host takes at most {MAX_BODY} bytes");
-            return Err(ClientError::Problem(Box::new(Problem::refused(413, "too-large", detail))));
+            return Err(ClientError::Problem(Problem::refused(413, "too-large", detail)));
         }
         self.json(self.request(method, segments)?.query(query).body(body)).await
     }

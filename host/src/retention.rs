@@ -138,16 +138,14 @@ impl Retention {
         Ok(found.expect("looking does not panic")?)
     }
 
-    fn awaited(&self) -> BTreeSet<PluginName> {
-        self.awaited.read().expect("no one panics while holding the awaited").clone()
-    }
-
-    /// Everything before this was handled by each plugin, and by code that is not on probation.
-    fn handled_by_all(&self, snapshot: &Snapshot) -> Result<Offset, StoreError> {
-        let awaited = self.awaited();
+    /// Everything before the first of these was handled by each plugin, and by code that is not on probation; the
+    /// second is what probations hold.
+    fn handled_by_all(&self, snapshot: &Snapshot) -> Result<(Offset, Offset), StoreError> {
+        let awaited = self.awaited.read().expect("no one panics while holding the awaited").clone();
         let last = roster::furthest_behind(snapshot, &awaited)?;
         let last = last.map_or(Offset(u64::MAX), |(cursor, _)| cursor);
-        Ok(last.min(marks::held_by_probations(snapshot, &awaited)?))
+        let watched = marks::held_by_probations(snapshot, &awaited)?;
+        Ok((last.min(watched), watched))
     }
 
     /// How many bytes have to go for want of room.
@@ -158,13 +156,12 @@ impl Retention {
     /// The first rows of the log that no one needs, or that lie too far back for who does: a row ends where the
     /// next one begins.
     fn expendable_rows(&self, snapshot: &Snapshot, now: Timestamp) -> Result<Vec<u64>, StoreError> {
-        let handled = self.handled_by_all(snapshot)?;
+        let (handled, watched) = self.handled_by_all(snapshot)?;
         let table = snapshot.table(LOG)?;
         let held = store::log::bytes(&snapshot.table(META)?)?;
         let mut excess = held.saturating_sub(self.kept.max_bytes).max(self.excess(snapshot)?);
         // What is left of the log from a row on.
         let mut left = held;
-        let watched = marks::held_by_probations(snapshot, &self.awaited())?;
         let oldest = Duration::from_secs(self.kept.max_age_hours.saturating_mul(3600));
         let mut rows = table.iter()?.peekable();
         let mut expendable = Vec::new();
@@ -189,7 +186,7 @@ impl Retention {
 
     /// The documents of entries that are gone, and the oldest of those that are too much.
     fn expendable_documents(&self, snapshot: &Snapshot) -> Result<Vec<Superseded>, StoreError> {
-        let handled = self.handled_by_all(snapshot)?;
+        let (handled, _) = self.handled_by_all(snapshot)?;
         let log_start = snapshot.table(LOG)?.first()?.map_or(0, |(first, _)| first.value());
         let held = documents::superseded_bytes(snapshot)?;
         let mut excess = held.saturating_sub(self.kept.max_document_bytes).max(self.excess(snapshot)?);

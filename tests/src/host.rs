@@ -130,17 +130,23 @@ impl Setup {
     /// Starts the host on the state that another left.
     pub async fn start_in(&self, dir: TempDir) -> TestHost {
         warm(dir.path());
-        let mut host = Host::start(self.options(dir.path())).await;
-        // A host that has just ended may hold on to its store for a moment.
-        for _ in 0..100 {
-            let Err(HostError::Store(StoreError::Locked(_))) = &host else { break };
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            host = Host::start(self.options(dir.path())).await;
-        }
-        let host = host.expect("the host starts");
+        let host = once_free(async || Host::start(self.options(dir.path())).await).await;
         save_warmth(dir.path());
         TestHost { host, dir, peer: new_peer() }
     }
+}
+
+/// Starts a host; one that has just ended may hold on to its store for a moment.
+async fn once_free<T>(start: impl AsyncFn() -> Result<T, HostError>) -> T {
+    for _ in 0..100 {
+        match start().await {
+            Err(HostError::Store(StoreError::Locked(_))) => {
+                tokio::time::sleep(Duration::from_millis(50)).await
+            }
+            started => return started.expect("the host starts"),
+        }
+    }
+    start().await.expect("the host starts")
 }
 
 /// A host that is started again when it fails.
@@ -169,13 +175,7 @@ impl SupervisedHost {
 
     /// The same, with whatever plugins are loaded by the time that it answers.
     pub async fn begin_in(dir: TempDir, setup: &Setup) -> Self {
-        let mut supervised = Supervised::start(setup.options(dir.path())).await;
-        for _ in 0..100 {
-            let Err(HostError::Store(StoreError::Locked(_))) = &supervised else { break };
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            supervised = Supervised::start(setup.options(dir.path())).await;
-        }
-        let supervised = supervised.expect("the host starts");
+        let supervised = once_free(async || Supervised::start(setup.options(dir.path())).await).await;
         let stop = CancellationToken::new();
         let running = tokio::spawn({
             let (supervised, stop) = (supervised.clone(), stop.clone());

@@ -64,9 +64,11 @@ impl Queue {
         let waits = |name: &PluginName, batch: &Submitted| is_large(batch) && turn.as_ref() != Some(name);
         let (waiting, taken): (BTreeMap<_, _>, BTreeMap<_, _>) =
             std::mem::take(&mut self.batches).into_iter().partition(|(name, batch)| waits(name, batch));
-        let come = waiting.keys().filter(|name| !self.waits.contains(name)).cloned();
-        let come: Vec<_> = come.collect();
-        self.waits.extend(come);
+        for name in waiting.keys() {
+            if !self.waits.contains(name) {
+                self.waits.push_back(name.clone());
+            }
+        }
         self.batches = waiting;
         Work { batches: taken.into_values().collect(), writes }
     }

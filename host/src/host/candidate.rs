@@ -328,11 +328,10 @@ impl Candidate {
 
     /// What becomes of it, going by who has signed it. What comes with the host needs no signature.
     pub fn policy(&self, config: &Config, inspection: &Inspection) -> Policy {
-        let bundled = bundled::component(self.name.as_str());
-        if bundled.is_some_and(|bundled| Digest::of(bundled) == inspection.digest) {
-            return Policy::Allow;
-        }
+        let bundled = || bundled::component(self.name.as_str());
         match config.signing.policy(&self.source, inspection.signer.as_ref()) {
+            Policy::Allow => Policy::Allow,
+            _ if bundled().is_some_and(|bundled| Digest::of(bundled) == inspection.digest) => Policy::Allow,
             // Who wrote it into the config vouches for it.
             Policy::Ask if !self.installed => Policy::Allow,
             policy => policy,

@@ -112,11 +112,8 @@ impl Host {
             )));
         }
         // Until it is sure that it runs, what runs has its keys, too, whatever its thread is at.
-        let mut held = claim;
-        for own in running.get(name).into_iter().flat_map(|loaded| loaded.handle.claims()) {
-            held.keys.extend(own.keys);
-            held.shared.extend(own.shared);
-        }
+        let own = running.get(name).into_iter().flat_map(|loaded| loaded.handle.claims());
+        let held = own.fold(claim, Claim::and);
         let before = about.insert(name.clone(), held);
         Ok(Hold { claims: &self.claims, name: name.clone(), before })
     }
@@ -124,11 +121,7 @@ impl Host {
     /// Keeps for a plugin that stops what it has, until it is sure that it does not come back.
     pub(super) fn keep_claim(&self, name: &PluginName) {
         let Some(loaded) = self.plugins.get(name) else { return };
-        let mut kept = Claim::default();
-        for claim in loaded.handle.claims() {
-            kept.keys.extend(claim.keys);
-            kept.shared.extend(claim.shared);
-        }
+        let kept = loaded.handle.claims().fold(Claim::default(), Claim::and);
         self.claims.0.lock().expect(UNHURT).insert(name.clone(), kept);
     }
 }

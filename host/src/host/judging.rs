@@ -66,20 +66,20 @@ impl Host {
             resolved.map(|(_, allowance)| allowance).map_err(ReplaceError::Refused)
         };
         let (before, signer) = (candidate.given(), inspection.signer.as_ref());
-        let is_others = candidate.installed && !before.is_for(signer);
-        if grant == Grant::AllThatIsAsked {
+        let is_others = candidate.installed && !before.is_for(signer) && grant == Grant::AsBefore;
+        if !is_others {
             candidate.bind_to(signer);
+        }
+        if grant == Grant::AllThatIsAsked {
             let asks = allowance(&candidate)?.asks;
             candidate.grant(&asks);
         }
         let Allowance { asks, reach, .. } = allowance(&candidate)?;
         let mut missing = reach.unanswered(&asks);
-        if is_others && grant == Grant::AsBefore {
+        if is_others {
             let (whose, now) =
                 (config.signing.in_words(before.signer.as_ref()), config.signing.in_words(signer));
             missing.insert(0, format!("go on, signed by {now}, in place of what {whose} has signed"));
-        } else {
-            candidate.bind_to(signer);
         }
         let given = candidate.given();
         // What the config names has what the config says, as at a start.

@@ -134,6 +134,13 @@ impl Claim {
         Self { keys: reach.writes().cloned().collect(), shared: reach.shares().cloned().collect() }
     }
 
+    /// What both claim.
+    pub fn and(mut self, other: Self) -> Self {
+        self.keys.extend(other.keys);
+        self.shared.extend(other.shared);
+        self
+    }
+
     /// The first key that two plugins would have by accident.
     pub fn conflict<'a>(&'a self, other: &'a Self) -> Option<&'a KeyName> {
         let is_shared = |key: &KeyName| self.shared.contains(key) && other.shared.contains(key);

@@ -315,8 +315,7 @@ impl World {
         snapshot: &Snapshot,
         own: impl IntoIterator<Item = (KeyName, IpnsName)>,
     ) -> Result<(), StoreError> {
-        for (key, name) in own {
-            let known = names::known(snapshot, &key)?.map(|known| known.resolution(name.clone()));
+        for (name, known) in known_of(snapshot, own)? {
             self.add_own(name, known);
         }
         Ok(())
@@ -328,10 +327,8 @@ impl World {
         snapshot: &Snapshot,
         own: impl IntoIterator<Item = (KeyName, IpnsName)>,
     ) -> Result<(), StoreError> {
-        for (key, name) in own {
-            let known = names::known(snapshot, &key)?.map(|known| known.resolution(name.clone()));
-            self.own.insert(name, OwnName { known, asked: None });
-        }
+        let own = known_of(snapshot, own)?.into_iter();
+        self.own.extend(own.map(|(name, known)| (name, OwnName { known, asked: None })));
         Ok(())
     }
 
@@ -404,6 +401,18 @@ impl World {
             Event::Timer { .. } => false,
         }
     }
+}
+
+/// The names of own keys, each with what is published under it.
+fn known_of(
+    snapshot: &Snapshot,
+    own: impl IntoIterator<Item = (KeyName, IpnsName)>,
+) -> Result<Vec<(IpnsName, Option<Resolution>)>, StoreError> {
+    let known = own.into_iter().map(|(key, name)| {
+        let known = names::known(snapshot, &key)?.map(|known| known.resolution(name.clone()));
+        Ok((name, known))
+    });
+    known.collect()
 }
 
 #[cfg(test)]

@@ -1,8 +1,7 @@
 //! Mutable names: publishing under own keys, following the names of others.
 
-pub use crate::bindings::dim::coordination::ipns::{
-    Document, Error, Resolution, follow, get_state, key_id, publish, resolve, unfollow, update_state,
-};
+pub use crate::bindings::dim::coordination::ipns::{Document, Error, Resolution};
+pub use crate::host::ipns::{follow, get_state, key_id, publish, resolve, unfollow, update_state};
 use crate::{Failure, Refusal};
 
 impl From<Error> for Failure {

@@ -28,11 +28,15 @@
 //! ```
 //!
 //! and, in the file that ends up in the component, `export_plugin!(Counter, manifest: "../plugin.toml")`.
+//! In a native build [`fake`] takes the place of the host.
 
 mod bindings;
+mod host;
 mod plugin;
 
 pub mod document;
+#[cfg(not(target_family = "wasm"))]
+pub mod fake;
 pub mod id;
 pub mod ipns;
 pub mod json;

@@ -113,7 +113,14 @@ macro_rules! export_plugin {
                 }
             }
 
+            #[cfg(target_family = "wasm")]
     bindings::export_component!(Component with_types_in bindings);
+
+            // Natively the exports' names would be those of every plugin in the program. It is compiled all the same.
+            #[cfg(not(target_family = "wasm"))]
+            #[used]
+            static HANDLE: fn($crate::Event) -> Result<(), $crate::Failure> =
+                <Component as bindings::Guest>::handle;
 
             #[used]
             #[cfg_attr(target_family = "wasm", unsafe(link_section = "dim-manifest"))]

@@ -1,8 +1,7 @@
 //! Topics: publishing, subscribing, and what the host can vouch for having heard.
 
-pub use crate::bindings::dim::coordination::pubsub::{
-    Error, Hearing, heard, list_peers, list_topics, publish, subscribe, unsubscribe,
-};
+pub use crate::bindings::dim::coordination::pubsub::{Error, Hearing};
+pub use crate::host::pubsub::{heard, list_peers, list_topics, publish, subscribe, unsubscribe};
 use crate::{Failure, Refusal};
 
 /// The limits that are met for a while only: how many publishes may wait for the backend, and how many there may be

@@ -5,7 +5,8 @@ use std::marker::PhantomData;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-pub use crate::bindings::dim::coordination::state::{Error, Pair, delete, get, scan, set};
+pub use crate::bindings::dim::coordination::state::{Error, Pair};
+pub use crate::host::state::{delete, get, scan, set};
 use crate::{Failure, Refusal};
 
 /// How many pairs one page of [`Records::iter`] asks for.

@@ -1,7 +1,7 @@
 //! Points in time: the time of the entry, and the timestamps that fleets send.
 
 use std::fmt;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use jiff::civil::DateTime;
 use jiff::fmt::temporal::Pieces;
@@ -18,9 +18,17 @@ pub struct Time(i64);
 
 impl Time {
     /// The time of the entry that is being handled.
+    #[cfg(target_family = "wasm")]
     pub fn now() -> Self {
+        use std::time::{SystemTime, UNIX_EPOCH};
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    }
+
+    /// The time of the entry that is being handled, as the fake host has it.
+    #[cfg(not(target_family = "wasm"))]
+    pub fn now() -> Self {
+        crate::fake::now()
     }
 
     /// The time of a WIT `timestamp`, in nanoseconds.

@@ -1,6 +1,7 @@
 //! Durable timers, in log time.
 
-pub use crate::bindings::dim::coordination::timers::{Error, clear, get, set};
+pub use crate::bindings::dim::coordination::timers::Error;
+pub use crate::host::timers::{clear, get, set};
 use crate::{Failure, Refusal};
 
 impl From<Error> for Failure {

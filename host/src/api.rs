@@ -1,5 +1,6 @@
 //! Owns the HTTP API: one way in for programs and the command line, under `/v1`, JSON in and out.
 
+mod admission;
 mod backup;
 mod changes;
 mod dead;
@@ -35,6 +36,7 @@ use utoipa::OpenApi as _;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+pub(crate) use admission::Admission;
 pub use error::ApiError;
 pub use openapi::document;
 pub(crate) use server::serve;
@@ -149,11 +151,11 @@ impl Listener {
         match self {
             Self::Unix(listener, _socket) => {
                 let router = router.layer(Extension(backup::OwnersOnly));
-                server::serve(listener, router, most, stop).await
+                server::serve(listener, router, Admission::for_all(most), stop).await
             }
             Self::Tcp(listener, token) => {
                 let router = router.layer(middleware::from_fn_with_state(token, token::require));
-                server::serve(listener, router, most, stop).await
+                server::serve(listener, router, Admission::for_known(most), stop).await
             }
         }
     }

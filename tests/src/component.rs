@@ -1,5 +1,7 @@
 //! Components of which a test needs one that differs a little from another.
 
+use wasmparser::{Parser, Payload};
+
 /// A component with `manifest` in the place of its own: the outer one of two is what counts.
 pub fn with_manifest(component: &[u8], manifest: &str) -> Vec<u8> {
     let mut bytes = component.to_vec();
@@ -30,12 +32,38 @@ pub fn probe_with(version: &str, changes: &[(&str, &str)]) -> Vec<u8> {
     with_manifest(&std::fs::read(super::PROBE).expect("the probe is built"), &manifest)
 }
 
+/// A component that makes so many core instances more, of an empty module: in a component of its own within it.
+pub fn with_core_instances(component: &[u8], count: usize) -> Vec<u8> {
+    let empty = "(core instance (instantiate $e))".repeat(count);
+    let crowd = wat::parse_str(format!("(component (core module $e) {empty})")).expect("it is a component");
+    let mut inner = 0;
+    let mut depth = 0;
+    for payload in Parser::new(0).parse_all(component) {
+        match payload.expect("a component") {
+            Payload::ComponentSection { .. } => {
+                inner += usize::from(depth == 0);
+                depth += 1;
+            }
+            Payload::ModuleSection { .. } => depth += 1,
+            Payload::End(_) => depth -= 1,
+            _ => {}
+        }
+    }
+    // The crowd, and one instance of it, without arguments.
+    let instance = [vec![1, 0], leb128(inner), vec![0]].concat();
+    [component.to_vec(), section(4, &crowd), section(5, &instance)].concat()
+}
+
+fn section(id: u8, content: &[u8]) -> Vec<u8> {
+    [vec![id], leb128(content.len()), content.to_vec()].concat()
+}
+
 /// A custom section of a component, as any tool can append it to a file.
 fn custom_section(name: &str, data: &[u8]) -> Vec<u8> {
     let mut content = leb128(name.len());
     content.extend(name.as_bytes());
     content.extend(data);
-    [vec![0], leb128(content.len()), content].concat()
+    section(0, &content)
 }
 
 fn leb128(mut number: usize) -> Vec<u8> {

@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use dim::change::{Change, State, TOPIC};
-use dim::entry::{Event, Kind, Offset};
+use dim::effect::DeadLetter;
+use dim::entry::{Event, Generation, Kind, Offset};
 use dim::host::GrantChange;
 use dim::ident::PluginName;
 use dim::plugin::ReplyError;
@@ -124,18 +125,57 @@ async fn a_new_version_lets_a_quarantined_plugin_go_on_where_it_was() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_for_whose_publishes_there_is_no_room_waits_and_is_not_quarantined() {
     let on_start = json!([{ "do": "must", "step": { "do": "publish", "topic": "probe.out", "data": "x" } }]);
+    // Nothing is sent as long as there is no daemon.
     let with = |outbox: u64| {
         let limits = json!({ "restarts": 1, "outbox": outbox });
         let setup = json!({ "limits": limits, "config": { "on_start": on_start.to_string() } });
-        Setup::default().and_probe("probe", setup)
+        Setup::default().and_probe("probe", setup).on_kubo("/ip4/127.0.0.1/tcp/9")
     };
-    let host = with(0).start().await;
+    let host = with(1).start().await;
+    eventually("it runs, and its publish waits", async || state(&host) == "running").await;
+    host.settled().await;
+    let host = with(1).start_in(host.stop().await).await;
     let tried = async || host.plugin("probe").handle.status().instances >= 3;
     eventually("it is started over and over", tried).await;
     assert_eq!(state(&host), "failing");
     assert!(!states(&host).contains(&State::Quarantined));
     let host = with(10).start_in(host.stop().await).await;
     eventually("it runs", async || state(&host) == "running").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_takes_no_notice_of_missing_room_has_all_its_effects_or_none() {
+    let mut on_start = vec![json!({ "do": "publish", "topic": "probe.out", "data": "x" }); 6];
+    on_start.push(json!({ "do": "add", "key": "starts" }));
+    let setup = Setup::default().and_probe(
+        "probe",
+        json!({
+            "limits": { "publishes-per-second": 1, "restarts": 1 },
+            "config": { "on_start": json!(on_start).to_string() },
+        }),
+    );
+    let host = setup.start().await;
+    // A fresh instance, for which four of the burst of ten are left.
+    host.from_peer("probe.in", poison(json!({ "do": "trap" }))).await;
+    host.from_peer("probe.in", add()).await;
+    // The first, one for the second try, and one after that.
+    let published = || host.plugin("probe").handle.status().effects.publishes;
+    eventually("three starts had room", async || published() == 18).await;
+    eventually("it goes on", async || host.state_of("probe", "count").await == 1).await;
+    assert_eq!(host.state_of("probe", "starts").await, 3);
+    assert!(host.plugin("probe").handle.status().met.contains_key("publishes-per-second"));
+    dim_tests::alone::is_as_if_alone(host, &setup).await;
+
+    // Who wants more than there ever is waits in vain, and is not started for ever.
+    let greedy = vec![json!({ "do": "publish", "topic": "probe.out", "data": "x" }); 11];
+    let setup = Setup::default().and_probe(
+        "probe",
+        json!({
+            "limits": { "publishes-per-second": 1, "restarts": 1 },
+            "config": { "on_start": json!(greedy).to_string() },
+        }),
+    );
+    is_quarantined(&setup.start().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -212,11 +252,16 @@ async fn no_number_of_poison_events_brings_a_topic_to_a_stop() {
 #[tokio::test(flavor = "multi_thread")]
 async fn events_that_loop_cost_the_others_a_bounded_delay() {
     let setup = Setup::default().and_probe("probe", json!({ "limits": { "call-cpu-ms": 50 } }));
-    let host = setup.and_probe("other", json!({})).start().await;
+    let topics = json!({ "config": { "topics": ["probe.more"] } });
+    let host = setup.and_probe("other", topics).start().await;
     for _ in 0..5 {
         host.from_peer("probe.in", poison(json!({ "do": "loop" }))).await;
+        host.from_peer("probe.more", add()).await;
     }
     host.from_peer("probe.in", add()).await;
+    eventually("another is not held up", async || host.state_of("other", "count").await == 5).await;
+    let left = host.plugin("probe").handle.status();
+    assert!(left.dead_letters < 5, "it was not over by then: {left:?}");
     eventually("it comes to what is sound", async || host.state_of("probe", "count").await == 1).await;
     let (looping, cpu) = (host.plugin("probe").handle.status(), Duration::from_millis(50));
     assert_eq!(looping.dead_letters, 5);
@@ -295,4 +340,27 @@ async fn dead_letters_are_kept_for_a_time_and_those_that_go_are_counted() {
     let dropped = || dead::dropped(&host.host.store).unwrap();
     eventually("it goes, and that is counted", async || dropped() == 1 && host.dead_letters().is_empty())
         .await;
+    // One that is younger stays.
+    let store = &host.host.store;
+    let kept = dead::Quota { max_age_hours: 1, ..dead::Quota::default() };
+    let now = dim::time::Timestamp::wall();
+    let letter = |minutes: u64| DeadLetter {
+        plugin: "probe".parse().unwrap(),
+        version: "1".to_owned(),
+        by: Generation(1),
+        offset: 0,
+        time: now.0 - minutes * 60_000_000_000,
+        attempts: 1,
+        reason: "why".to_owned(),
+        stack: Vec::new(),
+        log: Vec::new(),
+        event: Event::Timer { key: "t".to_owned(), due: now },
+    };
+    let write = store.begin().unwrap();
+    dead::put(&write, &[letter(61), letter(59), letter(0)], &kept, now).unwrap();
+    write.commit().unwrap();
+    let left = dead::list(store, &Filter::default(), None, 10).unwrap();
+    let left: Vec<u64> = left.iter().map(|(_, letter)| (now.0 - letter.time) / 60_000_000_000).collect();
+    assert_eq!((left.len(), dropped()), (2, 2), "{left:?}");
+    assert!(left.contains(&59) && left.contains(&0), "{left:?}");
 }

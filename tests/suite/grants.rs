@@ -2,7 +2,7 @@
 //! name, and a component that asks for more waits for it.
 
 use dim::change::State;
-use dim::host::{Grant, GrantChange, ReplaceError};
+use dim::host::{Grant, GrantChange, Granted, ReplaceError};
 use dim::ident::PluginName;
 use dim::store::history;
 use dim_tests::alone::{proposal, replace};
@@ -21,7 +21,7 @@ fn name() -> PluginName {
     "probe".parse().unwrap()
 }
 
-async fn grant(host: &TestHost, change: Value) -> Result<dim::host::Granted, ReplaceError> {
+async fn grant(host: &TestHost, change: Value) -> Result<Granted, ReplaceError> {
     let change: GrantChange = serde_json::from_value(change).unwrap();
     host.host.grant(&name(), change, "the test").await
 }
@@ -111,6 +111,12 @@ async fn a_key_and_a_name_are_granted_and_taken_back_while_the_host_runs() {
     assert!(host.host.interest.names().is_empty(), "it is followed no more");
 }
 
+/// Grants all that is asked for, also by what waits.
+async fn grant_all(host: &TestHost) -> Result<Granted, ReplaceError> {
+    let seen = host.host.grants(&name()).unwrap().pending.expect("something waits").digest;
+    grant(host, json!({ "all": true, "pending": seen })).await
+}
+
 /// The probe as a version that asks for a topic more.
 fn curious() -> Vec<u8> {
     probe_with("2.0.0", &[("[\"probe.in\"]", "[\"probe.in\", \"fleet.secrets\"]")])
@@ -137,7 +143,10 @@ async fn an_upgrade_that_asks_for_more_waits_until_it_is_granted_while_the_old_c
     // Not by something else.
     grant(&host, json!({ "allow": { "publish": ["elsewhere"] } })).await.unwrap();
     assert_eq!(version(&host), "0.1.0");
-    let granted = grant(&host, json!({ "all": true })).await.unwrap();
+    // Nor by consent to what runs.
+    grant(&host, json!({ "all": true })).await.unwrap();
+    assert_eq!(version(&host), "0.1.0");
+    let granted = grant_all(&host).await.unwrap();
     assert_eq!(granted.change.unwrap().state, State::OnProbation);
     assert!(granted.pending.is_none());
     assert_eq!(version(&host), "2.0.0");
@@ -170,7 +179,7 @@ async fn what_waits_and_does_not_start_waits_no_more_and_what_is_denied_is_denie
         ],
     );
     replace(&host, broken).await.unwrap();
-    let why = grant(&host, json!({ "all": true })).await.unwrap_err().to_string();
+    let why = grant_all(&host).await.unwrap_err().to_string();
     assert!(why.contains("told to fail"), "{why}");
     assert!(host.host.grants(&name()).unwrap().pending.is_none());
     assert_eq!(version(&host), "0.1.0");
@@ -189,7 +198,7 @@ async fn consent_to_what_is_missing_lifts_no_denial() {
     grant(&host, json!({ "deny": { "publish": ["probe.out"] } })).await.unwrap();
     let change = replace(&host, curious()).await.unwrap();
     assert_eq!(change.missing, ["subscribe to fleet.secrets"], "what was denied is not asked again");
-    grant(&host, json!({ "all": true })).await.unwrap();
+    grant_all(&host).await.unwrap();
     assert_eq!(version(&host), "2.0.0");
     let publish = json!({ "do": "publish", "topic": "probe.out", "data": "x" });
     assert_eq!(run_one(&host, publish).await, json!({ "error": "Error::NotGranted(\"probe.out\")" }));
@@ -250,14 +259,13 @@ async fn more_than_the_default_of_a_limit_is_granted_up_to_the_ceiling() {
     };
     let change = replace(&host, wishing("2.0.0", 4)).await.unwrap();
     assert_eq!(change.missing, ["have 4 timers"]);
-    grant(&host, json!({ "all": true })).await.unwrap();
+    grant_all(&host).await.unwrap();
     assert_eq!(version(&host), "2.0.0");
     assert_eq!(run_one(&host, timers(4)).await, ok());
     assert_eq!(run_one(&host, timers(5)).await, too_many(4));
     // More than the ceiling is not to be had, whatever is asked for and granted.
     replace(&host, wishing("3.0.0", 1_000)).await.unwrap();
-    let granted =
-        grant(&host, json!({ "all": true, "allow": { "limits": { "timers": 1_000 } } })).await.unwrap();
+    let granted = grant(&host, json!({ "allow": { "limits": { "timers": 1_000 } } })).await.unwrap();
     assert_eq!(granted.limits.timers, 5);
     assert_eq!(run_one(&host, timers(5)).await, ok());
     assert_eq!(run_one(&host, timers(6)).await, too_many(5));
@@ -275,6 +283,8 @@ fn the_command_line_shows_what_is_asked_and_waits_for_a_grant() {
         path.display().to_string()
     };
     let (first, second) = (file("1.wasm", probe("1.0.0", &json!([]))), file("2.wasm", curious()));
+    let more = probe_with("3.0.0", &[("[\"probe.in\"]", "[\"probe.in\", \"fleet.plans\"]")]);
+    let third = file("3.wasm", more);
     let program = Program::start(PROGRAM.as_ref(), &dir.path().join("state"), &[]);
     let run = |args: &[&str]| program.dim(args);
     let refused = run(&["plugin", "install", &first]);
@@ -301,10 +311,17 @@ fn the_command_line_shows_what_is_asked_and_waits_for_a_grant() {
     let unknown = run(&["plugin", "grants", "probe", "allow", "--limit", "timer=1"]);
     assert!(String::from_utf8_lossy(&unknown.stderr).contains("there are memory, "), "{unknown:?}");
     assert_eq!(unknown.status.code(), Some(5));
+    let nobody = run(&["plugin", "grants", "probe", "allow", "--all"]);
+    assert_eq!(nobody.status.code(), Some(2), "nobody is asked");
+    assert!(String::from_utf8_lossy(&nobody.stderr).contains("--all --yes"), "{nobody:?}");
     let granted = program.json(&["plugin", "grants", "probe", "allow", "--subscribe", "fleet.secrets"]);
     assert_eq!(granted["change"]["state"], "on-probation");
     let denied = program.json(&["plugin", "grants", "probe", "deny", "--write", "probe-key"]);
     assert_eq!(denied["denied"]["write"], json!(["probe-key"]));
+    run(&["plugin", "install", &third]);
+    let all = program.json(&["plugin", "grants", "probe", "allow", "--all", "--yes"]);
+    assert_eq!((&all["change"]["state"], &all["unanswered"]), (&json!("on-probation"), &json!([])));
+    assert_eq!(all["missing"], json!(["write under the key probe-key"]), "it stays denied");
     let reset = program.json(&["plugin", "grants", "probe", "reset"]);
     assert_eq!(reset["granted"]["subscribe"], json!([]), "the config says nothing of it");
 }

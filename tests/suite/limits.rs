@@ -6,7 +6,7 @@ use std::path::Path;
 use dim::host::Grant;
 use dim::plugin::{LIMITS, LimitPolicy, ReplyError};
 use dim_tests::alone::proposal;
-use dim_tests::component::{probe, probe_with, with_manifest};
+use dim_tests::component::{probe, probe_with, with_core_instances, with_manifest};
 use dim_tests::{Program, Setup, TestHost, eventually, script};
 use serde_json::{Value, json};
 
@@ -262,6 +262,43 @@ async fn core_instances_and_memories_of_a_component_are_limited() {
         let why = why(component).await;
         assert!(why.contains(expected), "{expected}: {why}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_for_which_there_is_no_instance_left_waits_for_one_and_is_not_quarantined() {
+    // 4,000 core instances are there, for all of them.
+    let host = Setup::default().yaml("limits: { plugins: 60, default: { restarts: 1 } }\n").start().await;
+    let crowded = with_core_instances(&probe_with("2.0.0", &[("[\"probe-key\"]", "[]")]), 90);
+    let name = |number: usize| format!("crowd-{number}");
+    let install = async |number: usize| {
+        host.host.install(proposal(&name(number), crowded.clone()), Grant::AllThatIsAsked).await
+    };
+    let mut there = 0;
+    let why = loop {
+        match install(there).await {
+            Ok(_) => there += 1,
+            Err(error) => break error.to_string(),
+        }
+        assert!(there < 50, "there is room without end");
+    };
+    assert!(why.contains("there is no room for one instance more"), "{why}");
+    assert!(there > 30, "{there}");
+    // One that traps has an instance no more, and another may have taken its place.
+    let trap = json!({ "script": [{ "do": "trap" }] }).to_string();
+    for number in 0..there {
+        let _ = host.plugin(&name(number)).handle.command("run".to_owned(), trap.clone()).await;
+    }
+    for number in 0..there {
+        eventually("each has an instance", async || {
+            host.host
+                .plugins
+                .get(name(number).as_str())
+                .is_some_and(|it| it.handle.status().state == "running")
+        })
+        .await;
+    }
+    host.host.remove(&name(0).parse().unwrap(), false, "the test").await.unwrap();
+    eventually("there is room for another", async || install(there).await.is_ok()).await;
 }
 
 const LIMITS_PAGE: &str = include_str!("../../docs/limits.md");

@@ -16,6 +16,7 @@ mod failures;
 mod faults;
 mod fleet;
 mod formats;
+mod fuzz;
 mod grants;
 mod hostile;
 mod limits;

@@ -38,6 +38,8 @@ fn the_description_is_whole() {
     let document = described();
     assert!(document.value["openapi"].as_str().unwrap().starts_with("3.1."));
     document.check_references();
+    assert_eq!(document.value["components"]["securitySchemes"]["token"]["scheme"], "bearer");
+    assert_eq!(document.value["security"], json!([{}, { "token": [] }]));
     let operations = document.operations();
     let ids: BTreeSet<&str> = operations.iter().map(|operation| operation.id.as_str()).collect();
     assert_eq!(ids.len(), operations.len(), "operation ids are unique");

@@ -207,23 +207,25 @@ async fn other_code_that_a_start_finds_under_the_config_is_on_record() {
     assert_eq!(versions, ["1.0.0", "2.0.0"]);
 }
 
+/// Publishes a component under the host's own name of another; returns the name.
+async fn publish(host: &TestHost, component: Vec<u8>) -> dim::ident::IpnsName {
+    let key = "probe-other".parse().unwrap();
+    let name = host.host.keys.get_or_create(&key).unwrap().name();
+    let update = dim::effect::NameUpdate {
+        name: name.clone(),
+        value: dim::effect::NameValue::document(component.into()),
+        lifetime: dim::effect::LIFETIME,
+    };
+    host.host.commit.change_name(dim::commit::NameChange::Own { key, update }).await.unwrap();
+    name
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_component_comes_by_a_name_and_follows_it_as_far_as_it_is_trusted() {
     // The publisher and the follower are one host here; on two daemons see `kubo_pair`.
     let config = format!("ipfs: {{ follow_every: 1 }}\n{SECTION}");
     let host = Setup::probe().yaml(&config).start().await;
-    let publish = async |component: Vec<u8>| {
-        let key = "probe-other".parse().unwrap();
-        let name = host.host.keys.get_or_create(&key).unwrap().name();
-        let update = dim::effect::NameUpdate {
-            name: name.clone(),
-            value: dim::effect::NameValue::document(component.into()),
-            lifetime: dim::effect::LIFETIME,
-        };
-        host.host.commit.change_name(dim::commit::NameChange::Own { key, update }).await.unwrap();
-        name
-    };
-    let name = publish(late("1.0.0")).await;
+    let name = publish(&host, late("1.0.0")).await;
     let from: dim::ident::ContentPath = format!("/ipns/{name}").parse().unwrap();
     let install = async |trust| {
         let by = "the test".to_owned();
@@ -238,7 +240,7 @@ async fn a_component_comes_by_a_name_and_follows_it_as_far_as_it_is_trusted() {
     install(Some(digest)).await.unwrap();
     runs(&host, "late", "1.0.0").await;
     // What it points to now is not what was trusted.
-    publish(late("2.0.0")).await;
+    publish(&host, late("2.0.0")).await;
     downtime(Duration::from_secs(4)).await;
     assert_eq!(version(&host, "late").as_deref(), Some("1.0.0"));
     let dir = host.stop().await;
@@ -248,6 +250,14 @@ async fn a_component_comes_by_a_name_and_follows_it_as_far_as_it_is_trusted() {
     let told =
         [State::OnProbation, State::Refused, State::Installed, State::Refused, State::Refused].as_slice();
     eventually("it is on record", async || states(&host, "late") == told).await;
+    // Another plugin does not come in its place, whoever has made it.
+    publish(&host, named("another", "3.0.0")).await;
+    let refused = async || {
+        let last = changes(&host, "late").swap_remove(0);
+        last.reason.is_some_and(|why| why.contains("it is another, and late runs here"))
+    };
+    eventually("it is refused", refused).await;
+    assert_eq!(version(&host, "late").as_deref(), Some("2.0.0"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

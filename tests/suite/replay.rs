@@ -61,7 +61,9 @@ async fn a_recorded_log_is_handled_twice_with_the_same_outcome() {
     // Where these strike depends on the machine: on its speed and on what the backend took by then.
     let limited = json!({ "limits": { "outbox": 4, "call-cpu-ms": 100 } });
     let follows = json!({ "config": { "on_start": "[{\"do\":\"follow\",\"name\":\"probe-key\"}]" } });
+    let rated = json!({ "limits": { "publishes-per-second": 3, "call-cpu-ms": 100 } });
     let setup = Setup::bundled().and_probe("probe", limited).and_probe("reader", follows);
+    let setup = setup.and_probe("rated", rated);
     let (dir, live_state) = live(&setup, async |host| {
         for number in 0..200 {
             let node = number % 7;
@@ -96,7 +98,7 @@ async fn a_recorded_log_is_handled_twice_with_the_same_outcome() {
     })
     .await;
     let (once, twice) = (replayed(&setup, dir.path()), replayed(&setup, dir.path()));
-    assert_eq!(once.len(), 5);
+    assert_eq!(once.len(), 6);
     for ((name, first), (_, second)) in once.iter().zip(&twice) {
         assert!(!first.state.is_empty(), "{name} did something");
         assert_eq!(bytes_of(first), bytes_of(second), "{name}");
@@ -105,12 +107,14 @@ async fn a_recorded_log_is_handled_twice_with_the_same_outcome() {
     let store = dim::store::Store::open(dir.path()).unwrap();
     let log = store.read_log(Offset(0), usize::MAX).unwrap();
     drop(store);
-    let published: Vec<_> = log.iter().filter_map(published_by_probe).collect();
-    let (_, probe) = once.iter().find(|(name, _)| name == "probe").unwrap();
-    let again: Vec<_> = probe.publishes.iter().map(|publish| publish.data.clone()).collect();
-    assert_eq!(published, again);
-    let struck = |entry: &&Entry| matches!(entry.kind, Kind::Struck { .. });
-    assert!(log.iter().filter(struck).count() >= 8, "limits struck");
+    for plugin in ["probe", "rated"] {
+        let published: Vec<_> = log.iter().filter_map(|entry| published_by(plugin, entry)).collect();
+        let (_, batch) = once.iter().find(|(name, _)| name == plugin).unwrap();
+        let again: Vec<_> = batch.publishes.iter().map(|publish| publish.data.clone()).collect();
+        assert_eq!(published, again, "{plugin}");
+        let struck = |entry: &&Entry| matches!(&entry.kind, Kind::Struck { plugin: whose, .. } if whose.as_str() == plugin);
+        assert!(log.iter().filter(struck).count() >= 8, "limits of {plugin} struck");
+    }
     // And what the live host committed is what the replay finds.
     let again: Vec<_> = once
         .iter()
@@ -130,11 +134,9 @@ async fn a_recorded_log_is_handled_twice_with_the_same_outcome() {
     assert_eq!(again.len(), live_state.len());
 }
 
-fn published_by_probe(entry: &Entry) -> Option<bytes::Bytes> {
+fn published_by(plugin: &str, entry: &Entry) -> Option<bytes::Bytes> {
     match &entry.kind {
-        Kind::Event(Event::Message { data, origin: Origin::Plugin(name), .. })
-            if name.as_str() == "probe" =>
-        {
+        Kind::Event(Event::Message { data, origin: Origin::Plugin(name), .. }) if name.as_str() == plugin => {
             Some(data.clone())
         }
         _ => None,

@@ -122,7 +122,9 @@ async fn grants_are_for_whoever_has_signed() {
     );
     host.host.grant(&name(), some, "the test").await.unwrap();
     assert_eq!(version(&host), "1.1.0");
-    let granted = host.host.grant(&name(), allow(json!({ "all": true })), "the test").await.unwrap();
+    let seen = host.host.grants(&name()).unwrap().pending.unwrap().digest;
+    let all = allow(json!({ "all": true, "pending": seen }));
+    let granted = host.host.grant(&name(), all, "the test").await.unwrap();
     assert_eq!(granted.change.unwrap().state, State::OnProbation);
     assert_eq!(version(&host), "2.1.0");
     assert_eq!(host.run(publish.clone()).await[0]["ok"], Value::Null);

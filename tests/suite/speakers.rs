@@ -201,6 +201,32 @@ async fn headers_bodies_and_connections_are_bounded() {
     host.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn who_shows_no_token_is_let_go_and_takes_nobodys_place() {
+    let host = SupervisedHost::start(&Setup::probe()).await;
+    let url = host.serve().await;
+    let address = url.strip_prefix("http://").unwrap();
+    // More than there may be of those who have shown it.
+    let mut strangers = Vec::new();
+    for number in 0..20 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        if number % 2 == 0 {
+            stream.write_all(b"GET /v1/status HTTP/1.1\r\nhost: dim\r\nx-slow: ").await.unwrap();
+        }
+        strangers.push(stream);
+    }
+    let client = with_token();
+    let status = async || client.get(format!("{url}/v1/status")).send().await.unwrap().status();
+    assert_eq!(status().await, 200, "beside them");
+    for mut stream in strangers {
+        let mut answer = Vec::new();
+        let ended = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut answer)).await;
+        assert!(ended.is_ok() && answer.is_empty(), "it is let go");
+    }
+    assert_eq!(status().await, 200, "who has shown it stays");
+    host.stop().await;
+}
+
 #[test]
 fn secrets_come_from_the_environment_or_a_file_and_are_shown_nowhere() {
     let dir = tempfile::tempdir().unwrap();

@@ -21,7 +21,7 @@ use super::heartbeat::Beat;
 use super::notice::{Given, Notice};
 use super::spool::{Spool, SpoolError, on_disk};
 use super::way::Way;
-use crate::api::{self, ApiError, bind_for_owner, guarded, serve};
+use crate::api::{self, Admission, ApiError, bind_for_owner, guarded, serve};
 use crate::ident::NodeId;
 use crate::plugin::MESSAGE_BYTES;
 use crate::time::Timestamp;
@@ -77,7 +77,7 @@ impl Socket {
 
     /// Answers until `stop` is cancelled.
     pub async fn serve(self, desk: Arc<Desk>, stop: CancellationToken) -> io::Result<()> {
-        serve(self.listener, router(desk), CONNECTIONS, stop).await
+        serve(self.listener, router(desk), Admission::for_all(CONNECTIONS), stop).await
     }
 }
 

@@ -7,8 +7,9 @@ use std::sync::LazyLock;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use utoipa::openapi::path::{Operation, PathItem};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{Ref, RefOr, Response};
-use utoipa::{IntoResponses, OpenApi, ToResponse};
+use utoipa::{IntoResponses, Modify, OpenApi, ToResponse};
 
 use super::error::Problem;
 use crate::ident::{KeyName, PluginName, Topic};
@@ -34,6 +35,9 @@ use crate::ident::{KeyName, PluginName, Topic};
         (name = "dead letters", description = "Events that a plugin could not handle"),
         (name = "host", description = "How the host is doing"),
     ),
+    // Nothing on the socket, the token over TCP.
+    security((), ("token" = [])),
+    modifiers(&TokenScheme),
     components(
         schemas(Problem, Topic, PluginName, KeyName),
         responses(Failure),
@@ -41,7 +45,19 @@ use crate::ident::{KeyName, PluginName, Topic};
 )]
 pub struct Shared;
 
-/// Any other error: 403 for a request of a web page, 413 for a body of more than 16 MiB, 500 if the store
+/// How the token is shown.
+struct TokenScheme;
+
+impl Modify for TokenScheme {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let bearer =
+            HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some("The token of the host"));
+        let components = document.components.get_or_insert_default();
+        components.add_security_scheme("token", SecurityScheme::Http(bearer.build()));
+    }
+}
+
+/// Any other error: 401 over TCP without the token, 403 for a request of a web page, 413 for a body of more than 16 MiB, 500 if the store
 /// or a plugin fails, 502 to 504 if the backend does not do its part, 503 while the host is down, 507 while
 /// the disk is too full to take anything in.
 #[derive(ToResponse)]

@@ -1,8 +1,7 @@
-//! Owns the connections of an API: how many there may be, what their headers may take, and how they end.
+//! Owns the connections of an API: what their headers may take, and how they end.
 
 use std::convert::Infallible;
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -13,11 +12,11 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tower_service::Service as _;
 
+use super::admission::{Admission, Place};
 use super::extract::Caller;
 
 /// Most bytes of a request's headers.
@@ -67,20 +66,21 @@ impl Accept for TcpListener {
     }
 }
 
-/// Serves until `stop` is cancelled, over `most` connections at a time; one more waits for its turn.
+/// Serves until `stop` is cancelled, as many connections at a time as are admitted; one more waits for its turn.
+/// Nothing of it is left when this returns.
 pub async fn serve(
     listener: impl Accept,
     router: Router,
-    most: usize,
+    admission: Admission,
     stop: CancellationToken,
 ) -> io::Result<()> {
-    let (room, connections) = (Arc::new(Semaphore::new(most)), TaskTracker::new());
+    let mut connections = JoinSet::new();
     loop {
         let next = async {
-            let room = room.clone().acquire_owned().await.expect("it is never closed");
+            let place = admission.next().await;
             loop {
                 match listener.accept().await {
-                    Ok((stream, caller)) => return (stream, caller, room),
+                    Ok((stream, caller)) => return (stream, caller, place),
                     // It is the connection's trouble, or there is no room for one more.
                     Err(error) => {
                         tracing::debug!("the API takes no connection: {error}");
@@ -92,26 +92,42 @@ pub async fn serve(
         tokio::select! {
             biased;
             () = stop.cancelled() => break,
-            (stream, caller, room) = next => {
-                connections.spawn(connection(stream, caller, router.clone(), room, stop.clone()));
+            (stream, caller, place) = next => {
+                connections.spawn(connection(stream, caller, router.clone(), place, stop.clone()));
             }
+            Some(ended) = connections.join_next() => told(ended),
         }
     }
-    connections.close();
-    // What is not done by then is broken off.
-    let _ = tokio::time::timeout(GRACE, connections.wait()).await;
+    let ending = async {
+        while let Some(ended) = connections.join_next().await {
+            told(ended);
+        }
+    };
+    if tokio::time::timeout(GRACE, ending).await.is_err() {
+        // What is not done by then is broken off.
+        connections.shutdown().await;
+    }
     Ok(())
+}
+
+/// A connection that panics has answered nothing, and harms no other.
+fn told(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!("a connection of the API ended badly: {error}");
+    }
 }
 
 async fn connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     caller: Caller,
     router: Router,
-    _room: OwnedSemaphorePermit,
+    place: Place,
     stop: CancellationToken,
 ) {
+    let at = place.clone();
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(caller.clone()));
+        request.extensions_mut().insert(at.clone());
         let mut router = router.clone();
         // A router is always ready.
         async move { Ok::<_, Infallible>(router.call(request).await.unwrap_or_else(|never| match never {})) }
@@ -129,6 +145,7 @@ async fn connection(
             served.as_mut().graceful_shutdown();
             served.await
         }
+        () = place.overstayed() => return,
     };
     if let Err(error) = ended {
         tracing::debug!("a connection of the API ended badly: {error}");

@@ -27,7 +27,7 @@ use crate::time::Timestamp;
 pub struct GrantChange {
     /// First takes back all that was granted and denied before: what the config says counts again
     reset: bool,
-    /// Grants all that is asked for, also by a component that waits, but for what was denied
+    /// Grants all that is asked for, but for what was denied; also by a component that waits, if `pending` names it
     all: bool,
     /// Grants this
     allow: Grants,
@@ -52,6 +52,8 @@ pub struct Granted {
     reach: Reach,
     /// What it asks for and may not, in words.
     pub missing: Vec<String>,
+    /// What of that nobody has denied.
+    pub unanswered: Vec<String>,
     /// What it may take.
     pub limits: Limits,
     /// A component that waits until it is granted what it asks for.
@@ -71,7 +73,8 @@ impl Host {
         let allowance = self.settled(name, &code, row.setup.clone())?.1;
         let missing = allowance.missing();
         let Allowance { asks, reach, limits } = allowance;
-        Ok(Granted { plugin: name.clone(), asks, reach, missing, limits, pending: row.pending, change: None })
+        let (plugin, unanswered) = (name.clone(), reach.unanswered(&asks));
+        Ok(Granted { plugin, asks, reach, missing, unanswered, limits, pending: row.pending, change: None })
     }
 
     /// Grants a plugin something and denies it something, which counts from the next entry on; a component that
@@ -111,10 +114,12 @@ impl Host {
         let is_for = |pending: &Pending| row.setup.is_for(pending.signer.as_ref());
         let signer = row.setup.signer.clone();
         let mut setup = if change.reset { Setup { signer, ..Setup::default() } } else { row.setup.clone() };
+        // Consent to what waits is to what was seen.
+        let all_of_pending = change.all && change.pending.is_some();
         if change.all {
             let allowance = self.settled(name, &code, setup.clone())?.1;
             setup.grant_all(&allowance.asks);
-            if let Some(pending) = pending.as_ref().filter(|pending| is_for(pending)) {
+            if let Some(pending) = pending.as_ref().filter(|pending| all_of_pending && is_for(pending)) {
                 let allowance = self.pending_allowance(name, &row, pending, setup.clone()).await?;
                 setup.grant_all(&allowance.asks);
             }
@@ -150,7 +155,7 @@ impl Host {
         while !self.reach(name, setup.clone()).await? {}
         let Some(pending) = pending else { return Ok(None) };
         if !is_for(&pending) {
-            return Ok(change.all.then_some((pending, Grant::AllThatIsAsked)));
+            return Ok(all_of_pending.then_some((pending, Grant::AllThatIsAsked)));
         }
         let allowance = self.pending_allowance(name, &row, &pending, setup).await?;
         let is_covered = allowance.reach.unanswered(&allowance.asks).is_empty();

@@ -272,10 +272,10 @@ impl Session {
         self.outgoing = self.start_rate.room(now, &self.limits, &used, self.outbox_room());
     }
 
-    /// Ends a start; returns the limit on publishes that it has met.
-    pub fn end_start(&mut self) -> Option<&'static str> {
+    /// Ends a start; returns whether it has found too little room for its publishes, of which there may be more later.
+    pub fn end_start(&mut self) -> bool {
         self.started = std::mem::replace(&mut self.outgoing, outgoing::Room::ENDLESS);
-        self.started.struck
+        self.started.may_grow(&self.limits)
     }
 
     /// How many messages more may wait to be sent.

@@ -14,8 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use silence::{NODES, Node, Standing};
 
+/// The watchdog's config; the manifest describes it.
 #[derive(Debug, Deserialize)]
-struct Config {
+pub struct Config {
     heartbeat_topic: String,
     status_topic: String,
     observer: String,
@@ -27,7 +28,8 @@ struct Config {
     node_peers: Vec<String>,
 }
 
-struct Watchdog {
+/// The watchdog.
+pub struct Watchdog {
     config: Config,
     speakers: Speakers,
 }

@@ -10,6 +10,6 @@ mod tracker;
 
 use dim_guest::export_plugin;
 
-use tracker::JobTracker;
+pub use tracker::JobTracker;
 
 export_plugin!(JobTracker, manifest: "../plugin.toml");

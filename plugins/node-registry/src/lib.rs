@@ -16,8 +16,9 @@ use serde::Deserialize;
 
 use node::{Filter, Heartbeat, NODES, Node, Verdict};
 
+/// The registry's config; the manifest describes it.
 #[derive(Debug, Deserialize)]
-struct Config {
+pub struct Config {
     heartbeat_topic: String,
     status_topic: String,
     ipns_key_name: String,
@@ -33,7 +34,8 @@ struct Config {
 const FORGET: &str = "forget";
 const FORGET_EVERY: Duration = Duration::from_secs(3_600);
 
-struct NodeRegistry {
+/// The registry.
+pub struct NodeRegistry {
     config: Config,
     document: Document,
     speakers: Speakers,

@@ -117,7 +117,8 @@ impl Backend for Names {
         let current = self.current(&name).await;
         // The daemon counts for itself as long as that leads to the number that is wanted: by one for
         // a new value, not at all for the same.
-        let counts_to = |record: &Record| record.sequence + u64::from(record.path != publication.path);
+        let counts_to =
+            |record: &Record| record.sequence.saturating_add(u64::from(record.path != publication.path));
         let falls_short = current.as_ref().is_none_or(|record| counts_to(record) < publication.sequence);
         let wanted = (falls_short && publication.sequence > 0).then_some(publication.sequence);
         match self.send(publication, wanted).await {
@@ -128,7 +129,8 @@ impl Backend for Names {
             sent => sent?,
         }
         let sequence = match self.current(&name).await {
-            Some(record) => record.sequence,
+            // It may not show yet what it has just published.
+            Some(record) => record.sequence.max(publication.sequence),
             None => publication.sequence,
         };
         let newer = current.filter(|record| publication.last.is_some_and(|last| record.sequence > last));

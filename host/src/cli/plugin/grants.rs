@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, BufRead as _, IsTerminal as _};
 
+use anyhow::bail;
 use clap::{Args, Subcommand};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -18,9 +19,12 @@ pub enum Command {
     Show,
     /// Grants it something, also what was denied before
     Allow {
-        /// All that it asks for, also by a component that waits
+        /// All that it asks for, also by a component that waits; shows what that is and asks first
         #[arg(long)]
         all: bool,
+        /// Does not ask
+        #[arg(long, requires = "all")]
+        yes: bool,
         #[command(flatten)]
         what: What,
     },
@@ -85,19 +89,29 @@ impl Command {
         let path = ["plugins", name, "grants"];
         let change = match self {
             Self::Show => return show(out, &client.get(&path, &[]).await?),
-            Self::Allow { all: false, ref what } if what.is_empty() => {
+            Self::Allow { all: false, ref what, .. } if what.is_empty() => {
                 lacking("say what to grant, or --all that it asks for")
             }
             Self::Deny { pending: false, ref what } if what.is_empty() => {
                 lacking("say what to deny, or --pending to give up the component that waits")
             }
-            Self::Allow { all: true, what } => {
+            Self::Allow { all: true, yes, what } => {
                 // What waits now, and not what waits by then.
                 let seen = client.get(&path, &[]).await?;
                 let pending = &seen["pending"]["digest"];
+                let missing = [&seen["unanswered"], &seen["pending"]["missing"]];
+                let missing: Vec<&Value> =
+                    missing.into_iter().filter_map(Value::as_array).flatten().collect();
+                if !missing.is_empty() && !yes {
+                    match agrees(name, &json!(missing))? {
+                        Some(true) => {}
+                        Some(false) => bail!("nothing is granted"),
+                        None => lacking("nobody is here to be asked: look at `show`, and say --all --yes"),
+                    }
+                }
                 json!({ "all": true, "allow": what.as_json(), "pending": pending })
             }
-            Self::Allow { all: false, what } => json!({ "allow": what.as_json() }),
+            Self::Allow { all: false, what, .. } => json!({ "allow": what.as_json() }),
             Self::Deny { pending, what } => json!({ "refuse-pending": pending, "deny": what.as_json() }),
             Self::Reset => json!({ "reset": true }),
         };

@@ -10,6 +10,7 @@ use crate::change::{Change, State};
 use crate::host::Host;
 use crate::host::replacement::Proposal;
 use crate::ident::{ContentPath, Digest, PluginName};
+use crate::plugin::inspect;
 use crate::plugin::roster::{self, Standing};
 use crate::store::StoreError;
 
@@ -99,11 +100,21 @@ async fn ask(
             return Ok(Known { unfetched: Some(target), ..known });
         }
     };
-    let hashed = component.clone();
-    let digest = tokio::task::spawn_blocking(move || Digest::of(&hashed)).await;
-    let digest = digest.expect("hashing does not panic");
+    let bytes = component.clone();
+    let look = move || (Digest::of(&bytes), inspect(&bytes).ok().map(|it| it.manifest.name));
+    let looked = tokio::task::spawn_blocking(look).await;
+    let (digest, comes) = looked.expect("looking at a component does not panic");
     let under_way = under_way.unwrap_or_else(begin);
     let settled = Known { settled: Some(target), unfetched: None };
+    // Whoever has signed it may have signed other plugins: none of them comes in this one's place by itself.
+    let runs = host.plugins.get(&plugin).map(|it| it.handle.code().prepared.inspection.manifest.name.clone());
+    if let (Some(comes), Some(runs)) = (comes, runs)
+        && comes != runs
+    {
+        let why = format!("it is {comes}, and {runs} runs here: install it by hand if that is meant");
+        refuse(host, under_way, why).await;
+        return Ok(settled);
+    }
     let (by, trust) = (BY.to_owned(), host.trusts(&follows).then_some(digest));
     let proposal = Proposal { plugin, component, source, by, follows: Some(follows), is_named: false, trust };
     let is_settled = offer(host, Some(under_way), proposal, digest).await?;

@@ -57,11 +57,9 @@ impl Actor {
     /// Makes an instance and calls `start`, whose effects join the batch.
     pub(super) fn start(&mut self) -> Result<Result<(), FailedStart>, StoreError> {
         let started = self.try_start()?;
-        let struck = self.session_mut().end_start();
-        // Room that is not there now may be there later; who traps, or has no rate at all, has only itself to blame.
-        let may_publish = self.session().limits().publishes_per_second > 0;
-        let had_no_room =
-            |trap: &Trap| struck.is_some() && trap.stack.is_empty() && trap.limit.is_none() && may_publish;
+        let may_have_room = self.session_mut().end_start();
+        // Who traps, or wants more than there ever is, has only itself to blame.
+        let had_no_room = |trap: &Trap| may_have_room && trap.stack.is_empty() && trap.limit.is_none();
         Ok(started.map_err(|trap| FailedStart {
             is_own_fault: !had_no_room(&trap) && trap.limit != Some(INSTANCES),
             reason: trap.reason,
@@ -96,6 +94,11 @@ impl Actor {
         let started = self.instance().start(&config, from);
         self.start_took = (made_in, nanoseconds(starting.elapsed()));
         match started {
+            // What is recorded has no starts: one must have the same effects at any time.
+            Ok(Ok(())) if let Some(limit) = self.session().outgoing.struck => {
+                self.fail(true);
+                Ok(Err(Trap::of_reason(format!("the limit {limit} leaves no room for what it publishes"))))
+            }
             Ok(Ok(())) => {
                 let version = self.run.prepared.inspection.manifest.state_version;
                 if self.state_version != Some(version) {

@@ -59,6 +59,18 @@ impl Room {
         self.used_bytes += bytes;
         Ok(())
     }
+
+    /// Whether it was met, and there may be more room at another time.
+    pub fn may_grow(&self, limits: &Limits) -> bool {
+        let Some(struck) = self.struck else { return false };
+        let burst = |per_second: u64| per_second.saturating_mul(BURST);
+        let (count, bytes) = (self.count as u64, self.bytes as u64);
+        match struck {
+            RATE => count < burst(limits.publishes_per_second),
+            BYTE_RATE => bytes < burst(limits.publish_bytes_per_second),
+            _ => self.count < limits.outbox,
+        }
+    }
 }
 
 /// What the rates leave, in log time: a plugin that lags behind is not held up by it.
@@ -102,6 +114,7 @@ mod tests {
         let at = |millis: u64| Timestamp(1_000_000_000 + millis * 1_000_000);
         let mut room = rate.room(at(0), &limits, &Room::ENDLESS, usize::MAX);
         assert_eq!((room.count, room.bytes), (30, 1_000));
+        let full = room;
         for _ in 0..30 {
             room.take(1).unwrap();
         }
@@ -115,6 +128,11 @@ mod tests {
         assert_eq!(room.take(1_001), Err(BYTE_RATE));
         assert_eq!(room.struck, Some(BYTE_RATE));
         assert_eq!(rate.room(at(1_001), &limits, &Room::ENDLESS, 2).count_limit, OUTBOX);
+        // Who wants more than a burst waits in vain.
+        let (mut some, mut all) = (Room { count: 29, ..full }, full);
+        while some.take(0).is_ok() {}
+        while all.take(0).is_ok() {}
+        assert!(some.may_grow(&limits) && !all.may_grow(&limits) && !full.may_grow(&limits));
         // A rate of nothing leaves nothing.
         let none = Limits { publishes_per_second: 0, ..limits };
         assert_eq!(Rate::default().room(at(0), &none, &Room::ENDLESS, 9).count, 0);

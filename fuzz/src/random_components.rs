@@ -1,0 +1,63 @@
+//! Valid components of every shape, from wasm-smith, thrown at the loader.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use arbitrary::Unstructured;
+use dim::plugin::{Compiler, Engine, inspect, judge};
+use dim::store::Store;
+use wasm_smith::{Component, Config};
+
+/// The manifest that each is given, or the loader would look no further.
+const MANIFEST: &[u8] = b"name = \"a\"\nversion = \"0.1.0\"\ndescription = \"d\"\nstate-version = 1\n";
+
+struct Loader {
+    engine: Engine,
+    dir: tempfile::TempDir,
+}
+
+/// Judges a component and has it compiled.
+pub fn run(data: &[u8]) {
+    let config = Config { max_instructions: 50, max_components: 2, max_modules: 3, ..Config::default() };
+    let Ok(component) = Component::new(config, &mut Unstructured::new(data)) else { return };
+    let bytes = with_manifest(component.to_bytes());
+    let judged = judge(&bytes, []);
+    let inspection = inspect(&bytes).expect("it is valid and has a manifest");
+    let loader = loader();
+    let prepared = loader.engine.prepare(&bytes, inspection);
+    // Whatever is no plugin must be refused by one of both.
+    assert!(judged.is_err() || prepared.is_err(), "wasm-smith has made a plugin");
+    let compiled = loader.dir.path().join("compiled");
+    std::fs::remove_dir_all(compiled).ok();
+}
+
+fn loader() -> Rc<Loader> {
+    thread_local! {
+        static LOADER: RefCell<Option<Rc<Loader>>> = const { RefCell::new(None) };
+    }
+    LOADER.with_borrow_mut(|loader| {
+        let make = || {
+            let dir = tempfile::tempdir().expect("a temporary directory");
+            let store = Arc::new(Store::open(dir.path()).expect("a store"));
+            let engine = Engine::new(store, Compiler::Here).expect("an engine");
+            Rc::new(Loader { engine, dir })
+        };
+        loader.get_or_insert_with(make).clone()
+    })
+}
+
+/// Appends the manifest as a custom section.
+fn with_manifest(mut component: Vec<u8>) -> Vec<u8> {
+    let section = [b"\x0cdim-manifest", MANIFEST].concat();
+    component.extend([0, u8::try_from(section.len()).expect("one byte") | 0x80, 0x00]);
+    component.extend(section);
+    component
+}
+
+/// Bytes to choose by.
+pub fn seeds() -> Vec<Vec<u8>> {
+    (0..8_u32)
+        .map(|n| (0..2048_u32).map(|k| (k.wrapping_mul(2_654_435_761 + n) >> 13) as u8).collect())
+        .collect()
+}

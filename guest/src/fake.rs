@@ -1,0 +1,226 @@
+//! A fake host, so that a plugin can be tried in plain unit tests, natively and without WebAssembly.
+//!
+//! Each thread has one. What a call asks for shows in it if the call went well, and leaves no trace if not; time
+//! passes when the test says so. It has no grants and no quotas: those are the real host's.
+//!
+//! ```
+//! use dim_guest::fake::Host;
+//! use dim_guest::{Event, Failure, Message, NoConfig, Origin, Plugin, state};
+//!
+//! struct Counter;
+//!
+//! impl Plugin for Counter {
+//!     type Config = NoConfig;
+//!
+//!     fn start(_: NoConfig, _: Option<u32>) -> Result<Self, String> {
+//!         Ok(Counter)
+//!     }
+//!
+//!     fn handle(&mut self, event: Event) -> Result<(), Failure> {
+//!         let Event::Message(message) = event else { return Ok(()) };
+//!         let seen: u64 = state::get_json(message.topic.as_bytes())?.unwrap_or(0);
+//!         Ok(state::set_json(message.topic.as_bytes(), &(seen + 1))?)
+//!     }
+//! }
+//!
+//! let host = Host::new();
+//! let mut counter = Counter::start(NoConfig {}, None)?;
+//! for _ in 0..2 {
+//!     let message = Message { topic: "ticks".into(), data: Vec::new(), origin: Origin::Host };
+//!     host.handle(&mut counter, Event::Message(message)).expect("it is counted");
+//! }
+//! assert_eq!(host.state()[b"ticks".as_slice()], b"2");
+//! # Ok::<(), String>(())
+//! ```
+
+pub(crate) mod functions;
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use crate::bindings::dim::coordination::event::{DueTimer, Event, Failure, Refusal};
+use crate::bindings::dim::coordination::ipns::{Document, Resolution};
+use crate::bindings::dim::coordination::log::Level;
+use crate::plugin::Plugin;
+use crate::time::Time;
+
+thread_local! {
+    static WORLD: RefCell<World> = RefCell::default();
+}
+
+/// All that a plugin can see and ask for.
+#[derive(Clone, Default)]
+struct World {
+    now: Time,
+    state: BTreeMap<Vec<u8>, Vec<u8>>,
+    timers: BTreeMap<String, u64>,
+    published: Vec<Published>,
+    topics: BTreeSet<String>,
+    /// By canonical name.
+    followed: BTreeSet<String>,
+    /// By key or by name.
+    names: BTreeMap<String, Document>,
+    /// What was not listened to.
+    deaf: Duration,
+    lines: Vec<Line>,
+    /// A query is answered.
+    is_read_only: bool,
+}
+
+impl World {
+    fn with<R>(look: impl FnOnce(&mut World) -> R) -> R {
+        WORLD.with_borrow_mut(look)
+    }
+}
+
+/// The time of the entry.
+pub(crate) fn now() -> Time {
+    World::with(|world| world.now)
+}
+
+/// A message that a plugin has published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// On which topic.
+    pub topic: String,
+    /// Its bytes.
+    pub data: Vec<u8>,
+}
+
+/// A line that a plugin has written to the log.
+#[derive(Clone, Debug)]
+pub struct Line {
+    /// How much it matters.
+    pub level: Level,
+    /// The line.
+    pub message: String,
+    /// Its named values.
+    pub fields: Vec<(String, String)>,
+}
+
+/// The fake host of this thread.
+#[derive(Debug)]
+pub struct Host {
+    /// It is of its thread.
+    thread: PhantomData<*const ()>,
+}
+
+impl Host {
+    /// An empty host at 2026-01-01T00:00:00Z; the one before is gone, with all that it held.
+    pub fn new() -> Self {
+        World::with(|world| *world = World { now: Time::of_millis(1_767_225_600_000), ..World::default() });
+        Self { thread: PhantomData }
+    }
+
+    /// Has `plugin` handle an event. If it fails, its effects are dropped; lines of its log are not.
+    pub fn handle<P: Plugin>(&self, plugin: &mut P, event: Event) -> Result<(), Failure> {
+        self.all_or_nothing(|| plugin.handle(event))
+    }
+
+    /// Gives `plugin` an order.
+    pub fn command<P: Plugin>(&self, plugin: &mut P, method: &str, body: &str) -> Result<String, Refusal> {
+        self.all_or_nothing(|| plugin.command(method, body))
+    }
+
+    /// Asks `plugin` a question, for which it can have no effects.
+    pub fn query<P: Plugin>(&self, plugin: &P, method: &str, body: &str) -> Result<String, Refusal> {
+        World::with(|world| world.is_read_only = true);
+        let answer = plugin.query(method, body);
+        World::with(|world| world.is_read_only = false);
+        answer
+    }
+
+    /// Lets time pass; `plugin` handles each timer that falls due, at its time. Those that it sets meanwhile fire,
+    /// too, if they fall due.
+    pub fn pass<P: Plugin>(&self, plugin: &mut P, time: Duration) -> Result<(), Failure> {
+        let until = self.now().after(time);
+        while let Some((due, key)) = self.next_timer().filter(|(due, _)| *due <= until.timestamp()) {
+            World::with(|world| {
+                world.timers.remove(&key);
+                world.now = world.now.max(Time::from_timestamp(due));
+            });
+            self.handle(plugin, Event::Timer(DueTimer { key, due }))?;
+        }
+        World::with(|world| world.now = until);
+        Ok(())
+    }
+
+    /// Lets time pass in which nobody looks at the timers, as while a host is down.
+    pub fn skip(&self, time: Duration) {
+        World::with(|world| world.now = world.now.after(time));
+    }
+
+    fn next_timer(&self) -> Option<(u64, String)> {
+        World::with(|world| world.timers.iter().map(|(key, due)| (*due, key.clone())).min())
+    }
+
+    fn all_or_nothing<T, E>(&self, call: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        let before = World::with(|world| world.clone());
+        let result = call();
+        if result.is_err() {
+            World::with(|world| {
+                let lines = std::mem::take(&mut world.lines);
+                *world = World { lines, ..before };
+            });
+        }
+        result
+    }
+
+    /// The time of the entry.
+    pub fn now(&self) -> Time {
+        now()
+    }
+
+    /// Keeps the last `time` from counting as listened to, on every topic.
+    pub fn was_deaf_for(&self, time: Duration) {
+        World::with(|world| world.deaf += time);
+    }
+
+    /// Points a name at a file, as if somebody had published it; the event that tells so is the test's to make.
+    pub fn set_name(&self, name: &str, data: Vec<u8>) -> Resolution {
+        World::with(|world| world.point(name, data))
+    }
+
+    /// The state, by key.
+    pub fn state(&self) -> BTreeMap<Vec<u8>, Vec<u8>> {
+        World::with(|world| world.state.clone())
+    }
+
+    /// The timers that are set, and when they fall due, in nanoseconds since 1970-01-01T00:00:00Z.
+    pub fn timers(&self) -> BTreeMap<String, u64> {
+        World::with(|world| world.timers.clone())
+    }
+
+    /// What was published since this was asked last, in order.
+    pub fn take_published(&self) -> Vec<Published> {
+        World::with(|world| std::mem::take(&mut world.published))
+    }
+
+    /// The lines of the log since this was asked last.
+    pub fn take_lines(&self) -> Vec<Line> {
+        World::with(|world| std::mem::take(&mut world.lines))
+    }
+
+    /// The file that a key or a name points to.
+    pub fn document(&self, name: &str) -> Option<Vec<u8>> {
+        World::with(|world| world.names.get(name).map(|document| document.data.clone()))
+    }
+
+    /// The names that are followed.
+    pub fn followed(&self) -> BTreeSet<String> {
+        World::with(|world| world.followed.clone())
+    }
+
+    /// The topics that were subscribed to.
+    pub fn topics(&self) -> BTreeSet<String> {
+        World::with(|world| world.topics.clone())
+    }
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self::new()
+    }
+}

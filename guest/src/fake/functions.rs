@@ -1,0 +1,234 @@
+//! The functions of WIT, as the fake host has them.
+
+use super::World;
+
+/// Longest key of state and timers, in bytes, as in the real host.
+const KEY_BYTES: usize = 512;
+
+/// State.
+pub mod state {
+    use super::{KEY_BYTES, World};
+    use crate::bindings::dim::coordination::state::{Error, Pair};
+
+    /// The value of `key`.
+    pub fn get(key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
+        fits(key)?;
+        Ok(World::with(|world| world.state.get(key).cloned()))
+    }
+
+    /// Sets `key`.
+    pub fn set(key: &[u8], value: &[u8]) -> Result<(), Error> {
+        fits(key)?;
+        effect(|world| {
+            world.state.insert(key.to_vec(), value.to_vec());
+        })
+    }
+
+    /// Removes `key`.
+    pub fn delete(key: &[u8]) -> Result<(), Error> {
+        fits(key)?;
+        effect(|world| {
+            world.state.remove(key);
+        })
+    }
+
+    /// The next pairs.
+    pub fn scan(prefix: &[u8], after: Option<&[u8]>, limit: u32) -> Result<Vec<Pair>, Error> {
+        Ok(World::with(|world| {
+            let pairs = world.state.range(after.unwrap_or(prefix).max(prefix).to_vec()..);
+            pairs
+                .filter(|(key, _)| after.is_none_or(|after| key.as_slice() > after))
+                .take_while(|(key, _)| key.starts_with(prefix))
+                .take(limit as usize)
+                .map(|(key, value)| Pair { key: key.clone(), value: value.clone() })
+                .collect()
+        }))
+    }
+
+    fn fits(key: &[u8]) -> Result<(), Error> {
+        if (1..=KEY_BYTES).contains(&key.len()) { Ok(()) } else { Err(Error::KeyLength(KEY_BYTES as u32)) }
+    }
+
+    fn effect(change: impl FnOnce(&mut World)) -> Result<(), Error> {
+        World::effect(Error::ReadOnly, change)
+    }
+}
+
+/// Timers.
+pub mod timers {
+    use super::{KEY_BYTES, World};
+    use crate::bindings::dim::coordination::timers::Error;
+
+    /// Sets a timer.
+    pub fn set(key: &str, at: u64) -> Result<(), Error> {
+        fits(key)?;
+        World::effect(Error::ReadOnly, |world| {
+            world.timers.insert(key.to_owned(), at);
+        })
+    }
+
+    /// Clears a timer.
+    pub fn clear(key: &str) -> Result<(), Error> {
+        fits(key)?;
+        World::effect(Error::ReadOnly, |world| {
+            world.timers.remove(key);
+        })
+    }
+
+    /// When a timer falls due.
+    pub fn get(key: &str) -> Result<Option<u64>, Error> {
+        fits(key)?;
+        Ok(World::with(|world| world.timers.get(key).copied()))
+    }
+
+    fn fits(key: &str) -> Result<(), Error> {
+        if (1..=KEY_BYTES).contains(&key.len()) { Ok(()) } else { Err(Error::KeyLength(KEY_BYTES as u32)) }
+    }
+}
+
+/// Topics.
+pub mod pubsub {
+    use super::World;
+    use crate::bindings::dim::coordination::pubsub::{Error, Hearing};
+    use crate::fake::Published;
+    use crate::time::Time;
+
+    /// Publishes.
+    pub fn publish(topic: &str, data: &[u8]) -> Result<(), Error> {
+        World::effect(Error::ReadOnly, |world| {
+            world.published.push(Published { topic: topic.to_owned(), data: data.to_vec() });
+        })
+    }
+
+    /// Subscribes.
+    pub fn subscribe(topic: &str) -> Result<(), Error> {
+        World::effect(Error::ReadOnly, |world| {
+            world.topics.insert(topic.to_owned());
+        })
+    }
+
+    /// Ends a subscription.
+    pub fn unsubscribe(topic: &str) -> Result<(), Error> {
+        World::effect(Error::ReadOnly, |world| {
+            world.topics.remove(topic);
+        })
+    }
+
+    /// The topics subscribed to.
+    pub fn list_topics() -> Vec<String> {
+        World::with(|world| world.topics.iter().cloned().collect())
+    }
+
+    /// Nobody else is there.
+    pub fn list_peers(_topic: &str) -> Result<Vec<String>, Error> {
+        Ok(Vec::new())
+    }
+
+    /// How well was listened.
+    pub fn heard(_topic: &str, since: u64) -> Result<Hearing, Error> {
+        Ok(World::with(|world| {
+            let listened = world.now.since(Time::from_timestamp(since)).saturating_sub(world.deaf);
+            let listened = u64::try_from(listened.as_nanos()).unwrap_or(u64::MAX);
+            Hearing { listened, confirmed_until: world.now.timestamp() }
+        }))
+    }
+}
+
+/// Names. A key's name is the key itself.
+pub mod ipns {
+    use super::World;
+    use crate::bindings::dim::coordination::ipns::{Document, Error, Resolution};
+
+    /// Points a key's name at a path.
+    pub fn publish(key: &str, path: &str, _lifetime: Option<u64>) -> Result<(), Error> {
+        World::effect(Error::ReadOnly, |world| {
+            let source = Resolution { path: path.to_owned(), ..world.resolution(key) };
+            let data = world.names.get(key).map_or_else(Vec::new, |known| known.data.clone());
+            world.names.insert(key.to_owned(), Document { source, data });
+        })
+    }
+
+    /// Stores a file and points a key's name at it.
+    pub fn update_state(key: &str, data: &[u8], _lifetime: Option<u64>) -> Result<(), Error> {
+        World::effect(Error::ReadOnly, |world| {
+            world.point(key, data.to_vec());
+        })
+    }
+
+    /// A key's name.
+    pub fn key_id(key: &str) -> Result<String, Error> {
+        Ok(key.to_owned())
+    }
+
+    /// Follows a name.
+    pub fn follow(name: &str) -> Result<(), Error> {
+        World::effect(Error::ReadOnly, |world| {
+            world.followed.insert(name.to_owned());
+        })
+    }
+
+    /// Stops following a name.
+    pub fn unfollow(name: &str) -> Result<(), Error> {
+        World::effect(Error::ReadOnly, |world| {
+            world.followed.remove(name);
+        })
+    }
+
+    /// The newest record of a name.
+    pub fn resolve(name: &str) -> Result<Resolution, Error> {
+        get_state(name).map(|document| document.source)
+    }
+
+    /// The file that a name points to.
+    pub fn get_state(name: &str) -> Result<Document, Error> {
+        World::with(|world| world.names.get(name).cloned().ok_or(Error::NotYetKnown))
+    }
+}
+
+/// The log.
+pub mod log {
+    use super::World;
+    use crate::bindings::dim::coordination::log::{Field, Level};
+    use crate::fake::Line;
+
+    /// Writes a line.
+    pub fn write(level: Level, message: &str, fields: &[Field]) {
+        let fields = fields.iter().map(|field| (field.name.clone(), field.value.clone())).collect();
+        World::with(|world| world.lines.push(Line { level, message: message.to_owned(), fields }));
+    }
+}
+
+use crate::bindings::dim::coordination::ipns::{Document, Resolution};
+
+/// How long a record is valid, in nanoseconds: a day.
+const LIFETIME: u64 = 86_400_000_000_000;
+
+impl World {
+    /// Changes the world, unless a query is answered.
+    fn effect<E>(read_only: E, change: impl FnOnce(&mut World)) -> Result<(), E> {
+        World::with(|world| {
+            if world.is_read_only {
+                return Err(read_only);
+            }
+            change(world);
+            Ok(())
+        })
+    }
+
+    /// The next record of a name, without its path.
+    fn resolution(&self, name: &str) -> Resolution {
+        let sequence = self.names.get(name).map_or(0, |known| known.source.sequence + 1);
+        let now = self.now.timestamp();
+        let (name, path) = (name.to_owned(), String::new());
+        Resolution { name, path, sequence, valid_until: now.saturating_add(LIFETIME), confirmed_at: now }
+    }
+
+    /// Points a name at a file.
+    pub(super) fn point(&mut self, name: &str, data: Vec<u8>) -> Resolution {
+        let resolution = self.resolution(name);
+        let path = format!("/ipfs/the-file-{}-of-{name}", resolution.sequence);
+        let source = Resolution { path, ..resolution };
+        self.names.insert(name.to_owned(), Document { source: source.clone(), data });
+        source
+    }
+}

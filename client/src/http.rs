@@ -65,7 +65,8 @@ impl Http {
     /// A connection that shows a token, which a host asks for over TCP.
     pub fn with_token(address: Address, token: Option<&SecretString>) -> Result<Self, ClientError> {
         crate::install_tls();
-        let mut builder = reqwest::Client::builder().no_proxy();
+        // A host redirects nobody: the token would go along.
+        let mut builder = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none());
         if let Some(token) = token {
             let value = HeaderValue::from_str(&format!("Bearer {}", token.expose_secret()));
             let mut value = value.map_err(|_| ClientError::Token)?;

@@ -1,24 +1,28 @@
 //! Requests of the API, from someone who may make them.
 //!
-//! A request as text: a line with method and path, headers a line each, an empty line, and the body.
+//! A request as text: a line with method and path, headers a line each, an empty line, and the body. What begins with
+//! `RAW` and an end of line is sent as it is, over a socket.
 
 use std::cell::RefCell;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use dim::api::Listener;
 use dim::config::Config;
 use dim::host::{Options, Supervised};
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tower_service::Service as _;
 
-/// How long an answer may take to begin: a backup takes about a second.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long an answer may take to begin.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How much of an answer is read, and for how long: some do not end.
 const BODY_BYTES: usize = 64 << 10;
@@ -26,6 +30,9 @@ const BODY_TIME: Duration = Duration::from_millis(20);
 
 /// Requests to one host; the next gets another, or it would hold what all of them have put into it.
 const REQUESTS: usize = 5_000;
+
+/// Connections at a time.
+const CONNECTIONS: usize = 8;
 
 struct Api {
     runtime: Runtime,
@@ -57,9 +64,17 @@ impl Api {
         };
         let host = runtime.block_on(started);
         let (router, stop) = (dim::api::router(host.clone()), CancellationToken::new());
+        let listener = {
+            let _within = runtime.enter();
+            Listener::unix(dir.path()).expect("a free place")
+        };
         let running = runtime.spawn({
             let stop = stop.clone();
-            async move { host.run(stop).await }
+            async move {
+                let serving = tokio::spawn(listener.serve(host.clone(), CONNECTIONS, stop.clone()));
+                host.run(stop).await;
+                serving.await.expect("serving does not panic").expect("it serves");
+            }
         });
         Self { runtime, router, stop, running, dir, asked: 0 }
     }
@@ -70,6 +85,25 @@ impl Api {
         stop.cancel();
         runtime.block_on(running).expect("the host ends");
         dir
+    }
+
+    /// Sends bytes as they are; what comes back is HTTP, or nothing.
+    fn send(&mut self, bytes: &[u8]) {
+        let socket = self.dir.path().join(dim_client::SOCKET);
+        let answer = self.runtime.block_on(async {
+            let mut stream = UnixStream::connect(socket).await.expect("the API listens");
+            // Who does not like what it reads ends the connection.
+            let _ = stream.write_all(bytes).await;
+            let _ = stream.shutdown().await;
+            let mut answer = Vec::new();
+            let _ = tokio::time::timeout(BODY_TIME, stream.read_to_end(&mut answer)).await;
+            answer
+        });
+        assert!(
+            answer.is_empty() || answer.starts_with(b"HTTP/1.1 "),
+            "{}",
+            String::from_utf8_lossy(&answer)
+        );
     }
 
     fn ask(&mut self, request: Request<Body>) -> Response<Vec<u8>> {
@@ -103,18 +137,26 @@ pub fn run(data: &[u8]) {
     thread_local! {
         static API: RefCell<Option<Api>> = const { RefCell::new(None) };
     }
-    let Some(request) = request(data) else { return };
+    let raw = data.strip_prefix(b"RAW\n");
+    let request = if raw.is_none() { request(data) } else { None };
+    if raw.is_none() && request.is_none() {
+        return;
+    }
     API.with_borrow_mut(|known| {
         if known.as_ref().is_some_and(|api| api.asked > REQUESTS) {
             let dir = known.take().map(Api::end);
             *known = Some(Api::new(dir.as_ref()));
         }
         let api = known.get_or_insert_with(|| Api::new(None));
+        let Some(request) = request else { return api.send(raw.unwrap_or_default()) };
         let asked = format!("{} {}", request.method(), request.uri());
-        check(&asked, &api.ask(request));
+        let is_of_a_page = request.headers().contains_key(header::ORIGIN);
+        let answer = api.ask(request);
+        check(&asked, &answer);
+        assert!(!is_of_a_page || answer.status() == StatusCode::FORBIDDEN, "{asked}: a page is answered");
         if api.asked % 256 == 0 {
-            let health = Request::get("/healthz").body(Body::empty()).expect("a request");
-            assert_eq!(api.ask(health).status(), StatusCode::OK, "the host is not well after {asked}");
+            let status = Request::get("/v1/status").body(Body::empty()).expect("a request");
+            assert_eq!(api.ask(status).status(), StatusCode::OK, "the host is down after {asked}");
         }
     });
 }
@@ -143,7 +185,7 @@ fn check(asked: &str, answer: &Response<Vec<u8>>) {
         assert_eq!(kind, Some("application/problem+json"), "{asked}: {status} {said}");
         let problem: serde_json::Value = serde_json::from_slice(body).expect("a problem is JSON");
         assert!(problem["type"].is_string() && problem["status"] == status.as_u16(), "{asked}: {said}");
-    } else if kind == Some("application/json") && body.len() < BODY_BYTES && asked != "GET /v1/backup" {
+    } else if kind == Some("application/json") && body.len() < BODY_BYTES {
         assert!(serde_json::from_slice::<serde_json::Value>(body).is_ok(), "{asked}: {said}");
     }
 }
@@ -217,5 +259,11 @@ pub fn seeds() -> Vec<Vec<u8>> {
         ]
         .map(|(request, body)| format!("{request}{json}{body}")),
     );
+    let raw = |text: &str| format!("RAW\n{}", text.replace('\n', "\r\n"));
+    seeds.extend([
+        raw("GET /v1/status HTTP/1.1\nhost: dim\n\nGET /v1/jobs HTTP/1.1\nhost: dim\nconnection: close\n\n"),
+        raw("POST /v1/jobs/j/events HTTP/1.1\nhost: dim\ncontent-type: application/json\ntransfer-encoding: chunked\n\n1b\n{\"event_type\":\"queued\",\"a\":\n2\n1}\n0\n\n"),
+        raw("PUT /v1/nodes HTTP/1.1\nhost: dim\nexpect: 100-continue\ncontent-type: application/json\ncontent-length: 2\n\n[]"),
+    ]);
     seeds.into_iter().map(String::into_bytes).collect()
 }

@@ -37,7 +37,7 @@ impl Blocks for Known {
 /// Reads a file, and one below a directory.
 pub fn run(data: &[u8]) {
     let Some((how, data)) = data.split_first() else { return };
-    let codec = |byte: u8| if byte % 2 == 0 { 0x70 } else { 0x55 };
+    let codec = |byte: u8| if byte.is_multiple_of(2) { 0x70 } else { 0x55 };
     let parts = split(data);
     let mut known: BTreeMap<Cid, Bytes> = BTreeMap::new();
     let mut cids: Vec<Option<Cid>> = vec![None; parts.len()];

@@ -5,18 +5,24 @@ use dim::signing::{SigningKey, signer_of};
 
 /// Looks at a component as an installation does.
 pub fn run(data: &[u8]) {
-    let (inspected, signer) = (inspect(data), signer_of(data, []));
+    let known = key().signer();
+    let (inspected, signer) = (inspect(data), signer_of(data, [&known]));
     if let Ok(inspection) = &inspected {
         assert_eq!(inspection.size, data.len());
         serde_json::to_string(inspection).expect("it can be shown");
     }
-    match judge(data, []) {
+    match judge(data, [&known]) {
         Ok(inspection) => {
             assert!(inspected.is_ok(), "judged, and not to be inspected");
             assert_eq!(inspection.signer, signer.expect("judged, and its signature does not fit"));
         }
         Err(error) => assert!(!error.to_string().is_empty()),
     }
+}
+
+/// A key of this program, and of nothing else.
+fn key() -> SigningKey {
+    SigningKey::from_pem(include_str!("components.pem")).expect("it is a key")
 }
 
 /// A component with a manifest, signed and not, and what is none.
@@ -34,7 +40,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         "(module (memory 1))".to_owned(),
     ];
     let plain = texts.map(|text| wat::parse_str(text).expect("it is WebAssembly")).to_vec();
-    let key = SigningKey::generate();
+    let key = key();
     let signed: Vec<Vec<u8>> = plain.iter().filter_map(|component| key.sign(component).ok()).collect();
     [plain, signed].concat()
 }

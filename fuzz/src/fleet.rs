@@ -28,7 +28,7 @@ impl<P: Plugin> Fleet<P> {
     /// A plugin without state.
     pub fn new(config: &'static str) -> Self {
         let host = Host::new();
-        let plugin = start(config);
+        let plugin = start(&host, config);
         Self { host, plugin, config }
     }
 
@@ -43,7 +43,7 @@ impl<P: Plugin> Fleet<P> {
             let Some((what, rest)) = step.split_first() else { continue };
             if let Some((_, topic)) = topics.iter().find(|(name, _)| name == what) {
                 let Some((who, data)) = rest.split_first() else { continue };
-                self.hear(topic, *who, data);
+                let _ = self.hear(topic, *who, data);
             } else if let Some((_, method)) = commands.iter().find(|(name, _)| name == what) {
                 let body = String::from_utf8_lossy(rest);
                 let _ = self.host.command(&mut self.plugin, method, &body);
@@ -59,17 +59,20 @@ impl<P: Plugin> Fleet<P> {
         }
     }
 
-    fn hear(&mut self, topic: &str, who: u8, data: &[u8]) {
-        let origin = match who % 5 {
+    /// Lets somebody speak on a topic, as one that a character stands for; returns whether that was taken in.
+    pub fn hear(&mut self, topic: &str, who: u8, data: &[u8]) -> bool {
+        let origin = match who.wrapping_sub(b'0') % 5 {
             0 => Origin::Host,
             1 => Origin::Plugin("heartbeat-watchdog".to_owned()),
             peer => Origin::Peer(PEERS[usize::from(peer) - 2].to_owned()),
         };
         let message = Message { topic: topic.to_owned(), data: data.to_vec(), origin };
-        if let Err(Failure::Reject(why)) = self.host.handle(&mut self.plugin, Event::Message(message)) {
+        let handled = self.host.handle(&mut self.plugin, Event::Message(message));
+        if let Err(Failure::Reject(why)) = &handled {
             assert!(!why.is_empty(), "refused, and not said why");
             assert!(!why.contains("stored record"), "its own state cannot be read: {why}");
         }
+        handled.is_ok()
     }
 
     fn other(&mut self, what: u8, rest: &[u8]) {
@@ -87,13 +90,13 @@ impl<P: Plugin> Fleet<P> {
                 let gap = Gap { topic: "heartbeats".to_owned(), since: until, until };
                 self.host.handle(&mut self.plugin, Event::Gap(gap)).expect("a gap is no failure");
             }
-            b'@' => self.plugin = start(self.config),
+            b'@' => self.plugin = start(&self.host, self.config),
             _ => {}
         }
     }
 
     /// Lets time pass, in which no timer may fail or fire for ever.
-    fn pass(&mut self, time: Duration) {
+    pub fn pass(&mut self, time: Duration) {
         // The watchdog looks at a silent node every few seconds.
         let hour = Duration::from_secs(3_600);
         self.host.pass(&mut self.plugin, time.min(hour)).expect("a timer fails");
@@ -117,7 +120,6 @@ impl<P: Plugin> Fleet<P> {
     }
 }
 
-fn start<P: Plugin>(config: &str) -> P {
-    let config = serde_json::from_str(config).unwrap_or_else(|error| panic!("the target's config: {error}"));
-    P::start(config, None).expect("it starts")
+fn start<P: Plugin>(host: &Host, config: &str) -> P {
+    host.start(config, 1).expect("it starts")
 }

@@ -24,6 +24,8 @@ pub fn run(data: &[u8]) {
         assert!(verdict["node_id"].is_string() && verdict["status"].is_string(), "{verdict}");
     }
     let known = watchdog.query("list", "{}");
+    speak_for(&mut watchdog);
+    falls_silent(&mut watchdog);
     let timers = watchdog.host.timers();
     for node in known.as_array().expect("a list") {
         let id = node["node_id"].as_str().expect("an id");
@@ -31,6 +33,7 @@ pub fn run(data: &[u8]) {
     }
     let mut registry: Fleet<NodeRegistry> = Fleet::new(REGISTRY);
     registry.run(data, &topics, &commands);
+    speak_for(&mut registry);
     let listed = registry.query("list", "{}");
     for node in listed.as_array().expect("a list") {
         let id = &node["node_id"];
@@ -40,6 +43,38 @@ pub fn run(data: &[u8]) {
     if let Some(document) = registry.document("key") {
         assert!(document.is_object(), "{document}");
     }
+}
+
+/// Whatever was said before, for a node whose peer the config names no other peer speaks, and for one that is heard first
+/// now only whoever was first.
+fn speak_for<P: dim_guest::Plugin>(fleet: &mut Fleet<P>) {
+    let mut beat =
+        |node: &str, who: u8| fleet.hear("heartbeats", who, format!("{{\"node_id\":{node:?}}}").as_bytes());
+    assert!(!beat("n9", b'2') && beat("n9", b'3') && !beat("n9", b'4'), "n9 has its peer");
+    let new = "a node that nobody has heard of";
+    assert!(beat(new, b'4') && !beat(new, b'3') && beat(new, b'4'), "the first has it");
+}
+
+/// Whatever was said before, a node that says nothing for long is declared dead, and one that is heard is not.
+fn falls_silent(watchdog: &mut Fleet<Watchdog>) {
+    let beat = |watchdog: &mut Fleet<Watchdog>, node: &str| {
+        assert!(watchdog.hear("heartbeats", b'5', format!("{{\"node_id\":{node:?}}}").as_bytes()));
+    };
+    let (silent, heard) = ("one that falls silent", "one that does not");
+    beat(watchdog, silent);
+    watchdog.host.take_published();
+    for _ in 0..20 {
+        beat(watchdog, heard);
+        watchdog.pass(std::time::Duration::from_secs(30));
+    }
+    let said: Vec<_> = watchdog.host.take_published();
+    let of = |node: &str| {
+        let verdicts =
+            said.iter().map(|said| serde_json::from_slice::<serde_json::Value>(&said.data).expect("JSON"));
+        verdicts.filter(|verdict| verdict["node_id"] == node).last().map(|verdict| verdict["status"].clone())
+    };
+    assert_eq!(of(silent), Some("dead".into()));
+    assert_eq!(of(heard), None);
 }
 
 /// Nodes that come, fall silent, come back and are spoken for by others.

@@ -166,8 +166,7 @@ impl Daemon {
                     lifetime: second,
                     ttl: second,
                 };
-                let published = names.publish(&publication).await?;
-                assert!(published.sequence >= 3, "a sequence number goes back");
+                drop(names.publish(&publication).await?);
             }
             11 => drop(names.keys().await?),
             _ => {

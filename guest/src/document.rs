@@ -1,7 +1,10 @@
 //! A state document that follows the plugin's state at a distance.
 
 use std::cell::Cell;
+use std::io;
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 use crate::log::{self, Level};
 use crate::time::Time;
@@ -27,6 +30,13 @@ const NANOSECONDS_A_BYTE: u64 = 10;
 
 /// Largest document that any host takes, in bytes.
 const LARGEST: usize = 16 << 20;
+
+/// Bytes of the records that documents are built of, from which on no new ones are taken: to build one must not take
+/// more than a call may.
+const MOST: u64 = 24 << 20;
+
+/// For how long a limit that a document has met is kept to; it may be higher by then.
+const KEPT_TO: Duration = Duration::from_secs(3_600);
 
 /// The inverse of the share of a core that building may take.
 const SHARE: u64 = 20;
@@ -60,24 +70,219 @@ impl Document {
         due
     }
 
-    /// Publishes the document. One that is too large is told to the operator and left: the one before
-    /// stays, and the next is built when there is something new to show.
+    /// How many bytes the document may have, as far as that is known.
+    pub fn room(&self) -> Result<usize, Failure> {
+        let met: Option<Met> = state::get_json(self.limit_key().as_bytes())?;
+        let met = met.filter(|met| Time::now().since(met.at) < KEPT_TO);
+        Ok(met.map_or(LARGEST, |met| met.limit))
+    }
+
+    /// Publishes the document. One that is too large is told to the operator and left: the one before stays, and the
+    /// next is built soon, for which there is less [room](Self::room).
     pub fn publish(&self, data: &[u8]) -> Result<(), Failure> {
         state::set_json(self.size_key().as_bytes(), &data.len())?;
         // No host takes more; what goes over the border in one call is limited, too.
         let shown = &data[..data.len().min(LARGEST + 1)];
         match ipns::update_state(&self.key, shown, None) {
-            Err(ipns::Error::TooLarge(limit)) => {
-                let (size, limit) = (data.len().to_string(), limit.to_string());
+            Err(ipns::Error::TooLarge(met)) => {
+                let (size, limit) = (data.len().to_string(), met.to_string());
                 let values = [("key", self.key.as_str()), ("bytes", &size), ("limit", &limit)];
                 log::line(Level::Error, "the document is too large and is not published", &values);
-                Ok(())
+                let limit = usize::try_from(met).unwrap_or(LARGEST);
+                state::set_json(self.limit_key().as_bytes(), &Met { limit, at: Time::now() })?;
+                self.touch()
             }
             published => Ok(published?),
         }
     }
 
+    /// Takes in that a record of the document has come, gone or changed: how many bytes it had and has, as
+    /// [`size`] tells.
+    pub fn counts(&self, before: Option<usize>, after: Option<usize>) -> Result<(), state::Error> {
+        if before == after {
+            return Ok(());
+        }
+        let Tally { count, bytes } = self.tally()?.unwrap_or_default();
+        let moved = |total: u64, less: u64, more: u64| total.saturating_sub(less).saturating_add(more);
+        let bytes_of = |size: Option<usize>| size.unwrap_or(0) as u64;
+        self.set_tally(Tally {
+            count: moved(count, u64::from(before.is_some()), u64::from(after.is_some())),
+            bytes: moved(bytes, bytes_of(before), bytes_of(after)),
+        })
+    }
+
+    /// Refuses a new record, one of `what`, while there are too many.
+    pub fn check_room(&self, what: &str) -> Result<(), Failure> {
+        if self.tally()?.is_none_or(|tally| tally.bytes <= MOST) {
+            return Ok(());
+        }
+        Err(Failure::Reject(format!(
+            "there are more than {} MiB of {what}: no new ones are taken",
+            MOST >> 20
+        )))
+    }
+
+    /// Puts records into a document that is being built: all of them, if they take no more than `room` bytes.
+    /// Otherwise those come first that take no more than their share of it, and others as far as there is room, so
+    /// that a few large ones crowd nobody out. Returns how many are left out.
+    ///
+    /// `put` writes the record of an id, with whatever stands before it.
+    pub fn fill<Rows: Iterator<Item = Result<(String, Vec<u8>), state::Error>>>(
+        &self,
+        document: &mut Vec<u8>,
+        room: usize,
+        rows: impl Fn() -> Rows,
+        put: impl Fn(&mut Vec<u8>, &str, &[u8]),
+    ) -> Result<u64, state::Error> {
+        let begin = document.len();
+        let put_if_it_fits = |document: &mut Vec<u8>, id: &str, record: &[u8]| {
+            let before = document.len();
+            put(document, id, record);
+            let fits = document.len() - begin <= room;
+            if !fits {
+                document.truncate(before);
+            }
+            fits
+        };
+        // Counted anew each time: what was taken in between may be off by a little.
+        let mut share = usize::MAX;
+        let known = self.tally()?;
+        if let Some(Tally { count, .. }) = known.filter(|tally| tally.bytes > room as u64) {
+            share = room / usize::try_from(count.max(1)).unwrap_or(usize::MAX);
+        }
+        let (mut tally, mut done) = (Tally::default(), 0);
+        for row in rows() {
+            let (id, record) = row?;
+            tally.count += 1;
+            tally.bytes += record.len() as u64;
+            if id.len() + record.len() <= share {
+                done += u64::from(put_if_it_fits(document, &id, &record));
+            }
+        }
+        if known != Some(tally) {
+            self.set_tally(tally)?;
+        }
+        if done == tally.count {
+            return Ok(0);
+        }
+        if share == usize::MAX {
+            // That they are too many was not known.
+            document.truncate(begin);
+            return self.fill(document, room, rows, put);
+        }
+        for row in rows() {
+            let (id, record) = row?;
+            if id.len() + record.len() > share {
+                done += u64::from(put_if_it_fits(document, &id, &record));
+            }
+        }
+        Ok(tally.count - done)
+    }
+
+    fn tally(&self) -> Result<Option<Tally>, state::Error> {
+        state::get_json(self.tally_key().as_bytes())
+    }
+
+    fn set_tally(&self, tally: Tally) -> Result<(), state::Error> {
+        state::set_json(self.tally_key().as_bytes(), &tally)
+    }
+
+    fn tally_key(&self) -> String {
+        format!("document-tally/{}", self.timer)
+    }
+
     fn size_key(&self) -> String {
         format!("document/{}", self.timer)
+    }
+
+    fn limit_key(&self) -> String {
+        format!("document-limit/{}", self.timer)
+    }
+}
+
+/// A limit that a document has met.
+#[derive(Serialize, Deserialize)]
+struct Met {
+    limit: usize,
+    at: Time,
+}
+
+/// How many records there are, and their bytes.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Tally {
+    count: u64,
+    bytes: u64,
+}
+
+/// How many bytes a record has in the state.
+pub fn size<T: Serialize>(record: &T) -> usize {
+    struct Count(usize);
+    impl io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    // What cannot be written is not kept, either.
+    let _ = serde_json::to_writer(&mut count, record);
+    count.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::Host;
+    use crate::state::Records;
+
+    const RECORDS: Records<String> = Records::new("r/");
+
+    fn filled(room: usize) -> (String, u64) {
+        let mut built = b"[".to_vec();
+        let put = |document: &mut Vec<u8>, _: &str, record: &[u8]| {
+            document.extend(record);
+            document.push(b',');
+        };
+        let document = Document::new("key".to_owned(), "timer", Duration::ZERO);
+        let left_out = document.fill(&mut built, room, || RECORDS.iter_raw(None), put).unwrap();
+        (String::from_utf8(built).unwrap(), left_out)
+    }
+
+    #[test]
+    fn large_records_crowd_nobody_out_of_a_document() {
+        let _host = Host::new();
+        for (id, text) in [("a", "x".repeat(50)), ("b", "small".to_owned()), ("c", "y".repeat(20))] {
+            RECORDS.set(id, &text).unwrap();
+            assert_eq!(RECORDS.get_raw(id).unwrap().unwrap().len(), size(&text));
+        }
+        let (all, left_out) = filled(100);
+        assert!(all.contains("xx") && all.contains("small") && all.contains("yy"), "{all}");
+        assert_eq!(left_out, 0);
+        // A share of 13 bytes each.
+        for _ in 0..2 {
+            let without_the_largest = ("[\"small\",\"yyyyyyyyyyyyyyyyyyyy\",".to_owned(), 1);
+            assert_eq!(filled(40), without_the_largest);
+            assert_eq!(filled(70), without_the_largest);
+        }
+        assert_eq!(filled(10).0, "[\"small\",");
+        assert_eq!(filled(0), ("[".to_owned(), 3));
+    }
+
+    #[test]
+    fn records_are_counted_and_from_a_number_on_no_new_ones_are_taken() {
+        let _host = Host::new();
+        let document = Document::new("key".to_owned(), "timer", Duration::ZERO);
+        let most = usize::try_from(MOST).unwrap();
+        document.counts(None, Some(most)).unwrap();
+        document.check_room("records").unwrap();
+        document.counts(Some(most), Some(most + 1)).unwrap();
+        let why = document.check_room("records").unwrap_err();
+        assert!(matches!(why, Failure::Reject(why) if why.contains("more than 24 MiB of records")));
+        document.counts(Some(2), None).unwrap();
+        document.check_room("records").unwrap();
     }
 }

@@ -1,7 +1,8 @@
 //! A fake host, so that a plugin can be tried in plain unit tests, natively and without WebAssembly.
 //!
 //! Each thread has one. What a call asks for shows in it if the call went well, and leaves no trace if not; time
-//! passes when the test says so. It has no grants and no quotas: those are the real host's.
+//! passes when the test says so. It has no grants and no quotas, and takes any text for a topic, a key or a name: those are
+//! the real host's.
 //!
 //! ```
 //! use dim_guest::fake::Host;
@@ -24,7 +25,7 @@
 //! }
 //!
 //! let host = Host::new();
-//! let mut counter = Counter::start(NoConfig {}, None)?;
+//! let mut counter: Counter = host.start("{}", 1)?;
 //! for _ in 0..2 {
 //!     let message = Message { topic: "ticks".into(), data: Vec::new(), origin: Origin::Host };
 //!     host.handle(&mut counter, Event::Message(message)).expect("it is counted");
@@ -41,7 +42,7 @@ use std::marker::PhantomData;
 use std::time::Duration;
 
 use crate::bindings::dim::coordination::event::{DueTimer, Event, Failure, Refusal};
-use crate::bindings::dim::coordination::ipns::{Document, Resolution};
+use crate::bindings::dim::coordination::ipns::Resolution;
 use crate::bindings::dim::coordination::log::Level;
 use crate::plugin::Plugin;
 use crate::time::Time;
@@ -55,15 +56,17 @@ thread_local! {
 struct World {
     now: Time,
     state: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// The version of the state, once an instance has started.
+    state_version: Option<u32>,
     timers: BTreeMap<String, u64>,
     published: Vec<Published>,
     topics: BTreeSet<String>,
     /// By canonical name.
     followed: BTreeSet<String>,
     /// By key or by name.
-    names: BTreeMap<String, Document>,
-    /// What was not listened to.
-    deaf: Duration,
+    names: BTreeMap<String, Named>,
+    /// When was not listened, from and until.
+    deaf: Vec<(Time, Time)>,
     lines: Vec<Line>,
     /// A query is answered.
     is_read_only: bool,
@@ -78,6 +81,14 @@ impl World {
 /// The time of the entry.
 pub(crate) fn now() -> Time {
     World::with(|world| world.now)
+}
+
+/// What is known of a name.
+#[derive(Clone)]
+struct Named {
+    source: Resolution,
+    /// The file, if it is one that is here.
+    data: Option<Vec<u8>>,
 }
 
 /// A message that a plugin has published.
@@ -114,6 +125,18 @@ impl Host {
         Self { thread: PhantomData }
     }
 
+    /// Starts an instance with a config in JSON, on the state that is there; `state_version` is what the manifest says.
+    /// What a start asks for that fails is dropped.
+    pub fn start<P: Plugin>(&self, config: &str, state_version: u32) -> Result<P, String> {
+        let from = World::with(|world| world.state_version);
+        let started = self.all_or_nothing(|| {
+            let config = serde_json::from_str(config).map_err(|error| format!("config: {error}"))?;
+            P::start(config, from)
+        })?;
+        World::with(|world| world.state_version = Some(state_version));
+        Ok(started)
+    }
+
     /// Has `plugin` handle an event. If it fails, its effects are dropped; lines of its log are not.
     pub fn handle<P: Plugin>(&self, plugin: &mut P, event: Event) -> Result<(), Failure> {
         self.all_or_nothing(|| plugin.handle(event))
@@ -126,10 +149,15 @@ impl Host {
 
     /// Asks `plugin` a question, for which it can have no effects.
     pub fn query<P: Plugin>(&self, plugin: &P, method: &str, body: &str) -> Result<String, Refusal> {
+        struct Reading;
+        impl Drop for Reading {
+            fn drop(&mut self) {
+                World::with(|world| world.is_read_only = false);
+            }
+        }
         World::with(|world| world.is_read_only = true);
-        let answer = plugin.query(method, body);
-        World::with(|world| world.is_read_only = false);
-        answer
+        let _reading = Reading;
+        plugin.query(method, body)
     }
 
     /// Lets time pass; `plugin` handles each timer that falls due, at its time. Those that it sets meanwhile fire,
@@ -139,7 +167,8 @@ impl Host {
         while let Some((due, key)) = self.next_timer().filter(|(due, _)| *due <= until.timestamp()) {
             World::with(|world| {
                 world.timers.remove(&key);
-                world.now = world.now.max(Time::from_timestamp(due));
+                // The clock is never before what is due.
+                world.now = world.now.max(Time::from_timestamp(due.saturating_add(999_999)));
             });
             self.handle(plugin, Event::Timer(DueTimer { key, due }))?;
         }
@@ -175,7 +204,7 @@ impl Host {
 
     /// Keeps the last `time` from counting as listened to, on every topic.
     pub fn was_deaf_for(&self, time: Duration) {
-        World::with(|world| world.deaf += time);
+        World::with(|world| world.deaf.push((world.now.before(time), world.now)));
     }
 
     /// Points a name at a file, as if somebody had published it; the event that tells so is the test's to make.
@@ -205,7 +234,7 @@ impl Host {
 
     /// The file that a key or a name points to.
     pub fn document(&self, name: &str) -> Option<Vec<u8>> {
-        World::with(|world| world.names.get(name).map(|document| document.data.clone()))
+        World::with(|world| world.names.get(name)?.data.clone())
     }
 
     /// The names that are followed.

@@ -100,7 +100,8 @@ pub enum Kind {
         plugin: PluginName,
         /// The entry that it handled.
         offset: Offset,
-        /// 0 for the entry itself; a number of its own for each timer that fell due before it.
+        /// 0 for the entry itself; a number of its own for each timer that fell due before it, and the largest for a
+        /// start of the plugin before it.
         part: u64,
         /// Which code it struck.
         by: Generation,

@@ -17,9 +17,8 @@ fn target(name: &str) -> &'static Target {
 /// Runs a target over its corpus, then over so many changes of it.
 fn run(name: &str, changes: usize) {
     let target = target(name);
-    let mut corpus = kept(target);
+    let corpus = kept(target);
     assert!(!corpus.is_empty(), "the corpus of {name} is not there");
-    corpus.extend((target.seeds)());
     for input in &corpus {
         bear(target, input);
     }
@@ -84,7 +83,7 @@ macro_rules! targets {
         )+
 
         #[test]
-        fn each_target_has_a_test_and_a_program() {
+        fn each_target_has_a_test_a_program_and_its_seeds() {
             let tested = [$($name),+];
             let programs: Vec<String> = std::fs::read_dir(dim_tests::data("../fuzz/fuzz_targets"))
                 .expect("they are there")
@@ -93,6 +92,10 @@ macro_rules! targets {
             for Target { name, .. } in TARGETS {
                 assert!(tested.contains(name), "{name} has no test");
                 assert!(programs.iter().any(|program| program == name), "{name} has no program");
+            }
+            for target in TARGETS {
+                let kept = kept(target);
+                assert!((target.seeds)().iter().all(|seed| kept.contains(seed)), "renew them: fuzz/run");
             }
             assert_eq!(programs.len(), TARGETS.len());
         }

@@ -292,6 +292,65 @@ async fn a_flood_from_one_topic_does_not_hold_up_commands() {
     assert_eq!(nodes.as_array().unwrap().len(), 100);
 }
 
+/// What a key of the host points to.
+async fn published(host: &TestHost, key: &str) -> Value {
+    let name = host.host.keys.name(&key.parse().unwrap()).unwrap();
+    let document = host.host.fetch(&format!("/ipns/{name}").parse().unwrap()).await;
+    document.map_or(Value::Null, |document| serde_json::from_slice(&document).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_records_crowd_nobody_out_of_the_documents_and_there_are_only_so_many() {
+    let host = Setup::bundled().start().await;
+    let large = "x".repeat(58 << 10);
+    let flood = async |numbers: std::ops::Range<u32>| {
+        for number in numbers {
+            let job = json!({ "job_id": format!("a{number}"), "event_type": "running", "data": large });
+            host.from_peer(JOBS, job.to_string()).await;
+            let node = json!({ "node_id": format!("a{number}"), "cached_models": [large] });
+            host.from_peer(BEATS, node.to_string()).await;
+        }
+    };
+    // More than the documents have room for.
+    flood(0..400).await;
+    host.from_peer(JOBS, json!({ "job_id": "honest", "event_type": "running" }).to_string()).await;
+    host.from_peer(BEATS, json!({ "node_id": "honest" }).to_string()).await;
+    let shows_the_job = async || {
+        let jobs = published(&host, "dim-state-key-jobs").await;
+        jobs["active_jobs"]["honest"].is_object() && jobs["left_out"].as_u64() > Some(100)
+    };
+    eventually("the jobs are published, the honest one among them", shows_the_job).await;
+    let shows_the_node = async || {
+        let nodes = published(&host, "dim-state-key").await;
+        let mut all = nodes["nodes"].as_array().into_iter().flatten();
+        all.any(|node| node["node_id"] == "honest") && nodes["left_out"].as_u64() > Some(100)
+    };
+    eventually("the nodes are published, the honest one among them", shows_the_node).await;
+    // More than they are built of.
+    flood(400..700).await;
+    let next = std::cell::Cell::new(700);
+    let refused = async || {
+        next.set(next.get() + 1);
+        flood(next.get()..next.get() + 1).await;
+        let letters = host.dead_letters();
+        ["of active jobs: no new ones are taken", "of nodes: no new ones are taken"]
+            .iter()
+            .all(|why| letters.iter().any(|letter| letter.contains(why)))
+    };
+    eventually("new ones are refused", refused).await;
+    // Those that are known go on.
+    let done = json!({ "job_id": "honest", "event_type": "completed" });
+    host.from_peer(JOBS, done.to_string()).await;
+    let is_done = async || {
+        let jobs = published(&host, "dim-state-key-jobs").await;
+        jobs["finished_jobs"]["honest"].is_object()
+    };
+    eventually("the honest job is done", is_done).await;
+    for (name, plugin) in host.host.plugins.all() {
+        assert_eq!(plugin.handle.status().instances, 1, "{name} never trapped");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_result_that_comes_before_its_job_does_not_hide_it() {
     let host = Setup::bundled().start().await;

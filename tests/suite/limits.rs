@@ -301,6 +301,20 @@ async fn a_plugin_for_which_there_is_no_instance_left_waits_for_one_and_is_not_q
     eventually("there is room for another", async || install(there).await.is_ok()).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn so_many_questions_wait_at_a_plugin_and_one_more_is_refused() {
+    let host = Setup::probe().start().await;
+    // It loops for a second, and answers nobody meanwhile.
+    host.from_peer("probe.in", script(json!([{ "do": "loop" }])).to_string()).await;
+    dim_tests::downtime(std::time::Duration::from_millis(200)).await;
+    let handle = &host.plugin("probe").handle;
+    let nothing = script(json!([])).to_string();
+    let questions = (0..1_025).map(|_| handle.query("run".to_owned(), nothing.clone()));
+    let answers = futures::future::join_all(questions).await;
+    let refused: Vec<_> = answers.iter().filter(|answer| answer.is_err()).collect();
+    assert_eq!(refused, [&Err(ReplyError::Unavailable("1024 queries are waiting".to_owned()))]);
+}
+
 const LIMITS_PAGE: &str = include_str!("../../docs/limits.md");
 
 /// The rows of the tables of a page of the documentation, cell by cell.

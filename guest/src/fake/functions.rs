@@ -5,9 +5,13 @@ use super::World;
 /// Longest key of state and timers, in bytes, as in the real host.
 const KEY_BYTES: usize = 512;
 
+/// A page of a scan, as in the real host.
+const PAGE_BYTES: usize = 1 << 20;
+const PAGE_PAIRS: usize = 10_000;
+
 /// State.
 pub mod state {
-    use super::{KEY_BYTES, World};
+    use super::{KEY_BYTES, PAGE_BYTES, PAGE_PAIRS, World};
     use crate::bindings::dim::coordination::state::{Error, Pair};
 
     /// The value of `key`.
@@ -36,11 +40,19 @@ pub mod state {
     pub fn scan(prefix: &[u8], after: Option<&[u8]>, limit: u32) -> Result<Vec<Pair>, Error> {
         Ok(World::with(|world| {
             let pairs = world.state.range(after.unwrap_or(prefix).max(prefix).to_vec()..);
+            let mut left = PAGE_BYTES;
             pairs
                 .filter(|(key, _)| after.is_none_or(|after| key.as_slice() > after))
                 .take_while(|(key, _)| key.starts_with(prefix))
-                .take(limit as usize)
-                .map(|(key, value)| Pair { key: key.clone(), value: value.clone() })
+                .take(PAGE_PAIRS.min(limit as usize))
+                .enumerate()
+                // There is one at least, whatever its size.
+                .take_while(|(index, (key, value))| {
+                    let fits = key.len() + value.len() <= left || *index == 0;
+                    left = left.saturating_sub(key.len() + value.len());
+                    fits
+                })
+                .map(|(_, (key, value))| Pair { key: key.clone(), value: value.clone() })
                 .collect()
         }))
     }
@@ -56,14 +68,20 @@ pub mod state {
 
 /// Timers.
 pub mod timers {
+    use std::time::Duration;
+
     use super::{KEY_BYTES, World};
     use crate::bindings::dim::coordination::timers::Error;
+
+    /// What the fake's clock counts in.
+    const MILLISECOND: Duration = Duration::from_millis(1);
 
     /// Sets a timer.
     pub fn set(key: &str, at: u64) -> Result<(), Error> {
         fits(key)?;
         World::effect(Error::ReadOnly, |world| {
-            world.timers.insert(key.to_owned(), at);
+            // What is past falls due with the next entry, not within this one.
+            world.timers.insert(key.to_owned(), at.max(world.now.after(MILLISECOND).timestamp()));
         })
     }
 
@@ -127,7 +145,9 @@ pub mod pubsub {
     /// How well was listened.
     pub fn heard(_topic: &str, since: u64) -> Result<Hearing, Error> {
         Ok(World::with(|world| {
-            let listened = world.now.since(Time::from_timestamp(since)).saturating_sub(world.deaf);
+            let since = Time::from_timestamp(since);
+            let deaf = world.deaf.iter().map(|(from, until)| until.since(since.max(*from)));
+            let listened = world.now.since(since).saturating_sub(deaf.sum());
             let listened = u64::try_from(listened.as_nanos()).unwrap_or(u64::MAX);
             Hearing { listened, confirmed_until: world.now.timestamp() }
         }))
@@ -138,13 +158,16 @@ pub mod pubsub {
 pub mod ipns {
     use super::World;
     use crate::bindings::dim::coordination::ipns::{Document, Error, Resolution};
+    use crate::fake::Named;
 
     /// Points a key's name at a path.
     pub fn publish(key: &str, path: &str, _lifetime: Option<u64>) -> Result<(), Error> {
         World::effect(Error::ReadOnly, |world| {
             let source = Resolution { path: path.to_owned(), ..world.resolution(key) };
-            let data = world.names.get(key).map_or_else(Vec::new, |known| known.data.clone());
-            world.names.insert(key.to_owned(), Document { source, data });
+            // The file of one that was published before, if it is there.
+            let known = world.names.values().find(|known| known.source.path == path);
+            let data = known.and_then(|known| known.data.clone());
+            world.names.insert(key.to_owned(), Named { source, data });
         })
     }
 
@@ -176,12 +199,16 @@ pub mod ipns {
 
     /// The newest record of a name.
     pub fn resolve(name: &str) -> Result<Resolution, Error> {
-        get_state(name).map(|document| document.source)
+        World::with(|world| Ok(world.known(name).ok_or(Error::NotYetKnown)?.source.clone()))
     }
 
     /// The file that a name points to.
     pub fn get_state(name: &str) -> Result<Document, Error> {
-        World::with(|world| world.names.get(name).cloned().ok_or(Error::NotYetKnown))
+        World::with(|world| {
+            let Named { source, data } = world.known(name).ok_or(Error::NotYetKnown)?.clone();
+            let data = data.ok_or_else(|| Error::NotADocument(format!("{} is not held", source.path)))?;
+            Ok(Document { source, data })
+        })
     }
 }
 
@@ -198,7 +225,8 @@ pub mod log {
     }
 }
 
-use crate::bindings::dim::coordination::ipns::{Document, Resolution};
+use super::Named;
+use crate::bindings::dim::coordination::ipns::Resolution;
 
 /// How long a record is valid, in nanoseconds: a day.
 const LIFETIME: u64 = 86_400_000_000_000;
@@ -215,6 +243,14 @@ impl World {
         })
     }
 
+    /// What is known of a name, which is followed from then on as in the real host.
+    fn known(&mut self, name: &str) -> Option<&Named> {
+        if !self.is_read_only {
+            self.followed.insert(name.to_owned());
+        }
+        self.names.get(name)
+    }
+
     /// The next record of a name, without its path.
     fn resolution(&self, name: &str) -> Resolution {
         let sequence = self.names.get(name).map_or(0, |known| known.source.sequence + 1);
@@ -228,7 +264,7 @@ impl World {
         let resolution = self.resolution(name);
         let path = format!("/ipfs/the-file-{}-of-{name}", resolution.sequence);
         let source = Resolution { path, ..resolution };
-        self.names.insert(name.to_owned(), Document { source: source.clone(), data });
+        self.names.insert(name.to_owned(), Named { source: source.clone(), data: Some(data) });
         source
     }
 }

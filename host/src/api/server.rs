@@ -92,10 +92,10 @@ pub async fn serve(
         tokio::select! {
             biased;
             () = stop.cancelled() => break,
+            Some(ended) = connections.join_next() => told(ended),
             (stream, caller, place) = next => {
                 connections.spawn(connection(stream, caller, router.clone(), place, stop.clone()));
             }
-            Some(ended) = connections.join_next() => told(ended),
         }
     }
     let ending = async {

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use redb::WriteTransaction;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use utoipa::ToSchema;
@@ -18,7 +19,7 @@ use crate::ident::{Digest, PluginName};
 use crate::plugin::mark;
 use crate::plugin::roster::{self, Claim, Pending, Row, Setup};
 use crate::plugin::{Grants, Inspection, Limits, Order, OtherReach, Reach, Runnable, inspect};
-use crate::store::components;
+use crate::store::{StoreError, components};
 use crate::time::Timestamp;
 
 /// What an operator grants a plugin and denies it.
@@ -64,6 +65,23 @@ pub struct Granted {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub change: Option<Change>,
+}
+
+/// Keeps what a component that waits is not granted.
+fn show_missing(
+    write: &WriteTransaction,
+    plugin: &PluginName,
+    digest: &str,
+    missing: Vec<String>,
+) -> Result<(), StoreError> {
+    let row = roster::row_within(write, plugin)?;
+    match row.pending {
+        Some(pending) if pending.digest == digest => {
+            let pending = Some(Pending { missing, ..pending });
+            roster::put_within(write, plugin, &Row { pending, ..row })
+        }
+        _ => Ok(()),
+    }
 }
 
 impl Host {
@@ -138,6 +156,15 @@ impl Host {
         let _held = self.claim(name, &allowance.reach)?;
         self.make_keys(&allowance.reach).await?;
         let is_refused = row.pending.is_some() && pending.is_none();
+        let pending = match pending {
+            Some(pending) if is_for(&pending) => {
+                let allowance = self.pending_allowance(name, &row, &pending, setup.clone()).await;
+                // Consent is to what is shown. What cannot be read goes on waiting.
+                let missing = allowance.map(|it| it.reach.unanswered(&it.asks));
+                Some(Pending { missing: missing.unwrap_or(pending.missing), ..pending })
+            }
+            other => other,
+        };
         let words = in_words(&row.setup, &setup, is_refused);
         if !words.is_empty() {
             let mut told =
@@ -157,9 +184,7 @@ impl Host {
         if !is_for(&pending) {
             return Ok(all_of_pending.then_some((pending, Grant::AllThatIsAsked)));
         }
-        let allowance = self.pending_allowance(name, &row, &pending, setup).await?;
-        let is_covered = allowance.reach.unanswered(&allowance.asks).is_empty();
-        Ok(is_covered.then_some((pending, Grant::AsBefore)))
+        Ok(pending.missing.is_empty().then_some((pending, Grant::AsBefore)))
     }
 
     /// Has a plugin that runs go on with what it may if it is given `given`; false if other code has come in between.
@@ -201,11 +226,17 @@ impl Host {
             let Some(pending) = row.pending.clone().filter(|_| self.plugins.get(&name).is_some()) else {
                 continue;
             };
+            if !row.setup.is_for(pending.signer.as_ref()) {
+                continue;
+            }
             let allowance = self.pending_allowance(&name, &row, &pending, row.setup.clone()).await;
-            let is_for = row.setup.is_for(pending.signer.as_ref());
-            if is_for && allowance.is_ok_and(|it| it.reach.unanswered(&it.asks).is_empty()) {
+            let Ok(missing) = allowance.map(|it| it.reach.unanswered(&it.asks)) else { continue };
+            if missing.is_empty() {
                 // If it fails that is on record.
                 let _ = self.take_up(&name, pending, Grant::AsBefore).await;
+            } else if missing != pending.missing {
+                // The config asks for other things by now.
+                self.commit.write(move |write| show_missing(write, &name, &pending.digest, missing)).await?;
             }
         }
         Ok(())

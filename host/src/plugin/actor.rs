@@ -39,7 +39,7 @@ use body::Body;
 use delivery::{Delivery, Outcome, Tried};
 use failing::Failing;
 use handle::{Inbox, Query};
-use recorded::Recorded;
+use recorded::{Recorded, Starts};
 use succession::Predecessor;
 
 /// Work that a batch may hold before it is handed over.
@@ -146,6 +146,8 @@ pub struct Actor {
     ticked_at: Option<Instant>,
     /// How often the event was tried that is still to be handled.
     tried: Option<Tried>,
+    /// The starts before the entry that is to be handled.
+    starts: Starts,
     /// The limits that struck when a recorded log was handled first.
     recorded: Option<Recorded>,
     warned_at: Option<Instant>,
@@ -190,6 +192,7 @@ impl Actor {
             failing: Failing::from_before(quarantine.is_some()),
             ticked_at: None,
             tried: None,
+            starts: Starts::default(),
             recorded: None,
             warned_at: None,
             unwarned: 0,

@@ -480,6 +480,20 @@ mod tests {
     }
 
     #[test]
+    fn a_manifest_is_limited() {
+        let with = |manifest: &str| {
+            let text = [b"\x0cdim-manifest", manifest.as_bytes()].concat();
+            let length = [0, 7, 14].map(|shift| (text.len() >> shift) as u8 & 0x7f);
+            let section = [&[0, length[0] | 0x80, length[1] | 0x80, length[2]], text.as_slice()].concat();
+            inspect(&[b"\0asm\x0d\0\x01\0", section.as_slice()].concat())
+        };
+        let largest = format!("{MANIFEST}#{}", "x".repeat(MAX_MANIFEST - MANIFEST.len() - 1));
+        assert_eq!(with(&largest).unwrap().manifest.version, "1.2.3");
+        let why = with(&format!("{largest}x")).unwrap_err().to_string();
+        assert!(why.contains("it is longer than 65536 bytes"), "{why}");
+    }
+
+    #[test]
     fn unknown_and_mistyped_values_are_refused() {
         let manifest = Manifest::parse(MANIFEST).unwrap();
         let set = |key: &str, value: Value| Map::from_iter([(key.to_owned(), value)]);

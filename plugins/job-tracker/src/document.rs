@@ -1,6 +1,8 @@
-//! The tracker's document: `{"active_jobs":{ID:job},"finished_jobs":{ID:job},"updated_at"}`.
+//! The tracker's document: `{"active_jobs":{ID:job},"finished_jobs":{ID:job},"updated_at"}`, and `"left_out"` with the
+//! number of active jobs for which there is no room, if there are any.
 
 use dim_guest::Failure;
+use dim_guest::document::Document;
 use dim_guest::time::Time;
 
 use crate::store;
@@ -8,23 +10,33 @@ use crate::store;
 /// Bytes that finished jobs may take: as many as fit, newest first.
 const FINISHED_BYTES: usize = 1 << 20;
 
-pub fn build() -> Result<Vec<u8>, Failure> {
+/// What is around them.
+const FRAME_BYTES: usize = 256;
+
+/// Builds the document in as many bytes as there is room for.
+pub fn build(of: &Document) -> Result<Vec<u8>, Failure> {
+    let room = of.room()?;
     let mut document = b"{\"active_jobs\":{".to_vec();
-    for row in store::active_raw() {
-        let (id, job) = row?;
-        member(&mut document, &id, &job);
-    }
+    let finished = FINISHED_BYTES.min(room / 8);
+    let active = room.saturating_sub(finished + FRAME_BYTES);
+    let left_out = of.fill(&mut document, active, store::active_raw, member)?;
     document.extend(b"},\"finished_jobs\":{");
     let begin = document.len();
     for id in store::finished_ids() {
         let id = id?;
         let Some(job) = store::finished_raw(&id)? else { continue };
-        if document.len() - begin + id.len() + job.len() > FINISHED_BYTES {
+        let before = document.len();
+        member(&mut document, &id, &job);
+        if document.len() - begin > finished {
+            document.truncate(before);
             break;
         }
-        member(&mut document, &id, &job);
     }
-    document.extend(format!("}},\"updated_at\":\"{}\"}}", Time::now()).into_bytes());
+    document.push(b'}');
+    if left_out > 0 {
+        document.extend(format!(",\"left_out\":{left_out}").into_bytes());
+    }
+    document.extend(format!(",\"updated_at\":\"{}\"}}", Time::now()).into_bytes());
     Ok(document)
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use dim_guest::document::Document;
+use dim_guest::document::{self as documents, Document};
 use dim_guest::time::Time;
 use dim_guest::{Event, Failure, Message, Origin, Plugin, Refusal, json, pubsub, timers};
 use serde::Deserialize;
@@ -14,6 +14,9 @@ use crate::store::{self, LastVerdict, Left};
 /// How often finished jobs are pruned.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
 const PRUNE: &str = "prune";
+
+/// What the document is made of.
+const RECORDS: &str = "active jobs";
 
 /// The tracker's config; the manifest describes it.
 #[derive(Debug, Deserialize)]
@@ -53,7 +56,9 @@ impl Plugin for JobTracker {
                 self.result(ResultReady::parse(&message.data)?)
             }
             Event::Message(message) if message.topic == self.config.status_topic => self.verdict(&message),
-            Event::Timer(timer) if self.document.is_due(&timer) => self.document.publish(&document::build()?),
+            Event::Timer(timer) if self.document.is_due(&timer) => {
+                self.document.publish(&document::build(&self.document)?)
+            }
             Event::Timer(timer) if timer.key == PRUNE => self.prune(),
             Event::Message(_) | Event::Timer(_) | Event::NameChanged(_) | Event::Gap(_) => Ok(()),
         }
@@ -93,6 +98,9 @@ impl JobTracker {
     /// Applies an event; returns the job if it has changed.
     fn take_in(&self, event: &JobEvent) -> Result<Option<Job>, Failure> {
         let known = store::get(&event.job_id)?;
+        if known.is_none() {
+            self.document.check_room(RECORDS)?;
+        }
         let Some(mut job) = Job::after(known.as_ref(), event, Time::now()) else { return Ok(None) };
         // It may have been declared dead before the job was heard of.
         if let Some(node) = &job.node_id {
@@ -105,6 +113,9 @@ impl JobTracker {
 
     fn result(&self, ready: ResultReady) -> Result<(), Failure> {
         let (known, now) = (store::get(&ready.job_id)?, Time::now());
+        if known.is_none() {
+            self.document.check_room(RECORDS)?;
+        }
         let at = ready.time(now);
         if store::result_time(&ready.job_id)?.is_some_and(|known| known > at) {
             return Ok(());
@@ -144,6 +155,7 @@ impl JobTracker {
 
     fn keep(&self, before: Option<&Job>, job: &Job) -> Result<(), Failure> {
         store::put(before, job)?;
+        self.document.counts(before.and_then(size), size(job))?;
         if job.status.is_final() && timers::get(PRUNE)?.is_none() {
             timers::set(PRUNE, Time::now().after(PRUNE_EVERY).timestamp())?;
         }
@@ -167,7 +179,10 @@ impl JobTracker {
     fn update(&self, mut event: JobEvent) -> Result<String, Refusal> {
         event.check().map_err(Refusal::Invalid)?;
         event.timestamp.get_or_insert(Time::now());
-        let job = self.take_in(&event).map_err(|failure| Refusal::Other(format!("{failure:?}")))?;
+        let job = self.take_in(&event).map_err(|failure| match failure {
+            Failure::Reject(why) => Refusal::Conflict(why),
+            failure => Refusal::Other(format!("{failure:?}")),
+        })?;
         let Some(job) = job else {
             let known = store::get(&event.job_id)?;
             let status = known.map_or("unknown", |job| job.status.name());
@@ -184,7 +199,13 @@ impl JobTracker {
     fn remove(&self, id: &str) -> Result<String, Refusal> {
         let job = store::get(id)?.ok_or_else(|| Refusal::NotFound(id.to_owned()))?;
         store::remove(&job)?;
+        self.document.counts(size(&job), None)?;
         self.document.touch().map_err(|failure| Refusal::Other(format!("{failure:?}")))?;
         json::write(&job)
     }
+}
+
+/// What an active job takes of the document.
+fn size(job: &Job) -> Option<usize> {
+    (!job.status.is_final()).then(|| documents::size(job))
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use dim_guest::document::Document;
 use dim_guest::state::{self, set_json};
 use dim_guest::time::Time;
 use dim_guest::{Failure, ipns};
@@ -10,20 +11,33 @@ use serde_json::value::RawValue;
 
 use crate::node::{MERGED, MERGED_FROM, NODES, Node, check_id};
 
-/// Builds `{"nodes":[…],"active_jobs":{…},"updated_at"}`. Merged nodes are not published again.
-pub fn build(jobs: &str) -> Result<Vec<u8>, Failure> {
+/// What is around nodes and jobs, in bytes.
+const FRAME_BYTES: usize = 256;
+
+/// Builds `{"nodes":[…],"active_jobs":{…},"updated_at"}` in as many bytes as there is room for, with `"left_out"` and
+/// the number of nodes for which there is none, if there are any. Merged nodes are not published again. Jobs that take more than half of the room and do not fit beside the nodes are left to the job
+/// tracker's own document.
+pub fn build(of: &Document, jobs: &str) -> Result<Vec<u8>, Failure> {
+    let (jobs, room) = (active_jobs(jobs), of.room()?.saturating_sub(FRAME_BYTES));
     let mut document = b"{\"nodes\":[".to_vec();
-    for (index, row) in NODES.iter_raw(None).enumerate() {
-        if index > 0 {
-            document.push(b',');
-        }
-        // Records are JSON already.
-        document.extend(row?.1);
-    }
+    let for_nodes = room - jobs.len().min(room / 2);
+    let left_out = of.fill(&mut document, for_nodes, || NODES.iter_raw(None), item)?;
     document.extend(b"],\"active_jobs\":");
-    document.extend(active_jobs(jobs));
+    let fits = document.len() + jobs.len() <= room;
+    document.extend(if fits { &jobs } else { b"{}".as_slice() });
+    if left_out > 0 {
+        document.extend(format!(",\"left_out\":{left_out}").into_bytes());
+    }
     document.extend(format!(",\"updated_at\":\"{}\"}}", Time::now()).into_bytes());
     Ok(document)
+}
+
+/// Adds an item to an open list. Records are JSON already.
+fn item(list: &mut Vec<u8>, _: &str, record: &[u8]) {
+    if list.last() != Some(&b'[') {
+        list.push(b',');
+    }
+    list.extend(record);
 }
 
 /// The jobs of the document that the job tracker publishes; none until it is known.

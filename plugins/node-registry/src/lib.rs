@@ -8,7 +8,7 @@ mod node;
 
 use std::time::Duration;
 
-use dim_guest::document::Document;
+use dim_guest::document::{Document, size};
 use dim_guest::speaker::{Binding, Speakers};
 use dim_guest::time::Time;
 use dim_guest::{Event, Failure, Message, Origin, Plugin, Refusal, export_plugin, ipns, json, state, timers};
@@ -98,9 +98,13 @@ impl NodeRegistry {
         let heartbeat = Heartbeat::parse(&message.data)?;
         self.speakers.check(&heartbeat.node_id, &message.origin)?;
         let record = NODES.get_raw(&heartbeat.node_id)?;
+        if record.is_none() {
+            self.document.check_room("nodes")?;
+        }
         let known = record.as_deref().map(state::decode).transpose()?;
         if let Some(node) = Node::heard(known, heartbeat, Time::now()) {
             NODES.set(&node.node_id, &node)?;
+            self.document.counts(record.as_ref().map(Vec::len), Some(size(&node)))?;
             self.document.touch()?;
         }
         Ok(())
@@ -144,7 +148,7 @@ impl NodeRegistry {
     }
 
     fn publish(&self) -> Result<(), Failure> {
-        self.document.publish(&document::build(&self.jobs)?)
+        self.document.publish(&document::build(&self.document, &self.jobs)?)
     }
 
     /// Replaces the registry.

@@ -129,9 +129,9 @@ impl Backend for Names {
             sent => sent?,
         }
         let sequence = match self.current(&name).await {
-            // It may not show yet what it has just published.
-            Some(record) => record.sequence.max(publication.sequence),
-            None => publication.sequence,
+            Some(record) if record.path == publication.path => record.sequence,
+            // It does not show yet what it has just published.
+            _ => publication.sequence,
         };
         let newer = current.filter(|record| publication.last.is_some_and(|last| record.sequence > last));
         Ok(Published { sequence, record: None, newer_before: newer.map(|record| record.path) })

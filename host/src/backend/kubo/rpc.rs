@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use reqwest::multipart::{Form, Part};
+use reqwest::redirect::Policy;
 use reqwest::{Body, Client, Response, StatusCode};
 use secrecy::ExposeSecret as _;
 use serde::Deserialize;
@@ -83,6 +84,8 @@ impl Rpc {
             .user_agent(concat!("dim/", env!("CARGO_PKG_VERSION")))
             .default_headers(headers)
             .connect_timeout(Duration::from_secs(5))
+            // A daemon answers itself; what has taken its place would have keys and tokens sent elsewhere.
+            .redirect(Policy::none())
             .no_proxy();
         if let Address::Unix(path) = &settings.address {
             builder = builder.unix_socket(path.as_path());

@@ -12,7 +12,7 @@ use crate::host::replacement::Proposal;
 use crate::ident::{ContentPath, Digest, PluginName};
 use crate::plugin::inspect;
 use crate::plugin::roster::{self, Standing};
-use crate::store::StoreError;
+use crate::store::{StoreError, components};
 
 /// Who installs what a name points to.
 const BY: &str = "the name that it follows";
@@ -107,8 +107,7 @@ async fn ask(
     let under_way = under_way.unwrap_or_else(begin);
     let settled = Known { settled: Some(target), unfetched: None };
     // Whoever has signed it may have signed other plugins: none of them comes in this one's place by itself.
-    let runs = host.plugins.get(&plugin).map(|it| it.handle.code().prepared.inspection.manifest.name.clone());
-    if let (Some(comes), Some(runs)) = (comes, runs)
+    if let (Some(comes), Some(runs)) = (comes, host.names_itself(&plugin)?)
         && comes != runs
     {
         let why = format!("it is {comes}, and {runs} runs here: install it by hand if that is meant");
@@ -119,4 +118,16 @@ async fn ask(
     let proposal = Proposal { plugin, component, source, by, follows: Some(follows), is_named: false, trust };
     let is_settled = offer(host, Some(under_way), proposal, digest).await?;
     Ok(if is_settled { settled } else { known })
+}
+
+impl Host {
+    /// How the component names itself that is a plugin's code, also if it is not loaded; none if it cannot be read.
+    fn names_itself(&self, plugin: &PluginName) -> Result<Option<PluginName>, StoreError> {
+        if let Some(loaded) = self.plugins.get(plugin) {
+            return Ok(Some(loaded.handle.code().prepared.inspection.manifest.name.clone()));
+        }
+        let Some(row) = roster::known_row(&self.store.snapshot()?, plugin)? else { return Ok(None) };
+        let component = components::read(&self.store, &row.code.digest);
+        Ok(component.ok().and_then(|bytes| inspect(&bytes).ok()).map(|it| it.manifest.name))
+    }
 }

@@ -6,7 +6,7 @@ use super::Actor;
 use super::failing::FailedStart;
 use crate::plugin::event::said;
 use crate::plugin::instance::{CallError, INSTANCES, Instance, Trap};
-use crate::plugin::session::{Room, Session};
+use crate::plugin::session::Session;
 use crate::store::StoreError;
 use crate::time::nanoseconds;
 
@@ -72,8 +72,8 @@ impl Actor {
         };
         let time = session.world.time();
         session.begin_start(time);
-        if self.recorded.is_some() {
-            session.outgoing = Room::ENDLESS;
+        if let Some(recorded) = &self.recorded {
+            session.outgoing = recorded.room_of_start(self.starts.next(session.effects.batch.cursor));
         }
         self.setting.random.begin(session.effects.batch.cursor.0, u64::MAX);
         self.tally.instances += 1;
@@ -94,12 +94,8 @@ impl Actor {
         let started = self.instance().start(&config, from);
         self.start_took = (made_in, nanoseconds(starting.elapsed()));
         match started {
-            // What is recorded has no starts: one must have the same effects at any time.
-            Ok(Ok(())) if let Some(limit) = self.session().outgoing.struck => {
-                self.fail(true);
-                Ok(Err(Trap::of_reason(format!("the limit {limit} leaves no room for what it publishes"))))
-            }
             Ok(Ok(())) => {
+                self.note_start();
                 let version = self.run.prepared.inspection.manifest.state_version;
                 if self.state_version != Some(version) {
                     self.session_mut().effects.batch.started = Some(version);

@@ -20,6 +20,24 @@ pub struct Recorded {
 /// An entry, its part, and the how manyth try it was.
 type Try = (Offset, u64, u32);
 
+/// The part of an entry that is a start before it.
+const START: u64 = u64::MAX;
+
+/// The starts that went well before the entry that is to be handled: one after each trap.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Starts {
+    before: Offset,
+    count: u32,
+}
+
+impl Starts {
+    /// The next one, before the entry at `offset`.
+    pub fn next(self, offset: Offset) -> Self {
+        let count = if self.before == offset { self.count + 1 } else { 0 };
+        Self { before: offset, count }
+    }
+}
+
 impl Recorded {
     /// What struck `plugin`, by the log.
     pub fn new(plugin: &PluginName, entries: &[Entry]) -> Self {
@@ -47,6 +65,11 @@ impl Recorded {
     pub fn room(&self, offset: Offset, part: u64, again: u32) -> Room {
         self.room.get(&(offset, part, again)).copied().unwrap_or(Room::ENDLESS)
     }
+
+    /// How much a start could publish.
+    pub fn room_of_start(&self, start: Starts) -> Room {
+        self.room(start.before, START, start.count)
+    }
 }
 
 impl Actor {
@@ -58,23 +81,33 @@ impl Actor {
     /// Notes that a limit ended a call.
     pub(super) fn note_limit(&mut self, entry: &Entry, part: u64, again: u32, reason: &str, log: &[String]) {
         let limit = StruckLimit::Call { again, reason: reason.to_owned(), log: log.to_vec() };
-        self.note(entry, part, limit);
+        self.note(entry.offset, part, limit);
     }
 
     /// Notes that the call that has ended found no room for its publishes, if so.
     pub(super) fn note_outbox(&mut self, entry: &Entry, part: u64, again: u32) {
+        self.note_room(entry.offset, part, again);
+    }
+
+    /// Notes that a start has gone well, and whether it found room for all its publishes.
+    pub(super) fn note_start(&mut self) {
+        self.starts = self.starts.next(self.cursor());
+        self.note_room(self.starts.before, START, self.starts.count);
+    }
+
+    fn note_room(&mut self, offset: Offset, part: u64, again: u32) {
         let Room { count, bytes, count_limit, struck, .. } = self.session().outgoing;
         if struck.is_some() {
             let (count, bytes) = (count as u64, bytes as u64);
             let limit = count_limit.to_owned();
-            self.note(entry, part, StruckLimit::Outgoing { again, limit, count, bytes });
+            self.note(offset, part, StruckLimit::Outgoing { again, limit, count, bytes });
         }
     }
 
-    fn note(&mut self, entry: &Entry, part: u64, limit: StruckLimit) {
+    fn note(&mut self, offset: Offset, part: u64, limit: StruckLimit) {
         if self.recorded.is_none() {
             let (plugin, by) = (self.plugin.clone(), self.generation());
-            let struck = Kind::Struck { plugin, offset: entry.offset, part, by, limit };
+            let struck = Kind::Struck { plugin, offset, part, by, limit };
             self.session_mut().effects.batch.struck.push(struck);
         }
     }

@@ -69,9 +69,9 @@ fn falls_silent(watchdog: &mut Fleet<Watchdog>) {
     }
     let said: Vec<_> = watchdog.host.take_published();
     let of = |node: &str| {
-        let verdicts =
+        let mut verdicts =
             said.iter().map(|said| serde_json::from_slice::<serde_json::Value>(&said.data).expect("JSON"));
-        verdicts.filter(|verdict| verdict["node_id"] == node).last().map(|verdict| verdict["status"].clone())
+        verdicts.rfind(|verdict| verdict["node_id"] == node).map(|verdict| verdict["status"].clone())
     };
     assert_eq!(of(silent), Some("dead".into()));
     assert_eq!(of(heard), None);

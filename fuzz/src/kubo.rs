@@ -64,6 +64,8 @@ fn of(address: SocketAddr) -> dim::backend::kubo::Address {
 async fn serve(listener: TcpListener, answers: Arc<Mutex<Answers>>) {
     loop {
         let Ok((stream, _)) = listener.accept().await else { continue };
+        // An answer is short, and waits for nothing.
+        let _ = stream.set_nodelay(true);
         let answers = answers.clone();
         let service = service_fn(move |request| answer(request, answers.clone()));
         tokio::spawn(async move {

@@ -179,10 +179,7 @@ impl JobTracker {
     fn update(&self, mut event: JobEvent) -> Result<String, Refusal> {
         event.check().map_err(Refusal::Invalid)?;
         event.timestamp.get_or_insert(Time::now());
-        let job = self.take_in(&event).map_err(|failure| match failure {
-            Failure::Reject(why) => Refusal::Conflict(why),
-            failure => Refusal::Other(format!("{failure:?}")),
-        })?;
+        let job = self.take_in(&event).map_err(|failure| Refusal::Other(format!("{failure:?}")))?;
         let Some(job) = job else {
             let known = store::get(&event.job_id)?;
             let status = known.map_or("unknown", |job| job.status.name());

@@ -17,6 +17,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tower_service::Service as _;
@@ -66,6 +67,8 @@ impl Api {
         let (router, stop) = (dim::api::router(host.clone()), CancellationToken::new());
         let listener = {
             let _within = runtime.enter();
+            // A fuzzer is no program of Rust's own, and would die of a caller that hangs up.
+            drop(signal(SignalKind::pipe()).expect("signals can be taken"));
             Listener::unix(dir.path()).expect("a free place")
         };
         let running = runtime.spawn({

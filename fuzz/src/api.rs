@@ -92,6 +92,7 @@ impl Api {
 
     /// Sends bytes as they are; what comes back is HTTP, or nothing.
     fn send(&mut self, bytes: &[u8]) {
+        self.asked += 1;
         let socket = self.dir.path().join(dim_client::SOCKET);
         let answer = self.runtime.block_on(async {
             let mut stream = UnixStream::connect(socket).await.expect("the API listens");
@@ -136,18 +137,16 @@ pub fn run(data: &[u8]) {
     thread_local! {
         static API: RefCell<Option<Api>> = const { RefCell::new(None) };
     }
-    let raw = data.strip_prefix(b"RAW\n");
-    let request = if raw.is_none() { request(data) } else { None };
-    if raw.is_none() && request.is_none() {
-        return;
-    }
     API.with_borrow_mut(|known| {
         if known.as_ref().is_some_and(|api| api.asked > REQUESTS) {
             let dir = known.take().map(Api::end);
             *known = Some(Api::new(dir.as_ref()));
         }
         let api = known.get_or_insert_with(|| Api::new(None));
-        let Some(request) = request else { return api.send(raw.unwrap_or_default()) };
+        if let Some(raw) = data.strip_prefix(b"RAW\n") {
+            return api.send(raw);
+        }
+        let Some(request) = request(data) else { return };
         let asked = format!("{} {}", request.method(), request.uri());
         let is_of_a_page = request.headers().contains_key(header::ORIGIN);
         let answer = api.ask(request);

@@ -14,10 +14,9 @@ use dim::backend::BackendError;
 use dim::backend::unixfs::{Blocks, read_file};
 use sha2::{Digest as _, Sha256};
 
-const LIMIT: usize = 1 << 20;
+use crate::{APART, parts};
 
-/// Apart from each other.
-const APART: &[u8] = b"\n--\n";
+const LIMIT: usize = 1 << 20;
 
 /// What stands where a CID belongs.
 const PLACE: &[u8] = b"#CID";
@@ -38,7 +37,7 @@ impl Blocks for Known {
 pub fn run(data: &[u8]) {
     let Some((how, data)) = data.split_first() else { return };
     let codec = |byte: u8| if byte.is_multiple_of(2) { 0x70 } else { 0x55 };
-    let parts = split(data);
+    let parts = parts(data);
     let mut known: BTreeMap<Cid, Bytes> = BTreeMap::new();
     let mut cids: Vec<Option<Cid>> = vec![None; parts.len()];
     for number in (0..parts.len()).rev() {
@@ -61,16 +60,6 @@ pub fn run(data: &[u8]) {
 
 fn cid_of(codec: u64, block: &[u8]) -> Cid {
     Cid::new_v1(codec, Multihash::wrap(0x12, &Sha256::digest(block)).expect("32 bytes fit"))
-}
-
-pub(crate) fn split(mut data: &[u8]) -> Vec<&[u8]> {
-    let mut parts = Vec::new();
-    while let Some(at) = data.windows(APART.len()).position(|window| window == APART) {
-        parts.push(&data[..at]);
-        data = &data[at + APART.len()..];
-    }
-    parts.push(data);
-    parts
 }
 
 fn filled(block: &[u8], cids: &[Option<Cid>]) -> Vec<u8> {

@@ -20,8 +20,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
-use crate::blocks::split;
-use crate::ipns_records;
+use crate::{APART, ipns_records, parts};
 
 /// How long a call may take that is answered at once.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -115,7 +114,7 @@ pub fn run(data: &[u8]) {
     }
     let [call, piece, data @ ..] = data else { return };
     DAEMON.with(|daemon| {
-        let mut left: Vec<Bytes> = split(data).into_iter().map(said).collect();
+        let mut left: Vec<Bytes> = parts(data).into_iter().map(said).collect();
         left.reverse();
         *daemon.answers.lock().expect("nobody panics with it") = Answers { left, piece: usize::from(*piece) };
         let done = async { tokio::time::timeout(PATIENCE, daemon.call(*call)).await };
@@ -208,7 +207,6 @@ pub fn seeds() -> Vec<Vec<u8>> {
         calls.into_iter().map(|(call, piece, said)| [&[call, piece], said.as_bytes()].concat()).collect();
     let record = [b"*", ipns_records::data().as_slice()].concat();
     seeds.push([&[12, 0], record.as_slice()].concat());
-    seeds
-        .push([&[10, 0], [record.as_slice(), b"{}", &record].join(b"\n--\n".as_slice()).as_slice()].concat());
+    seeds.push([&[10, 0], [record.as_slice(), b"{}", &record].join(APART).as_slice()].concat());
     seeds
 }

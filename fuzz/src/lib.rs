@@ -56,6 +56,20 @@ impl Target {
     }
 }
 
+/// What lies between the parts of an input that has several.
+const APART: &[u8] = b"\n--\n";
+
+/// The parts of an input.
+fn parts(mut data: &[u8]) -> Vec<&[u8]> {
+    let mut parts = Vec::new();
+    while let Some(at) = data.windows(APART.len()).position(|window| window == APART) {
+        parts.push(&data[..at]);
+        data = &data[at + APART.len()..];
+    }
+    parts.push(data);
+    parts
+}
+
 /// Texts as seeds.
 fn texts<const N: usize>(texts: [&str; N]) -> Vec<Vec<u8>> {
     texts.into_iter().map(|text| text.as_bytes().to_vec()).collect()

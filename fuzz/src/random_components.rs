@@ -1,7 +1,5 @@
 //! Valid components of every shape, from wasm-smith, thrown at the loader.
 
-use std::cell::RefCell;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use arbitrary::Unstructured;
@@ -17,6 +15,18 @@ struct Loader {
     dir: tempfile::TempDir,
 }
 
+impl Loader {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let store = Arc::new(Store::open(dir.path()).expect("a store"));
+        Self { engine: Engine::new(store, Compiler::Here).expect("an engine"), dir }
+    }
+}
+
+thread_local! {
+    static LOADER: Loader = Loader::new();
+}
+
 /// Judges a component and has it compiled.
 pub fn run(data: &[u8]) {
     let config = Config { max_instructions: 50, max_components: 2, max_modules: 3, ..Config::default() };
@@ -24,27 +34,12 @@ pub fn run(data: &[u8]) {
     let bytes = with_manifest(component.to_bytes());
     let judged = judge(&bytes, []);
     let inspection = inspect(&bytes).expect("it is valid and has a manifest");
-    let loader = loader();
-    let prepared = loader.engine.prepare(&bytes, inspection);
-    // Whatever is no plugin must be refused by one of both.
-    assert!(judged.is_err() || prepared.is_err(), "wasm-smith has made a plugin");
-    let compiled = loader.dir.path().join("compiled");
-    std::fs::remove_dir_all(compiled).ok();
-}
-
-fn loader() -> Rc<Loader> {
-    thread_local! {
-        static LOADER: RefCell<Option<Rc<Loader>>> = const { RefCell::new(None) };
-    }
-    LOADER.with_borrow_mut(|loader| {
-        let make = || {
-            let dir = tempfile::tempdir().expect("a temporary directory");
-            let store = Arc::new(Store::open(dir.path()).expect("a store"));
-            let engine = Engine::new(store, Compiler::Here).expect("an engine");
-            Rc::new(Loader { engine, dir })
-        };
-        loader.get_or_insert_with(make).clone()
-    })
+    LOADER.with(|loader| {
+        let prepared = loader.engine.prepare(&bytes, inspection);
+        // Whatever is no plugin must be refused by one of both.
+        assert!(judged.is_err() || prepared.is_err(), "wasm-smith has made a plugin");
+        std::fs::remove_dir_all(loader.dir.path().join("compiled")).ok();
+    });
 }
 
 /// Appends the manifest as a custom section.

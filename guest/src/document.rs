@@ -78,7 +78,7 @@ impl Document {
     }
 
     /// Publishes the document. One that is too large is told to the operator and left: the one before stays, and the
-    /// next is built soon, for which there is less [room](Self::room).
+    /// next is built when there is something new to show, or soon if there is less [room](Self::room) than was known.
     pub fn publish(&self, data: &[u8]) -> Result<(), Failure> {
         state::set_json(self.size_key().as_bytes(), &data.len())?;
         // No host takes more; what goes over the border in one call is limited, too.
@@ -89,8 +89,10 @@ impl Document {
                 let values = [("key", self.key.as_str()), ("bytes", &size), ("limit", &limit)];
                 log::line(Level::Error, "the document is too large and is not published", &values);
                 let limit = usize::try_from(met).unwrap_or(LARGEST);
+                let is_news = limit < self.room()?;
                 state::set_json(self.limit_key().as_bytes(), &Met { limit, at: Time::now() })?;
-                self.touch()
+                // Who takes no notice of it would be no better off the next time.
+                if is_news { self.touch() } else { Ok(()) }
             }
             published => Ok(published?),
         }
@@ -144,37 +146,36 @@ impl Document {
             }
             fits
         };
-        // Counted anew each time: what was taken in between may be off by a little.
-        let mut share = usize::MAX;
-        let known = self.tally()?;
-        if let Some(Tally { count, .. }) = known.filter(|tally| tally.bytes > room as u64) {
-            share = room / usize::try_from(count.max(1)).unwrap_or(usize::MAX);
-        }
-        let (mut tally, mut done) = (Tally::default(), 0);
-        for row in rows() {
-            let (id, record) = row?;
-            tally.count += 1;
-            tally.bytes += record.len() as u64;
-            if id.len() + record.len() <= share {
-                done += u64::from(put_if_it_fits(document, &id, &record));
+        // Puts in those of a size, and counts all.
+        let put_those = |document: &mut Vec<u8>, is_meant: &dyn Fn(usize) -> bool| {
+            let (mut tally, mut done) = (Tally::default(), 0);
+            for row in rows() {
+                let (id, record) = row?;
+                tally.count += 1;
+                tally.bytes += record.len() as u64;
+                if is_meant(id.len() + record.len()) {
+                    done += u64::from(put_if_it_fits(document, &id, &record));
+                }
             }
-        }
+            Ok((tally, done))
+        };
+        let share_of = |count: u64| room / usize::try_from(count.max(1)).unwrap_or(usize::MAX);
+        let known = self.tally()?;
+        let mut share = known.filter(|tally| tally.bytes > room as u64).map(|tally| share_of(tally.count));
+        let (tally, mut done) = put_those(document, &|size| share.is_none_or(|share| size <= share))?;
+        // What was taken in between may be off by a little.
         if known != Some(tally) {
             self.set_tally(tally)?;
         }
-        if done == tally.count {
-            return Ok(0);
-        }
-        if share == usize::MAX {
-            // That they are too many was not known.
+        if share.is_none() && done < tally.count {
+            // That they do not all fit was not known.
             document.truncate(begin);
-            return self.fill(document, room, rows, put);
+            let found = share_of(tally.count);
+            share = Some(found);
+            done = put_those(document, &|size| size <= found)?.1;
         }
-        for row in rows() {
-            let (id, record) = row?;
-            if id.len() + record.len() > share {
-                done += u64::from(put_if_it_fits(document, &id, &record));
-            }
+        if let Some(share) = share.filter(|_| done < tally.count) {
+            done += put_those(document, &|size| size > share)?.1;
         }
         Ok(tally.count - done)
     }
@@ -262,12 +263,15 @@ mod tests {
         let (all, left_out) = filled(100);
         assert!(all.contains("xx") && all.contains("small") && all.contains("yy"), "{all}");
         assert_eq!(left_out, 0);
+        let without_the_largest = || ("[\"small\",\"yyyyyyyyyyyyyyyyyyyy\",".to_owned(), 1);
         // A share of 13 bytes each.
         for _ in 0..2 {
-            let without_the_largest = ("[\"small\",\"yyyyyyyyyyyyyyyyyyyy\",".to_owned(), 1);
-            assert_eq!(filled(40), without_the_largest);
-            assert_eq!(filled(70), without_the_largest);
+            assert_eq!(filled(40), without_the_largest());
+            assert_eq!(filled(70), without_the_largest());
         }
+        // Their bytes fit, and what stands around them does not.
+        assert_eq!(filled(82), without_the_largest());
+        assert_eq!(filled(82), without_the_largest());
         assert_eq!(filled(10).0, "[\"small\",");
         assert_eq!(filled(0), ("[".to_owned(), 3));
     }

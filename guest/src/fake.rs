@@ -1,8 +1,8 @@
 //! A fake host, so that a plugin can be tried in plain unit tests, natively and without WebAssembly.
 //!
 //! Each thread has one. What a call asks for shows in it if the call went well, and leaves no trace if not; time
-//! passes when the test says so. It has no grants and no quotas, and takes any text for a topic, a key or a name: those are
-//! the real host's.
+//! passes when the test says so. It has no grants and no quotas, and takes any text for a topic, a key or a name:
+//! those are the real host's.
 //!
 //! ```
 //! use dim_guest::fake::Host;

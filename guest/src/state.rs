@@ -40,6 +40,12 @@ impl<T: Serialize + DeserializeOwned> Records<T> {
         set_json(&self.key(id), record)
     }
 
+    /// Sets the record of `id` and tells how many bytes it has in the state.
+    pub fn put(&self, id: &str, record: &T) -> Result<usize, Error> {
+        let value = encode(record)?;
+        set(&self.key(id), &value).map(|()| value.len())
+    }
+
     /// Removes the record of `id`.
     pub fn delete(&self, id: &str) -> Result<(), Error> {
         delete(&self.key(id))
@@ -101,8 +107,11 @@ pub fn get_json<T: DeserializeOwned>(key: &[u8]) -> Result<Option<T>, Error> {
 
 /// Sets `key` to `value` as JSON.
 pub fn set_json<T: Serialize>(key: &[u8], value: &T) -> Result<(), Error> {
-    let value = serde_json::to_vec(value).map_err(|error| Error::Other(error.to_string()))?;
-    set(key, &value)
+    set(key, &encode(value)?)
+}
+
+fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec(value).map_err(|error| Error::Other(error.to_string()))
 }
 
 /// Reads a record as it stands in the state.

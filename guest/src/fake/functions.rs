@@ -3,7 +3,12 @@
 use super::World;
 
 /// Longest key of state and timers, in bytes, as in the real host.
-const KEY_BYTES: usize = 512;
+const KEY_BYTES: u32 = 512;
+
+/// Whether a key of so many bytes is one.
+fn fits<E>(bytes: usize, wrong: fn(u32) -> E) -> Result<(), E> {
+    if (1..=KEY_BYTES as usize).contains(&bytes) { Ok(()) } else { Err(wrong(KEY_BYTES)) }
+}
 
 /// A page of a scan, as in the real host.
 const PAGE_BYTES: usize = 1 << 20;
@@ -11,27 +16,27 @@ const PAGE_PAIRS: usize = 10_000;
 
 /// State.
 pub mod state {
-    use super::{KEY_BYTES, PAGE_BYTES, PAGE_PAIRS, World};
+    use super::{PAGE_BYTES, PAGE_PAIRS, World, fits};
     use crate::bindings::dim::coordination::state::{Error, Pair};
 
     /// The value of `key`.
     pub fn get(key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
-        fits(key)?;
+        fits(key.len(), Error::KeyLength)?;
         Ok(World::with(|world| world.state.get(key).cloned()))
     }
 
     /// Sets `key`.
     pub fn set(key: &[u8], value: &[u8]) -> Result<(), Error> {
-        fits(key)?;
-        effect(|world| {
+        fits(key.len(), Error::KeyLength)?;
+        World::effect(Error::ReadOnly, |world| {
             world.state.insert(key.to_vec(), value.to_vec());
         })
     }
 
     /// Removes `key`.
     pub fn delete(key: &[u8]) -> Result<(), Error> {
-        fits(key)?;
-        effect(|world| {
+        fits(key.len(), Error::KeyLength)?;
+        World::effect(Error::ReadOnly, |world| {
             world.state.remove(key);
         })
     }
@@ -56,21 +61,13 @@ pub mod state {
                 .collect()
         }))
     }
-
-    fn fits(key: &[u8]) -> Result<(), Error> {
-        if (1..=KEY_BYTES).contains(&key.len()) { Ok(()) } else { Err(Error::KeyLength(KEY_BYTES as u32)) }
-    }
-
-    fn effect(change: impl FnOnce(&mut World)) -> Result<(), Error> {
-        World::effect(Error::ReadOnly, change)
-    }
 }
 
 /// Timers.
 pub mod timers {
     use std::time::Duration;
 
-    use super::{KEY_BYTES, World};
+    use super::{World, fits};
     use crate::bindings::dim::coordination::timers::Error;
 
     /// What the fake's clock counts in.
@@ -78,7 +75,7 @@ pub mod timers {
 
     /// Sets a timer.
     pub fn set(key: &str, at: u64) -> Result<(), Error> {
-        fits(key)?;
+        fits(key.len(), Error::KeyLength)?;
         World::effect(Error::ReadOnly, |world| {
             // What is past falls due with the next entry, not within this one.
             world.timers.insert(key.to_owned(), at.max(world.now.after(MILLISECOND).timestamp()));
@@ -87,7 +84,7 @@ pub mod timers {
 
     /// Clears a timer.
     pub fn clear(key: &str) -> Result<(), Error> {
-        fits(key)?;
+        fits(key.len(), Error::KeyLength)?;
         World::effect(Error::ReadOnly, |world| {
             world.timers.remove(key);
         })
@@ -95,12 +92,8 @@ pub mod timers {
 
     /// When a timer falls due.
     pub fn get(key: &str) -> Result<Option<u64>, Error> {
-        fits(key)?;
+        fits(key.len(), Error::KeyLength)?;
         Ok(World::with(|world| world.timers.get(key).copied()))
-    }
-
-    fn fits(key: &str) -> Result<(), Error> {
-        if (1..=KEY_BYTES).contains(&key.len()) { Ok(()) } else { Err(Error::KeyLength(KEY_BYTES as u32)) }
     }
 }
 

@@ -39,25 +39,26 @@ impl Admission {
     /// The place of the next connection, as soon as there is one.
     pub async fn next(&self) -> Place {
         let caller = Arc::new(Caller::default());
-        match &self.strangers {
-            None => caller.take(self.room.clone()).await,
-            Some(strangers) => let_in(&mut strangers.lock().expect("nobody panics with it"), &caller),
+        if self.strangers.is_none() {
+            caller.take(self.room.clone()).await;
         }
         Place { room: self.room.clone(), caller }
     }
-}
 
-/// Adds a stranger, if need be in the place of another.
-fn let_in(strangers: &mut Vec<Weak<Caller>>, caller: &Arc<Caller>) {
-    let is_stranger = |caller: Arc<Caller>| !caller.is_known.load(Ordering::Relaxed);
-    strangers.retain(|other| other.upgrade().is_some_and(is_stranger));
-    if strangers.len() >= STRANGERS {
-        let any = rand::rng().random_range(0..strangers.len());
-        if let Some(other) = strangers.swap_remove(any).upgrade() {
-            other.let_go.cancel();
+    /// Takes in that the connection has come: a stranger, if need be in the place of another.
+    pub fn let_in(&self, place: &Place) {
+        let Some(strangers) = &self.strangers else { return };
+        let mut strangers = strangers.lock().expect("nobody panics with it");
+        let is_stranger = |caller: Arc<Caller>| !caller.is_known.load(Ordering::Relaxed);
+        strangers.retain(|other| other.upgrade().is_some_and(is_stranger));
+        if strangers.len() >= STRANGERS {
+            let any = rand::rng().random_range(0..strangers.len());
+            if let Some(other) = strangers.swap_remove(any).upgrade() {
+                other.let_go.cancel();
+            }
         }
+        strangers.push(Arc::downgrade(&place.caller));
     }
-    strangers.push(Arc::downgrade(caller));
 }
 
 #[derive(Debug, Default)]

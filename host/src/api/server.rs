@@ -94,6 +94,7 @@ pub async fn serve(
             () = stop.cancelled() => break,
             Some(ended) = connections.join_next() => told(ended),
             (stream, caller, place) = next => {
+                admission.let_in(&place);
                 connections.spawn(connection(stream, caller, router.clone(), place, stop.clone()));
             }
         }

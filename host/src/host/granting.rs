@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
 use super::candidate::{Allowance, Terms, settle};
-use super::judging::{Wanting, broke_down};
+use super::judging::Wanting;
 use super::replacement::{Proposal, ReplaceError};
 use super::{Grant, Host};
 use crate::cause::chain;
@@ -18,7 +18,7 @@ use crate::change::{Change, State, UnderWay};
 use crate::ident::{Digest, PluginName};
 use crate::plugin::mark;
 use crate::plugin::roster::{self, Claim, Pending, Row, Setup};
-use crate::plugin::{Grants, Inspection, Limits, Order, OtherReach, Reach, Runnable, inspect};
+use crate::plugin::{Grants, Inspection, Limits, Order, OtherReach, Reach, Runnable};
 use crate::store::{StoreError, components};
 use crate::time::Timestamp;
 
@@ -134,11 +134,19 @@ impl Host {
         let mut setup = if change.reset { Setup { signer, ..Setup::default() } } else { row.setup.clone() };
         // Consent to what waits is to what was seen.
         let all_of_pending = change.all && change.pending.is_some();
+        let inspection = match pending.as_ref().filter(|pending| is_for(pending)) {
+            Some(pending) => match self.inspect_kept(&pending.digest).await {
+                Err(error) if all_of_pending => return Err(error),
+                inspected => inspected.ok(),
+            },
+            None => None,
+        };
+        let waiting = pending.as_ref().zip(inspection);
         if change.all {
             let allowance = self.settled(name, &code, setup.clone())?.1;
             setup.grant_all(&allowance.asks);
-            if let Some(pending) = pending.as_ref().filter(|pending| all_of_pending && is_for(pending)) {
-                let allowance = self.pending_allowance(name, &row, pending, setup.clone()).await?;
+            if let Some((pending, inspection)) = waiting.as_ref().filter(|_| all_of_pending) {
+                let allowance = self.pending_allowance(name, &row, pending, inspection, setup.clone())?;
                 setup.grant_all(&allowance.asks);
             }
         }
@@ -156,15 +164,15 @@ impl Host {
         let _held = self.claim(name, &allowance.reach)?;
         self.make_keys(&allowance.reach).await?;
         let is_refused = row.pending.is_some() && pending.is_none();
-        let pending = match pending {
-            Some(pending) if is_for(&pending) => {
-                let allowance = self.pending_allowance(name, &row, &pending, setup.clone()).await;
-                // Consent is to what is shown. What cannot be read goes on waiting.
-                let missing = allowance.map(|it| it.reach.unanswered(&it.asks));
-                Some(Pending { missing: missing.unwrap_or(pending.missing), ..pending })
-            }
-            other => other,
-        };
+        // Consent is to what is shown. What cannot be read or settled goes on waiting.
+        let missing = waiting.and_then(|(pending, inspection)| {
+            let allowance = self.pending_allowance(name, &row, pending, &inspection, setup.clone()).ok()?;
+            Some(allowance.reach.unanswered(&allowance.asks))
+        });
+        let pending = pending.map(|pending| Pending {
+            missing: missing.unwrap_or_else(|| pending.missing.clone()),
+            ..pending
+        });
         let words = in_words(&row.setup, &setup, is_refused);
         if !words.is_empty() {
             let mut told =
@@ -223,13 +231,12 @@ impl Host {
     /// Takes up the components that wait and are granted all by now: the host has ended before it could.
     pub(super) async fn take_up_pending(self: &Arc<Self>) -> Result<(), ReplaceError> {
         for (name, row) in roster::rows(&self.store.snapshot()?)? {
-            let Some(pending) = row.pending.clone().filter(|_| self.plugins.get(&name).is_some()) else {
-                continue;
+            let is_meant = |pending: &Pending| {
+                self.plugins.get(&name).is_some() && row.setup.is_for(pending.signer.as_ref())
             };
-            if !row.setup.is_for(pending.signer.as_ref()) {
-                continue;
-            }
-            let allowance = self.pending_allowance(&name, &row, &pending, row.setup.clone()).await;
+            let Some(pending) = row.pending.clone().filter(is_meant) else { continue };
+            let Ok(inspection) = self.inspect_kept(&pending.digest).await else { continue };
+            let allowance = self.pending_allowance(&name, &row, &pending, &inspection, row.setup.clone());
             let Ok(missing) = allowance.map(|it| it.reach.unanswered(&it.asks)) else { continue };
             if missing.is_empty() {
                 // If it fails that is on record.
@@ -349,20 +356,15 @@ impl Host {
     }
 
     /// What a component that waits asks for and may.
-    async fn pending_allowance(
+    fn pending_allowance(
         &self,
         name: &PluginName,
         row: &Row,
         pending: &Pending,
+        inspection: &Inspection,
         given: Setup,
     ) -> Result<Allowance, ReplaceError> {
-        let (store, digest) = (self.store.clone(), pending.digest.clone());
-        let inspected = tokio::task::spawn_blocking(move || {
-            let component = components::read(&store, &digest).map_err(|error| error.to_string())?;
-            inspect(&component).map_err(|error| error.to_string())
-        });
-        let inspection = inspected.await.map_err(broke_down)?.map_err(ReplaceError::Refused)?;
-        let inspection = Inspection { signer: pending.signer.clone(), ..inspection };
+        let inspection = Inspection { signer: pending.signer.clone(), ..inspection.clone() };
         let running =
             self.plugins.get(name).ok_or_else(|| ReplaceError::NoPlugin(name.clone()))?.handle.code();
         let row = Row { setup: given, ..row.clone() };

@@ -6,11 +6,13 @@ use bytes::Bytes;
 use super::candidate::{Allowance, Candidate, Ready};
 use super::replacement::ReplaceError;
 use super::{Grant, Host};
+use crate::cause::chain;
 use crate::change::{State, UnderWay};
 use crate::config::Policy;
 use crate::ident::{Digest, PluginName};
-use crate::plugin::Inspection;
 use crate::plugin::roster::Setup;
+use crate::plugin::{Inspection, inspect};
+use crate::store::components;
 
 /// A component that asks for more than it is granted.
 #[derive(Debug)]
@@ -40,7 +42,26 @@ pub(super) fn broke_down(error: tokio::task::JoinError) -> ReplaceError {
     ReplaceError::Refused(format!("the compiler broke down over it: {error}"))
 }
 
+/// What a component is that was fetched, and how it names itself; off the async threads.
+pub(super) async fn look_at(component: Bytes) -> Result<(Digest, Result<PluginName, String>), ReplaceError> {
+    let looked = tokio::task::spawn_blocking(move || match inspect(&component) {
+        Ok(inspection) => (inspection.digest, Ok(inspection.manifest.name)),
+        Err(error) => (Digest::of(&component), Err(chain(&error))),
+    });
+    looked.await.map_err(broke_down)
+}
+
 impl Host {
+    /// Looks at a component that is kept, off the async threads.
+    pub(super) async fn inspect_kept(&self, digest: &str) -> Result<Inspection, ReplaceError> {
+        let (store, digest) = (self.store.clone(), digest.to_owned());
+        let inspected = tokio::task::spawn_blocking(move || {
+            let component = components::read(&store, &digest).map_err(|error| error.to_string())?;
+            inspect(&component).map_err(|error| error.to_string())
+        });
+        inspected.await.map_err(broke_down)?.map_err(ReplaceError::Refused)
+    }
+
     /// Judges and compiles, off the async threads, while the old code works on.
     pub(super) async fn judge(
         &self,

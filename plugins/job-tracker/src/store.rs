@@ -58,13 +58,13 @@ pub fn get(id: &str) -> Result<Option<Job>, Error> {
     }
 }
 
-/// Keeps `job` in place of `before`.
-pub fn put(before: Option<&Job>, job: &Job) -> Result<(), Error> {
+/// Keeps `job` in place of `before`; returns how many bytes it has in the state.
+pub fn put(before: Option<&Job>, job: &Job) -> Result<usize, Error> {
     if let Some(before) = before.filter(|before| indices(before) != indices(job)) {
         take_away(before)?;
     }
     let records = if job.status.is_final() { &FINISHED } else { &ACTIVE };
-    records.set(&job.job_id, job)?;
+    let bytes = records.put(&job.job_id, job)?;
     let (age, node) = indices(job);
     if let Some(age) = age {
         BY_AGE.set(&age, &job.job_id)?;
@@ -72,7 +72,7 @@ pub fn put(before: Option<&Job>, job: &Job) -> Result<(), Error> {
     if let Some(node) = node {
         BY_NODE.set(&node, &job.job_id)?;
     }
-    Ok(())
+    Ok(bytes)
 }
 
 /// Removes a job and all that is kept beside it.

@@ -154,8 +154,8 @@ impl JobTracker {
     }
 
     fn keep(&self, before: Option<&Job>, job: &Job) -> Result<(), Failure> {
-        store::put(before, job)?;
-        self.document.counts(before.and_then(size), size(job))?;
+        let bytes = store::put(before, job)?;
+        self.document.counts(before.and_then(size), is_active(job).then_some(bytes))?;
         if job.status.is_final() && timers::get(PRUNE)?.is_none() {
             timers::set(PRUNE, Time::now().after(PRUNE_EVERY).timestamp())?;
         }
@@ -204,5 +204,9 @@ impl JobTracker {
 
 /// What an active job takes of the document.
 fn size(job: &Job) -> Option<usize> {
-    (!job.status.is_final()).then(|| documents::size(job))
+    is_active(job).then(|| documents::size(job))
+}
+
+fn is_active(job: &Job) -> bool {
+    !job.status.is_final()
 }

@@ -15,8 +15,8 @@ use crate::node::{MERGED, MERGED_FROM, NODES, Node, check_id};
 const FRAME_BYTES: usize = 256;
 
 /// Builds `{"nodes":[…],"active_jobs":{…},"updated_at"}` in as many bytes as there is room for, with `"left_out"` and
-/// the number of nodes for which there is none, if there are any. Merged nodes are not published again. Jobs that take more than half of the room and do not fit beside the nodes are left to the job
-/// tracker's own document.
+/// the number of nodes for which there is none, if there are any. Merged nodes are not published again. Jobs that take
+/// more than half of the room and do not fit beside the nodes are left to the job tracker's own document.
 pub fn build(of: &Document, jobs: &str) -> Result<Vec<u8>, Failure> {
     let (jobs, room) = (active_jobs(jobs), of.room()?.saturating_sub(FRAME_BYTES));
     let mut document = b"{\"nodes\":[".to_vec();

@@ -8,7 +8,7 @@ mod node;
 
 use std::time::Duration;
 
-use dim_guest::document::{Document, size};
+use dim_guest::document::Document;
 use dim_guest::speaker::{Binding, Speakers};
 use dim_guest::time::Time;
 use dim_guest::{Event, Failure, Message, Origin, Plugin, Refusal, export_plugin, ipns, json, state, timers};
@@ -103,8 +103,8 @@ impl NodeRegistry {
         }
         let known = record.as_deref().map(state::decode).transpose()?;
         if let Some(node) = Node::heard(known, heartbeat, Time::now()) {
-            NODES.set(&node.node_id, &node)?;
-            self.document.counts(record.as_ref().map(Vec::len), Some(size(&node)))?;
+            let bytes = NODES.put(&node.node_id, &node)?;
+            self.document.counts(record.as_ref().map(Vec::len), Some(bytes))?;
             self.document.touch()?;
         }
         Ok(())

@@ -170,11 +170,15 @@ struct Figures {
     slices: Vec<Vec<Duration>>,
 }
 
+/// What so large a part of them took no longer than; they are in order.
+fn at(took: &[Duration], part: f64) -> Duration {
+    took[((took.len() - 1) as f64 * part) as usize]
+}
+
 impl Figures {
     /// The median of the slices.
     fn at(&self, part: f64) -> Duration {
-        let at = |slice: &Vec<Duration>| slice[((slice.len() - 1) as f64 * part) as usize];
-        let mut of_each: Vec<Duration> = self.slices.iter().map(at).collect();
+        let mut of_each: Vec<Duration> = self.slices.iter().map(|slice| at(slice, part)).collect();
         of_each.sort_unstable();
         of_each[of_each.len() / 2]
     }
@@ -187,7 +191,7 @@ impl Figures {
     fn at_of_all(&self, part: f64) -> Duration {
         let mut all = self.slices.concat();
         all.sort_unstable();
-        all[((all.len() - 1) as f64 * part) as usize]
+        at(&all, part)
     }
 
     /// Returns whether it is as promised.

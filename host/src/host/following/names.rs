@@ -8,11 +8,11 @@ use super::source::TIMEOUT;
 use super::{Errand, Look, offer, refuse};
 use crate::change::{Change, State};
 use crate::host::Host;
+use crate::host::judging::look_at;
 use crate::host::replacement::Proposal;
-use crate::ident::{ContentPath, Digest, PluginName};
-use crate::plugin::inspect;
+use crate::ident::{ContentPath, PluginName};
 use crate::plugin::roster::{self, Standing};
-use crate::store::{StoreError, components};
+use crate::store::StoreError;
 
 /// Who installs what a name points to.
 const BY: &str = "the name that it follows";
@@ -100,14 +100,17 @@ async fn ask(
             return Ok(Known { unfetched: Some(target), ..known });
         }
     };
-    let bytes = component.clone();
-    let look = move || (Digest::of(&bytes), inspect(&bytes).ok().map(|it| it.manifest.name));
-    let looked = tokio::task::spawn_blocking(look).await;
-    let (digest, comes) = looked.expect("looking at a component does not panic");
     let under_way = under_way.unwrap_or_else(begin);
     let settled = Known { settled: Some(target), unfetched: None };
+    let (digest, comes) = match look_at(component.clone()).await {
+        Ok(looked_at) => looked_at,
+        Err(error) => {
+            refuse(host, under_way, error.to_string()).await;
+            return Ok(settled);
+        }
+    };
     // Whoever has signed it may have signed other plugins: none of them comes in this one's place by itself.
-    if let (Some(comes), Some(runs)) = (comes, host.names_itself(&plugin)?)
+    if let (Ok(comes), Some(runs)) = (comes, host.names_itself(&plugin).await?)
         && comes != runs
     {
         let why = format!("it is {comes}, and {runs} runs here: install it by hand if that is meant");
@@ -122,12 +125,11 @@ async fn ask(
 
 impl Host {
     /// How the component names itself that is a plugin's code, also if it is not loaded; none if it cannot be read.
-    fn names_itself(&self, plugin: &PluginName) -> Result<Option<PluginName>, StoreError> {
+    async fn names_itself(&self, plugin: &PluginName) -> Result<Option<PluginName>, StoreError> {
         if let Some(loaded) = self.plugins.get(plugin) {
             return Ok(Some(loaded.handle.code().prepared.inspection.manifest.name.clone()));
         }
         let Some(row) = roster::known_row(&self.store.snapshot()?, plugin)? else { return Ok(None) };
-        let component = components::read(&self.store, &row.code.digest);
-        Ok(component.ok().and_then(|bytes| inspect(&bytes).ok()).map(|it| it.manifest.name))
+        Ok(self.inspect_kept(&row.code.digest).await.ok().map(|it| it.manifest.name))
     }
 }

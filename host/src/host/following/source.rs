@@ -6,11 +6,10 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::change::{Change, State, Step};
-use crate::host::judging::broke_down;
+use crate::host::judging::look_at;
 use crate::host::replacement::{Proposal, ReplaceError};
 use crate::host::{Grant, Host};
 use crate::ident::{ContentPath, Digest, PluginName};
-use crate::plugin;
 use crate::time::Timestamp;
 
 /// How long a name and what it points to may take.
@@ -58,11 +57,7 @@ impl Host {
                 return self.conclude(under_way, Err(error)).await;
             }
         };
-        let looked_at = tokio::task::spawn_blocking(move || {
-            let inspected = plugin::inspect(&component).map_err(|error| crate::cause::chain(&error));
-            (inspected.map(|inspection| inspection.manifest.name), Digest::of(&component), component)
-        });
-        let (says, digest, component) = looked_at.await.map_err(broke_down)?;
+        let (digest, says) = look_at(component.clone()).await?;
         let plugin = match (name, says) {
             (Some(name), _) | (None, Ok(name)) => name,
             (None, Err(why)) => return Err(ReplaceError::Refused(format!("{source}: {why}"))),

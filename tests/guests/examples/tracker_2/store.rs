@@ -50,18 +50,19 @@ pub fn get(id: &str) -> Result<Option<Job>, Error> {
     JOBS.get(id)
 }
 
-/// Keeps `job` in place of `before`.
-pub fn put(before: Option<&Job>, job: &Job) -> Result<(), Error> {
+/// Keeps `job` in place of `before`; returns how many bytes it has in the state.
+pub fn put(before: Option<&Job>, job: &Job) -> Result<usize, Error> {
     if let Some(before) = before {
         take_away(before)?;
     }
-    JOBS.set(&job.job_id, job)?;
+    let bytes = JOBS.put(&job.job_id, job)?;
     let (age, node) = indices(job);
     match age {
         Some(age) => BY_AGE.set(&age, &job.job_id)?,
         None => OPEN.set(&job.job_id, &())?,
     }
-    node.map_or(Ok(()), |node| BY_NODE.set(&node, &job.job_id))
+    node.map_or(Ok(()), |node| BY_NODE.set(&node, &job.job_id))?;
+    Ok(bytes)
 }
 
 /// Removes a job and all that is kept beside it.

@@ -238,9 +238,9 @@ pub fn size<T: Serialize>(record: &T) -> usize {
 mod tests {
     use super::*;
     use crate::fake::Host;
-    use crate::state::Records;
+    use crate::state::Map;
 
-    const RECORDS: Records<String> = Records::new("r/");
+    const RECORDS: Map<str, String> = Map::new("r/");
 
     fn filled(room: usize) -> (String, u64) {
         let mut built = b"[".to_vec();

@@ -1,8 +1,53 @@
 //! Mutable names: publishing under own keys, following the names of others.
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
 pub use crate::bindings::dim::coordination::ipns::{Document, Error, Resolution};
 pub use crate::host::ipns::{follow, get_state, key_id, publish, resolve, unfollow, update_state};
 use crate::{Failure, Refusal};
+
+/// Publishes a value as a JSON document under an own key, for the usual time.
+pub fn update_json<T: Serialize + ?Sized>(key: &str, value: &T) -> Result<(), Error> {
+    let data = serde_json::to_vec(value).map_err(|error| Error::Other(error.to_string()))?;
+    update_state(key, &data, None)
+}
+
+/// The JSON document behind a name of someone else, or behind an own key. One that is followed is read at once from what
+/// the host knows.
+#[derive(Clone, Debug)]
+pub struct Followed {
+    name: String,
+}
+
+impl Followed {
+    /// A name, `/ipns/…` or not, or a key of the host.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into() }
+    }
+
+    /// Follows it: its value, and each that it has later, comes as [`Event::NameChanged`](crate::Event::NameChanged).
+    pub fn follow(&self) -> Result<(), Error> {
+        follow(&self.name)
+    }
+
+    /// Stops following it.
+    pub fn unfollow(&self) -> Result<(), Error> {
+        unfollow(&self.name)
+    }
+
+    /// The document, none if it is not known yet. One that cannot be read is an error, not an absence.
+    pub fn get<T: DeserializeOwned>(&self) -> Result<Option<T>, Error> {
+        match get_state(&self.name) {
+            Ok(document) => {
+                let value = serde_json::from_slice(&document.data);
+                value.map(Some).map_err(|error| Error::NotADocument(error.to_string()))
+            }
+            Err(Error::NotYetKnown) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {

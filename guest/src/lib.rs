@@ -5,35 +5,111 @@
 //! [`pubsub`], [`ipns`] and [`timers`] becomes real together with the cursor past that entry, or
 //! not at all; a plugin's own memory is a cache.
 //!
+//! A whole plugin, which says when a node has not been heard for a minute:
+//!
 //! ```
-//! use dim_guest::{Event, Failure, Plugin, state};
+//! use std::time::Duration;
 //!
-//! struct Counter;
+//! use dim_guest::state::Map;
+//! use dim_guest::time::Time;
+//! use dim_guest::timers::Timers;
+//! use dim_guest::{Event, Failure, Plugin, Refusal, call, json, pubsub};
+//! use serde::{Deserialize, Serialize};
 //!
-//! impl Plugin for Counter {
-//!     type Config = dim_guest::NoConfig;
+//! /// When each node was heard last. Whatever must survive a crash lies in the state.
+//! const NODES: Map<str, Time> = Map::new("node/");
 //!
-//!     fn start(_: Self::Config, _: Option<u32>) -> Result<Self, String> {
-//!         Ok(Counter)
+//! /// Durable, and in the time of the log.
+//! const SILENCE: Timers<str> = Timers::new("silence/");
+//!
+//! #[derive(Deserialize)]
+//! struct Config {
+//!     status_topic: String,
+//! }
+//!
+//! #[derive(Deserialize)]
+//! struct Heartbeat {
+//!     node_id: String,
+//! }
+//!
+//! #[derive(Serialize)]
+//! struct Silent<'a> {
+//!     node_id: &'a str,
+//! }
+//!
+//! #[derive(Deserialize)]
+//! #[serde(rename_all = "kebab-case")]
+//! enum Command {
+//!     Forget { node_id: String },
+//! }
+//!
+//! struct Watch {
+//!     config: Config,
+//! }
+//!
+//! impl Plugin for Watch {
+//!     type Config = Config;
+//!
+//!     fn start(config: Config, _: Option<u32>) -> Result<Self, String> {
+//!         Ok(Watch { config })
 //!     }
 //!
 //!     fn handle(&mut self, event: Event) -> Result<(), Failure> {
-//!         if let Event::Message(message) = event {
-//!             let seen: u64 = state::get_json(message.topic.as_bytes())?.unwrap_or(0);
-//!             state::set_json(message.topic.as_bytes(), &(seen + 1))?;
+//!         match event {
+//!             Event::Message(message) => {
+//!                 let Heartbeat { node_id } = message.json()?;
+//!                 NODES.set(&node_id, &Time::now())?;
+//!                 SILENCE.set_in(&node_id, Duration::from_secs(60))?;
+//!             }
+//!             Event::Timer(timer) => {
+//!                 if let Some(node_id) = SILENCE.fired(&timer) {
+//!                     pubsub::publish_json(&self.config.status_topic, &Silent { node_id: &node_id })?;
+//!                 }
+//!             }
+//!             Event::NameChanged(_) | Event::Gap(_) => {}
 //!         }
 //!         Ok(())
 //!     }
+//!
+//!     fn command(&mut self, method: &str, body: &str) -> Result<String, Refusal> {
+//!         let Command::Forget { node_id } = call::read(method, body)?;
+//!         NODES.delete(&node_id)?;
+//!         SILENCE.clear(&node_id)?;
+//!         json::write(&node_id)
+//!     }
+//!
+//!     fn query(&self, method: &str, _: &str) -> Result<String, Refusal> {
+//!         match method {
+//!             "nodes" => json::write(&NODES.iter(None).collect::<Result<Vec<_>, _>>()?),
+//!             _ => Err(Refusal::UnknownMethod),
+//!         }
+//!     }
 //! }
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // Natively a fake host takes the place of the real one.
+//! let host = dim_guest::fake::Host::new();
+//! let mut watch: Watch = host.start(r#"{"status_topic":"status"}"#, 1)?;
+//! let message = dim_guest::Message {
+//!     topic: "beats".into(),
+//!     data: br#"{"node_id":"n1"}"#.to_vec(),
+//!     origin: dim_guest::Origin::Host,
+//! };
+//! host.handle(&mut watch, Event::Message(message)).expect("it is a heartbeat");
+//! host.pass(&mut watch, Duration::from_secs(61)).expect("the timer fires");
+//! assert_eq!(host.take_published()[0].data, br#"{"node_id":"n1"}"#);
+//! # Ok(())
+//! # }
 //! ```
 //!
-//! and, in the file that ends up in the component, `export_plugin!(Counter, manifest: "../plugin.toml")`.
-//! In a native build [`fake`] takes the place of the host.
+//! What ends up in the component has `export_plugin!(Watch, manifest: "../plugin.toml")`, too.
 
 mod bindings;
+mod failure;
 mod host;
 mod plugin;
 
+pub mod call;
 pub mod document;
 #[cfg(not(target_family = "wasm"))]
 pub mod fake;
@@ -49,6 +125,7 @@ pub mod time;
 pub mod timers;
 
 pub use bindings::dim::coordination::event::{DueTimer, Event, Failure, Gap, Message, Origin, Refusal};
+pub use failure::OrFail;
 pub use plugin::{NoConfig, Plugin};
 
 #[doc(hidden)]

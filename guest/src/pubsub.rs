@@ -1,8 +1,16 @@
 //! Topics: publishing, subscribing, and what the host can vouch for having heard.
 
+use serde::Serialize;
+
 pub use crate::bindings::dim::coordination::pubsub::{Error, Hearing};
 pub use crate::host::pubsub::{heard, list_peers, list_topics, publish, subscribe, unsubscribe};
 use crate::{Failure, Refusal};
+
+/// Publishes a value as JSON.
+pub fn publish_json<T: Serialize + ?Sized>(topic: &str, value: &T) -> Result<(), Error> {
+    let data = serde_json::to_vec(value).map_err(|error| Error::Other(error.to_string()))?;
+    publish(topic, &data)
+}
 
 /// The limits that are met for a while only: how many publishes may wait for the backend, and how many there may be
 /// a second.

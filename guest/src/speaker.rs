@@ -9,10 +9,10 @@ use serde::Deserialize;
 
 use crate::bindings::dim::coordination::event::{Failure, Origin, Refusal};
 use crate::json;
-use crate::state::{Error, Records};
+use crate::state::{Error, Map};
 
 /// The peer that each id is bound to.
-const BOUND: Records<String> = Records::new("speaker/");
+const BOUND: Map<str, String> = Map::new("speaker/");
 
 /// Whom an id is bound to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]

@@ -1,5 +1,6 @@
-//! The plugin's own durable key-value space, and typed records in it.
+//! The plugin's own durable key-value space, and typed maps, counters and values in it.
 
+use std::borrow::Cow;
 use std::marker::PhantomData;
 
 use serde::de::DeserializeOwned;
@@ -7,69 +8,183 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::bindings::dim::coordination::state::{Error, Pair};
 pub use crate::host::state::{delete, get, scan, set};
+use crate::time::Time;
 use crate::{Failure, Refusal};
 
-/// How many pairs one page of [`Records::iter`] asks for.
+/// How many pairs one page of [`Map::iter`] asks for.
 const PAGE: u32 = 256;
 
-/// A collection of JSON records whose keys share a prefix, in the order of their keys.
-#[derive(Debug)]
-pub struct Records<T> {
-    prefix: &'static str,
-    record: PhantomData<fn() -> T>,
+/// What a typed key is in the state: bytes that sort as the keys do.
+pub trait Key {
+    /// A key that was read.
+    type Owned;
+
+    /// The key in the state, behind the prefix.
+    fn encode(&self) -> Cow<'_, [u8]>;
+
+    /// Reads a key; none if it is not one.
+    fn decode(bytes: &[u8]) -> Option<Self::Owned>;
 }
 
-impl<T: Serialize + DeserializeOwned> Records<T> {
-    /// The records under `prefix`. No prefix of one collection may begin another's.
+impl Key for str {
+    type Owned = String;
+
+    fn encode(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(self.as_bytes())
+    }
+
+    fn decode(bytes: &[u8]) -> Option<String> {
+        String::from_utf8(bytes.to_vec()).ok()
+    }
+}
+
+/// Twenty digits, for people to read and for the state to sort.
+impl Key for u64 {
+    type Owned = u64;
+
+    fn encode(&self) -> Cow<'_, [u8]> {
+        Cow::Owned(format!("{self:020}").into_bytes())
+    }
+
+    fn decode(bytes: &[u8]) -> Option<u64> {
+        std::str::from_utf8(bytes).ok()?.parse().ok()
+    }
+}
+
+/// By milliseconds since 1970-01-01T00:00:00Z.
+impl Key for Time {
+    type Owned = Time;
+
+    fn encode(&self) -> Cow<'_, [u8]> {
+        Cow::Owned(u64::try_from(self.millis()).unwrap_or(0).encode().into_owned())
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Time> {
+        Some(Time::of_millis(i64::try_from(u64::decode(bytes)?).ok()?))
+    }
+}
+
+/// JSON values whose keys share a prefix, in the order of their keys.
+///
+/// ```
+/// use dim_guest::state::Map;
+///
+/// const NODES: Map<str, u64> = Map::new("node/");
+///
+/// let _host = dim_guest::fake::Host::new();
+/// NODES.set("n1", &3)?;
+/// NODES.update("n1", |seen| Some(seen.unwrap_or(0) + 1))?;
+/// assert_eq!(NODES.get("n1")?, Some(4));
+/// # Ok::<(), dim_guest::state::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Map<K: ?Sized, V> {
+    prefix: &'static str,
+    value: PhantomData<fn(&K) -> V>,
+}
+
+impl<K: Key + ?Sized, V: Serialize + DeserializeOwned> Map<K, V> {
+    /// The values under `prefix`. No prefix of one map may begin another's.
     pub const fn new(prefix: &'static str) -> Self {
-        Self { prefix, record: PhantomData }
+        Self { prefix, value: PhantomData }
     }
 
-    /// The record of `id`. One that cannot be read is an error, not an absence.
-    pub fn get(&self, id: &str) -> Result<Option<T>, Error> {
-        get_json(&self.key(id))
+    /// The value of `key`. One that cannot be read is an error, not an absence.
+    pub fn get(&self, key: &K) -> Result<Option<V>, Error> {
+        get_json(&self.key(key))
     }
 
-    /// The record of `id` as it stands in the state, for who reads only a part of it.
-    pub fn get_raw(&self, id: &str) -> Result<Option<Vec<u8>>, Error> {
-        get(&self.key(id))
+    /// The value of `key` as it stands in the state, for who reads only a part of it.
+    pub fn get_raw(&self, key: &K) -> Result<Option<Vec<u8>>, Error> {
+        get(&self.key(key))
     }
 
-    /// Sets the record of `id`.
-    pub fn set(&self, id: &str, record: &T) -> Result<(), Error> {
-        set_json(&self.key(id), record)
+    /// Sets the value of `key`.
+    pub fn set(&self, key: &K, value: &V) -> Result<(), Error> {
+        set_json(&self.key(key), value)
     }
 
-    /// Sets the record of `id` and tells how many bytes it has in the state.
-    pub fn put(&self, id: &str, record: &T) -> Result<usize, Error> {
-        let value = encode(record)?;
-        set(&self.key(id), &value).map(|()| value.len())
+    /// Sets the value of `key` and tells how many bytes it has in the state.
+    pub fn put(&self, key: &K, value: &V) -> Result<usize, Error> {
+        let value = encode(value)?;
+        set(&self.key(key), &value).map(|()| value.len())
     }
 
-    /// Removes the record of `id`.
-    pub fn delete(&self, id: &str) -> Result<(), Error> {
-        delete(&self.key(id))
+    /// Sets the value of `key` to what comes of the one that it has; none removes it.
+    pub fn update(&self, key: &K, change: impl FnOnce(Option<V>) -> Option<V>) -> Result<(), Error> {
+        match change(self.get(key)?) {
+            Some(value) => self.set(key, &value),
+            None => self.delete(key),
+        }
     }
 
-    /// All ids with their records as they stand in the state, from `after` on.
-    pub fn iter_raw(&self, after: Option<&str>) -> Pages {
+    /// Removes the value of `key`.
+    pub fn delete(&self, key: &K) -> Result<(), Error> {
+        delete(&self.key(key))
+    }
+
+    /// All keys with their values as they stand in the state, from `after` on.
+    pub fn iter_raw(&self, after: Option<&K>) -> Pages {
         Pages {
             prefix: self.prefix.as_bytes().to_vec(),
-            after: after.map(|id| self.key(id)),
+            after: after.map(|key| self.key(key)),
             page: Vec::new().into_iter(),
         }
     }
 
-    /// All ids with their records, from `after` on.
-    pub fn iter(&self, after: Option<&str>) -> impl Iterator<Item = Result<(String, T), Error>> {
+    /// All keys with their values, from `after` on.
+    pub fn iter(&self, after: Option<&K>) -> impl Iterator<Item = Result<(K::Owned, V), Error>> {
         self.iter_raw(after).map(|pair| {
-            let (id, value) = pair?;
-            Ok((id, decode(&value)?))
+            let (key, value) = pair?;
+            let owned = K::decode(key.as_bytes());
+            let owned = owned.ok_or_else(|| Error::Other(format!("a stored key cannot be read: {key}")))?;
+            Ok((owned, decode(&value)?))
         })
     }
 
-    fn key(&self, id: &str) -> Vec<u8> {
-        [self.prefix.as_bytes(), id.as_bytes()].concat()
+    fn key(&self, key: &K) -> Vec<u8> {
+        [self.prefix.as_bytes(), &key.encode()].concat()
+    }
+}
+
+/// Numbers that are counted up, one for each key of a prefix.
+pub type Counters<K> = Map<K, u64>;
+
+impl<K: Key + ?Sized> Counters<K> {
+    /// Adds to the number of `key` and returns what it is then; one that was never counted is 0.
+    pub fn add(&self, key: &K, more: u64) -> Result<u64, Error> {
+        let count = self.get(key)?.unwrap_or(0).saturating_add(more);
+        self.set(key, &count)?;
+        Ok(count)
+    }
+}
+
+/// One JSON value.
+#[derive(Debug)]
+pub struct Value<T> {
+    key: &'static str,
+    value: PhantomData<fn() -> T>,
+}
+
+impl<T: Serialize + DeserializeOwned> Value<T> {
+    /// The value under `key`, with which no prefix of a map may begin.
+    pub const fn new(key: &'static str) -> Self {
+        Self { key, value: PhantomData }
+    }
+
+    /// The value, if there is one.
+    pub fn get(&self) -> Result<Option<T>, Error> {
+        get_json(self.key.as_bytes())
+    }
+
+    /// Sets it.
+    pub fn set(&self, value: &T) -> Result<(), Error> {
+        set_json(self.key.as_bytes(), value)
+    }
+
+    /// Removes it.
+    pub fn delete(&self) -> Result<(), Error> {
+        delete(self.key.as_bytes())
     }
 }
 
@@ -141,5 +256,35 @@ fn words(error: &Error) -> String {
         Error::LimitExceeded(limit) => format!("the call has used up its limit `{limit}`"),
         Error::ReadOnly => "a query has no effects".to_owned(),
         Error::Other(why) => why.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::Host;
+
+    #[test]
+    fn typed_keys_sort_as_they_do() {
+        const BY_NUMBER: Map<u64, String> = Map::new("number/");
+        const BY_TIME: Counters<Time> = Counters::new("time/");
+        const LAST: Value<u64> = Value::new("last");
+        let _host = Host::new();
+        for number in [10, 9, u64::MAX, 0] {
+            BY_NUMBER.set(&number, &number.to_string()).unwrap();
+            BY_TIME.add(&Time::of_millis(i64::try_from(number % 100).unwrap()), 2).unwrap();
+        }
+        let keys: Vec<u64> = BY_NUMBER.iter(None).map(|pair| pair.unwrap().0).collect();
+        assert_eq!(keys, [0, 9, 10, u64::MAX]);
+        let after: Vec<u64> = BY_NUMBER.iter(Some(&9)).map(|pair| pair.unwrap().0).collect();
+        assert_eq!(after, [10, u64::MAX]);
+        assert_eq!(BY_TIME.add(&Time::of_millis(9), 1).unwrap(), 3);
+        BY_NUMBER.update(&9, |_| None).unwrap();
+        assert_eq!(BY_NUMBER.get(&9).unwrap(), None);
+        assert_eq!(LAST.get().unwrap(), None);
+        LAST.set(&3).unwrap();
+        assert_eq!(LAST.get().unwrap(), Some(3));
+        LAST.delete().unwrap();
+        assert_eq!(LAST.get().unwrap(), None);
     }
 }

@@ -213,6 +213,7 @@ fn dispatch(Cli { global, command }: Cli) -> anyhow::Result<()> {
             plugin::inspect_file(&subject, &global.out())
         }
         Command::Plugin(plugin::PluginCommand::Signing(command)) => command.execute(&global.out()),
+        Command::Plugin(plugin::PluginCommand::Author(command)) => command.execute(&global.out()),
         command => runtime()?.block_on(over_the_api(command, &global)),
     }
 }
@@ -274,7 +275,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     if error.is::<plugin::Waits>() {
         return WAITS;
     }
-    if error.is::<plugin::NotSigned>() {
+    if error.is::<plugin::NotSigned>() || error.is::<plugin::Unfit>() {
         return REFUSED;
     }
     match error.downcast_ref::<ClientError>() {

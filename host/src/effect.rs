@@ -1,6 +1,7 @@
 //! Owns what a plugin may ask for, as plain values: they pass from its call through the commit to the
 //! stages that send and publish.
 
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::unixfs;
 use crate::entry::{Event, Generation, Kind, Offset};
-use crate::ident::{ContentPath, IpnsName, PluginName, Topic};
+use crate::ident::{ContentPath, IpnsName, KeyName, PluginName, Topic};
 use crate::time::Timestamp;
 
 /// How long a record is valid unless the plugin says otherwise.
@@ -67,6 +68,23 @@ impl NameValue {
             Self::Document { cid, .. } => ContentPath::of(cid),
         }
     }
+}
+
+/// What one entry has asked for.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Asked {
+    /// New values of state keys; none for a deleted one.
+    pub state: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    /// New times of timers; none for a cleared one.
+    pub timers: BTreeMap<String, Option<Timestamp>>,
+    /// What is to be published, in order.
+    pub publishes: Vec<Publish>,
+    /// New values of names.
+    pub names: BTreeMap<KeyName, NameUpdate>,
+    /// Topics to subscribe to (true) and to unsubscribe from, in order.
+    pub subscriptions: Vec<(Topic, bool)>,
+    /// Names that are followed from now on (true) or no longer.
+    pub follows: BTreeMap<IpnsName, bool>,
 }
 
 /// An event that is to be handled again later.

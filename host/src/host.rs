@@ -45,16 +45,15 @@ use crate::store::{Disk, Medium, Store, StoreError};
 use crate::subscription::{self, Hearings};
 use crate::time::{Clock, MachineClock, Timestamp};
 
-pub(crate) use candidate::{Ready, candidates};
+pub(crate) use candidate::{Candidate, Ready, Terms, candidates};
 pub use granting::{GrantChange, Granted};
 pub use installation::Grant;
+pub(crate) use loader::{Loader, ToRun, Wired};
 pub use replacement::{Proposal, ReplaceError, RolledBack};
-pub(crate) use start::{identity, secret};
+pub(crate) use start::{compiled, identity, secret};
 pub use supervised::{Standing, Supervised};
 
-use candidate::Candidate;
 use claims::Claims;
-use loader::Loader;
 use running::{Fail, Running};
 use start::Start;
 

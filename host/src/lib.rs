@@ -81,6 +81,7 @@ pub mod config;
 pub mod secret;
 pub mod host;
 pub mod replay;
+pub mod test;
 pub mod backup;
 pub mod api;
 pub mod cli;

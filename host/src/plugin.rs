@@ -31,17 +31,21 @@ mod state;
 mod timers;
 
 pub use actor::{
-    Actor, ActorError, EffectCounts, Fallback, Handle, Handover, Order, OtherReach, Parts, PluginStatus,
-    Successor, TakeBack, TakenOver, WayBack, rehearse,
+    Actor, ActorError, Done, EffectCounts, Fallback, Handle, Handover, Order, OtherReach, Parts,
+    PluginStatus, Started, Step, Successor, TakeBack, TakenOver, WayBack, rehearse,
 };
 pub use compiler::{Allotment, Compiler};
 pub use effects::{Batch, Effects, PendingReply, Reply, ReplyError, Timers};
-pub use engine::{Engine, EngineError, Prepared, judge};
+pub use engine::{Cache, Engine, EngineError, Prepared, judge};
 pub use grants::{Grants, NameOrKey, Reach, TopicPattern};
+pub use imports::{lacking, ways_to_wait};
 pub use limits::{DOCUMENT_BYTES, LIMITS, LimitPolicy, Limits, MESSAGE_BYTES, SomeLimits};
 pub use lines::{Line, Lines};
-pub use manifest::{Inspection, MAX_COMPONENT, Manifest, ManifestError, Resolved, inspect, read};
+pub use manifest::{
+    Inspection, MAX_COMPONENT, Manifest, ManifestError, Resolved, inspect, read, with_sections,
+};
 pub use probation::{Probation, Rates, Rules, Verdict};
 pub use runnable::Runnable;
 pub use session::{Mode, Session, SessionParts};
+pub use wasi::Numbers;
 pub use world::{Change, Void, World};

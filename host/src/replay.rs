@@ -63,7 +63,9 @@ impl Replay {
         let source = Arc::new(Store::open(state_dir)?);
         Ok(Self {
             config: config.clone(),
-            engine: Arc::new(Engine::new(source.clone(), Compiler::Here).map_err(HostError::Engine)?),
+            engine: Arc::new(
+                Engine::new(host::compiled(&source)?, Compiler::Here).map_err(HostError::Engine)?,
+            ),
             keys: Arc::new(Keyring::open(&source).map_err(HostError::Key)?),
             id: host::identity(&source)?,
             secret: host::secret(&source)?,
@@ -159,6 +161,7 @@ impl Replay {
             state_version: None,
             session,
             secret: self.secret,
+            numbers: None,
             log: Arc::new(EventLog::new(store, first, Timestamp(0), Arc::new(MachineClock), TAIL_BYTES)),
             commit: Arc::new(Commit::new(
                 self.config.store.durability,

@@ -55,36 +55,43 @@ impl Retries {
     /// Makes entries of what is due; returns how long nothing else is.
     async fn release(&self) -> Result<Duration, CommitError> {
         let now = self.log.now();
-        let (due, next) = self.due(now)?;
-        if due.is_empty() {
+        let Due { retries, next } = due(&self.store, now)?;
+        if retries.is_empty() {
             return Ok(next
                 .map_or(Duration::from_secs(60), |at| at.since(now))
                 .max(Duration::from_millis(10)));
         }
-        let (keys, entries): (Vec<_>, Vec<_>) = due.into_iter().unzip();
-        let remove = move |write: &redb::WriteTransaction| {
-            let mut table = write.open_table(RETRIES)?;
-            for key in keys {
-                table.remove(key)?;
-            }
-            Ok(())
-        };
-        self.commit.append_and_write(entries, remove).await?;
+        let (keys, entries): (Vec<_>, Vec<_>) = retries.into_iter().unzip();
+        self.commit.append_and_write(entries, move |write| forget(write, &keys)).await?;
         Ok(Duration::ZERO)
     }
+}
 
-    #[expect(clippy::type_complexity, reason = "rows with their keys, and the next time")]
-    fn due(&self, now: Timestamp) -> Result<(Vec<((u64, u64), Kind)>, Option<Timestamp>), StoreError> {
-        let table = self.store.snapshot()?.table(RETRIES)?;
-        let mut due = Vec::new();
-        for row in table.iter()? {
-            let (key, kind) = row?;
-            let (at, number) = key.value();
-            if at > now.0 || due.len() == TOGETHER {
-                return Ok((due, Some(Timestamp(at))));
-            }
-            due.push(((at, number), Kind::from_bytes(kind.value())?));
+/// What waits to be handled again and is due, at most so much together, and when the next is.
+pub struct Due {
+    /// Each with its key.
+    pub retries: Vec<((u64, u64), Kind)>,
+    /// When the first falls due that is not among them.
+    pub next: Option<Timestamp>,
+}
+
+/// The retries that are due at `now`.
+pub fn due(store: &Store, now: Timestamp) -> Result<Due, StoreError> {
+    let table = store.snapshot()?.table(RETRIES)?;
+    let mut retries = Vec::new();
+    for row in table.iter()? {
+        let (key, kind) = row?;
+        let (at, number) = key.value();
+        if at > now.0 || retries.len() == TOGETHER {
+            return Ok(Due { retries, next: Some(Timestamp(at)) });
         }
-        Ok((due, None))
+        retries.push(((at, number), Kind::from_bytes(kind.value())?));
     }
+    Ok(Due { retries, next: None })
+}
+
+/// Removes retries that have become entries.
+pub fn forget(write: &redb::WriteTransaction, keys: &[(u64, u64)]) -> Result<(), StoreError> {
+    let mut table = write.open_table(RETRIES)?;
+    keys.iter().try_for_each(|key| table.remove(*key).map(drop).map_err(StoreError::from))
 }

@@ -27,6 +27,7 @@ use std::sync::Arc;
 
 use cap_std::ambient_authority;
 use cap_std::fs::Dir;
+use redb::backends::InMemoryBackend;
 use redb::{
     Builder, Database, Durability, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable,
     WriteTransaction,
@@ -191,6 +192,24 @@ impl Medium for Disk {
     fn free(&self, state_dir: &Path) -> std::io::Result<u64> {
         let disk = rustix::fs::statvfs(state_dir)?;
         Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
+}
+
+/// The memory of this process: what lies in it is gone with the store.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory;
+
+impl Medium for Memory {
+    fn open(&self, builder: &Builder, _: &Path) -> Result<Database, redb::DatabaseError> {
+        builder.create_with_backend(InMemoryBackend::new())
+    }
+
+    fn taken(&self, _: &Path) -> u64 {
+        0
+    }
+
+    fn free(&self, _: &Path) -> std::io::Result<u64> {
+        Ok(u64::MAX)
     }
 }
 

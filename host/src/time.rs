@@ -65,10 +65,23 @@ pub fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// A duration as people write it, as in 90s or 24h; the error says how.
+pub fn duration_of(text: &str) -> Result<Duration, String> {
+    let no_time = || "write it like 30s, 5m, 1h30m or 2d".to_owned();
+    let span: jiff::Span = text.parse().map_err(|_| no_time())?;
+    let time = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).map_err(|_| no_time())?;
+    Duration::try_from(time).map_err(|_| "a time is not negative".to_owned())
+}
+
 /// What shows the time of day: the machine, and what tests put in its place.
 pub trait Clock: fmt::Debug + Send + Sync + 'static {
     /// The time of day, which may jump in either direction.
     fn wall(&self) -> Timestamp;
+
+    /// What the time that passes is measured by.
+    fn monotonic(&self) -> Instant {
+        Instant::now()
+    }
 }
 
 /// The machine's clock.
@@ -95,12 +108,12 @@ pub struct LogClock {
 impl LogClock {
     /// A clock that shows nothing earlier than `floor`, the time of the last entry.
     pub fn starting_at(floor: Timestamp, clock: Arc<dyn Clock>) -> Self {
-        Self { clock, last: floor, read_at: Instant::now() }
+        Self { last: floor, read_at: clock.monotonic(), clock }
     }
 
     /// The time now, no earlier than the last answer.
     pub fn now(&mut self) -> Timestamp {
-        self.advance(self.clock.wall(), Instant::now())
+        self.advance(self.clock.wall(), self.clock.monotonic())
     }
 
     fn advance(&mut self, wall: Timestamp, now: Instant) -> Timestamp {

@@ -15,6 +15,7 @@ use crate::backend::kubo;
 use crate::config::Config;
 use crate::ident::{CidText, JobId, NodeId};
 use crate::secret::Secret;
+use crate::time::duration_of;
 
 use super::logging::{LogFormat, Logging};
 use super::output::{Column, Output, cell, line};
@@ -103,7 +104,7 @@ enum Command {
 }
 
 fn parse_every(text: &str) -> Result<Duration, String> {
-    let every = input::duration(text)?;
+    let every = duration_of(text)?;
     let range = Duration::from_secs(1)..=Duration::from_secs(3_600);
     if range.contains(&every) { Ok(every) } else { Err("it must lie between 1s and 1h".to_owned()) }
 }

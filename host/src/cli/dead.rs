@@ -5,8 +5,9 @@ use jiff::Timestamp as Time;
 use reqwest::Method;
 use serde_json::Value;
 
+use crate::time::duration_of;
+
 use super::client::Client;
-use super::input;
 use super::lacking;
 use super::output::{Column, Output};
 
@@ -76,7 +77,7 @@ pub struct Which {
 
 /// A time, or a duration before now, as the API takes it.
 fn since(text: &str) -> Result<String, String> {
-    if let Ok(ago) = input::duration(text) {
+    if let Ok(ago) = duration_of(text) {
         let since = Time::now().checked_sub(ago).map_err(|error| error.to_string())?;
         return Ok(since.to_string());
     }

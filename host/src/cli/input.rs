@@ -4,7 +4,6 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use serde_json::Value;
@@ -35,14 +34,6 @@ pub fn json_or_file(text: &str) -> Result<Value, String> {
         }
         None => json(text),
     }
-}
-
-/// A duration on the command line, as in 90s or 24h.
-pub fn duration(text: &str) -> Result<Duration, String> {
-    let no_time = || "write it like 30s, 5m, 1h30m or 2d".to_owned();
-    let span: jiff::Span = text.parse().map_err(|_| no_time())?;
-    let time = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).map_err(|_| no_time())?;
-    Duration::try_from(time).map_err(|_| "a time is not negative".to_owned())
 }
 
 fn bounded(input: impl Read) -> io::Result<Vec<u8>> {

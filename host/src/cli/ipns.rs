@@ -7,6 +7,8 @@ use clap::{Args, Subcommand};
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use crate::time::duration_of;
+
 use super::client::Client;
 use super::input;
 use super::output::{Output, bytes};
@@ -51,7 +53,7 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct How {
     /// How long the record is valid, as in 90s, 30m or 24h; it is signed anew at half of it
-    #[arg(long, value_parser = input::duration, default_value = "24h")]
+    #[arg(long, value_parser = duration_of, default_value = "24h")]
     lifetime: Duration,
 }
 

@@ -1,12 +1,20 @@
 //! `dim plugin`.
 
+mod build;
+mod check;
 mod dev;
 mod grants;
 mod install;
+mod new;
 mod signing;
+mod test;
+mod watch;
 
+pub use check::Unfit;
 pub use install::Waits;
 pub use signing::NotSigned;
+
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::Subcommand;
@@ -134,6 +142,8 @@ pub enum PluginCommand {
         /// The plugin
         name: String,
     },
+    #[command(flatten)]
+    Author(Author),
     /// Builds a plugin whenever its source changes, replaces it, and shows what becomes of it
     Dev(dev::Dev),
     /// Gives an order to a plugin
@@ -156,6 +166,52 @@ pub enum PluginCommand {
         #[arg(default_value = "{}")]
         json: String,
     },
+}
+
+/// What an author does, for which no host need run.
+#[derive(Debug, Subcommand)]
+pub enum Author {
+    /// Makes a directory with a plugin that builds
+    New(new::New),
+    /// Builds a plugin with the tool of its language
+    Build(build::Build),
+    /// Judges a component without running it
+    Check(check::Check),
+    /// Runs a plugin's scenarios, in virtual time
+    Test(test::Test),
+}
+
+impl Author {
+    /// Does it.
+    pub fn execute(self, out: &Output) -> anyhow::Result<()> {
+        match self {
+            Self::New(new) => new.execute(out),
+            Self::Build(build) => build.execute(out),
+            Self::Check(check) => check.execute(out),
+            Self::Test(test) => test.execute(out),
+        }
+    }
+}
+
+/// Does something and says what, to whom waits at a terminal or reads a log, when it takes longer than a moment.
+fn told_if_slow<R: Send>(what: &str, does: impl FnOnce() -> R + Send) -> R {
+    let begun = Instant::now();
+    let result = std::thread::scope(|scope| {
+        let doing = scope.spawn(does);
+        let mut is_told = false;
+        while !doing.is_finished() {
+            std::thread::sleep(Duration::from_millis(20));
+            if !is_told && begun.elapsed() > Duration::from_secs(1) {
+                eprintln!("{what} …");
+                is_told = true;
+            }
+        }
+        doing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    });
+    if begun.elapsed() > Duration::from_secs(1) {
+        eprintln!("{what}: {:.1} s", begun.elapsed().as_secs_f64());
+    }
+    result
 }
 
 /// Whether a subject names a file rather than a running plugin.
@@ -192,6 +248,7 @@ impl PluginCommand {
                 out.object(&flat(&plugin["inspection"]))
             }
             Self::Signing(command) => command.execute(out),
+            Self::Author(command) => command.execute(out),
             Self::Install { from, name, trust, grant, wait } => {
                 install::install(client, out, install::Wish { from, name, trust, grant, wait }).await
             }

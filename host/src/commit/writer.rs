@@ -29,6 +29,16 @@ impl Commit {
         outcome
     }
 
+    /// Commits what waits, once, on this thread: for whoever drives a plugin by hand.
+    pub fn run_once(&self, store: &Store, log: &EventLog) -> Result<(), StoreError> {
+        let Some(work) = self.take(false) else { return Ok(()) };
+        if work.is_empty() && !log.has_pending() {
+            return Ok(());
+        }
+        let mut disk = Disk { synced_at: Instant::now(), behind: false };
+        self.commit(store, log, work, &mut disk, false)
+    }
+
     fn run_until(&self, store: &Store, log: &EventLog, stop: &CancellationToken) -> Result<(), StoreError> {
         let mut since: Option<Instant> = None;
         let mut disk = Disk { synced_at: Instant::now(), behind: false };

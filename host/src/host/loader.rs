@@ -20,7 +20,7 @@ use crate::log::EventLog;
 use crate::plugin::mark;
 use crate::plugin::roster::{self, Stored};
 use crate::plugin::{
-    Actor, Engine, Fallback, Lines, NameOrKey, Parts, Probation, Reach, SessionParts, World,
+    Actor, Engine, Fallback, Lines, NameOrKey, Numbers, Parts, Probation, Reach, SessionParts, World,
 };
 use crate::room::Room;
 use crate::store::outbox::Backlog;
@@ -39,6 +39,8 @@ pub struct Loader {
     pub id: String,
     /// What random follows from.
     pub secret: [u8; 32],
+    /// What random goes by in place of the entries' offsets, if it does.
+    pub numbers: Option<Numbers>,
     /// The store.
     pub store: Arc<Store>,
     /// The keys.
@@ -148,6 +150,7 @@ impl Loader {
             state_version: row.state_version,
             session,
             secret: self.secret,
+            numbers: self.numbers.clone(),
             log: self.log.clone(),
             commit: self.commit.clone(),
             room: self.room.clone(),

@@ -26,7 +26,7 @@ use crate::keys::Keyring;
 use crate::log::EventLog;
 use crate::outbox::Sent;
 use crate::plugin::roster;
-use crate::plugin::{Allotment, Compiler, Engine, Lines};
+use crate::plugin::{Allotment, Cache, Compiler, Engine, Lines};
 use crate::retention::Awaited;
 use crate::room::{Lookout, Quota, Room};
 use crate::secret::Secret;
@@ -70,10 +70,11 @@ impl Start {
             Some(program) => Compiler::Apart { program, may: Allotment { seconds, memory } },
             None => Compiler::Here,
         };
-        let engine = Arc::new(Engine::new(store.clone(), compiler).map_err(HostError::Engine)?);
+        let engine = Arc::new(Engine::new(compiled(&store)?, compiler).map_err(HostError::Engine)?);
         let loader = Loader {
             id: identity(&store)?,
             secret: secret(&store)?,
+            numbers: None,
             config,
             store,
             keys,
@@ -167,6 +168,11 @@ impl Start {
             running: Mutex::new(Some(running)),
         })
     }
+}
+
+/// Where compiled components lie.
+pub(crate) fn compiled(store: &Store) -> Result<Cache, StoreError> {
+    Cache::of(store).map_err(|source| StoreError::Directory { path: store.path().to_owned(), source })
 }
 
 /// How many cores there are.

@@ -7,6 +7,7 @@ mod failing;
 mod handle;
 mod recorded;
 mod status;
+mod stepped;
 mod succession;
 
 use std::collections::VecDeque;
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use handle::Handle;
 pub use status::{EffectCounts, PluginStatus};
+pub use stepped::{Done, Started, Step};
 pub use succession::{
     Fallback, Handover, Order, OtherReach, Successor, TakeBack, TakenOver, WayBack, rehearse,
 };
@@ -27,7 +29,8 @@ use super::instance::{CallError, Setting, thread_cpu};
 use super::probation::{Probation, Rates, Rules};
 use super::roster::Quarantine;
 use super::session::{Mode, Session, SessionParts};
-use super::{Batch, Change, Reply, ReplyError, Runnable};
+use super::wasi::Numbers;
+use super::{Change, Reply, ReplyError, Runnable};
 use crate::commit::{Commit, Progress};
 use crate::entry::{Entry, Event, Generation, Kind, Offset};
 use crate::ident::PluginName;
@@ -38,7 +41,7 @@ use crate::store::StoreError;
 use body::Body;
 use delivery::{Delivery, Outcome, Tried};
 use failing::Failing;
-use handle::{Inbox, Query};
+use handle::Inbox;
 use recorded::{Recorded, Starts};
 use succession::Predecessor;
 
@@ -98,6 +101,8 @@ pub struct Parts {
     pub session: SessionParts,
     /// The host's secret, for random.
     pub secret: [u8; 32],
+    /// What random goes by in place of the entries' offsets, if it does.
+    pub numbers: Option<Numbers>,
     /// The log.
     pub log: Arc<EventLog>,
     /// The writer.
@@ -160,7 +165,7 @@ impl Actor {
     /// An actor that has not run, and the handle to it.
     pub fn new(parts: Parts) -> Result<(Self, Handle), StoreError> {
         let Parts { run, probation, fallback, rules, failed, is_paused, quarantine, rates, .. } = parts;
-        let Parts { state_version, session, secret, log, commit, room, .. } = parts;
+        let Parts { state_version, session, secret, numbers, log, commit, room, .. } = parts;
         let plugin = session.plugin.clone();
         let session = Session::new(session, run.version().to_owned())?;
         let cursor = session.effects.batch.cursor;
@@ -178,7 +183,7 @@ impl Actor {
             state_version,
             start_took: (0, 0),
             body: Body::Bare(Box::new(session)),
-            setting: Setting::new(&secret, &plugin),
+            setting: Setting::new(&secret, &plugin, numbers),
             log,
             commit,
             room,
@@ -228,29 +233,6 @@ impl Actor {
         }
         self.log.unwatch(&self.plugin);
         Ok(())
-    }
-
-    /// Handles recorded entries, one after the other, and commits nothing; returns all that the
-    /// plugin has done. A plugin that does not start has done nothing.
-    /// `log` is the whole record: a limit that struck stands in it behind the entry, perhaps beyond
-    /// the last one that is handled.
-    pub fn replay(mut self, entries: &[Entry], log: &[Entry]) -> Result<Batch, StoreError> {
-        self.recorded = Some(Recorded::new(&self.plugin, log));
-        self.make_ready()?;
-        let mut left = entries.iter();
-        let mut next = left.next();
-        while let Some(entry) = next {
-            match self.handle(entry)? {
-                Outcome::Stopped => break,
-                Outcome::Fired => {}
-                Outcome::Done => {
-                    self.session_mut().effects.batch.cursor = Offset(entry.offset.0 + 1);
-                    next = left.next();
-                }
-            }
-        }
-        let session = self.session_mut();
-        Ok(session.discard())
     }
 
     /// One turn of the loop; returns how long there is nothing to do.
@@ -446,14 +428,14 @@ impl Actor {
         while self.failing.rest().is_none()
             && let Ok(query) = self.inbox.queries.try_recv()
         {
-            let reply = self.answer(&query)?;
+            let reply = self.answer(&query.method, &query.body)?;
             // Whoever asked may have gone away.
             let _ = query.to.send(reply);
         }
         Ok(())
     }
 
-    fn answer(&mut self, query: &Query) -> Result<Reply, StoreError> {
+    fn answer(&mut self, method: &str, body: &str) -> Result<Reply, StoreError> {
         if !matches!(self.body, Body::Live(_)) {
             let reason = self.tally.reason.clone().unwrap_or_else(|| "it is starting".into());
             return Ok(Err(ReplyError::Unavailable(reason)));
@@ -462,7 +444,7 @@ impl Actor {
         self.session_mut().begin(Mode::Query, time);
         self.setting.random.begin(self.cursor().0, u64::MAX);
         let begun = thread_cpu();
-        let asked = self.instance().query(&query.method, &query.body);
+        let asked = self.instance().query(method, body);
         if let Err(error) = &asked {
             self.meet(error);
         }
@@ -472,7 +454,7 @@ impl Actor {
                 if self.session().has_met() {
                     self.failing.note_bad(begun);
                 }
-                answer.map_err(|refusal| reply_error(refusal, &query.method))
+                answer.map_err(|refusal| reply_error(refusal, method))
             }
             Err(CallError::Host(error)) => return Err(error),
             Err(CallError::Trap(trap) | CallError::Limit(trap)) => {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use crate::effect::{DeadLetter, NameUpdate, NameValue, Publish, Retry};
+use crate::effect::{Asked, DeadLetter, NameUpdate, NameValue, Publish, Retry};
 use crate::entry::Resolution;
 use crate::entry::{Generation, Kind, Offset};
 use crate::ident::{IpnsName, KeyName, PluginName, Topic};
@@ -256,6 +256,33 @@ impl Effects {
         self.batch.bytes - self.bytes_before
     }
 
+    /// What the entry has asked for, as it stands now.
+    pub fn of_entry(&self) -> Asked {
+        let mut asked = Asked::default();
+        let (mut published, mut subscribed) = (0, 0);
+        for undo in &self.journal {
+            match undo {
+                Undo::State { key, .. } => {
+                    asked.state.insert(key.clone(), self.batch.state.get(key).cloned().flatten());
+                }
+                Undo::Timer { key, .. } => {
+                    asked.timers.insert(key.clone(), self.batch.timers.get(key).copied().flatten());
+                }
+                Undo::Publish => published += 1,
+                Undo::Name { key, .. } => {
+                    asked.names.extend(self.batch.names.get(key).map(|update| (key.clone(), update.clone())));
+                }
+                Undo::Subscription { .. } => subscribed += 1,
+                Undo::Follow { name, .. } => {
+                    asked.follows.extend(self.batch.follows.get(name).map(|noted| (name.clone(), *noted)));
+                }
+            }
+        }
+        asked.publishes = last(&self.batch.publishes, published);
+        asked.subscriptions = last(&self.batch.subscriptions, subscribed);
+        asked
+    }
+
     /// Takes back all effects of the entry.
     pub fn roll_back(&mut self, world: &mut World) {
         while let Some(undo) = self.journal.pop() {
@@ -363,6 +390,10 @@ impl Effects {
         let noted = self.batch.follows.insert(name.clone(), followed);
         self.journal.push(Undo::Follow { name, before, noted });
     }
+}
+
+fn last<T: Clone>(all: &[T], count: usize) -> Vec<T> {
+    all[all.len() - count..].to_vec()
 }
 
 fn restore<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, before: Option<V>) {

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cap_std::ambient_authority;
+use cap_std::fs::{Dir, MetadataExt as _};
 use thiserror::Error;
 use wasmtime::component::{Component, HasSelf, Linker};
 use wasmtime::{Config, InstanceAllocationStrategy, PoolingAllocationConfig};
@@ -51,11 +53,37 @@ pub enum EngineError {
     World(#[source] wasmtime::Error),
 }
 
+/// Where compiled components lie. They run as they are: nobody else may write there.
+#[derive(Debug)]
+pub struct Cache {
+    dir: Dir,
+    path: PathBuf,
+}
+
+impl Cache {
+    /// The one in a host's state directory.
+    pub fn of(store: &Store) -> std::io::Result<Self> {
+        Ok(Self { dir: store.dir().try_clone()?, path: store.path().to_owned() })
+    }
+
+    /// A directory of its own, made if it is missing; the error says why it cannot be trusted.
+    pub fn open(path: &Path) -> std::io::Result<Self> {
+        std::os::unix::fs::DirBuilderExt::mode(std::fs::DirBuilder::new().recursive(true), 0o700)
+            .create(path)?;
+        let dir = Dir::open_ambient_dir(path, ambient_authority())?;
+        let (mode, owner) = (dir.dir_metadata()?.mode(), dir.dir_metadata()?.uid());
+        if mode & 0o022 != 0 || owner != rustix::process::geteuid().as_raw() {
+            return Err(std::io::Error::other(format!("others may write into {}", path.display())));
+        }
+        Ok(Self { dir, path: path.to_owned() })
+    }
+}
+
 /// The engine.
 pub struct Engine {
     engine: wasmtime::Engine,
     linker: Linker<Guest>,
-    store: Arc<Store>,
+    cache: Cache,
     compiler: Compiler,
 }
 
@@ -83,14 +111,14 @@ impl Engine {
     /// How often the deadline of a running call is looked at.
     pub const EPOCH: Duration = Duration::from_millis(10);
 
-    /// An engine whose cache lies in `store`'s directory.
-    pub fn new(store: Arc<Store>, compiler: Compiler) -> Result<Self, EngineError> {
+    /// An engine that keeps what it has compiled in `cache`.
+    pub fn new(cache: Cache, compiler: Compiler) -> Result<Self, EngineError> {
         let engine = wasmtime::Engine::new(&config()).map_err(EngineError::Engine)?;
         let mut linker = Linker::new(&engine);
         wasi::add_to_linker(&mut linker).map_err(EngineError::Engine)?;
         bindings::Plugin::add_to_linker::<_, HasSelf<_>>(&mut linker, |guest| guest)
             .map_err(EngineError::Engine)?;
-        Ok(Self { engine, linker, store, compiler })
+        Ok(Self { engine, linker, cache, compiler })
     }
 
     /// Lets the deadlines of running calls come one [`Engine::EPOCH`] nearer.
@@ -109,7 +137,7 @@ impl Engine {
 
     /// Whether the compiled form of a component of this digest is in the cache.
     pub fn has_compiled(&self, digest: impl Display) -> bool {
-        self.store.dir().exists(self.cache_path(digest))
+        self.cache.dir.exists(self.cache_path(digest))
     }
 
     fn component(&self, bytes: &[u8], inspection: &Inspection) -> Result<Component, EngineError> {
@@ -138,15 +166,15 @@ impl Engine {
     }
 
     fn cached(&self, name: &Path) -> Option<Component> {
-        let dir = self.store.dir();
+        let dir = &self.cache.dir;
         let (compiled, digest) = (dir.read(name).ok()?, dir.read(digest_of(name)).ok()?);
         if Digest::of(&compiled).as_bytes() != digest.as_slice() {
             tracing::warn!(file = %name.display(), "compiling again, the cached form is damaged");
             return None;
         }
-        // SAFETY: only the host writes into the state directory, which has mode 0700; the file is whole,
+        // SAFETY: nobody else writes into the directory, as was checked when it was opened; the file is whole,
         // as its digest says. wasmtime checks the version and the settings.
-        match unsafe { Component::deserialize_file(&self.engine, self.store.path().join(name)) } {
+        match unsafe { Component::deserialize_file(&self.engine, self.cache.path.join(name)) } {
             Ok(component) => Some(component),
             Err(error) => {
                 tracing::warn!("compiling again, the cached form cannot be used: {error:#}");
@@ -156,7 +184,7 @@ impl Engine {
     }
 
     fn keep(&self, name: &Path, compiled: &[u8]) -> std::io::Result<()> {
-        let dir = self.store.dir();
+        let dir = &self.cache.dir;
         dir.create_dir_all("compiled")?;
         for (name, bytes) in [(name, compiled), (&digest_of(name), Digest::of(compiled).as_bytes())] {
             let half = name.with_extension(format!("{}.half", std::process::id()));

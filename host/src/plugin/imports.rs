@@ -1,5 +1,9 @@
 //! Owns which interfaces a component finds here, and what is said of one that it does not.
 
+use std::collections::BTreeSet;
+
+use wasmparser::{ComponentType, InstanceTypeDeclaration, Parser, Payload};
+
 /// The version of the contract.
 const CONTRACT: &str = "0.1.0";
 
@@ -68,6 +72,37 @@ pub fn lacking<'a>(imports: impl IntoIterator<Item = &'a String>) -> Option<Stri
             }
         }
     })
+}
+
+/// The functions of WASI that wait, each with its interface.
+/// (A standard library polls its output, which never has to wait.)
+const WAITS: [(&str, &str); 2] = [
+    ("subscribe-duration", "wasi:clocks/monotonic-clock"),
+    ("subscribe-instant", "wasi:clocks/monotonic-clock"),
+];
+
+/// The ways in which a component could wait, by what it imports: a call that does traps.
+pub fn ways_to_wait(component: &[u8]) -> Vec<String> {
+    let mut names = BTreeSet::new();
+    let mut depth = 0;
+    for payload in Parser::new(0).parse_all(component).map_while(Result::ok) {
+        match payload {
+            Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
+            Payload::End(_) if depth > 0 => depth -= 1,
+            Payload::ComponentTypeSection(types) if depth == 0 => {
+                for declared in types.into_iter().map_while(Result::ok) {
+                    let ComponentType::Instance(declared) = declared else { continue };
+                    names.extend(declared.iter().filter_map(|declared| match declared {
+                        InstanceTypeDeclaration::Export { name, .. } => Some(name.name.to_owned()),
+                        _ => None,
+                    }));
+                }
+            }
+            _ => {}
+        }
+    }
+    let found = WAITS.iter().filter(|(function, _)| names.contains(*function));
+    found.map(|(function, interface)| format!("{function} of {interface}")).collect()
 }
 
 /// Whether a version of an interface can be used as another, by the rules of semantic versions.

@@ -15,7 +15,7 @@ use super::engine::{Engine, Prepared};
 use super::event::written_out;
 use super::limits::Limits;
 use super::session::{Answer, Refusal, Session};
-use super::wasi::{self, Console, EntryRandom, Surroundings};
+use super::wasi::{self, Console, EntryRandom, Numbers, Surroundings};
 use crate::ident::PluginName;
 use crate::store::StoreError;
 
@@ -208,14 +208,14 @@ pub struct Setting {
 }
 
 impl Setting {
-    /// What follows from the host's secret for `plugin`.
-    pub fn new(secret: &[u8; 32], plugin: &PluginName) -> Self {
+    /// What follows from the host's secret for `plugin`; random goes by `numbers`, if there are any.
+    pub fn new(secret: &[u8; 32], plugin: &PluginName, numbers: Option<Numbers>) -> Self {
         let mut hash = Sha256::new();
         hash.update(secret);
         hash.update(plugin.as_str());
         let secret: [u8; 32] = hash.finalize().into();
         let hash_seed = u128::from_be_bytes(secret[..16].try_into().expect("16 of 32 bytes"));
-        Self { random: EntryRandom::new(secret), hash_seed }
+        Self { random: EntryRandom::new(secret, numbers), hash_seed }
     }
 }
 

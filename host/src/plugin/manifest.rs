@@ -303,6 +303,29 @@ fn expand(text: &str, config: &Map<String, Value>) -> Result<Vec<String>, Manife
     })
 }
 
+/// A component with custom sections at its end, each by its name, as any tool can append them to a file.
+pub fn with_sections(component: &[u8], sections: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut bytes = component.to_vec();
+    for (name, data) in sections {
+        let content = [leb128(name.len()), name.as_bytes().to_vec(), data.to_vec()].concat();
+        bytes.push(0);
+        bytes.extend(leb128(content.len()));
+        bytes.extend(content);
+    }
+    bytes
+}
+
+/// A number as WebAssembly writes lengths.
+fn leb128(mut number: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while number >= 0x80 {
+        bytes.push((number & 0x7f) as u8 | 0x80);
+        number >>= 7;
+    }
+    bytes.push(number as u8);
+    bytes
+}
+
 /// What can be told of a component file without running it.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct Inspection {

@@ -265,6 +265,12 @@ impl Session {
         self.last_read = None;
     }
 
+    /// Begins what is no call: there is nothing that it asked for.
+    pub fn begin_nothing(&mut self) {
+        self.effects.begin_entry();
+        self.lines.clear();
+    }
+
     /// Begins a start at `time`.
     pub fn begin_start(&mut self, time: Timestamp) {
         self.begin(Mode::Entry, time);

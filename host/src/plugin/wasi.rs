@@ -128,22 +128,58 @@ impl std::fmt::Debug for EntryRandom {
     }
 }
 
+/// The offsets of the entries that came from outside, in order. Two versions of a plugin add different entries of
+/// their own to a log; random that goes by what came from outside is the same for both.
+#[derive(Clone, Debug, Default)]
+pub struct Numbers(Arc<Mutex<Vec<u64>>>);
+
+impl Numbers {
+    /// Adds the entry that came last.
+    pub fn add(&self, offset: u64) {
+        self.lock().push(offset);
+    }
+
+    /// How many have come, the entry at `offset` included if it did.
+    pub fn until(&self, offset: u64) -> u64 {
+        self.lock().partition_point(|before| *before <= offset) as u64
+    }
+
+    /// How many have come.
+    pub fn count(&self) -> u64 {
+        self.lock().len() as u64
+    }
+
+    /// What stands for a part of the entry at `offset`: for one that did not come from outside, its distance from
+    /// the one before it that did.
+    fn of(&self, offset: u64, part: u64) -> (u64, u64) {
+        let from_outside = self.lock();
+        let number = from_outside.partition_point(|before| *before <= offset);
+        let before = number.checked_sub(1).map_or(0, |last| from_outside[last]);
+        (number as u64, part ^ ((offset - before) << 32))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<u64>> {
+        self.0.lock().expect("no one panics while holding the numbers")
+    }
+}
+
 struct Source {
     secret: [u8; 32],
     entry: (u64, u64),
+    numbers: Option<Numbers>,
     generator: Option<ChaCha12Rng>,
 }
 
 impl EntryRandom {
-    /// Random for one plugin; `secret` is of the host and the plugin.
-    pub fn new(secret: [u8; 32]) -> Self {
-        Self(Arc::new(Mutex::new(Source { secret, entry: (0, 0), generator: None })))
+    /// Random for one plugin; `secret` is of the host and the plugin. It goes by the offsets of entries, or by `numbers`.
+    pub fn new(secret: [u8; 32], numbers: Option<Numbers>) -> Self {
+        Self(Arc::new(Mutex::new(Source { secret, entry: (0, 0), numbers, generator: None })))
     }
 
     /// Begins a call: the `part`th of the entry at `offset` (an entry may be preceded by timers).
     pub fn begin(&self, offset: u64, part: u64) {
         let mut source = self.source();
-        source.entry = (offset, part);
+        source.entry = source.numbers.as_ref().map_or((offset, part), |numbers| numbers.of(offset, part));
         source.generator = None;
     }
 

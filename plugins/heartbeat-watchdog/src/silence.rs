@@ -1,12 +1,12 @@
 //! What the watchdog remembers of each node, and how several of them fell silent.
 
-use dim_guest::state::{self, Records};
+use dim_guest::state::{self, Map};
 use dim_guest::time::Time;
 use dim_guest::{Failure, Refusal, json};
 use serde::{Deserialize, Serialize};
 
 /// The nodes that were ever heard.
-pub const NODES: Records<Node> = Records::new("node/");
+pub const NODES: Map<str, Node> = Map::new("node/");
 
 /// How a node stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

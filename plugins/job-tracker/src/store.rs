@@ -4,20 +4,20 @@ use std::time::Duration;
 
 use dim_guest::Failure;
 use dim_guest::list::{Both, Page, SideBySide};
-use dim_guest::state::{self, Error, Records};
+use dim_guest::state::{self, Error, Map};
 use dim_guest::time::Time;
 use serde::{Deserialize, Serialize};
 
 use crate::job::{Job, NodeDead, Status};
 
-const ACTIVE: Records<Job> = Records::new("active/");
-const FINISHED: Records<Job> = Records::new("finished/");
+const ACTIVE: Map<str, Job> = Map::new("active/");
+const FINISHED: Map<str, Job> = Map::new("finished/");
 /// Newest first: the key counts down.
-const BY_AGE: Records<String> = Records::new("age/");
-const BY_NODE: Records<String> = Records::new("node/");
+const BY_AGE: Map<str, String> = Map::new("age/");
+const BY_NODE: Map<str, String> = Map::new("node/");
 
 /// The last verdict on each node that there was one on.
-const VERDICTS: Records<LastVerdict> = Records::new("verdict/");
+const VERDICTS: Map<str, LastVerdict> = Map::new("verdict/");
 
 /// The last verdict on a node; an earlier one that comes later says nothing any more.
 #[derive(Serialize, Deserialize)]
@@ -39,7 +39,7 @@ pub fn verdict_on(node: &str) -> Result<Option<LastVerdict>, Error> {
 }
 
 /// When the result of a job was ready; an earlier one that comes later is not the job's result.
-const RESULT_TIMES: Records<Time> = Records::new("result/");
+const RESULT_TIMES: Map<str, Time> = Map::new("result/");
 
 /// Keeps when the result of a job was ready.
 pub fn set_result_time(job: &str, at: Time) -> Result<(), Error> {

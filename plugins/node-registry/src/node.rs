@@ -3,17 +3,17 @@
 use dim_guest::Failure;
 use dim_guest::list::{Both, Page, SideBySide};
 use dim_guest::speaker::Speakers;
-use dim_guest::state::{self, Records};
+use dim_guest::state::{self, Map};
 use dim_guest::time::Time;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
 /// The nodes that this host has heard itself.
-pub const NODES: Records<Node> = Records::new("node/");
+pub const NODES: Map<str, Node> = Map::new("node/");
 
 /// The nodes of another host's registry.
-pub const MERGED: Records<Node> = Records::new("merged/");
+pub const MERGED: Map<str, Node> = Map::new("merged/");
 
 /// The key of the name of that registry; each of its nodes is told with it.
 pub const MERGED_FROM: &[u8] = b"registry";

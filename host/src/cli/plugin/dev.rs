@@ -1,38 +1,31 @@
 //! `dim plugin dev`: builds a plugin whenever its source changes, replaces it in a running host, and shows what
 //! becomes of it and what it logs.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
 use futures::StreamExt as _;
 use reqwest::Method;
-use serde::Deserialize;
 
 use crate::cause::chain;
 use crate::change::Change;
-use crate::ident::Digest;
 use crate::plugin;
 
 use super::super::client::Client;
 use super::super::output::Output;
+use super::build;
 use super::install::tell;
-
-/// How often the source is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(300);
-
-/// Directories that a build writes into, or that are no source.
-const NO_SOURCE: [&str; 5] = ["target", "node_modules", "__pycache__", "dist", "build"];
+use super::watch::{LOOK_EVERY, Source};
 
 #[derive(Debug, Args)]
 pub struct Dev {
     /// The plugin's directory
     #[arg(value_name = "DIR", default_value = ".")]
     dir: PathBuf,
-    /// The command that builds it, for the shell [default: cargo build --release --target wasm32-wasip2]
+    /// The command that builds it, for the shell [default: as `dim plugin build` does]
     #[arg(long, value_name = "COMMAND", requires = "component")]
     build: Option<String>,
     /// The file that the command makes
@@ -46,28 +39,12 @@ pub struct Dev {
     name: Option<String>,
 }
 
-/// The files of a source, each with when it was written and what it holds.
-type Source = BTreeMap<PathBuf, (SystemTime, Digest)>;
-
-/// Whether two looks have found the same: a build that writes what was there already changes nothing.
-fn is_same(before: &Source, after: &Source) -> bool {
-    let mut pairs = before.iter().zip(after);
-    before.len() == after.len() && pairs.all(|((one, (_, was)), (other, (_, is)))| one == other && was == is)
-}
-
 impl Dev {
     /// Goes on until it is interrupted.
     pub async fn execute(self, client: &Client, out: &Output) -> anyhow::Result<()> {
-        let (mut seen, mut shown) = (Source::new(), None);
+        let (mut source, mut shown) = (Source::new(vec![self.dir.clone()]), None);
         loop {
-            let found = source(&self.dir, &seen)
-                .with_context(|| format!("cannot look into {}", self.dir.display()))?;
-            if found.is_empty() {
-                bail!("there is nothing in {}", self.dir.display());
-            }
-            let is_same = is_same(&seen, &found);
-            seen = found;
-            if !is_same {
+            if source.has_changed()? {
                 match self.round(client, out).await {
                     Ok(name) if shown.as_ref() != Some(&name) => {
                         tokio::spawn(show_log(client.clone(), *out, name.clone()));
@@ -114,74 +91,13 @@ impl Dev {
                 }
                 Ok(self.dir.join(component))
             }
-            _ => self.build_with_cargo().await,
+            _ => {
+                let dir = self.dir.clone();
+                let built = tokio::task::spawn_blocking(move || build::build(&dir)).await?;
+                Ok(built.map_err(|error| anyhow::anyhow!("{error:#}; what runs goes on"))?.component)
+            }
         }
     }
-
-    async fn build_with_cargo(&self) -> anyhow::Result<PathBuf> {
-        let mut cargo = Command::new("cargo");
-        cargo.args(["build", "--release", "--target", "wasm32-wasip2"]);
-        cargo.args(["--message-format", "json-render-diagnostics"]).current_dir(&self.dir);
-        cargo.stdin(Stdio::null()).stderr(Stdio::inherit());
-        let built = tokio::task::spawn_blocking(move || cargo.output()).await?.context(
-            "cannot run cargo: install Rust from https://rustup.rs, or give --build and --component",
-        )?;
-        if !built.status.success() {
-            bail!("the build failed; what runs goes on");
-        }
-        let artifacts = built.stdout.split(|byte| *byte == b'\n').rev();
-        let component =
-            artifacts.filter_map(|line| serde_json::from_slice::<Artifact>(line).ok()).find_map(|artifact| {
-                let is_own = artifact.target.kind.iter().any(|kind| kind == "cdylib");
-                let mut files = artifact.filenames.into_iter();
-                files.find(|file| is_own && file.extension().is_some_and(|kind| kind == "wasm"))
-            });
-        component.context("the build made no component: the crate needs crate-type = [\"cdylib\"]")
-    }
-}
-
-/// What cargo says that it has made.
-#[derive(Deserialize)]
-struct Artifact {
-    target: Target,
-    filenames: Vec<PathBuf>,
-}
-
-#[derive(Deserialize)]
-struct Target {
-    kind: Vec<String>,
-}
-
-/// The files of a source; `before` is what was found last.
-fn source(dir: &Path, before: &Source) -> std::io::Result<Source> {
-    let mut found = Source::new();
-    for file in std::fs::read_dir(dir)? {
-        let path = file?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if name.starts_with('.')
-            || NO_SOURCE.contains(&name)
-            || name.ends_with(".wasm")
-            || name == "Cargo.lock"
-        {
-            continue;
-        }
-        // One that goes while it is looked at is seen next time.
-        let Ok(known) = std::fs::metadata(&path) else { continue };
-        if known.is_dir() {
-            found.extend(source(&path, before)?);
-            continue;
-        }
-        let modified = known.modified()?;
-        let digest = match before.get(&path) {
-            Some((at, digest)) if *at == modified => *digest,
-            _ => match std::fs::read(&path) {
-                Ok(contents) => Digest::of(&contents),
-                Err(_) => continue,
-            },
-        };
-        found.insert(path, (modified, digest));
-    }
-    Ok(found)
 }
 
 /// How long a host that does not answer is left alone.
@@ -217,31 +133,5 @@ async fn show_changes(client: Client, out: Output, name: String) {
             }
         }
         tokio::time::sleep(AGAIN).await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_that_is_written_as_it_was_is_no_change() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("main.py");
-        let look = |before: &Source| source(dir.path(), before).unwrap();
-        std::fs::write(&file, "one").unwrap();
-        std::fs::write(dir.path().join("made.wasm"), "no source").unwrap();
-        let first = look(&Source::new());
-        assert_eq!(first.keys().collect::<Vec<_>>(), [&file]);
-        let write = |text: &str| {
-            std::fs::write(&file, text).unwrap();
-            let later = SystemTime::now() + Duration::from_secs(1);
-            std::fs::File::open(&file).unwrap().set_modified(later).unwrap();
-        };
-        write("one");
-        let second = look(&first);
-        assert!(is_same(&first, &second));
-        write("two");
-        assert!(!is_same(&second, &look(&first)));
     }
 }

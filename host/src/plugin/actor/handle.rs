@@ -31,6 +31,12 @@ pub struct Query {
 /// Who waits for the reply of a command, by the offset of its entry; none once the actor has ended.
 type Waiting = Mutex<Option<HashMap<Offset, oneshot::Sender<Reply>>>>;
 
+fn wait_for(waiting: &Waiting, offset: Offset, to: oneshot::Sender<Reply>) {
+    if let Some(waiting) = waiting.lock().expect("no one panics while holding the waiting").as_mut() {
+        waiting.insert(offset, to);
+    }
+}
+
 /// Which code is to go on; none once the actor has ended.
 type Ordered = Mutex<Option<Option<Order>>>;
 
@@ -132,10 +138,7 @@ impl Inbox {
 
     /// Lets who waits for the reply of the command at `offset` wait on: it is handled again.
     pub fn wait_again(&self, offset: Offset, to: oneshot::Sender<Reply>) {
-        if let Some(waiting) = self.waiting.lock().expect("no one panics while holding the waiting").as_mut()
-        {
-            waiting.insert(offset, to);
-        }
+        wait_for(&self.waiting, offset, to);
     }
 
     /// Whether other code is to go on.
@@ -218,6 +221,13 @@ impl Handle {
                 false => "the host is shutting down".into(),
             }))
         })
+    }
+
+    /// Waits for the reply of a command that is in the log already.
+    pub fn reply_of(&self, offset: Offset) -> oneshot::Receiver<Reply> {
+        let (to, reply) = oneshot::channel();
+        wait_for(&self.waiting, offset, to);
+        reply
     }
 
     /// Asks a question.

@@ -513,7 +513,7 @@ pub fn rehearse(
     config: &str,
     from_state_version: Option<u32>,
 ) -> Result<Result<(), String>, StoreError> {
-    let setting = Setting::new(secret, &session.plugin);
+    let setting = Setting::new(secret, &session.plugin, None);
     let mut session = Session::new(session, prepared.inspection.manifest.version.clone())?;
     let time = session.world.time();
     session.begin_start(time);

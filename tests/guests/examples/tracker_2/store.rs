@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use dim_guest::Failure;
 use dim_guest::list::Page;
-use dim_guest::state::{self, Error, Records};
+use dim_guest::state::{self, Error, Map};
 use dim_guest::time::Time;
 
 use crate::job::Job;
@@ -19,14 +19,14 @@ pub use version_1::{
     Filter, LastVerdict, Left, finished_ids, result_time, set_result_time, set_verdict, verdict_on,
 };
 
-const JOBS: Records<Job> = Records::new("job/");
-const OPEN: Records<()> = Records::new("open/");
-const BY_AGE: Records<String> = Records::new("age/");
-const BY_NODE: Records<String> = Records::new("node/");
+const JOBS: Map<str, Job> = Map::new("job/");
+const OPEN: Map<str, ()> = Map::new("open/");
+const BY_AGE: Map<str, String> = Map::new("age/");
+const BY_NODE: Map<str, String> = Map::new("node/");
 
 /// What version 1 had.
-const ACTIVE: Records<Job> = Records::new("active/");
-const FINISHED: Records<Job> = Records::new("finished/");
+const ACTIVE: Map<str, Job> = Map::new("active/");
+const FINISHED: Map<str, Job> = Map::new("finished/");
 
 /// Brings the jobs of version 1 together. The other indices stay as they are.
 pub fn migrate() -> Result<(), Error> {

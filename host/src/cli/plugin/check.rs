@@ -1,0 +1,120 @@
+//! `dim plugin check`: judges a component without running it.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::super::output::Output;
+use super::build::asks;
+use super::told_if_slow;
+use crate::cause::chain;
+use crate::config::{Config, Policy};
+use crate::plugin::{self, Inspection};
+use crate::test::Bench;
+
+#[derive(Debug, Args)]
+pub struct Check {
+    /// The component
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// The config of the host that is to run it: who may sign there, and its limits
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// The component would be refused.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} would be refused")]
+pub struct Unfit(String);
+
+impl Check {
+    /// Judges, and shows what was found.
+    pub fn execute(&self, out: &Output) -> anyhow::Result<()> {
+        let config = match &self.config {
+            Some(file) => Config::read(file)?,
+            None => Config::default(),
+        };
+        let shown = self.file.display().to_string();
+        let bytes = plugin::read(&self.file).with_context(|| format!("cannot read {shown}"))?;
+        let mut refused = Vec::new();
+        let mut found = json!({ "file": self.file, "size": bytes.len() });
+        let most = config.limits.component_bytes;
+        if bytes.len() > most {
+            refused
+                .push(format!("it has {} bytes, and may have {most} (limits.component-bytes)", bytes.len()));
+        }
+        match plugin::inspect(&bytes) {
+            Err(error) => refused.push(chain(&error)),
+            Ok(inspection) => {
+                let inspection = match inspection.clone().signed(&bytes, config.signing.signers.values()) {
+                    Ok(signed) => signed,
+                    Err(error) => {
+                        refused.push(chain(&error));
+                        inspection
+                    }
+                };
+                self.judge(&config, &inspection, &bytes, &mut found, &mut refused);
+                if refused.is_empty() {
+                    refused.extend(fits_the_world(&bytes)?);
+                }
+            }
+        }
+        found["fit"] = refused.is_empty().into();
+        found["refused"] = json!(refused);
+        out.object(&found)?;
+        if refused.is_empty() { Ok(()) } else { Err(Unfit(shown).into()) }
+    }
+
+    fn judge(
+        &self,
+        config: &Config,
+        inspection: &Inspection,
+        bytes: &[u8],
+        found: &mut Value,
+        refused: &mut Vec<String>,
+    ) {
+        let manifest = &inspection.manifest;
+        let lacking = inspection.imports.iter().filter_map(|import| plugin::lacking([import]));
+        refused.extend(lacking);
+        match asks(manifest) {
+            Ok(asked) => found["asks"] = json!(asked),
+            Err(why) => refused.push(why),
+        }
+        let over = config.limits.over_ceiling(&manifest.limits);
+        refused.extend(over.map(|over| format!("it asks for more than may be granted: {over}")));
+        let by = config.signing.in_words(inspection.signer.as_ref());
+        match config.signing.policy(&self.file.display().to_string(), inspection.signer.as_ref()) {
+            Policy::Refuse => {
+                refused.push(format!("{by} has signed it, and that does not run there (signing.unsigned)"))
+            }
+            Policy::Ask => {
+                found["trust"] = json!(format!(
+                    "whoever installs it from elsewhere vouches for it: --trust {}",
+                    inspection.digest
+                ))
+            }
+            Policy::Allow => {}
+        }
+        found["name"] = json!(manifest.name);
+        found["version"] = json!(manifest.version);
+        found["state_version"] = json!(manifest.state_version);
+        found["digest"] = json!(inspection.digest);
+        found["signed_by"] = json!(by);
+        found["world"] = json!("dim:coordination/plugin@0.1.0");
+        found["imports"] = json!(inspection.imports);
+        let waits = plugin::ways_to_wait(bytes);
+        found["may_wait"] = json!(!waits.is_empty());
+        if !waits.is_empty() {
+            found["waits"] = json!(format!("it imports {}: a call that waits traps", waits.join(" and ")));
+        }
+    }
+}
+
+/// Compiles and links it, and runs nothing; returns why that fails.
+fn fits_the_world(component: &[u8]) -> anyhow::Result<Option<String>> {
+    let bench = Bench::new()?;
+    let compiled = told_if_slow("compiling the component", || bench.plugin(component));
+    Ok(compiled.err().map(|error| chain(&error)))
+}

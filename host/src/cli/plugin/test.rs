@@ -1,0 +1,235 @@
+//! `dim plugin test`: runs the scenarios of a plugin, without a host and without a network.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::super::output::{self, Output};
+use super::build;
+use super::watch::Source;
+use crate::cause::chain;
+use crate::plugin;
+use crate::test::{Bench, Plugin, Report, Runs, Scenario, bless};
+
+/// Where a plugin's scenarios lie.
+const SCENARIOS: &str = "scenarios";
+
+#[derive(Debug, Args)]
+pub struct Test {
+    /// The plugin: its directory, which is built first, or a component file
+    #[arg(value_name = "DIR|FILE", default_value = ".")]
+    subject: PathBuf,
+    /// A scenario, or a directory of them [default: scenarios in the plugin's directory]
+    #[arg(long = "scenario", value_name = "FILE|DIR")]
+    scenarios: Vec<PathBuf>,
+    /// Only the scenarios whose names hold this
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    /// Do not run each scenario again with a crash and a restart between each two entries
+    #[arg(long)]
+    no_crash: bool,
+    /// Do not run each scenario again with the plugin replaced by itself between each two entries
+    #[arg(long)]
+    no_replace: bool,
+    /// Write what happens into the scenarios, as what is expected
+    #[arg(long)]
+    bless: bool,
+    /// Write the results to a file, in the form of JUnit
+    #[arg(long, value_name = "FILE")]
+    junit: Option<PathBuf>,
+    /// Run them again whenever the plugin or a scenario changes
+    #[arg(long)]
+    watch: bool,
+}
+
+/// A scenario did not go as it was expected.
+#[derive(Debug, thiserror::Error)]
+#[error("{failed} of {all} scenarios failed")]
+pub struct Failed {
+    failed: usize,
+    all: usize,
+}
+
+impl Test {
+    /// Runs them, once or for ever.
+    pub fn execute(self, out: &Output) -> anyhow::Result<()> {
+        if !self.watch {
+            return self.round(&Bench::new()?, out);
+        }
+        let bench = Bench::new()?;
+        let mut watched: Vec<PathBuf> = vec![self.subject.clone()];
+        watched.extend(self.scenarios.iter().cloned());
+        Source::watch(&watched, || {
+            if let Err(error) = self.round(&bench, out) {
+                eprintln!("error: {error:#}");
+            }
+        })
+    }
+
+    fn round(&self, bench: &Bench, out: &Output) -> anyhow::Result<()> {
+        let component = match self.subject.is_dir() {
+            true => build::build(&self.subject)?.component,
+            false => self.subject.clone(),
+        };
+        let bytes =
+            plugin::read(&component).with_context(|| format!("cannot read {}", component.display()))?;
+        let compiled = super::told_if_slow("compiling the component", || bench.plugin(&bytes));
+        let plugin =
+            compiled.map_err(|error| anyhow::anyhow!("{}: {}", component.display(), chain(&error)))?;
+        let files = self.files()?;
+        let mut results = Vec::new();
+        for file in &files {
+            results.push(self.one(bench, &plugin, file, out)?);
+        }
+        self.conclude(&plugin, &results, out)
+    }
+
+    fn one(&self, bench: &Bench, plugin: &Plugin, file: &Path, out: &Output) -> anyhow::Result<Report> {
+        let scenario = Scenario::read(file)?;
+        let runs = Runs { crash: !self.no_crash, replace: !self.no_replace, record: self.bless };
+        let mut report = scenario.run(bench, plugin, &runs)?;
+        if self.bless && bless(file, &report.happened)? {
+            eprintln!("blessed {}", file.display());
+            report = Scenario::read(file)?.run(bench, plugin, &runs)?;
+        }
+        if !out.is_json() {
+            print!(
+                "{}",
+                report.to_string().lines().map(output::plain).fold(String::new(), |mut all, line| {
+                    let _ = writeln!(all, "{line}");
+                    all
+                })
+            );
+        }
+        Ok(report)
+    }
+
+    fn conclude(&self, plugin: &Plugin, results: &[Report], out: &Output) -> anyhow::Result<()> {
+        if let Some(file) = &self.junit {
+            std::fs::write(file, junit(plugin.name().as_str(), results))
+                .with_context(|| format!("cannot write {}", file.display()))?;
+        }
+        let failed = results.iter().filter(|report| !report.is_well()).count();
+        if out.is_json() {
+            let rows: Vec<Value> = results.iter().map(row).collect();
+            out.object(&json!({ "plugin": plugin.name(), "failed": failed, "scenarios": rows }))?;
+        } else {
+            println!("{} of {} scenarios are well", results.len() - failed, results.len());
+        }
+        if failed > 0 {
+            return Err(Failed { failed, all: results.len() }.into());
+        }
+        Ok(())
+    }
+
+    /// The scenarios, in the order of their names.
+    fn files(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let default = match self.subject.is_dir() {
+            true => self.subject.join(SCENARIOS),
+            false => self.subject.parent().unwrap_or(Path::new("")).join(SCENARIOS),
+        };
+        let asked = if self.scenarios.is_empty() { vec![default] } else { self.scenarios.clone() };
+        let mut files = Vec::new();
+        for path in asked {
+            if !path.is_dir() {
+                files.push(path);
+                continue;
+            }
+            let listed = std::fs::read_dir(&path)
+                .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+                .with_context(|| format!("cannot look into {}", path.display()))?;
+            let mut scenarios: Vec<_> = listed.into_iter().map(|file| file.path()).collect();
+            scenarios.retain(|file| file.extension().is_some_and(|kind| kind == "yaml" || kind == "yml"));
+            scenarios.sort();
+            files.extend(scenarios);
+        }
+        let is_meant = |file: &PathBuf| {
+            let name = file.file_stem().unwrap_or_default().to_string_lossy();
+            self.only.as_ref().is_none_or(|only| name.contains(only))
+        };
+        files.retain(is_meant);
+        if files.is_empty() {
+            bail!(
+                "there are no scenarios: write one to {SCENARIOS}/NAME.yaml, or say where they are with --scenario"
+            );
+        }
+        Ok(files)
+    }
+}
+
+fn row(report: &Report) -> Value {
+    let failures = report.failures.iter().map(|failure| {
+        let differences = failure
+            .differences
+            .iter()
+            .map(|it| json!({ "place": it.place, "expected": it.expected, "actual": it.actual }));
+        json!({
+            "place": failure.place,
+            "reason": failure.reason,
+            "run": failure.why.as_str(),
+            "differences": differences.collect::<Vec<_>>(),
+        })
+    });
+    json!({
+        "scenario": report.name,
+        "ok": report.is_well(),
+        "entries": report.entries,
+        "crashes": report.crashes,
+        "replacements": report.replacements,
+        "seconds": report.took.as_secs_f64(),
+        "failures": failures.collect::<Vec<_>>(),
+    })
+}
+
+/// The results in the form of JUnit.
+fn junit(plugin: &str, results: &[Report]) -> String {
+    let failed = results.iter().filter(|report| !report.is_well()).count();
+    let seconds = |took: Duration| took.as_secs_f64();
+    let took: f64 = results.iter().map(|report| seconds(report.took)).sum();
+    let mut xml = String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites>\n");
+    let _ = writeln!(
+        xml,
+        "  <testsuite name=\"{}\" tests=\"{}\" failures=\"{failed}\" time=\"{took:.3}\">",
+        escaped(plugin),
+        results.len()
+    );
+    for report in results {
+        let (name, took) = (escaped(&report.name), seconds(report.took));
+        let _ =
+            write!(xml, "    <testcase classname=\"{}\" name=\"{name}\" time=\"{took:.3}\"", escaped(plugin));
+        if report.is_well() {
+            xml.push_str("/>\n");
+            continue;
+        }
+        let text: String = report.failures.iter().map(ToString::to_string).collect();
+        let _ = writeln!(
+            xml,
+            ">\n      <failure message=\"{} failures\">{}</failure>\n    </testcase>",
+            report.failures.len(),
+            escaped(&text)
+        );
+    }
+    xml.push_str("  </testsuite>\n</testsuites>\n");
+    xml
+}
+
+/// A text in XML; what XML cannot hold is a question mark.
+fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\n' | '\t' => out.push(c),
+            c if c.is_control() => out.push('?'),
+            c => out.push(c),
+        }
+    }
+    out
+}

@@ -1,0 +1,164 @@
+//! Owns the comparison of what was expected with what happened, and differences that a person can read.
+
+use std::fmt;
+
+use serde_json::Value;
+
+/// What stands for anything at all, as long as it is there.
+pub const ANY: &str = "<any>";
+
+/// How much has to be the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Match {
+    /// All of it.
+    Exact,
+    /// What is told: of objects the members, of lists the items in their order, of texts of a log and reasons a part.
+    /// A member that is `null` must not be there.
+    Partial,
+}
+
+/// Where something is not as it was expected.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Difference {
+    /// Where, as in `publishes[0].data.status`.
+    pub place: String,
+    /// What was expected; nothing where there should be nothing.
+    pub expected: Option<Value>,
+    /// What is there; nothing where there is nothing.
+    pub actual: Option<Value>,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.place)?;
+        for (sign, value) in [("-", &self.expected), ("+", &self.actual)] {
+            if let Some(value) = value {
+                writeln!(f, "  {sign} {}", cut(&value.to_string()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Longest value of a difference that is shown, in bytes.
+const LONGEST: usize = 2_000;
+
+fn cut(text: &str) -> String {
+    if text.len() <= LONGEST {
+        return text.to_owned();
+    }
+    format!("{}… ({} bytes)", &text[..text.floor_char_boundary(LONGEST)], text.len())
+}
+
+/// Where `actual` is not as it was expected.
+pub fn differences(place: &str, expected: &Value, actual: Option<&Value>, how: Match) -> Vec<Difference> {
+    let mut found = Vec::new();
+    compare(place, expected, actual, how, &mut found);
+    found
+}
+
+fn compare(place: &str, expected: &Value, actual: Option<&Value>, how: Match, found: &mut Vec<Difference>) {
+    if expected.is_null() && how == Match::Partial {
+        if let Some(actual) = actual.filter(|actual| !actual.is_null()) {
+            found.push(Difference { place: place.to_owned(), expected: None, actual: Some(actual.clone()) });
+        }
+        return;
+    }
+    let Some(actual) = actual else {
+        found.push(Difference { place: place.to_owned(), expected: Some(expected.clone()), actual: None });
+        return;
+    };
+    match (expected, actual) {
+        (Value::String(any), _) if any == ANY => {}
+        (Value::Object(expected), Value::Object(members)) => {
+            for (name, value) in expected {
+                compare(&below(place, name), value, members.get(name), how, found);
+            }
+            if how == Match::Exact {
+                for (name, value) in members.iter().filter(|(name, _)| !expected.contains_key(*name)) {
+                    let (place, actual) = (below(place, name), Some(value.clone()));
+                    found.push(Difference { place, expected: None, actual });
+                }
+            }
+        }
+        (Value::Array(expected), Value::Array(items)) if how == Match::Exact => {
+            for (number, value) in expected.iter().enumerate() {
+                compare(&format!("{place}[{number}]"), value, items.get(number), how, found);
+            }
+            for (number, value) in items.iter().enumerate().skip(expected.len()) {
+                let (place, actual) = (format!("{place}[{number}]"), Some(value.clone()));
+                found.push(Difference { place, expected: None, actual });
+            }
+        }
+        (Value::Array(expected), Value::Array(items)) => in_order(place, expected, items, found),
+        (Value::Number(one), Value::Number(other)) if one.as_f64() == other.as_f64() => {}
+        (Value::String(part), Value::String(text))
+            if how == Match::Partial && is_prose(place) && text.contains(part) => {}
+        (expected, actual) if expected == actual => {}
+        _ => {
+            let (expected, actual) = (Some(expected.clone()), Some(actual.clone()));
+            found.push(Difference { place: place.to_owned(), expected, actual });
+        }
+    }
+}
+
+/// Each item that is told must be found behind the one before it.
+fn in_order(place: &str, expected: &[Value], items: &[Value], found: &mut Vec<Difference>) {
+    let mut rest = items.iter();
+    for (number, value) in expected.iter().enumerate() {
+        let place = format!("{place}[{number}]");
+        let before = rest.clone();
+        let is_found = rest.any(|item| differences(&place, value, Some(item), Match::Partial).is_empty());
+        if !is_found {
+            // What comes nearest tells most: the only one that is left.
+            let left: Vec<&Value> = before.collect();
+            match left.as_slice() {
+                [only] => compare(&place, value, Some(only), Match::Partial, found),
+                [] => found.push(Difference { place, expected: Some(value.clone()), actual: None }),
+                many => {
+                    let actual = Some(Value::Array(many.iter().map(|item| (*item).clone()).collect()));
+                    found.push(Difference { place, expected: Some(value.clone()), actual });
+                }
+            }
+            return;
+        }
+    }
+}
+
+/// Texts that people write for people.
+fn is_prose(place: &str) -> bool {
+    let section = place.split(['.', '[']).next().unwrap_or_default();
+    ["log", "error"].contains(&section) || place.ends_with(".reason") || place.contains(".log[")
+}
+
+fn below(place: &str, name: &str) -> String {
+    if place.is_empty() { name.to_owned() } else { format!("{place}.{name}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn places(expected: &Value, actual: &Value, how: Match) -> Vec<String> {
+        differences("", expected, Some(actual), how).into_iter().map(|it| it.place).collect()
+    }
+
+    #[test]
+    fn exact_is_all_of_it_and_partial_what_is_told() {
+        let actual =
+            json!({ "publishes": [{ "data": { "a": 1, "b": 2.0 } }, { "data": 3 }], "log": ["it is well"] });
+        assert!(places(&actual, &actual, Match::Exact).is_empty());
+        let any = json!({ "publishes": "<any>", "log": ["<any>"] });
+        assert!(places(&any, &actual, Match::Exact).is_empty());
+        let part = json!({ "publishes": [{ "data": { "b": 2 } }], "log": ["well"] });
+        assert!(places(&part, &actual, Match::Partial).is_empty());
+        assert_eq!(places(&part, &actual, Match::Exact), ["log[0]", "publishes[0].data.a", "publishes[1]"]);
+        let second = json!({ "publishes": [{ "data": 3 }, { "data": { "a": 1 } }] });
+        assert_eq!(places(&second, &actual, Match::Partial), ["publishes[1]"], "the order counts");
+        let gone = json!({ "publishes": null, "state": null });
+        assert_eq!(places(&gone, &actual, Match::Partial), ["publishes"]);
+        assert_eq!(places(&json!("a"), &json!("ab"), Match::Partial), [""], "only prose is told in part");
+    }
+}

@@ -1,0 +1,454 @@
+//! Owns the runs of a scenario: as it is written, with a crash between each two entries, and with the plugin replaced by
+//! itself between each two. The end must be the same.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rand::SeedableRng as _;
+use rand::seq::index::sample;
+use rand_chacha::ChaCha12Rng;
+use serde_json::{Map, Value, json};
+
+use super::bench::{Bench, Plugin};
+use super::matching::{Difference, Match, differences};
+use super::report::{Failure, Report, Why};
+use super::scenario::{Action, Expectation, From, Scenario, Step, Time, Vars};
+use super::shown::{self, shown, shown_key};
+use super::trial::{Between, Listening, Trial, name_for};
+use super::{TestError, trial::Happened};
+use crate::effect::Publish;
+use crate::entry::{Event, Kind, Origin};
+use crate::ident::{ContentPath, IpnsName, KeyName, Topic};
+use crate::time::Timestamp;
+
+/// In how many places something comes between entries, if there are more than [`ALL`].
+const PLACES: usize = 250;
+
+/// So many places are all taken.
+const ALL: u64 = 1_000;
+
+/// What is run beside the scenario as it is written.
+#[derive(Clone, Copy, Debug)]
+pub struct Runs {
+    /// A crash and a restart between each two entries.
+    pub crash: bool,
+    /// The plugin replaced by itself between each two entries.
+    pub replace: bool,
+    /// Whether it is noted what each step has brought about.
+    pub record: bool,
+}
+
+impl Default for Runs {
+    fn default() -> Self {
+        Self { crash: true, replace: true, record: false }
+    }
+}
+
+/// What has come of a run.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct End {
+    state: BTreeMap<Vec<u8>, Vec<u8>>,
+    timers: BTreeMap<String, Timestamp>,
+    hears: Vec<Topic>,
+    follows: Vec<IpnsName>,
+    names: BTreeMap<KeyName, ContentPath>,
+    publishes: Vec<Publish>,
+    dead: Vec<Value>,
+    replies: Vec<Value>,
+}
+
+/// A run as it was written: what it has come to, and where something could have come between.
+struct Outcome {
+    failures: Vec<Failure>,
+    end: End,
+    entries: u64,
+    places: u64,
+    happened: Vec<Map<String, Value>>,
+    took: Duration,
+}
+
+impl Scenario {
+    /// Runs the scenario with a plugin. Blocks, and must not be called from an async thread.
+    pub fn run(&self, bench: &Bench, plugin: &Plugin, runs: &Runs) -> Result<Report, TestError> {
+        // On a thread of its own: WASI must not be entered from an async thread.
+        std::thread::scope(|scope| {
+            let running = scope.spawn(|| self.run_here(bench, plugin, runs));
+            running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    fn run_here(&self, bench: &Bench, plugin: &Plugin, runs: &Runs) -> Result<Report, TestError> {
+        let begun = Instant::now();
+        let plain = self.run_once(bench, plugin, Between::Nothing, runs.record)?;
+        let mut report = Report {
+            name: self.name.clone(),
+            failures: plain.failures,
+            entries: plain.entries,
+            crashes: None,
+            replacements: None,
+            plain: plain.took,
+            took: Duration::ZERO,
+            happened: plain.happened,
+        };
+        let (places, count) = self.places(plain.places);
+        let is_well = report.failures.is_empty();
+        if runs.crash && is_well {
+            let other = self.run_once(bench, plugin, Between::Crash(places.clone()), false)?;
+            report.failures.extend(compared(Why::Crash, &plain.end, other));
+            report.crashes = Some(count);
+        }
+        if runs.replace && is_well {
+            let other = self.run_once(bench, plugin, Between::Replace(places), false)?;
+            report.failures.extend(compared(Why::Replacement, &plain.end, other));
+            report.replacements = Some(count);
+        }
+        report.took = begun.elapsed();
+        Ok(report)
+    }
+
+    /// The places in which something comes between, all if there are not too many, and how many these are.
+    fn places(&self, all: u64) -> (Option<BTreeSet<u64>>, u64) {
+        if all <= ALL {
+            return (None, all);
+        }
+        let mut random = ChaCha12Rng::seed_from_u64(self.given.seed);
+        let length = usize::try_from(all).unwrap_or(usize::MAX);
+        let places: BTreeSet<u64> =
+            sample(&mut random, length, PLACES).iter().map(|at| at as u64 + 1).collect();
+        let count = places.len() as u64;
+        (Some(places), count)
+    }
+
+    fn run_once(
+        &self,
+        bench: &Bench,
+        plugin: &Plugin,
+        between: Between,
+        records: bool,
+    ) -> Result<Outcome, TestError> {
+        let begun = Instant::now();
+        let is_plain = between == Between::Nothing;
+        let mut trial = Trial::new(bench, plugin, &self.given)?;
+        trial.interrupt(between);
+        let mut run = Run {
+            scenario: self,
+            bench,
+            trial,
+            is_plain,
+            records,
+            round: 0,
+            failures: Vec::new(),
+            replies: Vec::new(),
+            happened: Vec::new(),
+        };
+        if let Err(error) = run.all() {
+            run.fail("", error.to_string(), Vec::new());
+        }
+        let end = run.end()?;
+        let Run { trial, failures, happened, .. } = run;
+        let (entries, places) = (trial.entries(), trial.places());
+        Ok(Outcome { failures, end, entries, places, happened, took: begun.elapsed() })
+    }
+}
+
+/// What went otherwise in another run than in the one that is as written.
+fn compared(why: Why, plain: &End, other: Outcome) -> Vec<Failure> {
+    if let Some(failure) = other.failures.into_iter().next() {
+        return vec![Failure { why, ..failure }];
+    }
+    if *plain == other.end {
+        return Vec::new();
+    }
+    let mut differences = differences("", &plain.shown(), Some(&other.end.shown()), Match::Exact);
+    if differences.is_empty() {
+        let place = "the bytes of the state or of what was published".to_owned();
+        differences.push(Difference { place, expected: None, actual: None });
+    }
+    vec![Failure { why, place: String::new(), reason: String::new(), differences }]
+}
+
+impl End {
+    fn shown(&self) -> Value {
+        let state = self.state.iter().map(|(key, value)| (shown_key(key), shown(value)));
+        json!({
+            "state": state.collect::<Map<_, _>>(),
+            "timers": self.timers,
+            "hears": self.hears,
+            "follows": self.follows,
+            "names": self.names.iter().map(|(key, path)| (key.to_string(), json!(path))).collect::<Map<_, _>>(),
+            "publishes": self.publishes.iter().map(shown::publish).collect::<Vec<_>>(),
+            "dead": self.dead,
+            "replies": self.replies,
+        })
+    }
+}
+
+/// One run.
+struct Run<'a> {
+    scenario: &'a Scenario,
+    bench: &'a Bench,
+    trial: Trial,
+    /// Whether it is checked what comes of each step.
+    is_plain: bool,
+    /// Whether that is noted, too.
+    records: bool,
+    round: u64,
+    failures: Vec<Failure>,
+    replies: Vec<Value>,
+    /// What each step on top has brought about.
+    happened: Vec<Map<String, Value>>,
+}
+
+/// Failures that are told of one scenario.
+const FAILURES: usize = 10;
+
+impl Run<'_> {
+    fn vars(&self) -> Vars {
+        Vars { seed: self.scenario.given.seed, now: self.trial.now(), round: self.round }
+    }
+
+    fn fail(&mut self, place: &str, reason: String, differences: Vec<Difference>) {
+        if self.failures.len() < FAILURES {
+            self.failures.push(Failure { why: Why::Step, place: place.to_owned(), reason, differences });
+        }
+    }
+
+    fn all(&mut self) -> Result<(), TestError> {
+        let scenario = self.scenario;
+        let vars = self.vars();
+        for (word, document) in scenario.names.iter().filter(|(_, document)| !document.is_null()) {
+            let bytes = shown::bytes_of(&vars.fill(document)).map_err(TestError::Given)?;
+            self.trial.set_name(name_for(vars.seed, word), Bytes::from(bytes))?;
+        }
+        self.trial.start()?;
+        self.steps(&scenario.steps, "")?;
+        let end = &scenario.end;
+        if !end.is_empty() && self.is_plain {
+            let vars = self.vars();
+            let filled = |sections: &Map<String, Value>| match vars.fill(&Value::Object(sections.clone())) {
+                Value::Object(sections) => sections,
+                _ => Map::new(),
+            };
+            let end = Expectation { expect: filled(&end.expect), include: filled(&end.include) };
+            self.check("in the end", &end, 0, None)?;
+        }
+        Ok(())
+    }
+
+    fn steps(&mut self, steps: &[Value], place: &str) -> Result<(), TestError> {
+        let is_top = place.is_empty();
+        for (number, step) in (1..).zip(steps) {
+            let place = format!("{place}step {number}");
+            let step =
+                Step::parse(step, &self.vars()).map_err(|why| TestError::Given(format!("{place}: {why}")))?;
+            let mark = self.trial.happened().len();
+            let place = format!("{place}, {}", step.action.told());
+            // The steps of a repetition are checked where they stand.
+            let is_one = !matches!(step.action, Action::Repeat { .. });
+            let answer = self.act(step.action, &place)?;
+            if self.is_plain {
+                if is_one && let Some(reason) = self.unexpected(&step.expectation, mark, answer.as_ref()) {
+                    self.fail(&place, reason, Vec::new());
+                }
+                self.check(&place, &step.expectation, mark, answer.as_ref())?;
+                if is_top && self.records {
+                    let mut happened = self.sections(mark, answer.as_ref())?;
+                    happened.extend(self.standing(|_| true)?);
+                    self.happened.push(happened);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Does what a step says; returns the answer to a question.
+    fn act(&mut self, action: Action, place: &str) -> Result<Option<(&'static str, Value)>, TestError> {
+        let vars = self.vars();
+        let now = self.trial.now();
+        match action {
+            Action::Message { topic, data, from } => {
+                let word = |error: crate::ident::InvalidWord| TestError::Given(format!("{place}: {error}"));
+                let origin = match from {
+                    From::Host => Origin::Host,
+                    From::Plugin(plugin) => Origin::Plugin(plugin.parse().map_err(word)?),
+                    From::Peer(peer) => Origin::Peer(vars.peer(&peer)),
+                };
+                if self.is_plain && !self.trial.hears(&topic) {
+                    self.fail(place, format!("the plugin does not hear {topic}"), Vec::new());
+                }
+                self.trial.feed(Kind::Event(Event::Message { topic, data: data.into(), origin }))?;
+            }
+            Action::Wait(Time::For(duration)) => self.trial.wait_until(now.after(duration))?,
+            Action::Wait(Time::Until(until)) => self.trial.wait_until(until)?,
+            Action::Deaf(duration, topic) => {
+                let listening = topic.map_or(Listening::No, Listening::NotTo);
+                self.trial.wait_deaf_until(now.after(duration), listening)?;
+            }
+            Action::Down(duration) => self.trial.be_down_until(now.after(duration))?,
+            Action::Command(method, body) => {
+                self.trial.command(&method, &body)?;
+                let reply =
+                    self.trial.happened().iter().rev().find_map(|it| it.reply.as_ref()).map(shown::reply);
+                self.replies.extend(reply.as_ref().map(|(section, value)| json!({ *section: value })));
+            }
+            Action::Query(method, body) => {
+                let answer = shown::reply(&self.trial.ask(&method, &body)?);
+                self.replies.push(json!({ answer.0: answer.1 }));
+                return Ok(Some(answer));
+            }
+            Action::Name(name, document) => {
+                let name = name.parse().unwrap_or_else(|_| name_for(vars.seed, &name));
+                self.trial.set_name(name, document.into())?;
+            }
+            Action::Peers(topic, peers) => {
+                let mut peers: Vec<_> = peers.iter().map(|peer| vars.peer(peer)).collect();
+                peers.sort();
+                self.trial.feed(Kind::Peers { topic, peers })?;
+            }
+            Action::Replace(file) => {
+                let file = self.scenario.dir.join(file);
+                let component = crate::plugin::read(&file)
+                    .map_err(|error| TestError::Given(format!("cannot read {}: {error}", file.display())))?;
+                let plugin = self.bench.plugin(&component)?;
+                self.trial.replace(&plugin, &self.scenario.given)?;
+            }
+            Action::Repeat { times, every, steps } => {
+                let outer = self.round;
+                for round in 1..=times {
+                    self.round = round;
+                    let next = self.trial.now().after(every);
+                    self.steps(&steps, &format!("{place} (round {round}), "))?;
+                    if self.trial.now() < next {
+                        self.trial.wait_until(next)?;
+                    }
+                }
+                self.round = outer;
+            }
+        }
+        Ok(None)
+    }
+
+    /// Compares what came of a step with what was expected of it.
+    fn check(
+        &mut self,
+        place: &str,
+        expectation: &Expectation,
+        mark: usize,
+        answer: Option<&(&'static str, Value)>,
+    ) -> Result<(), TestError> {
+        if expectation.is_empty() {
+            return Ok(());
+        }
+        let mut actual = self.sections(mark, answer)?;
+        actual.extend(self.standing(|section| expectation.tells_of(section))?);
+        let mut found = Vec::new();
+        for (sections, how) in [(&expectation.expect, Match::Exact), (&expectation.include, Match::Partial)] {
+            for (section, expected) in sections {
+                found.extend(differences(section, expected, actual.get(section), how));
+            }
+        }
+        if !found.is_empty() {
+            self.fail(place, String::new(), found);
+        }
+        Ok(())
+    }
+
+    /// What must be told if it is to happen: a refusal, and an event that is set aside.
+    fn unexpected(
+        &self,
+        expectation: &Expectation,
+        mark: usize,
+        answer: Option<&(&'static str, Value)>,
+    ) -> Option<String> {
+        let happened = &self.trial.happened()[mark..];
+        let reply = happened.last().and_then(|it| it.reply.as_ref()).map(shown::reply);
+        let refused = answer.cloned().or(reply).filter(|(section, _)| *section == "error");
+        if let Some((_, why)) = refused.filter(|_| !expectation.tells_of("error")) {
+            return Some(format!(
+                "was refused, and no error was expected: {}",
+                why.as_str().unwrap_or_default()
+            ));
+        }
+        let letter = happened.iter().find_map(|it| it.dead.first()).filter(|_| !expectation.tells_of("dead"));
+        letter.map(|letter| {
+            format!("an event was set aside, and no dead letter was expected: {}", letter.reason)
+        })
+    }
+
+    /// What a step has brought about, by sections.
+    fn sections(
+        &mut self,
+        mark: usize,
+        answer: Option<&(&'static str, Value)>,
+    ) -> Result<Map<String, Value>, TestError> {
+        self.trial.settle()?;
+        let mut sections = shown::sections(&self.trial.happened()[mark..]);
+        if let Some((section, value)) = answer {
+            sections.insert((*section).to_owned(), value.clone());
+        }
+        Ok(sections)
+    }
+
+    /// How things stand now, by the sections that are asked for.
+    fn standing(&mut self, is_asked: impl Fn(&str) -> bool) -> Result<Map<String, Value>, TestError> {
+        let mut standing = Map::new();
+        if is_asked("state") {
+            let state = self.trial.state()?;
+            let state = state.iter().map(|(key, value)| (shown_key(key), shown(value)));
+            standing.insert("state".to_owned(), Value::Object(state.collect()));
+        }
+        if is_asked("timers") {
+            standing.insert("timers".to_owned(), json!(self.trial.timers()?));
+        }
+        let (hears, follows) = self.trial.hears_and_follows();
+        standing.insert("hears".to_owned(), json!(hears));
+        standing.insert("follows".to_owned(), json!(follows));
+        Ok(standing)
+    }
+
+    fn end(&mut self) -> Result<End, TestError> {
+        self.trial.settle()?;
+        let happened = self.trial.happened();
+        let all = |pick: fn(&Happened) -> Vec<Publish>| happened.iter().flat_map(pick).collect();
+        let dead = happened.iter().flat_map(|it| &it.dead).map(shown::dead_letter);
+        let without_log = dead.map(|mut letter| {
+            // What was logged before a restart is with the instance that is gone.
+            if let Some(members) = letter.as_object_mut() {
+                members.remove("log");
+            }
+            letter
+        });
+        let (publishes, dead) = (all(|it| it.asked.publishes.clone()), without_log.collect());
+        let (hears, follows) = self.trial.hears_and_follows();
+        Ok(End {
+            state: self.trial.state()?,
+            timers: self.trial.timers()?,
+            hears,
+            follows,
+            names: self.trial.own_names()?,
+            publishes,
+            dead,
+            replies: std::mem::take(&mut self.replies),
+        })
+    }
+}
+
+impl Action {
+    /// What it is, in a word or two.
+    fn told(&self) -> String {
+        match self {
+            Self::Message { topic, .. } => format!("message {topic}"),
+            Self::Wait(Time::For(duration)) => format!("wait {duration:?}"),
+            Self::Wait(Time::Until(until)) => format!("until {until}"),
+            Self::Deaf(duration, _) => format!("deaf {duration:?}"),
+            Self::Down(duration) => format!("down {duration:?}"),
+            Self::Command(method, _) => format!("command {method}"),
+            Self::Query(method, _) => format!("query {method}"),
+            Self::Name(name, _) => format!("name {name}"),
+            Self::Peers(topic, _) => format!("peers of {topic}"),
+            Self::Replace(file) => format!("replace {}", file.display()),
+            Self::Repeat { .. } => "repeat".to_owned(),
+        }
+    }
+}

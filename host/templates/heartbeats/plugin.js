@@ -1,0 +1,33 @@
+// Counts heartbeats, and says which node has fallen silent.
+
+import { NotFound, UnknownMethod, config, log, pubsub, state, timers } from './dim.js';
+
+// Whatever must survive a crash lies in the state: memory is gone with the instance.
+const counts = new state.Map('count/');
+
+export function handle(event) {
+  if (event.type === 'message') {
+    const { node_id } = event.json('node_id');
+    const count = (counts.get(node_id) ?? 0) + 1;
+    counts.set(node_id, count);
+    if (count === 1) log.info('a new node', { node_id });
+    timers.setIn('silent/' + node_id, config.silent_after_seconds);
+  } else if (event.type === 'timer' && event.key.startsWith('silent/')) {
+    const node_id = event.key.slice('silent/'.length);
+    pubsub.publish(config.silent_topic, { node_id, count: counts.get(node_id) ?? 0 });
+  }
+}
+
+export function command(method, { node_id }) {
+  if (method !== 'forget') throw new UnknownMethod();
+  const count = counts.get(node_id);
+  if (count === undefined) throw new NotFound('node ' + node_id);
+  counts.delete(node_id);
+  timers.clear('silent/' + node_id);
+  return { node_id, count };
+}
+
+export function query(method) {
+  if (method !== 'counts') throw new UnknownMethod();
+  return Object.fromEntries(counts);
+}

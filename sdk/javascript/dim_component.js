@@ -1,0 +1,46 @@
+// What the host calls: it hands on to `plugin.js`. Built by `dim plugin build`; not for authors.
+
+import * as dim from './dim.js';
+import * as plugin from './plugin.js';
+
+/** An exception that is no failure on purpose is a trap, with its trace for the operator. */
+function trap(error) {
+  console.error(error?.stack ? `${error}\n${error.stack}` : String(error));
+  throw error;
+}
+
+export function start(config, fromStateVersion) {
+  for (const member of Object.keys(dim.config)) delete dim.config[member];
+  Object.assign(dim.config, JSON.parse(config));
+  try {
+    plugin.start?.(dim.config, fromStateVersion);
+  } catch (error) {
+    throw String(error?.message ?? error);
+  }
+}
+
+export function handle(event) {
+  try {
+    plugin.handle?.(dim.plain(event));
+  } catch (error) {
+    throw dim.failure(error) ?? trap(error);
+  }
+}
+
+function answer(call, method, body) {
+  let parsed;
+  try {
+    parsed = JSON.parse(body);
+  } catch (error) {
+    throw dim.refusal(new dim.Invalid(error.message));
+  }
+  try {
+    if (call === undefined) throw new dim.UnknownMethod();
+    return JSON.stringify(call(method, parsed)) ?? 'null';
+  } catch (error) {
+    throw dim.refusal(error) ?? trap(error);
+  }
+}
+
+export const command = (method, body) => answer(plugin.command, method, body);
+export const query = (method, body) => answer(plugin.query, method, body);

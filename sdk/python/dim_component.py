@@ -1,0 +1,52 @@
+"""What the host calls: it hands on to `plugin.py`. Built by `dim plugin build`; not for authors."""
+
+import json
+
+import dim
+import plugin
+import wit_world
+from componentize_py_types import Err
+
+
+def _answer(function, method, body):
+    try:
+        body = json.loads(body)
+    except ValueError as error:
+        raise Err(dim._refusal(dim.Invalid(str(error)))) from None
+    try:
+        if function is None:
+            raise dim.UnknownMethod
+        return json.dumps(function(method, body), separators=(",", ":"), ensure_ascii=False)
+    except Exception as error:
+        refusal = dim._refusal(error)
+        if refusal is None:
+            raise
+        raise Err(refusal) from None
+
+
+class WitWorld(wit_world.WitWorld):
+    def start(self, config, from_state_version):
+        dim.config.clear()
+        dim.config.update(json.loads(config))
+        if hasattr(plugin, "start"):
+            try:
+                plugin.start(dim.config, from_state_version)
+            except Exception as error:
+                raise Err(str(error) or type(error).__name__) from None
+
+    def handle(self, event_):
+        if not hasattr(plugin, "handle"):
+            return
+        try:
+            plugin.handle(dim._plain(event_))
+        except Exception as error:
+            failure = dim._failure(error)
+            if failure is None:
+                raise
+            raise Err(failure) from None
+
+    def command(self, method, body):
+        return _answer(getattr(plugin, "command", None), method, body)
+
+    def query(self, method, body):
+        return _answer(getattr(plugin, "query", None), method, body)

@@ -6,7 +6,7 @@ mod components;
 use std::env;
 use std::path::PathBuf;
 
-const GUESTS: [&str; 4] = ["hostile", "probe", "stamper", "tracker_2"];
+const GUESTS: [&str; 5] = ["forgetful", "hostile", "probe", "stamper", "tracker_2"];
 
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));

@@ -1,10 +1,7 @@
 //! Valid components of every shape, from wasm-smith, thrown at the loader.
 
-use std::sync::Arc;
-
 use arbitrary::Unstructured;
-use dim::plugin::{Compiler, Engine, inspect, judge};
-use dim::store::Store;
+use dim::plugin::{Cache, Compiler, Engine, inspect, judge};
 use wasm_smith::{Component, Config};
 
 /// The manifest that each is given, or the loader would look no further.
@@ -18,8 +15,8 @@ struct Loader {
 impl Loader {
     fn new() -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let store = Arc::new(Store::open(dir.path()).expect("a store"));
-        Self { engine: Engine::new(store, Compiler::Here).expect("an engine"), dir }
+        let cache = Cache::open(dir.path()).expect("a directory of its own");
+        Self { engine: Engine::new(cache, Compiler::Here).expect("an engine"), dir }
     }
 }
 

@@ -3,8 +3,10 @@
 mod admission;
 mod backup;
 mod changes;
+mod chunks;
 mod dead;
 mod error;
+mod events;
 mod extract;
 mod grants;
 mod jobs;
@@ -55,6 +57,7 @@ fn described() -> OpenApiRouter<Arc<Supervised>> {
     let v1 = OpenApiRouter::default()
         .routes(routes!(status::status))
         .routes(routes!(backup::make))
+        .routes(routes!(events::export))
         .routes(routes!(openapi::openapi))
         .routes(routes!(plugins::list, plugins::fetch))
         .routes(routes!(plugins::show, plugins::remove))

@@ -5,6 +5,7 @@ mod backup;
 mod client;
 mod dead;
 mod demo;
+mod events;
 mod input;
 mod ipns;
 mod job;
@@ -117,6 +118,9 @@ enum Command {
     /// Dead letters: events that a plugin could not handle
     #[command(subcommand)]
     Dead(dead::Command),
+    /// What came from outside, as the log holds it
+    #[command(subcommand)]
+    Events(events::Command),
     /// Writes the description of the HTTP API, an OpenAPI document
     Openapi,
     /// Compiles the component on standard input, for a host that has this done in a process of its own
@@ -213,7 +217,7 @@ fn dispatch(Cli { global, command }: Cli) -> anyhow::Result<()> {
             plugin::inspect_file(&subject, &global.out())
         }
         Command::Plugin(plugin::PluginCommand::Signing(command)) => command.execute(&global.out()),
-        Command::Plugin(plugin::PluginCommand::Author(command)) => command.execute(&global.out()),
+        Command::Plugin(plugin::PluginCommand::Author(command)) => command.execute(&global),
         command => runtime()?.block_on(over_the_api(command, &global)),
     }
 }
@@ -228,6 +232,7 @@ async fn over_the_api(command: Command, global: &Global) -> anyhow::Result<()> {
         Command::Ipns(command) => command.execute(&client, &out).await,
         Command::Plugin(command) => command.execute(&client, &out).await,
         Command::Dead(command) => command.execute(&client, &out).await,
+        Command::Events(command) => command.execute(&client, &out).await,
         Command::Backup(backup) => backup.execute(&client, &out).await,
         Command::Run(_)
         | Command::Agent(_)

@@ -1,5 +1,6 @@
 //! Owns the words of the event log: an entry, the event that it may be, and what an event speaks of.
 
+pub mod exported;
 mod stored;
 
 use std::fmt;

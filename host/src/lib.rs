@@ -83,6 +83,7 @@ pub mod host;
 pub mod replay;
 pub mod test;
 pub mod backup;
+pub mod export;
 pub mod api;
 pub mod cli;
 

@@ -25,6 +25,9 @@ mod matching;
 mod shown;
 mod report;
 mod bless;
+mod events;
+mod compare;
+mod end;
 
 use thiserror::Error;
 
@@ -33,8 +36,10 @@ use crate::host::HostError;
 use crate::plugin::EngineError;
 use crate::store::StoreError;
 
-pub use bench::{Bench, Given, Plugin};
+pub use bench::{Bench, Given, Identity, Plugin};
 pub use bless::bless;
+pub use compare::{CompareError, Comparison, Differing, Player, StateDifference, Totals, compare, try_on};
+pub use events::{Events, EventsError};
 pub use matching::{Difference, Match, differences};
 pub use report::{Failure, Report, Why};
 pub use run::Runs;

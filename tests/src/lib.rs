@@ -28,6 +28,9 @@ pub use program::{Program, begin_request};
 pub use proxy::{Fault, FaultProxy};
 pub use witness::{Witness, directly};
 
+/// The component of the guest that forgets what it keeps in memory.
+pub const FORGETFUL: &str = env!("GUEST_FORGETFUL");
+
 /// The component of the guest that does what it is told.
 pub const PROBE: &str = env!("GUEST_PROBE");
 

@@ -1,25 +1,20 @@
 //! `dim backup` and `dim restore`.
 
 use std::fs::File;
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _};
 use std::path::{Path, PathBuf};
-use std::pin::pin;
-use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::Args;
 use dim_client::ClientError;
-use futures::{Stream, StreamExt as _};
+use futures::Stream;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::client::Client;
+use super::client::{self, Client};
 use super::output::Output;
 use super::signals::Signals;
 use crate::backup::{self, BackupError, Head, Passphrase};
-
-/// How often progress is told.
-const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// Where a passphrase comes from.
 #[derive(Debug, Args)]
@@ -102,7 +97,7 @@ impl Backup {
         let directory = path.parent().unwrap_or(Path::new("/"));
         // Only the owner can read it, and it goes with the value.
         let mut half = tempfile::Builder::new().prefix(".dim-backup-").tempfile_in(directory)?;
-        let bytes = unless_interrupted(receive(chunks, half.as_file_mut())).await??;
+        let bytes = unless_interrupted(client::receive(chunks, half.as_file_mut())).await??;
         let written = half.reopen()?;
         let head = interruptible(written, |written| backup::verify(written, passphrase)).await?;
         let put = if self.force { half.persist(&path) } else { half.persist_noclobber(&path) };
@@ -156,25 +151,6 @@ impl io::Read for Interruptible {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         if self.stop.is_cancelled() { Err(interrupted()) } else { self.file.read(bytes) }
     }
-}
-
-/// Writes what comes into a file; returns how many bytes came.
-async fn receive(
-    chunks: impl Stream<Item = Result<bytes::Bytes, ClientError>>,
-    file: &mut File,
-) -> anyhow::Result<u64> {
-    let (mut received, mut told) = (0_u64, Instant::now());
-    let mut chunks = pin!(chunks);
-    while let Some(chunk) = chunks.next().await.transpose()? {
-        file.write_all(&chunk)?;
-        received += chunk.len() as u64;
-        if told.elapsed() > TELL_EVERY && std::io::stderr().is_terminal() {
-            eprint!("\r{received} bytes …");
-            told = Instant::now();
-        }
-    }
-    file.sync_all()?;
-    Ok(received)
 }
 
 fn tell(out: &Output, file: &Path, bytes: u64, head: &Head) -> anyhow::Result<()> {

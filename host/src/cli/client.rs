@@ -1,8 +1,8 @@
 //! The command line's way to the API of a host.
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use dim_client::{Address, ClientError, Http, ServerEvent};
@@ -56,6 +56,16 @@ impl Client {
         body: &Value,
     ) -> Result<impl Stream<Item = Result<Bytes, ClientError>> + use<>, ClientError> {
         let request = self.http.request(Method::POST, segments)?.json(body);
+        self.telling(self.http.chunks(request)).await
+    }
+
+    /// Reads bytes as they come.
+    pub async fn get_chunks(
+        &self,
+        segments: &[&str],
+        query: &[(&str, String)],
+    ) -> Result<impl Stream<Item = Result<Bytes, ClientError>> + use<>, ClientError> {
+        let request = self.http.request(Method::GET, segments)?.query(query);
         self.telling(self.http.chunks(request)).await
     }
 
@@ -129,4 +139,26 @@ impl Client {
             }
         }
     }
+}
+
+/// How often it is told how much has come.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+
+/// Writes what comes into a file; returns how many bytes came.
+pub async fn receive(
+    chunks: impl Stream<Item = Result<bytes::Bytes, ClientError>>,
+    file: &mut std::fs::File,
+) -> anyhow::Result<u64> {
+    let (mut received, mut told) = (0_u64, Instant::now());
+    let mut chunks = pin!(chunks);
+    while let Some(chunk) = chunks.next().await.transpose()? {
+        file.write_all(&chunk)?;
+        received += chunk.len() as u64;
+        if told.elapsed() > TELL_EVERY && std::io::stderr().is_terminal() {
+            eprint!("\r{received} bytes …");
+            told = Instant::now();
+        }
+    }
+    file.sync_all()?;
+    Ok(received)
 }

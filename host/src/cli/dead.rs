@@ -1,15 +1,12 @@
 //! `dim dead`.
 
 use clap::{Args, Subcommand};
-use jiff::Timestamp as Time;
 use reqwest::Method;
 use serde_json::Value;
 
-use crate::time::duration_of;
-
 use super::client::Client;
-use super::lacking;
 use super::output::{Column, Output};
+use super::{input, lacking};
 
 const COLUMNS: [Column; 7] = [
     ("ID", "/id"),
@@ -58,7 +55,7 @@ pub struct Filter {
     #[arg(long)]
     topic: Option<String>,
     /// Only those set aside at this time or later, as in 2026-01-31T12:00:00Z, or within this time, as in 2h
-    #[arg(long, value_name = "TIME", value_parser = since)]
+    #[arg(long, value_name = "TIME", value_parser = input::since)]
     since: Option<String>,
 }
 
@@ -73,17 +70,6 @@ pub struct Which {
     /// All that there are
     #[arg(long, conflicts_with_all = ["plugin", "topic", "since"])]
     all: bool,
-}
-
-/// A time, or a duration before now, as the API takes it.
-fn since(text: &str) -> Result<String, String> {
-    if let Ok(ago) = duration_of(text) {
-        let since = Time::now().checked_sub(ago).map_err(|error| error.to_string())?;
-        return Ok(since.to_string());
-    }
-    let time: Time =
-        text.parse().map_err(|_| "write it like 2026-01-31T12:00:00Z, or 2h for the last two hours")?;
-    Ok(time.to_string())
 }
 
 impl Filter {

@@ -1,4 +1,4 @@
-//! What the user hands over: files, standard input, JSON and durations. Of what is more than a host takes there is a
+//! What the user hands over: files, standard input, JSON and times. Of what is more than a host takes there is a
 //! byte too much, for the client to refuse.
 
 use std::fs::File;
@@ -6,9 +6,11 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use anyhow::Context as _;
+use jiff::Timestamp as Time;
 use serde_json::Value;
 
 use crate::api::MAX_BODY;
+use crate::time::duration_of;
 
 /// The content of a file.
 pub fn file(path: &Path) -> anyhow::Result<Vec<u8>> {
@@ -34,6 +36,17 @@ pub fn json_or_file(text: &str) -> Result<Value, String> {
         }
         None => json(text),
     }
+}
+
+/// A time, or a duration before now, as the API takes it.
+pub fn since(text: &str) -> Result<String, String> {
+    if let Ok(ago) = duration_of(text) {
+        let since = Time::now().checked_sub(ago).map_err(|error| error.to_string())?;
+        return Ok(since.to_string());
+    }
+    let time: Time =
+        text.parse().map_err(|_| "write it like 2026-01-31T12:00:00Z, or 2h for the last two hours")?;
+    Ok(time.to_string())
 }
 
 fn bounded(input: impl Read) -> io::Result<Vec<u8>> {

@@ -2,6 +2,7 @@
 
 mod build;
 mod check;
+mod compare;
 mod dev;
 mod grants;
 mod install;
@@ -24,6 +25,7 @@ use serde_json::{Value, json};
 use crate::ident::Digest;
 use crate::plugin;
 
+use super::Global;
 use super::client::Client;
 use super::output::{Column, Output};
 
@@ -177,18 +179,22 @@ pub enum Author {
     Build(build::Build),
     /// Judges a component without running it
     Check(check::Check),
-    /// Runs a plugin's scenarios, in virtual time
+    /// Runs a plugin's scenarios, or has it handle recorded events, in virtual time
     Test(test::Test),
+    /// Runs two versions of a plugin over the same events and shows where what they do differs
+    Compare(compare::Compare),
 }
 
 impl Author {
     /// Does it.
-    pub fn execute(self, out: &Output) -> anyhow::Result<()> {
+    pub fn execute(self, global: &Global) -> anyhow::Result<()> {
+        let out = &global.out();
         match self {
             Self::New(new) => new.execute(out),
             Self::Build(build) => build.execute(out),
             Self::Check(check) => check.execute(out),
             Self::Test(test) => test.execute(out),
+            Self::Compare(compare) => compare.execute(global),
         }
     }
 }
@@ -248,7 +254,7 @@ impl PluginCommand {
                 out.object(&flat(&plugin["inspection"]))
             }
             Self::Signing(command) => command.execute(out),
-            Self::Author(command) => command.execute(out),
+            Self::Author(_) => unreachable!("handled without a client"),
             Self::Install { from, name, trust, grant, wait } => {
                 install::install(client, out, install::Wish { from, name, trust, grant, wait }).await
             }

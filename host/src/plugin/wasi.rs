@@ -149,13 +149,14 @@ impl Numbers {
         self.lock().len() as u64
     }
 
-    /// What stands for a part of the entry at `offset`: for one that did not come from outside, its distance from
-    /// the one before it that did.
+    /// What stands for a part of the entry at `offset`: that of the one before it that came from outside, if it did not;
+    /// timers have a part of their own, and anything else its distance from that one.
     fn of(&self, offset: u64, part: u64) -> (u64, u64) {
         let from_outside = self.lock();
         let number = from_outside.partition_point(|before| *before <= offset);
         let before = number.checked_sub(1).map_or(0, |last| from_outside[last]);
-        (number as u64, part ^ ((offset - before) << 32))
+        let distance = if part == 0 { offset - before } else { 0 };
+        (number as u64, part ^ (distance << 32))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<u64>> {

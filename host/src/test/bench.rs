@@ -10,9 +10,11 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use super::TestError;
+use super::trial::{peer_of, secret_of};
 use crate::config::{Config, PluginConfig};
+use crate::entry::exported::{Header, Malformed};
 use crate::host::{Candidate, HostError, Proposal, Ready, Terms};
-use crate::ident::PluginName;
+use crate::ident::{IpnsName, KeyName, PluginName};
 use crate::plugin::roster::{Code, Setup};
 use crate::plugin::{self, Cache, Compiler, Engine, Grants, Inspection, Prepared, SomeLimits};
 use crate::time::Timestamp;
@@ -50,8 +52,35 @@ pub struct Given {
     pub limits: SomeLimits,
     /// When it begins.
     pub time: Timestamp,
-    /// What random, and the host's keys and peers, follow from.
+    /// The host that it runs on.
+    pub host: Identity,
+}
+
+/// A host that plugins are tried on.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// Who it is.
+    pub id: String,
+    /// What random follows from.
+    pub secret: [u8; 32],
+    /// What its keys follow from, and the peers and names that words stand for.
     pub seed: u64,
+    /// The names of keys that do not follow from the seed: it has the names alone.
+    pub keys: BTreeMap<KeyName, IpnsName>,
+}
+
+impl Identity {
+    /// The host that follows from a seed.
+    pub fn of(seed: u64) -> Self {
+        let id = peer_of(seed, "host").to_string();
+        Self { id, secret: secret_of(seed, "secret"), seed, keys: BTreeMap::new() }
+    }
+
+    /// The host that events were recorded on, but for its secret.
+    pub fn recorded(header: &Header) -> Result<Self, Malformed> {
+        let (id, secret, keys) = (header.host.clone(), header.secret()?, header.keys.clone());
+        Ok(Self { id, secret, seed: 0, keys })
+    }
 }
 
 /// 2026-01-01T00:00:00Z.
@@ -67,7 +96,7 @@ impl Default for Given {
             denied: Grants::default(),
             limits: SomeLimits::default(),
             time: BEGIN,
-            seed: 0,
+            host: Identity::of(0),
         }
     }
 }
@@ -138,7 +167,7 @@ impl Plugin {
     }
 
     /// Settles what it may, with everything that it asks for granted but for what is denied.
-    pub(super) fn ready(&self, given: &Given, host_id: &str) -> Result<Ready, TestError> {
+    pub(super) fn ready(&self, given: &Given) -> Result<Ready, TestError> {
         let inspection = &self.prepared.inspection;
         let source = "this test".to_owned();
         let proposal = Proposal {
@@ -159,7 +188,11 @@ impl Plugin {
         };
         let settle = |setup: Setup| {
             let terms = Terms { config: config.clone(), given: setup };
-            Candidate::proposed(proposal.clone(), terms).resolve(&Config::default(), inspection, host_id)
+            Candidate::proposed(proposal.clone(), terms).resolve(
+                &Config::default(),
+                inspection,
+                &given.host.id,
+            )
         };
         let denied = Setup { denied: given.denied.clone(), ..Setup::default() };
         let (_, asked) = settle(denied.clone()).map_err(TestError::Given)?;

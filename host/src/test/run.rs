@@ -1,7 +1,7 @@
 //! Owns the runs of a scenario: as it is written, with a crash between each two entries, and with the plugin replaced by
 //! itself between each two. The end must be the same.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -10,17 +10,15 @@ use rand::seq::index::sample;
 use rand_chacha::ChaCha12Rng;
 use serde_json::{Map, Value, json};
 
+use super::TestError;
 use super::bench::{Bench, Plugin};
+use super::end::End;
 use super::matching::{Difference, Match, differences};
 use super::report::{Failure, Report, Why};
 use super::scenario::{Action, Expectation, From, Scenario, Step, Time, Vars};
 use super::shown::{self, shown, shown_key};
 use super::trial::{Between, Listening, Trial, name_for};
-use super::{TestError, trial::Happened};
-use crate::effect::Publish;
 use crate::entry::{Event, Kind, Origin};
-use crate::ident::{ContentPath, IpnsName, KeyName, Topic};
-use crate::time::Timestamp;
 
 /// In how many places something comes between entries, if there are more than [`ALL`].
 const PLACES: usize = 250;
@@ -45,19 +43,6 @@ impl Default for Runs {
     }
 }
 
-/// What has come of a run.
-#[derive(Clone, Debug, Default, PartialEq)]
-struct End {
-    state: BTreeMap<Vec<u8>, Vec<u8>>,
-    timers: BTreeMap<String, Timestamp>,
-    hears: Vec<Topic>,
-    follows: Vec<IpnsName>,
-    names: BTreeMap<KeyName, ContentPath>,
-    publishes: Vec<Publish>,
-    dead: Vec<Value>,
-    replies: Vec<Value>,
-}
-
 /// A run as it was written: what it has come to, and where something could have come between.
 struct Outcome {
     failures: Vec<Failure>,
@@ -66,6 +51,28 @@ struct Outcome {
     places: u64,
     happened: Vec<Map<String, Value>>,
     took: Duration,
+}
+
+impl Outcome {
+    /// What went otherwise than in the run that is as written.
+    fn unlike(self, why: Why, plain: &End) -> Option<Failure> {
+        match self.failures.into_iter().next() {
+            Some(failure) => Some(Failure { why, ..failure }),
+            None => plain.unlike(&self.end, why),
+        }
+    }
+}
+
+/// The places in which something comes between, all if there are not too many, and how many these are.
+pub fn places(all: u64, seed: u64) -> (Option<BTreeSet<u64>>, u64) {
+    if all <= ALL {
+        return (None, all);
+    }
+    let mut random = ChaCha12Rng::seed_from_u64(seed);
+    let length = usize::try_from(all).unwrap_or(usize::MAX);
+    let places: BTreeSet<u64> = sample(&mut random, length, PLACES).iter().map(|at| at as u64 + 1).collect();
+    let count = places.len() as u64;
+    (Some(places), count)
 }
 
 impl Scenario {
@@ -91,33 +98,20 @@ impl Scenario {
             took: Duration::ZERO,
             happened: plain.happened,
         };
-        let (places, count) = self.places(plain.places);
+        let (places, count) = places(plain.places, self.given.host.seed);
         let is_well = report.failures.is_empty();
         if runs.crash && is_well {
             let other = self.run_once(bench, plugin, Between::Crash(places.clone()), false)?;
-            report.failures.extend(compared(Why::Crash, &plain.end, other));
+            report.failures.extend(other.unlike(Why::Crash, &plain.end));
             report.crashes = Some(count);
         }
         if runs.replace && is_well {
             let other = self.run_once(bench, plugin, Between::Replace(places), false)?;
-            report.failures.extend(compared(Why::Replacement, &plain.end, other));
+            report.failures.extend(other.unlike(Why::Replacement, &plain.end));
             report.replacements = Some(count);
         }
         report.took = begun.elapsed();
         Ok(report)
-    }
-
-    /// The places in which something comes between, all if there are not too many, and how many these are.
-    fn places(&self, all: u64) -> (Option<BTreeSet<u64>>, u64) {
-        if all <= ALL {
-            return (None, all);
-        }
-        let mut random = ChaCha12Rng::seed_from_u64(self.given.seed);
-        let length = usize::try_from(all).unwrap_or(usize::MAX);
-        let places: BTreeSet<u64> =
-            sample(&mut random, length, PLACES).iter().map(|at| at as u64 + 1).collect();
-        let count = places.len() as u64;
-        (Some(places), count)
     }
 
     fn run_once(
@@ -145,42 +139,10 @@ impl Scenario {
         if let Err(error) = run.all() {
             run.fail("", error.to_string(), Vec::new());
         }
-        let end = run.end()?;
-        let Run { trial, failures, happened, .. } = run;
+        let Run { mut trial, failures, replies, happened, .. } = run;
+        let end = End::of(&mut trial, replies)?;
         let (entries, places) = (trial.entries(), trial.places());
         Ok(Outcome { failures, end, entries, places, happened, took: begun.elapsed() })
-    }
-}
-
-/// What went otherwise in another run than in the one that is as written.
-fn compared(why: Why, plain: &End, other: Outcome) -> Vec<Failure> {
-    if let Some(failure) = other.failures.into_iter().next() {
-        return vec![Failure { why, ..failure }];
-    }
-    if *plain == other.end {
-        return Vec::new();
-    }
-    let mut differences = differences("", &plain.shown(), Some(&other.end.shown()), Match::Exact);
-    if differences.is_empty() {
-        let place = "the bytes of the state or of what was published".to_owned();
-        differences.push(Difference { place, expected: None, actual: None });
-    }
-    vec![Failure { why, place: String::new(), reason: String::new(), differences }]
-}
-
-impl End {
-    fn shown(&self) -> Value {
-        let state = self.state.iter().map(|(key, value)| (shown_key(key), shown(value)));
-        json!({
-            "state": state.collect::<Map<_, _>>(),
-            "timers": self.timers,
-            "hears": self.hears,
-            "follows": self.follows,
-            "names": self.names.iter().map(|(key, path)| (key.to_string(), json!(path))).collect::<Map<_, _>>(),
-            "publishes": self.publishes.iter().map(shown::publish).collect::<Vec<_>>(),
-            "dead": self.dead,
-            "replies": self.replies,
-        })
     }
 }
 
@@ -205,7 +167,7 @@ const FAILURES: usize = 10;
 
 impl Run<'_> {
     fn vars(&self) -> Vars {
-        Vars { seed: self.scenario.given.seed, now: self.trial.now(), round: self.round }
+        Vars { seed: self.scenario.given.host.seed, now: self.trial.now(), round: self.round }
     }
 
     fn fail(&mut self, place: &str, reason: String, differences: Vec<Difference>) {
@@ -225,12 +187,7 @@ impl Run<'_> {
         self.steps(&scenario.steps, "")?;
         let end = &scenario.end;
         if !end.is_empty() && self.is_plain {
-            let vars = self.vars();
-            let filled = |sections: &Map<String, Value>| match vars.fill(&Value::Object(sections.clone())) {
-                Value::Object(sections) => sections,
-                _ => Map::new(),
-            };
-            let end = Expectation { expect: filled(&end.expect), include: filled(&end.include) };
+            let end = end.filled(&self.vars());
             self.check("in the end", &end, 0, None)?;
         }
         Ok(())
@@ -251,7 +208,8 @@ impl Run<'_> {
                 if is_one && let Some(reason) = self.unexpected(&step.expectation, mark, answer.as_ref()) {
                     self.fail(&place, reason, Vec::new());
                 }
-                self.check(&place, &step.expectation, mark, answer.as_ref())?;
+                let expectation = step.expectation.filled(&self.vars());
+                self.check(&place, &expectation, mark, answer.as_ref())?;
                 if is_top && self.records {
                     let mut happened = self.sections(mark, answer.as_ref())?;
                     happened.extend(self.standing(|_| true)?);
@@ -405,32 +363,6 @@ impl Run<'_> {
         standing.insert("hears".to_owned(), json!(hears));
         standing.insert("follows".to_owned(), json!(follows));
         Ok(standing)
-    }
-
-    fn end(&mut self) -> Result<End, TestError> {
-        self.trial.settle()?;
-        let happened = self.trial.happened();
-        let all = |pick: fn(&Happened) -> Vec<Publish>| happened.iter().flat_map(pick).collect();
-        let dead = happened.iter().flat_map(|it| &it.dead).map(shown::dead_letter);
-        let without_log = dead.map(|mut letter| {
-            // What was logged before a restart is with the instance that is gone.
-            if let Some(members) = letter.as_object_mut() {
-                members.remove("log");
-            }
-            letter
-        });
-        let (publishes, dead) = (all(|it| it.asked.publishes.clone()), without_log.collect());
-        let (hears, follows) = self.trial.hears_and_follows();
-        Ok(End {
-            state: self.trial.state()?,
-            timers: self.trial.timers()?,
-            hears,
-            follows,
-            names: self.trial.own_names()?,
-            publishes,
-            dead,
-            replies: std::mem::take(&mut self.replies),
-        })
     }
 }
 

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-use super::bench::Given;
+use super::bench::{Given, Identity};
 use super::shown::bytes_of;
 use super::trial::{key_for, name_for, peer_of};
 use crate::ident::{PeerName, Topic};
@@ -80,6 +80,15 @@ impl Expectation {
     /// Whether nothing is expected.
     pub fn is_empty(&self) -> bool {
         self.expect.is_empty() && self.include.is_empty()
+    }
+
+    /// With the variables filled in.
+    pub fn filled(&self, vars: &Vars) -> Self {
+        let fill = |sections: &Map<String, Value>| match vars.fill(&Value::Object(sections.clone())) {
+            Value::Object(sections) => sections,
+            _ => Map::new(),
+        };
+        Self { expect: fill(&self.expect), include: fill(&self.include) }
     }
 
     fn check(&self) -> Result<(), String> {
@@ -262,7 +271,7 @@ impl Scenario {
         let raw: RawFile = serde_saphyr::from_str_with_options(text, options)
             .map_err(|error| wrong(error.to_string().trim_start_matches("error: ").to_owned()))?;
         let given = given(&raw.given).map_err(wrong)?;
-        let vars = Vars { seed: given.seed, now: given.time, round: 0 };
+        let vars = Vars { seed: given.host.seed, now: given.time, round: 0 };
         let RawFile { steps, expect, include, .. } = raw;
         let end = Expectation { expect, include };
         end.check().map_err(wrong)?;
@@ -292,8 +301,8 @@ fn given(raw: &RawGiven) -> Result<Given, String> {
         Value::Object(config) => config,
         _ => Map::new(),
     };
-    let (denied, limits, seed) = (raw.denied.clone(), raw.limits.clone(), raw.seed);
-    Ok(Given { config, state, timers, state_version, denied, limits, time, seed })
+    let (denied, limits, host) = (raw.denied.clone(), raw.limits.clone(), Identity::of(raw.seed));
+    Ok(Given { config, state, timers, state_version, denied, limits, time, host })
 }
 
 /// What is wrong is told before anything runs, as far as it does not hang on variables.
@@ -309,13 +318,19 @@ fn check_steps(steps: &[Value], vars: &Vars, place: &str) -> Result<(), String> 
 }
 
 impl Step {
-    /// Reads a step; variables have the values that they have by now.
+    /// Reads a step; variables have the values that they have by now, but for what is expected: that is compared when
+    /// the step is over.
     pub fn parse(step: &Value, vars: &Vars) -> Result<Self, String> {
         // The steps that are repeated have variables of their own.
-        let filled = match step.get("repeat") {
+        let mut filled = match step.get("repeat") {
             Some(_) => step.clone(),
             None => vars.fill(step),
         };
+        for expected in ["expect", "include"] {
+            if let Some(as_written) = step.get(expected) {
+                filled[expected] = as_written.clone();
+            }
+        }
         let raw: RawStep = serde_json::from_value(filled).map_err(|error| error.to_string())?;
         let expectation = Expectation { expect: raw.expect.clone(), include: raw.include.clone() };
         expectation.check()?;

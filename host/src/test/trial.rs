@@ -8,20 +8,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use cid::Cid;
 use futures::FutureExt as _;
 use libp2p_identity::Keypair;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 
-use super::{Bench, Given, Plugin, TestError};
+use super::{Bench, Given, Identity, Plugin, TestError};
 use crate::backend::embedded;
 use crate::change::{Change, State};
 use crate::commit::{Commit, Durability, NameChange};
 use crate::config::Config;
 use crate::effect::{Asked, DeadLetter, NameValue, Retry};
-use crate::entry::{Entry, Event, Hearing, Kind, Offset, Resolution};
+use crate::entry::exported::{Record, What};
+use crate::entry::{Entry, Event, Hearing, Kind, Offset, Origin, Resolution};
 use crate::host::{Loader, Ready, ToRun, Wired};
 use crate::ident::{ContentPath, IpnsName, KeyName, PeerName, PluginName, Topic};
 use crate::keys::{KeyFile, Keyring, name_of};
@@ -94,6 +94,8 @@ pub enum Listening {
     NotTo(Topic),
     /// To nothing.
     No,
+    /// As the records say that are fed.
+    AsRecorded,
 }
 
 /// What comes between the entries.
@@ -131,7 +133,7 @@ pub struct Trial {
     id: PluginId,
     ready: Ready,
     engine: Arc<Engine>,
-    seed: u64,
+    host: Identity,
     clock: Arc<VirtualClock>,
     store: Arc<Store>,
     keys: Arc<Keyring>,
@@ -148,6 +150,8 @@ pub struct Trial {
     between: Between,
     /// How many entries something may come between.
     places: u64,
+    /// How many entries there are, those of passing time included.
+    appended: u64,
     /// Who waits for the replies of commands.
     replies: BTreeMap<u64, oneshot::Receiver<Reply>>,
     /// Until when each topic was listened to.
@@ -155,7 +159,7 @@ pub struct Trial {
     listening: Listening,
     ticked_at: Option<Timestamp>,
     /// What the names of others point to.
-    names: BTreeMap<IpnsName, (Cid, Bytes, u64)>,
+    names: BTreeMap<IpnsName, (Resolution, Bytes)>,
     /// Those of them that the plugin was told of.
     told: BTreeSet<IpnsName>,
     _dir: TempDir,
@@ -179,25 +183,30 @@ impl Trial {
     pub fn new(bench: &Bench, plugin: &Plugin, given: &Given) -> Result<Self, TestError> {
         let dir = TempDir::new().map_err(TestError::Directory)?;
         let store = Arc::new(Store::open_on(dir.path(), Arc::new(Memory), CACHE)?);
-        let ready = plugin.ready(given, peer_of(given.seed, "host").as_str())?;
+        let ready = plugin.ready(given)?;
         let keys = Arc::new(Keyring::open(&store).map_err(crate::host::HostError::Key)?);
         for key in ready.allowance.reach.keys() {
-            let bytes = pair_of(given.seed, &format!("key {key}")).to_protobuf_encoding();
-            let bytes = bytes.expect("an ed25519 key has a protobuf form");
-            keys.import(key, &KeyFile { is_adopted: false, bytes }).map_err(crate::host::HostError::Key)?;
+            let file = match given.host.keys.get(key) {
+                Some(name) => KeyFile { is_adopted: true, bytes: name.as_str().as_bytes().to_vec() },
+                None => {
+                    let bytes = pair_of(given.host.seed, &format!("key {key}")).to_protobuf_encoding();
+                    KeyFile { is_adopted: false, bytes: bytes.expect("an ed25519 key has a protobuf form") }
+                }
+            };
+            keys.import(key, &file).map_err(crate::host::HostError::Key)?;
         }
         let name = plugin.name().clone();
         let id = enter(&store, &name, &ready, given)?;
         let clock = Arc::new(VirtualClock { wall: AtomicU64::new(given.time.0), begun: Instant::now() });
         let (engine, numbers) = (bench.engine(), Numbers::default());
         let parts = (&store, &keys, &clock, &engine, &numbers);
-        let wiring = Wiring::new(parts, given.seed, &name, &ready)?;
+        let wiring = Wiring::new(parts, &given.host, &name, &ready)?;
         Ok(Self {
             plugin: name,
             id,
             ready,
             engine,
-            seed: given.seed,
+            host: given.host.clone(),
             clock,
             store,
             keys,
@@ -209,6 +218,7 @@ impl Trial {
             holds: false,
             between: Between::Nothing,
             places: 0,
+            appended: 0,
             replies: BTreeMap::new(),
             heard: BTreeMap::new(),
             listening: Listening::Yes,
@@ -270,6 +280,9 @@ impl Trial {
             }
             match (timer, next) {
                 (Some(timer), next) if timer <= until && next.is_none_or(|next| timer <= next) => {
+                    // Listening is proven every second, so the proof is a little behind when a timer fires.
+                    self.set_time(now.max(Timestamp(timer.0 - 1)));
+                    self.hear()?;
                     self.set_time(timer);
                     self.ticked_at = Some(timer);
                     self.feed(Kind::Tick(self.plugin.clone()))?;
@@ -304,15 +317,56 @@ impl Trial {
 
     /// Gives a name of someone else a value; who follows it is told.
     pub fn set_name(&mut self, name: IpnsName, document: Bytes) -> Result<(), TestError> {
-        let NameValue::Document { cid, data } = NameValue::document(document) else {
-            unreachable!("a document is one")
+        let now = self.now();
+        let resolution = Resolution {
+            path: NameValue::document(document.clone()).path(),
+            sequence: self.names.get(&name).map_or(1, |(known, _)| known.sequence + 1),
+            valid_until: now.after(VALID_FOR),
+            confirmed_at: now,
+            name,
         };
-        let sequence = self.names.get(&name).map_or(1, |(_, _, sequence)| sequence + 1);
-        self.names.insert(name.clone(), (cid, data, sequence));
-        self.told.remove(&name);
+        self.resolve(resolution, document)
+    }
+
+    fn resolve(&mut self, resolution: Resolution, document: Bytes) -> Result<(), TestError> {
+        self.told.remove(&resolution.name);
+        self.names.insert(resolution.name.clone(), (resolution, document));
         self.go_on()?;
         self.hear()?;
         self.tell_names()
+    }
+
+    /// Feeds it what a host has recorded, at its time: timers fall due before it.
+    pub fn feed_record(&mut self, record: &Record) -> Result<(), TestError> {
+        let wrong = |why: String| TestError::Given(format!("entry {}: {why}", record.offset));
+        self.listening = Listening::AsRecorded;
+        self.wait_until(record.time.max(self.now()))?;
+        match &record.what {
+            What::Command { plugin, .. } if *plugin != self.plugin => return Ok(()),
+            // What it has published itself it publishes again.
+            What::Name { resolution, .. } | What::Confirmed(resolution) if self.is_own(&resolution.name) => {
+                return Ok(());
+            }
+            What::Name { resolution, document: Some(document) } => {
+                let document = document.bytes().map_err(|error| wrong(error.to_string()))?;
+                if NameValue::document(document.clone()).path() != resolution.path {
+                    return Err(wrong(format!("the document is not {}", resolution.path)));
+                }
+                return self.resolve(resolution.clone(), document);
+            }
+            _ => {}
+        }
+        let kind = record.what.kind().map_err(|error| wrong(error.to_string()))?;
+        if let Kind::Event(Event::Message { origin: Origin::Plugin(sender), .. }) = &kind
+            && *sender == self.plugin
+        {
+            return Ok(());
+        }
+        self.feed(kind)
+    }
+
+    fn is_own(&self, name: &IpnsName) -> bool {
+        self.ready.allowance.reach.writes().any(|key| self.keys.name(key).as_ref() == Some(name))
     }
 
     /// Asks a question.
@@ -345,6 +399,13 @@ impl Trial {
         self.commit()?;
         self.committed = 0;
         Ok(std::mem::take(&mut self.happened))
+    }
+
+    /// What has happened since this was last asked, made real or not. Nothing may come between entries then.
+    pub fn drain_happened(&mut self) -> Vec<Happened> {
+        debug_assert!(self.between == Between::Nothing, "what is taken cannot be taken back");
+        self.committed = 0;
+        std::mem::take(&mut self.happened)
     }
 
     /// The state as it stands in the store: what was done and not made real is not in it.
@@ -387,7 +448,7 @@ impl Trial {
 
     /// Lets other code take over, as in a running host. Both have the same name.
     pub fn replace(&mut self, plugin: &Plugin, given: &Given) -> Result<(), TestError> {
-        let ready = plugin.ready(given, peer_of(self.seed, "host").as_str())?;
+        let ready = plugin.ready(given)?;
         self.go_on()?;
         self.succeed(ready)
     }
@@ -410,7 +471,7 @@ impl Trial {
 
     /// Appends what comes from outside, and handles it.
     fn append(&mut self, kind: Kind) -> Result<(), TestError> {
-        if self.entries() >= MOST_ENTRIES {
+        if self.appended >= MOST_ENTRIES {
             return Err(TestError::Endless(MOST_ENTRIES));
         }
         if matches!(kind, Kind::Heard(_) | Kind::Peers { .. }) {
@@ -484,8 +545,13 @@ impl Trial {
 
     fn append_quietly(&mut self, kind: Kind) -> Result<(), TestError> {
         let is_command = matches!(kind, Kind::Command { .. });
+        // Time that passes, and listening, come from no one; versions may differ in the timers that they set.
+        let is_from_outside = !matches!(kind, Kind::Tick(_) | Kind::Heard(_));
         let entry = self.wiring.loader.log.append(kind);
-        self.came(entry.offset);
+        if is_from_outside {
+            self.came(entry.offset);
+        }
+        self.appended += 1;
         if is_command {
             self.replies.insert(entry.offset.0, self.wiring.handle.reply_of(entry.offset));
         }
@@ -506,7 +572,7 @@ impl Trial {
             let is_heard = match &self.listening {
                 Listening::Yes => true,
                 Listening::NotTo(other) => *other != topic,
-                Listening::No => false,
+                Listening::No | Listening::AsRecorded => false,
             };
             let since = *self.heard.entry(topic.clone()).or_insert(now);
             if is_heard && since < now {
@@ -653,18 +719,13 @@ impl Trial {
     }
 
     fn tell(&mut self, name: IpnsName) -> Result<(), TestError> {
-        let (cid, data, sequence) = self.names[&name].clone();
-        self.commit()?;
-        let now = self.now();
-        let path = ContentPath::of(&cid);
-        let resolution = Resolution {
-            name,
-            path: path.clone(),
-            sequence,
-            valid_until: now.after(VALID_FOR),
-            confirmed_at: now,
+        let (resolution, document) = self.names[&name].clone();
+        let NameValue::Document { cid, data } = NameValue::document(document) else {
+            unreachable!("a document is one")
         };
-        let known = Followed { resolution, target: path, record: Vec::new() };
+        self.commit()?;
+        let target = resolution.path.clone();
+        let known = Followed { resolution, target, record: Vec::new() };
         let commit = self.wiring.loader.commit.clone();
         let mut change = pin!(commit.change_name(NameChange::Followed { known, cid, data }));
         let offset = self.wiring.loader.log.head();
@@ -680,7 +741,7 @@ impl Trial {
         self.happened.truncate(self.committed);
         self.uncommitted = 0;
         let parts = (&self.store, &self.keys, &self.clock, &self.engine, &self.numbers);
-        self.wiring = Wiring::new(parts, self.seed, &self.plugin, &self.ready)?;
+        self.wiring = Wiring::new(parts, &self.host, &self.plugin, &self.ready)?;
         let waiting: Vec<u64> = self.replies.keys().copied().collect();
         for offset in waiting {
             self.replies.insert(offset, self.wiring.handle.reply_of(Offset(offset)));
@@ -692,7 +753,7 @@ impl Trial {
 type Kept<'a> = (&'a Arc<Store>, &'a Arc<Keyring>, &'a Arc<VirtualClock>, &'a Arc<Engine>, &'a Numbers);
 
 impl Wiring {
-    fn new(kept: Kept<'_>, seed: u64, name: &PluginName, ready: &Ready) -> Result<Self, TestError> {
+    fn new(kept: Kept<'_>, host: &Identity, name: &PluginName, ready: &Ready) -> Result<Self, TestError> {
         let (store, keys, clock, engine, numbers) = kept;
         let (next, last) = store.log_end()?;
         let log = Arc::new(EventLog::new(store.clone(), next, last, clock.clone(), TAIL_BYTES));
@@ -707,8 +768,8 @@ impl Wiring {
         ));
         let loader = Arc::new(Loader {
             config,
-            id: peer_of(seed, "host").to_string(),
-            secret: secret_of(seed, "secret"),
+            id: host.id.clone(),
+            secret: host.secret,
             numbers: Some(numbers.clone()),
             store: store.clone(),
             keys: keys.clone(),
@@ -759,7 +820,7 @@ fn enter(store: &Store, name: &PluginName, ready: &Ready, given: &Given) -> Resu
 }
 
 /// Bytes that follow from a seed and a word.
-fn secret_of(seed: u64, word: &str) -> [u8; 32] {
+pub(super) fn secret_of(seed: u64, word: &str) -> [u8; 32] {
     let mut hash = Sha256::new();
     hash.update(b"dim test");
     hash.update(seed.to_be_bytes());

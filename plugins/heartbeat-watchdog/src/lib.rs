@@ -117,14 +117,20 @@ impl Watchdog {
         let hearing = pubsub::heard(&self.config.heartbeat_topic, node.last_seen.timestamp())?;
         let silent = Duration::from_nanos(hearing.listened);
         let standing = self.judge(silent)?;
-        // While there is no room for a verdict, the node stands as it was said last, and is looked at again.
-        if standing.is_worse_than(node.standing) && self.say_if_there_is_room(id, standing, node.last_seen)? {
+        // While there is no room for a verdict, the node stands as it was said last, and is looked at again soon.
+        let is_news = standing.is_worse_than(node.standing);
+        let is_said = is_news && self.say_if_there_is_room(id, standing, node.last_seen)?;
+        if is_said {
             node.standing = standing;
         }
         if node.standing == Standing::Dead {
             timers::set(id, Time::now().after(self.forget_after()).timestamp())?;
         } else {
-            let next = if silent < self.suspect_after() { self.suspect_after() } else { self.dead_after() };
+            let next = match () {
+                () if is_news && !is_said => silent,
+                () if silent < self.suspect_after() => self.suspect_after(),
+                () => self.dead_after(),
+            };
             // While the host is deaf the silence does not grow: look again in a while.
             let pause =
                 next.saturating_sub(silent).max(self.suspect_after() / 20).max(Duration::from_millis(50));

@@ -8,12 +8,11 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::super::input;
 use super::super::output::{self, Output};
-use super::build;
 use super::watch::Source;
-use crate::cause::chain;
-use crate::plugin;
-use crate::test::{Bench, Plugin, Report, Runs, Scenario, bless};
+use super::{build, compare};
+use crate::test::{Bench, Events, Plugin, Report, Runs, Scenario, bless, try_on};
 
 /// Where a plugin's scenarios lie.
 const SCENARIOS: &str = "scenarios";
@@ -26,6 +25,13 @@ pub struct Test {
     /// A scenario, or a directory of them [default: scenarios in the plugin's directory]
     #[arg(long = "scenario", value_name = "FILE|DIR")]
     scenarios: Vec<PathBuf>,
+    /// Recorded events that it is to handle, as `dim events export` writes them, in place of scenarios
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["scenarios", "only", "bless"])]
+    events: Option<PathBuf>,
+    /// The plugin's config for recorded events, a JSON object or @FILE [default: what it has on the host that they come
+    /// from]
+    #[arg(long, value_name = "JSON", value_parser = input::json_or_file, requires = "events")]
+    config: Option<Value>,
     /// Only the scenarios whose names hold this
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
@@ -75,11 +81,10 @@ impl Test {
             true => build::build(&self.subject)?.component,
             false => self.subject.clone(),
         };
-        let bytes =
-            plugin::read(&component).with_context(|| format!("cannot read {}", component.display()))?;
-        let compiled = super::told_if_slow("compiling the component", || bench.plugin(&bytes));
-        let plugin =
-            compiled.map_err(|error| anyhow::anyhow!("{}: {}", component.display(), chain(&error)))?;
+        let plugin = compare::compiled(bench, &component)?;
+        if let Some(events) = &self.events {
+            return self.on_events(bench, &plugin, events, out);
+        }
         let files = self.files()?;
         let mut results = Vec::new();
         for file in &files {
@@ -88,9 +93,27 @@ impl Test {
         self.conclude(&plugin, &results, out)
     }
 
+    /// Has it handle recorded events, and shows what it does.
+    fn on_events(&self, bench: &Bench, plugin: &Plugin, file: &Path, out: &Output) -> anyhow::Result<()> {
+        let given = compare::given(&Events::open(file)?, plugin, self.config.as_ref())?;
+        let runs = self.runs();
+        let open = || Events::open(file);
+        let (report, totals) =
+            super::told_if_slow("handling the events", || try_on(bench, plugin, &given, open, &runs))?;
+        if let Some(file) = &self.junit {
+            write_junit(file, plugin, std::slice::from_ref(&report))?;
+        }
+        out.object(&json!({ "did": totals, "run": row(&report) }))?;
+        if report.is_well() { Ok(()) } else { Err(Failed { failed: 1, all: 1 }.into()) }
+    }
+
+    fn runs(&self) -> Runs {
+        Runs { crash: !self.no_crash, replace: !self.no_replace, record: self.bless }
+    }
+
     fn one(&self, bench: &Bench, plugin: &Plugin, file: &Path, out: &Output) -> anyhow::Result<Report> {
         let scenario = Scenario::read(file)?;
-        let runs = Runs { crash: !self.no_crash, replace: !self.no_replace, record: self.bless };
+        let runs = self.runs();
         let mut report = scenario.run(bench, plugin, &runs)?;
         if self.bless && bless(file, &report.happened)? {
             eprintln!("blessed {}", file.display());
@@ -110,8 +133,7 @@ impl Test {
 
     fn conclude(&self, plugin: &Plugin, results: &[Report], out: &Output) -> anyhow::Result<()> {
         if let Some(file) = &self.junit {
-            std::fs::write(file, junit(plugin.name().as_str(), results))
-                .with_context(|| format!("cannot write {}", file.display()))?;
+            write_junit(file, plugin, results)?;
         }
         let failed = results.iter().filter(|report| !report.is_well()).count();
         if out.is_json() {
@@ -183,6 +205,11 @@ fn row(report: &Report) -> Value {
         "seconds": report.took.as_secs_f64(),
         "failures": failures.collect::<Vec<_>>(),
     })
+}
+
+fn write_junit(file: &Path, plugin: &Plugin, results: &[Report]) -> anyhow::Result<()> {
+    std::fs::write(file, junit(plugin.name().as_str(), results))
+        .with_context(|| format!("cannot write {}", file.display()))
 }
 
 /// The results in the form of JUnit.

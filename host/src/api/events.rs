@@ -1,0 +1,43 @@
+//! `/v1/events`: what the log holds, as lines of JSON.
+
+use axum::response::Response;
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use super::extract::{Current, Query};
+use super::openapi::Refused;
+use super::{ApiError, chunks};
+use crate::export::{self, Wanted};
+use crate::ident::{PluginName, Topic};
+use crate::time::Timestamp;
+
+/// Which entries are asked for.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct Asked {
+    /// Only what this plugin can react to: its topics, its names and its commands
+    plugin: Option<PluginName>,
+    /// Only what concerns this topic
+    topic: Option<Topic>,
+    /// Only what was appended at this time or later
+    since: Option<Timestamp>,
+}
+
+/// What came from outside, as far back as the log holds it.
+///
+/// The first line tells of the host, each other one of an entry. If the stream breaks off, it is not whole; so it is
+/// when nothing is read for 30 s.
+#[utoipa::path(get, path = "/events", tag = "host", operation_id = "export_events", params(Asked),
+    responses((status = 200, description = "Lines of JSON", content(("application/x-ndjson"))), Refused))]
+pub async fn export(Current(host): Current, Query(asked): Query<Asked>) -> Result<Response, ApiError> {
+    let Asked { plugin, topic, since } = asked;
+    if let Some(plugin) = plugin.as_ref().filter(|plugin| host.plugins.get(*plugin).is_none()) {
+        return Err(ApiError::not_found(format!("there is no plugin {plugin}")));
+    }
+    let ended = host.ended.clone();
+    let source = export::Source::of(&host);
+    drop(host);
+    let wanted = Wanted { plugin, topic, since };
+    Ok(chunks::stream("application/x-ndjson", ended, move |out| export::write(&source, &wanted, out)))
+}

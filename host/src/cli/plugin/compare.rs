@@ -1,0 +1,176 @@
+//! `dim plugin compare`: what would this version have done with yesterday's events?
+
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use clap::Args;
+use serde_json::{Map, Value, json};
+
+use super::super::events::Wanted;
+use super::super::output::{self, Output};
+use super::super::{Global, input};
+use super::told_if_slow;
+use crate::cause::chain;
+use crate::plugin;
+use crate::test::{Bench, Comparison, Differing, Events, Given, Identity, Plugin, compare};
+use crate::time::Timestamp;
+
+#[derive(Debug, Args)]
+pub struct Compare {
+    /// The component that has handled the events
+    #[arg(value_name = "OLD")]
+    old: PathBuf,
+    /// The component that is to be compared with it
+    #[arg(value_name = "NEW")]
+    new: PathBuf,
+    /// The events, as `dim events export` writes them [default: those of the host that runs]
+    #[arg(long, value_name = "FILE", required_unless_present = "since")]
+    events: Option<PathBuf>,
+    /// Compare from this time on, as in 2026-01-31T12:00:00Z, or 2h before now; what came before makes the state that
+    /// both begin with
+    #[arg(long, value_name = "TIME", value_parser = input::since)]
+    since: Option<String>,
+    /// The plugin's config, a JSON object or @FILE [default: what it has on the host that the events come from]
+    #[arg(long, value_name = "JSON", value_parser = input::json_or_file)]
+    config: Option<Value>,
+    /// How many of the records that differ are shown
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    detail: usize,
+}
+
+/// The versions differ.
+#[derive(Debug, thiserror::Error)]
+#[error("the versions differ in {0} of {1} records")]
+pub struct Differ(u64, u64);
+
+impl Compare {
+    /// Compares, and shows where they differ.
+    pub fn execute(self, global: &Global) -> anyhow::Result<()> {
+        let bench = Bench::new()?;
+        let (old, new) = (compiled(&bench, &self.old)?, compiled(&bench, &self.new)?);
+        let (file, _fetched) = match &self.events {
+            Some(file) => (file.clone(), None),
+            None => {
+                let wanted = Wanted { plugin: Some(old.name().to_string()), ..Wanted::default() };
+                let client = global.client()?;
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+                let (half, _) = runtime.block_on(wanted.fetch(&client, &std::env::temp_dir()))?;
+                (half.path().to_owned(), Some(half))
+            }
+        };
+        let events = Events::open(&file)?;
+        let given = given(&events, &old, self.config.as_ref())?;
+        let since = self.since.as_deref().map(|since| serde_json::from_value::<Timestamp>(json!(since)));
+        let since = since.transpose()?;
+        let mut told = Instant::now();
+        let tell = |records: u64| {
+            if told.elapsed() > Duration::from_secs(1) && std::io::stderr().is_terminal() {
+                eprint!("\r{records} records …");
+                told = Instant::now();
+            }
+        };
+        // On a thread of its own, as plugins must be.
+        let compared = std::thread::scope(|scope| {
+            let comparing = scope.spawn(|| compare(&bench, (&old, &new), &given, events, since, tell));
+            comparing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })?;
+        self.show(&compared, &global.out())?;
+        if compared.is_same() {
+            return Ok(());
+        }
+        Err(Differ(compared.differing, compared.records).into())
+    }
+
+    fn show(&self, compared: &Comparison, out: &Output) -> anyhow::Result<()> {
+        if out.is_json() {
+            let mut shown = json!(compared);
+            if let Some(first) = shown["first"].as_array_mut() {
+                first.truncate(self.detail);
+            }
+            return out.object(&shown);
+        }
+        for differing in compared.first.iter().take(self.detail) {
+            show_one(differing)?;
+        }
+        let row =
+            |name: &str, old: String, new: String| output::line(&format!("{name:<14}{old:>22}  {new:>22}"));
+        row("", format!("old {}", compared.old.version), format!("new {}", compared.new.version))?;
+        let (old, new) = (&compared.old, &compared.new);
+        for (name, old, new) in [
+            ("calls", old.calls, new.calls),
+            ("state writes", old.state_writes, new.state_writes),
+            ("publishes", old.publishes, new.publishes),
+            ("names", old.names, new.names),
+            ("dead letters", old.dead, new.dead),
+            ("retries", old.retries, new.retries),
+            ("state bytes", old.state_bytes, new.state_bytes),
+            ("memory", old.memory as u64, new.memory as u64),
+        ] {
+            row(name, old.to_string(), new.to_string())?;
+        }
+        row("CPU time", format!("{:.3} s", old.cpu_seconds), format!("{:.3} s", new.cpu_seconds))?;
+        row("effects", short(&old.effects), short(&new.effects))?;
+        let sections: Vec<_> =
+            compared.by_section.iter().map(|(name, count)| format!("{name} {count}")).collect();
+        output::line(&format!(
+            "{} of {} records differ{}{}, at {:.0} records a second",
+            compared.differing,
+            compared.records,
+            if sections.is_empty() { String::new() } else { format!(": {}", sections.join(", ")) },
+            if compared.before == 0 { String::new() } else { format!("; {} came before", compared.before) },
+            compared.rate()
+        ))?;
+        let state = &compared.state;
+        if state.only_old + state.only_new + state.different > 0 {
+            output::line(&output::plain(&format!(
+                "in the end {} keys are in the old state only, {} in the new one only, and {} differ: {}",
+                state.only_old,
+                state.only_new,
+                state.different,
+                state.keys.iter().take(10).cloned().collect::<Vec<_>>().join(", ")
+            )))?;
+        }
+        Ok(())
+    }
+}
+
+fn short(digest: &str) -> String {
+    digest.chars().take(16).collect()
+}
+
+fn show_one(differing: &Differing) -> anyhow::Result<()> {
+    output::line(&output::plain(&format!(
+        "{} entry {}: {}",
+        differing.time, differing.offset, differing.what
+    )))?;
+    for difference in &differing.differences {
+        for line in difference.to_string().lines() {
+            output::line(&format!("  {}", output::plain(line)))?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads and compiles a component.
+pub fn compiled(bench: &Bench, file: &Path) -> anyhow::Result<Plugin> {
+    let bytes = plugin::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let compiled = told_if_slow(&format!("compiling {}", file.display()), || bench.plugin(&bytes));
+    compiled.map_err(|error| anyhow::anyhow!("{}: {}", file.display(), chain(&error)))
+}
+
+/// What a plugin starts with that is to handle recorded events.
+pub fn given(events: &Events, plugin: &Plugin, config: Option<&Value>) -> anyhow::Result<Given> {
+    let recorded = events.header.plugins.get(plugin.name());
+    let config = match config.or(recorded) {
+        Some(Value::Object(config)) => config.clone(),
+        Some(_) => anyhow::bail!("a plugin's config is a JSON object"),
+        None => Map::new(),
+    };
+    // One of another version may have values that this one has not.
+    let declared = &plugin.inspection().manifest.config;
+    let config = config.into_iter().filter(|(name, _)| declared.contains_key(name)).collect();
+    let (time, host) = (events.begin(), Identity::recorded(&events.header)?);
+    Ok(Given { config, time, host, ..Given::default() })
+}

@@ -1,0 +1,555 @@
+//! Owns the comparison of two versions of a plugin: the same events, from the same state, and where what they do with
+//! them differs.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use sha2::{Digest as _, Sha256};
+
+use super::TestError;
+use super::bench::{Bench, Given, Plugin};
+use super::end::End;
+use super::events::{Events, EventsError};
+use super::matching::{Difference, Match, differences};
+use super::report::{Report, Why};
+use super::run::{Runs, places};
+use super::shown::{self, shown, shown_key};
+use super::trial::{Between, Cause, Happened, Trial};
+use crate::effect::NameValue;
+use crate::entry::exported::Record;
+use crate::time::Timestamp;
+
+/// Records that both handle before what they did is compared.
+const TOGETHER: usize = 2_048;
+
+/// Records that differ of which the differences are kept.
+const KEPT: usize = 100;
+
+/// Why versions cannot be compared.
+#[derive(Debug, thiserror::Error)]
+pub enum CompareError {
+    /// The events.
+    #[error(transparent)]
+    Events(#[from] EventsError),
+    /// One of the versions.
+    #[error("version {version}: {source}")]
+    Version {
+        /// Which.
+        version: String,
+        /// Why.
+        source: TestError,
+    },
+    /// They are of two plugins.
+    #[error("these are two plugins, {0} and {1}: compare versions of one")]
+    TwoPlugins(String, String),
+}
+
+/// How two versions compare.
+#[derive(Debug, Serialize)]
+pub struct Comparison {
+    /// How many records both have handled.
+    pub records: u64,
+    /// How many came before, and made the state that both began with.
+    pub before: u64,
+    /// With how many of them they did something different.
+    pub differing: u64,
+    /// The same by what is different.
+    pub by_section: BTreeMap<String, u64>,
+    /// The first that differ.
+    pub first: Vec<Differing>,
+    /// How the states differ in the end.
+    pub state: StateDifference,
+    /// What the old version did.
+    pub old: Totals,
+    /// What the new version did.
+    pub new: Totals,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// A record that two versions handled differently.
+#[derive(Clone, Debug, Serialize)]
+pub struct Differing {
+    /// Its place in the log.
+    pub offset: u64,
+    /// When it was.
+    pub time: Timestamp,
+    /// What it was.
+    pub what: Value,
+    /// What is different: `expected` is of the old version, `actual` of the new one.
+    pub differences: Vec<Difference>,
+}
+
+/// How two states differ.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct StateDifference {
+    /// Keys that only the old version has.
+    pub only_old: u64,
+    /// Keys that only the new version has.
+    pub only_new: u64,
+    /// Keys with different values.
+    pub different: u64,
+    /// The first of those keys.
+    pub keys: Vec<String>,
+}
+
+/// What a version did.
+#[derive(Clone, Debug, Serialize)]
+pub struct Totals {
+    /// Its version.
+    pub version: String,
+    /// The digest of its component.
+    pub digest: String,
+    /// How often it was called.
+    pub calls: u64,
+    /// Writes and deletions of keys.
+    pub state_writes: u64,
+    /// Publishes.
+    pub publishes: u64,
+    /// New values of names.
+    pub names: u64,
+    /// Events that were set aside.
+    pub dead: u64,
+    /// Events that were put off.
+    pub retries: u64,
+    /// Bytes of its state in the end.
+    pub state_bytes: u64,
+    /// CPU time, in seconds.
+    pub cpu_seconds: f64,
+    /// Most bytes of memory.
+    pub memory: usize,
+    /// The SHA-256 of all that it did, in order: the same for two runs of one version.
+    pub effects: String,
+}
+
+/// One version and what it has done so far.
+pub struct Player {
+    trial: Trial,
+    totals: Totals,
+    effects: Sha256,
+}
+
+impl Player {
+    /// One that has handled nothing.
+    pub fn new(bench: &Bench, plugin: &Plugin, given: &Given) -> Result<Self, TestError> {
+        let mut trial = Trial::new(bench, plugin, given)?;
+        trial.start()?;
+        let inspection = plugin.inspection();
+        let totals = Totals {
+            version: inspection.manifest.version.clone(),
+            digest: inspection.digest.to_string(),
+            calls: 0,
+            state_writes: 0,
+            publishes: 0,
+            names: 0,
+            dead: 0,
+            retries: 0,
+            state_bytes: 0,
+            cpu_seconds: 0.0,
+            memory: 0,
+            effects: String::new(),
+        };
+        Ok(Self { trial, totals, effects: Sha256::new() })
+    }
+
+    /// The trial, for what is to come between.
+    pub fn trial(&mut self) -> &mut Trial {
+        &mut self.trial
+    }
+
+    /// Handles records; returns what was done with each.
+    fn play(&mut self, records: &[Record]) -> Result<Vec<Vec<Happened>>, TestError> {
+        let mut all = Vec::with_capacity(records.len());
+        for record in records {
+            self.trial.feed_record(record)?;
+            let happened = self.trial.drain_happened();
+            self.count(&happened);
+            all.push(happened);
+        }
+        self.totals.memory = self.totals.memory.max(self.trial.memory());
+        Ok(all)
+    }
+
+    fn count(&mut self, happened: &[Happened]) {
+        let totals = &mut self.totals;
+        for it in happened {
+            totals.calls += 1;
+            totals.state_writes += it.asked.state.len() as u64;
+            totals.publishes += it.asked.publishes.len() as u64;
+            totals.names += it.asked.names.len() as u64;
+            totals.dead += it.dead.len() as u64;
+            totals.retries += it.retries.len() as u64;
+            totals.cpu_seconds += it.cpu.as_secs_f64();
+            digest(&mut self.effects, it);
+        }
+    }
+
+    /// Begins to count anew.
+    fn begin(&mut self, totals: Totals) {
+        self.totals = totals;
+        self.effects = Sha256::new();
+    }
+
+    fn end(mut self, until: Timestamp) -> Result<(Totals, Vec<Happened>, State), TestError> {
+        let until = until.max(self.trial.now());
+        self.trial.wait_until(until)?;
+        let last = self.trial.drain_happened();
+        self.count(&last);
+        self.trial.settle()?;
+        let state = self.trial.state()?;
+        self.totals.memory = self.totals.memory.max(self.trial.memory());
+        self.totals.state_bytes = state.iter().map(|(key, value)| (key.len() + value.len()) as u64).sum();
+        self.totals.effects = format!("{:x}", self.effects.finalize());
+        Ok((self.totals, last, state))
+    }
+}
+
+type State = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// Takes what was done into a digest, each part with its length.
+fn digest(hash: &mut Sha256, happened: &Happened) {
+    let mut put = |bytes: &[u8]| {
+        hash.update((bytes.len() as u64).to_be_bytes());
+        hash.update(bytes);
+    };
+    put(&happened.time.0.to_be_bytes());
+    for (key, value) in &happened.asked.state {
+        put(key);
+        put(value.as_deref().unwrap_or(b"\0deleted"));
+    }
+    for (key, at) in &happened.asked.timers {
+        put(key.as_bytes());
+        put(&at.map_or(0, |at| at.0).to_be_bytes());
+    }
+    for publish in &happened.asked.publishes {
+        put(publish.topic.as_str().as_bytes());
+        put(&publish.data);
+    }
+    for (key, update) in &happened.asked.names {
+        put(key.as_str().as_bytes());
+        put(update.value.path().as_str().as_bytes());
+    }
+    for (topic, subscribed) in &happened.asked.subscriptions {
+        put(topic.as_str().as_bytes());
+        put(&[u8::from(*subscribed)]);
+    }
+    for (name, followed) in &happened.asked.follows {
+        put(name.as_str().as_bytes());
+        put(&[u8::from(*followed)]);
+    }
+    for letter in &happened.dead {
+        put(letter.reason.as_bytes());
+        put(&letter.attempts.to_be_bytes());
+    }
+    for retry in &happened.retries {
+        put(&retry.at.0.to_be_bytes());
+    }
+    if let Some(reply) = &happened.reply {
+        put(format!("{reply:?}").as_bytes());
+    }
+}
+
+/// Has a plugin handle recorded events, and once more with a crash, and with a replacement, between the entries: the end
+/// must be the same. `open` opens the events, for each run. Blocks, and must not be called from an async thread.
+pub fn try_on(
+    bench: &Bench,
+    plugin: &Plugin,
+    given: &Given,
+    open: impl Fn() -> Result<Events, EventsError>,
+    runs: &Runs,
+) -> Result<(Report, Totals), CompareError> {
+    let begun = Instant::now();
+    let of_it =
+        |source| CompareError::Version { version: plugin.inspection().manifest.version.clone(), source };
+    let run = |between: Between| -> Result<(End, Player, u64), CompareError> {
+        let mut player = Player::new(bench, plugin, given).map_err(of_it)?;
+        player.trial.interrupt(between);
+        let (mut events, mut records) = (open()?, 0);
+        for record in events.by_ref() {
+            player.trial.feed_record(&record?).map_err(of_it)?;
+            records += 1;
+        }
+        let until = events.header.until.max(player.trial.now());
+        player.trial.wait_until(until).map_err(of_it)?;
+        let replies = player.trial.happened().iter().filter_map(|it| it.reply.as_ref());
+        let replies = replies.map(|reply| json!([shown::reply(reply)])).collect();
+        let end = End::of(&mut player.trial, replies).map_err(of_it)?;
+        Ok((end, player, records))
+    };
+    let (plain, mut player, records) = run(Between::Nothing)?;
+    let took = begun.elapsed();
+    let (places, count) = places(player.trial.places(), 0);
+    let happened = player.trial.drain_happened();
+    player.count(&happened);
+    let (totals, ..) = player.end(Timestamp(0)).map_err(of_it)?;
+    let mut report = Report {
+        name: "recorded events".to_owned(),
+        failures: Vec::new(),
+        entries: records,
+        crashes: runs.crash.then_some(count),
+        replacements: runs.replace.then_some(count),
+        plain: took,
+        took,
+        happened: Vec::new(),
+    };
+    if runs.crash {
+        report.failures.extend(plain.unlike(&run(Between::Crash(places.clone()))?.0, Why::Crash));
+    }
+    if runs.replace {
+        report.failures.extend(plain.unlike(&run(Between::Replace(places))?.0, Why::Replacement));
+    }
+    report.took = begun.elapsed();
+    Ok((report, totals))
+}
+
+/// Compares two versions of a plugin over recorded events. What came before `since` is handled by the old version, and
+/// makes the state that both begin with; the new one then takes over, as in a running host. `tell` hears how many
+/// records are done. Blocks, and must not be called from an async thread.
+pub fn compare(
+    bench: &Bench,
+    (old, new): (&Plugin, &Plugin),
+    given: &Given,
+    mut events: Events,
+    since: Option<Timestamp>,
+    mut tell: impl FnMut(u64),
+) -> Result<Comparison, CompareError> {
+    if old.name() != new.name() {
+        return Err(CompareError::TwoPlugins(old.name().to_string(), new.name().to_string()));
+    }
+    let begun = Instant::now();
+    let version = |plugin: &Plugin| plugin.inspection().manifest.version.clone();
+    let of_old = |source| CompareError::Version { version: version(old), source };
+    let of_new = |source| CompareError::Version { version: version(new), source };
+    let until = events.header.until;
+    let mut comparison = Compared::default();
+    let mut held: Option<Record> = None;
+    let (mut one, mut other);
+    match since {
+        None => {
+            one = Player::new(bench, old, given).map_err(of_old)?;
+            other = Player::new(bench, new, given).map_err(of_new)?;
+        }
+        Some(since) => {
+            one = Player::new(bench, old, given).map_err(of_old)?;
+            other = Player::new(bench, old, given).map_err(of_old)?;
+            loop {
+                let (chunk, next) = chunk_until(&mut events, since)?;
+                held = next;
+                if !chunk.is_empty() {
+                    comparison.before += chunk.len() as u64;
+                    let (a, b) = both(&mut one, &mut other, &chunk);
+                    (a.map_err(of_old)?, b.map_err(of_old)?);
+                    tell(comparison.before);
+                }
+                if held.is_some() || chunk.len() < TOGETHER {
+                    break;
+                }
+            }
+            other.trial().replace(new, given).map_err(of_new)?;
+            one.trial().drain_happened();
+            other.trial().drain_happened();
+            let fresh = |plugin: &Plugin| Player::new(bench, plugin, given).map(|player| player.totals);
+            one.begin(fresh(old).map_err(of_old)?);
+            other.begin(fresh(new).map_err(of_new)?);
+        }
+    }
+    loop {
+        let mut chunk: Vec<Record> = held.take().into_iter().collect();
+        for record in events.by_ref().take(TOGETHER) {
+            chunk.push(record?);
+        }
+        if chunk.is_empty() {
+            break;
+        }
+        let (a, b) = both(&mut one, &mut other, &chunk);
+        let (a, b) = (a.map_err(of_old)?, b.map_err(of_new)?);
+        for ((record, was), is) in chunk.iter().zip(&a).zip(&b) {
+            comparison.compare(record, was, is);
+        }
+        tell(comparison.before + comparison.records);
+    }
+    let (old_totals, was, old_state) = one.end(until).map_err(of_old)?;
+    let (new_totals, is, new_state) = other.end(until).map_err(of_new)?;
+    comparison.compare_last(until, &was, &is);
+    let Compared { records, before, differing, by_section, first } = comparison;
+    Ok(Comparison {
+        records,
+        before,
+        differing,
+        by_section,
+        first,
+        state: StateDifference::of(&old_state, &new_state),
+        old: old_totals,
+        new: new_totals,
+        seconds: begun.elapsed().as_secs_f64(),
+    })
+}
+
+/// Records before a time, and the first one after it if it is reached.
+fn chunk_until(events: &mut Events, since: Timestamp) -> Result<(Vec<Record>, Option<Record>), EventsError> {
+    let mut chunk = Vec::new();
+    for record in events.by_ref().take(TOGETHER) {
+        let record = record?;
+        if record.time >= since {
+            return Ok((chunk, Some(record)));
+        }
+        chunk.push(record);
+    }
+    Ok((chunk, None))
+}
+
+type Played = Result<Vec<Vec<Happened>>, TestError>;
+
+/// Both handle the same, each on a thread of its own.
+fn both(one: &mut Player, other: &mut Player, records: &[Record]) -> (Played, Played) {
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| one.play(records));
+        let second = scope.spawn(|| other.play(records));
+        let end = |thread: std::thread::ScopedJoinHandle<'_, Played>| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        (end(first), end(second))
+    })
+}
+
+/// What was found so far.
+#[derive(Default)]
+struct Compared {
+    records: u64,
+    before: u64,
+    differing: u64,
+    by_section: BTreeMap<String, u64>,
+    first: Vec<Differing>,
+}
+
+impl Compared {
+    fn compare(&mut self, record: &Record, was: &[Happened], is: &[Happened]) {
+        self.records += 1;
+        if is_same(was, is) {
+            return;
+        }
+        let what = json!(record.what);
+        self.note(record.offset, record.time, what, was, is);
+    }
+
+    /// What came of the time after the last record.
+    fn compare_last(&mut self, until: Timestamp, was: &[Happened], is: &[Happened]) {
+        if !is_same(was, is) {
+            self.note(u64::MAX, until, json!("the time after the last record"), was, is);
+        }
+    }
+
+    fn note(&mut self, offset: u64, time: Timestamp, what: Value, was: &[Happened], is: &[Happened]) {
+        let (was, is) = (told(was), told(is));
+        let found = differences("", &was, Some(&is), Match::Exact);
+        // Bytes may differ that mean the same.
+        if found.is_empty() {
+            return;
+        }
+        self.differing += 1;
+        let section = |it: &Difference| {
+            let end = it.place.find(['.', '[']).unwrap_or(it.place.len());
+            it.place[..end].to_owned()
+        };
+        let mut sections: Vec<String> = found.iter().map(section).collect();
+        sections.sort();
+        sections.dedup();
+        for section in sections {
+            *self.by_section.entry(section).or_default() += 1;
+        }
+        if self.first.len() < KEPT {
+            self.first.push(Differing { offset, time, what, differences: found });
+        }
+    }
+}
+
+fn is_same(was: &[Happened], is: &[Happened]) -> bool {
+    let same = |one: &Happened, other: &Happened| {
+        let letters =
+            |it: &Happened| it.dead.iter().map(|it| (it.reason.clone(), it.attempts)).collect::<Vec<_>>();
+        let retries = |it: &Happened| it.retries.iter().map(|it| (it.at, it.attempt)).collect::<Vec<_>>();
+        one.time == other.time
+            && timer(one) == timer(other)
+            && one.asked == other.asked
+            && one.reply == other.reply
+            && letters(one) == letters(other)
+            && retries(one) == retries(other)
+    };
+    was.len() == is.len() && was.iter().zip(is).all(|(one, other)| same(one, other))
+}
+
+fn timer(happened: &Happened) -> Option<&str> {
+    match &happened.cause {
+        Cause::Timer(key) => Some(key),
+        Cause::Start | Cause::Entry(_) => None,
+    }
+}
+
+/// What was done, by sections.
+fn told(happened: &[Happened]) -> Value {
+    let mut told = shown::sections(happened);
+    // How it is told to the operator is no effect.
+    told.remove("log");
+    let mut state = Map::new();
+    let mut timers = Map::new();
+    for it in happened {
+        let written = it.asked.state.iter();
+        state.extend(
+            written.map(|(key, value)| (shown_key(key), value.as_deref().map_or(Value::Null, shown))),
+        );
+        timers.extend(it.asked.timers.iter().map(|(key, at)| (key.clone(), json!(at))));
+    }
+    told.insert("state".to_owned(), Value::Object(state));
+    told.insert("timers".to_owned(), Value::Object(timers));
+    let fired: Vec<_> =
+        happened.iter().filter_map(|it| Some(json!({ "key": timer(it)?, "at": it.time }))).collect();
+    told.insert("fired".to_owned(), Value::Array(fired));
+    let subscriptions = happened.iter().flat_map(|it| &it.asked.subscriptions);
+    told.insert("subscriptions".to_owned(), subscriptions.map(|it| json!(it)).collect());
+    let follows = happened.iter().flat_map(|it| &it.asked.follows);
+    told.insert("follows".to_owned(), follows.map(|it| json!(it)).collect());
+    let paths =
+        happened.iter().flat_map(|it| &it.asked.names).filter_map(|(key, update)| match &update.value {
+            NameValue::Path(path) => Some((key.to_string(), json!(path))),
+            NameValue::Document { .. } => None,
+        });
+    told.insert("paths".to_owned(), Value::Object(paths.collect()));
+    Value::Object(told)
+}
+
+impl StateDifference {
+    fn of(old: &State, new: &State) -> Self {
+        let mut found = Self::default();
+        let mut note = |key: &[u8]| {
+            if found.keys.len() < KEPT {
+                found.keys.push(shown_key(key));
+            }
+        };
+        let (mut only_old, mut different) = (0, 0);
+        for (key, value) in old {
+            match new.get(key) {
+                None => only_old += 1,
+                Some(other) if other != value => different += 1,
+                Some(_) => continue,
+            }
+            note(key);
+        }
+        let only_new =
+            new.keys().filter(|key| !old.contains_key(*key)).inspect(|key| note(key)).count() as u64;
+        Self { only_old, only_new, different, ..found }
+    }
+}
+
+impl Comparison {
+    /// Whether both versions did the same.
+    pub fn is_same(&self) -> bool {
+        self.differing == 0 && self.state.only_old + self.state.only_new + self.state.different == 0
+    }
+
+    /// How many records a second both have handled.
+    pub fn rate(&self) -> f64 {
+        (self.before + self.records) as f64 / Duration::from_secs_f64(self.seconds.max(1e-9)).as_secs_f64()
+    }
+}

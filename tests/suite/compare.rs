@@ -1,0 +1,176 @@
+//! Recorded events: they leave a host, a plugin is tried on them, and two versions of one are compared over them.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use dim::entry::exported::{Header, Record};
+use dim::test::{Bench, Comparison, Events, Given, Identity, Plugin, Runs, compare, try_on};
+use dim::time::Timestamp;
+use dim_tests::{Program, component};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_dim-under-test");
+
+/// A file with events: one each second, as `what` says.
+pub fn recorded(dir: &TempDir, count: u64, what: impl Fn(u64) -> Value) -> PathBuf {
+    let file = dir.path().join("events.ndjson");
+    let mut out = std::io::BufWriter::new(std::fs::File::create(&file).unwrap());
+    let time = |number: u64| Timestamp(1_767_225_600_000_000_000 + number * 1_000_000_000);
+    let header = json!({
+        "dim_events": 1, "host": "12D3KooWF5RBpjgTtfABAZ5VJc5yvXgWX5DahNPQhttJXnszhCxF",
+        "random": "5a".repeat(32), "keys": {}, "plugins": {}, "until": time(count),
+    });
+    writeln!(out, "{header}").unwrap();
+    for number in 0..count {
+        let mut record = what(number);
+        record["offset"] = number.into();
+        record["time"] = json!(time(number));
+        writeln!(out, "{record}").unwrap();
+    }
+    out.flush().unwrap();
+    file
+}
+
+fn message(topic: &str, text: &str) -> Value {
+    let from = "peer 12D3KooWF5RBpjgTtfABAZ5VJc5yvXgWX5DahNPQhttJXnszhCxF";
+    json!({ "message": { "topic": topic, "from": from, "text": text } })
+}
+
+fn given(file: &Path) -> Given {
+    let events = Events::open(file).unwrap();
+    Given { time: events.begin(), host: Identity::recorded(&events.header).unwrap(), ..Given::default() }
+}
+
+fn compared(bench: &Bench, old: &Plugin, new: &Plugin, file: &Path, since: Option<Timestamp>) -> Comparison {
+    compare(bench, (old, new), &given(file), Events::open(file).unwrap(), since, |_| {}).unwrap()
+}
+
+/// The forgetful plugin, which remembers; as another version it takes one number for another.
+fn counter(bench: &Bench, version: &str, slips_at: Option<u64>) -> Plugin {
+    let manifest = include_str!("../guests/examples/forgetful.toml");
+    let slips = slips_at.map_or(String::new(), |at| format!("default = {at}\n"));
+    let manifest = manifest.replace("0.1.0", version).replace("default = \"memory\"", "default = \"state\"");
+    let manifest = format!("{manifest}{slips}");
+    let component = std::fs::read(dim_tests::FORGETFUL).unwrap();
+    bench.plugin(&component::with_manifest(&component, &manifest)).unwrap()
+}
+
+fn numbers(dir: &TempDir, count: u64) -> PathBuf {
+    recorded(dir, count, |number| message("forgetful.in", &number.to_string()))
+}
+
+#[test]
+fn a_difference_in_one_event_of_many_is_found_and_none_between_equal_versions() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::new().unwrap();
+    let file = numbers(&dir, 20_000);
+    let old = counter(&bench, "0.1.0", None);
+    let equal = compared(&bench, &old, &old, &file, None);
+    assert!(equal.is_same(), "{equal:?}");
+    assert_eq!((equal.records, equal.old.calls), (20_000, 20_000));
+    assert_eq!(equal.old.effects, equal.new.effects);
+    let again = compared(&bench, &old, &old, &file, None);
+    assert_eq!(again.old.effects, equal.old.effects, "two runs are the same to the byte");
+    let planted = compared(&bench, &old, &counter(&bench, "0.2.0", Some(17_171)), &file, None);
+    assert_eq!(planted.differing, 1, "{:?}", planted.first);
+    let [found] = planted.first.as_slice() else { panic!("{:?}", planted.first) };
+    assert_eq!(found.offset, 17_171);
+    assert_eq!(found.differences[0].place, "state.last/00000000000000000171");
+    assert_ne!(planted.old.effects, planted.new.effects);
+    assert_eq!(planted.state.different, 0, "it was written over");
+    let late = compared(&bench, &old, &counter(&bench, "0.3.0", Some(19_999)), &file, None);
+    assert_eq!((late.differing, late.state.different), (1, 1));
+    assert_eq!(late.state.keys, ["last/00000000000000000999"]);
+}
+
+#[test]
+fn versions_are_compared_from_a_state_that_the_old_one_has_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::new().unwrap();
+    let file = numbers(&dir, 5_000);
+    let (old, new) = (counter(&bench, "0.1.0", None), counter(&bench, "0.2.0", Some(100)));
+    let begin = Events::open(&file).unwrap().begin();
+    let since = begin.after(std::time::Duration::from_secs(4_000));
+    let compared = compared(&bench, &old, &new, &file, Some(since));
+    assert_eq!((compared.before, compared.records), (4_000, 1_000));
+    assert!(compared.is_same(), "the number that is taken for another came before: {compared:?}");
+    assert_eq!((compared.old.calls, compared.new.version.as_str()), (1_000, "0.2.0"));
+}
+
+#[test]
+fn a_plugin_is_tried_on_recorded_events_with_crashes_and_replacements() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::new().unwrap();
+    let file = numbers(&dir, 3_000);
+    let open = || Events::open(&file);
+    let runs = Runs::default();
+    let remembers = counter(&bench, "0.1.0", None);
+    let (report, did) = try_on(&bench, &remembers, &given(&file), open, &runs).unwrap();
+    assert!(report.is_well(), "{report}");
+    assert_eq!((report.crashes, did.calls, did.state_writes), (Some(250), 3_000, 6_000));
+}
+
+#[test]
+fn what_is_no_export_is_refused_with_its_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = numbers(&dir, 3);
+    let text = std::fs::read_to_string(&file).unwrap();
+    let wrong = |text: String| {
+        std::fs::write(&file, text).unwrap();
+        let outcome = Events::open(&file).and_then(|events| events.collect::<Result<Vec<Record>, _>>());
+        let error = outcome.unwrap_err();
+        format!("{error}: {}", std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default())
+    };
+    assert!(wrong(String::new()).contains("has no first line"));
+    assert!(wrong("{}\n".to_owned()).contains("line 1"));
+    assert!(wrong(text.replace("\"dim_events\":1", "\"dim_events\":2")).contains("form 2"));
+    assert!(wrong(text.replace("5a5a", "zz")).contains("64 hex digits"));
+    let cut = wrong(text[..text.len() - 30].to_owned());
+    assert!(cut.contains("line 4"), "{cut}");
+    assert!(wrong(text.replace("message", "massage")).contains("line 2"));
+    assert!(Header::read("{").is_err());
+}
+
+#[test]
+fn what_a_host_has_heard_is_exported_and_handled_again_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = Program::start(Path::new(PROGRAM), &dir.path().join("state"), &["--embedded"]);
+    for number in 0..20 {
+        let beat = json!({ "node_id": format!("n{}", number % 3), "text": "ünïcode" }).to_string();
+        assert!(host.dim(&["topic", "pub", "dim.nodes.heartbeat", &beat]).status.success());
+    }
+    host.json(&["job", "update", "j1", "running", "--data", r#"{"node_id":"n1"}"#]);
+    assert!(host.dim(&["topic", "pub", "dim.jobs.updates", "nonsense"]).status.success());
+    dim_tests::soon(|| host.json(&["dead", "ls"]).as_array().unwrap().len() == 1);
+    let file = dir.path().join("events.ndjson");
+    let path = file.to_str().unwrap();
+    let told = host.json(&["events", "export", "-o", path]);
+    assert_eq!(told["bytes"], std::fs::metadata(&file).unwrap().len());
+    let there = host.dim(&["events", "export", "-o", path]);
+    assert!(String::from_utf8_lossy(&there.stderr).contains("--force replaces it"));
+    let of_jobs = dir.path().join("jobs.ndjson");
+    host.json(&["events", "export", "-o", of_jobs.to_str().unwrap(), "--plugin", "job-tracker"]);
+    let records: Vec<Record> = Events::open(&of_jobs).unwrap().map(Result::unwrap).collect();
+    let texts: Vec<String> = records.iter().map(|record| json!(record.what).to_string()).collect();
+    assert!(
+        texts.iter().any(|text| text.contains("nonsense"))
+            && texts.iter().any(|text| text.contains("\"command\""))
+    );
+    assert!(!texts.iter().any(|text| text.contains("ünïcode")), "that is not for it");
+    let none = host.dim(&["events", "export", "-o", "-", "--since", "2100-01-01T00:00:00Z"]);
+    assert_eq!(String::from_utf8(none.stdout).unwrap().lines().count(), 1, "only what is told of the host");
+    assert_eq!(host.dim(&["events", "export", "-o", "-", "--plugin", "nobody"]).status.code(), Some(3));
+    // Handled again, it ends in the state that the host has.
+    let bench = Bench::new().unwrap();
+    let tracker = bench.bundled("job-tracker").unwrap();
+    let given = Given { config: config_of(&file, "job-tracker"), ..given(&file) };
+    let (report, did) = try_on(&bench, &tracker, &given, || Events::open(&file), &Runs::default()).unwrap();
+    assert!(report.is_well(), "{report}");
+    assert_eq!((did.dead, did.publishes), (1, 1));
+}
+
+fn config_of(file: &Path, plugin: &str) -> serde_json::Map<String, Value> {
+    let header = Events::open(file).unwrap().header;
+    header.plugins[plugin].as_object().unwrap().clone()
+}

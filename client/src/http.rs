@@ -203,6 +203,17 @@ impl Http {
         self.json(self.request(method, segments)?.query(query).body(body)).await
     }
 
+    /// Sends a plugin's component and reads JSON. How large it may be the host says: more than any other body.
+    pub async fn send_component<T: DeserializeOwned>(
+        &self,
+        plugin: &str,
+        query: &[(&str, String)],
+        component: impl Into<Bytes>,
+    ) -> Result<T, ClientError> {
+        let request = self.request(Method::PUT, &["plugins", plugin, "component"])?;
+        self.json(request.query(query).body(component.into())).await
+    }
+
     /// Deletes.
     pub async fn delete(&self, segments: &[&str]) -> Result<Value, ClientError> {
         self.json(self.request(Method::DELETE, segments)?).await

@@ -7,12 +7,14 @@ pub mod api;
 pub mod blocks;
 pub mod components;
 pub mod config;
+pub mod events;
 pub mod heartbeats;
 pub mod ipns_records;
 pub mod job_events;
 pub mod kubo;
 pub mod manifests;
 pub mod random_components;
+pub mod scenarios;
 
 mod fleet;
 
@@ -41,12 +43,14 @@ targets![
     blocks,
     components,
     config,
+    events,
     heartbeats,
     ipns_records,
     job_events,
     kubo,
     manifests,
     random_components,
+    scenarios,
 ];
 
 impl Target {

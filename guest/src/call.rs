@@ -23,10 +23,13 @@ use crate::Refusal;
 ///     ForgetAll,
 /// }
 ///
-/// assert_eq!(call::read("forget", r#"{"node":"n1"}"#), Ok(Command::Forget { node: "n1".into() }));
-/// assert_eq!(call::read("forget-all", "{}"), Ok(Command::ForgetAll));
+/// let forget: Command = call::read("forget", r#"{"node":"n1"}"#)?;
+/// assert_eq!(forget, Command::Forget { node: "n1".into() });
+/// let all: Command = call::read("forget-all", "{}")?;
+/// assert_eq!(all, Command::ForgetAll);
 /// assert!(matches!(call::read::<Command>("remember", "{}"), Err(Refusal::UnknownMethod)));
 /// assert!(matches!(call::read::<Command>("forget", "{}"), Err(Refusal::Invalid(_))));
+/// # Ok::<(), Refusal>(())
 /// ```
 pub fn read<T: DeserializeOwned>(method: &str, body: &str) -> Result<T, Refusal> {
     T::deserialize(Call { method, body }).map_err(|error| match error {

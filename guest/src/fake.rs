@@ -1,8 +1,8 @@
 //! A fake host, so that a plugin can be tried in plain unit tests, natively and without WebAssembly.
 //!
 //! Each thread has one. What a call asks for shows in it if the call went well, and leaves no trace if not; time
-//! passes when the test says so. It has no grants and no quotas, and takes any text for a topic, a key or a name:
-//! those are the real host's.
+//! passes when the test says so. It takes any text for a topic, a key or a name, and refuses what the test has it refuse:
+//! what is [denied](Host::deny), and every effect while a limit is [met](Host::meet).
 //!
 //! ```
 //! use dim_guest::fake::Host;
@@ -70,6 +70,10 @@ struct World {
     lines: Vec<Line>,
     /// A query is answered.
     is_read_only: bool,
+    /// The topics, keys and names that are not granted.
+    denied: BTreeSet<String>,
+    /// The limit that every effect meets.
+    met: Option<String>,
 }
 
 impl World {
@@ -197,6 +201,16 @@ impl Host {
         result
     }
 
+    /// Has a topic, a key or a name be one that is not granted.
+    pub fn deny(&self, word: &str) {
+        World::with(|world| world.denied.insert(word.to_owned()));
+    }
+
+    /// Has every effect meet a limit from now on, as in `outbox`; none has that end.
+    pub fn meet(&self, limit: Option<&str>) {
+        World::with(|world| world.met = limit.map(str::to_owned));
+    }
+
     /// The time of the entry.
     pub fn now(&self) -> Time {
         now()
@@ -251,5 +265,31 @@ impl Host {
 impl Default for Host {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ipns, pubsub, state};
+
+    #[test]
+    fn what_is_denied_and_what_meets_a_limit_is_refused() {
+        let host = Host::new();
+        host.deny("secret");
+        assert!(
+            matches!(pubsub::publish("secret", b""), Err(pubsub::Error::NotGranted(topic)) if topic == "secret")
+        );
+        assert!(matches!(ipns::get_state("secret"), Err(ipns::Error::NotGranted(_))));
+        pubsub::publish("open", b"").unwrap();
+        host.meet(Some("outbox"));
+        let refused = pubsub::publish("open", b"").unwrap_err();
+        assert!(matches!(Failure::from(refused), Failure::Retry(_)), "there may be room later");
+        assert!(
+            matches!(state::set(b"k", b"v"), Err(state::Error::LimitExceeded(limit)) if limit == "outbox")
+        );
+        host.meet(None);
+        state::set(b"k", b"v").unwrap();
+        assert_eq!(host.take_published().len(), 1);
     }
 }

@@ -18,6 +18,8 @@
 //! ```
 
 mod bench;
+mod identity;
+mod wiring;
 mod trial;
 mod scenario;
 mod run;
@@ -26,6 +28,7 @@ mod shown;
 mod report;
 mod bless;
 mod events;
+mod player;
 mod compare;
 mod end;
 
@@ -36,15 +39,17 @@ use crate::host::HostError;
 use crate::plugin::EngineError;
 use crate::store::StoreError;
 
-pub use bench::{Bench, Given, Identity, Plugin};
+pub use bench::{Bench, Given, Plugin};
 pub use bless::bless;
-pub use compare::{CompareError, Comparison, Differing, Player, StateDifference, Totals, compare, try_on};
+pub use compare::{CompareError, Comparison, Differing, StateDifference, compare};
 pub use events::{Events, EventsError};
+pub use identity::{Identity, name_for, peer_of};
 pub use matching::{Difference, Match, differences};
+pub use player::{Totals, try_on};
 pub use report::{Failure, Report, Why};
 pub use run::Runs;
 pub use scenario::{Scenario, ScenarioError};
-pub use trial::{Between, Cause, Happened, Listening, Trial, name_for, peer_of};
+pub use trial::{Between, Cause, Happened, Listening, Trial};
 
 /// Why something cannot be tried.
 #[derive(Debug, Error)]

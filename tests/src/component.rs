@@ -4,9 +4,7 @@ use wasmparser::{Parser, Payload};
 
 /// A component with `manifest` in the place of its own: the outer one of two is what counts.
 pub fn with_manifest(component: &[u8], manifest: &str) -> Vec<u8> {
-    let mut bytes = component.to_vec();
-    bytes.extend(custom_section("dim-manifest", manifest.as_bytes()));
-    bytes
+    dim::plugin::with_sections(component, &[("dim-manifest", manifest.as_bytes())])
 }
 
 /// The probe as another version, which does `steps` when it starts.
@@ -56,14 +54,6 @@ pub fn with_core_instances(component: &[u8], count: usize) -> Vec<u8> {
 
 fn section(id: u8, content: &[u8]) -> Vec<u8> {
     [vec![id], leb128(content.len()), content.to_vec()].concat()
-}
-
-/// A custom section of a component, as any tool can append it to a file.
-fn custom_section(name: &str, data: &[u8]) -> Vec<u8> {
-    let mut content = leb128(name.len());
-    content.extend(name.as_bytes());
-    content.extend(data);
-    section(0, &content)
 }
 
 fn leb128(mut number: usize) -> Vec<u8> {

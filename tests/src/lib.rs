@@ -8,6 +8,7 @@ pub mod component;
 mod disk;
 pub mod endurance;
 mod host;
+pub mod javascript;
 mod kubo;
 mod link;
 mod program;
@@ -54,6 +55,24 @@ fn say(words: &str) {
     use std::io::Write as _;
     // Without a standard error there is no one to tell.
     let _ = writeln!(std::io::stderr(), "{words}");
+}
+
+/// What a test needs of another language; none, and a loud word, where it cannot be had, and a failure where the
+/// environment has `variable` set to 1.
+fn or_loudly<T>(language: &str, variable: &str, had: Result<T, String>) -> Option<T> {
+    match had {
+        Ok(had) => Some(had),
+        Err(why) => {
+            must_be_there(variable, &why);
+            say(&format!("\n!!! A TEST OF {language} IS SKIPPED: {why}\n"));
+            None
+        }
+    }
+}
+
+/// Where what the tests have made lasts.
+pub fn target_dir() -> &'static std::path::Path {
+    std::path::Path::new(PROBE).ancestors().nth(4).expect("the target directory")
 }
 
 /// Fails where the environment asks for what cannot be had.

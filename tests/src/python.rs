@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 
 use crate::component::with_manifest;
 
@@ -11,14 +12,17 @@ const COMPONENTIZE_PY: &str = "componentize-py==0.25.1";
 /// The component of `guests/python`, with its manifest. None, and a loud word, where it cannot be
 /// built; a failure where `DIM_REQUIRE_PYTHON=1`.
 pub fn component(dir: &Path) -> Option<PathBuf> {
-    match build(dir) {
-        Ok(component) => Some(component),
-        Err(why) => {
-            crate::must_be_there("DIM_REQUIRE_PYTHON", &why);
-            crate::say(&format!("\n!!! THE PYTHON TEST IS SKIPPED: {why}\n"));
-            None
-        }
-    }
+    or_loudly(build(dir))
+}
+
+/// The program that builds plugins in Python. None, and a loud word, where it cannot be had; a failure where
+/// `DIM_REQUIRE_PYTHON=1`.
+pub fn tool() -> Option<PathBuf> {
+    or_loudly(componentize_py())
+}
+
+fn or_loudly<T>(had: Result<T, String>) -> Option<T> {
+    crate::or_loudly("Python", "DIM_REQUIRE_PYTHON", had)
 }
 
 fn build(dir: &Path) -> Result<PathBuf, String> {
@@ -39,11 +43,14 @@ fn build(dir: &Path) -> Result<PathBuf, String> {
 }
 
 /// The one on the path, else one of the test's own, made with Python and pip.
-fn componentize_py() -> Result<PathBuf, String> {
+pub fn componentize_py() -> Result<PathBuf, String> {
     if run(Command::new("componentize-py").arg("--version")).is_ok() {
         return Ok("componentize-py".into());
     }
-    let venv = Path::new(crate::PROBE).ancestors().nth(4).expect("the target directory").join("python");
+    // Two tests may ask for it at once.
+    static MAKING: Mutex<()> = Mutex::new(());
+    let _making = MAKING.lock().map_err(|error| error.to_string())?;
+    let venv = crate::target_dir().join("python");
     let program = venv.join("bin/componentize-py");
     if !program.exists() {
         run(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
@@ -52,7 +59,7 @@ fn componentize_py() -> Result<PathBuf, String> {
     Ok(program)
 }
 
-fn run(command: &mut Command) -> Result<(), String> {
+pub(crate) fn run(command: &mut Command) -> Result<(), String> {
     let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
     if output.status.success() {
         return Ok(());

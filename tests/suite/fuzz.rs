@@ -107,10 +107,12 @@ targets! {
     blocks_at_random_are_files_or_errors: "blocks", 20_000;
     components_at_random_are_judged: "components", 5_000;
     configs_at_random_are_read_or_refused: "config", 3_000;
+    recorded_events_at_random_are_handled_or_refused: "events", 1_000;
     heartbeats_at_random_leave_sound_nodes: "heartbeats", 1_000;
     records_at_random_are_believed_only_if_signed: "ipns_records", 5_000;
     job_events_at_random_leave_sound_jobs: "job_events", 1_000;
     answers_of_a_daemon_at_random_are_understood_or_refused: "kubo", 1_000;
     manifests_at_random_are_read_or_refused: "manifests", 3_000;
     random_components_are_refused_and_do_no_harm: "random_components", 50;
+    scenarios_at_random_end_the_same_each_time: "scenarios", 1_000;
 }

@@ -2,6 +2,7 @@
 
 mod agent;
 mod attacks;
+mod author;
 mod backends;
 mod backup;
 mod calls;
@@ -14,11 +15,13 @@ mod crash;
 mod disk;
 mod failing;
 mod failures;
+mod fake;
 mod faults;
 mod fleet;
 mod formats;
 mod fuzz;
 mod grants;
+mod guide;
 mod hostile;
 mod limits;
 mod migration;

@@ -10,6 +10,14 @@ fn fits<E>(bytes: usize, wrong: fn(u32) -> E) -> Result<(), E> {
     if (1..=KEY_BYTES as usize).contains(&bytes) { Ok(()) } else { Err(wrong(KEY_BYTES)) }
 }
 
+/// Whether a topic, a key or a name is not denied.
+fn granted<E>(word: &str, not_granted: fn(String) -> E) -> Result<(), E> {
+    match World::with(|world| world.denied.contains(word)) {
+        true => Err(not_granted(word.to_owned())),
+        false => Ok(()),
+    }
+}
+
 /// A page of a scan, as in the real host.
 const PAGE_BYTES: usize = 1 << 20;
 const PAGE_PAIRS: usize = 10_000;
@@ -28,7 +36,7 @@ pub mod state {
     /// Sets `key`.
     pub fn set(key: &[u8], value: &[u8]) -> Result<(), Error> {
         fits(key.len(), Error::KeyLength)?;
-        World::effect(Error::ReadOnly, |world| {
+        World::effect(Error::ReadOnly, Error::LimitExceeded, |world| {
             world.state.insert(key.to_vec(), value.to_vec());
         })
     }
@@ -36,7 +44,7 @@ pub mod state {
     /// Removes `key`.
     pub fn delete(key: &[u8]) -> Result<(), Error> {
         fits(key.len(), Error::KeyLength)?;
-        World::effect(Error::ReadOnly, |world| {
+        World::effect(Error::ReadOnly, Error::LimitExceeded, |world| {
             world.state.remove(key);
         })
     }
@@ -76,7 +84,7 @@ pub mod timers {
     /// Sets a timer.
     pub fn set(key: &str, at: u64) -> Result<(), Error> {
         fits(key.len(), Error::KeyLength)?;
-        World::effect(Error::ReadOnly, |world| {
+        World::effect(Error::ReadOnly, Error::LimitExceeded, |world| {
             // What is past falls due with the next entry, not within this one.
             world.timers.insert(key.to_owned(), at.max(world.now.after(MILLISECOND).timestamp()));
         })
@@ -85,7 +93,7 @@ pub mod timers {
     /// Clears a timer.
     pub fn clear(key: &str) -> Result<(), Error> {
         fits(key.len(), Error::KeyLength)?;
-        World::effect(Error::ReadOnly, |world| {
+        World::effect(Error::ReadOnly, Error::LimitExceeded, |world| {
             world.timers.remove(key);
         })
     }
@@ -99,28 +107,30 @@ pub mod timers {
 
 /// Topics.
 pub mod pubsub {
-    use super::World;
+    use super::{World, granted};
     use crate::bindings::dim::coordination::pubsub::{Error, Hearing};
     use crate::fake::Published;
     use crate::time::Time;
 
     /// Publishes.
     pub fn publish(topic: &str, data: &[u8]) -> Result<(), Error> {
-        World::effect(Error::ReadOnly, |world| {
+        granted(topic, Error::NotGranted)?;
+        World::effect(Error::ReadOnly, Error::LimitExceeded, |world| {
             world.published.push(Published { topic: topic.to_owned(), data: data.to_vec() });
         })
     }
 
     /// Subscribes.
     pub fn subscribe(topic: &str) -> Result<(), Error> {
-        World::effect(Error::ReadOnly, |world| {
+        granted(topic, Error::NotGranted)?;
+        World::effect(Error::ReadOnly, Error::LimitExceeded, |world| {
             world.topics.insert(topic.to_owned());
         })
     }
 
     /// Ends a subscription.
     pub fn unsubscribe(topic: &str) -> Result<(), Error> {
-        World::effect(Error::ReadOnly, |world| {
+        World::effect(Error::ReadOnly, Error::LimitExceeded, |world| {
             world.topics.remove(topic);
         })
     }
@@ -149,13 +159,14 @@ pub mod pubsub {
 
 /// Names. A key's name is the key itself.
 pub mod ipns {
-    use super::World;
+    use super::{World, granted};
     use crate::bindings::dim::coordination::ipns::{Document, Error, Resolution};
     use crate::fake::Named;
 
     /// Points a key's name at a path.
     pub fn publish(key: &str, path: &str, _lifetime: Option<u64>) -> Result<(), Error> {
-        World::effect(Error::ReadOnly, |world| {
+        granted(key, Error::NotGranted)?;
+        World::effect(Error::ReadOnly, Error::LimitExceeded, |world| {
             let source = Resolution { path: path.to_owned(), ..world.resolution(key) };
             // The file of one that was published before, if it is there.
             let known = world.names.values().find(|known| known.source.path == path);
@@ -166,37 +177,42 @@ pub mod ipns {
 
     /// Stores a file and points a key's name at it.
     pub fn update_state(key: &str, data: &[u8], _lifetime: Option<u64>) -> Result<(), Error> {
-        World::effect(Error::ReadOnly, |world| {
+        granted(key, Error::NotGranted)?;
+        World::effect(Error::ReadOnly, Error::LimitExceeded, |world| {
             world.point(key, data.to_vec());
         })
     }
 
     /// A key's name.
     pub fn key_id(key: &str) -> Result<String, Error> {
+        granted(key, Error::NotGranted)?;
         Ok(key.to_owned())
     }
 
     /// Follows a name.
     pub fn follow(name: &str) -> Result<(), Error> {
-        World::effect(Error::ReadOnly, |world| {
+        granted(name, Error::NotGranted)?;
+        World::effect(Error::ReadOnly, Error::LimitExceeded, |world| {
             world.followed.insert(name.to_owned());
         })
     }
 
     /// Stops following a name.
     pub fn unfollow(name: &str) -> Result<(), Error> {
-        World::effect(Error::ReadOnly, |world| {
+        World::effect(Error::ReadOnly, Error::LimitExceeded, |world| {
             world.followed.remove(name);
         })
     }
 
     /// The newest record of a name.
     pub fn resolve(name: &str) -> Result<Resolution, Error> {
+        granted(name, Error::NotGranted)?;
         World::with(|world| Ok(world.known(name).ok_or(Error::NotYetKnown)?.source.clone()))
     }
 
     /// The file that a name points to.
     pub fn get_state(name: &str) -> Result<Document, Error> {
+        granted(name, Error::NotGranted)?;
         World::with(|world| {
             let Named { source, data } = world.known(name).ok_or(Error::NotYetKnown)?.clone();
             let data = data.ok_or_else(|| Error::NotADocument(format!("{} is not held", source.path)))?;
@@ -226,10 +242,13 @@ const LIFETIME: u64 = 86_400_000_000_000;
 
 impl World {
     /// Changes the world, unless a query is answered.
-    fn effect<E>(read_only: E, change: impl FnOnce(&mut World)) -> Result<(), E> {
+    fn effect<E>(read_only: E, limit: fn(String) -> E, change: impl FnOnce(&mut World)) -> Result<(), E> {
         World::with(|world| {
             if world.is_read_only {
                 return Err(read_only);
+            }
+            if let Some(met) = &world.met {
+                return Err(limit(met.clone()));
             }
             change(world);
             Ok(())

@@ -91,6 +91,16 @@ impl Client {
         self.telling(self.http.send_bytes(method, segments, query, body)).await
     }
 
+    /// Sends a plugin's component.
+    pub async fn send_component(
+        &self,
+        plugin: &str,
+        query: &[(&str, String)],
+        component: Vec<u8>,
+    ) -> Result<Value, ClientError> {
+        self.telling(self.http.send_component(plugin, query, component)).await
+    }
+
     /// Orders what needs no body.
     pub async fn post(&self, segments: &[&str]) -> Result<Value, ClientError> {
         self.send_bytes(Method::POST, segments, &[], Vec::new()).await

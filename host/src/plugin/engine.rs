@@ -77,7 +77,32 @@ impl Cache {
         }
         Ok(Self { dir, path: path.to_owned() })
     }
+
+    /// Removes what was compiled longest ago, until all of it has no more than so many bytes.
+    pub fn keep_within(&self, bytes: u64) -> std::io::Result<()> {
+        if !self.dir.is_dir(COMPILED) {
+            return Ok(());
+        }
+        let mut files = Vec::new();
+        for file in self.dir.read_dir(COMPILED)? {
+            let (name, known) = file.and_then(|file| Ok((file.file_name(), file.metadata()?)))?;
+            files.push((known.modified()?, known.len(), Path::new(COMPILED).join(name)));
+        }
+        files.sort_by(|one, other| other.cmp(one));
+        let mut held = 0;
+        for (_, size, file) in files {
+            held += size;
+            if held > bytes {
+                // Another program may have removed it.
+                let _ = self.dir.remove_file(file);
+            }
+        }
+        Ok(())
+    }
 }
+
+/// The directory of compiled components in a cache.
+const COMPILED: &str = "compiled";
 
 /// The engine.
 pub struct Engine {
@@ -162,7 +187,7 @@ impl Engine {
     fn cache_path(&self, digest: impl Display) -> PathBuf {
         let mut hasher = DefaultHasher::new();
         self.engine.precompile_compatibility_hash().hash(&mut hasher);
-        PathBuf::from("compiled").join(format!("{digest}-{:016x}.cwasm", hasher.finish()))
+        Path::new(COMPILED).join(format!("{digest}-{:016x}.cwasm", hasher.finish()))
     }
 
     fn cached(&self, name: &Path) -> Option<Component> {
@@ -185,7 +210,7 @@ impl Engine {
 
     fn keep(&self, name: &Path, compiled: &[u8]) -> std::io::Result<()> {
         let dir = &self.cache.dir;
-        dir.create_dir_all("compiled")?;
+        dir.create_dir_all(COMPILED)?;
         for (name, bytes) in [(name, compiled), (&digest_of(name), Digest::of(compiled).as_bytes())] {
             let half = name.with_extension(format!("{}.half", std::process::id()));
             dir.write(&half, bytes)?;
@@ -235,4 +260,31 @@ pub(super) fn config() -> Config {
         .memory_reservation(MEMORY_BYTES as u64)
         .allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     config
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cache_keeps_what_was_compiled_last_and_is_nobody_elses() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("dim");
+        let cache = Cache::open(&path).unwrap();
+        cache.keep_within(0).unwrap();
+        std::fs::create_dir(path.join(COMPILED)).unwrap();
+        for (age, name) in ["new", "older", "oldest"].into_iter().enumerate() {
+            let file = path.join(COMPILED).join(name);
+            std::fs::write(&file, [0; 10]).unwrap();
+            let at = std::time::SystemTime::now() - Duration::from_secs(60 * age as u64);
+            std::fs::File::options().write(true).open(&file).unwrap().set_modified(at).unwrap();
+        }
+        let left = || std::fs::read_dir(path.join(COMPILED)).unwrap().count();
+        cache.keep_within(30).unwrap();
+        assert_eq!(left(), 3);
+        cache.keep_within(29).unwrap();
+        assert!(left() == 2 && !path.join(COMPILED).join("oldest").exists());
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+        assert!(Cache::open(&path).unwrap_err().to_string().contains("others may write"));
+    }
 }

@@ -10,11 +10,10 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use super::TestError;
-use super::trial::{peer_of, secret_of};
+use super::identity::Identity;
 use crate::config::{Config, PluginConfig};
-use crate::entry::exported::{Header, Malformed};
 use crate::host::{Candidate, HostError, Proposal, Ready, Terms};
-use crate::ident::{IpnsName, KeyName, PluginName};
+use crate::ident::PluginName;
 use crate::plugin::roster::{Code, Setup};
 use crate::plugin::{self, Cache, Compiler, Engine, Grants, Inspection, Prepared, SomeLimits};
 use crate::time::Timestamp;
@@ -56,32 +55,8 @@ pub struct Given {
     pub host: Identity,
 }
 
-/// A host that plugins are tried on.
-#[derive(Clone, Debug)]
-pub struct Identity {
-    /// Who it is.
-    pub id: String,
-    /// What random follows from.
-    pub secret: [u8; 32],
-    /// What its keys follow from, and the peers and names that words stand for.
-    pub seed: u64,
-    /// The names of keys that do not follow from the seed: it has the names alone.
-    pub keys: BTreeMap<KeyName, IpnsName>,
-}
-
-impl Identity {
-    /// The host that follows from a seed.
-    pub fn of(seed: u64) -> Self {
-        let id = peer_of(seed, "host").to_string();
-        Self { id, secret: secret_of(seed, "secret"), seed, keys: BTreeMap::new() }
-    }
-
-    /// The host that events were recorded on, but for its secret.
-    pub fn recorded(header: &Header) -> Result<Self, Malformed> {
-        let (id, secret, keys) = (header.host.clone(), header.secret()?, header.keys.clone());
-        Ok(Self { id, secret, seed: 0, keys })
-    }
-}
+/// Bytes of compiled components that are kept for later: an interpreter has 50 MiB, and each build is another one.
+const MOST_KEPT: u64 = 1 << 30;
 
 /// 2026-01-01T00:00:00Z.
 const BEGIN: Timestamp = Timestamp(1_767_225_600_000_000_000);
@@ -106,7 +81,10 @@ impl Bench {
     pub fn new() -> Result<Self, TestError> {
         let lasting = cache_dir().map(|dir| Cache::open(&dir));
         let (cache, scratch) = match lasting {
-            Some(Ok(cache)) => (cache, None),
+            Some(Ok(cache)) => {
+                cache.keep_within(MOST_KEPT).map_err(TestError::Directory)?;
+                (cache, None)
+            }
             _ => {
                 let scratch = TempDir::new().map_err(TestError::Directory)?;
                 let cache = Cache::open(scratch.path()).map_err(TestError::Directory)?;

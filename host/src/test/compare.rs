@@ -6,17 +6,14 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-use sha2::{Digest as _, Sha256};
 
 use super::TestError;
 use super::bench::{Bench, Given, Plugin};
-use super::end::End;
 use super::events::{Events, EventsError};
 use super::matching::{Difference, Match, differences};
-use super::report::{Report, Why};
-use super::run::{Runs, places};
+use super::player::{Player, State, Totals};
 use super::shown::{self, shown, shown_key};
-use super::trial::{Between, Cause, Happened, Trial};
+use super::trial::{Cause, Happened};
 use crate::effect::NameValue;
 use crate::entry::exported::Record;
 use crate::time::Timestamp;
@@ -95,215 +92,6 @@ pub struct StateDifference {
     pub keys: Vec<String>,
 }
 
-/// What a version did.
-#[derive(Clone, Debug, Serialize)]
-pub struct Totals {
-    /// Its version.
-    pub version: String,
-    /// The digest of its component.
-    pub digest: String,
-    /// How often it was called.
-    pub calls: u64,
-    /// Writes and deletions of keys.
-    pub state_writes: u64,
-    /// Publishes.
-    pub publishes: u64,
-    /// New values of names.
-    pub names: u64,
-    /// Events that were set aside.
-    pub dead: u64,
-    /// Events that were put off.
-    pub retries: u64,
-    /// Bytes of its state in the end.
-    pub state_bytes: u64,
-    /// CPU time, in seconds.
-    pub cpu_seconds: f64,
-    /// Most bytes of memory.
-    pub memory: usize,
-    /// The SHA-256 of all that it did, in order: the same for two runs of one version.
-    pub effects: String,
-}
-
-/// One version and what it has done so far.
-pub struct Player {
-    trial: Trial,
-    totals: Totals,
-    effects: Sha256,
-}
-
-impl Player {
-    /// One that has handled nothing.
-    pub fn new(bench: &Bench, plugin: &Plugin, given: &Given) -> Result<Self, TestError> {
-        let mut trial = Trial::new(bench, plugin, given)?;
-        trial.start()?;
-        let inspection = plugin.inspection();
-        let totals = Totals {
-            version: inspection.manifest.version.clone(),
-            digest: inspection.digest.to_string(),
-            calls: 0,
-            state_writes: 0,
-            publishes: 0,
-            names: 0,
-            dead: 0,
-            retries: 0,
-            state_bytes: 0,
-            cpu_seconds: 0.0,
-            memory: 0,
-            effects: String::new(),
-        };
-        Ok(Self { trial, totals, effects: Sha256::new() })
-    }
-
-    /// The trial, for what is to come between.
-    pub fn trial(&mut self) -> &mut Trial {
-        &mut self.trial
-    }
-
-    /// Handles records; returns what was done with each.
-    fn play(&mut self, records: &[Record]) -> Result<Vec<Vec<Happened>>, TestError> {
-        let mut all = Vec::with_capacity(records.len());
-        for record in records {
-            self.trial.feed_record(record)?;
-            let happened = self.trial.drain_happened();
-            self.count(&happened);
-            all.push(happened);
-        }
-        self.totals.memory = self.totals.memory.max(self.trial.memory());
-        Ok(all)
-    }
-
-    fn count(&mut self, happened: &[Happened]) {
-        let totals = &mut self.totals;
-        for it in happened {
-            totals.calls += 1;
-            totals.state_writes += it.asked.state.len() as u64;
-            totals.publishes += it.asked.publishes.len() as u64;
-            totals.names += it.asked.names.len() as u64;
-            totals.dead += it.dead.len() as u64;
-            totals.retries += it.retries.len() as u64;
-            totals.cpu_seconds += it.cpu.as_secs_f64();
-            digest(&mut self.effects, it);
-        }
-    }
-
-    /// Begins to count anew.
-    fn begin(&mut self, totals: Totals) {
-        self.totals = totals;
-        self.effects = Sha256::new();
-    }
-
-    fn end(mut self, until: Timestamp) -> Result<(Totals, Vec<Happened>, State), TestError> {
-        let until = until.max(self.trial.now());
-        self.trial.wait_until(until)?;
-        let last = self.trial.drain_happened();
-        self.count(&last);
-        self.trial.settle()?;
-        let state = self.trial.state()?;
-        self.totals.memory = self.totals.memory.max(self.trial.memory());
-        self.totals.state_bytes = state.iter().map(|(key, value)| (key.len() + value.len()) as u64).sum();
-        self.totals.effects = format!("{:x}", self.effects.finalize());
-        Ok((self.totals, last, state))
-    }
-}
-
-type State = BTreeMap<Vec<u8>, Vec<u8>>;
-
-/// Takes what was done into a digest, each part with its length.
-fn digest(hash: &mut Sha256, happened: &Happened) {
-    let mut put = |bytes: &[u8]| {
-        hash.update((bytes.len() as u64).to_be_bytes());
-        hash.update(bytes);
-    };
-    put(&happened.time.0.to_be_bytes());
-    for (key, value) in &happened.asked.state {
-        put(key);
-        put(value.as_deref().unwrap_or(b"\0deleted"));
-    }
-    for (key, at) in &happened.asked.timers {
-        put(key.as_bytes());
-        put(&at.map_or(0, |at| at.0).to_be_bytes());
-    }
-    for publish in &happened.asked.publishes {
-        put(publish.topic.as_str().as_bytes());
-        put(&publish.data);
-    }
-    for (key, update) in &happened.asked.names {
-        put(key.as_str().as_bytes());
-        put(update.value.path().as_str().as_bytes());
-    }
-    for (topic, subscribed) in &happened.asked.subscriptions {
-        put(topic.as_str().as_bytes());
-        put(&[u8::from(*subscribed)]);
-    }
-    for (name, followed) in &happened.asked.follows {
-        put(name.as_str().as_bytes());
-        put(&[u8::from(*followed)]);
-    }
-    for letter in &happened.dead {
-        put(letter.reason.as_bytes());
-        put(&letter.attempts.to_be_bytes());
-    }
-    for retry in &happened.retries {
-        put(&retry.at.0.to_be_bytes());
-    }
-    if let Some(reply) = &happened.reply {
-        put(format!("{reply:?}").as_bytes());
-    }
-}
-
-/// Has a plugin handle recorded events, and once more with a crash, and with a replacement, between the entries: the end
-/// must be the same. `open` opens the events, for each run. Blocks, and must not be called from an async thread.
-pub fn try_on(
-    bench: &Bench,
-    plugin: &Plugin,
-    given: &Given,
-    open: impl Fn() -> Result<Events, EventsError>,
-    runs: &Runs,
-) -> Result<(Report, Totals), CompareError> {
-    let begun = Instant::now();
-    let of_it =
-        |source| CompareError::Version { version: plugin.inspection().manifest.version.clone(), source };
-    let run = |between: Between| -> Result<(End, Player, u64), CompareError> {
-        let mut player = Player::new(bench, plugin, given).map_err(of_it)?;
-        player.trial.interrupt(between);
-        let (mut events, mut records) = (open()?, 0);
-        for record in events.by_ref() {
-            player.trial.feed_record(&record?).map_err(of_it)?;
-            records += 1;
-        }
-        let until = events.header.until.max(player.trial.now());
-        player.trial.wait_until(until).map_err(of_it)?;
-        let replies = player.trial.happened().iter().filter_map(|it| it.reply.as_ref());
-        let replies = replies.map(|reply| json!([shown::reply(reply)])).collect();
-        let end = End::of(&mut player.trial, replies).map_err(of_it)?;
-        Ok((end, player, records))
-    };
-    let (plain, mut player, records) = run(Between::Nothing)?;
-    let took = begun.elapsed();
-    let (places, count) = places(player.trial.places(), 0);
-    let happened = player.trial.drain_happened();
-    player.count(&happened);
-    let (totals, ..) = player.end(Timestamp(0)).map_err(of_it)?;
-    let mut report = Report {
-        name: "recorded events".to_owned(),
-        failures: Vec::new(),
-        entries: records,
-        crashes: runs.crash.then_some(count),
-        replacements: runs.replace.then_some(count),
-        plain: took,
-        took,
-        happened: Vec::new(),
-    };
-    if runs.crash {
-        report.failures.extend(plain.unlike(&run(Between::Crash(places.clone()))?.0, Why::Crash));
-    }
-    if runs.replace {
-        report.failures.extend(plain.unlike(&run(Between::Replace(places))?.0, Why::Replacement));
-    }
-    report.took = begun.elapsed();
-    Ok((report, totals))
-}
-
 /// Compares two versions of a plugin over recorded events. What came before `since` is handled by the old version, and
 /// makes the state that both begin with; the new one then takes over, as in a running host. `tell` hears how many
 /// records are done. Blocks, and must not be called from an async thread.
@@ -350,7 +138,7 @@ pub fn compare(
             other.trial().replace(new, given).map_err(of_new)?;
             one.trial().drain_happened();
             other.trial().drain_happened();
-            let fresh = |plugin: &Plugin| Player::new(bench, plugin, given).map(|player| player.totals);
+            let fresh = |plugin: &Plugin| Player::new(bench, plugin, given).map(Player::into_totals);
             one.begin(fresh(old).map_err(of_old)?);
             other.begin(fresh(new).map_err(of_new)?);
         }

@@ -13,11 +13,12 @@ use serde_json::{Map, Value, json};
 use super::TestError;
 use super::bench::{Bench, Plugin};
 use super::end::End;
+use super::identity::name_for;
 use super::matching::{Difference, Match, differences};
 use super::report::{Failure, Report, Why};
 use super::scenario::{Action, Expectation, From, Scenario, Step, Time, Vars};
 use super::shown::{self, shown, shown_key};
-use super::trial::{Between, Listening, Trial, name_for};
+use super::trial::{Between, Listening, Trial};
 use crate::entry::{Event, Kind, Origin};
 
 /// In how many places something comes between entries, if there are more than [`ALL`].

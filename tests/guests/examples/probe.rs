@@ -10,14 +10,16 @@ use dim_guest::{Event, Failure, Plugin, Refusal, export_plugin, ipns, json, log,
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+/// What it does when it starts, and with each call.
 #[derive(Deserialize)]
-struct Config {
+pub struct Config {
     on_start: String,
     /// A step that is done with each event and command from the one numbered `from` of an instance on.
     on_call: String,
 }
 
-struct Probe {
+/// A plugin that does what it is told.
+pub struct Probe {
     /// Calls that this instance has seen: its memory, which a new instance has not.
     calls: u64,
     on_call: Value,

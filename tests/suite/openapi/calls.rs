@@ -48,6 +48,11 @@ pub fn of_a_sound_host() -> Vec<Call> {
         call("make_backup", "/v1/backup", r#"{"passphrase":"correct horse battery staple"}"#, 200),
         call("make_backup", "/v1/backup", r#"{"passphrase":""}"#, 400),
         call("make_backup", "/v1/backup", "{}", 422),
+        call("export_events", "/v1/events", "", 200),
+        call("export_events", "/v1/events?plugin=job-tracker&since=2020-01-01T00:00:00Z", "", 200),
+        call("export_events", "/v1/events?topic=dim.jobs.updates", "", 200),
+        call("export_events", "/v1/events?plugin=nobody", "", 404),
+        call("export_events", "/v1/events?since=yesterday", "", 400),
         call("list_dead_letters", "/v1/dead-letters?plugin=job-tracker&after=0&limit=10", "", 200),
         call("list_dead_letters", "/v1/dead-letters?after=x", "", 400),
         call(

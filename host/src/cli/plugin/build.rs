@@ -122,7 +122,7 @@ fn with_cargo(dir: &Path) -> anyhow::Result<PathBuf> {
     let mut cargo = Command::new("cargo");
     cargo.args(["build", "--release", "--target", "wasm32-wasip2"]);
     cargo.args(["--message-format", "json-render-diagnostics"]).current_dir(dir);
-    cargo.env("CARGO_ENCODED_RUSTFLAGS", rust_flags(dir));
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", rust_flags());
     cargo.stdin(Stdio::null()).stderr(Stdio::inherit());
     let built = cargo.output().context("cannot run cargo: install Rust from https://rustup.rs")?;
     if !built.status.success() {
@@ -140,7 +140,7 @@ fn with_cargo(dir: &Path) -> anyhow::Result<PathBuf> {
 
 /// The user's flags, and those by which the same source gives the same component in every directory: panics name
 /// their place.
-fn rust_flags(dir: &Path) -> String {
+fn rust_flags() -> String {
     let own = std::env::var("CARGO_ENCODED_RUSTFLAGS").or_else(|_| {
         std::env::var("RUSTFLAGS").map(|flags| flags.split_whitespace().collect::<Vec<_>>().join("\u{1f}"))
     });
@@ -148,9 +148,6 @@ fn rust_flags(dir: &Path) -> String {
     let mut remap = |from: &Path, to: &str| {
         flags.push(format!("--remap-path-prefix={}={to}", from.display()));
     };
-    if let Ok(dir) = dir.canonicalize() {
-        remap(&dir, "plugin");
-    }
     let home = std::env::var_os("CARGO_HOME")
         .map(PathBuf::from)
         .or_else(|| Some(std::env::home_dir()?.join(".cargo")));

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use clap::Args;
 use futures::StreamExt as _;
-use reqwest::Method;
 
 use crate::cause::chain;
 use crate::change::Change;
@@ -72,8 +71,7 @@ impl Dev {
         let name = self.name.clone().unwrap_or_else(|| inspection.manifest.name.to_string());
         eprintln!("built {name} {} in {:.1} s", inspection.manifest.version, begun.elapsed().as_secs_f64());
         let query = [("source", shown), ("grant", self.grant.to_string())];
-        let path = ["plugins", name.as_str(), "component"];
-        let change = client.send_bytes(Method::PUT, &path, &query, component).await?;
+        let change = client.send_component(&name, &query, component).await?;
         let change: Change = serde_json::from_value(change).context("the host's answer")?;
         tell(out, &change);
         Ok(name)

@@ -90,8 +90,7 @@ pub async fn install(client: &Client, out: &Output, wish: Wish) -> anyhow::Resul
     let send = async |Consent { grant, trust }: Consent| {
         let mut query = vec![("source", source.clone()), ("grant", grant.to_string())];
         query.extend(trust.map(|trust| ("trust", trust.to_string())));
-        let path = ["plugins", name.as_str(), "component"];
-        client.send_bytes(Method::PUT, &path, &query, component.clone()).await
+        client.send_component(&name, &query, component.clone()).await
     };
     settled(client, out, Some(&name), send, Consent { grant, trust }, wait).await
 }

@@ -1,0 +1,85 @@
+//! Owns the variables of a scenario.
+
+use libp2p_identity::PeerId;
+use serde_json::Value;
+
+use crate::ident::PeerName;
+use crate::test::identity::{key_for, name_for, peer_of};
+use crate::time::{Timestamp, duration_of, nanoseconds};
+
+/// What `${…}` stands for.
+#[derive(Clone, Copy, Debug)]
+pub struct Vars {
+    /// What peers and names follow from.
+    pub seed: u64,
+    /// The time.
+    pub now: Timestamp,
+    /// Which round of what is repeated, from 1.
+    pub round: u64,
+}
+
+impl Vars {
+    /// A value with the variables filled in, those of its members' names, too.
+    pub fn fill(&self, value: &Value) -> Value {
+        match value {
+            Value::String(text) if text == "${i}" => self.round.into(),
+            Value::String(text) => Value::String(self.fill_text(text)),
+            Value::Array(items) => items.iter().map(|item| self.fill(item)).collect(),
+            Value::Object(members) => {
+                let filled = members.iter().map(|(name, value)| (self.fill_text(name), self.fill(value)));
+                Value::Object(filled.collect())
+            }
+            other => other.clone(),
+        }
+    }
+
+    /// A text with the variables filled in.
+    pub fn fill_text(&self, text: &str) -> String {
+        let (mut filled, mut rest) = (String::new(), text);
+        while let Some((before, after)) = rest.split_once("${") {
+            filled.push_str(before);
+            let value = after.split_once('}').and_then(|(name, after)| Some((self.value(name)?, after)));
+            rest = match value {
+                Some((value, after)) => {
+                    filled.push_str(&value);
+                    after
+                }
+                None => {
+                    filled.push_str("${");
+                    after
+                }
+            };
+        }
+        filled.push_str(rest);
+        filled
+    }
+
+    /// What a variable stands for, if it is one.
+    fn value(&self, name: &str) -> Option<String> {
+        if let Some((sort, word)) = name.split_once('.') {
+            return match sort {
+                "peer" => Some(peer_of(self.seed, word).to_string()),
+                "name" => Some(name_for(self.seed, word).to_string()),
+                "key" => Some(key_for(self.seed, word).to_string()),
+                "host" if word == "id" => Some(peer_of(self.seed, "host").to_string()),
+                _ => None,
+            };
+        }
+        match name.strip_prefix("now") {
+            Some("") => Some(self.now.to_string()),
+            Some(by) if by.starts_with('+') => Some(self.now.after(duration_of(&by[1..]).ok()?).to_string()),
+            Some(by) if by.starts_with('-') => {
+                let by = nanoseconds(duration_of(&by[1..]).ok()?);
+                Some(Timestamp(self.now.0.saturating_sub(by)).to_string())
+            }
+            Some(_) => None,
+            None => (name == "i").then(|| self.round.to_string()),
+        }
+    }
+
+    /// The peer that a word stands for; a peer id stands for itself.
+    pub fn peer(&self, word: &str) -> PeerName {
+        let is_id = word.parse::<PeerId>().is_ok();
+        word.parse().ok().filter(|_| is_id).unwrap_or_else(|| peer_of(self.seed, word))
+    }
+}

@@ -1,0 +1,166 @@
+//! Owns what a trial stands on: the store with what is given, and what is made anew on it after each crash.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use tempfile::TempDir;
+
+use super::TestError;
+use super::bench::{Bench, Given};
+use super::identity::{Identity, pair_of};
+use crate::backend::embedded;
+use crate::commit::{Commit, Durability};
+use crate::config::Config;
+use crate::entry::Offset;
+use crate::host::{HostError, Loader, Ready, ToRun, Wired};
+use crate::ident::PluginName;
+use crate::keys::{KeyFile, Keyring};
+use crate::log::{EventLog, TAIL_BYTES};
+use crate::plugin::roster;
+use crate::plugin::{Actor, Engine, Handle, Numbers};
+use crate::store::outbox::Backlog;
+use crate::store::{CURSORS, Memory, PluginId, STATE, StateKey, Store, StoreError, TIMERS};
+use crate::time::{Clock, Timestamp};
+
+/// Memory for the pages of the store, in bytes.
+const CACHE: usize = 64 << 20;
+
+/// What stays through crashes.
+pub struct Ground {
+    /// The plugin.
+    pub plugin: PluginName,
+    /// Its number.
+    pub id: PluginId,
+    /// The store, in memory.
+    pub store: Arc<Store>,
+    /// The keys.
+    pub keys: Arc<Keyring>,
+    /// What random goes by: what came from outside.
+    pub numbers: Numbers,
+    clock: Arc<VirtualClock>,
+    engine: Arc<Engine>,
+    host: Identity,
+    _dir: TempDir,
+}
+
+/// What is made anew after a crash.
+pub struct Wiring {
+    /// What it is wired to.
+    pub loader: Arc<Loader>,
+    /// The plugin.
+    pub actor: Actor,
+    /// The plugin, as others know it.
+    pub handle: Handle,
+}
+
+/// A clock that shows what it is told to.
+#[derive(Debug)]
+struct VirtualClock {
+    wall: AtomicU64,
+    begun: Instant,
+}
+
+impl Clock for VirtualClock {
+    fn wall(&self) -> Timestamp {
+        Timestamp(self.wall.load(Ordering::Relaxed))
+    }
+
+    fn monotonic(&self) -> Instant {
+        self.begun
+    }
+}
+
+impl Ground {
+    /// A store with what is given to a plugin that was settled.
+    pub fn new(bench: &Bench, plugin: PluginName, ready: &Ready, given: &Given) -> Result<Self, TestError> {
+        let dir = TempDir::new().map_err(TestError::Directory)?;
+        let store = Arc::new(Store::open_on(dir.path(), Arc::new(Memory), CACHE)?);
+        let keys = Arc::new(Keyring::open(&store).map_err(HostError::Key)?);
+        for key in ready.allowance.reach.keys() {
+            let file = match given.host.keys.get(key) {
+                Some(name) => KeyFile { is_adopted: true, bytes: name.as_str().as_bytes().to_vec() },
+                None => {
+                    let bytes = pair_of(given.host.seed, &format!("key {key}")).to_protobuf_encoding();
+                    KeyFile { is_adopted: false, bytes: bytes.expect("an ed25519 key has a protobuf form") }
+                }
+            };
+            keys.import(key, &file).map_err(HostError::Key)?;
+        }
+        let id = enter(&store, &plugin, ready, given)?;
+        let clock = Arc::new(VirtualClock { wall: AtomicU64::new(given.time.0), begun: Instant::now() });
+        let (engine, host, numbers) = (bench.engine(), given.host.clone(), Numbers::default());
+        Ok(Self { plugin, id, store, keys, numbers, clock, engine, host, _dir: dir })
+    }
+
+    /// Has it be this time.
+    pub fn set_time(&self, time: Timestamp) {
+        self.clock.wall.store(time.0, Ordering::Relaxed);
+    }
+
+    /// Makes a plugin that goes on with what is in the store.
+    pub fn wire(&self, ready: &Ready) -> Result<Wiring, TestError> {
+        let store = &self.store;
+        let (next, last) = store.log_end()?;
+        let log = Arc::new(EventLog::new(store.clone(), next, last, self.clock.clone(), TAIL_BYTES));
+        let (backlog, interest, room): (Arc<Backlog>, Arc<_>, Arc<_>) = Default::default();
+        let config = Config::default();
+        let commit = Arc::new(Commit::new(
+            Durability::Eventual,
+            config.store.dead_letters,
+            Arc::clone(&interest),
+            backlog.clone(),
+            Arc::clone(&room),
+        ));
+        let loader = Arc::new(Loader {
+            config,
+            id: self.host.id.clone(),
+            secret: self.host.secret,
+            numbers: Some(self.numbers.clone()),
+            store: store.clone(),
+            keys: self.keys.clone(),
+            backend: embedded::backend(store.clone(), self.keys.clone()).0,
+            interest,
+            backlog,
+            hearings: Arc::default(),
+            commit,
+            log,
+            room,
+            engine: self.engine.clone(),
+            lines: Default::default(),
+            lost: Default::default(),
+        });
+        let stored = roster::read(store, &self.plugin)?;
+        let stored = stored.ok_or_else(|| StoreError::corrupt("plugins", "an entered one is gone"))?;
+        let to_run = ToRun { ready: ready.clone(), fallback: None, failed: None };
+        let Wired { actor, loaded } = loader.wire(&self.plugin, stored, to_run)?;
+        Ok(Wiring { loader, actor, handle: loaded.handle })
+    }
+}
+
+/// Enters the plugin into the store with what is given; returns its number.
+fn enter(store: &Store, name: &PluginName, ready: &Ready, given: &Given) -> Result<PluginId, TestError> {
+    let write = store.begin()?;
+    roster::enter(&write, name, roster::entered(None, ready.code.clone()), Offset(0))?;
+    let mut row = roster::row_within(&write, name)?;
+    row.state_version = given.state_version;
+    let mut size = 0;
+    {
+        let mut table = write.open_table(STATE).map_err(StoreError::from)?;
+        for (key, value) in &given.state {
+            size += (key.len() + value.len()) as u64;
+            let key = StateKey::new(row.id, key);
+            table.insert(key.as_bytes(), value.as_slice()).map_err(StoreError::from)?;
+        }
+        let mut table = write.open_table(TIMERS).map_err(StoreError::from)?;
+        for (key, at) in &given.timers {
+            let key = StateKey::new(row.id, key.as_bytes());
+            table.insert(key.as_bytes(), at.0).map_err(StoreError::from)?;
+        }
+        let mut table = write.open_table(CURSORS).map_err(StoreError::from)?;
+        table.insert(row.id.0, (0, size)).map_err(StoreError::from)?;
+    }
+    roster::put_within(&write, name, &row)?;
+    write.commit().map_err(StoreError::from)?;
+    Ok(row.id)
+}

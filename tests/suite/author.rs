@@ -1,0 +1,263 @@
+//! What an author does, as the program does it: a plugin is made, built, judged, tried and installed, in each language.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use dim_tests::{Program, javascript, python};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_dim-under-test");
+
+/// An author of plugins in one language.
+struct Author {
+    language: &'static str,
+    dir: TempDir,
+    /// Set for each command.
+    env: Vec<(&'static str, String)>,
+    /// The file with the logic, and a line of it before and after it is broken.
+    source: &'static str,
+    broken: (&'static str, &'static str),
+}
+
+impl Author {
+    fn dim(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(PROGRAM);
+        command.args(args).current_dir(self.dir.path());
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
+        command.output().unwrap()
+    }
+
+    /// What a command writes that goes well.
+    fn does(&self, args: &[&str]) -> String {
+        let output = self.dim(args);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{args:?}: {}{said}", String::from_utf8_lossy(&output.stdout));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        serde_json::from_str(&self.does(&[args, &["--output", "json"]].concat())).unwrap()
+    }
+
+    fn name(&self, template: &str) -> String {
+        format!("{template}-{}", self.language)
+    }
+
+    /// Each template builds, and its scenarios are well, whatever comes between the entries.
+    fn makes_what_builds(&self) {
+        for template in ["empty", "jobs", "heartbeats"] {
+            let name = self.name(template);
+            let made = self.json(&["plugin", "new", &name, "--lang", self.language, "--template", template]);
+            assert!(made["next"].as_str().unwrap().contains("dim plugin test"), "{made}");
+            let tested = self.json(&["plugin", "test", &name, "--junit", "results.xml"]);
+            assert_eq!(tested["failed"], 0, "{tested}");
+            let first = &tested["scenarios"][0];
+            assert!(
+                first["crashes"].as_u64().unwrap() > 0 && first["replacements"] == first["crashes"],
+                "{first}"
+            );
+            let xml = std::fs::read_to_string(self.dir.path().join("results.xml")).unwrap();
+            assert!(
+                xml.contains(&format!("<testsuite name=\"{name}\"")) && !xml.contains("<failure"),
+                "{xml}"
+            );
+            let again = self.dim(&["plugin", "new", &name]);
+            assert!(String::from_utf8_lossy(&again.stderr).contains("is there and not empty"));
+        }
+    }
+
+    /// The same source is the same component, in whichever directory.
+    fn builds_the_same_twice(&self) {
+        let build = |dir: &str| {
+            self.does(&[
+                "plugin",
+                "new",
+                "same",
+                "--lang",
+                self.language,
+                "--template",
+                "empty",
+                "--dir",
+                dir,
+            ]);
+            // Nothing that was built before.
+            let target = self.dir.path().join(dir).join("target").display().to_string();
+            let mut command = Command::new(PROGRAM);
+            command.args(["plugin", "build", &format!("{dir}/same"), "--output", "json"]);
+            let output =
+                command.current_dir(self.dir.path()).env("CARGO_TARGET_DIR", target).output().unwrap();
+            serde_json::from_slice::<Value>(&output.stdout).unwrap()
+        };
+        let (one, other) = (build("one"), build("elsewhere/other"));
+        assert!(one["asks"].as_array().unwrap().contains(&json!("subscribe to hello")), "{one}");
+        assert_eq!(one["digest"], other["digest"]);
+    }
+
+    /// What was built is fit, and runs in a host.
+    fn installs(&self) {
+        let name = self.name("heartbeats");
+        let component = format!("{name}/{name}.wasm");
+        let checked = self.json(&["plugin", "check", &component]);
+        assert_eq!((&checked["fit"], &checked["name"]), (&json!(true), &json!(name)), "{checked}");
+        let host = Program::start(Path::new(PROGRAM), &self.dir.path().join("state"), &["--embedded"]);
+        let file = self.dir.path().join(&component);
+        host.json(&["plugin", "install", file.to_str().unwrap(), "--grant"]);
+        assert!(host.dim(&["topic", "pub", "dim.nodes.heartbeat", r#"{"node_id":"n1"}"#]).status.success());
+        dim_tests::soon(|| host.json(&["plugin", "query", &name, "counts"]) == json!({ "n1": 1 }));
+        let forgotten = host.json(&["plugin", "command", &name, "forget", r#"{"node_id":"n1"}"#]);
+        assert_eq!(forgotten, json!({ "node_id": "n1", "count": 1 }));
+        let nobody = host.dim(&["plugin", "command", &name, "forget", r#"{"node_id":"n1"}"#]);
+        assert_eq!(nobody.status.code(), Some(3));
+    }
+
+    /// With one line of its logic broken, the scenario says so.
+    fn is_caught(&self) {
+        let name = self.name("heartbeats");
+        let source = self.dir.path().join(&name).join(self.source);
+        let text = std::fs::read_to_string(&source).unwrap();
+        let (right, wrong) = self.broken;
+        assert_eq!(text.matches(right).count(), 1, "{text}");
+        std::fs::write(&source, text.replace(right, wrong)).unwrap();
+        let tested = self.dim(&["plugin", "test", &name, "--only", "counts"]);
+        let said = String::from_utf8_lossy(&tested.stdout).into_owned();
+        assert_eq!(tested.status.code(), Some(1), "{said}");
+        for line in ["FAILED counts", "step 1, message dim.nodes.heartbeat:", "state.count/n1", "- 1", "+ 2"]
+        {
+            assert!(said.contains(line), "{line}: {said}");
+        }
+        std::fs::write(&source, text).unwrap();
+    }
+
+    fn all(&self) {
+        self.makes_what_builds();
+        self.installs();
+        self.is_caught();
+    }
+}
+
+#[test]
+fn a_plugin_in_rust_is_made_built_tried_and_installed() {
+    let author = Author {
+        language: "rust",
+        dir: tempfile::tempdir().unwrap(),
+        // What is built for the tests already need not be built again.
+        env: vec![("CARGO_TARGET_DIR", dim_tests::data("../target/dev-test").display().to_string())],
+        source: "src/lib.rs",
+        broken: ("COUNTS.add(&node_id, 1)? == 1", "COUNTS.add(&node_id, 2)? == 2"),
+    };
+    author.all();
+    author.builds_the_same_twice();
+}
+
+#[test]
+fn a_plugin_in_python_is_made_built_tried_and_installed() {
+    let Some(tool) = python::tool() else { return };
+    let path = std::env::var("PATH").unwrap_or_default();
+    let path = tool.parent().map_or(path.clone(), |dir| format!("{}:{path}", dir.display()));
+    let author = Author {
+        language: "python",
+        dir: tempfile::tempdir().unwrap(),
+        env: vec![("PATH", path)],
+        source: "plugin.py",
+        broken: ("counts.get(node_id, 0) + 1", "counts.get(node_id, 0) + 2"),
+    };
+    author.all();
+    let missing = Command::new(PROGRAM)
+        .args(["plugin", "build"])
+        .arg(author.dir.path().join("empty-python"))
+        .env("PATH", "/nowhere")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&missing.stderr).into_owned();
+    assert!(said.contains("python3 -m venv .venv && .venv/bin/pip install componentize-py=="), "{said}");
+}
+
+#[test]
+fn a_plugin_in_javascript_is_made_built_tried_and_installed() {
+    let Some(place) = javascript::place() else { return };
+    let author = Author {
+        language: "javascript",
+        dir: tempfile::tempdir_in(place).unwrap(),
+        env: Vec::new(),
+        source: "plugin.js",
+        broken: ("?? 0) + 1", "?? 0) + 2"),
+    };
+    author.all();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let lonely = elsewhere.path().to_str().unwrap();
+    author.does(&["plugin", "new", "lonely", "--lang", "javascript", "--dir", lonely]);
+    let missing = author.dim(&["plugin", "build", &format!("{lonely}/lonely")]);
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("run `npm install`"));
+}
+
+/// A plugin whose scenario says nothing yet, and how an author has it say what happens.
+#[test]
+fn what_happens_is_written_into_a_scenario_and_then_expected() {
+    let dir = tempfile::tempdir().unwrap();
+    let scenario = dir.path().join("new.yaml");
+    std::fs::write(&scenario, "# Mine.\nsteps:\n- message: forgetful.in\n  data: 7\n\n- query: count\n")
+        .unwrap();
+    let run = |more: &[&str]| {
+        let mut command = Command::new(PROGRAM);
+        command.args(["plugin", "test", dim_tests::FORGETFUL, "--scenario"]).arg(&scenario).args(more);
+        command.output().unwrap()
+    };
+    // It keeps its count in memory alone, so what comes between would show.
+    let plain = ["--no-crash", "--no-replace"];
+    let blessed = run(&[&plain[..], &["--bless"]].concat());
+    assert!(blessed.status.success(), "{}", String::from_utf8_lossy(&blessed.stderr));
+    let text = std::fs::read_to_string(&scenario).unwrap();
+    assert_eq!(
+        text,
+        "# Mine.\nsteps:\n- message: forgetful.in\n  data: 7\n\n- query: count\n  expect:\n    reply: 1\n"
+    );
+    let caught = run(&[]);
+    let said = String::from_utf8_lossy(&caught.stdout).into_owned();
+    assert!(!caught.status.success() && said.contains("after a crash and a restart"), "{said}");
+    let other = run(&["--only", "other"]);
+    assert!(String::from_utf8_lossy(&other.stderr).contains("there are no scenarios"));
+}
+
+#[test]
+fn a_component_that_is_not_fit_is_told_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let check = |name: &str, bytes: &[u8]| -> (Option<i32>, Value) {
+        let file: PathBuf = dir.path().join(name);
+        std::fs::write(&file, bytes).unwrap();
+        let mut command = Command::new(PROGRAM);
+        let output = command.args(["plugin", "check", "--output", "json"]).arg(&file).output().unwrap();
+        (output.status.code(), serde_json::from_slice(&output.stdout).unwrap())
+    };
+    let refused = |name: &str, bytes: &[u8], why: &str| {
+        let (code, found) = check(name, bytes);
+        assert_eq!(code, Some(5), "{found}");
+        assert!(found["fit"] == false && found["refused"].to_string().contains(why), "{why}: {found}");
+    };
+    let probe = std::fs::read(dim_tests::PROBE).unwrap();
+    let (code, fit) = check("probe.wasm", &probe);
+    assert_eq!((code, &fit["fit"], &fit["may_wait"]), (Some(0), &json!(true), &json!(true)), "{fit}");
+    assert!(
+        fit["waits"].as_str().unwrap().contains("subscribe-duration of wasi:clocks/monotonic-clock"),
+        "{fit}"
+    );
+    let still = std::fs::read(dim_tests::FORGETFUL).unwrap();
+    assert_eq!(check("still.wasm", &still).1["may_wait"], false);
+    refused("text.wasm", b"hello", "not WebAssembly");
+    refused("module.wasm", b"\0asm\x01\0\0\0", "core module");
+    refused("cut.wasm", &probe[..probe.len() / 2], "damaged");
+    let manifest = |text: &str| dim_tests::component::with_manifest(&probe, text);
+    refused("bad.wasm", &manifest("name = 3"), "cannot be read");
+    let greedy = "name = \"g\"\nversion = \"1.0.0\"\n[limits]\nmemory = 100000000000\n";
+    refused("greedy.wasm", &manifest(greedy), "over the ceiling");
+    let other = dim_tests::component::with_manifest(
+        &wat::parse_str("(component (import \"dim:coordination/states@0.1.0\" (instance)))").unwrap(),
+        "name = \"o\"\nversion = \"1.0.0\"\n",
+    );
+    refused("imports.wasm", &other, "the nearest that it has is dim:coordination/state@0.1.0");
+    let empty = dim_tests::component::with_manifest(
+        &wat::parse_str("(component)").unwrap(),
+        "name = \"e\"\nversion = \"1.0.0\"\n",
+    );
+    refused("empty.wasm", &empty, "does not fit the world");
+}

@@ -1,0 +1,190 @@
+//! The guide for authors, `docs/plugins.md`: every command in it is run, and what it writes stands there. With
+//! `DIM_BLESS=1` it is written there.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+
+use dim_tests::{Program, javascript, python};
+use tempfile::TempDir;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_dim-under-test");
+
+/// Whoever writes into the guide, of several sections.
+static WRITING: Mutex<()> = Mutex::new(());
+
+fn guide() -> PathBuf {
+    dim_tests::data("../docs/plugins.md")
+}
+
+/// The lines of one section of the guide, with the number of the first.
+fn section(text: &str, heading: &str) -> (usize, Vec<String>) {
+    let lines: Vec<&str> = text.lines().collect();
+    let begin = lines.iter().position(|line| *line == heading).unwrap_or_else(|| panic!("no {heading:?}"));
+    let end = lines[begin + 1..].iter().position(|line| line.starts_with("## "));
+    let end = end.map_or(lines.len(), |end| begin + 1 + end);
+    (begin, lines[begin..end].iter().map(|line| (*line).to_owned()).collect())
+}
+
+/// A reader who does what a section says.
+struct Reader {
+    dir: TempDir,
+    cwd: PathBuf,
+    env: BTreeMap<&'static str, String>,
+    host: Option<Program>,
+}
+
+impl Reader {
+    fn new(dir: TempDir, env: BTreeMap<&'static str, String>) -> Self {
+        let bin = dir.path().join("bin");
+        std::fs::create_dir(&bin).unwrap();
+        std::os::unix::fs::symlink(PROGRAM, bin.join("dim")).unwrap();
+        let cwd = dir.path().join("here");
+        std::fs::create_dir(&cwd).unwrap();
+        let path = env.get("PATH").cloned().unwrap_or_else(|| std::env::var("PATH").unwrap_or_default());
+        let mut env = env;
+        env.insert("PATH", format!("{}:{path}", bin.display()));
+        env.insert("DIM_STATE_DIR", dir.path().join("state").display().to_string());
+        Self { dir, cwd, env, host: None }
+    }
+
+    /// Does what a line says; returns what is written to standard output.
+    fn does(&mut self, command: &str) -> String {
+        if let Some(dir) = command.strip_prefix("cd ") {
+            self.cwd.push(dir);
+            return String::new();
+        }
+        if command == "dim run &" {
+            self.host =
+                Some(Program::start(Path::new(PROGRAM), &self.dir.path().join("state"), &["--embedded"]));
+            return String::new();
+        }
+        let mut shell = Command::new("sh");
+        shell.args(["-c", command]).current_dir(&self.cwd).envs(&self.env).stdin(Stdio::null());
+        let output = shell.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        let written = String::from_utf8(output.stdout).unwrap();
+        // One that fails on purpose says why on standard output.
+        assert!(output.status.success() || written.contains("FAILED"), "{command}: {written}{said}");
+        written
+    }
+
+    /// What the section says once its commands were run, with what they write.
+    fn reads(&mut self, lines: &[String]) -> Vec<String> {
+        let mut out = Vec::new();
+        let mut is_console = false;
+        for line in lines {
+            match line.as_str() {
+                "```console" => is_console = true,
+                "```" => is_console = false,
+                _ => {}
+            }
+            match line.strip_prefix("$ ").filter(|_| is_console) {
+                Some(command) => {
+                    out.push(line.clone());
+                    out.extend(self.does(command).lines().map(|line| line.trim_end().to_owned()));
+                }
+                // What a command has written, as the guide has it.
+                None if is_console && line != "```console" => {}
+                None => out.push(line.clone()),
+            }
+        }
+        out
+    }
+
+    /// Code in the guide stands in the file that it names.
+    fn finds_code(&self, lines: &[String]) {
+        for (number, line) in lines.iter().enumerate() {
+            let Some(file) = line.strip_prefix("<!-- ").and_then(|line| line.strip_suffix(" -->")) else {
+                continue;
+            };
+            let code: Vec<&str> =
+                lines[number + 2..].iter().map(String::as_str).take_while(|line| *line != "```").collect();
+            let text = std::fs::read_to_string(self.cwd.join(file)).unwrap();
+            assert!(text.contains(&code.join("\n")), "{file} has other code than the guide");
+        }
+    }
+}
+
+/// What changes from one run to the next: numbers, digests, keys and times.
+fn without_particulars(line: &str) -> String {
+    let mut out = String::new();
+    let word = |out: &mut String, word: &str| {
+        let is_particular = word.chars().any(|c| c.is_ascii_digit()) && word.len() >= 3
+            || word.starts_with("z6Mk")
+            || word.parse::<f64>().is_ok();
+        out.push_str(if is_particular { "#" } else { word });
+    };
+    let mut current = String::new();
+    for c in line.chars() {
+        if c.is_ascii_alphanumeric() || matches!(c, '.' | ':' | '_' | '-' | '+' | '/' | 'µ') {
+            current.push(c);
+            continue;
+        }
+        word(&mut out, &current);
+        current.clear();
+        out.push(c);
+    }
+    word(&mut out, &current);
+    out.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn check(heading: &str, dir: TempDir, env: BTreeMap<&'static str, String>) {
+    let text = std::fs::read_to_string(guide()).unwrap();
+    let (_, lines) = section(&text, heading);
+    let mut reader = Reader::new(dir, env);
+    let read = reader.reads(&lines);
+    reader.finds_code(&lines);
+    if std::env::var("DIM_BLESS").is_ok_and(|value| value == "1") {
+        let _writing = WRITING.lock().unwrap();
+        let text = std::fs::read_to_string(guide()).unwrap();
+        let (begin, lines) = section(&text, heading);
+        let all: Vec<&str> = text.lines().collect();
+        let mut out = String::new();
+        let read = read.iter().map(String::as_str);
+        for line in all[..begin].iter().copied().chain(read).chain(all[begin + lines.len()..].iter().copied())
+        {
+            let _ = writeln!(out, "{line}");
+        }
+        std::fs::write(guide(), out).unwrap();
+        return;
+    }
+    let plain =
+        |lines: &[String]| -> Vec<String> { lines.iter().map(|line| without_particulars(line)).collect() };
+    let (said, is) = (plain(&lines), plain(&read));
+    for (number, (said, is)) in said.iter().zip(&is).enumerate() {
+        assert_eq!(said, is, "{heading}, line {number}; DIM_BLESS=1 writes what is so now");
+    }
+    assert_eq!(said.len(), is.len(), "{heading}: {read:#?}");
+}
+
+fn shared_target() -> BTreeMap<&'static str, String> {
+    // What is built for the tests already need not be built again.
+    [("CARGO_TARGET_DIR", dim_tests::data("../target/dev-test").display().to_string())].into()
+}
+
+#[test]
+fn the_guide_for_rust_is_what_happens() {
+    check("## In Rust", tempfile::tempdir().unwrap(), shared_target());
+}
+
+#[test]
+fn the_guide_for_recorded_events_is_what_happens() {
+    check("## Yesterday's events", tempfile::tempdir().unwrap(), shared_target());
+}
+
+#[test]
+fn the_guide_for_python_is_what_happens() {
+    if python::tool().is_some() {
+        check("## In Python", tempfile::tempdir().unwrap(), BTreeMap::new());
+    }
+}
+
+#[test]
+fn the_guide_for_javascript_is_what_happens() {
+    if javascript::place().is_some() {
+        check("## In JavaScript", tempfile::tempdir().unwrap(), BTreeMap::new());
+    }
+}

@@ -261,3 +261,40 @@ fn a_component_that_is_not_fit_is_told_why() {
     );
     refused("empty.wasm", &empty, "does not fit the world");
 }
+
+#[test]
+fn who_watches_sees_each_change_of_a_scenario_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let (scenario, output) = (dir.path().join("it.yaml"), dir.path().join("output"));
+    let write = |count: u32| {
+        let text = format!(
+            "steps:\n- message: forgetful.in\n  data: 7\n- query: count\n  expect: {{ reply: {count} }}\n"
+        );
+        std::fs::write(&scenario, text).unwrap();
+    };
+    write(1);
+    let file = std::fs::File::create(&output).unwrap();
+    let mut command = Command::new(PROGRAM);
+    command.args([
+        "plugin",
+        "test",
+        dim_tests::FORGETFUL,
+        "--watch",
+        "--no-crash",
+        "--no-replace",
+        "--scenario",
+    ]);
+    command.arg(&scenario).stdout(file.try_clone().unwrap()).stderr(file);
+    let mut child = command.spawn().unwrap();
+    let shows = |what: &str| dim_tests::soon(|| std::fs::read_to_string(&output).unwrap().contains(what));
+    shows("1 of 1 scenarios are well");
+    write(2);
+    shows("FAILED it");
+    shows("error: 1 of 1 scenarios failed");
+    write(1);
+    dim_tests::soon(|| {
+        std::fs::read_to_string(&output).unwrap().matches("1 of 1 scenarios are well").count() == 2
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+}

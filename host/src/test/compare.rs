@@ -128,7 +128,8 @@ pub fn compare(
                 if !chunk.is_empty() {
                     comparison.before += chunk.len() as u64;
                     let (a, b) = both(&mut one, &mut other, &chunk);
-                    (a.map_err(of_old)?, b.map_err(of_old)?);
+                    a.map_err(of_old)?;
+                    b.map_err(of_old)?;
                     tell(comparison.before);
                 }
                 if held.is_some() || chunk.len() < TOGETHER {

@@ -1,5 +1,7 @@
 //! Says what comes.
 
+#![forbid(unsafe_code)]
+
 use dim_guest::log::{self, Level};
 use dim_guest::{Event, Failure, Plugin, export_plugin};
 use serde::Deserialize;

@@ -1,5 +1,7 @@
 //! Counts heartbeats, and says which node has fallen silent.
 
+#![forbid(unsafe_code)]
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

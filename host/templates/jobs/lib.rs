@@ -1,5 +1,7 @@
 //! Which jobs are running, as a document under an IPNS name.
 
+#![forbid(unsafe_code)]
+
 use dim_guest::state::Map;
 use dim_guest::time::Time;
 use dim_guest::{Event, Failure, Plugin, Refusal, export_plugin, ipns, json};

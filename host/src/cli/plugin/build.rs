@@ -1,5 +1,6 @@
 //! `dim plugin build`: has a plugin's own language make a component of it, and shows what it is.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -53,6 +54,9 @@ impl Build {
         eprintln!("built {} in {:.1} s", built.component.display(), built.took.as_secs_f64());
         let mut shown = shown(&built.inspection);
         shown["component"] = json!(built.component);
+        if !out.is_json() {
+            shown["imports"] = json!(by_package(&built.inspection.imports));
+        }
         out.object(&shown)
     }
 }
@@ -68,6 +72,25 @@ pub fn shown(inspection: &Inspection) -> Value {
         "imports": inspection.imports,
         "asks": asks(manifest).unwrap_or_default(),
     })
+}
+
+/// Imports for people: those of a package together.
+pub fn by_package(imports: &[String]) -> Vec<String> {
+    let mut packages: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for import in imports {
+        let (path, version) = import.split_once('@').unwrap_or((import, ""));
+        let (package, interface) = path.split_once('/').unwrap_or((path, ""));
+        packages.entry(format!("{package}@{version}")).or_default().push(interface);
+    }
+    packages
+        .into_iter()
+        .map(|(package, interfaces)| format!("{package}/{{{}}}", interfaces.join(" ")))
+        .collect()
+}
+
+/// A file or a directory within another, which is not told of if it is this one.
+pub fn within(dir: &Path, name: &str) -> PathBuf {
+    if dir == Path::new(".") { PathBuf::from(name) } else { dir.join(name) }
 }
 
 /// What a plugin asks for with its default config, in words; the error is why that cannot be told.
@@ -109,7 +132,7 @@ pub fn build(dir: &Path) -> anyhow::Result<Built> {
     let bytes = plugin::read(&component).with_context(|| format!("cannot read {}", component.display()))?;
     let inspection = plugin::inspect(&bytes)
         .map_err(|error| anyhow::anyhow!("{}: {}", component.display(), chain(&error)))?;
-    let kept = dir.join(format!("{}.wasm", inspection.manifest.name));
+    let kept = within(dir, &format!("{}.wasm", inspection.manifest.name));
     std::fs::write(&kept, &bytes).with_context(|| format!("cannot write {}", kept.display()))?;
     if language != Language::Rust {
         // What the tool has made is not whole without the manifest.

@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::super::output::Output;
-use super::build::asks;
+use super::build::{asks, by_package};
 use super::told_if_slow;
 use crate::cause::chain;
 use crate::config::{Config, Policy};
@@ -55,7 +55,7 @@ impl Check {
                         inspection
                     }
                 };
-                self.judge(&config, &inspection, &bytes, &mut found, &mut refused);
+                self.judge(&config, &inspection, &bytes, out, (&mut found, &mut refused));
                 if refused.is_empty() {
                     refused.extend(fits_the_world(&bytes)?);
                 }
@@ -72,8 +72,8 @@ impl Check {
         config: &Config,
         inspection: &Inspection,
         bytes: &[u8],
-        found: &mut Value,
-        refused: &mut Vec<String>,
+        out: &Output,
+        (found, refused): (&mut Value, &mut Vec<String>),
     ) {
         let manifest = &inspection.manifest;
         let lacking = inspection.imports.iter().filter_map(|import| plugin::lacking([import]));
@@ -103,7 +103,10 @@ impl Check {
         found["digest"] = json!(inspection.digest);
         found["signed_by"] = json!(by);
         found["world"] = json!("dim:coordination/plugin@0.1.0");
-        found["imports"] = json!(inspection.imports);
+        found["imports"] = match out.is_json() {
+            true => json!(inspection.imports),
+            false => json!(by_package(&inspection.imports)),
+        };
         let waits = plugin::ways_to_wait(bytes);
         found["may_wait"] = json!(!waits.is_empty());
         if !waits.is_empty() {

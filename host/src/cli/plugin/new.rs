@@ -9,7 +9,7 @@ use serde_json::json;
 use toml::{Table, Value};
 
 use super::super::output::Output;
-use super::build::{COMPONENTIZE_PY, Language};
+use super::build::{COMPONENTIZE_PY, Language, within};
 use crate::ident::PluginName;
 
 include!(concat!(env!("OUT_DIR"), "/sdk.rs"));
@@ -81,7 +81,7 @@ const INTERPRETER: &str = "\n[limits]\nmemory = 268435456\n";
 impl New {
     /// Makes it; refuses to write over what is there.
     pub fn execute(&self, out: &Output) -> anyhow::Result<()> {
-        let root = self.dir.join(self.name.as_str());
+        let root = within(&self.dir, self.name.as_str());
         let is_free = std::fs::read_dir(&root).map_or(true, |mut files| files.next().is_none());
         if !is_free {
             bail!("{} is there and not empty", root.display());

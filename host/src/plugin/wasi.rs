@@ -144,11 +144,6 @@ impl Numbers {
         self.lock().partition_point(|before| *before <= offset) as u64
     }
 
-    /// How many have come.
-    pub fn count(&self) -> u64 {
-        self.lock().len() as u64
-    }
-
     /// What stands for a part of the entry at `offset`: that of the one before it that came from outside, if it did not;
     /// timers have a part of their own, and anything else its distance from that one.
     fn of(&self, offset: u64, part: u64) -> (u64, u64) {

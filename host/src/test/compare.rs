@@ -232,10 +232,10 @@ impl Compared {
 
     fn note(&mut self, offset: u64, time: Timestamp, what: Value, was: &[Happened], is: &[Happened]) {
         let (was, is) = (told(was), told(is));
-        let found = differences("", &was, Some(&is), Match::Exact);
-        // Bytes may differ that mean the same.
+        let mut found = differences("", &was, Some(&is), Match::Exact);
         if found.is_empty() {
-            return;
+            let place = "bytes that mean the same".to_owned();
+            found.push(Difference { place, expected: None, actual: None });
         }
         self.differing += 1;
         let section = |it: &Difference| {
@@ -285,9 +285,9 @@ fn told(happened: &[Happened]) -> Value {
     let mut timers = Map::new();
     for it in happened {
         let written = it.asked.state.iter();
-        state.extend(
-            written.map(|(key, value)| (shown_key(key), value.as_deref().map_or(Value::Null, shown))),
-        );
+        state.extend(written.map(|(key, value)| {
+            (shown_key(key), value.as_deref().map_or_else(|| json!({ "$deleted": true }), shown))
+        }));
         timers.extend(it.asked.timers.iter().map(|(key, at)| (key.clone(), json!(at))));
     }
     told.insert("state".to_owned(), Value::Object(state));

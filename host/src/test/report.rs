@@ -14,7 +14,7 @@ pub struct Report {
     pub name: String,
     /// What went otherwise than it was expected; nothing if all is well.
     pub failures: Vec<Failure>,
-    /// How many entries came from outside.
+    /// How many entries there were for the plugin to react to.
     pub entries: u64,
     /// Around how many entries the host crashed, if that was run.
     pub crashes: Option<u64>,

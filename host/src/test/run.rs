@@ -48,7 +48,6 @@ impl Default for Runs {
 struct Outcome {
     failures: Vec<Failure>,
     end: End,
-    entries: u64,
     places: u64,
     happened: Vec<Map<String, Value>>,
     took: Duration,
@@ -92,7 +91,7 @@ impl Scenario {
         let mut report = Report {
             name: self.name.clone(),
             failures: plain.failures,
-            entries: plain.entries,
+            entries: plain.places,
             crashes: None,
             replacements: None,
             plain: plain.took,
@@ -142,8 +141,7 @@ impl Scenario {
         }
         let Run { mut trial, failures, replies, happened, .. } = run;
         let end = End::of(&mut trial, replies)?;
-        let (entries, places) = (trial.entries(), trial.places());
-        Ok(Outcome { failures, end, entries, places, happened, took: begun.elapsed() })
+        Ok(Outcome { failures, end, places: trial.places(), happened, took: begun.elapsed() })
     }
 }
 
@@ -239,6 +237,9 @@ impl Run<'_> {
                 self.trial.feed(Kind::Event(Event::Message { topic, data: data.into(), origin }))?;
             }
             Action::Wait(Time::For(duration)) => self.trial.wait_until(now.after(duration))?,
+            Action::Wait(Time::Until(until)) if until < now => {
+                return Err(TestError::Given(format!("{place}: it is {now} already")));
+            }
             Action::Wait(Time::Until(until)) => self.trial.wait_until(until)?,
             Action::Deaf(duration, topic) => {
                 let listening = topic.map_or(Listening::No, Listening::NotTo);
@@ -321,7 +322,7 @@ impl Run<'_> {
         answer: Option<&(&'static str, Value)>,
     ) -> Option<String> {
         let happened = &self.trial.happened()[mark..];
-        let reply = happened.last().and_then(|it| it.reply.as_ref()).map(shown::reply);
+        let reply = happened.iter().rev().find_map(|it| it.reply.as_ref()).map(shown::reply);
         let refused = answer.cloned().or(reply).filter(|(section, _)| *section == "error");
         if let Some((_, why)) = refused.filter(|_| !expectation.tells_of("error")) {
             return Some(format!(

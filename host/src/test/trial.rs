@@ -95,7 +95,7 @@ pub struct Trial {
     between: Between,
     /// How many entries something may come between.
     places: u64,
-    /// How many entries there are, those of passing time included.
+    /// How many there are, those of passing time included.
     appended: u64,
     /// Who waits for the replies of commands.
     replies: BTreeMap<u64, oneshot::Receiver<Reply>>,
@@ -145,11 +145,6 @@ impl Trial {
         self.wiring.loader.log.now()
     }
 
-    /// How many entries have come from outside.
-    pub fn entries(&self) -> u64 {
-        self.ground.numbers.count()
-    }
-
     /// Whether the plugin hears a topic.
     pub fn hears(&self, topic: &Topic) -> bool {
         self.wiring.actor.world().subscriptions().contains(topic)
@@ -196,7 +191,7 @@ impl Trial {
                     self.hear()?;
                     self.ground.set_time(timer);
                     self.ticked_at = Some(timer);
-                    self.feed(Kind::Tick(self.ground.plugin.clone()))?;
+                    self.append(Kind::Tick(self.ground.plugin.clone()))?;
                 }
                 (_, Some(retry)) if retry <= until => self.ground.set_time(retry),
                 _ => break,

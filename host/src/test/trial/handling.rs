@@ -11,7 +11,7 @@ use futures::FutureExt as _;
 use super::{Cause, Happened, Listening, Trial};
 use crate::commit::NameChange;
 use crate::effect::{Asked, NameValue};
-use crate::entry::{Entry, Event, Hearing, Kind, Offset};
+use crate::entry::{Entry, Event, Hearing, Kind};
 use crate::ident::IpnsName;
 use crate::plugin::{Done, Started, Step};
 use crate::retries;
@@ -41,21 +41,18 @@ impl Trial {
 
     pub(super) fn append_quietly(&mut self, kind: Kind) -> Result<(), TestError> {
         let is_command = matches!(kind, Kind::Command { .. });
-        // Time that passes, and listening, come from no one; versions may differ in the timers that they set.
+        // Time that passes, and listening, come from no one; versions may differ in the timers that they set, and in
+        // what they put off or follow.
         let is_from_outside = !matches!(kind, Kind::Tick(_) | Kind::Heard(_));
         let entry = self.wiring.loader.log.append(kind);
         if is_from_outside {
-            self.came(entry.offset);
+            self.ground.numbers.add(entry.offset.0);
         }
         self.appended += 1;
         if is_command {
             self.replies.insert(entry.offset.0, self.wiring.handle.reply_of(entry.offset));
         }
         self.go_on()
-    }
-
-    pub(super) fn came(&mut self, offset: Offset) {
-        self.ground.numbers.add(offset.0);
     }
 
     /// Proves that the topics of the plugin were listened to until now.
@@ -95,14 +92,11 @@ impl Trial {
     pub(super) fn release(&mut self, due: Vec<((u64, u64), Kind)>) -> Result<(), TestError> {
         let (keys, kinds): (Vec<_>, Vec<_>) = due.into_iter().unzip();
         self.commit()?;
-        let first = self.wiring.loader.log.head();
-        let count = kinds.len() as u64;
         let commit = self.wiring.loader.commit.clone();
         let mut write = pin!(commit.append_and_write(kinds, move |write| retries::forget(write, &keys)));
         debug_assert!((&mut write).now_or_never().is_none(), "it waits for the commit");
         self.wiring.loader.commit.run_once(&self.ground.store, &self.wiring.loader.log)?;
         write.now_or_never().expect("it was committed")?;
-        (first.0..first.0 + count).for_each(|offset| self.came(Offset(offset)));
         self.go_on()
     }
 
@@ -167,7 +161,7 @@ impl Trial {
         }
         self.happened.push(Happened {
             offset: self.wiring.actor.next(),
-            number: self.entries(),
+            number: self.ground.numbers.until(u64::MAX),
             time: self.now(),
             cause: Cause::Start,
             asked,
@@ -224,11 +218,9 @@ impl Trial {
         let known = Followed { resolution, target, record: Vec::new() };
         let commit = self.wiring.loader.commit.clone();
         let mut change = pin!(commit.change_name(NameChange::Followed { known, cid, data }));
-        let offset = self.wiring.loader.log.head();
         debug_assert!((&mut change).now_or_never().is_none(), "it waits for the commit");
         commit.run_once(&self.ground.store, &self.wiring.loader.log)?;
         change.now_or_never().expect("it was committed")?;
-        self.came(offset);
         self.go_on()
     }
 }

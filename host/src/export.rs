@@ -121,8 +121,11 @@ pub fn write(source: &Source, wanted: &Wanted, out: impl Write) -> Result<(), Ex
                 continue;
             }
             let document = |it: &Resolution| documents::get(&snapshot, &it.path).ok().flatten();
-            let record = Record::of(entry, document).filter(|record| wanted.means(&record.what, source));
-            if let Some(record) = record {
+            let Some(mut record) = Record::of(entry, document) else { continue };
+            if let What::Heard(spans) = &mut record.what {
+                spans.retain(|span| wanted.means_topic(&span.topic, source));
+            }
+            if wanted.means(&record.what, source) {
                 put(&mut out, &record)?;
             }
         }
@@ -137,16 +140,25 @@ fn put(out: &mut impl Write, line: &impl Serialize) -> Result<(), ExportError> {
 
 impl Wanted {
     fn means(&self, what: &What, source: &Source) -> bool {
-        let concerns = |is_meant: &dyn Fn(&Topic) -> bool| what.topics().into_iter().any(is_meant);
-        if let Some(topic) = &self.topic {
-            return concerns(&|it| it == topic);
+        let topics = what.topics();
+        if !topics.is_empty() || matches!(what, What::Heard(_)) {
+            return topics.into_iter().any(|topic| self.means_topic(topic, source));
+        }
+        if self.topic.is_some() {
+            return false;
         }
         let Some(plugin) = &self.plugin else { return true };
-        let Some(Audience { reach, names, .. }) = source.plugins.get(plugin) else { return false };
+        let Some(Audience { names, .. }) = source.plugins.get(plugin) else { return false };
         match what {
             What::Command { plugin: whose, .. } => whose == plugin,
             What::Name { resolution, .. } | What::Confirmed(resolution) => names.contains(&resolution.name),
-            _ => concerns(&|topic| reach.may_subscribe(topic)),
+            _ => false,
         }
+    }
+
+    fn means_topic(&self, topic: &Topic, source: &Source) -> bool {
+        let hears =
+            |plugin: &PluginName| source.plugins.get(plugin).is_some_and(|it| it.reach.may_subscribe(topic));
+        self.topic.as_ref().is_none_or(|wanted| wanted == topic) && self.plugin.as_ref().is_none_or(hears)
     }
 }

@@ -246,6 +246,8 @@ pub struct Host {
     compiling: Semaphore,
     /// Whose turn it is to make a backup.
     pub backups: Arc<Semaphore>,
+    /// Who reads the log for an export.
+    pub exports: Arc<Semaphore>,
     /// Cancelled when the host ends: what waits for something of it gives up.
     pub ended: CancellationToken,
     fail: Fail,

@@ -76,6 +76,8 @@ pub enum TestError {
     #[error("the plugin does not start: {0}")]
     DoesNotStart(String),
     /// There is no end of it.
-    #[error("more than {0} entries: does a timer set itself to a time that has passed?")]
+    #[error(
+        "time alone brings about more than {0} entries: does a timer set itself to a time that has passed?"
+    )]
     Endless(u64),
 }

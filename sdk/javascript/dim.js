@@ -86,7 +86,10 @@ function asked(call) {
 
 /** Bytes as they are, anything else as JSON. */
 function encode(value) {
-  return value instanceof Uint8Array ? value : encoder.encode(JSON.stringify(value));
+  if (value instanceof Uint8Array) return value;
+  const json = JSON.stringify(value);
+  if (json === undefined) throw new TypeError(`${value} has no form in JSON`);
+  return encoder.encode(json);
 }
 
 const decode = (bytes) => JSON.parse(decoder.decode(bytes));
@@ -229,6 +232,22 @@ export const log = {
   error: writes('error'),
 };
 
+/** What is wrong with an object that should have these members; undefined if nothing is. */
+function lacking(value, kinds) {
+  for (const [member, kind] of Object.entries(kinds)) {
+    if (value === null || typeof value !== 'object' || !Object.hasOwn(value, member)) return `it has no ${member}`;
+    if (typeof value[member] !== kind) return `${member} is no ${kind}`;
+  }
+  return undefined;
+}
+
+/** The body of a command or a query, an object with these members, as in `{ node_id: 'string' }`; what is none is invalid. */
+export function members(body, kinds) {
+  const wrong = lacking(body, kinds);
+  if (wrong !== undefined) throw new Invalid(wrong);
+  return body;
+}
+
 /** A message. `origin` is 'host', 'plugin NAME' or 'peer ID'. Hostile until checked. */
 class Message {
   type = 'message';
@@ -239,19 +258,16 @@ class Message {
     this.origin = origin.val === undefined ? origin.tag : `${origin.tag} ${origin.val}`;
   }
 
-  /** What it says, as JSON: an object with these members, if any are named; else it is set aside. */
-  json(...members) {
+  /** What it says, as JSON: an object with these members, as in `{ node_id: 'string' }`; what is none is set aside. */
+  json(kinds = {}) {
     let value;
     try {
       value = decode(this.data);
     } catch (error) {
       throw new Reject(`the message cannot be read: ${error.message}`);
     }
-    for (const member of members) {
-      if (value === null || typeof value !== 'object' || !Object.hasOwn(value, member)) {
-        throw new Reject(`the message cannot be read: it has no ${member}`);
-      }
-    }
+    const wrong = lacking(value, kinds);
+    if (wrong !== undefined) throw new Reject(`the message cannot be read: ${wrong}`);
     return value;
   }
 }

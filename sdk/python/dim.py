@@ -105,6 +105,25 @@ def _encode(value):
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
 
 
+def _lacking(value, members):
+    """What is wrong with an object that should have these members; none if nothing is."""
+    for member, kind in members.items():
+        if not isinstance(value, dict) or member not in value:
+            return f"it has no {member}"
+        is_bool = isinstance(value[member], bool)
+        if not isinstance(value[member], kind) or is_bool and kind in (int, float):
+            return f"{member} is no {kind.__name__}"
+    return None
+
+
+def members(body, **kinds):
+    """The body of a command or a query, an object with these members, as in `node_id=str`; what is none is invalid."""
+    lacking = _lacking(body, kinds)
+    if lacking:
+        raise Invalid(lacking)
+    return body
+
+
 @dataclass(frozen=True)
 class Message:
     """A message on a topic. `origin` is "host", "plugin NAME" or "peer ID". Hostile until checked."""
@@ -113,15 +132,15 @@ class Message:
     data: bytes
     origin: str
 
-    def json(self, *members):
-        """What it says, as JSON: an object with these members, if any are named; else it is set aside."""
+    def json(self, **members):
+        """What it says, as JSON: an object with these members, as in `node_id=str`; what is none is set aside."""
         try:
             value = json.loads(self.data)
         except ValueError as error:
             raise Reject(f"the message cannot be read: {error}") from None
-        for member in members:
-            if not isinstance(value, dict) or member not in value:
-                raise Reject(f"the message cannot be read: it has no {member}")
+        lacking = _lacking(value, members)
+        if lacking:
+            raise Reject(f"the message cannot be read: {lacking}")
         return value
 
 

@@ -35,9 +35,16 @@ pub async fn export(Current(host): Current, Query(asked): Query<Asked>) -> Resul
     if let Some(plugin) = plugin.as_ref().filter(|plugin| host.plugins.get(*plugin).is_none()) {
         return Err(ApiError::not_found(format!("there is no plugin {plugin}")));
     }
+    let Ok(turn) = host.exports.clone().try_acquire_owned() else {
+        return Err(ApiError::unavailable("other exports are being read: wait for one to end"));
+    };
     let ended = host.ended.clone();
     let source = export::Source::of(&host);
     drop(host);
     let wanted = Wanted { plugin, topic, since };
-    Ok(chunks::stream("application/x-ndjson", ended, move |out| export::write(&source, &wanted, out)))
+    Ok(chunks::stream("application/x-ndjson", ended, move |out| {
+        let written = export::write(&source, &wanted, out);
+        drop(turn);
+        written
+    }))
 }

@@ -108,7 +108,8 @@ pub enum What {
 /// A span in which a topic was listened to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Span {
-    topic: Topic,
+    /// The topic.
+    pub topic: Topic,
     since: Timestamp,
     until: Timestamp,
 }
@@ -127,7 +128,7 @@ pub enum Data {
 #[derive(Debug, Error)]
 pub enum Malformed {
     /// It is no line of this form.
-    #[error("{0}")]
+    #[error(transparent)]
     Line(#[from] serde_json::Error),
     /// Bytes that are none.
     #[error("base64: {0}")]

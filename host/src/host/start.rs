@@ -162,6 +162,7 @@ impl Start {
             claims,
             compiling: Semaphore::new(cores()),
             backups: Arc::new(Semaphore::new(1)),
+            exports: Arc::new(Semaphore::new(EXPORTS)),
             ended: CancellationToken::new(),
             fail,
             failed,
@@ -174,6 +175,9 @@ impl Start {
 pub(crate) fn compiled(store: &Store) -> Result<Cache, StoreError> {
     Cache::of(store).map_err(|source| StoreError::Directory { path: store.path().to_owned(), source })
 }
+
+/// Exports of events at a time: each holds a thread for as long as its reader takes.
+const EXPORTS: usize = 4;
 
 /// How many cores there are.
 pub(super) fn cores() -> usize {

@@ -85,7 +85,10 @@ impl Cache {
         }
         let mut files = Vec::new();
         for file in self.dir.read_dir(COMPILED)? {
-            let (name, known) = file.and_then(|file| Ok((file.file_name(), file.metadata()?)))?;
+            // Another program may be about to write or remove it.
+            let Ok((name, known)) = file.and_then(|file| Ok((file.file_name(), file.metadata()?))) else {
+                continue;
+            };
             files.push((known.modified()?, known.len(), Path::new(COMPILED).join(name)));
         }
         files.sort_by(|one, other| other.cmp(one));
@@ -212,7 +215,9 @@ impl Engine {
         let dir = &self.cache.dir;
         dir.create_dir_all(COMPILED)?;
         for (name, bytes) in [(name, compiled), (&digest_of(name), Digest::of(compiled).as_bytes())] {
-            let half = name.with_extension(format!("{}.half", std::process::id()));
+            // Two threads may compile the same.
+            let half =
+                name.with_extension(format!("{}.{:?}.half", std::process::id(), std::thread::current().id()));
             dir.write(&half, bytes)?;
             dir.rename(&half, dir, name)?;
         }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::scenario::{Scenario, ScenarioError};
 
 /// Puts what each step on top has brought about into the file; returns whether that changes it.
-pub fn bless(path: &Path, happened: &[Map<String, Value>]) -> Result<bool, ScenarioError> {
+pub fn bless(path: &Path, happened: &[Option<Map<String, Value>>]) -> Result<bool, ScenarioError> {
     let file = |source| ScenarioError::File { path: path.to_owned(), source };
     let text = std::fs::read_to_string(path).map_err(file)?;
     let wrong = |why: &str| ScenarioError::Wrong { name: path.display().to_string(), why: why.to_owned() };
@@ -22,7 +22,7 @@ pub fn bless(path: &Path, happened: &[Map<String, Value>]) -> Result<bool, Scena
     Ok(true)
 }
 
-fn blessed(text: &str, happened: &[Map<String, Value>]) -> Result<String, String> {
+fn blessed(text: &str, happened: &[Option<Map<String, Value>>]) -> Result<String, String> {
     let lines: Vec<&str> = text.lines().collect();
     let steps = lines.iter().position(|line| line.trim_end() == "steps:");
     let steps = steps
@@ -38,8 +38,10 @@ fn blessed(text: &str, happened: &[Map<String, Value>]) -> Result<String, String
         };
         let end = (at + 1..lines.len()).find(|next| indent(lines[*next]).is_some_and(|it| it <= dash));
         let end = end.unwrap_or(lines.len());
-        let sections = happened.get(number).cloned().unwrap_or_default();
-        out.extend(step(&lines[at..end], dash + 2, &sections)?);
+        match happened.get(number).cloned().flatten() {
+            Some(sections) => out.extend(step(&lines[at..end], dash + 2, &sections)?),
+            None => out.extend(lines[at..end].iter().map(|line| (*line).to_owned())),
+        }
         number += 1;
         at = end;
         if lines
@@ -68,7 +70,7 @@ fn step(lines: &[&str], column: usize, happened: &Map<String, Value>) -> Result<
     let begin = lines.iter().position(|line| is_member(line) && line.trim_start().starts_with("expect:"));
     let Some(begin) = begin else {
         let mut sections = happened.clone();
-        sections.retain(|section, value| is_of_the_step(section) && !is_nothing(value));
+        sections.retain(|section, value| is_of_the_step(section) && !is_nothing(section, value));
         let mut out: Vec<String> = lines.iter().map(|line| (*line).to_owned()).collect();
         // Behind the step, not behind the blank lines and comments before the next one.
         let tail = out
@@ -90,10 +92,19 @@ fn step(lines: &[&str], column: usize, happened: &Map<String, Value>) -> Result<
     let told: Map<String, Value> = sections_of(&lines[begin..end], column)?;
     let mut sections = happened.clone();
     // What is not told of stays untold, and what nothing is known of by a step stays as it is.
-    sections
-        .retain(|section, value| told.contains_key(section) || is_of_the_step(section) && !is_nothing(value));
+    sections.retain(|section, value| {
+        told.contains_key(section) || is_of_the_step(section) && !is_nothing(section, value)
+    });
     for (section, value) in told {
-        sections.entry(section).or_insert(value);
+        // There is a reply or an error, not both.
+        let other = match section.as_str() {
+            "reply" => "error",
+            "error" => "reply",
+            _ => "",
+        };
+        if !sections.contains_key(other) {
+            sections.entry(section).or_insert(value);
+        }
     }
     let mut out: Vec<String> = lines[..begin].iter().map(|line| (*line).to_owned()).collect();
     out.extend(expectation(column, &sections));
@@ -142,7 +153,11 @@ fn is_of_the_step(section: &str) -> bool {
     !["state", "timers", "hears", "follows"].contains(&section)
 }
 
-fn is_nothing(value: &Value) -> bool {
+fn is_nothing(section: &str, value: &Value) -> bool {
+    // An empty reply is one.
+    if ["reply", "error"].contains(&section) {
+        return false;
+    }
     match value {
         Value::Array(items) => items.is_empty(),
         Value::Object(members) => members.is_empty(),
@@ -166,7 +181,7 @@ mod tests {
     #[test]
     fn what_happened_is_written_and_everything_else_stays() {
         let text = "# A comment.\ngiven: { seed: 3 }\nsteps:\n- message: t\n  data: 1\n  # Why so.\n  expect:\n    publishes: []\n    state: { k: 1 }\n\n# The next.\n- wait: 3s\n\n- query: q\nexpect: { dead: [] }\n";
-        let sections = |value: Value| value.as_object().unwrap().clone();
+        let sections = |value: Value| Some(value.as_object().unwrap().clone());
         let happened = [
             sections(
                 json!({ "publishes": [{ "topic": "u", "data": 2 }], "log": [], "names": { "k": { "a": 1 } } }),

@@ -31,13 +31,16 @@ pub enum CompareError {
     #[error(transparent)]
     Events(#[from] EventsError),
     /// One of the versions.
-    #[error("version {version}: {source}")]
+    #[error("version {version}")]
     Version {
         /// Which.
         version: String,
         /// Why.
         source: TestError,
     },
+    /// There is nothing to compare.
+    #[error("there are no records to compare: the last was at {0}")]
+    Nothing(Timestamp),
     /// They are of two plugins.
     #[error("these are two plugins, {0} and {1}: compare versions of one")]
     TwoPlugins(String, String),
@@ -69,8 +72,9 @@ pub struct Comparison {
 /// A record that two versions handled differently.
 #[derive(Clone, Debug, Serialize)]
 pub struct Differing {
-    /// Its place in the log.
-    pub offset: u64,
+    /// Its place in the log; none of what came of passing time after the last, or of the take-over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub offset: Option<u64>,
     /// When it was.
     pub time: Timestamp,
     /// What it was.
@@ -98,7 +102,7 @@ pub struct StateDifference {
 pub fn compare(
     bench: &Bench,
     (old, new): (&Plugin, &Plugin),
-    given: &Given,
+    (of_old_given, of_new_given): (&Given, &Given),
     mut events: Events,
     since: Option<Timestamp>,
     mut tell: impl FnMut(u64),
@@ -116,12 +120,12 @@ pub fn compare(
     let (mut one, mut other);
     match since {
         None => {
-            one = Player::new(bench, old, given).map_err(of_old)?;
-            other = Player::new(bench, new, given).map_err(of_new)?;
+            one = Player::new(bench, old, of_old_given).map_err(of_old)?;
+            other = Player::new(bench, new, of_new_given).map_err(of_new)?;
         }
         Some(since) => {
-            one = Player::new(bench, old, given).map_err(of_old)?;
-            other = Player::new(bench, old, given).map_err(of_old)?;
+            one = Player::new(bench, old, of_old_given).map_err(of_old)?;
+            other = Player::new(bench, old, of_old_given).map_err(of_old)?;
             loop {
                 let (chunk, next) = chunk_until(&mut events, since)?;
                 held = next;
@@ -136,12 +140,15 @@ pub fn compare(
                     break;
                 }
             }
-            other.trial().replace(new, given).map_err(of_new)?;
             one.trial().drain_happened();
             other.trial().drain_happened();
-            let fresh = |plugin: &Plugin| Player::new(bench, plugin, given).map(Player::into_totals);
-            one.begin(fresh(old).map_err(of_old)?);
-            other.begin(fresh(new).map_err(of_new)?);
+            other.trial().replace(new, of_new_given).map_err(of_new)?;
+            let taking_over = other.trial().drain_happened();
+            let fresh =
+                |plugin: &Plugin, given: &Given| Player::new(bench, plugin, given).map(Player::into_totals);
+            one.begin(fresh(old, of_old_given).map_err(of_old)?);
+            other.begin(fresh(new, of_new_given).map_err(of_new)?);
+            comparison.compare_untold(since, "the take-over", &[], &taking_over);
         }
     }
     loop {
@@ -161,7 +168,10 @@ pub fn compare(
     }
     let (old_totals, was, old_state) = one.end(until).map_err(of_old)?;
     let (new_totals, is, new_state) = other.end(until).map_err(of_new)?;
-    comparison.compare_last(until, &was, &is);
+    if comparison.records == 0 {
+        return Err(CompareError::Nothing(until));
+    }
+    comparison.compare_untold(until, "the time after the last record", &was, &is);
     let Compared { records, before, differing, by_section, first } = comparison;
     Ok(Comparison {
         records,
@@ -220,19 +230,19 @@ impl Compared {
             return;
         }
         let what = json!(record.what);
-        self.note(record.offset, record.time, what, was, is);
+        self.note(Some(record.offset), record.time, what, was, is);
     }
 
-    /// What came of the time after the last record.
-    fn compare_last(&mut self, until: Timestamp, was: &[Happened], is: &[Happened]) {
+    /// Compares what came of no record.
+    fn compare_untold(&mut self, time: Timestamp, what: &str, was: &[Happened], is: &[Happened]) {
         if !is_same(was, is) {
-            self.note(u64::MAX, until, json!("the time after the last record"), was, is);
+            self.note(None, time, json!(what), was, is);
         }
     }
 
-    fn note(&mut self, offset: u64, time: Timestamp, what: Value, was: &[Happened], is: &[Happened]) {
+    fn note(&mut self, offset: Option<u64>, time: Timestamp, what: Value, was: &[Happened], is: &[Happened]) {
         let (was, is) = (told(was), told(is));
-        let mut found = differences("", &was, Some(&is), Match::Exact);
+        let mut found = differences("", &was, Some(&is), Match::Same);
         if found.is_empty() {
             let place = "bytes that mean the same".to_owned();
             found.push(Difference { place, expected: None, actual: None });
@@ -292,6 +302,9 @@ fn told(happened: &[Happened]) -> Value {
     }
     told.insert("state".to_owned(), Value::Object(state));
     told.insert("timers".to_owned(), Value::Object(timers));
+    let names = happened.iter().flat_map(|it| &it.asked.names);
+    let lifetimes = names.map(|(key, update)| (key.to_string(), json!(update.lifetime.as_secs())));
+    told.insert("lifetimes".to_owned(), Value::Object(lifetimes.collect()));
     let fired: Vec<_> =
         happened.iter().filter_map(|it| Some(json!({ "key": timer(it)?, "at": it.time }))).collect();
     told.insert("fired".to_owned(), Value::Array(fired));

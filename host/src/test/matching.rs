@@ -3,7 +3,7 @@
 use std::fmt;
 
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Number, Value};
 
 /// What stands for anything at all, as long as it is there.
 pub const ANY: &str = "<any>";
@@ -16,6 +16,8 @@ pub enum Match {
     /// What is told: of objects the members, of lists the items in their order, of texts of a log and reasons a part.
     /// A member that is `null` must not be there.
     Partial,
+    /// All of it, to the letter: nothing stands for something else.
+    Same,
 }
 
 /// Where something is not as it was expected.
@@ -72,19 +74,19 @@ fn compare(place: &str, expected: &Value, actual: Option<&Value>, how: Match, fo
         return;
     };
     match (expected, actual) {
-        (Value::String(any), _) if any == ANY => {}
+        (Value::String(any), _) if any == ANY && how != Match::Same => {}
         (Value::Object(expected), Value::Object(members)) => {
             for (name, value) in expected {
                 compare(&below(place, name), value, members.get(name), how, found);
             }
-            if how == Match::Exact {
+            if how != Match::Partial {
                 for (name, value) in members.iter().filter(|(name, _)| !expected.contains_key(*name)) {
                     let (place, actual) = (below(place, name), Some(value.clone()));
                     found.push(Difference { place, expected: None, actual });
                 }
             }
         }
-        (Value::Array(expected), Value::Array(items)) if how == Match::Exact => {
+        (Value::Array(expected), Value::Array(items)) if how != Match::Partial => {
             for (number, value) in expected.iter().enumerate() {
                 compare(&format!("{place}[{number}]"), value, items.get(number), how, found);
             }
@@ -94,10 +96,10 @@ fn compare(place: &str, expected: &Value, actual: Option<&Value>, how: Match, fo
             }
         }
         (Value::Array(expected), Value::Array(items)) => in_order(place, expected, items, found),
-        (Value::Number(one), Value::Number(other)) if one.as_f64() == other.as_f64() => {}
+        (Value::Number(one), Value::Number(other)) if how != Match::Same && is_same_number(one, other) => {}
         (Value::String(part), Value::String(text))
             if how == Match::Partial && is_prose(place) && text.contains(part) => {}
-        (Value::String(one), Value::String(other)) if is_same_time(one, other) => {}
+        (Value::String(one), Value::String(other)) if how != Match::Same && is_same_time(one, other) => {}
         (expected, actual) if expected == actual => {}
         _ => {
             let (expected, actual) = (Some(expected.clone()), Some(actual.clone()));
@@ -129,6 +131,12 @@ fn in_order(place: &str, expected: &[Value], items: &[Value], found: &mut Vec<Di
     }
 }
 
+/// Whether both are the same number, as in 2 and 2.0; whole numbers are compared as such.
+fn is_same_number(one: &Number, other: &Number) -> bool {
+    let is_whole = |number: &Number| number.is_i64() || number.is_u64();
+    if is_whole(one) && is_whole(other) { one == other } else { one.as_f64() == other.as_f64() }
+}
+
 /// Whether both are the same moment, however it is written.
 fn is_same_time(one: &str, other: &str) -> bool {
     let time = |text: &str| {
@@ -141,7 +149,8 @@ fn is_same_time(one: &str, other: &str) -> bool {
 /// Texts that people write for people.
 fn is_prose(place: &str) -> bool {
     let section = place.split(['.', '[']).next().unwrap_or_default();
-    ["log", "error"].contains(&section) || place.ends_with(".reason") || place.contains(".log[")
+    let of_a_letter = section == "dead" && (place.ends_with(".reason") || place.contains(".log["));
+    ["log", "error"].contains(&section) || of_a_letter
 }
 
 fn below(place: &str, name: &str) -> String {
@@ -173,6 +182,9 @@ mod tests {
         let gone = json!({ "publishes": null, "state": null });
         assert_eq!(places(&gone, &actual, Match::Partial), ["publishes"]);
         assert_eq!(places(&json!("a"), &json!("ab"), Match::Partial), [""], "only prose is told in part");
+        let large = [json!(1_767_225_600_000_000_001_u64), json!(1_767_225_600_000_000_002_u64)];
+        assert_eq!(places(&large[0], &large[1], Match::Exact), [""]);
+        assert_eq!(places(&json!("<any>"), &json!(1), Match::Same), [""]);
         let (one, other) = (json!("2026-01-01T00:00:00Z"), json!("2026-01-01T01:00:00.000+01:00"));
         assert!(places(&one, &other, Match::Exact).is_empty());
     }

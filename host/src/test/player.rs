@@ -160,6 +160,7 @@ fn digest(hash: &mut Sha256, happened: &Happened) {
     for (key, update) in &happened.asked.names {
         put(key.as_str().as_bytes());
         put(update.value.path().as_str().as_bytes());
+        put(&update.lifetime.as_nanos().to_be_bytes());
     }
     for (topic, subscribed) in &happened.asked.subscriptions {
         put(topic.as_str().as_bytes());

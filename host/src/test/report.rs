@@ -24,8 +24,8 @@ pub struct Report {
     pub plain: Duration,
     /// How long all of it took.
     pub took: Duration,
-    /// What each step has brought about.
-    pub happened: Vec<Map<String, Value>>,
+    /// What each step has brought about, if that was asked and is not as it was expected.
+    pub happened: Vec<Option<Map<String, Value>>>,
 }
 
 /// Something that went otherwise than it was expected.
@@ -98,6 +98,23 @@ impl fmt::Display for Failure {
 }
 
 impl Report {
+    /// One of a scenario that cannot be run, and why.
+    pub fn broken(name: String, reason: String) -> Self {
+        let failure = Failure { why: Why::Step, place: String::new(), reason, differences: Vec::new() };
+        let (plain, took) = (Duration::ZERO, Duration::ZERO);
+        let failures = vec![failure];
+        Self {
+            name,
+            failures,
+            entries: 0,
+            crashes: None,
+            replacements: None,
+            plain,
+            took,
+            happened: Vec::new(),
+        }
+    }
+
     /// Whether all went as it was expected.
     pub fn is_well(&self) -> bool {
         self.failures.is_empty()

@@ -1,7 +1,7 @@
 //! Owns the runs of a scenario: as it is written, with a crash between each two entries, and with the plugin replaced by
 //! itself between each two. The end must be the same.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -20,6 +20,7 @@ use super::scenario::{Action, Expectation, From, Scenario, Step, Time, Vars};
 use super::shown::{self, shown, shown_key};
 use super::trial::{Between, Listening, Trial};
 use crate::entry::{Event, Kind, Origin};
+use crate::ident::PeerName;
 
 /// In how many places something comes between entries, if there are more than [`ALL`].
 const PLACES: usize = 250;
@@ -49,7 +50,7 @@ struct Outcome {
     failures: Vec<Failure>,
     end: End,
     places: u64,
-    happened: Vec<Map<String, Value>>,
+    happened: Vec<Option<Map<String, Value>>>,
     took: Duration,
 }
 
@@ -135,6 +136,7 @@ impl Scenario {
             failures: Vec::new(),
             replies: Vec::new(),
             happened: Vec::new(),
+            peers: BTreeMap::new(),
         };
         if let Err(error) = run.all() {
             run.fail("", error.to_string(), Vec::new());
@@ -157,9 +159,14 @@ struct Run<'a> {
     round: u64,
     failures: Vec<Failure>,
     replies: Vec<Value>,
-    /// What each step on top has brought about.
-    happened: Vec<Map<String, Value>>,
+    /// What each step on top has brought about, if it is not as it was expected.
+    happened: Vec<Option<Map<String, Value>>>,
+    /// The peers that words stand for.
+    peers: BTreeMap<String, PeerName>,
 }
+
+/// Lines of a plugin's log that are told with a failure.
+const LINES: usize = 15;
 
 /// Failures that are told of one scenario.
 const FAILURES: usize = 10;
@@ -167,6 +174,12 @@ const FAILURES: usize = 10;
 impl Run<'_> {
     fn vars(&self) -> Vars {
         Vars { seed: self.scenario.given.host.seed, now: self.trial.now(), round: self.round }
+    }
+
+    /// The peer that a word stands for: a key of its own, which takes a while to make.
+    fn peer(&mut self, word: &str) -> PeerName {
+        let vars = self.vars();
+        self.peers.entry(word.to_owned()).or_insert_with(|| vars.peer(word)).clone()
     }
 
     fn fail(&mut self, place: &str, reason: String, differences: Vec<Difference>) {
@@ -208,11 +221,14 @@ impl Run<'_> {
                     self.fail(&place, reason, Vec::new());
                 }
                 let expectation = step.expectation.filled(&self.vars());
-                self.check(&place, &expectation, mark, answer.as_ref())?;
+                let holds = self.check(&place, &expectation, mark, answer.as_ref())?;
                 if is_top && self.records {
+                    // What holds stays as it is written, and who includes something wants no more.
+                    let is_settled =
+                        if expectation.expect.is_empty() { !expectation.include.is_empty() } else { holds };
                     let mut happened = self.sections(mark, answer.as_ref())?;
                     happened.extend(self.standing(|_| true)?);
-                    self.happened.push(happened);
+                    self.happened.push(Some(happened).filter(|_| is_one && !is_settled));
                 }
             }
         }
@@ -229,7 +245,7 @@ impl Run<'_> {
                 let origin = match from {
                     From::Host => Origin::Host,
                     From::Plugin(plugin) => Origin::Plugin(plugin.parse().map_err(word)?),
-                    From::Peer(peer) => Origin::Peer(vars.peer(&peer)),
+                    From::Peer(peer) => Origin::Peer(self.peer(&peer)),
                 };
                 if self.is_plain && !self.trial.hears(&topic) {
                     self.fail(place, format!("the plugin does not hear {topic}"), Vec::new());
@@ -262,7 +278,7 @@ impl Run<'_> {
                 self.trial.set_name(name, document.into())?;
             }
             Action::Peers(topic, peers) => {
-                let mut peers: Vec<_> = peers.iter().map(|peer| vars.peer(peer)).collect();
+                let mut peers: Vec<_> = peers.iter().map(|peer| self.peer(peer)).collect();
                 peers.sort();
                 self.trial.feed(Kind::Peers { topic, peers })?;
             }
@@ -279,8 +295,13 @@ impl Run<'_> {
                     self.round = round;
                     let next = self.trial.now().after(every);
                     self.steps(&steps, &format!("{place} (round {round}), "))?;
+                    let mark = self.trial.happened().len();
                     if self.trial.now() < next {
                         self.trial.wait_until(next)?;
+                    }
+                    let unexpected = self.unexpected(&Expectation::default(), mark, None);
+                    if let Some(reason) = unexpected.filter(|_| self.is_plain) {
+                        self.fail(&format!("{place} (the end of round {round})"), reason, Vec::new());
                     }
                 }
                 self.round = outer;
@@ -289,16 +310,16 @@ impl Run<'_> {
         Ok(None)
     }
 
-    /// Compares what came of a step with what was expected of it.
+    /// Compares what came of a step with what was expected of it; returns whether that holds.
     fn check(
         &mut self,
         place: &str,
         expectation: &Expectation,
         mark: usize,
         answer: Option<&(&'static str, Value)>,
-    ) -> Result<(), TestError> {
+    ) -> Result<bool, TestError> {
         if expectation.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         let mut actual = self.sections(mark, answer)?;
         actual.extend(self.standing(|section| expectation.tells_of(section))?);
@@ -308,10 +329,11 @@ impl Run<'_> {
                 found.extend(differences(section, expected, actual.get(section), how));
             }
         }
-        if !found.is_empty() {
+        let holds = found.is_empty();
+        if !holds {
             self.fail(place, String::new(), found);
         }
-        Ok(())
+        Ok(holds)
     }
 
     /// What must be told if it is to happen: a refusal, and an event that is set aside.
@@ -324,16 +346,20 @@ impl Run<'_> {
         let happened = &self.trial.happened()[mark..];
         let reply = happened.iter().rev().find_map(|it| it.reply.as_ref()).map(shown::reply);
         let refused = answer.cloned().or(reply).filter(|(section, _)| *section == "error");
+        let logged = |lines: &[String]| {
+            // The end of a trace says most.
+            let last = lines.len().saturating_sub(LINES);
+            lines[last..].iter().map(|line| format!("\n  | {line}")).collect::<String>()
+        };
         if let Some((_, why)) = refused.filter(|_| !expectation.tells_of("error")) {
-            return Some(format!(
-                "was refused, and no error was expected: {}",
-                why.as_str().unwrap_or_default()
-            ));
+            let why = why.as_str().unwrap_or_default();
+            let lines: Vec<String> = happened.iter().flat_map(|it| it.lines.clone()).collect();
+            return Some(format!("was refused, and no error was expected: {why}{}", logged(&lines)));
         }
-        let letter = happened.iter().find_map(|it| it.dead.first()).filter(|_| !expectation.tells_of("dead"));
-        letter.map(|letter| {
-            format!("an event was set aside, and no dead letter was expected: {}", letter.reason)
-        })
+        let letter =
+            happened.iter().find_map(|it| it.dead.first()).filter(|_| !expectation.tells_of("dead"))?;
+        let (why, lines) = (&letter.reason, logged(&letter.log));
+        Some(format!("an event was set aside, and no dead letter was expected: {why}{lines}"))
     }
 
     /// What a step has brought about, by sections.

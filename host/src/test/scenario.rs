@@ -74,7 +74,10 @@ pub struct Expectation {
 impl Expectation {
     /// Whether a section is told of.
     pub fn tells_of(&self, section: &str) -> bool {
-        self.expect.contains_key(section) || self.include.contains_key(section)
+        // An empty list that is included tells of nothing.
+        let is_told =
+            |value: &Value| !value.is_null() && value.as_array().is_none_or(|items| !items.is_empty());
+        self.expect.contains_key(section) || self.include.get(section).is_some_and(is_told)
     }
 
     /// Whether nothing is expected.
@@ -146,10 +149,15 @@ impl Scenario {
         Ok(Self { dir: path.parent().unwrap_or(Path::new("")).to_owned(), ..scenario })
     }
 
+    /// How many steps it has on top.
+    pub fn steps(&self) -> usize {
+        self.steps.len()
+    }
+
     /// Reads a scenario called `name`.
     pub fn parse(name: &str, text: &str) -> Result<Self, ScenarioError> {
         let wrong = |why: String| ScenarioError::Wrong { name: name.to_owned(), why };
-        let options = serde_saphyr::options! { with_snippet: false };
+        let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
         let raw: RawFile = serde_saphyr::from_str_with_options(text, options)
             .map_err(|error| wrong(error.to_string().trim_start_matches("error: ").to_owned()))?;
         let given = given(&raw.given).map_err(wrong)?;
@@ -214,12 +222,9 @@ mod tests {
         assert!(wrong("step: []").contains("step"), "{}", wrong("step: []"));
         assert_eq!(
             wrong("steps: [{ message: t }, { wait: 3 }]"),
-            "it: step 2: invalid type: integer `3`, expected a string"
+            "it: step 2: wait: write it like 30s, 5m, 1h30m or 2d"
         );
-        assert_eq!(
-            wrong("steps: [{ wait: soon }]"),
-            "it: step 1: \"soon\": write it like 30s, 5m, 1h30m or 2d"
-        );
+        assert_eq!(wrong("steps: [{ wait: soon }]"), "it: step 1: wait: write it like 30s, 5m, 1h30m or 2d");
         assert_eq!(wrong("steps: [{ wait: 3s, data: 1 }]"), "it: step 1: \"data\" does not go with this");
         let both = wrong("steps: [{ wait: 3s, down: 3s }]");
         assert!(both.starts_with("it: step 1: a step is one of message, wait"), "{both}");

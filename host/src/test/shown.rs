@@ -37,9 +37,12 @@ pub fn bytes_of(value: &Value) -> Result<Vec<u8>, String> {
     }
 }
 
-/// A key as it is written: keys that are no text have what stands for their bytes.
+/// A key as it is written: one that is no text in base64.
 pub fn shown_key(key: &[u8]) -> String {
-    String::from_utf8_lossy(key).into_owned()
+    match std::str::from_utf8(key) {
+        Ok(text) => text.to_owned(),
+        Err(_) => format!("{BASE64}:{}", Base::Base64Pad.encode(key)),
+    }
 }
 
 /// A publish.

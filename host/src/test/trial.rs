@@ -95,8 +95,8 @@ pub struct Trial {
     between: Between,
     /// How many entries something may come between.
     places: u64,
-    /// How many there are, those of passing time included.
-    appended: u64,
+    /// How many entries time alone has brought about since the last one that came from outside.
+    of_time: u64,
     /// Who waits for the replies of commands.
     replies: BTreeMap<u64, oneshot::Receiver<Reply>>,
     /// Until when each topic was listened to.
@@ -130,7 +130,7 @@ impl Trial {
             holds: false,
             between: Between::Nothing,
             places: 0,
-            appended: 0,
+            of_time: 0,
             replies: BTreeMap::new(),
             heard: BTreeMap::new(),
             listening: Listening::Yes,
@@ -218,7 +218,9 @@ impl Trial {
         self.commit()?;
         self.ground.set_time(until);
         self.restart()?;
-        self.tell_gaps()
+        self.tell_gaps()?;
+        // What fell due meanwhile does now.
+        self.wait_until(until)
     }
 
     /// Gives a name of someone else a value; who follows it is told.
@@ -255,8 +257,8 @@ impl Trial {
             }
             What::Name { resolution, document: Some(document) } => {
                 let document = document.bytes().map_err(|error| wrong(error.to_string()))?;
-                if NameValue::document(document.clone()).path() != resolution.path {
-                    return Err(wrong(format!("the document is not {}", resolution.path)));
+                if resolution.path.ipfs().is_none() {
+                    return Err(wrong(format!("{} is no file", resolution.path)));
                 }
                 return self.resolve(resolution.clone(), document);
             }

@@ -1,13 +1,13 @@
 // Counts heartbeats, and says which node has fallen silent.
 
-import { NotFound, UnknownMethod, config, log, pubsub, state, timers } from './dim.js';
+import { NotFound, UnknownMethod, config, log, members, pubsub, state, timers } from './dim.js';
 
 // Whatever must survive a crash lies in the state: memory is gone with the instance.
 const counts = new state.Map('count/');
 
 export function handle(event) {
   if (event.type === 'message') {
-    const { node_id } = event.json('node_id');
+    const { node_id } = event.json({ node_id: 'string' });
     const count = (counts.get(node_id) ?? 0) + 1;
     counts.set(node_id, count);
     if (count === 1) log.info('a new node', { node_id });
@@ -18,8 +18,9 @@ export function handle(event) {
   }
 }
 
-export function command(method, { node_id }) {
+export function command(method, body) {
   if (method !== 'forget') throw new UnknownMethod();
+  const { node_id } = members(body, { node_id: 'string' });
   const count = counts.get(node_id);
   if (count === undefined) throw new NotFound('node ' + node_id);
   counts.delete(node_id);

@@ -1,6 +1,6 @@
 """Counts heartbeats, and says which node has fallen silent."""
 
-from dim import Message, NotFound, Timer, UnknownMethod, config, log, pubsub, state, timers
+from dim import Message, NotFound, Timer, UnknownMethod, config, log, members, pubsub, state, timers
 
 # Whatever must survive a crash lies in the state: memory is gone with the instance.
 counts = state.Map("count/")
@@ -9,7 +9,7 @@ counts = state.Map("count/")
 def handle(event):
     match event:
         case Message():
-            node_id = event.json("node_id")["node_id"]
+            node_id = event.json(node_id=str)["node_id"]
             count = counts.get(node_id, 0) + 1
             counts[node_id] = count
             if count == 1:
@@ -23,7 +23,7 @@ def handle(event):
 def command(method, body):
     if method != "forget":
         raise UnknownMethod
-    node_id = body["node_id"]
+    node_id = members(body, node_id=str)["node_id"]
     count = counts.pop(node_id, None)
     if count is None:
         raise NotFound("node " + node_id)

@@ -7,7 +7,7 @@ const running = new state.Map('running/');
 
 export function handle(event) {
   if (event.type !== 'message') return;
-  const { job_id, event_type } = event.json('job_id', 'event_type');
+  const { job_id, event_type } = event.json({ job_id: 'string', event_type: 'string' });
   const isRunning = event_type === 'running';
   if (running.has(job_id) === isRunning) return;
   if (isRunning) running.set(job_id, now().toISOString());

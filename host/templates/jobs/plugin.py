@@ -9,7 +9,7 @@ running = state.Map("running/")
 def handle(event):
     if not isinstance(event, Message):
         return
-    job = event.json("job_id", "event_type")
+    job = event.json(job_id=str, event_type=str)
     was_running = job["job_id"] in running
     is_running = job["event_type"] == "running"
     if was_running == is_running:

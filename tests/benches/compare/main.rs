@@ -61,7 +61,7 @@ fn row(bench: &Bench, what: &str, (old, new): (&Plugin, &Plugin), file: &Path, c
     let (_, twice) = in_thread(|| try_on(bench, old, &given, open, &alone));
     let one = begun.elapsed().as_secs_f64();
     assert_eq!(once.effects, twice.effects, "two runs of one version are the same");
-    let compared = in_thread(|| compare(bench, (old, new), &given, events, None, |_| {}));
+    let compared = in_thread(|| compare(bench, (old, new), (&given, &given), events, None, |_| {}));
     assert_eq!(compared.differing, differing, "{:?}", compared.first);
     let rate = |seconds: f64| format!("{:.0} a second", count as f64 / seconds);
     println!(

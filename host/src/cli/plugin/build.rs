@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use clap::Args;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::super::output::Output;
 use super::told_if_slow;
@@ -70,7 +70,7 @@ pub fn shown(inspection: &Inspection) -> Value {
         "size": inspection.size,
         "digest": inspection.digest,
         "imports": inspection.imports,
-        "asks": asks(manifest).unwrap_or_default(),
+        "asks": asks(manifest, &Map::new()).unwrap_or_default(),
     })
 }
 
@@ -93,10 +93,11 @@ pub fn within(dir: &Path, name: &str) -> PathBuf {
     if dir == Path::new(".") { PathBuf::from(name) } else { dir.join(name) }
 }
 
-/// What a plugin asks for with its default config, in words; the error is why that cannot be told.
-pub fn asks(manifest: &Manifest) -> Result<Vec<String>, String> {
+/// What a plugin asks for with these values of its config and the defaults of the others, in words; the error is why
+/// that cannot be told.
+pub fn asks(manifest: &Manifest, set: &Map<String, Value>) -> Result<Vec<String>, String> {
     let host = [("id", "HOST")];
-    let resolved = manifest.resolve(&serde_json::Map::new(), &host).map_err(|error| error.to_string())?;
+    let resolved = manifest.resolve(set, &host).map_err(|error| error.to_string())?;
     let limits = plugin::LimitPolicy::default().asked(&manifest.limits, &plugin::SomeLimits::default());
     Ok(Reach::default().missing(&Grants { limits, ..resolved.asks }))
 }
@@ -124,6 +125,10 @@ impl Language {
 pub fn build(dir: &Path) -> anyhow::Result<Built> {
     let begun = Instant::now();
     let language = Language::of(dir)?;
+    if language != Language::Rust {
+        // Before the tool takes its time.
+        manifest(dir)?;
+    }
     let component = match language {
         Language::Rust => with_cargo(dir)?,
         Language::Python => with_componentize_py(dir)?,
@@ -259,11 +264,17 @@ fn run(name: &str, tool: &mut Command, missing: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Embeds the manifest and the standard metadata in a component.
-fn finish(dir: &Path, component: &Path) -> anyhow::Result<()> {
+/// The manifest in a plugin's directory, as it is written and as it is read.
+fn manifest(dir: &Path) -> anyhow::Result<(String, Manifest)> {
     let file = dir.join("plugin.toml");
     let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
     let manifest = Manifest::parse(&text).with_context(|| file.display().to_string())?;
+    Ok((text, manifest))
+}
+
+/// Embeds the manifest and the standard metadata in a component.
+fn finish(dir: &Path, component: &Path) -> anyhow::Result<()> {
+    let (text, manifest) = manifest(dir)?;
     let bytes = std::fs::read(component).with_context(|| format!("cannot read {}", component.display()))?;
     let sections = [("dim-manifest", text.as_bytes()), ("version", manifest.version.as_bytes())];
     std::fs::write(component, with_sections(&bytes, &sections))

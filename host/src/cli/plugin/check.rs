@@ -24,6 +24,9 @@ pub struct Check {
     config: Option<PathBuf>,
 }
 
+/// The world that it was linked against.
+const WORLD: &str = "dim:coordination/plugin@0.1.0";
+
 /// The component would be refused.
 #[derive(Debug, thiserror::Error)]
 #[error("{0} would be refused")]
@@ -59,6 +62,9 @@ impl Check {
                 if refused.is_empty() {
                     refused.extend(fits_the_world(&bytes)?);
                 }
+                if refused.is_empty() {
+                    found["world"] = json!(WORLD);
+                }
             }
         }
         found["fit"] = refused.is_empty().into();
@@ -78,9 +84,11 @@ impl Check {
         let manifest = &inspection.manifest;
         let lacking = inspection.imports.iter().filter_map(|import| plugin::lacking([import]));
         refused.extend(lacking);
-        match asks(manifest) {
+        let set = config.plugins.get(&manifest.name).map(|plugin| plugin.config.clone()).unwrap_or_default();
+        match asks(manifest, &set) {
             Ok(asked) => found["asks"] = json!(asked),
-            Err(why) => refused.push(why),
+            // It can be set where it is installed.
+            Err(why) => found["needs"] = json!(why),
         }
         let over = config.limits.over_ceiling(&manifest.limits);
         refused.extend(over.map(|over| format!("it asks for more than may be granted: {over}")));
@@ -102,7 +110,6 @@ impl Check {
         found["state_version"] = json!(manifest.state_version);
         found["digest"] = json!(inspection.digest);
         found["signed_by"] = json!(by);
-        found["world"] = json!("dim:coordination/plugin@0.1.0");
         found["imports"] = match out.is_json() {
             true => json!(inspection.imports),
             false => json!(by_package(&inspection.imports)),

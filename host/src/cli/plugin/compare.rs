@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::Args;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::super::events::Wanted;
 use super::super::output::{self, Output};
@@ -15,7 +15,7 @@ use super::told_if_slow;
 use crate::cause::chain;
 use crate::plugin;
 use crate::test::{Bench, Comparison, Differing, Events, Given, Identity, Plugin, compare};
-use crate::time::Timestamp;
+use crate::time::{Timestamp, duration_of, nanoseconds};
 
 #[derive(Debug, Args)]
 pub struct Compare {
@@ -25,12 +25,12 @@ pub struct Compare {
     /// The component that is to be compared with it
     #[arg(value_name = "NEW")]
     new: PathBuf,
-    /// The events, as `dim events export` writes them [default: those of the host that runs]
+    /// The events, as `dim events export` writes them; without it, those of the host that runs, with --since
     #[arg(long, value_name = "FILE", required_unless_present = "since")]
     events: Option<PathBuf>,
-    /// Compare from this time on, as in 2026-01-31T12:00:00Z, or 2h before now; what came before makes the state that
-    /// both begin with
-    #[arg(long, value_name = "TIME", value_parser = input::since)]
+    /// Compare from this time on, as in 2026-01-31T12:00:00Z, or 2h before the events end; what came before makes the
+    /// state that both begin with
+    #[arg(long, value_name = "TIME")]
     since: Option<String>,
     /// The plugin's config, a JSON object or @FILE [default: what it has on the host that the events come from]
     #[arg(long, value_name = "JSON", value_parser = input::json_or_file)]
@@ -44,6 +44,20 @@ pub struct Compare {
 #[derive(Debug, thiserror::Error)]
 #[error("the versions differ in {0} of {1} records")]
 pub struct Differ(u64, u64);
+
+/// Only the states differ in the end.
+#[derive(Debug, thiserror::Error)]
+#[error("the versions have different states in the end")]
+pub struct DifferAtEnd;
+
+/// A time, or a duration before the events end.
+fn since_when(text: &str, until: Timestamp) -> anyhow::Result<Timestamp> {
+    if let Ok(ago) = duration_of(text) {
+        return Ok(Timestamp(until.0.saturating_sub(nanoseconds(ago))));
+    }
+    let time = serde_json::from_value(json!(text));
+    time.map_err(|_| anyhow::anyhow!("{text:?}: write it like 2026-01-31T12:00:00Z, or 2h"))
+}
 
 impl Compare {
     /// Compares, and shows where they differ.
@@ -61,9 +75,10 @@ impl Compare {
             }
         };
         let events = Events::open(&file)?;
-        let given = given(&events, &old, self.config.as_ref())?;
-        let since = self.since.as_deref().map(|since| serde_json::from_value::<Timestamp>(json!(since)));
-        let since = since.transpose()?;
+        let config = self.config.as_ref();
+        let both = [&old, &new];
+        let (of_old, of_new) = (given(&events, &old, config, &both)?, given(&events, &new, config, &both)?);
+        let since = self.since.as_deref().map(|since| since_when(since, events.header.until)).transpose()?;
         let mut told = Instant::now();
         let tell = |records: u64| {
             if told.elapsed() > Duration::from_secs(1) && std::io::stderr().is_terminal() {
@@ -73,14 +88,22 @@ impl Compare {
         };
         // On a thread of its own, as plugins must be.
         let compared = std::thread::scope(|scope| {
-            let comparing = scope.spawn(|| compare(&bench, (&old, &new), &given, events, since, tell));
+            let comparing =
+                scope.spawn(|| compare(&bench, (&old, &new), (&of_old, &of_new), events, since, tell));
             comparing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })?;
+        });
+        if std::io::stderr().is_terminal() {
+            eprint!("\r");
+        }
+        let compared = compared?;
         self.show(&compared, &global.out())?;
         if compared.is_same() {
             return Ok(());
         }
-        Err(Differ(compared.differing, compared.records).into())
+        match compared.differing {
+            0 => Err(DifferAtEnd.into()),
+            differing => Err(Differ(differing, compared.records).into()),
+        }
     }
 
     fn show(&self, compared: &Comparison, out: &Output) -> anyhow::Result<()> {
@@ -141,10 +164,9 @@ fn short(digest: &str) -> String {
 }
 
 fn show_one(differing: &Differing) -> anyhow::Result<()> {
-    output::line(&output::plain(&format!(
-        "{} entry {}: {}",
-        differing.time, differing.offset, differing.what
-    )))?;
+    let Differing { offset, time, what, .. } = differing;
+    let entry = offset.map_or_else(String::new, |offset| format!(" entry {offset}"));
+    output::line(&output::plain(&format!("{time}{entry}: {what}")))?;
     for difference in &differing.differences {
         for line in difference.to_string().lines() {
             output::line(&format!("  {}", output::plain(line)))?;
@@ -160,17 +182,25 @@ pub fn compiled(bench: &Bench, file: &Path) -> anyhow::Result<Plugin> {
     compiled.map_err(|error| anyhow::anyhow!("{}: {}", file.display(), chain(&error)))
 }
 
-/// What a plugin starts with that is to handle recorded events.
-pub fn given(events: &Events, plugin: &Plugin, config: Option<&Value>) -> anyhow::Result<Given> {
-    let recorded = events.header.plugins.get(plugin.name());
-    let config = match config.or(recorded) {
-        Some(Value::Object(config)) => config.clone(),
-        Some(_) => anyhow::bail!("a plugin's config is a JSON object"),
-        None => Map::new(),
+/// What a plugin starts with that is to handle recorded events. What `config` has and none of `all` knows is refused.
+pub fn given(
+    events: &Events,
+    plugin: &Plugin,
+    config: Option<&Value>,
+    all: &[&Plugin],
+) -> anyhow::Result<Given> {
+    let object = |value: &Value| match value {
+        Value::Object(members) => Ok(members.clone()),
+        _ => Err(anyhow::anyhow!("a plugin's config is a JSON object")),
     };
-    // One of another version may have values that this one has not.
-    let declared = &plugin.inspection().manifest.config;
-    let config = config.into_iter().filter(|(name, _)| declared.contains_key(name)).collect();
+    let knows = |plugin: &Plugin, name: &String| plugin.inspection().manifest.config.contains_key(name);
+    let set = config.map(object).transpose()?.unwrap_or_default();
+    if let Some(name) = set.keys().find(|name| !all.iter().any(|plugin| knows(plugin, name))) {
+        anyhow::bail!("the plugin has no config value {name:?}");
+    }
+    let recorded = events.header.plugins.get(plugin.name()).map(object).transpose()?.unwrap_or_default();
+    // A version has what it knows: the other may have values of its own.
+    let values = recorded.into_iter().chain(set).filter(|(name, _)| knows(plugin, name)).collect();
     let (time, host) = (events.begin(), Identity::recorded(&events.header)?);
-    Ok(Given { config, time, host, ..Given::default() })
+    Ok(Given { config: values, time, host, ..Given::default() })
 }

@@ -75,12 +75,18 @@ impl Template {
     }
 }
 
+/// The crates that a plugin in Rust names.
+const RESERVED: [&str; 2] = ["dim-guest", "serde"];
+
 /// What the interpreter of a language takes of memory, in bytes: more than the default.
 const INTERPRETER: &str = "\n[limits]\nmemory = 268435456\n";
 
 impl New {
     /// Makes it; refuses to write over what is there.
     pub fn execute(&self, out: &Output) -> anyhow::Result<()> {
+        if self.lang == Language::Rust && RESERVED.contains(&self.name.as_str()) {
+            bail!("a plugin in Rust cannot be called {}: that is a crate that it needs", self.name);
+        }
         let root = within(&self.dir, self.name.as_str());
         let is_free = std::fs::read_dir(&root).map_or(true, |mut files| files.next().is_none());
         if !is_free {
@@ -155,7 +161,14 @@ impl New {
             }
             Language::Javascript => ("plugin.js", "npm install".to_owned()),
         };
+        let unit = match self.lang {
+            Language::Rust => {
+                " In a plain unit test, with `cargo test`, `dim_guest::fake::Host` takes the place of the host."
+            }
+            Language::Python | Language::Javascript => "",
+        };
         include_str!("../../../templates/README.md")
+            .replace("UNIT", unit)
             .replace("NAME", self.name.as_str())
             .replace("SOURCE", source)
             .replace("NEEDS", &needs)

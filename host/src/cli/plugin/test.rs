@@ -67,8 +67,9 @@ impl Test {
             return self.round(&Bench::new()?, out);
         }
         let bench = Bench::new()?;
-        let mut watched: Vec<PathBuf> = vec![self.subject.clone()];
-        watched.extend(self.scenarios.iter().cloned());
+        let mut watched = vec![self.subject.clone()];
+        watched.extend(self.events.iter().cloned());
+        watched.extend(self.places().into_iter().filter(|place| place.exists()));
         Source::watch(&watched, || {
             if let Err(error) = self.round(&bench, out) {
                 eprintln!("error: {error:#}");
@@ -95,7 +96,7 @@ impl Test {
 
     /// Has it handle recorded events, and shows what it does.
     fn on_events(&self, bench: &Bench, plugin: &Plugin, file: &Path, out: &Output) -> anyhow::Result<()> {
-        let given = compare::given(&Events::open(file)?, plugin, self.config.as_ref())?;
+        let given = compare::given(&Events::open(file)?, plugin, self.config.as_ref(), &[plugin])?;
         let runs = self.runs();
         let open = || Events::open(file);
         let (report, totals) =
@@ -103,7 +104,12 @@ impl Test {
         if let Some(file) = &self.junit {
             write_junit(file, plugin, std::slice::from_ref(&report))?;
         }
-        out.object(&json!({ "did": totals, "run": row(&report) }))?;
+        if out.is_json() {
+            out.object(&json!({ "did": totals, "run": row(&report) }))?;
+        } else {
+            show(&report);
+            out.object(&json!(totals))?;
+        }
         if report.is_well() { Ok(()) } else { Err(Failed { failed: 1, all: 1 }.into()) }
     }
 
@@ -112,21 +118,22 @@ impl Test {
     }
 
     fn one(&self, bench: &Bench, plugin: &Plugin, file: &Path, out: &Output) -> anyhow::Result<Report> {
-        let scenario = Scenario::read(file)?;
+        let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let runs = self.runs();
-        let mut report = scenario.run(bench, plugin, &runs)?;
-        if self.bless && bless(file, &report.happened)? {
+        let run = || -> anyhow::Result<(Report, usize)> {
+            let scenario = Scenario::read(file)?;
+            Ok((scenario.run(bench, plugin, &runs)?, scenario.steps()))
+        };
+        // One that cannot be run does not keep the others from it.
+        let broken = |error: anyhow::Error| (Report::broken(name.clone(), format!("{error:#}")), usize::MAX);
+        let (mut report, steps) = run().unwrap_or_else(broken);
+        // Of one that has ended early it is not known what happens.
+        if self.bless && report.happened.len() == steps && bless(file, &report.happened)? {
             eprintln!("blessed {}", file.display());
-            report = Scenario::read(file)?.run(bench, plugin, &runs)?;
+            report = run().unwrap_or_else(broken).0;
         }
         if !out.is_json() {
-            print!(
-                "{}",
-                report.to_string().lines().map(output::plain).fold(String::new(), |mut all, line| {
-                    let _ = writeln!(all, "{line}");
-                    all
-                })
-            );
+            show(&report);
         }
         Ok(report)
     }
@@ -148,13 +155,21 @@ impl Test {
         Ok(())
     }
 
+    /// Where the scenarios are.
+    fn places(&self) -> Vec<PathBuf> {
+        if !self.scenarios.is_empty() {
+            return self.scenarios.clone();
+        }
+        let beside = match self.subject.is_dir() {
+            true => self.subject.as_path(),
+            false => self.subject.parent().unwrap_or(Path::new("")),
+        };
+        vec![beside.join(SCENARIOS)]
+    }
+
     /// The scenarios, in the order of their names.
     fn files(&self) -> anyhow::Result<Vec<PathBuf>> {
-        let default = match self.subject.is_dir() {
-            true => self.subject.join(SCENARIOS),
-            false => self.subject.parent().unwrap_or(Path::new("")).join(SCENARIOS),
-        };
-        let asked = if self.scenarios.is_empty() { vec![default] } else { self.scenarios.clone() };
+        let asked = self.places();
         let mut files = Vec::new();
         for path in asked {
             if !path.is_dir() {
@@ -181,6 +196,12 @@ impl Test {
         }
         Ok(files)
     }
+}
+
+/// Shows what came of a scenario, to people.
+fn show(report: &Report) {
+    let lines = report.to_string();
+    lines.lines().for_each(|line| println!("{}", output::plain(line)));
 }
 
 fn row(report: &Report) -> Value {

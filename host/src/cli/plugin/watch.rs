@@ -35,9 +35,15 @@ impl Source {
         let mut found = Files::new();
         for path in &self.paths {
             let looked = if path.is_dir() { look(path, &self.seen) } else { look_at(path, &self.seen) };
-            found.extend(looked.with_context(|| format!("cannot look into {}", path.display()))?);
+            match looked {
+                // One that is being replaced is there at the next look.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound && !self.seen.is_empty() => {}
+                looked => {
+                    found.extend(looked.with_context(|| format!("cannot look into {}", path.display()))?)
+                }
+            }
         }
-        if found.is_empty() {
+        if found.is_empty() && self.seen.is_empty() {
             let paths: Vec<_> = self.paths.iter().map(|path| path.display().to_string()).collect();
             bail!("there is nothing in {}", paths.join(", "));
         }

@@ -220,7 +220,11 @@ impl Actor {
                 self.fail(false);
                 Err(reply_error(refusal, method))
             }
-            Err(error) => Err(ReplyError::Failed(self.trapped(error, begun, entry, 0, 0)?.0.reason)),
+            Err(error) => {
+                let (trap, log) = self.trapped(error, begun, entry, 0, 0)?;
+                self.session_mut().lines = log;
+                Err(ReplyError::Failed(trap.reason))
+            }
         };
         if self.failed.is_some() {
             return Ok(Outcome::Stopped);

@@ -24,11 +24,11 @@ struct RawStep {
     data: Option<Value>,
     text: Option<String>,
     from: Option<String>,
-    wait: Option<String>,
+    wait: Option<Value>,
     until: Option<Timestamp>,
-    deaf: Option<String>,
+    deaf: Option<Value>,
     topic: Option<Topic>,
-    down: Option<String>,
+    down: Option<Value>,
     command: Option<String>,
     query: Option<String>,
     #[serde(deserialize_with = "present")]
@@ -40,7 +40,7 @@ struct RawStep {
     are: Option<Vec<String>>,
     replace: Option<PathBuf>,
     repeat: Option<u64>,
-    every: Option<String>,
+    every: Option<Value>,
     steps: Option<Vec<Value>>,
     expect: Map<String, Value>,
     include: Map<String, Value>,
@@ -136,6 +136,9 @@ impl Step {
     /// Reads a step; variables have the values that they have by now, but for what is expected: that is compared when
     /// the step is over.
     pub fn parse(step: &Value, vars: &Vars) -> Result<Self, String> {
+        if !step.is_object() {
+            return Err(format!("a step is one of {ACTIONS}, and what goes with it"));
+        }
         // The steps that are repeated have variables of their own.
         let mut filled = match step.get("repeat") {
             Some(_) => step.clone(),
@@ -166,24 +169,26 @@ impl RawStep {
         let mut actions = Vec::new();
         // What goes with an action, and is wrong with any other.
         let mut goes_with = Vec::new();
-        let duration = |text: String| duration_of(&text).map_err(|why| format!("{text:?}: {why}"));
+        let duration = |member: &str, value: Value| {
+            duration_of(value.as_str().unwrap_or_default()).map_err(|why| format!("{member}: {why}"))
+        };
         if let Some(topic) = self.message {
             goes_with.extend(["data", "from"]);
             let from = From::parse(self.from.clone());
             actions.push(Action::Message { topic, data: data.clone().unwrap_or_default(), from });
         }
         if let Some(wait) = self.wait {
-            actions.push(Action::Wait(Time::For(duration(wait)?)));
+            actions.push(Action::Wait(Time::For(duration("wait", wait)?)));
         }
         if let Some(until) = self.until {
             actions.push(Action::Wait(Time::Until(until)));
         }
         if let Some(deaf) = self.deaf {
             goes_with.push("topic");
-            actions.push(Action::Deaf(duration(deaf)?, self.topic.clone()));
+            actions.push(Action::Deaf(duration("deaf", deaf)?, self.topic.clone()));
         }
         if let Some(down) = self.down {
-            actions.push(Action::Down(duration(down)?));
+            actions.push(Action::Down(duration("down", down)?));
         }
         let body_text = || body.as_ref().map_or_else(|| "{}".to_owned(), Value::to_string);
         if let Some(method) = self.command {
@@ -211,7 +216,8 @@ impl RawStep {
             if times > MAX_REPEAT {
                 return Err(format!("steps are repeated {MAX_REPEAT} times at most"));
             }
-            let every = self.every.clone().map(duration).transpose()?.unwrap_or_default();
+            let every =
+                self.every.clone().map(|every| duration("every", every)).transpose()?.unwrap_or_default();
             let steps = self.steps.clone().ok_or("say which steps are repeated")?;
             actions.push(Action::Repeat { times, every, steps });
         }

@@ -32,7 +32,7 @@ pub fn run(data: &[u8]) {
                 break;
             }
         }
-        let _ = trial.take_happened();
+        let _ = trial.settle();
     });
 }
 

@@ -42,7 +42,8 @@ pub use imports::{lacking, ways_to_wait};
 pub use limits::{DOCUMENT_BYTES, LIMITS, LimitPolicy, Limits, MESSAGE_BYTES, SomeLimits};
 pub use lines::{Line, Lines};
 pub use manifest::{
-    Inspection, MAX_COMPONENT, Manifest, ManifestError, Resolved, inspect, read, with_sections,
+    Inspection, MAX_COMPONENT, Manifest, ManifestError, Resolved, inspect, leb128, read, section,
+    with_sections,
 };
 pub use probation::{Probation, Rates, Rules, Verdict};
 pub use runnable::Runnable;

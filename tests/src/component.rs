@@ -1,10 +1,11 @@
 //! Components of which a test needs one that differs a little from another.
 
+use dim::plugin::{leb128, section, with_sections};
 use wasmparser::{Parser, Payload};
 
 /// A component with `manifest` in the place of its own: the outer one of two is what counts.
 pub fn with_manifest(component: &[u8], manifest: &str) -> Vec<u8> {
-    dim::plugin::with_sections(component, &[("dim-manifest", manifest.as_bytes())])
+    with_sections(component, &[("dim-manifest", manifest.as_bytes())])
 }
 
 /// The probe as another version, which does `steps` when it starts.
@@ -50,18 +51,4 @@ pub fn with_core_instances(component: &[u8], count: usize) -> Vec<u8> {
     // The crowd, and one instance of it, without arguments.
     let instance = [vec![1, 0], leb128(inner), vec![0]].concat();
     [component.to_vec(), section(4, &crowd), section(5, &instance)].concat()
-}
-
-fn section(id: u8, content: &[u8]) -> Vec<u8> {
-    [vec![id], leb128(content.len()), content.to_vec()].concat()
-}
-
-fn leb128(mut number: usize) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    while number >= 0x80 {
-        bytes.push((number & 0x7f) as u8 | 0x80);
-        number >>= 7;
-    }
-    bytes.push(number as u8);
-    bytes
 }

@@ -307,16 +307,18 @@ fn expand(text: &str, config: &Map<String, Value>) -> Result<Vec<String>, Manife
 pub fn with_sections(component: &[u8], sections: &[(&str, &[u8])]) -> Vec<u8> {
     let mut bytes = component.to_vec();
     for (name, data) in sections {
-        let content = [leb128(name.len()), name.as_bytes().to_vec(), data.to_vec()].concat();
-        bytes.push(0);
-        bytes.extend(leb128(content.len()));
-        bytes.extend(content);
+        bytes.extend(section(0, &[&leb128(name.len()), name.as_bytes(), data].concat()));
     }
     bytes
 }
 
-/// A number as WebAssembly writes lengths.
-fn leb128(mut number: usize) -> Vec<u8> {
+/// A section of a module or a component, by its number.
+pub fn section(id: u8, content: &[u8]) -> Vec<u8> {
+    [&[id], leb128(content.len()).as_slice(), content].concat()
+}
+
+/// A number as WebAssembly writes it: unsigned LEB128.
+pub fn leb128(mut number: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     while number >= 0x80 {
         bytes.push((number & 0x7f) as u8 | 0x80);

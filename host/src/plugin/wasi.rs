@@ -139,11 +139,6 @@ impl Numbers {
         self.lock().push(offset);
     }
 
-    /// How many have come, the entry at `offset` included if it did.
-    pub fn until(&self, offset: u64) -> u64 {
-        self.lock().partition_point(|before| *before <= offset) as u64
-    }
-
     /// What stands for a part of the entry at `offset`: that of the one before it that came from outside, if it did not;
     /// timers have a part of their own, and anything else its distance from that one.
     fn of(&self, offset: u64, part: u64) -> (u64, u64) {

@@ -102,7 +102,7 @@ pub struct StateDifference {
 pub fn compare(
     bench: &Bench,
     (old, new): (&Plugin, &Plugin),
-    (of_old_given, of_new_given): (&Given, &Given),
+    (old_given, new_given): (&Given, &Given),
     mut events: Events,
     since: Option<Timestamp>,
     mut tell: impl FnMut(u64),
@@ -117,15 +117,11 @@ pub fn compare(
     let until = events.header.until;
     let mut comparison = Compared::default();
     let mut held: Option<Record> = None;
-    let (mut one, mut other);
-    match since {
-        None => {
-            one = Player::new(bench, old, of_old_given).map_err(of_old)?;
-            other = Player::new(bench, new, of_new_given).map_err(of_new)?;
-        }
+    let mut one = Player::new(bench, old, old_given).map_err(of_old)?;
+    let mut other = match since {
+        None => Player::new(bench, new, new_given).map_err(of_new)?,
         Some(since) => {
-            one = Player::new(bench, old, of_old_given).map_err(of_old)?;
-            other = Player::new(bench, old, of_old_given).map_err(of_old)?;
+            let mut other = Player::new(bench, old, old_given).map_err(of_old)?;
             loop {
                 let (chunk, next) = chunk_until(&mut events, since)?;
                 held = next;
@@ -140,17 +136,12 @@ pub fn compare(
                     break;
                 }
             }
-            one.trial().drain_happened();
-            other.trial().drain_happened();
-            other.trial().replace(new, of_new_given).map_err(of_new)?;
-            let taking_over = other.trial().drain_happened();
-            let fresh =
-                |plugin: &Plugin, given: &Given| Player::new(bench, plugin, given).map(Player::into_totals);
-            one.begin(fresh(old, of_old_given).map_err(of_old)?);
-            other.begin(fresh(new, of_new_given).map_err(of_new)?);
+            one.begin(old);
+            let taking_over = other.replace(new, new_given).map_err(of_new)?;
             comparison.compare_untold(since, "the take-over", &[], &taking_over);
+            other
         }
-    }
+    };
     loop {
         let mut chunk: Vec<Record> = held.take().into_iter().collect();
         for record in events.by_ref().take(TOGETHER) {

@@ -48,20 +48,11 @@ pub struct Totals {
     pub effects: String,
 }
 
-/// One version and what it has done so far.
-pub struct Player {
-    trial: Trial,
-    totals: Totals,
-    effects: Sha256,
-}
-
-impl Player {
-    /// One that has handled nothing.
-    pub fn new(bench: &Bench, plugin: &Plugin, given: &Given) -> Result<Self, TestError> {
-        let mut trial = Trial::new(bench, plugin, given)?;
-        trial.start()?;
+impl Totals {
+    /// What a version has done that has done nothing yet.
+    fn of(plugin: &Plugin) -> Self {
         let inspection = plugin.inspection();
-        let totals = Totals {
+        Self {
             version: inspection.manifest.version.clone(),
             digest: inspection.digest.to_string(),
             calls: 0,
@@ -74,13 +65,23 @@ impl Player {
             cpu_seconds: 0.0,
             memory: 0,
             effects: String::new(),
-        };
-        Ok(Self { trial, totals, effects: Sha256::new() })
+        }
     }
+}
 
-    /// The trial, for what is to come between.
-    pub fn trial(&mut self) -> &mut Trial {
-        &mut self.trial
+/// One version and what it has done so far.
+pub struct Player {
+    trial: Trial,
+    totals: Totals,
+    effects: Sha256,
+}
+
+impl Player {
+    /// One that has handled nothing.
+    pub fn new(bench: &Bench, plugin: &Plugin, given: &Given) -> Result<Self, TestError> {
+        let mut trial = Trial::new(bench, plugin, given)?;
+        trial.start()?;
+        Ok(Self { trial, totals: Totals::of(plugin), effects: Sha256::new() })
     }
 
     /// Handles records; returns what was done with each.
@@ -110,17 +111,20 @@ impl Player {
         }
     }
 
-    /// What it has counted so far.
-    pub fn into_totals(self) -> Totals {
-        self.totals
+    /// Has other code take over, counts anew from then on, and returns what the take-over brought about.
+    pub fn replace(&mut self, plugin: &Plugin, given: &Given) -> Result<Vec<Happened>, TestError> {
+        self.begin(plugin);
+        self.trial.replace(plugin, given)?;
+        Ok(self.trial.drain_happened())
     }
 
-    /// Begins to count anew.
-    pub fn begin(&mut self, totals: Totals) {
-        self.totals = totals;
-        self.effects = Sha256::new();
+    /// Counts anew from now on.
+    pub fn begin(&mut self, plugin: &Plugin) {
+        self.trial.drain_happened();
+        (self.totals, self.effects) = (Totals::of(plugin), Sha256::new());
     }
 
+    /// Goes on until a time, and ends: what it did in all, what it did since it last handled something, and its state.
     pub fn end(mut self, until: Timestamp) -> Result<(Totals, Vec<Happened>, State), TestError> {
         let until = until.max(self.trial.now());
         self.trial.wait_until(until)?;

@@ -68,16 +68,16 @@ const DIFFERENCES: usize = 20;
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.why {
-            Why::Step => {}
-            Why::Crash => writeln!(
+        let between = match self.why {
+            Why::Step => None,
+            Why::Crash => Some("after a crash and a restart"),
+            Why::Replacement => Some("replaced by itself"),
+        };
+        if let Some(between) = between {
+            writeln!(
                 f,
-                "after a crash and a restart between each two entries, it does not end as without (-): what a plugin keeps in memory alone is gone with its instance"
-            )?,
-            Why::Replacement => writeln!(
-                f,
-                "replaced by itself between each two entries, it does not end as without (-): what a plugin keeps in memory alone is gone with its instance"
-            )?,
+                "{between} between each two entries, it does not end as without (-): what a plugin keeps in memory alone is gone with its instance"
+            )?;
         }
         match (self.place.as_str(), self.reason.as_str()) {
             ("", "") => {}

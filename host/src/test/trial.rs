@@ -36,8 +36,6 @@ const VALID_FOR: Duration = Duration::from_secs(24 * 3600);
 pub struct Happened {
     /// The entry.
     pub offset: Offset,
-    /// The number of the entry among those that came from outside, from 1; 0 before the first.
-    pub number: u64,
     /// The time of the entry.
     pub time: Timestamp,
     /// What it was about.
@@ -299,14 +297,6 @@ impl Trial {
     /// What has happened so far, made real or not.
     pub fn happened(&self) -> &[Happened] {
         &self.happened
-    }
-
-    /// Makes real what was done, and returns what has happened since this was last asked.
-    pub fn take_happened(&mut self) -> Result<Vec<Happened>, TestError> {
-        self.go_on()?;
-        self.commit()?;
-        self.committed = 0;
-        Ok(std::mem::take(&mut self.happened))
     }
 
     /// What has happened since this was last asked, made real or not. Nothing may come between entries then.

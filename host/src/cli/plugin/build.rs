@@ -125,14 +125,10 @@ impl Language {
 pub fn build(dir: &Path) -> anyhow::Result<Built> {
     let begun = Instant::now();
     let language = Language::of(dir)?;
-    if language != Language::Rust {
-        // Before the tool takes its time.
-        manifest(dir)?;
-    }
     let component = match language {
         Language::Rust => with_cargo(dir)?,
-        Language::Python => with_componentize_py(dir)?,
-        Language::Javascript => with_componentize_js(dir)?,
+        Language::Python => with_manifest(dir, with_componentize_py)?,
+        Language::Javascript => with_manifest(dir, with_componentize_js)?,
     };
     let bytes = plugin::read(&component).with_context(|| format!("cannot read {}", component.display()))?;
     let inspection = plugin::inspect(&bytes)
@@ -216,7 +212,6 @@ fn with_componentize_py(dir: &Path) -> anyhow::Result<PathBuf> {
         dir.display()
     );
     run("componentize-py", tool.current_dir(dir), &missing)?;
-    finish(dir, &made)?;
     Ok(made)
 }
 
@@ -244,9 +239,7 @@ fn with_componentize_js(dir: &Path) -> anyhow::Result<PathBuf> {
         &mut tool,
         "node is missing: install Node.js 20 or newer from https://nodejs.org",
     )?;
-    let made = dir.join(".made.wasm");
-    finish(dir, &made)?;
-    Ok(made)
+    Ok(dir.join(".made.wasm"))
 }
 
 /// Runs a tool and keeps what it says, unless it fails.
@@ -264,19 +257,16 @@ fn run(name: &str, tool: &mut Command, missing: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The manifest in a plugin's directory, as it is written and as it is read.
-fn manifest(dir: &Path) -> anyhow::Result<(String, Manifest)> {
+/// Has a tool make a component, and embeds the manifest and the standard metadata in it; the manifest is read before
+/// the tool takes its time.
+fn with_manifest(dir: &Path, tool: impl Fn(&Path) -> anyhow::Result<PathBuf>) -> anyhow::Result<PathBuf> {
     let file = dir.join("plugin.toml");
     let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
     let manifest = Manifest::parse(&text).with_context(|| file.display().to_string())?;
-    Ok((text, manifest))
-}
-
-/// Embeds the manifest and the standard metadata in a component.
-fn finish(dir: &Path, component: &Path) -> anyhow::Result<()> {
-    let (text, manifest) = manifest(dir)?;
-    let bytes = std::fs::read(component).with_context(|| format!("cannot read {}", component.display()))?;
+    let component = tool(dir)?;
+    let bytes = std::fs::read(&component).with_context(|| format!("cannot read {}", component.display()))?;
     let sections = [("dim-manifest", text.as_bytes()), ("version", manifest.version.as_bytes())];
-    std::fs::write(component, with_sections(&bytes, &sections))
-        .with_context(|| format!("cannot write {}", component.display()))
+    std::fs::write(&component, with_sections(&bytes, &sections))
+        .with_context(|| format!("cannot write {}", component.display()))?;
+    Ok(component)
 }

@@ -76,7 +76,7 @@ impl Template {
 }
 
 /// The crates that a plugin in Rust names.
-const RESERVED: [&str; 2] = ["dim-guest", "serde"];
+const CRATES: [&str; 2] = ["dim-guest", "serde"];
 
 /// What the interpreter of a language takes of memory, in bytes: more than the default.
 const INTERPRETER: &str = "\n[limits]\nmemory = 268435456\n";
@@ -84,7 +84,7 @@ const INTERPRETER: &str = "\n[limits]\nmemory = 268435456\n";
 impl New {
     /// Makes it; refuses to write over what is there.
     pub fn execute(&self, out: &Output) -> anyhow::Result<()> {
-        if self.lang == Language::Rust && RESERVED.contains(&self.name.as_str()) {
+        if self.lang == Language::Rust && CRATES.contains(&self.name.as_str()) {
             bail!("a plugin in Rust cannot be called {}: that is a crate that it needs", self.name);
         }
         let root = within(&self.dir, self.name.as_str());
@@ -192,13 +192,13 @@ fn lock(name: &str) -> anyhow::Result<String> {
             name_of(package).as_deref() == Some(name) && version.is_none_or(|it| is_version == Some(it))
         })
     };
-    let own = ["dim-guest", "serde"].map(|name| Value::String(name.to_owned()));
+    let own = CRATES.map(|name| Value::String(name.to_owned()));
     let mut kept: Vec<Value> = vec![Value::Table(Table::from_iter([
         ("name".to_owned(), Value::String(name.to_owned())),
         ("version".to_owned(), Value::String("0.1.0".to_owned())),
         ("dependencies".to_owned(), Value::Array(own.to_vec())),
     ]))];
-    let mut wanted: Vec<String> = vec!["dim-guest".to_owned(), "serde".to_owned()];
+    let mut wanted: Vec<String> = CRATES.map(str::to_owned).to_vec();
     let mut seen = BTreeSet::new();
     while let Some(next) = wanted.pop() {
         let Some(package) = find(&next) else { continue };
@@ -222,12 +222,12 @@ fn sdk_manifest() -> anyhow::Result<String> {
     let workspace: Table = toml::from_str(include_str!("../../../../Cargo.toml"))?;
     let inherited = |section: &str, name: &str| workspace.get("workspace")?.get(section)?.get(name).cloned();
     manifest.remove("lints");
-    for (section, from) in [("package", "package"), ("dependencies", "dependencies")] {
+    for section in ["package", "dependencies"] {
         let Some(members) = manifest.get_mut(section).and_then(Value::as_table_mut) else { continue };
         for (name, value) in members.iter_mut() {
             let is_inherited = value.get("workspace").and_then(Value::as_bool) == Some(true);
             if is_inherited {
-                *value = inherited(from, name).with_context(|| format!("the workspace has no {name}"))?;
+                *value = inherited(section, name).with_context(|| format!("the workspace has no {name}"))?;
             }
         }
     }

@@ -63,10 +63,10 @@ pub struct Failed {
 impl Test {
     /// Runs them, once or for ever.
     pub fn execute(self, out: &Output) -> anyhow::Result<()> {
-        if !self.watch {
-            return self.round(&Bench::new()?, out);
-        }
         let bench = Bench::new()?;
+        if !self.watch {
+            return self.round(&bench, out);
+        }
         let mut watched = vec![self.subject.clone()];
         watched.extend(self.events.iter().cloned());
         watched.extend(self.places().into_iter().filter(|place| place.exists()));

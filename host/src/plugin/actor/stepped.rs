@@ -170,11 +170,6 @@ impl Actor {
         self.session_mut().settle(committed)
     }
 
-    /// Does what it was ordered; what it did before must be committed.
-    pub fn obey_now(&mut self) -> Result<(), StoreError> {
-        self.obey()
-    }
-
     /// Ends the probation of code that is watched.
     pub fn confirm(&mut self) {
         if self.probation.take().is_some() {

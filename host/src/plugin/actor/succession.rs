@@ -162,7 +162,7 @@ pub struct Fallback {
 
 impl Actor {
     /// Does what it is told, if it is told anything and the old code's batch is with the commit.
-    pub(super) fn obey(&mut self) -> Result<(), StoreError> {
+    pub fn obey(&mut self) -> Result<(), StoreError> {
         let begun = Instant::now();
         if !self.inbox.has_order() || !self.hand_over() {
             return Ok(());

@@ -73,7 +73,7 @@ impl Trial {
             done,
         };
         self.wiring.handle.order(Order::Succeed(Box::new(successor)));
-        self.wiring.actor.obey_now()?;
+        self.wiring.actor.obey()?;
         self.commit()?;
         match result.try_recv() {
             Ok(Ok(_)) => {}

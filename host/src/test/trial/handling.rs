@@ -139,9 +139,8 @@ impl Trial {
         if !was_called && dead.is_empty() && asked == Asked::default() {
             return;
         }
-        let (offset, number, time) = (entry.offset, self.ground.numbers.until(entry.offset.0), entry.time);
-        let reply = None;
-        self.happened.push(Happened { offset, number, time, cause, asked, dead, retries, reply, lines, cpu });
+        let (offset, time, reply) = (entry.offset, entry.time, None);
+        self.happened.push(Happened { offset, time, cause, asked, dead, retries, reply, lines, cpu });
     }
 
     pub(super) fn make_ready(&mut self) -> Result<(), TestError> {
@@ -161,7 +160,6 @@ impl Trial {
         }
         self.happened.push(Happened {
             offset: self.wiring.actor.next(),
-            number: self.ground.numbers.until(u64::MAX),
             time: self.now(),
             cause: Cause::Start,
             asked,
@@ -209,9 +207,8 @@ impl Trial {
     }
 
     fn tell(&mut self, name: IpnsName) -> Result<(), TestError> {
-        let (resolution, document) = self.names[&name].clone();
+        let (resolution, data) = self.names[&name].clone();
         let (cid, _) = resolution.path.ipfs().expect("only a file is set");
-        let data = document;
         self.commit()?;
         let target = resolution.path.clone();
         let known = Followed { resolution, target, record: Vec::new() };

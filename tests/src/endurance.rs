@@ -155,8 +155,7 @@ impl Fleet {
             std::mem::take(&mut *self.load.lock().expect("no panic"));
         before.sort();
         during.sort();
-        let seen: BTreeSet<u64> = self.witness.seen().iter().map(|data| number_of(data)).collect();
-        let lost = acknowledged.into_iter().filter(|number| !seen.contains(number)).collect();
+        let lost = self.lost(&acknowledged).await;
         let accused = LIVING.iter().map(|node| ((*node).to_owned(), self.verdicts(node))).collect();
         Endured { before, during, failed, lost, accused, found_after, drained_after, most_waiting }
     }
@@ -198,6 +197,20 @@ impl Fleet {
             over.elapsed()
         };
         tokio::join!(found, drained)
+    }
+
+    /// Commands whose event the daemon never accepts. The last ones are still on their way when they are
+    /// acknowledged.
+    async fn lost(&self, acknowledged: &[u64]) -> Vec<u64> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let seen: BTreeSet<u64> = self.witness.seen().iter().map(|data| number_of(data)).collect();
+            let lost: Vec<u64> = acknowledged.iter().copied().filter(|it| !seen.contains(it)).collect();
+            if lost.is_empty() || Instant::now() > deadline {
+                return lost;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
     }
 
     async fn until(&self, what: &str, patience: Duration, mut holds: impl AsyncFnMut() -> bool) {

@@ -122,7 +122,8 @@ impl Author {
         let tested = self.dim(&["plugin", "test", &name, "--only", "counts"]);
         let said = String::from_utf8_lossy(&tested.stdout).into_owned();
         assert_eq!(tested.status.code(), Some(1), "{said}");
-        for line in ["FAILED counts", "step 1, message dim.nodes.heartbeat:", "state.count/n1", "- 1", "+ 2"]
+        for line in
+            ["FAILED counts", "step 1 (line 5), message dim.nodes.heartbeat:", "state.count/n1", "- 1", "+ 2"]
         {
             assert!(said.contains(line), "{line}: {said}");
         }

@@ -110,6 +110,16 @@ fn a_plugin_is_tried_on_recorded_events_with_crashes_and_replacements() {
     let (report, did) = try_on(&bench, &remembers, &given(&file), open, &runs).unwrap();
     assert!(report.is_well(), "{report}");
     assert_eq!((report.crashes, did.calls, did.state_writes), (Some(250), 3_000, 6_000));
+    // Of this much is let go on the way: of the entries, of the documents of their time, of the publishes.
+    let file = recorded(&dir, 3_000, |number| {
+        let node =
+            json!({ "node_id": format!("n{}", number % 50), "status": "online", "text": "x".repeat(1_000) });
+        message("dim.nodes.heartbeat", &node.to_string())
+    });
+    let registry = bench.bundled("node-registry").unwrap();
+    let (report, did) = try_on(&bench, &registry, &given(&file), || Events::open(&file), &runs).unwrap();
+    assert!(report.is_well(), "{report}");
+    assert!(did.calls > 3_000 && did.names > 50, "{did:?}");
 }
 
 #[test]

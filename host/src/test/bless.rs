@@ -24,7 +24,8 @@ pub fn bless(path: &Path, happened: &[Option<Map<String, Value>>]) -> Result<boo
 
 fn blessed(text: &str, happened: &[Option<Map<String, Value>>]) -> Result<String, String> {
     let lines: Vec<&str> = text.lines().collect();
-    let steps = lines.iter().position(|line| line.trim_end() == "steps:");
+    let is_bare = |rest: &str| rest.trim_start().is_empty() || rest.trim_start().starts_with('#');
+    let steps = lines.iter().position(|line| line.strip_prefix("steps:").is_some_and(is_bare));
     let steps = steps
         .ok_or("to bless a scenario, `steps:` must stand on a line of its own, with a step a line below")?;
     let mut out: Vec<String> = lines[..=steps].iter().map(|line| (*line).to_owned()).collect();
@@ -180,7 +181,7 @@ mod tests {
 
     #[test]
     fn what_happened_is_written_and_everything_else_stays() {
-        let text = "# A comment.\ngiven: { seed: 3 }\nsteps:\n- message: t\n  data: 1\n  # Why so.\n  expect:\n    publishes: []\n    state: { k: 1 }\n\n# The next.\n- wait: 3s\n\n- query: q\nexpect: { dead: [] }\n";
+        let text = "# A comment.\ngiven: { seed: 3 }\nsteps: # In order.\n- message: t\n  data: 1\n  # Why so.\n  expect:\n    publishes: []\n    state: { k: 1 }\n\n# The next.\n- wait: 3s\n\n- query: q\nexpect: { dead: [] }\n";
         let sections = |value: Value| Some(value.as_object().unwrap().clone());
         let happened = [
             sections(
@@ -190,7 +191,7 @@ mod tests {
             sections(json!({ "reply": { "b": [1] } })),
         ];
         let blessed = blessed(text, &happened).unwrap();
-        let expected = "# A comment.\ngiven: { seed: 3 }\nsteps:\n- message: t\n  data: 1\n  # Why so.\n  expect:\n    names:\n      \"k\": {\"a\":1}\n    publishes:\n      - {\"data\":2,\"topic\":\"u\"}\n    state: \n";
+        let expected = "# A comment.\ngiven: { seed: 3 }\nsteps: # In order.\n- message: t\n  data: 1\n  # Why so.\n  expect:\n    names:\n      \"k\": {\"a\":1}\n    publishes:\n      - {\"data\":2,\"topic\":\"u\"}\n    state: \n";
         assert!(blessed.starts_with(&expected[..expected.len() - 12]), "{blessed}");
         assert!(blessed.contains("# The next.\n- wait: 3s\n"), "{blessed}");
         assert!(

@@ -8,7 +8,7 @@ use super::TestError;
 use super::matching::{Difference, Match, differences};
 use super::report::{Failure, Why};
 use super::shown::{self, shown, shown_key};
-use super::trial::{Cause, Trial};
+use super::trial::{Cause, Happened, Trial};
 use crate::effect::Publish;
 use crate::ident::{ContentPath, IpnsName, KeyName, Topic};
 use crate::time::Timestamp;
@@ -27,10 +27,13 @@ pub struct End {
 }
 
 impl End {
-    /// What a trial has come to; `replies` are those that were asked for.
-    pub fn of(trial: &mut Trial, replies: Vec<Value>) -> Result<Self, TestError> {
-        trial.settle()?;
-        let happened = trial.happened();
+    /// Takes in the replies that were asked for.
+    pub fn replied(&mut self, replies: impl IntoIterator<Item = Value>) {
+        self.replies.extend(replies);
+    }
+
+    /// Takes in what has happened on the way.
+    pub fn happened(&mut self, happened: &[Happened]) {
         let dead = happened.iter().flat_map(|it| &it.dead).map(shown::dead_letter);
         let without_log = dead.map(|mut letter| {
             // What was logged before a restart is with the instance that is gone.
@@ -39,13 +42,19 @@ impl End {
             }
             letter
         });
-        let dead = without_log.collect();
+        self.dead.extend(without_log);
         // A plugin that publishes when it starts does so with each start.
         let entries = happened.iter().filter(|it| it.cause != Cause::Start);
-        let publishes = entries.flat_map(|it| it.asked.publishes.clone()).collect();
-        let (hears, follows) = trial.hears_and_follows();
-        let (state, timers, names) = (trial.state()?, trial.timers()?, trial.own_names()?);
-        Ok(Self { state, timers, hears, follows, names, publishes, dead, replies })
+        self.publishes.extend(entries.flat_map(|it| it.asked.publishes.clone()));
+    }
+
+    /// Takes in what has happened last, and how things stand with a trial that is over.
+    pub fn stands(&mut self, trial: &mut Trial) -> Result<(), TestError> {
+        trial.settle()?;
+        self.happened(trial.happened());
+        (self.hears, self.follows) = trial.hears_and_follows();
+        (self.state, self.timers, self.names) = (trial.state()?, trial.timers()?, trial.own_names()?);
+        Ok(())
     }
 
     /// What is not as in the end of another run.

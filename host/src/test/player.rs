@@ -111,6 +111,15 @@ impl Player {
         }
     }
 
+    /// Counts what was made real, and lets go of it.
+    fn take_committed(&mut self, end: &mut End) {
+        let happened = self.trial.drain_committed();
+        self.count(&happened);
+        end.happened(&happened);
+        let replies = happened.iter().filter_map(|it| it.reply.as_ref());
+        end.replied(replies.map(|reply| json!([shown::reply(reply)])));
+    }
+
     /// Has other code take over, counts anew from then on, and returns what the take-over brought about.
     pub fn replace(&mut self, plugin: &Plugin, given: &Given) -> Result<Vec<Happened>, TestError> {
         self.begin(plugin);
@@ -201,23 +210,22 @@ pub fn try_on(
     let run = |between: Between| -> Result<(End, Player, u64), CompareError> {
         let mut player = Player::new(bench, plugin, given).map_err(of_it)?;
         player.trial.interrupt(between);
-        let (mut events, mut records) = (open()?, 0);
+        let (mut events, mut records, mut end) = (open()?, 0, End::default());
         for record in events.by_ref() {
             player.trial.feed_record(&record?).map_err(of_it)?;
+            player.take_committed(&mut end);
             records += 1;
         }
         let until = events.header.until.max(player.trial.now());
         player.trial.wait_until(until).map_err(of_it)?;
-        let replies = player.trial.happened().iter().filter_map(|it| it.reply.as_ref());
-        let replies = replies.map(|reply| json!([shown::reply(reply)])).collect();
-        let end = End::of(&mut player.trial, replies).map_err(of_it)?;
+        player.trial.settle().map_err(of_it)?;
+        player.take_committed(&mut end);
+        end.stands(&mut player.trial).map_err(of_it)?;
         Ok((end, player, records))
     };
-    let (plain, mut player, records) = run(Between::Nothing)?;
+    let (plain, player, records) = run(Between::Nothing)?;
     let took = begun.elapsed();
     let (places, count) = places(player.trial.places(), 0);
-    let happened = player.trial.drain_happened();
-    player.count(&happened);
     let (totals, ..) = player.end(Timestamp(0)).map_err(of_it)?;
     let mut report = Report {
         name: "recorded events".to_owned(),

@@ -16,7 +16,7 @@ use super::end::End;
 use super::identity::name_for;
 use super::matching::{Difference, Match, differences};
 use super::report::{Failure, Report, Why};
-use super::scenario::{Action, Expectation, From, Scenario, Step, Time, Vars};
+use super::scenario::{Action, Expectation, From, Scenario, Step, Time, Vars, place_of};
 use super::shown::{self, shown, shown_key};
 use super::trial::{Between, Listening, Trial};
 use crate::entry::{Event, Kind, Origin};
@@ -142,7 +142,9 @@ impl Scenario {
             run.fail("", error.to_string(), Vec::new());
         }
         let Run { mut trial, failures, replies, happened, .. } = run;
-        let end = End::of(&mut trial, replies)?;
+        let mut end = End::default();
+        end.replied(replies);
+        end.stands(&mut trial)?;
         Ok(Outcome { failures, end, places: trial.places(), happened, took: begun.elapsed() })
     }
 }
@@ -196,7 +198,10 @@ impl Run<'_> {
             self.trial.set_name(name_for(vars.seed, word), Bytes::from(bytes))?;
         }
         self.trial.start()?;
-        self.steps(&scenario.steps, "")?;
+        for (number, step) in (1..).zip(&scenario.steps) {
+            let happened = self.step(&step.value, &place_of(number, step))?;
+            self.happened.push(happened);
+        }
         let end = &scenario.end;
         if !end.is_empty() && self.is_plain {
             let end = end.filled(&self.vars());
@@ -205,34 +210,31 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn steps(&mut self, steps: &[Value], place: &str) -> Result<(), TestError> {
-        let is_top = place.is_empty();
-        for (number, step) in (1..).zip(steps) {
-            let place = format!("{place}step {number}");
-            let step =
-                Step::parse(step, &self.vars()).map_err(|why| TestError::Given(format!("{place}: {why}")))?;
-            let mark = self.trial.happened().len();
-            let place = format!("{place}, {}", step.action.told());
-            // The steps of a repetition are checked where they stand.
-            let is_one = !matches!(step.action, Action::Repeat { .. });
-            let answer = self.act(step.action, &place)?;
-            if self.is_plain {
-                if is_one && let Some(reason) = self.unexpected(&step.expectation, mark, answer.as_ref()) {
-                    self.fail(&place, reason, Vec::new());
-                }
-                let expectation = step.expectation.filled(&self.vars());
-                let holds = self.check(&place, &expectation, mark, answer.as_ref())?;
-                if is_top && self.records {
-                    // What holds stays as it is written, and who includes something wants no more.
-                    let is_settled =
-                        if expectation.expect.is_empty() { !expectation.include.is_empty() } else { holds };
-                    let mut happened = self.sections(mark, answer.as_ref())?;
-                    happened.extend(self.standing(|_| true)?);
-                    self.happened.push(Some(happened).filter(|_| is_one && !is_settled));
-                }
-            }
+    /// Does a step; returns what it has brought about, if that is asked for and is not as it was expected.
+    fn step(&mut self, step: &Value, place: &str) -> Result<Option<Map<String, Value>>, TestError> {
+        let step =
+            Step::parse(step, &self.vars()).map_err(|why| TestError::Given(format!("{place}: {why}")))?;
+        let mark = self.trial.happened().len();
+        let place = format!("{place}, {}", step.action.told());
+        // The steps of a repetition are checked where they stand.
+        let is_one = !matches!(step.action, Action::Repeat { .. });
+        let answer = self.act(step.action, &place)?;
+        if !self.is_plain {
+            return Ok(None);
         }
-        Ok(())
+        if is_one && let Some(reason) = self.unexpected(&step.expectation, mark, answer.as_ref()) {
+            self.fail(&place, reason, Vec::new());
+        }
+        let expectation = step.expectation.filled(&self.vars());
+        let holds = self.check(&place, &expectation, mark, answer.as_ref())?;
+        // What holds stays as it is written, and who includes something wants no more.
+        let is_settled = if expectation.expect.is_empty() { !expectation.include.is_empty() } else { holds };
+        if !self.records || !is_one || is_settled {
+            return Ok(None);
+        }
+        let mut happened = self.sections(mark, answer.as_ref())?;
+        happened.extend(self.standing(|_| true)?);
+        Ok(Some(happened))
     }
 
     /// Does what a step says; returns the answer to a question.
@@ -294,7 +296,9 @@ impl Run<'_> {
                 for round in 1..=times {
                     self.round = round;
                     let next = self.trial.now().after(every);
-                    self.steps(&steps, &format!("{place} (round {round}), "))?;
+                    for (number, step) in (1..).zip(&steps) {
+                        self.step(step, &format!("{place} (round {round}), step {number}"))?;
+                    }
                     let mark = self.trial.happened().len();
                     if self.trial.now() < next {
                         self.trial.wait_until(next)?;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use serde_saphyr::Spanned;
 use thiserror::Error;
 
 use super::bench::Given;
@@ -55,7 +56,7 @@ pub struct Scenario {
     /// Names of others that have a value at the beginning, with the document.
     pub(super) names: BTreeMap<String, Value>,
     /// What happens, with variables in it.
-    pub(super) steps: Vec<Value>,
+    pub(super) steps: Vec<Spanned<Value>>,
     /// What must have come of it in the end.
     pub(super) end: Expectation,
 }
@@ -115,7 +116,7 @@ struct RawFile {
     _note: String,
     #[serde(default)]
     given: RawGiven,
-    steps: Vec<Value>,
+    steps: Vec<Spanned<Value>>,
     #[serde(default)]
     expect: Map<String, Value>,
     #[serde(default)]
@@ -165,7 +166,9 @@ impl Scenario {
         let RawFile { steps, expect, include, .. } = raw;
         let end = Expectation { expect, include };
         end.check().map_err(wrong)?;
-        check_steps(&steps, &vars, "").map_err(wrong)?;
+        for (number, step) in (1..).zip(&steps) {
+            check(&step.value, &vars, &place_of(number, step)).map_err(wrong)?;
+        }
         let names = raw.given.names;
         Ok(Self { name: name.to_owned(), dir: PathBuf::new(), given, names, steps, end })
     }
@@ -195,13 +198,18 @@ fn given(raw: &RawGiven) -> Result<Given, String> {
     Ok(Given { config, state, timers, state_version, denied, limits, time, host })
 }
 
+/// Where a step on top stands.
+pub fn place_of(number: u64, step: &Spanned<Value>) -> String {
+    format!("step {number} (line {})", step.defined.line())
+}
+
 /// What is wrong is told before anything runs, as far as it does not hang on variables.
-fn check_steps(steps: &[Value], vars: &Vars, place: &str) -> Result<(), String> {
-    for (number, step) in (1..).zip(steps) {
-        let place = format!("{place}step {number}");
-        let step = Step::parse(step, vars).map_err(|why| format!("{place}: {why}"))?;
-        if let Action::Repeat { steps, .. } = &step.action {
-            check_steps(steps, &Vars { round: 1, ..*vars }, &format!("{place}, "))?;
+fn check(step: &Value, vars: &Vars, place: &str) -> Result<(), String> {
+    let step = Step::parse(step, vars).map_err(|why| format!("{place}: {why}"))?;
+    if let Action::Repeat { steps, .. } = &step.action {
+        let vars = Vars { round: 1, ..*vars };
+        for (number, step) in (1..).zip(steps) {
+            check(step, &vars, &format!("{place}, step {number}"))?;
         }
     }
     Ok(())
@@ -221,15 +229,17 @@ mod tests {
     fn what_is_wrong_with_a_scenario_is_told() {
         assert!(wrong("step: []").contains("step"), "{}", wrong("step: []"));
         assert_eq!(
-            wrong("steps: [{ message: t }, { wait: 3 }]"),
-            "it: step 2: wait: write it like 30s, 5m, 1h30m or 2d"
+            wrong("steps:\n- message: t\n- { wait: 3 }"),
+            "it: step 2 (line 3): wait: write it like 30s, 5m, 1h30m or 2d"
         );
-        assert_eq!(wrong("steps: [{ wait: soon }]"), "it: step 1: wait: write it like 30s, 5m, 1h30m or 2d");
-        assert_eq!(wrong("steps: [{ wait: 3s, data: 1 }]"), "it: step 1: \"data\" does not go with this");
+        let soon = wrong("steps: [{ wait: soon }]");
+        assert_eq!(soon, "it: step 1 (line 1): wait: write it like 30s, 5m, 1h30m or 2d");
+        let stray = wrong("steps: [{ wait: 3s, data: 1 }]");
+        assert_eq!(stray, "it: step 1 (line 1): \"data\" does not go with this");
         let both = wrong("steps: [{ wait: 3s, down: 3s }]");
-        assert!(both.starts_with("it: step 1: a step is one of message, wait"), "{both}");
+        assert!(both.starts_with("it: step 1 (line 1): a step is one of message, wait"), "{both}");
         let nested = wrong("steps: [{ repeat: 2, steps: [{ message: t, expect: { published: [] } }] }]");
-        assert!(nested.starts_with("it: step 1, step 1: there is no \"published\""), "{nested}");
+        assert!(nested.starts_with("it: step 1 (line 1), step 1: there is no \"published\""), "{nested}");
         assert!(wrong("given: { state: { k: { $base64: '?' } } }\nsteps: []").contains("given.state.k"));
     }
 

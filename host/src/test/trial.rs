@@ -306,6 +306,11 @@ impl Trial {
         std::mem::take(&mut self.happened)
     }
 
+    /// What has happened since this was last asked, and was made real: nothing takes that back.
+    pub fn drain_committed(&mut self) -> Vec<Happened> {
+        self.happened.drain(..std::mem::take(&mut self.committed)).collect()
+    }
+
     /// The state as it stands in the store: what was done and not made real is not in it.
     pub fn state(&self) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, TestError> {
         let mut state = BTreeMap::new();

@@ -1,9 +1,11 @@
 //! Owns what a trial stands on: the store with what is given, and what is made anew on it after each crash.
 
+use std::ops::RangeBounds;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use redb::ReadOnlyTable;
 use tempfile::TempDir;
 
 use super::TestError;
@@ -19,12 +21,18 @@ use crate::keys::{KeyFile, Keyring};
 use crate::log::{EventLog, TAIL_BYTES};
 use crate::plugin::roster;
 use crate::plugin::{Actor, Engine, Handle, Numbers};
-use crate::store::outbox::Backlog;
-use crate::store::{CURSORS, Memory, PluginId, STATE, StateKey, Store, StoreError, TIMERS};
+use crate::store::documents::{self, Superseded};
+use crate::store::outbox::{self, Backlog};
+use crate::store::{
+    CURSORS, LOG, META, Memory, OUTBOX, PluginId, STATE, StateKey, Store, StoreError, TIMERS, log,
+};
 use crate::time::{Clock, Timestamp};
 
 /// Memory for the pages of the store, in bytes.
 const CACHE: usize = 64 << 20;
+
+/// Bytes of what nobody reads any more from which on it is let go of.
+const KEPT: u64 = 1 << 20;
 
 /// What stays through crashes.
 pub struct Ground {
@@ -98,11 +106,36 @@ impl Ground {
         self.clock.wall.store(time.0, Ordering::Relaxed);
     }
 
+    /// Lets go of what nobody reads any more, once it is much: entries that were handled, the files of their time, and
+    /// publishes, which are sent at once.
+    pub fn trim(&self) -> Result<(), TestError> {
+        let snapshot = self.store.snapshot()?;
+        let meta = snapshot.table(META)?;
+        let held = log::bytes(&meta)? + outbox::bytes(&meta)? + documents::superseded_bytes(&snapshot)?;
+        if held < KEPT {
+            return Ok(());
+        }
+        let cursor = snapshot.table(CURSORS)?.get(self.id.0).map_err(StoreError::from)?;
+        let handled = Offset(cursor.map_or(0, |cursor| cursor.value().0));
+        let mut rows = numbers(&snapshot.table(LOG)?, ..handled.0)?;
+        // The last one may hold entries that were not handled, and the end of the log is read off it.
+        rows.pop();
+        let sent = numbers(&snapshot.table(OUTBOX)?, ..)?;
+        let files: Vec<Superseded> = documents::superseded(&snapshot)?.collect::<Result<_, _>>()?;
+        let (gone, _) = files.into_iter().partition::<Vec<_>, _>(|file| file.at < handled);
+        let write = self.store.begin()?;
+        log::trim(&write, &rows)?;
+        outbox::forget(&write, &sent)?;
+        documents::forget(&write, &gone)?;
+        write.commit().map_err(StoreError::from)?;
+        Ok(())
+    }
+
     /// Makes a plugin that goes on with what is in the store.
     pub fn wire(&self, ready: &Ready) -> Result<Wiring, TestError> {
         let store = &self.store;
         let (next, last) = store.log_end()?;
-        let log = Arc::new(EventLog::new(store.clone(), next, last, self.clock.clone(), TAIL_BYTES));
+        let event_log = Arc::new(EventLog::new(store.clone(), next, last, self.clock.clone(), TAIL_BYTES));
         let (backlog, interest, room): (Arc<Backlog>, Arc<_>, Arc<_>) = Default::default();
         let config = Config::default();
         let commit = Arc::new(Commit::new(
@@ -124,7 +157,7 @@ impl Ground {
             backlog,
             hearings: Arc::default(),
             commit,
-            log,
+            log: event_log,
             room,
             engine: self.engine.clone(),
             lines: Default::default(),
@@ -136,6 +169,14 @@ impl Ground {
         let Wired { actor, loaded } = loader.wire(&self.plugin, stored, to_run)?;
         Ok(Wiring { loader, actor, handle: loaded.handle })
     }
+}
+
+/// The numbers of rows.
+fn numbers(
+    table: &ReadOnlyTable<u64, &'static [u8]>,
+    range: impl RangeBounds<u64>,
+) -> Result<Vec<u64>, StoreError> {
+    table.range(range)?.map(|row| Ok(row?.0.value())).collect()
 }
 
 /// Enters the plugin into the store with what is given; returns its number.

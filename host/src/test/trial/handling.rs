@@ -182,7 +182,7 @@ impl Trial {
         self.uncommitted = 0;
         self.take_replies();
         self.committed = self.happened.len();
-        Ok(())
+        self.ground.trim()
     }
 
     fn take_replies(&mut self) {

@@ -1,4 +1,4 @@
-//! Owns how an error is told to the operator: with its causes.
+//! Owns how an error is told to the operator: with its causes, and without the words of those who write programs.
 
 /// An error with its causes on one line.
 pub fn chain(error: &dyn std::error::Error) -> String {
@@ -12,4 +12,10 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+/// What is wrong with a YAML file, and where, in one line.
+pub fn in_yaml(error: &serde_saphyr::Error) -> String {
+    let told = error.render_with_formatter(&serde_saphyr::UserMessageFormatter);
+    told.trim_start_matches("error: ").to_owned()
 }

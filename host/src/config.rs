@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 
+use crate::cause::in_yaml;
 use crate::commit::Durability;
 use crate::ident::{InvalidWord, KeyName, PeerName, PluginName, Topic};
 use crate::log::TAIL_BYTES;
@@ -419,10 +420,10 @@ impl Config {
         if text.trim().is_empty() {
             return Ok(Self::default());
         }
-        let wrong = |error: serde_saphyr::Error| error.to_string().trim_start_matches("error: ").to_owned();
         // What is shown of the file might be a secret.
         let options = serde_saphyr::options! { with_snippet: false };
-        let config: Self = serde_saphyr::from_str_with_options(text, options).map_err(wrong)?;
+        let config: Self =
+            serde_saphyr::from_str_with_options(text, options).map_err(|error| in_yaml(&error))?;
         config
             .ipfs
             .ipns_key_name

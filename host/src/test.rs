@@ -38,6 +38,7 @@ use crate::commit::CommitError;
 use crate::host::HostError;
 use crate::plugin::EngineError;
 use crate::store::StoreError;
+use crate::time::Timestamp;
 
 pub use bench::{Bench, Given, Plugin};
 pub use bless::bless;
@@ -77,7 +78,7 @@ pub enum TestError {
     DoesNotStart(String),
     /// There is no end of it.
     #[error(
-        "time alone brings about more than {0} entries: does a timer set itself to a time that has passed?"
+        "timers fall due more than {0} times in one stretch of time, which has come to {1}: does one set itself to a time that has passed? If not, let time pass in several steps"
     )]
-    Endless(u64),
+    Endless(u64, Timestamp),
 }

@@ -56,7 +56,8 @@ impl<'de> Deserialize<'de> for Timestamp {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         let time: jiff::Timestamp = text.parse().map_err(serde::de::Error::custom)?;
-        Ok(Timestamp(u64::try_from(time.as_nanosecond()).unwrap_or(0)))
+        let nanoseconds = u64::try_from(time.as_nanosecond());
+        nanoseconds.map(Timestamp).map_err(|_| serde::de::Error::custom("a time lies between 1970 and 2554"))
     }
 }
 

@@ -73,6 +73,7 @@ const FOR_A_WHILE = ['outbox', 'publishes-per-second', 'publish-bytes-per-second
 const NANOSECONDS = 1_000_000_000;
 const encoder = new TextEncoder();
 const decoder = new TextDecoder();
+const strict = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
 
 function asked(call) {
   try {
@@ -93,6 +94,21 @@ function encode(value) {
 }
 
 const decode = (bytes) => JSON.parse(decoder.decode(bytes));
+/** Half of a surrogate pair has no form in UTF-8. */
+const whole = (text) => {
+  if (!text.isWellFormed()) throw new SyntaxError('half of a surrogate pair');
+};
+
+/** JSON of someone else's: what is read can be written again. Of use to `dim_component.js`. */
+export function parse(text) {
+  if (!/\\u[dD]/.test(text)) return JSON.parse(text);
+  return JSON.parse(text, (name, value) => {
+    whole(name);
+    if (typeof value === 'string') whole(value);
+    return value;
+  });
+}
+
 const nanoseconds = (seconds) => BigInt(Math.round(seconds * NANOSECONDS));
 const timestamp = (date) => BigInt(date.getTime()) * 1_000_000n;
 const date = (at) => new Date(Number(at / 1_000_000n));
@@ -170,8 +186,9 @@ export const state = {
 /** Durable timers, in log time. */
 export const timers = {
   set: (key, at) => asked(() => hostTimers.set(key, timestamp(at))),
-  /** Sets a timer to fall due after so many seconds. */
-  setIn: (key, seconds) => asked(() => hostTimers.set(key, timestamp(now()) + nanoseconds(seconds))),
+  /** Sets a timer to fall due after so many seconds; like the other SDKs, in milliseconds. */
+  setIn: (key, seconds) =>
+    asked(() => hostTimers.set(key, timestamp(now()) + BigInt(Math.round(seconds * 1_000)) * 1_000_000n)),
   clear: (key) => asked(() => hostTimers.clear(key)),
   /** When a timer falls due; undefined if it is not set. */
   get(key) {
@@ -262,7 +279,7 @@ class Message {
   json(kinds = {}) {
     let value;
     try {
-      value = decode(this.data);
+      value = parse(strict.decode(this.data));
     } catch (error) {
       throw new Reject(`the message cannot be read: ${error.message}`);
     }

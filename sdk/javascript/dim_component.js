@@ -9,11 +9,17 @@ function trap(error) {
   throw error;
 }
 
+/** What a function of the plugin has returned: it has run to its end. */
+function done(called, result) {
+  if (typeof result?.then === 'function') throw new TypeError(`a call never waits: \`${called}\` must not be async`);
+  return result;
+}
+
 export function start(config, fromStateVersion) {
   for (const member of Object.keys(dim.config)) delete dim.config[member];
   Object.assign(dim.config, JSON.parse(config));
   try {
-    plugin.start?.(dim.config, fromStateVersion);
+    done('start', plugin.start?.(dim.config, fromStateVersion));
   } catch (error) {
     throw String(error?.message ?? error);
   }
@@ -21,26 +27,27 @@ export function start(config, fromStateVersion) {
 
 export function handle(event) {
   try {
-    plugin.handle?.(dim.plain(event));
+    done('handle', plugin.handle?.(dim.plain(event)));
   } catch (error) {
     throw dim.failure(error) ?? trap(error);
   }
 }
 
-function answer(call, method, body) {
+function answer(called, method, body) {
+  const call = plugin[called];
   let parsed;
   try {
-    parsed = JSON.parse(body);
+    parsed = dim.parse(body);
   } catch (error) {
     throw dim.refusal(new dim.Invalid(error.message));
   }
   try {
     if (call === undefined) throw new dim.UnknownMethod();
-    return JSON.stringify(call(method, parsed)) ?? 'null';
+    return JSON.stringify(done(called, call(method, parsed))) ?? 'null';
   } catch (error) {
     throw dim.refusal(error) ?? trap(error);
   }
 }
 
-export const command = (method, body) => answer(plugin.command, method, body);
-export const query = (method, body) => answer(plugin.query, method, body);
+export const command = (method, body) => answer('command', method, body);
+export const query = (method, body) => answer('query', method, body);

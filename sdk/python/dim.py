@@ -14,6 +14,7 @@ real together with the cursor past its entry, or not at all. Memory is a cache: 
 
 import datetime
 import json
+import re
 import time
 from collections.abc import MutableMapping
 from dataclasses import dataclass
@@ -90,19 +91,60 @@ def now():
     return _datetime(time.time_ns())
 
 
+_EPOCH = datetime.datetime.fromtimestamp(0, datetime.timezone.utc)
+_MICROSECOND = datetime.timedelta(microseconds=1)
+
+
 def _datetime(nanoseconds):
-    return datetime.datetime.fromtimestamp(nanoseconds / 1e9, datetime.timezone.utc)
+    return _EPOCH + nanoseconds // 1_000 * _MICROSECOND
 
 
 def _timestamp(moment):
-    return round(moment.timestamp() * 1_000_000) * 1_000
+    return (moment - _EPOCH) // _MICROSECOND * 1_000
 
 
 def _encode(value):
     """Bytes as they are, anything else as JSON."""
     if isinstance(value, (bytes, bytearray)):
         return bytes(value)
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+    return _dumps(value).encode()
+
+
+def _dumps(value):
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _no_number(word):
+    raise ValueError(f"{word} is no number in JSON")
+
+
+# What is nested deeper would overflow the stack of an interpreter in WebAssembly; in Rust this is the limit, too.
+_DEEPEST = 128
+
+
+def _is_too_deep(text):
+    if text.count("[") + text.count("{") <= _DEEPEST:
+        return False
+    depth = 0
+    outside_strings = "".join(text.replace("\\\\", "").replace('\\"', "").split('"')[::2])
+    for bracket in re.findall(r"[][{}]", outside_strings):
+        depth += 1 if bracket in "[{" else -1
+        if depth > _DEEPEST:
+            return True
+    return False
+
+
+def _loads(text):
+    """JSON of someone else's. Every failure is a ValueError, and what is read can be written again."""
+    if isinstance(text, bytes):
+        text = text.decode()
+    if _is_too_deep(text):
+        raise ValueError("it is nested too deep")
+    value = json.loads(text, parse_constant=_no_number)
+    if "\\u" in text:
+        # Half of a surrogate pair has no form in UTF-8.
+        _encode(value)
+    return value
 
 
 def _lacking(value, members):
@@ -111,7 +153,9 @@ def _lacking(value, members):
         if not isinstance(value, dict) or member not in value:
             return f"it has no {member}"
         is_bool = isinstance(value[member], bool)
-        if not isinstance(value[member], kind) or is_bool and kind in (int, float):
+        # JSON knows no difference between 1 and 1.0.
+        kinds = (int, float) if kind is float else kind
+        if not isinstance(value[member], kinds) or is_bool and kind in (int, float):
             return f"{member} is no {kind.__name__}"
     return None
 
@@ -135,7 +179,7 @@ class Message:
     def json(self, **members):
         """What it says, as JSON: an object with these members, as in `node_id=str`; what is none is set aside."""
         try:
-            value = json.loads(self.data)
+            value = _loads(self.data)
         except ValueError as error:
             raise Reject(f"the message cannot be read: {error}") from None
         lacking = _lacking(value, members)
@@ -238,8 +282,8 @@ state = SimpleNamespace(get=_get, set=_set, delete=_delete, get_bytes=_get_bytes
 
 
 def _set_in(key, seconds):
-    """Sets a timer to fall due after so many seconds."""
-    _asked(_timers.set, key, time.time_ns() + round(seconds * 1_000_000_000))
+    """Sets a timer to fall due after so many seconds; like the other SDKs, in milliseconds."""
+    _asked(_timers.set, key, (time.time_ns() // 1_000_000 + round(seconds * 1_000)) * 1_000_000)
 
 
 def _due(key):
@@ -327,6 +371,14 @@ def _plain(event):
             return NameChanged(value.name, value.path, value.sequence)
         case _event.Event_Gap():
             return Gap(value.topic, _datetime(value.since), _datetime(value.until))
+
+
+def _done(called, result):
+    """What a function of the plugin has returned: it has run to its end."""
+    if hasattr(result, "__await__"):
+        result.close()
+        raise TypeError(f"a call never waits: `{called}` must not be async")
+    return result
 
 
 def _failure(error):

@@ -8,15 +8,16 @@ import wit_world
 from componentize_py_types import Err
 
 
-def _answer(function, method, body):
+def _answer(called, method, body):
+    function = getattr(plugin, called, None)
     try:
-        body = json.loads(body)
+        body = dim._loads(body)
     except ValueError as error:
         raise Err(dim._refusal(dim.Invalid(str(error)))) from None
     try:
         if function is None:
             raise dim.UnknownMethod
-        return json.dumps(function(method, body), separators=(",", ":"), ensure_ascii=False)
+        return dim._dumps(dim._done(called, function(method, body)))
     except Exception as error:
         refusal = dim._refusal(error)
         if refusal is None:
@@ -30,7 +31,7 @@ class WitWorld(wit_world.WitWorld):
         dim.config.update(json.loads(config))
         if hasattr(plugin, "start"):
             try:
-                plugin.start(dim.config, from_state_version)
+                dim._done("start", plugin.start(dim.config, from_state_version))
             except Exception as error:
                 raise Err(str(error) or type(error).__name__) from None
 
@@ -38,7 +39,7 @@ class WitWorld(wit_world.WitWorld):
         if not hasattr(plugin, "handle"):
             return
         try:
-            plugin.handle(dim._plain(event_))
+            dim._done("handle", plugin.handle(dim._plain(event_)))
         except Exception as error:
             failure = dim._failure(error)
             if failure is None:
@@ -46,7 +47,7 @@ class WitWorld(wit_world.WitWorld):
             raise Err(failure) from None
 
     def command(self, method, body):
-        return _answer(getattr(plugin, "command", None), method, body)
+        return _answer("command", method, body)
 
     def query(self, method, body):
-        return _answer(getattr(plugin, "query", None), method, body)
+        return _answer("query", method, body)

@@ -18,6 +18,8 @@ struct Author {
     /// The file with the logic, and a line of it before and after it is broken.
     source: &'static str,
     broken: (&'static str, &'static str),
+    /// Two more of it that the language allows and the host cannot serve.
+    waiting: Option<(&'static str, &'static str)>,
 }
 
 impl Author {
@@ -111,28 +113,58 @@ impl Author {
         assert_eq!(nobody.status.code(), Some(3));
     }
 
-    /// With one line of its logic broken, the scenario says so.
-    fn is_caught(&self) {
+    /// What no author thinks of is set aside at once: nothing traps.
+    fn endures_whatever_comes(&self) {
+        let name = self.name("heartbeats");
+        let scenario = self.dir.path().join("hostile.yaml");
+        let deep = "[".repeat(50_000);
+        let texts = [r#"{"node_id":"\ud800"}"#, r#"{"node_id":NaN}"#, r#"{"node_id":1}"#, "null", "", &deep];
+        let mut steps = "steps:\n".to_owned();
+        let datas = texts.map(|text| json!({ "$text": text })).into_iter();
+        for data in datas.chain([json!({ "$base64": "/w==" }), json!({ "$base64": "77u/e30=" })]) {
+            let message = json!({ "message": "dim.nodes.heartbeat", "data": data });
+            let dead = json!([{ "attempts": 1, "reason": "the message cannot be read" }]);
+            let mut step = message;
+            step["include"] = json!({ "dead": dead });
+            steps += &format!("- {step}\n");
+        }
+        std::fs::write(&scenario, steps).unwrap();
+        let component = format!("{name}/{name}.wasm");
+        self.does(&["plugin", "test", &component, "--scenario", "hostile.yaml"]);
+    }
+
+    /// What a scenario says once a text in the source is another one.
+    fn says_with(&self, (right, wrong): (&str, &str)) -> String {
         let name = self.name("heartbeats");
         let source = self.dir.path().join(&name).join(self.source);
         let text = std::fs::read_to_string(&source).unwrap();
-        let (right, wrong) = self.broken;
         assert_eq!(text.matches(right).count(), 1, "{text}");
         std::fs::write(&source, text.replace(right, wrong)).unwrap();
         let tested = self.dim(&["plugin", "test", &name, "--only", "counts"]);
         let said = String::from_utf8_lossy(&tested.stdout).into_owned();
         assert_eq!(tested.status.code(), Some(1), "{said}");
+        std::fs::write(&source, text).unwrap();
+        said
+    }
+
+    /// With one line of its logic broken, the scenario says so; and a call that would wait is none.
+    fn is_caught(&self) {
+        let said = self.says_with(self.broken);
         for line in
             ["FAILED counts", "step 1 (line 5), message dim.nodes.heartbeat:", "state.count/n1", "- 1", "+ 2"]
         {
             assert!(said.contains(line), "{line}: {said}");
         }
-        std::fs::write(&source, text).unwrap();
+        if let Some(waiting) = self.waiting {
+            let said = self.says_with(waiting);
+            assert!(said.contains("a call never waits: `handle` must not be async"), "{said}");
+        }
     }
 
     fn all(&self) {
         self.makes_what_builds();
         self.installs();
+        self.endures_whatever_comes();
         self.is_caught();
     }
 }
@@ -146,6 +178,7 @@ fn a_plugin_in_rust_is_made_built_tried_and_installed() {
         env: vec![("CARGO_TARGET_DIR", dim_tests::data("../target/dev-test").display().to_string())],
         source: "src/lib.rs",
         broken: ("COUNTS.add(&node_id, 1)? == 1", "COUNTS.add(&node_id, 2)? == 2"),
+        waiting: None,
     };
     author.all();
     author.builds_the_same_twice();
@@ -162,6 +195,7 @@ fn a_plugin_in_python_is_made_built_tried_and_installed() {
         env: vec![("PATH", path)],
         source: "plugin.py",
         broken: ("counts.get(node_id, 0) + 1", "counts.get(node_id, 0) + 2"),
+        waiting: Some(("def handle(event):", "async def handle(event):")),
     };
     author.all();
     let missing = Command::new(PROGRAM)
@@ -183,6 +217,7 @@ fn a_plugin_in_javascript_is_made_built_tried_and_installed() {
         env: Vec::new(),
         source: "plugin.js",
         broken: ("?? 0) + 1", "?? 0) + 2"),
+        waiting: Some(("export function handle", "export async function handle")),
     };
     author.all();
     let elsewhere = tempfile::tempdir().unwrap();
@@ -213,6 +248,16 @@ fn what_happens_is_written_into_a_scenario_and_then_expected() {
         text,
         "# Mine.\nsteps:\n- message: forgetful.in\n  data: 7\n\n- query: count\n  expect:\n    reply: 1\n"
     );
+    // One that cannot be written to does not keep the others from being run.
+    let unwritable = dir.path().join("braces.yaml");
+    std::fs::write(&unwritable, "steps: [{ query: count }]\n").unwrap();
+    let (file, junit) = (unwritable.to_str().unwrap(), dir.path().join("junit.xml"));
+    let both = [&plain[..], &["--bless", "--scenario", file, "--junit", junit.to_str().unwrap()]].concat();
+    let refused = run(&both);
+    let said = String::from_utf8_lossy(&refused.stdout).into_owned();
+    assert!(said.contains("1 of 2 scenarios are well") && said.contains("on a line of its own"), "{said}");
+    let xml = std::fs::read_to_string(&junit).unwrap();
+    assert!(xml.contains("<failure message=\"") && xml.contains("to bless a scenario"), "{xml}");
     let caught = run(&[]);
     let said = String::from_utf8_lossy(&caught.stdout).into_owned();
     assert!(!caught.status.success() && said.contains("after a crash and a restart"), "{said}");

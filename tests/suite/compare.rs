@@ -3,8 +3,9 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use dim::effect::NameValue;
 use dim::entry::exported::{Header, Record};
-use dim::test::{Bench, Comparison, Events, Given, Identity, Plugin, Runs, compare, try_on};
+use dim::test::{Bench, Comparison, Events, Given, Identity, Plugin, Runs, Scenario, compare, try_on};
 use dim::time::Timestamp;
 use dim_tests::{Program, component};
 use serde_json::{Value, json};
@@ -122,6 +123,46 @@ fn a_plugin_is_tried_on_recorded_events_with_crashes_and_replacements() {
     assert!(did.calls > 3_000 && did.names > 50, "{did:?}");
 }
 
+/// What waits for the commit is limited in a host, whose commit is another thread; a trial has but one.
+#[test]
+fn messages_as_large_as_may_be_are_handled_however_many() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::new().unwrap();
+    let large = "x".repeat(1 << 20);
+    let file = recorded(&dir, 150, |_| message("forgetful.in", &large));
+    let plugin = counter(&bench, "0.1.0", None);
+    let runs = Runs::default();
+    let (report, did) = try_on(&bench, &plugin, &given(&file), || Events::open(&file), &runs).unwrap();
+    assert!(report.is_well(), "{report}");
+    assert_eq!(did.dead, 150);
+    let compared = compared(&bench, &plugin, &plugin, &file, None);
+    assert!(compared.is_same() && compared.records == 150);
+}
+
+/// A document that was replaced may still be read by its path, as on a host that keeps it.
+#[test]
+fn a_plugin_reads_what_it_wrote_over_whenever_it_is_committed() {
+    let bench = Bench::new().unwrap();
+    let probe = bench.plugin(&std::fs::read(dim_tests::PROBE).unwrap()).unwrap();
+    let first = NameValue::document("first".into()).path();
+    let command = |steps: Value| json!({ "command": "run", "body": dim_tests::script(steps) });
+    let update = |data: &str| json!([{ "do": "update-state", "key": "probe-key", "data": data }]);
+    let idle = json!([{ "do": "get", "key": "none", "pad": "x".repeat(300_000) }]);
+    let reads = json!([
+        { "do": "publish-name", "key": "second", "path": first },
+        { "do": "get-state", "name": "second" },
+    ]);
+    let mut read = command(reads);
+    read["expect"] = json!({ "reply": [{ "ok": null }, { "ok": "first" }] });
+    let mut steps = vec![command(update("first")), command(update("next"))];
+    steps.extend((0..4).map(|_| json!({ "message": "probe.in", "data": dim_tests::script(idle.clone()) })));
+    steps.push(read);
+    let given = json!({ "config": { "keys": ["probe-key", "second"] } });
+    let text = json!({ "given": given, "steps": steps }).to_string();
+    let report = Scenario::parse("it", &text).unwrap().run(&bench, &probe, &Runs::default()).unwrap();
+    assert!(report.is_well(), "{report}");
+}
+
 #[test]
 fn what_is_no_export_is_refused_with_its_line() {
     let dir = tempfile::tempdir().unwrap();
@@ -139,7 +180,12 @@ fn what_is_no_export_is_refused_with_its_line() {
     assert!(wrong(text.replace("5a5a", "zz")).contains("64 hex digits"));
     let cut = wrong(text[..text.len() - 30].to_owned());
     assert!(cut.contains("line 4"), "{cut}");
-    assert!(wrong(text.replace("message", "massage")).contains("line 2"));
+    let sort = wrong(text.replace("message", "massage"));
+    assert!(sort.contains("line 2") && sort.contains("unknown field `massage`"), "{sort}");
+    let again = wrong(text.replace("\"offset\":1", "\"offset\":0"));
+    assert!(again.contains("line 3") && again.contains("offsets of records rise"), "{again}");
+    let no_bytes = wrong(text.replace("\"text\":\"1\"", "\"base64\":\"?\""));
+    assert!(no_bytes.contains("line 3: base64"), "{no_bytes}");
     assert!(Header::read("{").is_err());
 }
 

@@ -41,6 +41,7 @@ pub struct Header {
 
 /// One entry.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Written")]
 pub struct Record {
     /// Its place in the log.
     pub offset: u64,
@@ -52,7 +53,7 @@ pub struct Record {
 }
 
 /// What an entry is.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum What {
     /// A message.
@@ -105,8 +106,90 @@ pub enum What {
     },
 }
 
+/// A record as it stands in a line: with one member that says what it is, and nothing that is not known.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    offset: u64,
+    time: Timestamp,
+    message: Option<WrittenMessage>,
+    gap: Option<Span>,
+    heard: Option<Vec<Span>>,
+    peers: Option<WrittenPeers>,
+    name: Option<WrittenName>,
+    confirmed: Option<Resolution>,
+    command: Option<WrittenCommand>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenMessage {
+    topic: Topic,
+    from: String,
+    text: Option<String>,
+    base64: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenPeers {
+    topic: Topic,
+    peers: Vec<PeerName>,
+}
+
+#[derive(Deserialize)]
+struct WrittenName {
+    #[serde(flatten)]
+    resolution: Resolution,
+    document: Option<Data>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenCommand {
+    plugin: PluginName,
+    method: String,
+    body: String,
+}
+
+impl TryFrom<Written> for Record {
+    type Error = Malformed;
+
+    fn try_from(written: Written) -> Result<Self, Malformed> {
+        let Written { offset, time, message, gap, heard, peers, name, confirmed, command } = written;
+        let message = message.map(What::try_from).transpose()?;
+        let gap = gap.map(|Span { topic, since, until }| What::Gap { topic, since, until });
+        let peers = peers.map(|WrittenPeers { topic, peers }| What::Peers { topic, peers });
+        let name = name.map(|WrittenName { resolution, document }| What::Name { resolution, document });
+        let command =
+            command.map(|WrittenCommand { plugin, method, body }| What::Command { plugin, method, body });
+        let all =
+            [message, gap, heard.map(What::Heard), peers, name, confirmed.map(What::Confirmed), command];
+        let mut told = all.into_iter().flatten();
+        match (told.next(), told.next()) {
+            (Some(what), None) => Ok(Self { offset, time, what }),
+            _ => Err(Malformed::Sort),
+        }
+    }
+}
+
+impl TryFrom<WrittenMessage> for What {
+    type Error = Malformed;
+
+    fn try_from(written: WrittenMessage) -> Result<Self, Malformed> {
+        let WrittenMessage { topic, from, text, base64 } = written;
+        let data = match (text, base64) {
+            (Some(text), None) => Data::Text(text),
+            (None, Some(base64)) => Data::Base64(base64),
+            _ => return Err(Malformed::Data),
+        };
+        Ok(Self::Message { topic, from, data })
+    }
+}
+
 /// A span in which a topic was listened to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Span {
     /// The topic.
     pub topic: Topic,
@@ -128,8 +211,17 @@ pub enum Data {
 #[derive(Debug, Error)]
 pub enum Malformed {
     /// It is no line of this form.
-    #[error(transparent)]
-    Line(#[from] serde_json::Error),
+    #[error("{}", .0.to_string().replace(" at line 1 column ", ", at column "))]
+    Line(serde_json::Error),
+    /// It is of no sort, or of several.
+    #[error("a record has one of message, gap, heard, peers, name, confirmed and command")]
+    Sort,
+    /// A message says nothing, or two things.
+    #[error("a message has either text or base64")]
+    Data,
+    /// It is not behind the one before it.
+    #[error("the offsets of records rise, and their times do not fall")]
+    Order,
     /// Bytes that are none.
     #[error("base64: {0}")]
     Base64(#[from] multibase::Error),
@@ -142,6 +234,12 @@ pub enum Malformed {
     /// The stand-in of the secret.
     #[error("`random` has 64 hex digits")]
     Random,
+}
+
+impl From<serde_json::Error> for Malformed {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Line(error)
+    }
 }
 
 impl From<&[u8]> for Data {
@@ -225,9 +323,19 @@ impl Record {
         Some(Self { offset: entry.offset.0, time: entry.time, what })
     }
 
-    /// Reads a line.
+    /// Reads a line: what it returns is an entry.
     pub fn read(line: &str) -> Result<Self, Malformed> {
-        Ok(serde_json::from_str(line)?)
+        let record: Self = serde_json::from_str(line)?;
+        record.what.kind()?;
+        if let What::Name { document: Some(document), .. } = &record.what {
+            document.bytes()?;
+        }
+        Ok(record)
+    }
+
+    /// Whether it may come behind the record with this place and time.
+    pub fn follows(&self, last: Option<(u64, Timestamp)>) -> bool {
+        last.is_none_or(|(offset, time)| offset < self.offset && time <= self.time)
     }
 }
 
@@ -308,6 +416,20 @@ mod tests {
         {
             assert!(Record::read(wrong).is_err(), "{wrong}");
         }
+        let why = |what: &str| {
+            let line = format!("{{\"offset\":1,\"time\":\"2026-01-01T00:00:00Z\"{what}}}");
+            Record::read(&line).unwrap_err().to_string()
+        };
+        assert!(why("").contains("one of message"), "{}", why(""));
+        let message = ",\"message\":{\"topic\":\"t\",\"from\":\"host\"";
+        let both = why(&format!("{message},\"text\":\"a\",\"base64\":\"YQ==\"}}"));
+        assert!(both.contains("either text or base64"), "{both}");
+        let no_base64 = why(&format!("{message},\"base64\":\"?\"}}"));
+        assert!(no_base64.contains("base64: "), "{no_base64}");
+        let no_sender = why(",\"message\":{\"topic\":\"t\",\"from\":\"me\",\"text\":\"\"}");
+        assert!(no_sender.contains("is no sender"), "{no_sender}");
+        let unknown = why(&format!("{message},\"text\":\"a\"}},\"more\":1"));
+        assert!(unknown.contains("unknown field `more`"), "{unknown}");
         let other = Header::read("{\"dim_events\":9}").unwrap_err();
         assert!(matches!(other, Malformed::Form(9)));
     }

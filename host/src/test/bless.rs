@@ -9,30 +9,35 @@ use super::scenario::{Scenario, ScenarioError};
 
 /// Puts what each step on top has brought about into the file; returns whether that changes it.
 pub fn bless(path: &Path, happened: &[Option<Map<String, Value>>]) -> Result<bool, ScenarioError> {
+    if happened.iter().all(Option::is_none) {
+        return Ok(false);
+    }
     let file = |source| ScenarioError::File { path: path.to_owned(), source };
     let text = std::fs::read_to_string(path).map_err(file)?;
     let wrong = |why: &str| ScenarioError::Wrong { name: path.display().to_string(), why: why.to_owned() };
     let blessed = blessed(&text, happened).map_err(|why| wrong(&why))?;
-    if blessed == text {
+    if text.lines().eq(blessed.iter()) {
         return Ok(false);
     }
+    let end = if text.contains("\r\n") { "\r\n" } else { "\n" };
+    let blessed = blessed.join(end) + end;
     // What is written can be read.
     Scenario::parse(&path.display().to_string(), &blessed)?;
     std::fs::write(path, blessed).map_err(file)?;
     Ok(true)
 }
 
-fn blessed(text: &str, happened: &[Option<Map<String, Value>>]) -> Result<String, String> {
+fn blessed(text: &str, happened: &[Option<Map<String, Value>>]) -> Result<Vec<String>, String> {
     let lines: Vec<&str> = text.lines().collect();
-    let is_bare = |rest: &str| rest.trim_start().is_empty() || rest.trim_start().starts_with('#');
     let steps = lines.iter().position(|line| line.strip_prefix("steps:").is_some_and(is_bare));
     let steps = steps
         .ok_or("to bless a scenario, `steps:` must stand on a line of its own, with a step a line below")?;
     let mut out: Vec<String> = lines[..=steps].iter().map(|line| (*line).to_owned()).collect();
+    let is_step = |line: &str, dash: usize| line[dash..].starts_with("- ") || line[dash..].trim_end() == "-";
     let (mut at, mut number) = (steps + 1, 0);
     while at < lines.len() {
         let line = lines[at];
-        let Some(dash) = indent(line).filter(|dash| line[*dash..].starts_with("- ")) else {
+        let Some(dash) = indent(line).filter(|dash| is_step(line, *dash)) else {
             out.push(line.to_owned());
             at += 1;
             continue;
@@ -40,15 +45,13 @@ fn blessed(text: &str, happened: &[Option<Map<String, Value>>]) -> Result<String
         let end = (at + 1..lines.len()).find(|next| indent(lines[*next]).is_some_and(|it| it <= dash));
         let end = end.unwrap_or(lines.len());
         match happened.get(number).cloned().flatten() {
-            Some(sections) => out.extend(step(&lines[at..end], dash + 2, &sections)?),
+            Some(sections) => out.extend(step(&lines[at..end], dash, sections)?),
             None => out.extend(lines[at..end].iter().map(|line| (*line).to_owned())),
         }
         number += 1;
         at = end;
-        if lines
-            .get(at)
-            .is_some_and(|line| indent(line).is_some_and(|it| it < dash || !line[it..].starts_with("- ")))
-        {
+        let is_over = |line: &str| indent(line).is_some_and(|it| it < dash || !is_step(line, it));
+        if lines.get(at).is_some_and(|line| is_over(line)) {
             out.extend(lines[at..].iter().map(|line| (*line).to_owned()));
             break;
         }
@@ -59,63 +62,65 @@ fn blessed(text: &str, happened: &[Option<Map<String, Value>>]) -> Result<String
             happened.len()
         ));
     }
-    Ok(out.join("\n") + "\n")
-}
-
-/// A step with what is expected of it: in the place of what was, or at its end.
-fn step(lines: &[&str], column: usize, happened: &Map<String, Value>) -> Result<Vec<String>, String> {
-    if lines[0].trim_start_matches(['-', ' ']).starts_with('{') {
-        return Err(format!("to bless a scenario, its steps must not be in braces: {}", lines[0].trim()));
-    }
-    let is_member = |line: &str| indent(line) == Some(column);
-    let begin = lines.iter().position(|line| is_member(line) && line.trim_start().starts_with("expect:"));
-    let Some(begin) = begin else {
-        let mut sections = happened.clone();
-        sections.retain(|section, value| is_of_the_step(section) && !is_nothing(section, value));
-        let mut out: Vec<String> = lines.iter().map(|line| (*line).to_owned()).collect();
-        // Behind the step, not behind the blank lines and comments before the next one.
-        let tail = out
-            .iter()
-            .rposition(|line| indent(line).is_some_and(|it| it >= column))
-            .map_or(out.len(), |it| it + 1);
-        let rest = out.split_off(tail);
-        out.extend(expectation(column, &sections));
-        out.extend(rest);
-        return Ok(out);
-    };
-    let end = (begin + 1..lines.len()).find(|next| indent(lines[*next]).is_some_and(|it| it <= column));
-    let end = end.unwrap_or_else(|| {
-        lines[begin + 1..]
-            .iter()
-            .rposition(|line| indent(line).is_some())
-            .map_or(begin + 1, |it| begin + it + 2)
-    });
-    let told: Map<String, Value> = sections_of(&lines[begin..end], column)?;
-    let mut sections = happened.clone();
-    // What is not told of stays untold, and what nothing is known of by a step stays as it is.
-    sections.retain(|section, value| {
-        told.contains_key(section) || is_of_the_step(section) && !is_nothing(section, value)
-    });
-    for (section, value) in told {
-        // There is a reply or an error, not both.
-        let other = match section.as_str() {
-            "reply" => "error",
-            "error" => "reply",
-            _ => "",
-        };
-        if !sections.contains_key(other) {
-            sections.entry(section).or_insert(value);
-        }
-    }
-    let mut out: Vec<String> = lines[..begin].iter().map(|line| (*line).to_owned()).collect();
-    out.extend(expectation(column, &sections));
-    out.extend(lines[end..].iter().map(|line| (*line).to_owned()));
     Ok(out)
 }
 
+/// Whether nothing but a comment stands in the rest of a line.
+fn is_bare(rest: &str) -> bool {
+    rest.trim_start().is_empty() || rest.trim_start().starts_with('#')
+}
+
+/// A step with what is expected of it: in the place of what was, or at its end.
+fn step(lines: &[&str], dash: usize, mut happened: Map<String, Value>) -> Result<Vec<String>, String> {
+    let mut lines: Vec<String> = lines.iter().map(|line| (*line).to_owned()).collect();
+    // Without the dash, all members begin in one column.
+    lines[0].replace_range(dash..=dash, " ");
+    let Some((first, column)) = lines.iter().find_map(|line| Some((line, indent(line)?))) else {
+        return Err("to bless a scenario, its steps must say something".to_owned());
+    };
+    if first[column..].starts_with('{') {
+        return Err(format!("to bless a scenario, its steps must not be in braces: {}", first.trim()));
+    }
+    let begin = lines.iter().position(|line| indent(line) == Some(column) && key_of(line) == "expect");
+    let told = match begin {
+        None => lines.len(),
+        Some(begin) => {
+            let next = |line: &String| indent(line).is_some_and(|it| it <= column);
+            lines[begin + 1..].iter().position(next).map_or(lines.len(), |it| begin + 1 + it)
+        }
+    };
+    // Blank lines and comments at the end are about what comes after it.
+    let last = lines[..told].iter().rposition(|line| indent(line).is_some()).map_or(told, |it| it + 1);
+    let rest = lines.split_off(last);
+    let expected = lines.split_off(begin.unwrap_or(lines.len()));
+    let told = sections_of(&expected, column)?;
+    // What is not told of stays untold, and what nothing is known of by a step stays as it is.
+    happened.retain(|section, value| {
+        told.contains_key(section) || is_of_the_step(section) && !is_nothing(section, value)
+    });
+    lines.extend(expectation(&expected, column, told, happened));
+    lines.extend(rest);
+    if let Some(first) = lines.first_mut() {
+        // A line that has become the first one may be empty.
+        let missing = (dash + 1).saturating_sub(first.len());
+        first.push_str(&" ".repeat(missing));
+        first.replace_range(dash..=dash, "-");
+    }
+    Ok(lines)
+}
+
+/// What stands before the colon of a member.
+fn key_of(line: &str) -> &str {
+    let key = line.split_once(':').map_or("", |(key, _)| key.trim());
+    key.trim_matches(['"', '\''])
+}
+
 /// The sections of an `expect` as it stands there.
-fn sections_of(lines: &[&str], column: usize) -> Result<Map<String, Value>, String> {
+fn sections_of(lines: &[String], column: usize) -> Result<Map<String, Value>, String> {
     let text: Vec<&str> = lines.iter().map(|line| line.get(column..).unwrap_or_default()).collect();
+    if text.is_empty() {
+        return Ok(Map::new());
+    }
     let read: Map<String, Value> =
         serde_saphyr::from_str(&text.join("\n")).map_err(|error| error.to_string())?;
     match read.get("expect") {
@@ -124,28 +129,77 @@ fn sections_of(lines: &[&str], column: usize) -> Result<Map<String, Value>, Stri
     }
 }
 
-/// The lines of an `expect`. A section is one line of JSON, which is YAML, too; lists have a line for each item.
-fn expectation(column: usize, sections: &Map<String, Value>) -> Vec<String> {
-    if sections.is_empty() {
-        return Vec::new();
+/// There is a reply or an error, not both.
+fn other_of(section: &str) -> &str {
+    match section {
+        "reply" => "error",
+        "error" => "reply",
+        _ => "",
     }
-    let pad = " ".repeat(column);
-    let mut lines = vec![format!("{pad}expect:")];
-    for (section, value) in sections {
-        match value {
-            Value::Array(items) if !items.is_empty() => {
-                lines.push(format!("{pad}  {section}:"));
-                lines.extend(items.iter().map(|item| format!("{pad}    - {item}")));
+}
+
+/// The lines of an `expect`, with what happened in the place of what was told of it. A section that has lines of its own
+/// and was as it was told keeps them.
+fn expectation(
+    lines: &[String],
+    column: usize,
+    mut told: Map<String, Value>,
+    mut happened: Map<String, Value>,
+) -> Vec<String> {
+    told.retain(|section, _| !happened.contains_key(other_of(section)));
+    let mut out = Vec::new();
+    let is_block = lines.first().is_some_and(|line| line.split_once(':').is_some_and(|(_, it)| is_bare(it)));
+    let below = lines.iter().skip(1).find_map(|line| indent(line)).filter(|_| is_block);
+    if let Some(inner) = below {
+        out.push(lines[0].clone());
+        let mut at = 1;
+        while at < lines.len() {
+            let next = (at + 1..lines.len()).find(|next| indent(&lines[*next]) == Some(inner));
+            let chunk = &lines[at..next.unwrap_or(lines.len())];
+            at += chunk.len();
+            if indent(&chunk[0]) != Some(inner) {
+                out.extend(chunk.iter().cloned());
+                continue;
             }
-            Value::Object(members) if !members.is_empty() && section != "reply" => {
-                lines.push(format!("{pad}  {section}:"));
-                let key = |name: &String| Value::String(name.clone());
-                lines.extend(members.iter().map(|(name, value)| format!("{pad}    {}: {value}", key(name))));
+            let section = key_of(&chunk[0]).to_owned();
+            let is_told = told.remove(&section).is_some();
+            match happened.remove(&section) {
+                Some(value) => {
+                    out.extend(section_lines(inner, &section, &value));
+                    // Comments at its end are about the next one.
+                    let kept = chunk.iter().rposition(|line| indent(line).is_some()).map_or(0, |it| it + 1);
+                    out.extend(chunk[kept..].iter().cloned());
+                }
+                None if is_told => out.extend(chunk.iter().cloned()),
+                None => {}
             }
-            value => lines.push(format!("{pad}  {section}: {value}")),
         }
+        out.extend(happened.iter().flat_map(|(section, value)| section_lines(inner, section, value)));
+        return out;
     }
-    lines
+    told.extend(happened);
+    if !told.is_empty() {
+        out.push(format!("{}expect:", " ".repeat(column)));
+        out.extend(told.iter().flat_map(|(section, value)| section_lines(column + 2, section, value)));
+    }
+    out
+}
+
+/// The lines of a section: one line of JSON, which is YAML, too; lists have a line for each item.
+fn section_lines(column: usize, section: &str, value: &Value) -> Vec<String> {
+    let pad = " ".repeat(column);
+    match value {
+        Value::Array(items) if !items.is_empty() => {
+            let items = items.iter().map(|item| format!("{pad}  - {item}"));
+            std::iter::once(format!("{pad}{section}:")).chain(items).collect()
+        }
+        Value::Object(members) if !members.is_empty() && section != "reply" => {
+            let key = |name: &String| Value::String(name.clone());
+            let members = members.iter().map(|(name, value)| format!("{pad}  {}: {value}", key(name)));
+            std::iter::once(format!("{pad}{section}:")).chain(members).collect()
+        }
+        value => vec![format!("{pad}{section}: {value}")],
+    }
 }
 
 /// Whether a section says what a step has brought about, rather than how things stand after it: that is written only
@@ -190,16 +244,21 @@ mod tests {
             sections(json!({ "publishes": [], "log": [] })),
             sections(json!({ "reply": { "b": [1] } })),
         ];
-        let blessed = blessed(text, &happened).unwrap();
-        let expected = "# A comment.\ngiven: { seed: 3 }\nsteps: # In order.\n- message: t\n  data: 1\n  # Why so.\n  expect:\n    names:\n      \"k\": {\"a\":1}\n    publishes:\n      - {\"data\":2,\"topic\":\"u\"}\n    state: \n";
-        assert!(blessed.starts_with(&expected[..expected.len() - 12]), "{blessed}");
-        assert!(blessed.contains("# The next.\n- wait: 3s\n"), "{blessed}");
-        assert!(
-            blessed.contains("- query: q\n  expect:\n    reply: {\"b\":[1]}\nexpect: { dead: [] }\n"),
-            "{blessed}"
-        );
+        let blessed = blessed(text, &happened).unwrap().join("\n") + "\n";
+        let expected = "# A comment.\ngiven: { seed: 3 }\nsteps: # In order.\n- message: t\n  data: 1\n  # Why so.\n  expect:\n    publishes:\n      - {\"data\":2,\"topic\":\"u\"}\n    state: { k: 1 }\n    names:\n      \"k\": {\"a\":1}\n\n# The next.\n- wait: 3s\n\n- query: q\n  expect:\n    reply: {\"b\":[1]}\nexpect: { dead: [] }\n";
+        assert_eq!(blessed, expected);
         Scenario::parse("it", &blessed).unwrap();
-        let braces = super::blessed("steps:\n- { wait: 3s }\n", &happened[1..2]).unwrap_err();
+        // What holds stays to the letter, wherever the members of a step stand.
+        let text = "steps:\n- expect:\n    timers: { t: \"${now+30s}\" } # So late.\n    # Any line.\n    log: [\"<any>\"]\n    publishes: [1]\n\n    # It is told.\n    reply: 1\n  message: t\n-\n    wait: 1s\n    expect: { state: { k: \"${now}\" }, log: [] }\n";
+        let happened = [
+            sections(json!({ "publishes": [], "error": "no" })),
+            sections(json!({ "log": ["a line"], "reply": null })),
+        ];
+        let blessed = super::blessed(text, &happened).unwrap().join("\n") + "\n";
+        let expected = "steps:\n- expect:\n    timers: { t: \"${now+30s}\" } # So late.\n    # Any line.\n    log: [\"<any>\"]\n    publishes: []\n\n    # It is told.\n    error: \"no\"\n  message: t\n-\n    wait: 1s\n    expect:\n      log:\n        - \"a line\"\n      reply: null\n      state:\n        \"k\": \"${now}\"\n";
+        assert_eq!(blessed, expected);
+        let happened = [sections(json!({ "log": ["a line"] }))];
+        let braces = super::blessed("steps:\n- { wait: 3s }\n", &happened).unwrap_err();
         assert!(braces.contains("braces"), "{braces}");
     }
 }

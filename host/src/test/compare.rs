@@ -18,8 +18,11 @@ use crate::effect::NameValue;
 use crate::entry::exported::Record;
 use crate::time::Timestamp;
 
-/// Records that both handle before what they did is compared.
-const TOGETHER: usize = 2_048;
+/// Records that both handle before what they did is compared: until then it is held, with each document.
+const TOGETHER: usize = 128;
+
+/// And how many bytes of them.
+const BYTES_TOGETHER: u64 = 8 << 20;
 
 /// Records that differ of which the differences are kept.
 const KEPT: usize = 100;
@@ -122,19 +125,17 @@ pub fn compare(
         None => Player::new(bench, new, new_given).map_err(of_new)?,
         Some(since) => {
             let mut other = Player::new(bench, old, old_given).map_err(of_old)?;
-            loop {
-                let (chunk, next) = chunk_until(&mut events, since)?;
+            while held.is_none() {
+                let (chunk, next) = chunk_of(&mut events, None, Some(since))?;
                 held = next;
-                if !chunk.is_empty() {
-                    comparison.before += chunk.len() as u64;
-                    let (a, b) = both(&mut one, &mut other, &chunk);
-                    a.map_err(of_old)?;
-                    b.map_err(of_old)?;
-                    tell(comparison.before);
-                }
-                if held.is_some() || chunk.len() < TOGETHER {
+                if chunk.is_empty() {
                     break;
                 }
+                comparison.before += chunk.len() as u64;
+                let (a, b) = both(&mut one, &mut other, &chunk);
+                a.map_err(of_old)?;
+                b.map_err(of_old)?;
+                tell(comparison.before);
             }
             one.begin(old);
             let taking_over = other.replace(new, new_given).map_err(of_new)?;
@@ -143,10 +144,7 @@ pub fn compare(
         }
     };
     loop {
-        let mut chunk: Vec<Record> = held.take().into_iter().collect();
-        for record in events.by_ref().take(TOGETHER) {
-            chunk.push(record?);
-        }
+        let (chunk, _) = chunk_of(&mut events, held.take(), None)?;
         if chunk.is_empty() {
             break;
         }
@@ -177,12 +175,18 @@ pub fn compare(
     })
 }
 
-/// Records before a time, and the first one after it if it is reached.
-fn chunk_until(events: &mut Events, since: Timestamp) -> Result<(Vec<Record>, Option<Record>), EventsError> {
-    let mut chunk = Vec::new();
-    for record in events.by_ref().take(TOGETHER) {
-        let record = record?;
-        if record.time >= since {
+/// The next records, of which `first` was read already: those before a time if one is given, and the first one after it
+/// if it is reached.
+fn chunk_of(
+    events: &mut Events,
+    first: Option<Record>,
+    before: Option<Timestamp>,
+) -> Result<(Vec<Record>, Option<Record>), EventsError> {
+    let mut chunk: Vec<Record> = first.into_iter().collect();
+    let begun = events.bytes();
+    while chunk.len() < TOGETHER && events.bytes() - begun < BYTES_TOGETHER {
+        let Some(record) = events.next().transpose()? else { break };
+        if before.is_some_and(|before| record.time >= before) {
             return Ok((chunk, Some(record)));
         }
         chunk.push(record);

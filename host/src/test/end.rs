@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
+use sha2::{Digest as _, Sha256};
 
 use super::TestError;
 use super::matching::{Difference, Match, differences};
 use super::report::{Failure, Why};
 use super::shown::{self, shown, shown_key};
 use super::trial::{Cause, Happened, Trial};
-use crate::effect::Publish;
 use crate::ident::{ContentPath, IpnsName, KeyName, Topic};
 use crate::time::Timestamp;
 
@@ -21,31 +21,73 @@ pub struct End {
     hears: Vec<Topic>,
     follows: Vec<IpnsName>,
     names: BTreeMap<KeyName, ContentPath>,
-    publishes: Vec<Publish>,
-    dead: Vec<Value>,
-    replies: Vec<Value>,
+    publishes: Series,
+    dead: Series,
+    replies: Series,
+}
+
+/// How many items of a series are kept to be shown.
+const SHOWN: usize = 1_000;
+
+/// Items that came one after the other: how many, the digest of them all, and the first of them.
+#[derive(Clone, Debug, Default)]
+struct Series {
+    count: u64,
+    digest: Sha256,
+    first: Vec<Value>,
+}
+
+impl Series {
+    fn push(&mut self, bytes: &[&[u8]], shown: impl FnOnce() -> Value) {
+        self.count += 1;
+        for bytes in bytes {
+            self.digest.update((bytes.len() as u64).to_be_bytes());
+            self.digest.update(bytes);
+        }
+        if self.first.len() < SHOWN {
+            self.first.push(shown());
+        }
+    }
+
+    fn shown(&self) -> Value {
+        let mut shown = self.first.clone();
+        if self.count > SHOWN as u64 {
+            shown.push(json!(format!("and more, {} in all", self.count)));
+        }
+        Value::Array(shown)
+    }
+}
+
+impl PartialEq for Series {
+    fn eq(&self, other: &Self) -> bool {
+        self.count == other.count && self.digest.clone().finalize() == other.digest.clone().finalize()
+    }
 }
 
 impl End {
     /// Takes in the replies that were asked for.
     pub fn replied(&mut self, replies: impl IntoIterator<Item = Value>) {
-        self.replies.extend(replies);
+        for reply in replies {
+            self.replies.push(&[reply.to_string().as_bytes()], || reply);
+        }
     }
 
     /// Takes in what has happened on the way.
     pub fn happened(&mut self, happened: &[Happened]) {
-        let dead = happened.iter().flat_map(|it| &it.dead).map(shown::dead_letter);
-        let without_log = dead.map(|mut letter| {
+        for letter in happened.iter().flat_map(|it| &it.dead) {
+            let mut letter = shown::dead_letter(letter);
             // What was logged before a restart is with the instance that is gone.
             if let Some(members) = letter.as_object_mut() {
                 members.remove("log");
             }
-            letter
-        });
-        self.dead.extend(without_log);
+            self.dead.push(&[letter.to_string().as_bytes()], || letter);
+        }
         // A plugin that publishes when it starts does so with each start.
         let entries = happened.iter().filter(|it| it.cause != Cause::Start);
-        self.publishes.extend(entries.flat_map(|it| it.asked.publishes.clone()));
+        for publish in entries.flat_map(|it| &it.asked.publishes) {
+            let bytes = [publish.topic.as_str().as_bytes(), &publish.data];
+            self.publishes.push(&bytes, || shown::publish(publish));
+        }
     }
 
     /// Takes in what has happened last, and how things stand with a trial that is over.
@@ -64,7 +106,8 @@ impl End {
         }
         let mut found = differences("", &self.shown(), Some(&other.shown()), Match::Same);
         if found.is_empty() {
-            let place = "the bytes of the state or of what was published".to_owned();
+            let place =
+                format!("the bytes of the state, or what came after the first {SHOWN} publishes or replies");
             found.push(Difference { place, expected: None, actual: None });
         }
         Some(Failure { why, place: String::new(), reason: String::new(), differences: found })
@@ -79,9 +122,9 @@ impl End {
             "hears": self.hears,
             "follows": self.follows,
             "names": names.collect::<Map<_, _>>(),
-            "publishes": self.publishes.iter().map(shown::publish).collect::<Vec<_>>(),
-            "dead": self.dead,
-            "replies": self.replies,
+            "publishes": self.publishes.shown(),
+            "dead": self.dead.shown(),
+            "replies": self.replies.shown(),
         })
     }
 }

@@ -49,8 +49,12 @@ pub struct Events {
     path: PathBuf,
     file: BufReader<File>,
     line: u64,
+    /// Bytes of the lines read so far.
+    bytes: u64,
     /// The first record, which was looked at.
     first: Option<Record>,
+    /// The place and the time of the last record that was read.
+    last: Option<(u64, Timestamp)>,
 }
 
 impl Events {
@@ -62,9 +66,15 @@ impl Events {
             read_line(path, &mut file)?.ok_or_else(|| EventsError::Empty { path: path.to_owned() })?;
         let header = Header::read(&first);
         let header = header.map_err(|source| EventsError::Line { path: path.to_owned(), line: 1, source })?;
-        let mut events = Self { header, path: path.to_owned(), file, line: 1, first: None };
+        let mut events =
+            Self { header, path: path.to_owned(), file, line: 1, bytes: 0, first: None, last: None };
         events.first = events.next().transpose()?;
         Ok(events)
+    }
+
+    /// How many bytes of lines were read.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// When the first record was appended; the end if there is none.
@@ -85,7 +95,14 @@ impl Iterator for Events {
             Err(error) => return Some(Err(error)),
         };
         self.line += 1;
-        let record = Record::read(&line);
+        self.bytes += line.len() as u64;
+        let record = Record::read(&line).and_then(|record| match record.follows(self.last) {
+            true => Ok(record),
+            false => Err(Malformed::Order),
+        });
+        if let Ok(record) = &record {
+            self.last = Some((record.offset, record.time));
+        }
         Some(record.map_err(|source| EventsError::Line { path: self.path.clone(), line: self.line, source }))
     }
 }

@@ -113,6 +113,7 @@ impl Player {
 
     /// Counts what was made real, and lets go of it.
     fn take_committed(&mut self, end: &mut End) {
+        self.totals.memory = self.totals.memory.max(self.trial.memory());
         let happened = self.trial.drain_committed();
         self.count(&happened);
         end.happened(&happened);

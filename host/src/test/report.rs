@@ -97,12 +97,18 @@ impl fmt::Display for Failure {
     }
 }
 
+impl Failure {
+    /// One that is no difference, of a whole scenario.
+    pub fn because(reason: String) -> Self {
+        Self { why: Why::Step, place: String::new(), reason, differences: Vec::new() }
+    }
+}
+
 impl Report {
     /// One of a scenario that cannot be run, and why.
     pub fn broken(name: String, reason: String) -> Self {
-        let failure = Failure { why: Why::Step, place: String::new(), reason, differences: Vec::new() };
         let (plain, took) = (Duration::ZERO, Duration::ZERO);
-        let failures = vec![failure];
+        let failures = vec![Failure::because(reason)];
         Self {
             name,
             failures,

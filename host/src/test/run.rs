@@ -133,17 +133,16 @@ impl Scenario {
             is_plain,
             records,
             round: 0,
+            keeps: is_plain && !self.end.is_empty(),
             failures: Vec::new(),
-            replies: Vec::new(),
+            end: End::default(),
             happened: Vec::new(),
             peers: BTreeMap::new(),
         };
         if let Err(error) = run.all() {
             run.fail("", error.to_string(), Vec::new());
         }
-        let Run { mut trial, failures, replies, happened, .. } = run;
-        let mut end = End::default();
-        end.replied(replies);
+        let Run { mut trial, failures, mut end, happened, .. } = run;
         end.stands(&mut trial)?;
         Ok(Outcome { failures, end, places: trial.places(), happened, took: begun.elapsed() })
     }
@@ -159,8 +158,10 @@ struct Run<'a> {
     /// Whether that is noted, too.
     records: bool,
     round: u64,
+    /// Whether what has happened is looked at again later.
+    keeps: bool,
     failures: Vec<Failure>,
-    replies: Vec<Value>,
+    end: End,
     /// What each step on top has brought about, if it is not as it was expected.
     happened: Vec<Option<Map<String, Value>>>,
     /// The peers that words stand for.
@@ -218,23 +219,58 @@ impl Run<'_> {
         let place = format!("{place}, {}", step.action.told());
         // The steps of a repetition are checked where they stand.
         let is_one = !matches!(step.action, Action::Repeat { .. });
+        let kept = self.keeps;
+        self.keeps |= self.is_plain && !step.expectation.is_empty();
         let answer = self.act(step.action, &place)?;
-        if !self.is_plain {
+        self.keeps = kept;
+        let mut happened = None;
+        if self.is_plain {
+            let unexpected = self.unexpected(&step.expectation, mark, answer.as_ref()).filter(|_| is_one);
+            let is_expected = unexpected.is_none();
+            if let Some(reason) = unexpected {
+                self.fail(&place, reason, Vec::new());
+            }
+            let expectation = step.expectation.filled(&self.vars());
+            let differ = self.check(&place, &expectation, mark, answer.as_ref())?;
+            if self.records && is_one {
+                happened = self.news_of(&expectation, &differ, is_expected, mark, answer.as_ref())?;
+            }
+        }
+        self.let_go();
+        Ok(happened)
+    }
+
+    /// Lets go of what has happened, unless it is looked at again.
+    fn let_go(&mut self) {
+        if !self.keeps {
+            self.end.happened(&self.trial.drain_committed());
+        }
+    }
+
+    /// What a step has brought about, as far as it is to be written: all of it where nothing was expected, and else the
+    /// sections that differ. Who includes something wants no more.
+    fn news_of(
+        &mut self,
+        Expectation { expect, include }: &Expectation,
+        differ: &BTreeSet<String>,
+        is_expected: bool,
+        mark: usize,
+        answer: Option<&(&'static str, Value)>,
+    ) -> Result<Option<Map<String, Value>>, TestError> {
+        let is_told = !expect.is_empty();
+        if is_told && differ.is_empty() && is_expected || !is_told && !include.is_empty() {
             return Ok(None);
         }
-        if is_one && let Some(reason) = self.unexpected(&step.expectation, mark, answer.as_ref()) {
-            self.fail(&place, reason, Vec::new());
-        }
-        let expectation = step.expectation.filled(&self.vars());
-        let holds = self.check(&place, &expectation, mark, answer.as_ref())?;
-        // What holds stays as it is written, and who includes something wants no more.
-        let is_settled = if expectation.expect.is_empty() { !expectation.include.is_empty() } else { holds };
-        if !self.records || !is_one || is_settled {
-            return Ok(None);
-        }
-        let mut happened = self.sections(mark, answer.as_ref())?;
+        let mut happened = self.sections(mark, answer)?;
         happened.extend(self.standing(|_| true)?);
-        Ok(Some(happened))
+        if is_told {
+            happened.retain(|section, _| {
+                differ.contains(section)
+                    || section == "reply" && differ.contains("error")
+                    || !is_expected && ["error", "dead"].contains(&section.as_str())
+            });
+        }
+        Ok(Some(happened.into_iter().map(|(section, value)| (section, Vars::escaped(&value))).collect()))
     }
 
     /// Does what a step says; returns the answer to a question.
@@ -268,11 +304,11 @@ impl Run<'_> {
                 self.trial.command(&method, &body)?;
                 let reply =
                     self.trial.happened().iter().rev().find_map(|it| it.reply.as_ref()).map(shown::reply);
-                self.replies.extend(reply.as_ref().map(|(section, value)| json!({ *section: value })));
+                self.end.replied(reply.as_ref().map(|(section, value)| json!({ *section: value })));
             }
             Action::Query(method, body) => {
                 let answer = shown::reply(&self.trial.ask(&method, &body)?);
-                self.replies.push(json!({ answer.0: answer.1 }));
+                self.end.replied([json!({ answer.0: answer.1 })]);
                 return Ok(Some(answer));
             }
             Action::Name(name, document) => {
@@ -307,6 +343,7 @@ impl Run<'_> {
                     if let Some(reason) = unexpected.filter(|_| self.is_plain) {
                         self.fail(&format!("{place} (the end of round {round})"), reason, Vec::new());
                     }
+                    self.let_go();
                 }
                 self.round = outer;
             }
@@ -314,30 +351,34 @@ impl Run<'_> {
         Ok(None)
     }
 
-    /// Compares what came of a step with what was expected of it; returns whether that holds.
+    /// Compares what came of a step with what was expected of it; returns the sections that are expected and differ.
     fn check(
         &mut self,
         place: &str,
         expectation: &Expectation,
         mark: usize,
         answer: Option<&(&'static str, Value)>,
-    ) -> Result<bool, TestError> {
+    ) -> Result<BTreeSet<String>, TestError> {
+        let mut differ = BTreeSet::new();
         if expectation.is_empty() {
-            return Ok(true);
+            return Ok(differ);
         }
         let mut actual = self.sections(mark, answer)?;
         actual.extend(self.standing(|section| expectation.tells_of(section))?);
         let mut found = Vec::new();
         for (sections, how) in [(&expectation.expect, Match::Exact), (&expectation.include, Match::Partial)] {
             for (section, expected) in sections {
-                found.extend(differences(section, expected, actual.get(section), how));
+                let of_it = differences(section, expected, actual.get(section), how);
+                if how == Match::Exact && !of_it.is_empty() {
+                    differ.insert(section.clone());
+                }
+                found.extend(of_it);
             }
         }
-        let holds = found.is_empty();
-        if !holds {
+        if !found.is_empty() {
             self.fail(place, String::new(), found);
         }
-        Ok(holds)
+        Ok(differ)
     }
 
     /// What must be told if it is to happen: a refusal, and an event that is set aside.

@@ -6,7 +6,7 @@ mod vars;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 use serde_saphyr::Spanned;
 use thiserror::Error;
@@ -14,6 +14,7 @@ use thiserror::Error;
 use super::bench::Given;
 use super::identity::Identity;
 use super::shown::bytes_of;
+use crate::cause::in_yaml;
 use crate::plugin::{Grants, SomeLimits};
 use crate::time::Timestamp;
 
@@ -114,13 +115,20 @@ pub const SECTIONS: [&str; 11] =
 struct RawFile {
     #[serde(default, rename = "note")]
     _note: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_nothing")]
     given: RawGiven,
     steps: Vec<Spanned<Value>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_nothing")]
     expect: Map<String, Value>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_nothing")]
     include: Map<String, Value>,
+}
+
+/// A member behind which nothing stands is as one that is not there.
+pub fn or_nothing<'de, T: Deserialize<'de> + Default, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
 }
 
 #[derive(Default, Deserialize)]
@@ -135,6 +143,17 @@ struct RawGiven {
     time: Option<Timestamp>,
     seed: u64,
     names: BTreeMap<String, Value>,
+}
+
+impl RawGiven {
+    fn only_known(&self) -> Result<(), String> {
+        let Self { config, state, timers, names, .. } = self;
+        let within = |section: &'static str| move |why: String| format!("given.{section}.{why}");
+        Vars::only_known(config.iter()).map_err(within("config"))?;
+        Vars::only_known(state.iter()).map_err(within("state"))?;
+        Vars::only_known(timers.iter()).map_err(within("timers"))?;
+        Vars::only_known(names.iter()).map_err(within("names"))
+    }
 }
 
 impl Scenario {
@@ -159,13 +178,17 @@ impl Scenario {
     pub fn parse(name: &str, text: &str) -> Result<Self, ScenarioError> {
         let wrong = |why: String| ScenarioError::Wrong { name: name.to_owned(), why };
         let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
-        let raw: RawFile = serde_saphyr::from_str_with_options(text, options)
-            .map_err(|error| wrong(error.to_string().trim_start_matches("error: ").to_owned()))?;
+        let raw: RawFile =
+            serde_saphyr::from_str_with_options(text, options).map_err(|error| wrong(in_yaml(&error)))?;
+        raw.given.only_known().map_err(wrong)?;
         let given = given(&raw.given).map_err(wrong)?;
         let vars = Vars { seed: given.host.seed, now: given.time, round: 0 };
         let RawFile { steps, expect, include, .. } = raw;
         let end = Expectation { expect, include };
         end.check().map_err(wrong)?;
+        for sections in [&end.expect, &end.include] {
+            Vars::only_known(sections.iter()).map_err(|why| wrong(format!("in the end: {why}")))?;
+        }
         for (number, step) in (1..).zip(&steps) {
             check(&step.value, &vars, &place_of(number, step)).map_err(wrong)?;
         }
@@ -205,6 +228,7 @@ pub fn place_of(number: u64, step: &Spanned<Value>) -> String {
 
 /// What is wrong is told before anything runs, as far as it does not hang on variables.
 fn check(step: &Value, vars: &Vars, place: &str) -> Result<(), String> {
+    Vars::only_known(step.as_object().into_iter().flatten()).map_err(|why| format!("{place}: {why}"))?;
     let step = Step::parse(step, vars).map_err(|why| format!("{place}: {why}"))?;
     if let Action::Repeat { steps, .. } = &step.action {
         let vars = Vars { round: 1, ..*vars };
@@ -241,6 +265,24 @@ mod tests {
         let nested = wrong("steps: [{ repeat: 2, steps: [{ message: t, expect: { published: [] } }] }]");
         assert!(nested.starts_with("it: step 1 (line 1), step 1: there is no \"published\""), "{nested}");
         assert!(wrong("given: { state: { k: { $base64: '?' } } }\nsteps: []").contains("given.state.k"));
+        let unknown = wrong("steps: [{ message: t, expect: { state: { 'count/${nwo}': 1 } } }]");
+        assert!(unknown.starts_with("it: step 1 (line 1): expect: ${nwo} stands for nothing"), "{unknown}");
+        assert!(wrong("given: { config: { a: ['${x.y}'] } }\nsteps: []").starts_with("it: given.config.a"));
+        assert!(wrong("steps: []\nexpect: { state: { a: '${now+soon}' } }").starts_with("it: in the end: "));
+        let late = wrong("given: { time: 9999-01-01T00:00:00Z }\nsteps: []");
+        assert!(late.contains("between 1970 and 2554"), "{late}");
+        for (text, word) in [
+            ("steps: []\nsteps: []", "duplicate"),
+            ("steps: []\n---\nsteps: []", "multiple"),
+            ("note: ~\nsteps: []", "null"),
+        ] {
+            let why = wrong(text);
+            assert!(why.contains(word) && !why.contains("Option") && !why.contains("from_str"), "{why}");
+        }
+        assert!(
+            Scenario::parse("it", "given:\nsteps: []\nexpect:\n").is_ok(),
+            "nothing is given or expected"
+        );
     }
 
     #[test]
@@ -252,6 +294,9 @@ mod tests {
             filled,
             json!({ "2": [2, "n-2", "1970-01-01T00:01:00Z", "1970-01-01T00:02:30Z", "${config.x}", "${"] })
         );
+        assert_eq!(vars.fill(&json!("$${now} ${i}")), json!("${now} 2"));
+        let written = json!({ "${i}": ["a $${b} ${now}", 3] });
+        assert_eq!(vars.fill(&Vars::escaped(&written)), written, "what happened is no variable");
         let alice = vars.fill(&json!("${peer.alice}"));
         assert_eq!(alice.as_str().unwrap(), vars.peer("alice").as_str());
         assert_eq!(vars.peer(alice.as_str().unwrap()), vars.peer("alice"), "an id stands for itself");

@@ -28,6 +28,9 @@ pub use between::Between;
 /// Shortest time between two timers of which the second was set to a time that had passed.
 const TICK_EVERY: Duration = Duration::from_millis(10);
 
+/// How often timers may fall due in one stretch of time.
+const MOST_TICKS: u64 = 1_000_000;
+
 /// How long the record of a followed name is valid.
 const VALID_FOR: Duration = Duration::from_secs(24 * 3600);
 
@@ -93,8 +96,6 @@ pub struct Trial {
     between: Between,
     /// How many entries something may come between.
     places: u64,
-    /// How many entries time alone has brought about since the last one that came from outside.
-    of_time: u64,
     /// Who waits for the replies of commands.
     replies: BTreeMap<u64, oneshot::Receiver<Reply>>,
     /// Until when each topic was listened to.
@@ -128,7 +129,6 @@ impl Trial {
             holds: false,
             between: Between::Nothing,
             places: 0,
-            of_time: 0,
             replies: BTreeMap::new(),
             heard: BTreeMap::new(),
             listening: Listening::Yes,
@@ -171,6 +171,7 @@ impl Trial {
     /// Lets time pass: timers fall due, and what was put off comes again.
     pub fn wait_until(&mut self, until: Timestamp) -> Result<(), TestError> {
         self.go_on()?;
+        let mut ticks = 0;
         loop {
             let now = self.now();
             // One that was set to a time that has passed waits a little: nothing else could ever come.
@@ -189,6 +190,10 @@ impl Trial {
                     self.hear()?;
                     self.ground.set_time(timer);
                     self.ticked_at = Some(timer);
+                    ticks += 1;
+                    if ticks > MOST_TICKS {
+                        return Err(TestError::Endless(MOST_TICKS, timer));
+                    }
                     self.append(Kind::Tick(self.ground.plugin.clone()))?;
                 }
                 (_, Some(retry)) if retry <= until => self.ground.set_time(retry),

@@ -11,17 +11,19 @@ use tempfile::TempDir;
 use super::TestError;
 use super::bench::{Bench, Given};
 use super::identity::{Identity, pair_of};
+use super::shown::shown_key;
 use crate::backend::embedded;
-use crate::commit::{Commit, Durability};
+use crate::commit::{Commit, Durability, give_up};
 use crate::config::Config;
 use crate::entry::Offset;
 use crate::host::{HostError, Loader, Ready, ToRun, Wired};
 use crate::ident::PluginName;
 use crate::keys::{KeyFile, Keyring};
 use crate::log::{EventLog, TAIL_BYTES};
+use crate::plugin::mark;
 use crate::plugin::roster;
-use crate::plugin::{Actor, Engine, Handle, Numbers};
-use crate::store::documents::{self, Superseded};
+use crate::plugin::{Actor, Engine, Handle, KEY_BYTES, Limits, Numbers};
+use crate::store::documents;
 use crate::store::outbox::{self, Backlog};
 use crate::store::{
     CURSORS, LOG, META, Memory, OUTBOX, PluginId, STATE, StateKey, Store, StoreError, TIMERS, log,
@@ -33,6 +35,9 @@ const CACHE: usize = 64 << 20;
 
 /// Bytes of what nobody reads any more from which on it is let go of.
 const KEPT: u64 = 1 << 20;
+
+/// Bytes of the files that no name points to any more: a plugin may still read them by their paths.
+const KEPT_FILES: u64 = 64 << 20;
 
 /// What stays through crashes.
 pub struct Ground {
@@ -106,13 +111,14 @@ impl Ground {
         self.clock.wall.store(time.0, Ordering::Relaxed);
     }
 
-    /// Lets go of what nobody reads any more, once it is much: entries that were handled, the files of their time, and
-    /// publishes, which are sent at once.
+    /// Lets go of what nobody reads any more, once it is much: entries that were handled, and publishes, which are sent
+    /// at once; and of the oldest files that no name points to any more, as a host does.
     pub fn trim(&self) -> Result<(), TestError> {
         let snapshot = self.store.snapshot()?;
         let meta = snapshot.table(META)?;
-        let held = log::bytes(&meta)? + outbox::bytes(&meta)? + documents::superseded_bytes(&snapshot)?;
-        if held < KEPT {
+        let held = log::bytes(&meta)? + outbox::bytes(&meta)?;
+        let over = documents::superseded_bytes(&snapshot)?.saturating_sub(KEPT_FILES);
+        if held < KEPT && over == 0 {
             return Ok(());
         }
         let cursor = snapshot.table(CURSORS)?.get(self.id.0).map_err(StoreError::from)?;
@@ -121,12 +127,29 @@ impl Ground {
         // The last one may hold entries that were not handled, and the end of the log is read off it.
         rows.pop();
         let sent = numbers(&snapshot.table(OUTBOX)?, ..)?;
-        let files: Vec<Superseded> = documents::superseded(&snapshot)?.collect::<Result<_, _>>()?;
-        let (gone, _) = files.into_iter().partition::<Vec<_>, _>(|file| file.at < handled);
+        let (mut gone, mut freed) = (Vec::new(), 0);
+        for file in documents::superseded(&snapshot)? {
+            let file = file?;
+            if freed >= over || file.at >= handled {
+                break;
+            }
+            freed += file.bytes;
+            gone.push(file);
+        }
         let write = self.store.begin()?;
         log::trim(&write, &rows)?;
         outbox::forget(&write, &sent)?;
         documents::forget(&write, &gone)?;
+        write.commit().map_err(StoreError::from)?;
+        Ok(())
+    }
+
+    /// Gives up the ways back to what the plugin was before other code took over.
+    pub fn settle_for_good(&self) -> Result<(), TestError> {
+        let write = self.store.begin()?;
+        for (place, mark) in mark::marks_within(&write, self.id)? {
+            give_up(&write, place, &mark)?;
+        }
         write.commit().map_err(StoreError::from)?;
         Ok(())
     }
@@ -171,6 +194,18 @@ impl Ground {
     }
 }
 
+/// Whether a plugin could have set a key to a value.
+fn check(key: &[u8], value: &[u8], limits: &Limits) -> Result<(), String> {
+    let place = || format!("given.state.{}", shown_key(key));
+    if key.is_empty() || key.len() > KEY_BYTES {
+        return Err(format!("{}: a key has 1 to {KEY_BYTES} bytes", place()));
+    }
+    if value.len() > limits.value_bytes {
+        return Err(format!("{}: a value has at most {} bytes (value-bytes)", place(), limits.value_bytes));
+    }
+    Ok(())
+}
+
 /// The numbers of rows.
 fn numbers(
     table: &ReadOnlyTable<u64, &'static [u8]>,
@@ -186,9 +221,11 @@ fn enter(store: &Store, name: &PluginName, ready: &Ready, given: &Given) -> Resu
     let mut row = roster::row_within(&write, name)?;
     row.state_version = given.state_version;
     let mut size = 0;
+    let limits = &ready.allowance.limits;
     {
         let mut table = write.open_table(STATE).map_err(StoreError::from)?;
         for (key, value) in &given.state {
+            check(key, value, limits).map_err(TestError::Given)?;
             size += (key.len() + value.len()) as u64;
             let key = StateKey::new(row.id, key);
             table.insert(key.as_bytes(), value.as_slice()).map_err(StoreError::from)?;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -40,6 +40,11 @@ impl Check {
             None => Config::default(),
         };
         let shown = self.file.display().to_string();
+        if self.file.is_dir() {
+            bail!(
+                "{shown} is a directory: `dim plugin build {shown}` makes a component of it, which can be checked"
+            );
+        }
         let bytes = plugin::read(&self.file).with_context(|| format!("cannot read {shown}"))?;
         let mut refused = Vec::new();
         let mut found = json!({ "file": self.file, "size": bytes.len() });

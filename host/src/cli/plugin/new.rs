@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 use toml::{Table, Value};
@@ -84,9 +84,6 @@ const INTERPRETER: &str = "\n[limits]\nmemory = 268435456\n";
 impl New {
     /// Makes it; refuses to write over what is there.
     pub fn execute(&self, out: &Output) -> anyhow::Result<()> {
-        if self.lang == Language::Rust && CRATES.contains(&self.name.as_str()) {
-            bail!("a plugin in Rust cannot be called {}: that is a crate that it needs", self.name);
-        }
         let root = within(&self.dir, self.name.as_str());
         let is_free = std::fs::read_dir(&root).map_or(true, |mut files| files.next().is_none());
         if !is_free {
@@ -167,11 +164,20 @@ impl New {
             }
             Language::Python | Language::Javascript => "",
         };
-        include_str!("../../../templates/README.md")
+        let text = include_str!("../../../templates/README.md")
             .replace("UNIT", unit)
             .replace("NAME", self.name.as_str())
             .replace("SOURCE", source)
-            .replace("NEEDS", &needs)
+            .replace("NEEDS", &needs);
+        // What the commands do stands in one column, however long the name is.
+        let width = text.lines().filter_map(|line| Some(line.split_once(" # ")?.0.len())).max();
+        let align = |line: &str| match line.split_once(" # ") {
+            Some((command, does)) => {
+                format!("{command:width$} # {does}\n", width = width.unwrap_or_default())
+            }
+            None => format!("{line}\n"),
+        };
+        text.lines().map(align).collect()
     }
 }
 
@@ -199,11 +205,16 @@ fn lock(name: &str) -> anyhow::Result<String> {
         ("dependencies".to_owned(), Value::Array(own.to_vec())),
     ]))];
     let mut wanted: Vec<String> = CRATES.map(str::to_owned).to_vec();
+    // Which of the two is meant could not be told.
+    let taken = || anyhow!("a plugin in Rust cannot be called {name}: that is a crate that it needs");
     let mut seen = BTreeSet::new();
     while let Some(next) = wanted.pop() {
         let Some(package) = find(&next) else { continue };
         if !seen.insert(package.to_string()) {
             continue;
+        }
+        if name_of(package).as_deref() == Some(name) {
+            return Err(taken());
         }
         let dependencies = package.get("dependencies").and_then(Value::as_array).into_iter().flatten();
         wanted.extend(dependencies.filter_map(Value::as_str).map(str::to_owned));

@@ -12,7 +12,8 @@ use super::super::input;
 use super::super::output::{self, Output};
 use super::watch::Source;
 use super::{build, compare};
-use crate::test::{Bench, Events, Plugin, Report, Runs, Scenario, bless, try_on};
+use crate::cause::chain;
+use crate::test::{Bench, Events, Failure, Plugin, Report, Runs, Scenario, bless, try_on};
 
 /// Where a plugin's scenarios lie.
 const SCENARIOS: &str = "scenarios";
@@ -128,9 +129,15 @@ impl Test {
         let broken = |error: anyhow::Error| (Report::broken(name.clone(), format!("{error:#}")), usize::MAX);
         let (mut report, steps) = run().unwrap_or_else(broken);
         // Of one that has ended early it is not known what happens.
-        if self.bless && report.happened.len() == steps && bless(file, &report.happened)? {
-            eprintln!("blessed {}", file.display());
-            report = run().unwrap_or_else(broken).0;
+        if self.bless && report.happened.len() == steps {
+            match bless(file, &report.happened) {
+                Ok(true) => {
+                    eprintln!("blessed {}", file.display());
+                    report = run().unwrap_or_else(broken).0;
+                }
+                Ok(false) => {}
+                Err(error) => report.failures.push(Failure::because(chain(&error))),
+            }
         }
         if !out.is_json() {
             show(&report);
@@ -254,10 +261,12 @@ fn junit(plugin: &str, results: &[Report]) -> String {
             continue;
         }
         let text: String = report.failures.iter().map(ToString::to_string).collect();
+        // Most that CI shows of a failure is its message.
+        let first = report.failures.first().map(ToString::to_string).unwrap_or_default();
         let _ = writeln!(
             xml,
-            ">\n      <failure message=\"{} failures\">{}</failure>\n    </testcase>",
-            report.failures.len(),
+            ">\n      <failure message=\"{}\">{}</failure>\n    </testcase>",
+            escaped(first.lines().next().unwrap_or_default()),
             escaped(&text)
         );
     }
@@ -275,6 +284,7 @@ fn escaped(text: &str) -> String {
             '>' => out.push_str("&gt;"),
             '"' => out.push_str("&quot;"),
             '\n' | '\t' => out.push(c),
+            '\u{fffe}' | '\u{ffff}' => out.push('?'),
             c if c.is_control() => out.push('?'),
             c => out.push(c),
         }

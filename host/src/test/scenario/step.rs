@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{Expectation, Vars};
+use super::{Expectation, Vars, or_nothing};
 use crate::ident::Topic;
 use crate::test::shown::bytes_of;
 use crate::time::{Timestamp, duration_of};
@@ -42,7 +42,9 @@ struct RawStep {
     repeat: Option<u64>,
     every: Option<Value>,
     steps: Option<Vec<Value>>,
+    #[serde(deserialize_with = "or_nothing")]
     expect: Map<String, Value>,
+    #[serde(deserialize_with = "or_nothing")]
     include: Map<String, Value>,
 }
 

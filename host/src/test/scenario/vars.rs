@@ -7,6 +7,9 @@ use crate::ident::PeerName;
 use crate::test::identity::{key_for, name_for, peer_of};
 use crate::time::{Timestamp, duration_of, nanoseconds};
 
+/// The variables that there are.
+const KNOWN: &str = "${now}, ${now+30s}, ${now-30s}, ${i}, ${peer.WORD}, ${name.WORD}, ${key.KEY} and ${host.id}; $${ stands for ${ itself";
+
 /// What `${…}` stands for.
 #[derive(Clone, Copy, Debug)]
 pub struct Vars {
@@ -37,6 +40,13 @@ impl Vars {
     pub fn fill_text(&self, text: &str) -> String {
         let (mut filled, mut rest) = (String::new(), text);
         while let Some((before, after)) = rest.split_once("${") {
+            if let Some(before) = before.strip_suffix('$') {
+                // `$${` stands for `${` itself.
+                filled.push_str(before);
+                filled.push_str("${");
+                rest = after;
+                continue;
+            }
             filled.push_str(before);
             let value = after.split_once('}').and_then(|(name, after)| Some((self.value(name)?, after)));
             rest = match value {
@@ -52,6 +62,56 @@ impl Vars {
         }
         filled.push_str(rest);
         filled
+    }
+
+    /// A value in which nothing stands for something else once variables are filled in.
+    pub fn escaped(value: &Value) -> Value {
+        let escape = |text: &str| text.replace("${", "$${");
+        match value {
+            Value::String(text) => Value::String(escape(text)),
+            Value::Array(items) => items.iter().map(Self::escaped).collect(),
+            Value::Object(members) => {
+                let escaped = members.iter().map(|(name, value)| (escape(name), Self::escaped(value)));
+                Value::Object(escaped.collect())
+            }
+            other => other.clone(),
+        }
+    }
+
+    /// Looks for words in `${…}` that stand for nothing, in members and their names; the error names the member.
+    pub fn only_known<'a>(members: impl IntoIterator<Item = (&'a String, &'a Value)>) -> Result<(), String> {
+        let vars = Self { seed: 0, now: Timestamp(0), round: 0 };
+        for (name, value) in members {
+            let unknown = vars.unknown_in(name).or_else(|| vars.unknown(value));
+            if let Some(word) = unknown {
+                return Err(format!("{name}: ${{{word}}} stands for nothing; there are {KNOWN}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn unknown(&self, value: &Value) -> Option<String> {
+        match value {
+            Value::String(text) => self.unknown_in(text),
+            Value::Array(items) => items.iter().find_map(|item| self.unknown(item)),
+            Value::Object(members) => {
+                members.iter().find_map(|(name, value)| self.unknown_in(name).or_else(|| self.unknown(value)))
+            }
+            _ => None,
+        }
+    }
+
+    fn unknown_in(&self, text: &str) -> Option<String> {
+        let mut rest = text;
+        while let Some((before, after)) = rest.split_once("${") {
+            rest = after;
+            if let Some((word, _)) = after.split_once('}').filter(|_| !before.ends_with('$'))
+                && self.value(word).is_none()
+            {
+                return Some(word.to_owned());
+            }
+        }
+        None
     }
 
     /// What a variable stands for, if it is one.

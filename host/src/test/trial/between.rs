@@ -83,7 +83,8 @@ impl Trial {
         self.ready = ready;
         self.wiring.actor.confirm();
         self.go_on()?;
-        self.commit()
+        self.commit()?;
+        self.ground.settle_for_good()
     }
 
     /// Begins again from what is in the store.

@@ -37,7 +37,7 @@ const CACHE: usize = 64 << 20;
 const KEPT: u64 = 1 << 20;
 
 /// Bytes of the files that no name points to any more: a plugin may still read them by their paths.
-const KEPT_FILES: u64 = 64 << 20;
+const KEPT_FILES: u64 = 32 << 20;
 
 /// What stays through crashes.
 pub struct Ground {

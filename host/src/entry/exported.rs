@@ -5,6 +5,8 @@
 //! brought about themselves (their retries, their subscriptions, limits that struck) is not among them: it comes
 //! again by itself. Bytes are exact: text that is UTF-8 stands under `text`, other bytes under `base64`.
 
+mod written;
+
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
@@ -41,7 +43,7 @@ pub struct Header {
 
 /// One entry.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "Written")]
+#[serde(try_from = "written::Written")]
 pub struct Record {
     /// Its place in the log.
     pub offset: u64,
@@ -104,87 +106,6 @@ pub enum What {
         /// JSON.
         body: String,
     },
-}
-
-/// A record as it stands in a line: with one member that says what it is, and nothing that is not known.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Written {
-    offset: u64,
-    time: Timestamp,
-    message: Option<WrittenMessage>,
-    gap: Option<Span>,
-    heard: Option<Vec<Span>>,
-    peers: Option<WrittenPeers>,
-    name: Option<WrittenName>,
-    confirmed: Option<Resolution>,
-    command: Option<WrittenCommand>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct WrittenMessage {
-    topic: Topic,
-    from: String,
-    text: Option<String>,
-    base64: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct WrittenPeers {
-    topic: Topic,
-    peers: Vec<PeerName>,
-}
-
-#[derive(Deserialize)]
-struct WrittenName {
-    #[serde(flatten)]
-    resolution: Resolution,
-    document: Option<Data>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct WrittenCommand {
-    plugin: PluginName,
-    method: String,
-    body: String,
-}
-
-impl TryFrom<Written> for Record {
-    type Error = Malformed;
-
-    fn try_from(written: Written) -> Result<Self, Malformed> {
-        let Written { offset, time, message, gap, heard, peers, name, confirmed, command } = written;
-        let message = message.map(What::try_from).transpose()?;
-        let gap = gap.map(|Span { topic, since, until }| What::Gap { topic, since, until });
-        let peers = peers.map(|WrittenPeers { topic, peers }| What::Peers { topic, peers });
-        let name = name.map(|WrittenName { resolution, document }| What::Name { resolution, document });
-        let command =
-            command.map(|WrittenCommand { plugin, method, body }| What::Command { plugin, method, body });
-        let all =
-            [message, gap, heard.map(What::Heard), peers, name, confirmed.map(What::Confirmed), command];
-        let mut told = all.into_iter().flatten();
-        match (told.next(), told.next()) {
-            (Some(what), None) => Ok(Self { offset, time, what }),
-            _ => Err(Malformed::Sort),
-        }
-    }
-}
-
-impl TryFrom<WrittenMessage> for What {
-    type Error = Malformed;
-
-    fn try_from(written: WrittenMessage) -> Result<Self, Malformed> {
-        let WrittenMessage { topic, from, text, base64 } = written;
-        let data = match (text, base64) {
-            (Some(text), None) => Data::Text(text),
-            (None, Some(base64)) => Data::Base64(base64),
-            _ => return Err(Malformed::Data),
-        };
-        Ok(Self::Message { topic, from, data })
-    }
 }
 
 /// A span in which a topic was listened to.

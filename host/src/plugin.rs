@@ -47,6 +47,6 @@ pub use manifest::{
 };
 pub use probation::{Probation, Rates, Rules, Verdict};
 pub use runnable::Runnable;
-pub use session::{Mode, Session, SessionParts};
+pub use session::{Mode, Session, SessionParts, check_key};
 pub use wasi::Numbers;
 pub use world::{Change, Void, World};

@@ -94,6 +94,7 @@ function encode(value) {
 }
 
 const decode = (bytes) => JSON.parse(decoder.decode(bytes));
+
 /** Half of a surrogate pair has no form in UTF-8. */
 const whole = (text) => {
   if (!text.isWellFormed()) throw new SyntaxError('half of a surrogate pair');

@@ -92,15 +92,14 @@ def now():
 
 
 _EPOCH = datetime.datetime.fromtimestamp(0, datetime.timezone.utc)
-_MICROSECOND = datetime.timedelta(microseconds=1)
 
 
 def _datetime(nanoseconds):
-    return _EPOCH + nanoseconds // 1_000 * _MICROSECOND
+    return _EPOCH + datetime.timedelta(microseconds=nanoseconds // 1_000)
 
 
 def _timestamp(moment):
-    return (moment - _EPOCH) // _MICROSECOND * 1_000
+    return round(moment.timestamp() * 1_000_000) * 1_000
 
 
 def _encode(value):
@@ -141,7 +140,7 @@ def _loads(text):
     if _is_too_deep(text):
         raise ValueError("it is nested too deep")
     value = json.loads(text, parse_constant=_no_number)
-    if "\\u" in text:
+    if re.search(r"\\u[dD]", text):
         # Half of a surrogate pair has no form in UTF-8.
         _encode(value)
     return value

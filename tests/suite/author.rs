@@ -122,10 +122,8 @@ impl Author {
         let mut steps = "steps:\n".to_owned();
         let datas = texts.map(|text| json!({ "$text": text })).into_iter();
         for data in datas.chain([json!({ "$base64": "/w==" }), json!({ "$base64": "77u/e30=" })]) {
-            let message = json!({ "message": "dim.nodes.heartbeat", "data": data });
             let dead = json!([{ "attempts": 1, "reason": "the message cannot be read" }]);
-            let mut step = message;
-            step["include"] = json!({ "dead": dead });
+            let step = json!({ "message": "dim.nodes.heartbeat", "data": data, "include": { "dead": dead } });
             steps += &format!("- {step}\n");
         }
         std::fs::write(&scenario, steps).unwrap();

@@ -414,7 +414,8 @@ impl Session {
     }
 }
 
-fn check_key(key: &[u8]) -> Result<(), Refusal> {
+/// Refuses a key that may not be one of the state or of a timer.
+pub fn check_key(key: &[u8]) -> Result<(), Refusal> {
     if key.is_empty() || key.len() > KEY_BYTES {
         return Err(Refusal::KeyLength(KEY_BYTES as u32));
     }

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::scenario::{Scenario, ScenarioError};
+use crate::cause::in_yaml;
 
 /// Puts what each step on top has brought about into the file; returns whether that changes it.
 pub fn bless(path: &Path, happened: &[Option<Map<String, Value>>]) -> Result<bool, ScenarioError> {
@@ -122,7 +123,7 @@ fn sections_of(lines: &[String], column: usize) -> Result<Map<String, Value>, St
         return Ok(Map::new());
     }
     let read: Map<String, Value> =
-        serde_saphyr::from_str(&text.join("\n")).map_err(|error| error.to_string())?;
+        serde_saphyr::from_str(&text.join("\n")).map_err(|error| in_yaml(&error))?;
     match read.get("expect") {
         Some(Value::Object(sections)) => Ok(sections.clone()),
         _ => Ok(Map::new()),

@@ -26,6 +26,12 @@ pub struct End {
     replies: Series,
 }
 
+/// Takes bytes into a digest, with their length.
+pub fn take_in(digest: &mut Sha256, bytes: &[u8]) {
+    digest.update((bytes.len() as u64).to_be_bytes());
+    digest.update(bytes);
+}
+
 /// How many items of a series are kept to be shown.
 const SHOWN: usize = 1_000;
 
@@ -40,10 +46,7 @@ struct Series {
 impl Series {
     fn push(&mut self, bytes: &[&[u8]], shown: impl FnOnce() -> Value) {
         self.count += 1;
-        for bytes in bytes {
-            self.digest.update((bytes.len() as u64).to_be_bytes());
-            self.digest.update(bytes);
-        }
+        bytes.iter().for_each(|bytes| take_in(&mut self.digest, bytes));
         if self.first.len() < SHOWN {
             self.first.push(shown());
         }

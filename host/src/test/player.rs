@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 use super::TestError;
 use super::bench::{Bench, Given, Plugin};
 use super::compare::CompareError;
-use super::end::End;
+use super::end::{End, take_in};
 use super::events::{Events, EventsError};
 use super::report::{Report, Why};
 use super::run::{Runs, places};
@@ -154,10 +154,7 @@ pub type State = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// Takes what was done into a digest, each part with its length.
 fn digest(hash: &mut Sha256, happened: &Happened) {
-    let mut put = |bytes: &[u8]| {
-        hash.update((bytes.len() as u64).to_be_bytes());
-        hash.update(bytes);
-    };
+    let mut put = |bytes: &[u8]| take_in(hash, bytes);
     put(&happened.time.0.to_be_bytes());
     for (key, value) in &happened.asked.state {
         put(key);

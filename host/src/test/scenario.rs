@@ -190,7 +190,10 @@ impl Scenario {
             Vars::only_known(sections.iter()).map_err(|why| wrong(format!("in the end: {why}")))?;
         }
         for (number, step) in (1..).zip(&steps) {
-            check(&step.value, &vars, &place_of(number, step)).map_err(wrong)?;
+            let place = place_of(number, step);
+            Vars::only_known(step.value.as_object().into_iter().flatten())
+                .map_err(|why| wrong(format!("{place}: {why}")))?;
+            check(&step.value, &vars, &place).map_err(wrong)?;
         }
         let names = raw.given.names;
         Ok(Self { name: name.to_owned(), dir: PathBuf::new(), given, names, steps, end })
@@ -228,7 +231,6 @@ pub fn place_of(number: u64, step: &Spanned<Value>) -> String {
 
 /// What is wrong is told before anything runs, as far as it does not hang on variables.
 fn check(step: &Value, vars: &Vars, place: &str) -> Result<(), String> {
-    Vars::only_known(step.as_object().into_iter().flatten()).map_err(|why| format!("{place}: {why}"))?;
     let step = Step::parse(step, vars).map_err(|why| format!("{place}: {why}"))?;
     if let Action::Repeat { steps, .. } = &step.action {
         let vars = Vars { round: 1, ..*vars };

@@ -20,13 +20,10 @@ use crate::host::{HostError, Loader, Ready, ToRun, Wired};
 use crate::ident::PluginName;
 use crate::keys::{KeyFile, Keyring};
 use crate::log::{EventLog, TAIL_BYTES};
-use crate::plugin::mark;
-use crate::plugin::roster;
-use crate::plugin::{Actor, Engine, Handle, KEY_BYTES, Limits, Numbers};
-use crate::store::documents;
+use crate::plugin::{Actor, Engine, Handle, KEY_BYTES, Limits, Numbers, check_key, mark, roster};
 use crate::store::outbox::{self, Backlog};
 use crate::store::{
-    CURSORS, LOG, META, Memory, OUTBOX, PluginId, STATE, StateKey, Store, StoreError, TIMERS, log,
+    CURSORS, LOG, META, Memory, OUTBOX, PluginId, STATE, StateKey, Store, StoreError, TIMERS, documents, log,
 };
 use crate::time::{Clock, Timestamp};
 
@@ -197,7 +194,7 @@ impl Ground {
 /// Whether a plugin could have set a key to a value.
 fn check(key: &[u8], value: &[u8], limits: &Limits) -> Result<(), String> {
     let place = || format!("given.state.{}", shown_key(key));
-    if key.is_empty() || key.len() > KEY_BYTES {
+    if check_key(key).is_err() {
         return Err(format!("{}: a key has 1 to {KEY_BYTES} bytes", place()));
     }
     if value.len() > limits.value_bytes {

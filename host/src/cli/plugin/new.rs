@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 use toml::{Table, Value};
@@ -170,11 +170,10 @@ impl New {
             .replace("SOURCE", source)
             .replace("NEEDS", &needs);
         // What the commands do stands in one column, however long the name is.
-        let width = text.lines().filter_map(|line| Some(line.split_once(" # ")?.0.len())).max();
+        let commands = text.lines().filter_map(|line| Some(line.split_once(" # ")?.0));
+        let width = commands.map(str::len).max().unwrap_or_default();
         let align = |line: &str| match line.split_once(" # ") {
-            Some((command, does)) => {
-                format!("{command:width$} # {does}\n", width = width.unwrap_or_default())
-            }
+            Some((command, does)) => format!("{command:width$} # {does}\n"),
             None => format!("{line}\n"),
         };
         text.lines().map(align).collect()
@@ -205,16 +204,15 @@ fn lock(name: &str) -> anyhow::Result<String> {
         ("dependencies".to_owned(), Value::Array(own.to_vec())),
     ]))];
     let mut wanted: Vec<String> = CRATES.map(str::to_owned).to_vec();
-    // Which of the two is meant could not be told.
-    let taken = || anyhow!("a plugin in Rust cannot be called {name}: that is a crate that it needs");
     let mut seen = BTreeSet::new();
     while let Some(next) = wanted.pop() {
         let Some(package) = find(&next) else { continue };
         if !seen.insert(package.to_string()) {
             continue;
         }
+        // Which of the two is meant could not be told.
         if name_of(package).as_deref() == Some(name) {
-            return Err(taken());
+            bail!("a plugin in Rust cannot be called {name}: that is a crate that it needs");
         }
         let dependencies = package.get("dependencies").and_then(Value::as_array).into_iter().flatten();
         wanted.extend(dependencies.filter_map(Value::as_str).map(str::to_owned));

@@ -84,6 +84,7 @@ fn described() -> OpenApiRouter<Arc<Supervised>> {
         .routes(routes!(names::key_id, names::make_key))
         .routes(routes!(names::publish))
         .routes(routes!(names::update_state))
+        .routes(routes!(names::adopt))
         .routes(routes!(names::resolve))
         .routes(routes!(names::get_state))
         .routes(routes!(dead::list, dead::remove_all))

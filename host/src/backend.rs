@@ -14,9 +14,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use cid::Cid;
 use futures::Stream;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::ident::{ContentPath, IpnsName, KeyName, PeerName, Topic};
+use crate::ident::{ContentPath, Domain, InvalidWord, IpnsName, KeyName, PeerName, Root, Topic};
 use crate::keys::Key;
 use crate::time::Timestamp;
 
@@ -112,6 +113,13 @@ pub trait Names: Send + Sync + 'static {
     /// The newest record that the backend finds, in its stored form; the caller checks it.
     async fn record(&self, name: &IpnsName) -> Result<Vec<u8>, BackendError>;
 
+    /// What one of the host's own names points to as far as the backend knows; none if it knows no record. Unlike
+    /// [`Names::record`] it also answers while the backend is cut off from the network.
+    async fn current(&self, name: &IpnsName) -> Result<Option<Current>, BackendError>;
+
+    /// What the DNSLink record of a domain points to. See <https://dnslink.org>.
+    async fn dnslink(&self, domain: &Domain) -> Result<ContentPath, BackendError>;
+
     /// The names of the keys that the backend had before the host came.
     async fn keys(&self) -> Result<Vec<(KeyName, IpnsName)>, BackendError>;
 }
@@ -125,6 +133,15 @@ pub enum Prepared {
     Taken(IpnsName),
 }
 
+/// What a backend knows to be published under a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Current {
+    /// What the record points to.
+    pub path: ContentPath,
+    /// The record's sequence number; none where the backend does not show the record itself.
+    pub sequence: Option<u64>,
+}
+
 /// A value to publish under a name.
 #[derive(Clone, Debug)]
 pub struct Publication {
@@ -136,8 +153,8 @@ pub struct Publication {
     pub path: ContentPath,
     /// The sequence number that the record should have; a backend may know of a higher one.
     pub sequence: u64,
-    /// The sequence number of the record that the host published last; none if it is the first.
-    pub last: Option<u64>,
+    /// What the backend knew to be published just before.
+    pub current: Option<Current>,
     /// How long the record is valid.
     pub lifetime: Duration,
     /// How long others may keep the record before they ask again.
@@ -151,9 +168,6 @@ pub struct Published {
     pub sequence: u64,
     /// The signed record, where it was signed here.
     pub record: Option<Vec<u8>>,
-    /// What the name pointed to before, if its record was newer than the one that the host published
-    /// last: someone else may publish under the key, or the host forgot in a crash that it did.
-    pub newer_before: Option<ContentPath>,
 }
 
 /// A message as it comes in.
@@ -209,6 +223,14 @@ pub struct Backend {
     pub network: bool,
 }
 
+/// The keeper of what the embedded backend has accepted.
+const EMBEDDED: &str = "embedded";
+
+/// Who has accepted a record, a key and a document. What one keeper has accepted no other has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Keeper(String);
+
 /// How often a name may point to another name.
 const MAX_HOPS: usize = 4;
 
@@ -220,13 +242,28 @@ impl Backend {
             .map_err(|error| BackendError::Unbelievable { call: "name/get", why: error.to_string() })
     }
 
-    /// Where a path ends that may point to a name, which may point to another.
+    /// Resolves a path to one under `/ipfs/`: a name or a domain at its start is replaced by what it points to, and
+    /// what lies below it stays below.
     pub async fn end_of_chain(&self, mut path: ContentPath) -> Result<ContentPath, BackendError> {
-        for _ in 0..MAX_HOPS {
-            let Some(name) = path.ipns() else { return Ok(path) };
-            path = self.record(&name).await?.path;
+        for _ in 0..=MAX_HOPS {
+            let (call, target) = match path.root() {
+                Root::Content(_) => return Ok(path),
+                Root::Name(name) => ("name/get", self.record(&name).await?.path),
+                Root::Domain(domain) => ("name/resolve", self.names.dnslink(&domain).await?),
+            };
+            let unbelievable = |why: InvalidWord| BackendError::Unbelievable { call, why: why.to_string() };
+            path = target.join(path.below()).map_err(unbelievable)?;
         }
         Err(BackendError::NotFound(format!("the end of a chain of more than {MAX_HOPS} names")))
+    }
+
+    /// Who keeps what is published through this backend: the daemon's peer id, so that another daemon at the same
+    /// address is not taken for it, or [`EMBEDDED`].
+    pub async fn keeper(&self) -> Result<Keeper, BackendError> {
+        if !self.network {
+            return Ok(Keeper(EMBEDDED.to_owned()));
+        }
+        Ok(Keeper(self.pubsub.identity().await?.to_string()))
     }
 }
 

@@ -29,6 +29,7 @@ pub use tally::Tally;
 use apply::{NameChanges, Wakes};
 use queue::{AfterCommit, Queue, Submitted, Write};
 
+use crate::backend::Current;
 use crate::change::{Change, Changes};
 use crate::effect::{NameUpdate, Publish};
 use crate::entry::{Event, Kind, Origin};
@@ -64,6 +65,24 @@ pub enum NameChange {
         key: KeyName,
         /// The value.
         update: NameUpdate,
+    },
+    /// An own name that never had a value points to what the host has not published.
+    Found {
+        /// The key behind it.
+        key: KeyName,
+        /// That as a value of the name.
+        update: NameUpdate,
+        /// What is published.
+        current: Current,
+    },
+    /// An own name takes over what someone else has published under it.
+    TakenOver {
+        /// The key behind it.
+        key: KeyName,
+        /// That as a value of the name.
+        update: NameUpdate,
+        /// What is published.
+        current: Current,
     },
     /// A followed name points to another file.
     Followed {

@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use crate::cause::in_yaml;
 use crate::commit::Durability;
+use crate::host::Adoption;
 use crate::ident::{InvalidWord, KeyName, PeerName, PluginName, Topic};
 use crate::log::TAIL_BYTES;
 use crate::plugin::{Grants, LimitPolicy, NameOrKey, Rules, SomeLimits, TopicPattern};
@@ -251,6 +252,10 @@ pub struct Ipfs {
     pub ipns_key_name: String,
     /// Another host's registry, read and merged. Absent: none.
     pub registry_ipns: Option<String>,
+    /// What becomes of a name that this host has never published under, or not since the backup that it was restored
+    /// from, and that points to something already: `import` has the plugins take its content over first, `replace`
+    /// overwrites it. Absent: nothing is published under it until the operator decides with `dim ipns adopt`.
+    pub adopt: Option<Adoption>,
     /// Seconds between two questions for a followed name. Default 10; higher is kinder to the
     /// network and notices changes later.
     pub follow_every: u64,
@@ -348,6 +353,7 @@ impl Default for Ipfs {
             api_authorization: None,
             ipns_key_name: "dim-state-key".to_owned(),
             registry_ipns: None,
+            adopt: None,
             follow_every: 10,
             pubsub: Topics::default(),
             other: BTreeMap::new(),

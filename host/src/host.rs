@@ -1,5 +1,6 @@
 //! Owns the composition: opens the store, wires the stages, starts and ends them in order.
 
+mod adoption;
 mod candidate;
 mod claims;
 mod following;
@@ -45,6 +46,7 @@ use crate::store::{Disk, Medium, Store, StoreError};
 use crate::subscription::{self, Hearings};
 use crate::time::{Clock, MachineClock, Timestamp};
 
+pub use adoption::{AdoptError, Adopted, Adoption};
 pub(crate) use candidate::{Candidate, Ready, Terms, candidates};
 pub use granting::{GrantChange, Granted};
 pub use installation::Grant;

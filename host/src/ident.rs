@@ -243,10 +243,51 @@ impl fmt::Debug for IpnsName {
     }
 }
 
-/// What an IPNS record points to: `/ipfs/CID[/…]` or `/ipns/NAME[/…]`.
+word!(
+    /// A domain name that a DNSLink TXT record may stand under: two labels or more, 253 bytes at most.
+    ///
+    /// See <https://dnslink.org>.
+    Domain, "domain name", |text| {
+        if text.len() > 253 { return Some("it is longer than 253 bytes"); }
+        if !text.contains('.') { return Some("it has only one label"); }
+        let inner = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_');
+        let is_label = |label: &str| (1..=63).contains(&label.len()) && label.chars().all(inner);
+        (!text.split('.').all(is_label)).then_some("a label is empty, too long or holds other characters")
+    }
+);
+
+/// What an IPNS record points to: `/ipfs/CID[/…]`, `/ipns/NAME[/…]` or `/ipns/DOMAIN[/…]` (DNSLink).
 #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ContentPath(Arc<str>);
+
+/// What a path starts with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Root {
+    /// Content that never changes.
+    Content(Cid),
+    /// An IPNS name.
+    Name(IpnsName),
+    /// A domain name with a DNSLink record.
+    Domain(Domain),
+}
+
+impl Root {
+    fn parse(text: &str) -> Result<Self, &'static str> {
+        let mut segments = text.split('/').skip(1);
+        match (segments.next(), segments.next().unwrap_or_default()) {
+            (Some("ipfs"), root) => {
+                Cid::try_from(root).map(Self::Content).map_err(|_| "there is no CID after /ipfs/")
+            }
+            (Some("ipns"), root) => match (root.parse(), root.parse()) {
+                (Ok(name), _) => Ok(Self::Name(name)),
+                (Err(_), Ok(domain)) => Ok(Self::Domain(domain)),
+                (Err(_), Err(_)) => Err("there is neither an IPNS name nor a domain name after /ipns/"),
+            },
+            _ => Err("it starts with neither /ipfs/ nor /ipns/"),
+        }
+    }
+}
 
 impl ContentPath {
     /// The path of a CID.
@@ -259,6 +300,11 @@ impl ContentPath {
         &self.0
     }
 
+    /// What the path starts with.
+    pub fn root(&self) -> Root {
+        Root::parse(&self.0).expect("checked when the path was made")
+    }
+
     /// The CID and the segments below it; none for a path under `/ipns/`.
     pub fn ipfs(&self) -> Option<(Cid, Vec<&str>)> {
         let mut segments = self.0.strip_prefix("/ipfs/")?.split('/').filter(|s| !s.is_empty());
@@ -266,9 +312,25 @@ impl ContentPath {
         Some((cid, segments.collect()))
     }
 
-    /// The name that a path under `/ipns/` starts with.
-    pub fn ipns(&self) -> Option<IpnsName> {
-        self.0.strip_prefix("/ipns/")?.split('/').next()?.parse().ok()
+    /// Whether the path may lead to other content later: it starts with a name or a domain.
+    pub fn is_mutable(&self) -> bool {
+        self.0.starts_with("/ipns/")
+    }
+
+    /// The segments below the root, each with its slash; empty if there are none.
+    pub fn below(&self) -> &str {
+        let root = self.0.match_indices('/').nth(2).map_or(self.0.len(), |(at, _)| at);
+        self.0[root..].trim_end_matches('/')
+    }
+
+    /// The path of what lies `below` this one, given as [`ContentPath::below`] gives it.
+    ///
+    /// Fails if the two together are too long for a path.
+    pub fn join(&self, below: &str) -> Result<Self, InvalidWord> {
+        if below.is_empty() {
+            return Ok(self.clone());
+        }
+        format!("{}{below}", self.0.trim_end_matches('/')).parse()
     }
 }
 
@@ -283,16 +345,15 @@ impl FromStr for ContentPath {
         if text.chars().any(char::is_control) {
             return refuse("it holds a control character");
         }
-        let path = Self(text.into());
         if text.split('/').any(|segment| [".", ".."].contains(&segment)) {
             return refuse("it holds . or ..");
         }
-        match text.split('/').nth(1) {
-            Some("ipfs") if path.ipfs().is_some() => Ok(path),
-            Some("ipfs") => refuse("there is no CID after /ipfs/"),
-            Some("ipns") if path.ipns().is_some() => Ok(path),
-            Some("ipns") => refuse("there is no IPNS name after /ipns/"),
-            _ => refuse("it starts with neither /ipfs/ nor /ipns/"),
+        if !text.starts_with('/') {
+            return refuse("it starts with neither /ipfs/ nor /ipns/");
+        }
+        match Root::parse(text) {
+            Ok(_) => Ok(Self(text.into())),
+            Err(why) => refuse(why),
         }
     }
 }
@@ -403,6 +464,25 @@ mod tests {
         assert_eq!(peer.parse::<IpnsName>().unwrap(), name);
         assert_eq!(format!("/ipns/{k51}").parse::<IpnsName>().unwrap(), name);
         assert_eq!(name.as_str(), k51);
+    }
+
+    #[test]
+    fn a_path_below_a_name_stays_below_what_the_name_points_to() {
+        let path = |text: &str| text.parse::<ContentPath>().unwrap();
+        let k51 = "k51qzi5uqu5dlkw8pxuw9qmqayfdeh4kfebhmreauqdc6a7c3y7d5i9fi8mk9w";
+        let below = path(&format!("/ipns/{k51}/v1/p.wasm"));
+        assert_eq!(below.root(), Root::Name(k51.parse().unwrap()));
+        assert_eq!(below.below(), "/v1/p.wasm");
+        assert_eq!(path("/ipfs/bafkqaaa/dir/").join(below.below()).unwrap(), path("/ipfs/bafkqaaa/dir/v1/p.wasm"));
+        assert_eq!(path("/ipfs/bafkqaaa/").below(), "");
+        assert_eq!(path("/ipfs/bafkqaaa").join("").unwrap(), path("/ipfs/bafkqaaa"));
+        let domain = path("/ipns/fleet.example.org/jobs");
+        assert_eq!(domain.root(), Root::Domain("fleet.example.org".parse().unwrap()));
+        assert!(domain.is_mutable() && !path("/ipfs/bafkqaaa").is_mutable());
+        assert!(path("/ipfs/bafkqaaa").join(&format!("/{}", "x".repeat(1024))).is_err());
+        for text in ["/ipns/nodots", "/ipns/a..b", "/ipns/a b.c", "/ipns/.org", "/ipns//x.org"] {
+            assert!(text.parse::<ContentPath>().is_err(), "{text:?}");
+        }
     }
 
     #[test]

@@ -1,23 +1,31 @@
 //! Owns the publishing of the host's own names: the newest committed value of each, signed anew at
-//! half of its lifetime; the backend lets go of what it supersedes.
+//! half of its lifetime. A name that points to what the host does not know is put on hold
+//! (`store/names/ownership.rs`), what the backend has lost is published again (`audit`), what is superseded is unpinned
+//! (`pins`).
+
+mod audit;
+mod pins;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cid::Cid;
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::{Backend, BackendError, Prepared, Publication, Published};
+use crate::backend::{Backend, BackendError, Current, Keeper, Prepared, Publication, Published};
 use crate::backoff::Backoff;
 use crate::cause::chain;
 use crate::commit::{Commit, CommitError};
+use crate::effect::NameValue;
 use crate::entry::{Kind, Resolution};
-use crate::ident::{ContentPath, IpnsName, KeyName};
+use crate::ident::{IpnsName, KeyName};
 use crate::keys::Keyring;
-use crate::store::names::{self, Accepted, Known};
-use crate::store::{Store, StoreError, documents, pins};
+use crate::plugin::DOCUMENT_BYTES;
+use crate::store::names::{self, Accepted, Finding, Known};
+use crate::store::{Store, StoreError, documents};
 use crate::time::Timestamp;
+
+use audit::Audit;
 
 /// How long others may keep a record before they ask again.
 const TTL: Duration = Duration::from_secs(60);
@@ -26,7 +34,7 @@ const TTL: Duration = Duration::from_secs(60);
 const PACE: Duration = Duration::from_millis(200);
 
 /// The task that publishes names.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Publisher {
     /// Where names are committed.
     pub store: Arc<Store>,
@@ -39,30 +47,32 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// Publishes until `stop` is cancelled.
+    /// Publishes, and looks after what was published, until `stop` is cancelled.
     pub async fn run(self, stop: CancellationToken) {
-        let mut waits = Waits::new();
-        let stopped = stop.clone();
-        let work = async {
-            loop {
-                let pause = match self.publish_due(&mut waits).await {
-                    Ok(pause) => pause,
-                    Err(CommitError::Closed) => return,
-                    Err(error) => {
-                        tracing::error!("cannot read the names to publish: {error}");
-                        Duration::from_secs(1)
-                    }
-                };
-                tokio::select! {
-                    () = tokio::time::sleep(pause) => {}
-                    () = self.commit.names.notified() => tokio::time::sleep(PACE).await,
-                }
-            }
-        };
+        let audit = Audit::new(self.clone());
         tokio::select! {
             biased;
-            () = stopped.cancelled() => {}
-            () = work => {}
+            () = stop.cancelled() => {}
+            // Both end by themselves only once the writer is gone.
+            _ = async { tokio::join!(self.publish_all(), audit.run()) } => {}
+        }
+    }
+
+    async fn publish_all(&self) {
+        let mut waits = Waits::new();
+        loop {
+            let pause = match self.publish_due(&mut waits).await {
+                Ok(pause) => pause,
+                Err(CommitError::Closed) => return,
+                Err(error) => {
+                    tracing::error!("cannot read the names to publish: {error}");
+                    Duration::from_secs(1)
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.commit.names.notified() => tokio::time::sleep(PACE).await,
+            }
         }
     }
 
@@ -80,9 +90,12 @@ impl Publisher {
                 continue;
             }
             match self.publish(&key, &known).await {
-                Ok(published) => {
+                Ok(Some((published, by))) => {
                     waits.remove(&key);
-                    self.accept(key, known, published).await?;
+                    self.accept(key, known, published, by).await?;
+                }
+                Ok(None) => {
+                    waits.remove(&key);
                 }
                 Err(PublishError::Commit(error)) => return Err(error),
                 Err(PublishError::Backend(error)) => {
@@ -96,45 +109,57 @@ impl Publisher {
         Ok(pause.max(Duration::from_millis(10)))
     }
 
-    async fn publish(&self, key: &KeyName, known: &Known) -> Result<Published, PublishError> {
+    /// Publishes a name, unless it points to what the host does not know: then it is on hold.
+    async fn publish(
+        &self,
+        key: &KeyName,
+        known: &Known,
+    ) -> Result<Option<(Published, Keeper)>, PublishError> {
         let held = self.keys.get(key).ok_or_else(|| BackendError::NotFound(format!("key {key}")))?;
         let data = documents::get(&self.store.snapshot()?, &known.path)?;
+        let by = self.backend.keeper().await?;
         if let Prepared::Taken(other) = self.backend.names.prepare(key, &held).await? {
             self.settle_whose_key(key, known, &other)?;
             let message = format!("{key} is taken");
             return Err(BackendError::Refused { call: "key/import", message }.into());
         }
+        let current = self.backend.names.current(&held.name()).await?;
+        if let Some(current) = &current
+            && let Finding::Unknown(_) = known.compare(current)
+        {
+            self.hold(key, current.clone()).await?;
+            return Ok(None);
+        }
+        self.note_attempt(key, known).await?;
         if let (Some((cid, _)), Some(data)) = (known.path.ipfs(), data) {
-            self.note_pin(&cid).await?;
             self.backend.content.put(&cid, data.into()).await?;
         }
         let lifetime = Duration::from_nanos(known.lifetime);
         let last = known.published.as_ref().map(|accepted| accepted.sequence);
-        let renewed = known.is_published();
         let publication = Publication {
             key_name: key.clone(),
             key: held,
             path: known.path.clone(),
             // Others must see that it is newer, whatever was published under the name before.
             sequence: match last {
-                Some(last) if renewed => last,
+                Some(last) if known.is_published() => last,
                 Some(last) => known.sequence.max(last + 1),
                 None => known.sequence.max(1),
             },
-            last,
+            current,
             lifetime,
             ttl: TTL.min(lifetime),
         };
-        Ok(self.backend.names.publish(&publication).await?)
+        Ok(Some((self.backend.names.publish(&publication).await?, by)))
     }
 
-    /// Notes a file before it is pinned, so that the pin is found again whatever happens then. One
-    /// that someone else has pinned stays theirs.
-    async fn note_pin(&self, cid: &Cid) -> Result<(), PublishError> {
-        let is_noted = pins::is_noted(&self.store.snapshot()?, cid)?;
-        if self.backend.network && !is_noted && !self.backend.content.is_pinned(cid).await? {
-            let cid = *cid;
-            self.commit.write(move |write| pins::note(write, &cid)).await?;
+    /// Stops publishing under a name, unless the host has come to know what it points to.
+    async fn hold(&self, key: &KeyName, current: Current) -> Result<(), CommitError> {
+        let (held, found) = (key.clone(), current.clone());
+        let now = Timestamp::wall();
+        let is_news = self.commit.write(move |write| names::hold(write, &held, &found, now)).await?;
+        if is_news {
+            tracing::error!(%key, path = %current.path, sequence = current.sequence, "the name points to what this host has not published: it publishes nothing under it until `dim ipns adopt` says what is meant");
         }
         Ok(())
     }
@@ -151,16 +176,15 @@ impl Publisher {
     }
 
     /// Notes that the backend has a value, and unpins what no name points to any more.
-    async fn accept(&self, key: KeyName, sent: Known, published: Published) -> Result<(), CommitError> {
+    async fn accept(
+        &self,
+        key: KeyName,
+        sent: Known,
+        published: Published,
+        by: Keeper,
+    ) -> Result<(), CommitError> {
         let now = Timestamp::wall();
         let Some(name) = self.keys.name(&key) else { return Ok(()) };
-        let stranger_at = match &published.newer_before {
-            Some(path) if !self.is_own(path)? => {
-                tracing::error!(%key, %path, "someone else publishes under this key: two hosts on one daemon need keys of their own, see ipfs.ipns_key_name");
-                Some(now.0)
-            }
-            _ => sent.published.as_ref().and_then(|last| last.stranger_at),
-        };
         let accepted = Accepted {
             path: sent.path,
             is_held: sent.document.is_some(),
@@ -169,7 +193,8 @@ impl Publisher {
             at: now.0,
             lifetime: sent.lifetime,
             record: published.record,
-            stranger_at,
+            by: Some(by),
+            backed_up: None,
         };
         let confirmed = Kind::NameConfirmed(Resolution {
             name,
@@ -183,41 +208,13 @@ impl Publisher {
             .await?;
         self.unpin_superseded().await
     }
+}
 
-    /// Whether a path is a document that this host has published, as far as it still remembers.
-    fn is_own(&self, path: &ContentPath) -> Result<bool, StoreError> {
-        let Some((cid, _)) = path.ipfs() else { return Ok(false) };
-        let snapshot = self.store.snapshot()?;
-        Ok(pins::is_noted(&snapshot, &cid)? || documents::get(&snapshot, path)?.is_some())
-    }
-
-    /// The files that are pinned for this host and that no name points to. (No snapshot is held while
-    /// the daemon is asked: the database would keep every page of its time.)
-    fn superseded(&self) -> Result<Vec<Cid>, StoreError> {
-        let snapshot = self.store.snapshot()?;
-        let mut pinned = pins::all(&snapshot)?;
-        if pinned.is_empty() {
-            return Ok(pinned);
-        }
-        let names = names::all(&snapshot)?;
-        pinned.retain(|cid| {
-            let path = ContentPath::of(cid);
-            let accepted = |known: &Known| known.published.as_ref().is_some_and(|last| last.path == path);
-            !names.iter().any(|(_, known)| known.path == path || accepted(known))
-        });
-        Ok(pinned)
-    }
-
-    /// Unpins what no name points to: what was accepted before, and what never came to that.
-    async fn unpin_superseded(&self) -> Result<(), CommitError> {
-        for cid in self.superseded()? {
-            match self.backend.content.unpin(&cid).await {
-                Ok(()) => self.commit.write_later(move |write| pins::forget(write, &cid)).await?,
-                Err(error) => tracing::warn!(%cid, "cannot unpin a superseded document yet: {error}"),
-            }
-        }
-        Ok(())
-    }
+/// Reads the file that is published under a name, at most [`DOCUMENT_BYTES`] of it.
+pub async fn published_file(backend: &Backend, current: &Current) -> Result<NameValue, BackendError> {
+    let path = backend.end_of_chain(current.path.clone()).await?;
+    let (cid, data) = backend.content.file(&path, DOCUMENT_BYTES).await?;
+    Ok(NameValue::Document { cid, data })
 }
 
 /// How long each name that failed is left alone.

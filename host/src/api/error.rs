@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 use super::MAX_BODY;
 use crate::backend::BackendError;
 use crate::commit::CommitError;
-use crate::host::ReplaceError;
+use crate::host::{AdoptError, ReplaceError};
 use crate::ident::{Digest, InvalidWord};
 use crate::keys::KeyError;
 use crate::plugin::ReplyError;
@@ -201,6 +201,21 @@ impl From<KeyError> for ApiError {
     fn from(error: KeyError) -> Self {
         let detail = crate::cause::chain(&error);
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "key", detail)
+    }
+}
+
+impl From<AdoptError> for ApiError {
+    fn from(error: AdoptError) -> Self {
+        let detail = crate::cause::chain(&error);
+        match error {
+            AdoptError::NotHeld(_) | AdoptError::NoKey(_) => Self::conflict(detail),
+            AdoptError::Unread { source, .. } => Self { detail, ..source.into() },
+            AdoptError::Refused { source, .. } => Self { detail, ..source.into() },
+            AdoptError::NoImporter(_) | AdoptError::NotJson { .. } => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "refused", detail)
+            }
+            AdoptError::Commit(error) => error.into(),
+        }
     }
 }
 

@@ -37,9 +37,6 @@ pub async fn health(State(host): State<Arc<Supervised>>) -> Result<Response, Api
 /// A publish that waits for longer than this is a trouble.
 const LATE: Duration = Duration::from_secs(30);
 
-/// For how long it is told that someone else published under a key.
-const RECENT: Duration = Duration::from_secs(3_600);
-
 /// What is wrong.
 pub fn troubles(host: &Host) -> Result<Vec<String>, ApiError> {
     let (snapshot, now) = (host.store.snapshot()?, Timestamp::wall());
@@ -101,17 +98,14 @@ fn waiting(host: &Host, now: Timestamp) -> Result<Vec<String>, ApiError> {
 /// An own name that is late, nearly over, someone else's too, or nearly too large.
 fn of_name(key: &KeyName, known: &Known, now: Timestamp) -> Vec<String> {
     let mut troubles = Vec::new();
-    if !known.is_published() && now.since(Timestamp(known.since)) > LATE {
+    if known.is_waiting() && now.since(Timestamp(known.since)) > LATE {
         troubles.push(format!("name {key} is not published since {}", Timestamp(known.since)));
     }
     if let Some(accepted) = known.published.as_ref().filter(|accepted| accepted.is_nearly_over(now)) {
         troubles.push(format!("the record of {key} ends at {}", accepted.valid_until()));
     }
-    let stranger_at = known.published.as_ref().and_then(|accepted| accepted.stranger_at).map(Timestamp);
-    if let Some(at) = stranger_at.filter(|at| now.since(*at) < RECENT) {
-        troubles.push(format!(
-            "someone else published under {key}, last at {at}: two hosts on one daemon need keys of their own, see ipfs.ipns_key_name"
-        ));
+    if let Some(hold) = &known.hold {
+        troubles.push(format!("{key} is on hold since {}: {}", Timestamp(hold.since), hold.explain(key)));
     }
     let document = known.document.unwrap_or_default();
     if document > DOCUMENT_BYTES as u64 / 10 * 9 {

@@ -12,11 +12,11 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::ApiError;
 use super::extract::{Body, Current, Path, Plain, Query};
-use super::openapi::{Missing, Refused, TooLarge};
+use super::openapi::{Conflict, Missing, Refused, TooLarge};
 use crate::commit::NameChange;
 use crate::effect::{LIFETIME, LIFETIMES, NameUpdate, NameValue};
 use crate::entry::Resolution;
-use crate::host::Host;
+use crate::host::{Adopted, Adoption, Host};
 use crate::ident::{ContentPath, IpnsName, KeyName};
 use crate::plugin::{DOCUMENT_BYTES, NameOrKey};
 use crate::store::names::{self, Known};
@@ -85,6 +85,10 @@ pub struct How {
     /// at half of it.
     #[param(minimum = 60, maximum = 31_536_000)]
     lifetime_seconds: Option<u64>,
+    /// Whether the value is published although a plugin publishes under the key: whoever reads the name takes it for
+    /// the plugin's, until the plugin's next value takes its place. Without it that is refused with 409.
+    #[serde(default)]
+    force: bool,
 }
 
 /// A name of the host that was given a new value.
@@ -107,7 +111,7 @@ pub struct Published {
 /// The answer comes once the value is committed and the backend has accepted it, or after 20 s without.
 #[utoipa::path(put, path = "/keys/{key}/path", tag = "names", operation_id = "publish_path",
     params(("key" = KeyName, Path, description = "The key"), How),
-    request_body = Publish, responses((status = 200, body = Published), Refused))]
+    request_body = Publish, responses((status = 200, body = Published), Conflict, Refused))]
 pub async fn publish(
     Current(host): Current,
     Path(key): Path<String>,
@@ -123,7 +127,7 @@ pub async fn publish(
 #[utoipa::path(put, path = "/keys/{key}/state", tag = "names", operation_id = "update_state",
     params(("key" = KeyName, Path, description = "The key"), How),
     request_body(content_type = "application/octet-stream"),
-    responses((status = 200, body = Published), TooLarge))]
+    responses((status = 200, body = Published), Conflict, TooLarge))]
 pub async fn update_state(
     Current(host): Current,
     Path(key): Path<String>,
@@ -150,12 +154,53 @@ async fn set(
     if !LIFETIMES.contains(&lifetime) {
         return Err(ApiError::invalid("a lifetime lies between one minute and one year"));
     }
+    refuse_what_plugins_write(host, &key, how).await?;
     let name = key_name(host, &key).await?;
     let update = NameUpdate { name: name.clone(), value, lifetime };
     host.commit.change_name(NameChange::Own { key: key.clone(), update }).await?;
     let known = published(host, &key).await?;
     let published = known.is_published();
     Ok(Json(Published { key, name, path: known.path, sequence: known.sequence, published }))
+}
+
+/// What a plugin publishes is what its fleet reads: a value from elsewhere takes its place only if that is meant.
+async fn refuse_what_plugins_write(host: &Arc<Host>, key: &KeyName, how: &How) -> Result<(), ApiError> {
+    if how.force {
+        return Ok(());
+    }
+    host.all_loaded().await;
+    match host.writers(key).first() {
+        None => Ok(()),
+        Some(plugin) => Err(ApiError::conflict(format!(
+            "plugin {plugin} publishes under the key {key}, and whoever reads the name would take this value for the plugin's: use another key, or `force` (--force) to have it stand until the plugin's next value"
+        ))),
+    }
+}
+
+/// What becomes of what somebody else has published.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Adopt {
+    /// What becomes of it.
+    how: Adoption,
+}
+
+/// Decides what becomes of a document that somebody else has published under a key of the host.
+///
+/// The host publishes nothing under such a name until this is decided. With `import` the plugins that import the
+/// documents of the key take its content over first; with `replace` it is overwritten.
+#[utoipa::path(post, path = "/keys/{key}/adopt", tag = "names", operation_id = "adopt_name",
+    params(("key" = KeyName, Path, description = "The key")),
+    request_body = Adopt, responses((status = 200, body = Adopted), Conflict, Refused))]
+pub async fn adopt(
+    Current(host): Current,
+    Path(key): Path<String>,
+    Body(Adopt { how }): Body<Adopt>,
+) -> Result<Json<Adopted>, ApiError> {
+    let key = key.parse()?;
+    // What has begun is finished, also if the caller goes away.
+    let adopted = tokio::spawn(async move { host.adopt(&key, how).await });
+    Ok(Json(adopted.await.expect("adopting does not panic")?))
 }
 
 /// Waits a while for the backend to accept the newest value.

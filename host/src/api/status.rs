@@ -14,7 +14,8 @@ use crate::host::Host;
 use crate::ident::{ContentPath, IpnsName, KeyName};
 use crate::plugin::DOCUMENT_BYTES;
 use crate::room::Shortage;
-use crate::store::{Usage, dead, names, outbox};
+use crate::store::names::{self, Cause, Hold};
+use crate::store::{Usage, dead, outbox};
 use crate::time::Timestamp;
 
 /// How the host is doing.
@@ -134,11 +135,36 @@ pub struct OwnName {
     sequence: u64,
     /// Whether the backend has accepted the newest.
     published: bool,
+    /// Why nothing is published under the name until the operator decides; null if nothing keeps it.
+    #[schema(required)]
+    hold: Option<OnHold>,
     /// How large the document is, in bytes; null if it is a path.
     #[schema(required)]
     document_bytes: Option<u64>,
     /// How large it may be, in bytes.
     document_limit: usize,
+}
+
+/// A name under which nothing is published: it points to what the host has not published.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct OnHold {
+    /// Why the host does not know it.
+    cause: Cause,
+    /// What it points to.
+    path: ContentPath,
+    /// The record's sequence; null if the backend does not show it.
+    #[schema(required)]
+    sequence: Option<u64>,
+    /// Since when.
+    since: Timestamp,
+    /// When the record was last seen to change.
+    changed: Timestamp,
+}
+
+impl From<Hold> for OnHold {
+    fn from(Hold { cause, path, sequence, since, changed }: Hold) -> Self {
+        Self { cause, path, sequence, since: Timestamp(since), changed: Timestamp(changed) }
+    }
 }
 
 /// How the host is doing.
@@ -186,6 +212,7 @@ fn own_names(host: &Host) -> Result<Vec<OwnName>, ApiError> {
     let described = known.into_iter().map(|(key, known)| OwnName {
         name: host.keys.name(&key),
         published: known.is_published(),
+        hold: known.hold.map(OnHold::from),
         path: known.path,
         sequence: known.sequence,
         document_bytes: known.document,

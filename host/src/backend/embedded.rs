@@ -14,9 +14,9 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::record::Record;
 use super::{
-    Backend, BackendError, Content, Incoming, Messages, Names, Prepared, Publication, Published, Pubsub,
+    Backend, BackendError, Content, Current, Incoming, Messages, Names, Prepared, Publication, Published, Pubsub,
 };
-use crate::ident::{ContentPath, IpnsName, KeyName, PeerName, Topic};
+use crate::ident::{ContentPath, Domain, IpnsName, KeyName, PeerName, Topic};
 use crate::keys::{Key, Keyring};
 use crate::store::{Store, StoreError, documents, names};
 use crate::time::Timestamp;
@@ -93,7 +93,7 @@ impl Names for Files {
         let validity = Timestamp::wall().after(publication.lifetime);
         let Publication { path, sequence, ttl, .. } = publication;
         let record = Record::sign(pair, path, *sequence, validity, *ttl);
-        Ok(Published { sequence: *sequence, record: Some(record.bytes), newer_before: None })
+        Ok(Published { sequence: *sequence, record: Some(record.bytes) })
     }
 
     async fn record(&self, name: &IpnsName) -> Result<Vec<u8>, BackendError> {
@@ -102,6 +102,16 @@ impl Names for Files {
         let (key, _) = keys.iter().find(|(_, key)| key.name() == *name).ok_or_else(missing)?;
         let known = names::known(&self.store.snapshot().map_err(failed)?, key).map_err(failed)?;
         known.as_ref().and_then(names::Known::record).map(<[u8]>::to_vec).ok_or_else(missing)
+    }
+
+    /// Nobody but the host publishes here, so it never has to look.
+    async fn current(&self, _: &IpnsName) -> Result<Option<Current>, BackendError> {
+        Ok(None)
+    }
+
+    async fn dnslink(&self, domain: &Domain) -> Result<ContentPath, BackendError> {
+        let message = format!("the embedded backend has no network to look up {domain} (DNSLink)");
+        Err(BackendError::Refused { call: "DNSLink", message })
     }
 
     async fn keys(&self) -> Result<Vec<(KeyName, IpnsName)>, BackendError> {

@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 use std::time::Duration;
 
+use jiff::fmt::temporal::Pieces;
 use libp2p_identity::{Keypair, PublicKey};
 use prost::Message as _;
 use serde::{Deserialize, Serialize};
@@ -122,15 +123,14 @@ impl Record {
     }
 
     fn of(data: &Data, bytes: &[u8]) -> Result<Self, RecordError> {
-        let validity: jiff::Timestamp = text(&data.validity, "the validity is not text")?
-            .parse()
-            .map_err(|_| RecordError::Malformed("the validity is not a time"))?;
+        let validity = end_of_validity(text(&data.validity, "the validity is not text")?)
+            .ok_or(RecordError::Malformed("the validity is not a time"))?;
         Ok(Self {
             path: text(&data.value, "the value is not text")?
                 .parse()
                 .map_err(|_| RecordError::Malformed("the value is not a content path"))?,
             sequence: data.sequence,
-            validity: Timestamp(u64::try_from(validity.as_nanosecond()).unwrap_or(0)),
+            validity,
             ttl: Duration::from_nanos(data.ttl),
             bytes: bytes.to_vec(),
         })
@@ -144,6 +144,19 @@ impl Record {
 
 fn text<'a>(bytes: &'a [u8], otherwise: &'static str) -> Result<&'a str, RecordError> {
     std::str::from_utf8(bytes).map_err(|_| RecordError::Malformed(otherwise))
+}
+
+/// Reads an RFC 3339 time. What lies beyond the year 2554, as 9999-12-31T23:59:59Z for "always" does, is the last time
+/// that a [`Timestamp`] holds; what lies before 1970 is the first.
+fn end_of_validity(text: &str) -> Option<Timestamp> {
+    let pieces = Pieces::parse(text).ok()?;
+    let (time, offset) = (pieces.date().to_datetime(pieces.time()?), pieces.to_numeric_offset()?);
+    // No instant of jiff's is later than 9999-12-30T22:00Z, and some calendar days are.
+    let Ok(time) = offset.to_timestamp(time) else {
+        return Some(Timestamp(if time.year() > 1970 { u64::MAX } else { 0 }));
+    };
+    let nanoseconds = time.as_nanosecond();
+    Some(Timestamp(u64::try_from(nanoseconds).unwrap_or(if nanoseconds < 0 { 0 } else { u64::MAX })))
 }
 
 fn rfc3339(time: Timestamp) -> String {
@@ -170,7 +183,8 @@ fn public_key(wire: &Wire, name: &IpnsName) -> Result<PublicKey, RecordError> {
 /// The signed part, a DAG-CBOR map.
 #[derive(Debug, Serialize, Deserialize)]
 struct Data {
-    #[serde(rename = "TTL")]
+    /// In nanoseconds. Readers decide for themselves how long they keep a record without one.
+    #[serde(rename = "TTL", default)]
     ttl: u64,
     #[serde(rename = "Value", with = "byte_string")]
     value: Vec<u8>,

@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use crate::host::Adoption;
 use crate::time::duration_of;
 
 use super::client::Client;
@@ -19,7 +20,7 @@ pub enum Command {
     Publish {
         /// The key, made if there is none
         key: String,
-        /// Where it points: /ipfs/CID or /ipns/NAME
+        /// Where it points: /ipfs/CID or /ipns/NAME, with or without a path below it
         path: String,
         #[command(flatten)]
         how: How,
@@ -43,6 +44,17 @@ pub enum Command {
         /// A name, or a key of this host
         name: String,
     },
+    /// Decide what becomes of a document that this host has not published under its name
+    ///
+    /// The host publishes nothing under a name that points to what it does not know: a fleet's state from before,
+    /// or another writer's. `dim status` shows such names.
+    Adopt {
+        /// The key of a name that is on hold
+        key: String,
+        /// `import`: plugins take the document's content over first; `replace`: it is overwritten
+        #[arg(value_enum)]
+        how: Adoption,
+    },
     /// Says the name that belongs to a key
     KeyId {
         /// The key, made if there is none
@@ -55,11 +67,15 @@ pub struct How {
     /// How long the record is valid, as in 90s, 30m or 24h; it is signed anew at half of it
     #[arg(long, value_parser = duration_of, default_value = "24h")]
     lifetime: Duration,
+    /// Publish under a key that a plugin publishes under: the fleet reads the value as the plugin's own until the
+    /// plugin's next one takes its place
+    #[arg(long)]
+    force: bool,
 }
 
 impl How {
-    fn query(&self) -> [(&'static str, String); 1] {
-        [("lifetime_seconds", self.lifetime.as_secs().to_string())]
+    fn query(&self) -> [(&'static str, String); 2] {
+        [("lifetime_seconds", self.lifetime.as_secs().to_string()), ("force", self.force.to_string())]
     }
 }
 
@@ -76,6 +92,11 @@ impl Command {
                 let set =
                     client.send_bytes(Method::PUT, &["keys", &key, "state"], &how.query(), data).await?;
                 tell(out, &set)
+            }
+            Self::Adopt { key, how } => {
+                let body = json!({ "how": how });
+                let path = &["keys", &key, "adopt"];
+                out.object(&client.send_json(Method::POST, path, &[], &body).await?)
             }
             Self::Resolve { name } => out.object(&client.get(&["names", &name], &[]).await?),
             Self::GetState { name } => bytes(&client.get_bytes(&["names", &name, "state"]).await?),

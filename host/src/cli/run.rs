@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::{Listener, Token};
 use crate::backend::kubo;
 use crate::config::{ApiConfig, Config};
-use crate::host::{Options, Standing, Supervised};
+use crate::host::{Adoption, Options, Standing, Supervised};
 
 use super::logging::{LogFormat, Logging};
 use super::signals::Signals;
@@ -29,6 +29,10 @@ pub struct Run {
     /// Use no daemon, whatever the config says
     #[arg(long)]
     embedded: bool,
+    /// What becomes of a name that points to something this host has not published: take its content over first, or
+    /// overwrite it. Without it nothing is published under such a name until `dim ipns adopt` decides
+    #[arg(long, value_enum)]
+    adopt: Option<Adoption>,
     /// Simulate N nodes that send heartbeats and run jobs
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     demo: Option<u32>,
@@ -153,6 +157,7 @@ impl Run {
         if self.embedded {
             config.ipfs.api_url = None;
         }
+        config.ipfs.adopt = self.adopt.or(config.ipfs.adopt);
         Ok(config)
     }
 

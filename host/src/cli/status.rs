@@ -38,7 +38,11 @@ pub async fn execute(client: &Client, out: &Output) -> anyhow::Result<()> {
     }
     for name in status["names"].as_array().into_iter().flatten() {
         let member = |key: &str| name[key].as_str().unwrap_or("-").to_owned();
-        let state = if name["published"] == true { "published" } else { "waiting to be published" };
+        let state = match () {
+            () if !name["hold"].is_null() => "on hold",
+            () if name["published"] == true => "published",
+            () => "waiting to be published",
+        };
         let size = name["document_bytes"]
             .as_u64()
             .map_or(String::new(), |bytes| format!(", {bytes} of {} bytes", name["document_limit"]));

@@ -10,7 +10,7 @@ use super::candidate::Candidate;
 use super::replacement::ReplaceError;
 use super::{Host, UNHURT};
 use crate::config::Config;
-use crate::ident::PluginName;
+use crate::ident::{KeyName, PluginName};
 use crate::plugin::Reach;
 use crate::plugin::roster::{Claim, Row};
 
@@ -79,6 +79,12 @@ impl Claims {
             }
         }
         Self(Mutex::new(claims))
+    }
+
+    /// The plugins that a key is held for.
+    pub fn holders(&self, key: &KeyName) -> BTreeSet<PluginName> {
+        let claims = self.0.lock().expect(UNHURT);
+        claims.iter().filter(|(_, claim)| claim.keys.contains(key)).map(|(name, _)| name.clone()).collect()
     }
 
     /// Gives up what is held for a plugin that is not to come back.

@@ -49,6 +49,22 @@ impl Look for Files {
     }
 }
 
+/// How often it is looked for names that are on hold, where the config says what becomes of them.
+const ADOPT_EVERY: Duration = Duration::from_secs(2);
+
+/// The names that are on hold since the host began.
+struct Held;
+
+impl Look for Held {
+    fn pause(&self, _: &Host) -> Duration {
+        ADOPT_EVERY
+    }
+
+    async fn look(&mut self, host: &Arc<Host>) -> Result<(), StoreError> {
+        host.adopt_at_start().await
+    }
+}
+
 /// Looks at everything until the host ends. No look waits for another.
 pub async fn follow(host: Weak<Host>) {
     if let Some(host) = host.upgrade() {
@@ -65,6 +81,7 @@ pub async fn follow(host: Weak<Host>) {
         keep_looking(&host, Folder::default()),
         keep_looking(&host, Names::default()),
         keep_looking(&host, Files),
+        keep_looking(&host, Held),
     );
 }
 

@@ -151,7 +151,7 @@ struct Left {
 impl Left {
     fn of(host: &Host) -> Result<Self, StoreError> {
         let names = names::all(&host.store.snapshot()?)?;
-        let names = names.iter().filter(|(_, known)| !known.is_published()).count();
+        let names = names.iter().filter(|(_, known)| known.is_waiting()).count();
         Ok(Self { publishes: outbox::waiting(&host.store)?.0, names })
     }
 

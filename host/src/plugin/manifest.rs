@@ -15,7 +15,7 @@ use wasmparser::{ComponentTypeRef, Parser, Payload};
 
 use super::{Grants, SomeLimits};
 use crate::change::Version;
-use crate::ident::{Digest, InvalidWord, PluginName};
+use crate::ident::{Digest, InvalidWord, KeyName, PluginName};
 use crate::signing::{Signer, SigningError, signer_of};
 
 /// The custom section that holds the manifest.
@@ -142,6 +142,10 @@ pub struct Names {
     /// Of the keys to publish under, those that another plugin publishes under, too.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub share: Vec<String>,
+    /// Keys whose documents the plugin takes over by its command `import`, where somebody else has published them:
+    /// what it publishes afterwards has their content.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub import: Vec<String>,
 }
 
 /// One value of a plugin's config.
@@ -226,7 +230,15 @@ impl Manifest {
             share: words(&self.ipns.share, &config)?,
             limits: SomeLimits::default(),
         };
+        // Checked here, so that [`Manifest::imports`] finds nothing wrong.
+        words::<KeyName>(&self.ipns.import, &config)?;
         Ok(Resolved { asks, config: Value::Object(config).to_string() })
+    }
+
+    /// The keys whose documents the plugin imports, with its config as [`Manifest::resolve`] gives it.
+    pub fn imports(&self, config: &str) -> BTreeSet<KeyName> {
+        let config = serde_json::from_str(config).unwrap_or_default();
+        words(&self.ipns.import, &config).unwrap_or_default()
     }
 
     fn config_with(

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::roster::Code;
 use super::{Limits, Prepared, Reach};
-use crate::ident::Topic;
+use crate::ident::{KeyName, Topic};
 
 /// A component that can run as a plugin.
 #[derive(Clone, Debug)]
@@ -29,5 +29,10 @@ impl Runnable {
     /// Its version.
     pub fn version(&self) -> &str {
         &self.prepared.inspection.manifest.version
+    }
+
+    /// Whether it takes over what others have published under a key, by its command `import`.
+    pub fn imports(&self, key: &KeyName) -> bool {
+        self.prepared.inspection.manifest.imports(&self.config).contains(key)
     }
 }

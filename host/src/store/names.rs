@@ -1,15 +1,20 @@
 //! Owns the rows of the host's own names: the value that was committed last, and what the backend
-//! has accepted of it.
+//! has accepted of it. Whose record stands under a name is `ownership`'s.
+
+mod ownership;
 
 use cid::Cid;
 use redb::{ReadableTable, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
 use super::{NAMES, Snapshot, StoreError, documents};
+use crate::backend::Keeper;
 use crate::effect::{NameUpdate, NameValue};
 use crate::entry::Resolution;
 use crate::ident::{ContentPath, IpnsName, KeyName};
 use crate::time::{Timestamp, nanoseconds};
+
+pub use ownership::{Cause, Finding, Hold, attempt, find, hold, lose, release, take_over};
 
 /// One of the host's names, as it was committed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -26,6 +31,12 @@ pub struct Known {
     pub document: Option<u64>,
     /// What the backend last accepted.
     pub published: Option<Accepted>,
+    /// What was sent to the backend since, and may have been accepted without the host hearing of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attempts: Vec<ContentPath>,
+    /// Why nothing is published under the name until the operator decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold: Option<Hold>,
 }
 
 /// What the backend accepted of a name.
@@ -46,9 +57,12 @@ pub struct Accepted {
     /// The signed record, where the host signs it.
     #[serde(default)]
     pub record: Option<Vec<u8>>,
-    /// When someone else was last seen to publish under the key, in nanoseconds since 1970.
+    /// Who has accepted it. None if a host before 0.1.1 has noted it, or the keeper has lost it since.
     #[serde(default)]
-    pub stranger_at: Option<u64>,
+    pub by: Option<Keeper>,
+    /// The record's sequence as of the backup that the host was restored from; its own is higher since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backed_up: Option<u64>,
 }
 
 impl Accepted {
@@ -91,15 +105,21 @@ impl Known {
         self.published.as_ref().is_some_and(|accepted| accepted.of == self.sequence)
     }
 
+    /// Whether there is a newer value than the backend has, and nothing keeps it from being published.
+    pub fn is_waiting(&self) -> bool {
+        !self.is_published() && self.hold.is_none()
+    }
+
     /// The record that the host signed.
     pub fn record(&self) -> Option<&[u8]> {
         self.published.as_ref()?.record.as_deref()
     }
 
     /// When the name must be published: at once if the backend has not the newest value with the
-    /// lifetime that was asked for, and again at half of that.
+    /// lifetime that was asked for, and again at half of that. Never while it is on hold.
     pub fn due_at(&self) -> Timestamp {
         match &self.published {
+            _ if self.hold.is_some() => Timestamp(u64::MAX),
             Some(accepted) if accepted.of == self.sequence && accepted.lifetime == self.lifetime => {
                 accepted.renew_at()
             }
@@ -150,8 +170,9 @@ pub fn set(
     };
     let superseded = before.as_ref().and_then(Known::document_cid);
     let sequence = before.as_ref().map_or(1, |known| known.sequence + 1);
-    let published = before.and_then(|known| known.published);
-    let known = Known { path, sequence, lifetime, since: now.0, document, published };
+    let (published, attempts, hold) =
+        before.map_or_else(Default::default, |known| (known.published, known.attempts, known.hold));
+    let known = Known { path, sequence, lifetime, since: now.0, document, published, attempts, hold };
     put(write, key, &known)?;
     Ok(Some(Changed { resolution: known.resolution(update.name.clone()), superseded }))
 }
@@ -180,7 +201,8 @@ pub fn restore(
     }
     let superseded = known.document_cid();
     let sequence = known.sequence + 1;
-    let known = Known { sequence, since: now.0, published: known.published, ..before };
+    let Known { published, attempts, hold, .. } = known;
+    let known = Known { sequence, since: now.0, published, attempts, hold, ..before };
     put(write, key, &known)?;
     Ok(Some(Changed { resolution: known.resolution(name), superseded }))
 }
@@ -205,7 +227,8 @@ pub fn accept(write: &WriteTransaction, key: &KeyName, accepted: Accepted) -> Re
     if let Some(before) = known.published.as_ref().and_then(Accepted::document) {
         documents::release(write, &before)?;
     }
-    put(write, key, &Known { published: Some(Accepted { is_held, ..accepted }), ..known })
+    let published = Some(Accepted { is_held, ..accepted });
+    put(write, key, &Known { published, attempts: Vec::new(), ..known })
 }
 
 /// After a restore from a backup: others may have seen records that are newer than what the backup knows
@@ -214,7 +237,8 @@ pub fn overtake(write: &WriteTransaction) -> Result<(), StoreError> {
     let all = rows(&write.open_table(NAMES)?)?;
     for (key, mut known) in all {
         if let Some(accepted) = &mut known.published {
-            accepted.of = 0;
+            (accepted.of, accepted.by) = (0, None);
+            accepted.backed_up.get_or_insert(accepted.sequence);
             accepted.sequence = accepted.sequence.saturating_add(OVERTAKING);
         }
         put(write, &key, &known)?;

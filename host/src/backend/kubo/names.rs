@@ -10,8 +10,8 @@ use tokio::sync::Mutex;
 
 use super::rpc::{Call, Rpc};
 use crate::backend::record::{MAX_RECORD, Record};
-use crate::backend::{BackendError, Names as Backend, Prepared, Publication, Published};
-use crate::ident::{IpnsName, KeyName};
+use crate::backend::{BackendError, Current, Names as Backend, Prepared, Publication, Published};
+use crate::ident::{ContentPath, Domain, IpnsName, KeyName};
 use crate::keys::Key;
 use crate::time::Timestamp;
 
@@ -114,48 +114,89 @@ impl Backend for Names {
     async fn publish(&self, publication: &Publication) -> Result<Published, BackendError> {
         let _turn = self.publishing.lock().await;
         let name = publication.key.name();
-        let current = self.current(&name).await;
         // The daemon counts for itself as long as that leads to the number that is wanted: by one for
         // a new value, not at all for the same.
-        let counts_to =
-            |record: &Record| record.sequence.saturating_add(u64::from(record.path != publication.path));
-        let falls_short = current.as_ref().is_none_or(|record| counts_to(record) < publication.sequence);
+        let counts_to = |current: &Current| {
+            current.sequence.unwrap_or(0).saturating_add(u64::from(current.path != publication.path))
+        };
+        let falls_short =
+            publication.current.as_ref().is_none_or(|current| counts_to(current) < publication.sequence);
         let wanted = (falls_short && publication.sequence > 0).then_some(publication.sequence);
         match self.send(publication, wanted).await {
-            // It has a newer record than it shows: one that runs offline shows none at all.
+            // It has a newer record than it shows: one that runs offline shows no sequence at all.
             Err(BackendError::Refused { message, .. }) if message.contains(NOT_GREATER) => {
                 self.send(publication, None).await?;
             }
             sent => sent?,
         }
         let sequence = match self.current(&name).await {
-            Some(record) if record.path == publication.path => record.sequence,
+            Ok(Some(Current { path, sequence: Some(sequence) })) if path == publication.path => sequence,
             // It does not show yet what it has just published.
             _ => publication.sequence,
         };
-        let newer = current.filter(|record| publication.last.is_some_and(|last| record.sequence > last));
-        Ok(Published { sequence, record: None, newer_before: newer.map(|record| record.path) })
+        Ok(Published { sequence, record: None })
     }
 
-    async fn record(&self, name: &IpnsName) -> Result<Vec<u8>, BackendError> {
-        let call = Call::new("name/get").arg(format!("/ipns/{name}"));
-        match self.rpc.bytes_up_to(call, MAX_RECORD).await {
-            Ok(record) => Ok(record.to_vec()),
-            Err(BackendError::Refused { message, .. })
-                if message.contains("could not resolve name") || message.contains("not found") =>
-            {
-                Err(BackendError::NotFound(format!("/ipns/{name}")))
+    async fn current(&self, name: &IpnsName) -> Result<Option<Current>, BackendError> {
+        match self.record(name).await {
+            Ok(bytes) => {
+                // An expired record still counts: what follows must have a higher number.
+                let record = Record::verify(&bytes, name, Timestamp(0))
+                    .map_err(|error| BackendError::Unbelievable { call: "name/get", why: error.to_string() })?;
+                Ok(Some(Current { path: record.path, sequence: Some(record.sequence) }))
+            }
+            Err(BackendError::NotFound(_)) => Ok(None),
+            Err(BackendError::Refused { message, .. }) if message.contains(OFFLINE) => {
+                let path = self.resolve(&format!("/ipns/{name}")).await;
+                path.map(|path| Some(Current { path, sequence: None })).or_else(absent)
             }
             Err(error) => Err(error),
         }
     }
+
+    async fn dnslink(&self, domain: &Domain) -> Result<ContentPath, BackendError> {
+        self.resolve(&format!("/ipns/{domain}")).await
+    }
+
+    async fn record(&self, name: &IpnsName) -> Result<Vec<u8>, BackendError> {
+        let (path, limit) = (format!("/ipns/{name}"), MAX_RECORD);
+        let record = self.rpc.bytes_up_to(Call::new("name/get").arg(&path), limit).await;
+        Ok(record.map_err(|error| missing(error, &path))?.to_vec())
+    }
 }
 
 impl Names {
-    /// The daemon's record of an own name, whatever it is worth.
-    async fn current(&self, name: &IpnsName) -> Option<Record> {
-        let bytes = self.record(name).await.ok()?;
-        // An expired record still counts: what follows must have a higher number.
-        Record::verify(&bytes, name, Timestamp(0)).ok()
+    /// What a name or a domain points to, one step.
+    async fn resolve(&self, path: &str) -> Result<ContentPath, BackendError> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Resolved {
+            path: ContentPath,
+        }
+        let call = Call::new("name/resolve").arg(path).option("recursive", "false").option("nocache", "true");
+        let resolved: Resolved = self.rpc.json(call).await.map_err(|error| missing(error, path))?;
+        Ok(resolved.path)
+    }
+}
+
+/// How a daemon refuses what needs a network while it has none.
+const OFFLINE: &str = "online mode";
+
+/// Tells a name of which there is no record from a call that failed.
+fn missing(error: BackendError, path: &str) -> BackendError {
+    match error {
+        BackendError::Refused { message, .. }
+            if message.contains("could not resolve name") || message.contains("not found") =>
+        {
+            BackendError::NotFound(path.to_owned())
+        }
+        other => other,
+    }
+}
+
+fn absent<T>(error: BackendError) -> Result<Option<T>, BackendError> {
+    match error {
+        BackendError::NotFound(_) => Ok(None),
+        other => Err(other),
     }
 }

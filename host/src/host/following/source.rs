@@ -64,7 +64,7 @@ impl Host {
         };
         let under_way = named.unwrap_or_else(|| begin(plugin.clone()));
         let trust = trust.or_else(|| self.trusts(&source).then_some(digest));
-        let follows = from.ipns().is_some().then(|| source.clone());
+        let follows = from.is_mutable().then(|| source.clone());
         let proposal = Proposal { plugin, component, source, by, follows, is_named: false, trust };
         self.install_under_way(under_way, proposal, grant).await
     }

@@ -1,0 +1,203 @@
+//! Owns the adoption of names that are on hold: what somebody else has published under a key of this host is taken
+//! over by the plugins, or overwritten, as the operator says.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use serde_json::value::RawValue;
+use thiserror::Error;
+use utoipa::ToSchema;
+
+use super::Host;
+use crate::backend::{BackendError, Current};
+use crate::commit::{CommitError, NameChange};
+use crate::effect::{NameUpdate, NameValue};
+use crate::ident::{ContentPath, KeyName, PluginName};
+use crate::names::published_file;
+use crate::plugin::ReplyError;
+use crate::store::names::{self, Cause, Hold, Known};
+use crate::store::{StoreError, documents};
+
+/// The command by which a plugin takes over a document. Its body is `{"key": KEY, "document": JSON}`.
+const IMPORT: &str = "import";
+
+/// What becomes of a document that somebody else has published under a key of this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Adoption {
+    /// The plugins that import the key's documents take its content over, then the host publishes under the name.
+    Import,
+    /// The host publishes under the name, and its own value takes the place of what is there.
+    Replace,
+}
+
+/// A name that is on hold no more.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Adopted {
+    /// The key.
+    pub key: KeyName,
+    /// What the name pointed to.
+    pub path: ContentPath,
+    /// The record's sequence; null if the backend did not show it.
+    #[schema(required)]
+    pub sequence: Option<u64>,
+    /// The plugins that took its content over.
+    #[schema(value_type = Vec<String>)]
+    pub imported_by: Vec<PluginName>,
+}
+
+/// Why a name stays on hold.
+#[derive(Debug, Error)]
+pub enum AdoptError {
+    /// It is not.
+    #[error("{0} is not on hold: there is nothing to adopt")]
+    NotHeld(KeyName),
+    /// No plugin can take over what is there.
+    #[error(
+        "no running plugin publishes under {0} and imports its documents (`ipns.import` in the manifest): `dim ipns adopt {0} replace` overwrites what is there"
+    )]
+    NoImporter(KeyName),
+    /// The document cannot be read.
+    #[error("cannot read {path}")]
+    Unread {
+        /// What the name points to.
+        path: ContentPath,
+        /// Why.
+        source: BackendError,
+    },
+    /// It is not JSON.
+    #[error("{path} is not JSON: {why}")]
+    NotJson {
+        /// What the name points to.
+        path: ContentPath,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A plugin has refused it.
+    #[error("plugin {plugin} does not import {path}; the name stays on hold")]
+    Refused {
+        /// The plugin.
+        plugin: PluginName,
+        /// What the name points to.
+        path: ContentPath,
+        /// Why.
+        source: ReplyError,
+    },
+    /// The host has lost the key.
+    #[error("the host has no key {0}")]
+    NoKey(KeyName),
+    /// It cannot be written down.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+}
+
+impl From<StoreError> for AdoptError {
+    fn from(error: StoreError) -> Self {
+        Self::Commit(error.into())
+    }
+}
+
+impl Host {
+    /// Ends the hold on a name. Imports again from where it stopped if it is repeated after a failure.
+    pub async fn adopt(self: &Arc<Self>, key: &KeyName, how: Adoption) -> Result<Adopted, AdoptError> {
+        let known = names::known(&self.store.snapshot()?, key)?;
+        let held = known.and_then(|known| Some((known.hold.clone()?, known)));
+        let (hold, known) = held.ok_or_else(|| AdoptError::NotHeld(key.clone()))?;
+        let imported_by = match how {
+            Adoption::Import => self.import(key, &hold, &known).await?,
+            Adoption::Replace => Vec::new(),
+        };
+        let released = key.clone();
+        self.commit.write(move |write| names::release(write, &released)).await?;
+        self.commit.names.notify_one();
+        let Hold { path, sequence, .. } = hold;
+        tracing::info!(%key, %path, ?how, "adopted the name");
+        Ok(Adopted { key: key.clone(), path, sequence, imported_by })
+    }
+
+    /// Adopts what is on hold since the host began, for it was never published from here, as the config says.
+    pub(super) async fn adopt_at_start(self: &Arc<Self>) -> Result<(), StoreError> {
+        let Some(how) = self.config.ipfs.adopt else { return Ok(()) };
+        for (key, known) in names::all(&self.store.snapshot()?)? {
+            // Another writer may still be at work: that is for a person to decide.
+            if known.hold.is_some_and(|hold| hold.cause != Cause::OtherWriter)
+                && let Err(error) = self.adopt(&key, how).await
+            {
+                tracing::error!(%key, "cannot adopt the name yet: {}", crate::cause::chain(&error));
+            }
+        }
+        Ok(())
+    }
+
+    /// Has plugins take over the document that the name points to. The plugin that publishes under the key is the
+    /// last: it may publish what the others have taken over.
+    async fn import(
+        self: &Arc<Self>,
+        key: &KeyName,
+        hold: &Hold,
+        known: &Known,
+    ) -> Result<Vec<PluginName>, AdoptError> {
+        let importers = self.importers(key);
+        let is_writer = |name: &PluginName| self.writers(key).contains(name);
+        if !importers.iter().any(is_writer) {
+            return Err(AdoptError::NoImporter(key.clone()));
+        }
+        let Hold { path, sequence, .. } = hold.clone();
+        let current = Current { path: path.clone(), sequence };
+        let value = self.published_document(&current, known).await?;
+        let body = body_of(key, &path, &value)?;
+        let name = self.keys.name(key).ok_or_else(|| AdoptError::NoKey(key.clone()))?;
+        let lifetime = std::time::Duration::from_nanos(known.lifetime);
+        // Nothing that a plugin published before it has imported may go out.
+        let update = NameUpdate { name, value, lifetime };
+        self.commit.change_name(NameChange::TakenOver { key: key.clone(), update, current }).await?;
+        let (last, first): (Vec<_>, Vec<_>) = importers.into_iter().partition(is_writer);
+        let in_order = [first, last].concat();
+        for plugin in &in_order {
+            let Some(loaded) = self.plugins.get(plugin) else { continue };
+            let reply = loaded.handle.command(IMPORT.to_owned(), body.clone()).await;
+            let refused = |source| AdoptError::Refused { plugin: plugin.clone(), path: path.clone(), source };
+            reply.map_err(refused)?;
+        }
+        Ok(in_order)
+    }
+
+    async fn published_document(&self, current: &Current, known: &Known) -> Result<NameValue, AdoptError> {
+        // It is held since it was found, if it could be read then.
+        let is_value = known.published.as_ref().is_some_and(|accepted| accepted.path == current.path);
+        if is_value
+            && let Some((cid, _)) = known.path.ipfs()
+            && let Some(data) = documents::get(&self.store.snapshot()?, &known.path)?
+        {
+            return Ok(NameValue::Document { cid, data: data.into() });
+        }
+        let read = published_file(&self.backend, current).await;
+        read.map_err(|source| AdoptError::Unread { path: current.path.clone(), source })
+    }
+
+    /// The running plugins that take over documents of a key.
+    fn importers(&self, key: &KeyName) -> Vec<PluginName> {
+        let plugins = self.plugins.all().into_iter();
+        let importing = plugins.filter(|(_, loaded)| loaded.handle.code().imports(key));
+        importing.map(|(name, _)| name).collect()
+    }
+
+    /// The plugins that publish under a key, or are about to.
+    pub fn writers(&self, key: &KeyName) -> Vec<PluginName> {
+        let mut writers = self.claims.holders(key);
+        for (name, loaded) in self.plugins.all() {
+            if loaded.handle.claims().any(|claim| claim.keys.contains(key)) {
+                writers.insert(name);
+            }
+        }
+        writers.into_iter().collect()
+    }
+}
+
+fn body_of(key: &KeyName, path: &ContentPath, value: &NameValue) -> Result<String, AdoptError> {
+    let not_json = |why: String| AdoptError::NotJson { path: path.clone(), why };
+    let NameValue::Document { data, .. } = value else { return Err(not_json("it is no file".to_owned())) };
+    let document: &RawValue = serde_json::from_slice(data).map_err(|error| not_json(error.to_string()))?;
+    Ok(json!({ "key": key, "document": document }).to_string())
+}

@@ -1,0 +1,235 @@
+//! Owns the audit of what was published: whether the daemon still has the key, the pin and the record of each name,
+//! and whether the record is the host's own. What one daemon has accepted, another has not.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use tokio::time::Instant;
+
+use super::{Publisher, published_file};
+use crate::backend::{BackendError, Current, Keeper};
+use crate::commit::{CommitError, NameChange};
+use crate::effect::{LIFETIME, NameUpdate, NameValue};
+use crate::ident::{IpnsName, KeyName};
+use crate::store::names::{self, Accepted, Finding, Known};
+use crate::store::pins;
+use crate::time::Timestamp;
+
+/// How often it is asked who the daemon is: another may have taken its place, or it was away.
+const PRESENCE_EVERY: Duration = Duration::from_secs(2);
+
+/// How often each name is audited while the daemon stays the same.
+const AUDIT_EVERY: Duration = Duration::from_secs(60);
+
+/// How long one name may take.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Names that are audited at a time.
+const TOGETHER: usize = 4;
+
+/// How long a daemon may take to show what it has accepted.
+const SETTLING: Duration = Duration::from_secs(30);
+
+/// The task that audits names.
+pub struct Audit {
+    publisher: Publisher,
+    /// Who was there at the last look; none while nobody was.
+    keeper: Option<Keeper>,
+    /// When each name is audited next.
+    next: Instant,
+    /// The keys whose names were found to have no record, or one that is noted: nobody else writes them unseen.
+    looked_up: BTreeSet<KeyName>,
+}
+
+/// A name, and what there is to be looked at.
+struct Subject {
+    key: KeyName,
+    name: IpnsName,
+    known: Option<Known>,
+}
+
+impl Audit {
+    /// An audit of what `publisher` publishes.
+    pub fn new(publisher: Publisher) -> Self {
+        Self { publisher, keeper: None, next: Instant::now(), looked_up: BTreeSet::new() }
+    }
+
+    /// Audits until the writer is gone.
+    pub async fn run(mut self) {
+        loop {
+            match self.look().await {
+                Ok(()) => {}
+                Err(CommitError::Closed) => return,
+                Err(error) => tracing::error!("cannot audit the names: {error}"),
+            }
+            tokio::time::sleep(PRESENCE_EVERY).await;
+        }
+    }
+
+    async fn look(&mut self) -> Result<(), CommitError> {
+        let keeper = match self.publisher.backend.keeper().await {
+            Ok(keeper) => keeper,
+            Err(_) => {
+                self.keeper = None;
+                return Ok(());
+            }
+        };
+        if self.keeper.as_ref() != Some(&keeper) {
+            self.next = Instant::now();
+            self.looked_up.clear();
+        }
+        let is_first = self.keeper.replace(keeper.clone()).is_none();
+        let subjects = self.subjects()?;
+        let (is_due, network) = (self.next <= Instant::now(), self.publisher.backend.network);
+        if is_first || is_due {
+            self.lose_what_others_keep(&subjects, &keeper).await?;
+        }
+        if !network {
+            return Ok(());
+        }
+        let subjects: Vec<_> = subjects
+            .into_iter()
+            .filter(|it| is_due || (it.known.is_none() && !self.looked_up.contains(&it.key)))
+            .collect();
+        if is_due {
+            self.next = Instant::now() + AUDIT_EVERY;
+        }
+        self.audit(subjects).await
+    }
+
+    fn subjects(&self) -> Result<Vec<Subject>, CommitError> {
+        let snapshot = self.publisher.store.snapshot()?;
+        let subject = |(key, held): (KeyName, crate::keys::Key)| {
+            let known = names::known(&snapshot, &key)?;
+            Ok(Subject { name: held.name(), key, known })
+        };
+        self.publisher.keys.all().into_iter().map(subject).collect()
+    }
+
+    /// What another daemon has accepted, or the embedded backend, this one has not.
+    async fn lose_what_others_keep(&self, subjects: &[Subject], keeper: &Keeper) -> Result<(), CommitError> {
+        for Subject { key, known, .. } in subjects {
+            let accepted = known.as_ref().and_then(|known| known.published.as_ref());
+            if let Some(accepted) = accepted.filter(|it| it.by.as_ref() != Some(keeper)) {
+                self.lose(key, accepted, "another backend has accepted it").await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn audit(&mut self, subjects: Vec<Subject>) -> Result<(), CommitError> {
+        if subjects.is_empty() {
+            return Ok(());
+        }
+        let keys = match self.publisher.backend.names.keys().await {
+            Ok(keys) => keys,
+            Err(error) => {
+                tracing::debug!("cannot list the daemon's keys: {error}");
+                return Ok(());
+            }
+        };
+        let (this, keys) = (&*self, &keys);
+        let audits = futures::stream::iter(subjects).map(|subject| async move {
+            let is_listed = keys.iter().any(|(_, name)| *name == subject.name);
+            let audited = tokio::time::timeout(TIMEOUT, this.audit_one(&subject, is_listed)).await;
+            let outcome = match audited {
+                Ok(outcome) => outcome,
+                Err(_) => Err(BackendError::Timeout("name/get").into()),
+            };
+            (subject.key, outcome)
+        });
+        let outcomes: Vec<_> = audits.buffer_unordered(TOGETHER).collect().await;
+        for (key, outcome) in outcomes {
+            match outcome {
+                Ok(()) => {
+                    self.looked_up.insert(key);
+                }
+                Err(super::PublishError::Commit(error)) => return Err(error),
+                Err(super::PublishError::Backend(error)) => tracing::debug!(%key, "cannot audit: {error}"),
+            }
+        }
+        Ok(())
+    }
+
+    async fn audit_one(&self, subject: &Subject, is_listed: bool) -> Result<(), super::PublishError> {
+        let Subject { key, name, known } = subject;
+        let current = self.publisher.backend.names.current(name).await?;
+        let Some(known) = known else {
+            if let Some(current) = current {
+                self.take_note(key, name, current).await?;
+            }
+            return Ok(());
+        };
+        if let Some(current) = &current
+            && let Finding::Unknown(_) = known.compare(current)
+        {
+            return Ok(self.publisher.hold(key, current.clone()).await?);
+        }
+        let Some(accepted) = known.published.as_ref().filter(|it| it.of != 0 && known.hold.is_none()) else {
+            return Ok(());
+        };
+        if let Some(lost) = self.lost(accepted, known, current.as_ref(), is_listed).await? {
+            self.lose(key, accepted, lost).await?;
+        }
+        Ok(())
+    }
+
+    /// What the daemon has lost of a name, if it has lost anything.
+    async fn lost(
+        &self,
+        accepted: &Accepted,
+        known: &Known,
+        current: Option<&Current>,
+        is_listed: bool,
+    ) -> Result<Option<&'static str>, super::PublishError> {
+        if !is_listed {
+            return Ok(Some("the daemon has lost its key"));
+        }
+        let is_settled = Timestamp::wall().since(Timestamp(accepted.at)) > SETTLING;
+        match current {
+            None if is_settled => return Ok(Some("the daemon has lost its record")),
+            Some(current) if is_settled && known.compare(current) == Finding::Older => {
+                return Ok(Some("the daemon has an older record"));
+            }
+            _ => {}
+        }
+        let Some(cid) = accepted.document() else { return Ok(None) };
+        let is_noted = pins::is_noted(&self.publisher.store.snapshot()?, &cid)?;
+        let is_lost = is_noted && !self.publisher.backend.content.is_pinned(&cid).await?;
+        Ok(is_lost.then_some("the daemon has lost its document"))
+    }
+
+    async fn lose(
+        &self,
+        key: &KeyName,
+        accepted: &Accepted,
+        why: &'static str,
+    ) -> Result<(), CommitError> {
+        let (lost, seen) = (key.clone(), accepted.clone());
+        if self.publisher.commit.write(move |write| names::lose(write, &lost, &seen)).await? {
+            tracing::warn!(%key, "the name is published again: {why}");
+            self.publisher.commit.names.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Takes note of what is published under a name that the host has never given a value, with its document if that
+    /// can be read: it is the name's value from then on, and on hold.
+    async fn take_note(
+        &self,
+        key: &KeyName,
+        name: &IpnsName,
+        current: Current,
+    ) -> Result<(), super::PublishError> {
+        let document = published_file(&self.publisher.backend, &current).await;
+        let update = NameUpdate {
+            name: name.clone(),
+            value: document.unwrap_or_else(|_| NameValue::Path(current.path.clone())),
+            lifetime: LIFETIME,
+        };
+        tracing::warn!(%key, path = %current.path, "the name has a value that this host has not published: it publishes nothing under it until `dim ipns adopt {key}` says what is meant");
+        let key = key.clone();
+        Ok(self.publisher.commit.change_name(NameChange::Found { key, update, current }).await?)
+    }
+}

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dim::backend::kubo::{Settings, backend};
-use dim::backend::{Backend, BackendError, Publication};
+use dim::backend::{Backend, BackendError, Current, Publication};
 use dim::keys::Key;
 use futures::StreamExt as _;
 use http_body_util::{BodyExt as _, StreamBody};
@@ -132,7 +132,7 @@ impl Daemon {
         let path = "/ipfs/bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy".parse();
         let path: dim::ident::ContentPath = path.expect("a path");
         let (cid, _) = path.ipfs().expect("a file");
-        match call % 13 {
+        match call % 14 {
             0 => {
                 let messages = pubsub.subscribe(&topic).await?;
                 let mut messages = messages.take(MESSAGES);
@@ -161,15 +161,19 @@ impl Daemon {
                 let publication = Publication {
                     key_name,
                     key,
-                    path,
+                    path: path.clone(),
                     sequence: 3,
-                    last: Some(2),
+                    current: Some(Current { path: path.clone(), sequence: Some(2) }),
                     lifetime: second,
                     ttl: second,
                 };
                 drop(names.publish(&publication).await?);
             }
             11 => drop(names.keys().await?),
+            13 => {
+                drop(names.current(&self.key.name()).await?);
+                drop(names.dnslink(&"fleet.example.org".parse().expect("a domain")).await?);
+            }
             _ => {
                 let name = self.key.name();
                 let record = self.backend.record(&name).await?;

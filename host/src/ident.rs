@@ -473,7 +473,10 @@ mod tests {
         let below = path(&format!("/ipns/{k51}/v1/p.wasm"));
         assert_eq!(below.root(), Root::Name(k51.parse().unwrap()));
         assert_eq!(below.below(), "/v1/p.wasm");
-        assert_eq!(path("/ipfs/bafkqaaa/dir/").join(below.below()).unwrap(), path("/ipfs/bafkqaaa/dir/v1/p.wasm"));
+        assert_eq!(
+            path("/ipfs/bafkqaaa/dir/").join(below.below()).unwrap(),
+            path("/ipfs/bafkqaaa/dir/v1/p.wasm")
+        );
         assert_eq!(path("/ipfs/bafkqaaa/").below(), "");
         assert_eq!(path("/ipfs/bafkqaaa").join("").unwrap(), path("/ipfs/bafkqaaa"));
         let domain = path("/ipns/fleet.example.org/jobs");

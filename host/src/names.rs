@@ -23,6 +23,7 @@ use crate::keys::Keyring;
 use crate::plugin::DOCUMENT_BYTES;
 use crate::store::names::{self, Accepted, Finding, Known};
 use crate::store::{Store, StoreError, documents};
+use crate::subscription::Hearings;
 use crate::time::Timestamp;
 
 use audit::Audit;
@@ -44,6 +45,8 @@ pub struct Publisher {
     pub backend: Backend,
     /// The keys behind them.
     pub keys: Arc<Keyring>,
+    /// What is listened to: when a topic was subscribed to anew, the daemon was away.
+    pub hearings: Arc<Hearings>,
 }
 
 impl Publisher {

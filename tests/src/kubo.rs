@@ -16,6 +16,7 @@ pub struct Kubo {
     repo: TempDir,
     api: String,
     options: &'static [&'static str],
+    dnslink: String,
 }
 
 /// All addresses that daemons of tests have.
@@ -25,35 +26,44 @@ impl Kubo {
     /// Starts a daemon. None, and a loud word, where there is none to be had; a failure where
     /// `DIM_REQUIRE_KUBO=1`.
     pub fn start() -> Option<Self> {
-        Self::start_with(|_| None, &[])
+        Self::start_with(|_| None, &[], "")
+    }
+
+    /// Starts a daemon for which some domains have a DNSLink record, as in `fleet.example.org:/ipfs/CID`.
+    pub fn start_with_dnslink(records: &str) -> Option<Self> {
+        Self::start_with(|_| None, &[], records)
     }
 
     /// Starts a daemon without a network, and so without pubsub.
     pub fn start_offline() -> Option<Self> {
-        Self::start_with(|_| None, &["--offline"])
+        Self::start_with(|_| None, &["--offline"], "")
     }
 
     /// Starts a daemon whose API is on a Unix socket.
     pub fn start_on_a_socket() -> Option<Self> {
-        Self::start_with(|repo| Some(format!("/unix{}/api.sock", repo.display())), &[])
+        Self::start_with(|repo| Some(format!("/unix{}/api.sock", repo.display())), &[], "")
     }
 
     fn start_with(
         api: impl FnOnce(&Path) -> Option<String>,
         options: &'static [&'static str],
+        dnslink: &str,
     ) -> Option<Self> {
         let program = program()?;
         let repo = tempfile::tempdir().expect("a temporary directory");
-        let run = |args: &[&str]| run(program, repo.path(), args);
-        run(&["init", "--profile=test"]);
-        run(&["config", "--json", "Pubsub.Enabled", "true"]);
-        run(&["config", "--json", "Ipns.UsePubsub", "true"]);
-        run(&["config", "--json", "Provide.Enabled", "false"]);
-        if let Some(api) = api(repo.path()) {
-            run(&["config", "Addresses.API", &api]);
-        }
-        let (daemon, api) = spawn(program, &repo, options);
-        Some(Self { repo, daemon, api, options })
+        let address = api(repo.path());
+        init(program, repo.path(), address.as_deref());
+        let (daemon, api) = spawn(program, &repo, options, dnslink);
+        Some(Self { repo, daemon, api, options, dnslink: dnslink.to_owned() })
+    }
+
+    /// Replaces the daemon by one with an empty repository at the same address, as a container without a volume does.
+    pub fn replace_by_an_empty_one(&mut self) {
+        self.kill();
+        let program = program().expect("it has started");
+        self.repo = tempfile::tempdir().expect("a temporary directory");
+        init(program, self.repo.path(), Some(&self.api));
+        self.respawn(program);
     }
 
     /// Starts two daemons that know each other.
@@ -137,16 +147,35 @@ impl Kubo {
     pub fn restart(&mut self) {
         let program = program().expect("it has started");
         run(program, self.repo.path(), &["config", "Addresses.API", &self.api]);
-        let (daemon, api) = spawn(program, &self.repo, self.options);
+        self.respawn(program);
+    }
+
+    fn respawn(&mut self, program: &Path) {
+        let (daemon, api) = spawn(program, &self.repo, self.options, &self.dnslink);
         assert_eq!(api, self.api, "the daemon is where it was");
         self.daemon = daemon;
     }
 }
 
-fn spawn(program: &Path, repo: &TempDir, options: &[&str]) -> (Owned, String) {
+/// Makes a repository; one whose API has an address of its own if `api` is given.
+fn init(program: &Path, repo: &Path, api: Option<&str>) {
+    let run = |args: &[&str]| run(program, repo, args);
+    run(&["init", "--profile=test"]);
+    run(&["config", "--json", "Pubsub.Enabled", "true"]);
+    run(&["config", "--json", "Ipns.UsePubsub", "true"]);
+    run(&["config", "--json", "Provide.Enabled", "false"]);
+    if let Some(api) = api {
+        run(&["config", "Addresses.API", api]);
+    }
+}
+
+fn spawn(program: &Path, repo: &TempDir, options: &[&str], dnslink: &str) -> (Owned, String) {
     let log = std::fs::File::create(repo.path().join("daemon.log")).expect("a log file");
     let mut command = Command::new(program);
     command.arg("daemon").args(options).env("IPFS_PATH", repo.path()).stdin(Stdio::null());
+    if !dnslink.is_empty() {
+        command.env("IPFS_NS_MAP", dnslink);
+    }
     let daemon = Owned::spawn(command.stdout(log.try_clone().expect("a log file")).stderr(log));
     let deadline = Instant::now() + Duration::from_secs(60);
     // The address is written once the listener is ready.

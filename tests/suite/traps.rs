@@ -252,7 +252,7 @@ async fn a_name_is_published_without_waiting_for_its_content() {
         key: Key::Own(Arc::new(libp2p_identity::Keypair::generate_ed25519())),
         path: ContentPath::of(&unixfs::raw_cid(b"hello")),
         sequence: 7,
-        last: None,
+        current: None,
         lifetime: Duration::from_secs(3_600),
         ttl: Duration::from_secs(60),
     };

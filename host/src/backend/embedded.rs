@@ -14,7 +14,8 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::record::Record;
 use super::{
-    Backend, BackendError, Content, Current, Incoming, Messages, Names, Prepared, Publication, Published, Pubsub,
+    Backend, BackendError, Content, Current, Incoming, Messages, Names, Prepared, Publication, Published,
+    Pubsub,
 };
 use crate::ident::{ContentPath, Domain, IpnsName, KeyName, PeerName, Topic};
 use crate::keys::{Key, Keyring};

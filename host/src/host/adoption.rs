@@ -165,8 +165,9 @@ impl Host {
 
     async fn published_document(&self, current: &Current, known: &Known) -> Result<NameValue, AdoptError> {
         // It is held since it was found, if it could be read then.
-        let is_value = known.published.as_ref().is_some_and(|accepted| accepted.path == current.path);
-        if is_value
+        let is_what_was_found =
+            |accepted: &names::Accepted| accepted.path == current.path && accepted.of == known.sequence;
+        if known.published.as_ref().is_some_and(is_what_was_found)
             && let Some((cid, _)) = known.path.ipfs()
             && let Some(data) = documents::get(&self.store.snapshot()?, &known.path)?
         {

@@ -244,6 +244,7 @@ impl Start {
             commit: commit.clone(),
             backend: backend.clone(),
             keys: self.loader.keys.clone(),
+            hearings: self.loader.hearings.clone(),
         };
         tasks.spawn(publisher.run(stop.clone()));
         let retries = Retries { store: store.clone(), commit: commit.clone(), log: self.loader.log.clone() };

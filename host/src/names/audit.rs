@@ -36,6 +36,8 @@ pub struct Audit {
     publisher: Publisher,
     /// Who was there at the last look; none while nobody was.
     keeper: Option<Keeper>,
+    /// When a topic was last subscribed to: a daemon that was away for a moment shows by that alone.
+    subscribed: Option<Timestamp>,
     /// When each name is audited next.
     next: Instant,
     /// The keys whose names were found to have no record, or one that is noted: nobody else writes them unseen.
@@ -52,7 +54,7 @@ struct Subject {
 impl Audit {
     /// An audit of what `publisher` publishes.
     pub fn new(publisher: Publisher) -> Self {
-        Self { publisher, keeper: None, next: Instant::now(), looked_up: BTreeSet::new() }
+        Self { publisher, keeper: None, subscribed: None, next: Instant::now(), looked_up: BTreeSet::new() }
     }
 
     /// Audits until the writer is gone.
@@ -80,6 +82,11 @@ impl Audit {
             self.looked_up.clear();
         }
         let is_first = self.keeper.replace(keeper.clone()).is_none();
+        let subscribed = self.publisher.hearings.all().values().filter_map(|it| it.connected_since).max();
+        if subscribed != self.subscribed {
+            self.subscribed = subscribed;
+            self.next = Instant::now();
+        }
         let subjects = self.subjects()?;
         let (is_due, network) = (self.next <= Instant::now(), self.publisher.backend.network);
         if is_first || is_due {
@@ -200,12 +207,7 @@ impl Audit {
         Ok(is_lost.then_some("the daemon has lost its document"))
     }
 
-    async fn lose(
-        &self,
-        key: &KeyName,
-        accepted: &Accepted,
-        why: &'static str,
-    ) -> Result<(), CommitError> {
+    async fn lose(&self, key: &KeyName, accepted: &Accepted, why: &'static str) -> Result<(), CommitError> {
         let (lost, seen) = (key.clone(), accepted.clone());
         if self.publisher.commit.write(move |write| names::lose(write, &lost, &seen)).await? {
             tracing::warn!(%key, "the name is published again: {why}");

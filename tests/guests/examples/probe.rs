@@ -103,6 +103,14 @@ impl Plugin for Probe {
         let script: Value = json::read(body)?;
         match method {
             "run" => json::write(&self.run(&script)),
+            // What it publishes from then on has what was there.
+            "import" => {
+                let was = script["document"].clone();
+                let merged = json!({ "was": was, "now": "imported" }).to_string();
+                ipns::update_state("probe-key", merged.as_bytes(), None)?;
+                state::set_json(b"imported", &was)?;
+                json::write(&was)
+            }
             "refuse" => {
                 self.run(&script);
                 Err(Refusal::Conflict("told to refuse".to_owned()))

@@ -141,8 +141,9 @@ impl Backend for Names {
         match self.record(name).await {
             Ok(bytes) => {
                 // An expired record still counts: what follows must have a higher number.
-                let record = Record::verify(&bytes, name, Timestamp(0))
-                    .map_err(|error| BackendError::Unbelievable { call: "name/get", why: error.to_string() })?;
+                let record = Record::verify(&bytes, name, Timestamp(0)).map_err(|error| {
+                    BackendError::Unbelievable { call: "name/get", why: error.to_string() }
+                })?;
                 Ok(Some(Current { path: record.path, sequence: Some(record.sequence) }))
             }
             Err(BackendError::NotFound(_)) => Ok(None),

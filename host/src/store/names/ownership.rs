@@ -75,7 +75,11 @@ impl Known {
     pub fn compare(&self, current: &Current) -> Finding {
         let is_sent = |path: &ContentPath| self.attempts.contains(path) || self.path == *path;
         let Some(accepted) = &self.published else {
-            return if is_sent(&current.path) { Finding::Own } else { Finding::Unknown(Cause::NeverPublished) };
+            return if is_sent(&current.path) {
+                Finding::Own
+            } else {
+                Finding::Unknown(Cause::NeverPublished)
+            };
         };
         if is_sent(&current.path) || accepted.path == current.path {
             return Finding::Own;
@@ -105,7 +109,8 @@ pub fn attempt(write: &WriteTransaction, key: &KeyName, path: &ContentPath) -> R
 /// something was accepted since `seen`.
 pub fn lose(write: &WriteTransaction, key: &KeyName, seen: &Accepted) -> Result<bool, StoreError> {
     let Some(mut known) = read(&write.open_table(NAMES)?, key)? else { return Ok(false) };
-    let Some(accepted) = known.published.as_mut().filter(|accepted| *accepted == seen && accepted.of != 0) else {
+    let Some(accepted) = known.published.as_mut().filter(|accepted| *accepted == seen && accepted.of != 0)
+    else {
         return Ok(false);
     };
     (accepted.of, accepted.by) = (0, None);
@@ -147,7 +152,8 @@ pub fn find(
         return Ok(None);
     }
     let changed = take_over(write, key, (update, current), now)?;
-    if let Some(known) = read(&write.open_table(NAMES)?, key)? {
+    let known = read(&write.open_table(NAMES)?, key)?;
+    if let Some(known) = known {
         let Current { path, sequence } = current.clone();
         let cause = Cause::NeverPublished;
         let hold = Some(Hold { cause, path, sequence, since: now.0, changed: now.0 });
@@ -165,7 +171,8 @@ pub fn take_over(
     now: Timestamp,
 ) -> Result<Option<Changed>, StoreError> {
     let changed = set(write, key, update, now)?;
-    if let Some(known) = read(&write.open_table(NAMES)?, key)? {
+    let known = read(&write.open_table(NAMES)?, key)?;
+    if let Some(known) = known {
         accept(write, key, Accepted::elsewhere(current, known.sequence, &known, now))?;
     }
     Ok(changed)

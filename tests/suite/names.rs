@@ -1,0 +1,252 @@
+//! What a fleet has published under a name is never replaced by what a host does not know, and what a host has published
+//! is there, whatever becomes of the daemon.
+
+use dim::host::{AdoptError, Adoption};
+use dim::ident::KeyName;
+use dim::store::names::{Cause, Hold, Known, known};
+use dim_tests::{Kubo, Setup, TestHost, eventually};
+use serde_json::{Value, json};
+
+/// A file that is on every daemon: its content is its CID.
+const ELSEWHERE: &str = "/ipfs/bafkqaaa";
+
+fn key() -> KeyName {
+    "probe-key".parse().unwrap()
+}
+
+fn row(host: &TestHost) -> Option<Known> {
+    known(&host.host.store.snapshot().unwrap(), &key()).unwrap()
+}
+
+fn hold(host: &TestHost) -> Option<Hold> {
+    row(host)?.hold
+}
+
+async fn held(host: &TestHost) -> Hold {
+    eventually("the name is on hold", async || hold(host).is_some()).await;
+    hold(host).unwrap()
+}
+
+async fn update(host: &TestHost, data: &str) {
+    let answers = host.run(json!([{ "do": "update-state", "key": "probe-key", "data": data }])).await;
+    assert_eq!(answers[0], json!({ "ok": null }));
+}
+
+async fn publish(host: &TestHost, data: &str) {
+    update(host, data).await;
+    published(host).await;
+}
+
+async fn published(host: &TestHost) {
+    eventually("the name is published", async || row(host).is_some_and(|known| known.is_published())).await;
+}
+
+/// What any reader finds under the name.
+fn read(kubo: &Kubo, host: &TestHost) -> String {
+    let name = host.host.keys.name(&key()).unwrap();
+    let path = format!("/ipns/{name}");
+    // A daemon that does not know a name yet waits a minute for it.
+    let quickly = |args: &[&str]| kubo.try_ipfs(&[&["--timeout=2s"], args].concat());
+    let Ok(target) = quickly(&["name", "resolve", "--nocache", &path]) else { return String::new() };
+    quickly(&["cat", &target]).unwrap_or_default()
+}
+
+/// Puts a file on the daemon; returns its path.
+fn add(kubo: &Kubo, content: &str) -> String {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), content).unwrap();
+    let cid = kubo.ipfs(&["add", "--quieter", "--cid-version=1", file.path().to_str().unwrap()]);
+    format!("/ipfs/{cid}")
+}
+
+/// A daemon on which a fleet has published `document` under the probe's key, from another program.
+fn with_a_fleet(document: &str) -> Option<(Kubo, String)> {
+    let kubo = Kubo::start()?;
+    let path = add(&kubo, document);
+    kubo.ipfs(&["key", "gen", "--type=ed25519", "probe-key"]);
+    kubo.ipfs(&["name", "publish", "--key=probe-key", "--resolve=false", &path]);
+    Some((kubo, path))
+}
+
+fn explained(host: &TestHost) -> String {
+    hold(host).unwrap().explain(&key())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_host_publishes_nothing_over_what_a_fleet_has_published() {
+    let Some((kubo, path)) = with_a_fleet(r#"{"jobs":2500}"#) else { return };
+    let host = Setup::probe().on_kubo(kubo.api()).start().await;
+    let held = held(&host).await;
+    assert_eq!((held.cause, held.path.as_str()), (Cause::NeverPublished, path.as_str()));
+    update(&host, r#"{"jobs":0}"#).await;
+    host.host.commit.names.notify_one();
+    // It has come to the publisher: a name after it is published.
+    let other = json!([{ "do": "update-state", "key": "probe-other", "data": "beside it" }]);
+    host.run(other).await;
+    let beside = || known(&host.host.store.snapshot().unwrap(), &"probe-other".parse().unwrap()).unwrap();
+    eventually("another name is published", async || beside().is_some_and(|known| known.is_published()))
+        .await;
+    assert_eq!(read(&kubo, &host), r#"{"jobs":2500}"#);
+    assert!(explained(&host).contains("dim ipns adopt probe-key import"), "{}", explained(&host));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fleets_document_is_imported_before_the_host_publishes() {
+    let Some((kubo, _)) = with_a_fleet(r#"{"jobs":2500}"#) else { return };
+    let host = Setup::probe().on_kubo(kubo.api()).start().await;
+    held(&host).await;
+    update(&host, "made before the import").await;
+    let adopted = host.host.adopt(&key(), Adoption::Import).await.unwrap();
+    assert_eq!(adopted.imported_by, ["probe".parse().unwrap()]);
+    published(&host).await;
+    let document: Value = serde_json::from_str(&read(&kubo, &host)).unwrap();
+    assert_eq!(document, json!({ "was": { "jobs": 2500 }, "now": "imported" }));
+    assert_eq!(host.state_of("probe", "imported").await, json!({ "jobs": 2500 }));
+    publish(&host, "what came next").await;
+    assert_eq!(read(&kubo, &host), "what came next");
+    let again = host.host.adopt(&key(), Adoption::Import).await;
+    assert!(matches!(again, Err(AdoptError::NotHeld(_))), "{again:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fleets_document_is_replaced_once_the_operator_says_so() {
+    let Some((kubo, _)) = with_a_fleet("no JSON at all") else { return };
+    let host = Setup::probe().on_kubo(kubo.api()).start().await;
+    held(&host).await;
+    update(&host, "the host's own").await;
+    let refused = host.host.adopt(&key(), Adoption::Import).await;
+    assert!(matches!(refused, Err(AdoptError::NotJson { .. })), "{refused:?}");
+    assert!(hold(&host).is_some(), "a failed import decides nothing");
+    host.host.adopt(&key(), Adoption::Replace).await.unwrap();
+    published(&host).await;
+    assert_eq!(read(&kubo, &host), "the host's own");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_with_adopt_import_takes_a_fleet_over_by_itself() {
+    let Some((kubo, _)) = with_a_fleet(r#"{"jobs":2500}"#) else { return };
+    let host = Setup::probe().yaml("ipfs:\n  adopt: import\n").on_kubo(kubo.api()).start().await;
+    eventually("the fleet's document is imported", async || {
+        serde_json::from_str::<Value>(&read(&kubo, &host)).is_ok_and(|document| document["now"] == "imported")
+    })
+    .await;
+    assert_eq!(hold(&host), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_writer_on_a_name_stops_the_host_until_the_operator_decides() {
+    let Some(kubo) = Kubo::start() else { return };
+    let host = Setup::probe().on_kubo(kubo.api()).start().await;
+    publish(&host, "first").await;
+    publish(&host, "second").await;
+    assert_eq!(hold(&host), None);
+    let theirs = add(&kubo, r#"{"theirs":true}"#);
+    kubo.ipfs(&["name", "publish", "--key=probe-key", "--resolve=false", &theirs]);
+    update(&host, "third").await;
+    let held = held(&host).await;
+    assert_eq!((held.cause, held.path.as_str()), (Cause::OtherWriter, theirs.as_str()));
+    assert_eq!(read(&kubo, &host), r#"{"theirs":true}"#);
+    assert!(explained(&host).contains("another writer"), "{}", explained(&host));
+    host.host.adopt(&key(), Adoption::Import).await.unwrap();
+    published(&host).await;
+    let document: Value = serde_json::from_str(&read(&kubo, &host)).unwrap();
+    assert_eq!(document["was"], json!({ "theirs": true }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_was_killed_while_it_published_knows_its_own_record() {
+    let Some(kubo) = Kubo::start() else { return };
+    let host = Setup::probe().on_kubo(kubo.api()).start().await;
+    publish(&host, "first").await;
+    // As if the daemon had accepted the second value and the host had been killed before it heard of that.
+    let second = add(&kubo, "second");
+    let path = second.parse().unwrap();
+    host.host.commit.write(move |write| dim::store::names::attempt(write, &key(), &path)).await.unwrap();
+    kubo.ipfs(&["name", "publish", "--key=probe-key", "--resolve=false", &second]);
+    publish(&host, "third").await;
+    assert_eq!(hold(&host), None);
+    assert_eq!(read(&kubo, &host), "third");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_emptied_daemon_has_lost_is_published_again() {
+    let Some(mut kubo) = Kubo::start() else { return };
+    let host = Setup::probe().on_kubo(kubo.api()).start().await;
+    publish(&host, "of the fleet").await;
+    kubo.replace_by_an_empty_one();
+    eventually("the record and the document are back", async || read(&kubo, &host) == "of the fleet").await;
+    published(&host).await;
+    assert_eq!(hold(&host), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_a_pin_and_a_record_that_a_daemon_has_lost_are_put_again_after_it_was_away() {
+    let Some(mut kubo) = Kubo::start() else { return };
+    let host = Setup::probe().on_kubo(kubo.api()).start().await;
+    publish(&host, "of the fleet").await;
+    let path = row(&host).unwrap().path;
+    kubo.ipfs(&["key", "rm", "probe-key"]);
+    kubo.ipfs(&["pin", "rm", path.as_str()]);
+    kubo.kill();
+    kubo.restart();
+    eventually("the key and the pin are back", async || {
+        let keys = kubo.try_ipfs(&["key", "list"]).unwrap_or_default();
+        keys.contains("probe-key") && kubo.try_ipfs(&["pin", "ls", "--type=recursive", path.as_str()]).is_ok()
+    })
+    .await;
+    assert_eq!(read(&kubo, &host), "of the fleet");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_embedded_backend_has_accepted_is_published_on_a_daemon() {
+    let Some(kubo) = Kubo::start() else { return };
+    let host = Setup::probe().start().await;
+    publish(&host, "without a daemon").await;
+    let dir = host.stop().await;
+    let host = Setup::probe().on_kubo(kubo.api()).start_in(dir).await;
+    eventually("the daemon has it", async || read(&kubo, &host) == "without a daemon").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_below_a_name_leads_below_what_the_name_points_to() {
+    let Some(kubo) = Kubo::start() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("sub")).unwrap();
+    std::fs::write(dir.path().join("sub/x.json"), r#"{"below":true}"#).unwrap();
+    std::fs::create_dir(dir.path().join("v1")).unwrap();
+    std::fs::copy(dim_tests::PROBE, dir.path().join("v1/p.wasm")).unwrap();
+    let root = kubo.ipfs(&["add", "-r", "--quieter", "--cid-version=1", dir.path().to_str().unwrap()]);
+    kubo.ipfs(&["key", "gen", "--type=ed25519", "other"]);
+    kubo.ipfs(&["name", "publish", "--key=other", &format!("/ipfs/{root}")]);
+    let keys = kubo.ipfs(&["key", "list", "-l", "--ipns-base=base36"]);
+    let other = keys.lines().find(|line| line.ends_with("other")).unwrap().split_whitespace().next().unwrap();
+    let host = Setup::probe().on_kubo(kubo.api()).start().await;
+    let below = format!("/ipns/{other}/sub/x.json").parse().unwrap();
+    let path = host.host.backend.end_of_chain(below).await.unwrap();
+    assert_eq!(path.as_str(), format!("/ipfs/{root}/sub/x.json"));
+    let (_, file) = host.host.backend.content.file(&path, 1 << 20).await.unwrap();
+    assert_eq!(&file[..], br#"{"below":true}"#);
+    let component = format!("/ipns/{other}/v1/p.wasm").parse().unwrap();
+    assert_eq!(host.host.fetch(&component).await.unwrap(), std::fs::read(dim_tests::PROBE).unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_points_to_a_domain_is_read_as_plain_ipfs_reads_it() {
+    let records = format!("fleet.example.org:{ELSEWHERE}");
+    let Some(kubo) = Kubo::start_with_dnslink(&records) else { return };
+    let host = Setup::probe().on_kubo(kubo.api()).start().await;
+    kubo.ipfs(&["key", "gen", "--type=ed25519", "other"]);
+    kubo.ipfs(&["name", "publish", "--key=other", "--resolve=false", "/ipns/fleet.example.org"]);
+    let keys = kubo.ipfs(&["key", "list", "-l", "--ipns-base=base36"]);
+    let other = keys.lines().find(|line| line.ends_with("other")).unwrap().split_whitespace().next().unwrap();
+    let record = host.host.backend.record(&other.parse().unwrap()).await.unwrap();
+    assert_eq!(record.path.as_str(), "/ipns/fleet.example.org");
+    let path = host.host.backend.end_of_chain(record.path).await.unwrap();
+    assert_eq!(path.as_str(), ELSEWHERE);
+    let unknown = "/ipns/nowhere.example.org".parse().unwrap();
+    assert!(host.host.backend.end_of_chain(unknown).await.is_err());
+    // Without a network there is a clear refusal.
+    let embedded = Setup::probe().start().await;
+    let refused = embedded.host.backend.end_of_chain("/ipns/fleet.example.org".parse().unwrap()).await;
+    assert!(refused.unwrap_err().to_string().contains("DNSLink"));
+}

@@ -113,6 +113,7 @@ pub mod call;
 pub mod document;
 #[cfg(not(target_family = "wasm"))]
 pub mod fake;
+pub mod foreign;
 pub mod id;
 pub mod ipns;
 pub mod json;

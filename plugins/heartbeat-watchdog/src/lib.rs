@@ -3,6 +3,7 @@
 //! Each node has a durable timer, armed when the node is first heard. When it fires, the watchdog
 //! looks at the node's last heartbeat and arms it again, so that a heartbeat costs no timer write.
 
+mod import;
 mod silence;
 
 use std::time::Duration;
@@ -70,6 +71,7 @@ impl Plugin for Watchdog {
 
     fn command(&mut self, method: &str, body: &str) -> Result<String, Refusal> {
         match method {
+            "import" => import::import(self, body),
             "unbind" => self.speakers.unbind(body),
             _ => Err(Refusal::UnknownMethod),
         }

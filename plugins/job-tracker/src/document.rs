@@ -3,6 +3,7 @@
 
 use dim_guest::Failure;
 use dim_guest::document::Document;
+use dim_guest::foreign::Kept;
 use dim_guest::time::Time;
 
 use crate::store;
@@ -15,7 +16,8 @@ const FRAME_BYTES: usize = 256;
 
 /// Builds the document in as many bytes as there is room for.
 pub fn build(of: &Document) -> Result<Vec<u8>, Failure> {
-    let room = of.room()?;
+    let (room, kept) = (of.room()?, Kept::read()?);
+    let member = |object: &mut Vec<u8>, id: &str, job: &[u8]| member(object, id, &kept.with(id, job));
     let mut document = b"{\"active_jobs\":{".to_vec();
     let finished = FINISHED_BYTES.min(room / 8);
     let active = room.saturating_sub(finished + FRAME_BYTES);
@@ -33,6 +35,7 @@ pub fn build(of: &Document) -> Result<Vec<u8>, Failure> {
         }
     }
     document.push(b'}');
+    kept.append(&mut document, room - FRAME_BYTES);
     if left_out > 0 {
         document.extend(format!(",\"left_out\":{left_out}").into_bytes());
     }

@@ -138,6 +138,11 @@ pub fn check_job_id(id: &str) -> Result<(), String> {
     id::check("a job_id", id, MAX_ID)
 }
 
+/// Checks the id of a node.
+pub fn check_node_id(id: &str) -> Result<(), String> {
+    id::check("a node_id", id, MAX_NODE_ID)
+}
+
 /// A sender's time, unless it is missing or its clock is not to be believed.
 fn believed(time: Option<Time>, now: Time) -> Time {
     time.filter(|time| time.since(now) <= AHEAD).unwrap_or(now)
@@ -265,6 +270,11 @@ impl Job {
             node_dead: None,
         });
         Some(Job { result_cid: Some(ready.result_cid), ..job })
+    }
+
+    /// Whether this is what becomes of a job later than `other`: a later status, or the same of a later time.
+    pub fn comes_after(&self, other: &Job) -> bool {
+        (self.status.rank(), self.updated_at) > (other.status.rank(), other.updated_at)
     }
 
     /// The job with what is known of its node's death; none if that changes nothing.

@@ -4,6 +4,7 @@
 //! under an IPNS key.
 
 mod document;
+mod import;
 mod job;
 mod store;
 mod tracker;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use dim_guest::Failure;
+use dim_guest::foreign;
 use dim_guest::list::{Both, Page, SideBySide};
 use dim_guest::state::{self, Error, Map};
 use dim_guest::time::Time;
@@ -78,6 +79,7 @@ pub fn put(before: Option<&Job>, job: &Job) -> Result<usize, Error> {
 /// Removes a job and all that is kept beside it.
 pub fn remove(job: &Job) -> Result<(), Error> {
     RESULT_TIMES.delete(&job.job_id)?;
+    foreign::UNKNOWN.delete(&job.job_id)?;
     take_away(job)
 }
 
@@ -154,6 +156,7 @@ pub fn prune(now: Time, keep: usize, age: Duration) -> Result<Left, Failure> {
         }
         FINISHED.delete(&id)?;
         RESULT_TIMES.delete(&id)?;
+        foreign::UNKNOWN.delete(&id)?;
         BY_AGE.delete(&key)?;
         removed += 1;
     }

@@ -8,6 +8,7 @@ use dim_guest::{Event, Failure, Message, Origin, Plugin, Refusal, json, pubsub, 
 use serde::Deserialize;
 
 use crate::document;
+use crate::import;
 use crate::job::{self, Death, Job, JobEvent, ResultReady, Verdict};
 use crate::store::{self, LastVerdict, Left};
 
@@ -56,9 +57,7 @@ impl Plugin for JobTracker {
                 self.result(ResultReady::parse(&message.data)?)
             }
             Event::Message(message) if message.topic == self.config.status_topic => self.verdict(&message),
-            Event::Timer(timer) if self.document.is_due(&timer) => {
-                self.document.publish(&document::build(&self.document)?)
-            }
+            Event::Timer(timer) if self.document.is_due(&timer) => self.publish(),
             Event::Timer(timer) if timer.key == PRUNE => self.prune(),
             Event::Message(_) | Event::Timer(_) | Event::NameChanged(_) | Event::Gap(_) => Ok(()),
         }
@@ -67,6 +66,7 @@ impl Plugin for JobTracker {
     fn command(&mut self, method: &str, body: &str) -> Result<String, Refusal> {
         match method {
             "update" => self.update(json::read(body)?),
+            "import" => import::import(self, body),
             "remove" => {
                 let Named { job_id } = json::read(body)?;
                 job::check_job_id(&job_id).map_err(Refusal::Invalid)?;
@@ -153,7 +153,18 @@ impl JobTracker {
         Ok(())
     }
 
-    fn keep(&self, before: Option<&Job>, job: &Job) -> Result<(), Failure> {
+    /// The key under which the jobs are published.
+    pub fn key(&self) -> String {
+        format!("{}-jobs", self.config.ipns_key_name)
+    }
+
+    /// Publishes the jobs.
+    pub fn publish(&self) -> Result<(), Failure> {
+        self.document.publish(&document::build(&self.document)?)
+    }
+
+    /// Keeps a job in place of what was known of it.
+    pub fn keep(&self, before: Option<&Job>, job: &Job) -> Result<(), Failure> {
         let bytes = store::put(before, job)?;
         self.document.counts(before.and_then(size), is_active(job).then_some(bytes))?;
         if job.status.is_final() && timers::get(PRUNE)?.is_none() {

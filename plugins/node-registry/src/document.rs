@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use dim_guest::document::Document;
+use dim_guest::foreign::Kept;
 use dim_guest::state::{self, set_json};
 use dim_guest::time::Time;
 use dim_guest::{Failure, ipns};
@@ -19,12 +20,15 @@ const FRAME_BYTES: usize = 256;
 /// more than half of the room and do not fit beside the nodes are left to the job tracker's own document.
 pub fn build(of: &Document, jobs: &str) -> Result<Vec<u8>, Failure> {
     let (jobs, room) = (active_jobs(jobs), of.room()?.saturating_sub(FRAME_BYTES));
+    let kept = Kept::read()?;
+    let item = |list: &mut Vec<u8>, id: &str, record: &[u8]| item(list, id, &kept.with(id, record));
     let mut document = b"{\"nodes\":[".to_vec();
     let for_nodes = room - jobs.len().min(room / 2);
     let left_out = of.fill(&mut document, for_nodes, || NODES.iter_raw(None), item)?;
     document.extend(b"],\"active_jobs\":");
     let fits = document.len() + jobs.len() <= room;
     document.extend(if fits { &jobs } else { b"{}".as_slice() });
+    kept.append(&mut document, room);
     if left_out > 0 {
         document.extend(format!(",\"left_out\":{left_out}").into_bytes());
     }

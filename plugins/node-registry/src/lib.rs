@@ -4,11 +4,13 @@
 //! an IPNS key, together with the jobs that the job tracker publishes.
 
 mod document;
+mod import;
 mod node;
 
 use std::time::Duration;
 
 use dim_guest::document::Document;
+use dim_guest::foreign;
 use dim_guest::speaker::{Binding, Speakers};
 use dim_guest::time::Time;
 use dim_guest::{Event, Failure, Message, Origin, Plugin, Refusal, export_plugin, ipns, json, state, timers};
@@ -78,6 +80,7 @@ impl Plugin for NodeRegistry {
 
     fn command(&mut self, method: &str, body: &str) -> Result<String, Refusal> {
         match method {
+            "import" => import::import(self, body),
             "put" => self.put(json::read(body)?),
             "unbind" => self.speakers.unbind(body),
             _ => Err(Refusal::UnknownMethod),
@@ -147,6 +150,11 @@ impl NodeRegistry {
         if forgotten.count > 0 { self.document.touch() } else { Ok(()) }
     }
 
+    /// Counts a node's record that has `after` bytes and had `before`.
+    fn counts(&self, before: Option<usize>, after: usize) -> Result<(), state::Error> {
+        self.document.counts(before, Some(after))
+    }
+
     fn publish(&self) -> Result<(), Failure> {
         self.document.publish(&document::build(&self.document, &self.jobs)?)
     }
@@ -159,6 +167,7 @@ impl NodeRegistry {
         for known in NODES.iter_raw(None) {
             let (id, _) = known?;
             NODES.delete(&id)?;
+            foreign::UNKNOWN.delete(&id)?;
             if !nodes.iter().any(|node| node.node_id == id) {
                 self.speakers.forget(&id)?;
             }

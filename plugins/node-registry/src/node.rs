@@ -1,6 +1,7 @@
 //! A node as the registry knows it, and what changes it.
 
 use dim_guest::Failure;
+use dim_guest::foreign;
 use dim_guest::list::{Both, Page, SideBySide};
 use dim_guest::speaker::Speakers;
 use dim_guest::state::{self, Map};
@@ -41,7 +42,7 @@ pub struct Node {
     pub source: Option<String>,
 }
 
-fn unknown() -> String {
+pub fn unknown() -> String {
     "unknown".to_owned()
 }
 
@@ -175,6 +176,7 @@ pub fn forget_dead(
                 return Ok(Forgotten { count, all: false });
             }
             NODES.delete(&id)?;
+            foreign::UNKNOWN.delete(&id)?;
             speakers.forget(&id)?;
             count += 1;
         }

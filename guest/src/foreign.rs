@@ -1,0 +1,190 @@
+//! What somebody else has published under a key of the plugin, for its command `import`: a document whose members and
+//! rows may be unknown, null or of another type. What a plugin does not know it keeps and publishes again.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+
+use crate::state::{self, Map};
+use crate::{Failure, Refusal};
+
+/// Most bytes of unknown members of one document or row that are kept.
+const MOST_UNKNOWN: usize = 64 << 10;
+
+/// The members of an object, to the letter.
+pub type Members = BTreeMap<String, Box<RawValue>>;
+
+/// A document to import.
+#[derive(Debug)]
+pub struct Document {
+    /// The key under which it was published.
+    pub key: String,
+    members: Members,
+}
+
+impl Document {
+    /// Reads the body of the command `import`: `{"key": KEY, "document": {…}}`.
+    pub fn read(body: &str) -> Result<Self, Refusal> {
+        #[derive(Deserialize)]
+        struct Import {
+            key: String,
+            document: Box<RawValue>,
+        }
+        let Import { key, document } = crate::json::read(body)?;
+        let members = serde_json::from_str(document.get())
+            .map_err(|error| Refusal::Invalid(format!("the document is no JSON object: {error}")))?;
+        Ok(Self { key, members })
+    }
+
+    /// The rows of a member that is a list, or an object of rows by their ids; none if there is no such member. The id
+    /// of a row of a list is in its member `id_member`; a row without one is `None`.
+    pub fn rows(&self, member: &str, id_member: &str) -> Result<Vec<Option<Row>>, Refusal> {
+        let Some(raw) = self.members.get(member).filter(|raw| raw.get() != "null") else {
+            return Ok(Vec::new());
+        };
+        let wrong = |error| Refusal::Invalid(format!("{member} is neither a list nor an object: {error}"));
+        if raw.get().starts_with('{') {
+            let rows: Members = serde_json::from_str(raw.get()).map_err(wrong)?;
+            return Ok(rows.into_iter().map(|(id, row)| Row::of(&row, Some(id), id_member)).collect());
+        }
+        let rows: Vec<Box<RawValue>> = serde_json::from_str(raw.get()).map_err(wrong)?;
+        Ok(rows.iter().map(|row| Row::of(row, None, id_member)).collect())
+    }
+
+    /// The members that are none of `known`.
+    pub fn unknown(&self, known: &[&str]) -> Unknown {
+        Unknown::of(&self.members, known)
+    }
+}
+
+/// A row of a document.
+#[derive(Debug)]
+pub struct Row {
+    /// Its id.
+    pub id: String,
+    members: Members,
+}
+
+impl Row {
+    fn of(raw: &RawValue, id: Option<String>, id_member: &str) -> Option<Self> {
+        let members: Members = serde_json::from_str(raw.get()).ok()?;
+        let says = || serde_json::from_str(members.get(id_member)?.get()).ok();
+        let id = id.or_else(says)?;
+        Some(Self { id, members })
+    }
+
+    /// A member; none if it is absent, null or of another type.
+    pub fn get<T: DeserializeOwned>(&self, member: &str) -> Option<T> {
+        serde_json::from_str::<Option<T>>(self.members.get(member)?.get()).ok()?
+    }
+
+    /// The members that are none of `known`.
+    pub fn unknown(&self, known: &[&str]) -> Unknown {
+        Unknown::of(&self.members, known)
+    }
+}
+
+/// Members that their reader does not know, as an object. Those that would be too large together are left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unknown(String);
+
+impl Unknown {
+    fn of(members: &Members, known: &[&str]) -> Self {
+        let mut object = String::from("{");
+        for (name, value) in members.iter().filter(|(name, _)| !known.contains(&name.as_str())) {
+            let name = serde_json::to_string(name).expect("a string is JSON");
+            if object.len() + name.len() + value.get().len() < MOST_UNKNOWN {
+                let comma = if object.len() > 1 { "," } else { "" };
+                object.push_str(&format!("{comma}{name}:{}", value.get()));
+            }
+        }
+        object.push('}');
+        Self(object)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0 == "{}"
+    }
+}
+
+/// Unknown members by the id of their row. That of the document itself is empty.
+pub const UNKNOWN: Map<str, Box<RawValue>> = Map::new("unknown/");
+
+/// Keeps the unknown members of a row, or forgets those that it had.
+pub fn keep(id: &str, unknown: &Unknown) -> Result<(), state::Error> {
+    if unknown.is_empty() {
+        return UNKNOWN.delete(id);
+    }
+    state::set(format!("unknown/{id}").as_bytes(), unknown.0.as_bytes())
+}
+
+/// The unknown members that were kept, by the ids of their rows.
+#[derive(Debug)]
+pub struct Kept(BTreeMap<String, Vec<u8>>);
+
+impl Kept {
+    /// Reads all of them: there are few, for only what was imported has any.
+    pub fn read() -> Result<Self, state::Error> {
+        UNKNOWN.iter_raw(None).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// A row's record with the unknown members of the row behind its own.
+    pub fn with<'a>(&self, id: &str, record: &'a [u8]) -> std::borrow::Cow<'a, [u8]> {
+        match (self.0.get(id), record.strip_suffix(b"}")) {
+            (Some(unknown), Some(own)) => [own, b",", unknown.get(1..).unwrap_or(b"}")].concat().into(),
+            _ => record.into(),
+        }
+    }
+
+    /// Adds the unknown members of the document to one that is being built and whose object is open.
+    pub fn append(&self, document: &mut Vec<u8>, room: usize) {
+        let Some(unknown) = self.0.get("").filter(|unknown| document.len() + unknown.len() < room) else {
+            return;
+        };
+        document.push(b',');
+        document.extend(unknown.get(1..unknown.len().saturating_sub(1)).unwrap_or_default());
+    }
+}
+
+/// A failure of a command that is one of an event, too.
+pub fn refusal(failure: Failure) -> Refusal {
+    match failure {
+        Failure::Reject(why) => Refusal::Invalid(why),
+        Failure::Retry(_) => Refusal::Other("it cannot be done now".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::Host;
+
+    #[test]
+    fn a_document_is_read_in_each_form_and_keeps_what_is_unknown() {
+        let _host = Host::new();
+        let body = r#"{"key":"k","document":{"jobs":{"a":{"state":"running","progress":0.10},"b":7},"nodes":[{"node_id":"n","rack":"r1"},{"x":1}],"fleet":"north","updated_at":"-"}}"#;
+        let document = Document::read(body).unwrap();
+        let jobs = document.rows("jobs", "job_id").unwrap();
+        assert_eq!(jobs.iter().flatten().map(|row| row.id.as_str()).collect::<Vec<_>>(), ["a"]);
+        assert_eq!(jobs.iter().filter(|row| row.is_none()).count(), 1, "a bad row costs itself");
+        let job = jobs[0].as_ref().unwrap();
+        assert_eq!(job.get::<String>("state").as_deref(), Some("running"));
+        assert_eq!(job.unknown(&["state"]).0, r#"{"progress":0.10}"#);
+        let nodes = document.rows("nodes", "node_id").unwrap();
+        assert_eq!(nodes.iter().flatten().map(|row| row.id.as_str()).collect::<Vec<_>>(), ["n"]);
+        keep("n", &nodes[0].as_ref().unwrap().unknown(&["node_id"])).unwrap();
+        keep("", &document.unknown(&["jobs", "nodes", "updated_at"])).unwrap();
+        let kept = Kept::read().unwrap();
+        assert_eq!(kept.with("n", br#"{"node_id":"n"}"#).as_ref(), br#"{"node_id":"n","rack":"r1"}"#);
+        assert_eq!(kept.with("m", b"{}").as_ref(), b"{}");
+        let mut built = b"{\"nodes\":[]".to_vec();
+        kept.append(&mut built, 1_000);
+        assert_eq!(built, br#"{"nodes":[],"fleet":"north""#);
+        for wrong in ["[]", r#"{"key":"k","document":[]}"#, r#"{"key":"k","document":{"nodes":7}}"#] {
+            let read = Document::read(wrong).and_then(|document| document.rows("nodes", "node_id").map(drop));
+            assert!(matches!(read, Err(Refusal::Invalid(_))), "{wrong}");
+        }
+    }
+}

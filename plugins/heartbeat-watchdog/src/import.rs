@@ -1,0 +1,29 @@
+//! Takes over the nodes of a registry that somebody else has published: from then on their silence is judged.
+
+use dim_guest::foreign::Document;
+use dim_guest::time::Time;
+use dim_guest::{Refusal, json, timers};
+use serde_json::json;
+
+use crate::Watchdog;
+use crate::silence::{NODES, Node, Standing};
+
+/// Takes over the nodes that are not dead. The time of their silence begins now: this host has not listened before.
+pub fn import(watchdog: &Watchdog, body: &str) -> Result<String, Refusal> {
+    let document = Document::read(body)?;
+    let (mut taken, mut refused, now) = (0, 0, Time::now());
+    for row in document.rows("nodes", "node_id")? {
+        let Some(row) = row.filter(|row| dim_guest::id::check("a node_id", &row.id, 256).is_ok()) else {
+            refused += 1;
+            continue;
+        };
+        let is_dead = row.get::<String>("status").as_deref() == Some("dead");
+        if is_dead || NODES.get(&row.id)?.is_some() {
+            continue;
+        }
+        NODES.set(&row.id, &Node { last_seen: now, standing: Standing::Alive })?;
+        timers::set(&row.id, now.after(watchdog.suspect_after()).timestamp())?;
+        taken += 1;
+    }
+    json::write(&json!({ "nodes": taken, "refused": refused }))
+}

@@ -1,0 +1,79 @@
+//! Takes over the jobs of a document that somebody else has published: this tracker's own form, and that of fleets
+//! which keep `{"jobs":{ID:{"state",…}}}`.
+
+use dim_guest::foreign::{self, Document, Row};
+use dim_guest::time::Time;
+use dim_guest::{Refusal, json};
+use serde_json::json;
+
+use crate::job::{self, Job, Status};
+use crate::store;
+use crate::tracker::JobTracker;
+
+/// The members of a document in which jobs stand.
+const LISTS: [&str; 3] = ["active_jobs", "finished_jobs", "jobs"];
+
+/// The members of a job that are read, and those that are only the tracker's own.
+const MEMBERS: [&str; 11] = [
+    "job_id",
+    "status",
+    "state",
+    "updated_at",
+    "timestamp",
+    "data",
+    "result",
+    "result_cid",
+    "node_id",
+    "node_dead",
+    "left_out",
+];
+
+/// Takes over the jobs of a document and publishes the tracker's own with them. A job that is known already stays as it
+/// is, unless the document knows a later status.
+pub fn import(tracker: &JobTracker, body: &str) -> Result<String, Refusal> {
+    let document = Document::read(body)?;
+    let (mut taken, mut refused) = (0, 0);
+    for list in LISTS {
+        for row in document.rows(list, "job_id")? {
+            match row.as_ref().and_then(read) {
+                Some(job) => taken += u64::from(take(tracker, &job, row.as_ref())?),
+                None => refused += 1,
+            }
+        }
+    }
+    if document.key == tracker.key() {
+        let known = [LISTS.as_slice(), &["updated_at", "left_out"]].concat();
+        foreign::keep("", &document.unknown(&known))?;
+    }
+    tracker.publish().map_err(foreign::refusal)?;
+    json::write(&json!({ "jobs": taken, "refused": refused }))
+}
+
+fn read(row: &Row) -> Option<Job> {
+    job::check_job_id(&row.id).ok()?;
+    let status: String = row.get("status").or_else(|| row.get("state"))?;
+    let updated_at: Option<Time> = row.get("updated_at").or_else(|| row.get("timestamp"));
+    let now = Time::now();
+    Some(Job {
+        job_id: row.id.clone(),
+        status: Status::of(&status)?,
+        updated_at: updated_at.filter(|at| *at <= now).unwrap_or(now),
+        data: row.get("data"),
+        result: row.get("result"),
+        result_cid: row.get("result_cid"),
+        node_id: row.get("node_id").filter(|node: &String| job::check_node_id(node).is_ok()),
+        node_dead: None,
+    })
+}
+
+fn take(tracker: &JobTracker, job: &Job, row: Option<&Row>) -> Result<bool, Refusal> {
+    let known = store::get(&job.job_id)?;
+    if known.as_ref().is_some_and(|known| !job.comes_after(known)) {
+        return Ok(false);
+    }
+    tracker.keep(known.as_ref(), job).map_err(foreign::refusal)?;
+    if let Some(row) = row {
+        foreign::keep(&job.job_id, &row.unknown(&MEMBERS))?;
+    }
+    Ok(true)
+}

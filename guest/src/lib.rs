@@ -113,16 +113,19 @@ pub mod call;
 pub mod document;
 #[cfg(not(target_family = "wasm"))]
 pub mod fake;
+pub mod heartbeat;
 pub mod id;
 pub mod ipns;
 pub mod json;
 pub mod list;
 pub mod log;
+pub mod member;
 pub mod pubsub;
 pub mod speaker;
 pub mod state;
 pub mod time;
 pub mod timers;
+pub mod verbatim;
 
 pub use bindings::dim::coordination::event::{DueTimer, Event, Failure, Gap, Message, Origin, Refusal};
 pub use failure::OrFail;

@@ -25,6 +25,7 @@ mod guide;
 mod hostile;
 mod limits;
 mod migration;
+mod nodes;
 mod openapi;
 mod plugins;
 mod promises;

@@ -4,17 +4,27 @@
 //! an IPNS key, together with the jobs that the job tracker publishes.
 
 mod document;
+mod heard;
+mod instances;
+mod merged;
 mod node;
+mod orders;
+mod query;
+mod resources;
 
 use std::time::Duration;
 
 use dim_guest::document::Document;
+use dim_guest::heartbeat::{Heartbeat, check_id};
+use dim_guest::log::{self, Level};
 use dim_guest::speaker::{Binding, Speakers};
 use dim_guest::time::Time;
 use dim_guest::{Event, Failure, Message, Origin, Plugin, Refusal, export_plugin, ipns, json, state, timers};
 use serde::Deserialize;
 
-use node::{Filter, Heartbeat, NODES, Node, Verdict};
+use heard::{Observer, Verdict};
+use node::{NODES, Node, Row};
+use query::Filter;
 
 /// The registry's config; the manifest describes it.
 #[derive(Debug, Deserialize)]
@@ -52,7 +62,7 @@ impl Plugin for NodeRegistry {
             Some(other) => {
                 ipns::follow(other).map_err(|error| format!("cannot follow {other}: {error:?}"))?;
             }
-            None => document::forget_merged().map_err(|error| format!("{error:?}"))?,
+            None => merged::forget().map_err(|error| format!("{error:?}"))?,
         }
         if timers::get(FORGET).map_err(|error| format!("{error:?}"))?.is_none() {
             look_again_after(FORGET_EVERY).map_err(|error| format!("{error:?}"))?;
@@ -78,7 +88,8 @@ impl Plugin for NodeRegistry {
 
     fn command(&mut self, method: &str, body: &str) -> Result<String, Refusal> {
         match method {
-            "put" => self.put(json::read(body)?),
+            "put" => self.put(body),
+            "remove" => self.remove(&json::read(body)?),
             "unbind" => self.speakers.unbind(body),
             _ => Err(Refusal::UnknownMethod),
         }
@@ -88,6 +99,7 @@ impl Plugin for NodeRegistry {
         match method {
             "get" => get(json::read(body)?),
             "list" => list(&json::read(body)?),
+            "merged" => json::write(&merged::report()?),
             _ => Err(Refusal::UnknownMethod),
         }
     }
@@ -101,26 +113,30 @@ impl NodeRegistry {
         if record.is_none() {
             self.document.check_room("nodes")?;
         }
-        let known = record.as_deref().map(state::decode).transpose()?;
-        if let Some(node) = Node::heard(known, heartbeat, Time::now()) {
-            let bytes = NODES.put(&node.node_id, &node)?;
-            self.document.counts(record.as_ref().map(Vec::len), Some(bytes))?;
-            self.document.touch()?;
-        }
-        Ok(())
+        // A record that cannot be read is replaced.
+        let known = record.as_deref().and_then(|record| state::decode::<Row<'_>>(record).ok());
+        let node = Node::heard(known.as_ref(), heartbeat, Time::now());
+        log_news(known.as_ref(), &node);
+        let bytes = NODES.put(&node.node_id, &node)?;
+        self.document.counts(record.as_ref().map(Vec::len), Some(bytes))?;
+        self.document.touch()
     }
 
     /// A verdict marks the node until its next heartbeat. Only this host's own watchdog is
     /// believed, and those that the operator trusts.
     fn verdict(&self, message: &Message) -> Result<(), Failure> {
         let verdict = Verdict::parse(&message.data)?;
-        let believed = match &message.origin {
-            Origin::Plugin(_) | Origin::Host => true,
-            Origin::Peer(peer) => self.config.trusted_observers.contains(peer),
+        let observer = match &message.origin {
+            Origin::Plugin(_) => Observer::Own,
+            Origin::Host => Observer::Other,
+            Origin::Peer(peer) if self.config.trusted_observers.contains(peer) => Observer::Other,
+            Origin::Peer(_) => return Ok(()),
         };
-        let Some(mut node) = NODES.get(&verdict.node_id)?.filter(|_| believed) else { return Ok(()) };
-        if node.judge(&verdict) {
-            NODES.set(&node.node_id, &node)?;
+        let Some(record) = NODES.get_raw(&verdict.node_id)? else { return Ok(()) };
+        let Some(mut node) = query::read(&record) else { return Ok(()) };
+        if node.judge(&verdict, observer, Time::now()) {
+            let bytes = NODES.put(&node.node_id, &node)?;
+            self.document.counts(Some(record.len()), Some(bytes))?;
             self.document.touch()?;
         }
         Ok(())
@@ -135,14 +151,14 @@ impl NodeRegistry {
         }
         let is_own = ipns::key_id(&self.config.ipns_key_name)? == name;
         if !is_own && self.config.registry_ipns.as_deref().is_some_and(is) {
-            document::merge(name)?;
+            merged::merge(name)?;
         }
         Ok(())
     }
 
     fn forget(&self) -> Result<(), Failure> {
         let age = Duration::from_secs(self.config.forget_after_days.saturating_mul(86_400));
-        let forgotten = node::forget_dead(Time::now(), age, &self.speakers)?;
+        let forgotten = self.forget_dead(age)?;
         look_again_after(if forgotten.all { FORGET_EVERY } else { Duration::ZERO })?;
         if forgotten.count > 0 { self.document.touch() } else { Ok(()) }
     }
@@ -150,24 +166,28 @@ impl NodeRegistry {
     fn publish(&self) -> Result<(), Failure> {
         self.document.publish(&document::build(&self.document, &self.jobs)?)
     }
+}
 
-    /// Replaces the registry.
-    fn put(&self, nodes: Vec<Node>) -> Result<String, Refusal> {
-        for node in &nodes {
-            node::check_id(&node.node_id).map_err(Refusal::Invalid)?;
-        }
-        for known in NODES.iter_raw(None) {
-            let (id, _) = known?;
-            NODES.delete(&id)?;
-            if !nodes.iter().any(|node| node.node_id == id) {
-                self.speakers.forget(&id)?;
-            }
-        }
-        for node in &nodes {
-            NODES.set(&node.node_id, node)?;
-        }
-        self.document.touch().map_err(|failure| Refusal::Other(format!("{failure:?}")))?;
-        json::write(&serde_json::json!({ "nodes": nodes.len() }))
+/// Logs what an operator should know and did not before this heartbeat.
+fn log_news(known: Option<&Row<'_>>, node: &Node) {
+    if let Some(conflict) = node.conflict.as_ref().filter(|_| !known.is_some_and(Row::is_in_conflict)) {
+        let fields = [("node_id", node.node_id.as_str()), ("instances", &conflict.instances.join(", "))];
+        log::line(
+            Level::Warn,
+            "several agents send heartbeats under one node id: give each its own",
+            &fields,
+        );
+    }
+    if node.ignored.is_empty() {
+        return;
+    }
+    // The values may differ each time.
+    let members = |reasons: &[String]| -> Vec<String> {
+        reasons.iter().map(|reason| reason.split(':').next().unwrap_or_default().to_owned()).collect()
+    };
+    if known.is_none_or(|known| members(&known.ignored()) != members(&node.ignored)) {
+        let fields = [("node_id", node.node_id.as_str()), ("ignored", &node.ignored.join("; "))];
+        log::line(Level::Warn, "members of a heartbeat cannot be read; the rest is taken", &fields);
     }
 }
 
@@ -175,18 +195,19 @@ fn look_again_after(pause: Duration) -> Result<(), timers::Error> {
     timers::set(FORGET, Time::now().after(pause).timestamp())
 }
 
+/// A node by its id.
 #[derive(Deserialize)]
-struct Get {
+struct Named {
     node_id: String,
 }
 
-fn get(Get { node_id }: Get) -> Result<String, Refusal> {
-    node::check_id(&node_id).map_err(Refusal::Invalid)?;
-    json::write(&node::get(&node_id)?.ok_or(Refusal::NotFound(node_id))?)
+fn get(Named { node_id }: Named) -> Result<String, Refusal> {
+    check_id(&node_id).map_err(Refusal::Invalid)?;
+    json::write(&query::get(&node_id)?.ok_or(Refusal::NotFound(node_id))?)
 }
 
 fn list(filter: &Filter) -> Result<String, Refusal> {
-    json::write(&node::list(filter)?)
+    json::write(&query::list(filter)?)
 }
 
 export_plugin!(NodeRegistry, manifest: "../plugin.toml");

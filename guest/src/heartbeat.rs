@@ -39,11 +39,21 @@ pub struct Heartbeat<'a> {
 impl<'a> Heartbeat<'a> {
     /// Reads a message. What has no valid `node_id` is set aside.
     pub fn parse(data: &'a [u8]) -> Result<Self, Failure> {
-        let heartbeat: Self = serde_json::from_slice(data)
+        Self::read(text(data)?)
+    }
+
+    /// Reads a message that is text.
+    pub fn read(text: &'a str) -> Result<Self, Failure> {
+        let heartbeat: Self = serde_json::from_str(text)
             .map_err(|error| Failure::Reject(format!("not a heartbeat: {error}")))?;
         check_id(&heartbeat.node_id).map_err(Failure::Reject)?;
         Ok(heartbeat)
     }
+}
+
+/// The text of a message; JSON is UTF-8.
+pub fn text(data: &[u8]) -> Result<&str, Failure> {
+    std::str::from_utf8(data).map_err(|error| Failure::Reject(format!("not a heartbeat: {error}")))
 }
 
 /// Checks the id of a node.

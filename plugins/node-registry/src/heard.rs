@@ -1,48 +1,37 @@
 //! What a heartbeat and a watchdog's verdict make of a node. Arrival is life, by the clock of this host; clocks of others
 //! order what one of them sends within seconds, and measure durations.
 
-use dim_guest::heartbeat::{Heartbeat, check_id, is_overtaken};
-use dim_guest::member::Members;
+use dim_guest::Failure;
+use dim_guest::heartbeat::{check_id, is_overtaken};
+use dim_guest::state;
 use dim_guest::time::Time;
-use dim_guest::{Failure, id};
 use serde::Deserialize;
 
-use crate::node::{Node, Row};
-use crate::resources::Resources;
-
-/// How far ahead of the host's clock a node's clock may be before its time is not believed.
-const AHEAD: std::time::Duration = std::time::Duration::from_secs(300);
+use crate::node::{Before, Node};
+use crate::said::Said;
 
 impl Node {
-    /// The node after a heartbeat that arrives now. One that was overtaken on the way is a sign of life and says nothing
-    /// else. Of the node as it stands no more is read than is needed: heartbeats are many, and most bring all of it anew.
-    pub fn heard(known: Option<&Row<'_>>, heartbeat: Heartbeat<'_>, now: Time) -> Node {
-        let mut of = Members::default();
-        let sent_at = sent_at(&mut of, &heartbeat, now);
-        let instance = instance(&mut of, &heartbeat);
-        if let Some(known) = known.filter(|known| known.overtook(sent_at, instance.as_deref(), now)) {
-            let mut node = known.read().0;
-            node.hear_instance(instance, now);
+    /// The node after a heartbeat that arrives now; `record` is the node as it stands in the state. A heartbeat that was
+    /// overtaken on the way is a sign of life and says nothing else.
+    ///
+    /// Of the record no more is read than is needed: heartbeats are many, and most bring all of it anew.
+    pub fn heard(record: Option<&[u8]>, before: &Before<'_>, said: Said, now: Time) -> Node {
+        if let Some(mut node) = overtook(record, before, &said, now) {
+            node.hear_instance(said.instance, now);
             node.last_seen = now;
             return node;
         }
-        let unknown = Row::default();
-        let known = known.unwrap_or(&unknown);
-        let status: Option<String> = of.read("status", heartbeat.status);
-        let resources: Option<Resources> = of.read("resources", heartbeat.resources);
-        let models: Option<Vec<String>> = of.read("cached_models", heartbeat.cached_models);
-        let every_ms: Option<u64> = of.read("every_ms", heartbeat.every_ms);
         let mut node = Node {
-            node_id: heartbeat.node_id,
-            status: status.unwrap_or_else(|| "online".to_owned()),
-            resources: resources.or_else(|| known.resources()).unwrap_or_default(),
-            cached_models: models.or_else(|| known.cached_models()).unwrap_or_default(),
-            sent_at: sent_at.or_else(|| known.sent_at()),
-            ignored: of.into_reasons(),
-            every_ms: every_ms.or_else(|| known.every_ms()),
-            ..known.instances()
+            node_id: said.node_id,
+            status: said.status.unwrap_or_else(|| "online".to_owned()),
+            resources: said.resources.or_else(|| before.resources()).unwrap_or_default(),
+            cached_models: said.cached_models.or_else(|| before.cached_models()).unwrap_or_default(),
+            sent_at: said.timestamp.or_else(|| before.sent_at()),
+            ignored: said.ignored,
+            every_ms: said.every_ms.or_else(|| before.every_ms()),
+            ..before.instances()
         };
-        node.hear_instance(instance, now);
+        node.hear_instance(said.instance, now);
         node.last_seen = now;
         node
     }
@@ -82,17 +71,17 @@ impl Node {
     }
 }
 
-impl Row<'_> {
-    /// Whether the last heartbeat was sent after the one that arrives now, by the clock of one sender. What was silent
-    /// long enough to be suspected was not.
-    fn overtook(&self, sent: Option<Time>, instance: Option<&str>, now: Time) -> bool {
-        let (Some(sent), Some(known)) = (sent, self.sent_at()) else { return false };
-        // Most are not: what follows is read for the few.
-        sent < known && is_overtaken(sent, now, known, self.last_seen()) && {
-            let (node, _) = self.read();
-            node.instance.as_deref() == instance && rank(&node.status) == 0
-        }
+/// The node as it stands, if its last heartbeat was sent after the one that arrives now, by the clock of one sender. What
+/// was silent long enough to be suspected did not send it so.
+fn overtook(record: Option<&[u8]>, before: &Before<'_>, said: &Said, now: Time) -> Option<Node> {
+    let (sent, known) = (said.timestamp?, before.sent_at()?);
+    // Most are sent later, and no more is read.
+    if sent >= known {
+        return None;
     }
+    let node: Node = state::decode(record?).ok()?;
+    let is_one_sender = node.instance == said.instance && rank(&node.status) == 0;
+    (is_one_sender && is_overtaken(sent, now, known, node.last_seen)).then_some(node)
 }
 
 /// How bad a status is that a watchdog may give.
@@ -101,27 +90,6 @@ fn rank(status: &str) -> u8 {
         "dead" => 2,
         "suspect" => 1,
         _ => 0,
-    }
-}
-
-fn sent_at(of: &mut Members, heartbeat: &Heartbeat<'_>, now: Time) -> Option<Time> {
-    let sent: Time = of.read("timestamp", heartbeat.timestamp)?;
-    let ahead = sent.since(now);
-    if ahead > AHEAD {
-        of.refuse("timestamp", &format!("it is {} s ahead of this host's clock", ahead.as_secs()));
-        return None;
-    }
-    Some(sent)
-}
-
-fn instance(of: &mut Members, heartbeat: &Heartbeat<'_>) -> Option<String> {
-    let instance: String = of.read("instance", heartbeat.instance)?;
-    match id::check("an instance", &instance, 64) {
-        Ok(()) => Some(instance),
-        Err(why) => {
-            of.refuse("instance", &why);
-            None
-        }
     }
 }
 

@@ -11,11 +11,12 @@ mod node;
 mod orders;
 mod query;
 mod resources;
+mod said;
 
 use std::time::Duration;
 
 use dim_guest::document::Document;
-use dim_guest::heartbeat::{Heartbeat, check_id};
+use dim_guest::heartbeat::check_id;
 use dim_guest::log::{self, Level};
 use dim_guest::speaker::{Binding, Speakers};
 use dim_guest::time::Time;
@@ -23,8 +24,9 @@ use dim_guest::{Event, Failure, Message, Origin, Plugin, Refusal, export_plugin,
 use serde::Deserialize;
 
 use heard::{Observer, Verdict};
-use node::{NODES, Node, Row};
+use node::{Before, NODES, Node};
 use query::Filter;
+use said::Said;
 
 /// The registry's config; the manifest describes it.
 #[derive(Debug, Deserialize)]
@@ -107,16 +109,17 @@ impl Plugin for NodeRegistry {
 
 impl NodeRegistry {
     fn heartbeat(&self, message: &Message) -> Result<(), Failure> {
-        let heartbeat = Heartbeat::parse(&message.data)?;
-        self.speakers.check(&heartbeat.node_id, &message.origin)?;
-        let record = NODES.get_raw(&heartbeat.node_id)?;
+        let said = Said::read(&message.data, Time::now())?;
+        self.speakers.check(&said.node_id, &message.origin)?;
+        let record = NODES.get_raw(&said.node_id)?;
         if record.is_none() {
             self.document.check_room("nodes")?;
         }
         // A record that cannot be read is replaced.
-        let known = record.as_deref().and_then(|record| state::decode::<Row<'_>>(record).ok());
-        let node = Node::heard(known.as_ref(), heartbeat, Time::now());
-        log_news(known.as_ref(), &node);
+        let before = record.as_deref().and_then(|record| state::decode::<Before<'_>>(record).ok());
+        let before = before.unwrap_or_default();
+        let node = Node::heard(record.as_deref(), &before, said, Time::now());
+        log_news(&before, &node);
         let bytes = NODES.put(&node.node_id, &node)?;
         self.document.counts(record.as_ref().map(Vec::len), Some(bytes))?;
         self.document.touch()
@@ -169,8 +172,8 @@ impl NodeRegistry {
 }
 
 /// Logs what an operator should know and did not before this heartbeat.
-fn log_news(known: Option<&Row<'_>>, node: &Node) {
-    if let Some(conflict) = node.conflict.as_ref().filter(|_| !known.is_some_and(Row::is_in_conflict)) {
+fn log_news(before: &Before<'_>, node: &Node) {
+    if let Some(conflict) = node.conflict.as_ref().filter(|_| !before.is_in_conflict()) {
         let fields = [("node_id", node.node_id.as_str()), ("instances", &conflict.instances.join(", "))];
         log::line(
             Level::Warn,
@@ -185,7 +188,7 @@ fn log_news(known: Option<&Row<'_>>, node: &Node) {
     let members = |reasons: &[String]| -> Vec<String> {
         reasons.iter().map(|reason| reason.split(':').next().unwrap_or_default().to_owned()).collect()
     };
-    if known.is_none_or(|known| members(&known.ignored()) != members(&node.ignored)) {
+    if members(&before.ignored()) != members(&node.ignored) {
         let fields = [("node_id", node.node_id.as_str()), ("ignored", &node.ignored.join("; "))];
         log::line(Level::Warn, "members of a heartbeat cannot be read; the rest is taken", &fields);
     }

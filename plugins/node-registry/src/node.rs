@@ -64,7 +64,7 @@ fn is_unknown(time: &Time) -> bool {
 }
 
 /// A node as it stands in the state or in a document, its members not read yet.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Deserialize)]
 pub struct Row<'a> {
     pub node_id: String,
     #[serde(borrow, default)]
@@ -122,15 +122,35 @@ impl Row<'_> {
         };
         (node, of.into_reasons())
     }
+}
 
+/// What a heartbeat needs of the node as it stands; the rest is skipped.
+#[derive(Debug, Default, Deserialize)]
+pub struct Before<'a> {
+    #[serde(borrow, default)]
+    sent_at: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    last_seen: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    resources: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    cached_models: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    ignored: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    every_ms: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    instance: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    others: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    conflict: Option<&'a RawValue>,
+}
+
+impl Before<'_> {
     /// The time that the node put on its last heartbeat.
     pub fn sent_at(&self) -> Option<Time> {
         one(self.sent_at)
-    }
-
-    /// When it was heard last.
-    pub fn last_seen(&self) -> Time {
-        one(self.last_seen).unwrap_or_default()
     }
 
     /// What it has to spare.
@@ -161,7 +181,7 @@ impl Row<'_> {
     /// The node as far as its agents go. The time is read only if it can matter.
     pub fn instances(&self) -> Node {
         let instance: Option<String> = one(self.instance);
-        let last_seen = if instance.is_some() { self.last_seen() } else { Time::default() };
+        let last_seen = instance.as_ref().and_then(|_| one(self.last_seen)).unwrap_or_default();
         Node {
             last_seen,
             instance,

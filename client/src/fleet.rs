@@ -75,6 +75,24 @@ pub struct Node {
     /// The registry that it was merged from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
+    /// Set while several agents send heartbeats under this id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conflict: Option<NodeConflict>,
+    /// What could not be read in its last heartbeat, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ignored: Vec<String>,
+    /// What the watchdog adds to its verdict.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+/// Several agents that send heartbeats under one id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeConflict {
+    /// Their instances: each start of an agent is another one.
+    pub instances: Vec<String>,
+    /// Since when.
+    pub since: jiff::Timestamp,
 }
 
 /// What happened to a job.
@@ -147,6 +165,13 @@ impl Fleet {
     /// One job.
     pub async fn get_job(&self, job_id: &str) -> Result<Job, ClientError> {
         self.http.get(&["jobs", job_id], &[]).await
+    }
+
+    /// Removes a node and returns it as it was. One that still sends heartbeats comes back with the next one. An unknown
+    /// node is a problem with status 404, one of a merged registry alone with status 409.
+    pub async fn remove_node(&self, node_id: &str) -> Result<Node, ClientError> {
+        let removed = self.http.delete(&["nodes", node_id]).await?;
+        serde_json::from_value(removed).map_err(|error| self.http.strange(error.to_string()))
     }
 
     /// Replaces the registry by `nodes`.

@@ -16,7 +16,7 @@ const REGISTRY: &str = r#"{"heartbeat_topic":"heartbeats","status_topic":"status
 /// Tells both the same.
 pub fn run(data: &[u8]) {
     let topics = [(b'h', "heartbeats"), (b's', "status")];
-    let commands = [(b'U', "unbind"), (b'P', "put")];
+    let commands = [(b'U', "unbind"), (b'P', "put"), (b'R', "remove")];
     let mut watchdog: Fleet<Watchdog> = Fleet::new(WATCHDOG);
     watchdog.run(data, &topics[..1], &commands);
     for verdict in watchdog.host.take_published() {
@@ -85,6 +85,9 @@ pub fn seeds() -> Vec<Vec<u8>> {
         "h2{\"node_id\":\"a\"}\nh2{\"node_id\":\"b\"}\nh4{\"node_id\":\"c\"}\n+61\n+200\n+130\n+700000\n\
          s1{\"node_id\":\"a\",\"status\":\"dead\",\"observer\":\"o\",\"timestamp\":\"2026-01-01T00:01:00Z\"}\n\
          U{\"node_id\":\"b\"}\nh3{\"node_id\":\"b\"}",
+        "h2{\"node_id\":\"a\",\"timestamp\":1767268800000,\"instance\":\"x\",\"every_ms\":300000}\n\
+         h2{\"node_id\":\"a\",\"instance\":\"y\",\"resources\":{\"gpu_available\":[[[1.50]]]}}\nh2{\"node_id\":\"a\",\"instance\":\"x\"}\n\
+         h2{\"node_id\":\"a\",\"instance\":\"y\"}\nR{\"node_id\":\"a\"}\nh2{\"node_id\":\"a\"}\n+70\n+70\nR{\"node_id\":\"a\"}\n+9",
         "h3{\"node_id\":\"n9\"}\nh2{\"node_id\":\"n9\"}\nP[{\"node_id\":\"x\",\"status\":\"alive\"},{\"node_id\":\"y\"}]\n+3600",
     ])
 }

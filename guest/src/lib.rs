@@ -114,16 +114,19 @@ pub mod document;
 #[cfg(not(target_family = "wasm"))]
 pub mod fake;
 pub mod foreign;
+pub mod heartbeat;
 pub mod id;
 pub mod ipns;
 pub mod json;
 pub mod list;
 pub mod log;
+pub mod member;
 pub mod pubsub;
 pub mod speaker;
 pub mod state;
 pub mod time;
 pub mod timers;
+pub mod verbatim;
 
 pub use bindings::dim::coordination::event::{DueTimer, Event, Failure, Gap, Message, Origin, Refusal};
 pub use failure::OrFail;

@@ -105,6 +105,15 @@ struct TimeVisitor;
 /// The largest number of seconds that is taken for a time: the year 9999.
 const MAX_SECONDS: f64 = 253_402_300_799.0;
 
+/// The times that a fleet sends, in seconds: of the years 2001 to 2100.
+const LIKELY: std::ops::Range<f64> = 1e9..4.1e9;
+
+/// The unit of a number that is no time in seconds, if it is a likely time in that unit.
+fn unit_of(number: f64) -> Option<&'static str> {
+    let units = [("milliseconds", 1e3), ("microseconds", 1e6), ("nanoseconds", 1e9)];
+    units.into_iter().find(|(_, in_a_second)| LIKELY.contains(&(number / in_a_second))).map(|(unit, _)| unit)
+}
+
 impl Visitor<'_> for TimeVisitor {
     type Value = Time;
 
@@ -113,7 +122,12 @@ impl Visitor<'_> for TimeVisitor {
     }
 
     fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Time, E> {
-        Time::parse(text).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+        let number = || text.parse().ok().filter(|number| unit_of(*number).is_some());
+        match (Time::parse(text), number()) {
+            (Some(time), _) => Ok(time),
+            (None, Some(number)) => self.visit_f64(number),
+            (None, None) => Err(E::invalid_value(Unexpected::Str(text), &self)),
+        }
     }
 
     fn visit_u64<E: serde::de::Error>(self, seconds: u64) -> Result<Time, E> {
@@ -126,7 +140,10 @@ impl Visitor<'_> for TimeVisitor {
 
     fn visit_f64<E: serde::de::Error>(self, seconds: f64) -> Result<Time, E> {
         if !(0.0..=MAX_SECONDS).contains(&seconds) {
-            return Err(E::custom("a time must lie between the years 1970 and 9999"));
+            return Err(E::custom(match unit_of(seconds) {
+                Some(unit) => format!("{seconds} is not in seconds since 1970: {unit}?"),
+                None => "a time must lie between the years 1970 and 9999".to_owned(),
+            }));
         }
         Ok(Time((seconds * 1000.0).round() as i64))
     }
@@ -135,6 +152,22 @@ impl Visitor<'_> for TimeVisitor {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_in_another_unit_is_refused_with_the_unit() {
+        for (text, unit) in [
+            ("1767268800000", "milliseconds"),
+            ("\"1767268800000\"", "milliseconds"),
+            ("1767268800000.5", "milliseconds"),
+            ("1767268800000000", "microseconds"),
+            ("1767268800000000000", "nanoseconds"),
+        ] {
+            let why = serde_json::from_str::<Time>(text).unwrap_err().to_string();
+            assert!(why.contains(&format!("is not in seconds since 1970: {unit}?")), "{why}");
+        }
+        let why = serde_json::from_str::<Time>("1e30").unwrap_err().to_string();
+        assert!(!why.contains('?'), "{why}");
+    }
 
     #[test]
     fn times_are_read_in_each_form_that_fleets_send() {

@@ -44,7 +44,7 @@ use crate::plugin::MESSAGE_BYTES;
 use crate::time::Timestamp;
 
 use contact::Contact;
-use heartbeat::Heartbeat;
+use heartbeat::{Heartbeat, Said};
 use machine::Machine;
 use sender::Sender;
 use socket::{Desk, Socket};
@@ -131,6 +131,7 @@ impl Agent {
         let (notices, heartbeats) = (Contact::new("notices"), Contact::new("heartbeats"));
         let desk = Desk {
             node: options.node.clone(),
+            instance: heartbeat::new_instance(),
             way: way.clone(),
             spool: spool.clone(),
             notices: Arc::new(notices),
@@ -155,6 +156,7 @@ impl Agent {
             Sender { spool: self.spool.clone(), way: desk.way.clone(), contact: desk.notices.clone() };
         let heartbeat = Heartbeat {
             node: options.node,
+            instance: desk.instance.clone(),
             models: options.models,
             every: options.every,
             way: desk.way.clone(),
@@ -205,6 +207,9 @@ fn way(options: &Options) -> Result<Arc<dyn Way>, AgentError> {
 async fn checked(options: &Options, mut machine: Machine) -> Result<Machine, AgentError> {
     let look = tokio::task::spawn_blocking(move || (machine.look(), machine));
     let (resources, machine) = look.await.expect("a look at the machine does not panic");
-    let length = heartbeat::message(&options.node, Timestamp::wall(), &resources, &options.models).len();
+    let instance = heartbeat::new_instance();
+    let Options { node, every, models, .. } = options;
+    let said = Said { node, instance: &instance, every: *every, models };
+    let length = heartbeat::message(&said, Timestamp::wall(), &resources).len();
     if length > MESSAGE_BYTES { Err(AgentError::Models(length)) } else { Ok(machine) }
 }

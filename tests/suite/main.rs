@@ -26,6 +26,7 @@ mod hostile;
 mod limits;
 mod migration;
 mod names;
+mod nodes;
 mod openapi;
 mod plugins;
 mod promises;

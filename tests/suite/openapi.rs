@@ -79,7 +79,9 @@ async fn every_operation_answers_as_described() {
     calls::hold_a_name_in(&state).await;
     let config = dir.path().join("config.yaml");
     let probe = json!({ "file": dim_tests::PROBE });
-    std::fs::write(&config, json!({ "plugins": { "probe": probe } }).to_string()).unwrap();
+    let registry = json!({ "config": { "registry_ipns": "other-registry" } });
+    std::fs::write(&config, json!({ "plugins": { "probe": probe, "node-registry": registry } }).to_string())
+        .unwrap();
     let args = ["--embedded", "--config", config.to_str().unwrap()];
     let program = tokio::task::block_in_place(|| Program::start(Path::new(PROGRAM), &state, &args));
     let caller = Caller::unix(&program.socket());

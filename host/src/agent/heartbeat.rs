@@ -23,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Heartbeat {
     /// Whose heart it is.
     pub node: NodeId,
+    /// The name of this agent's instance.
+    pub instance: String,
     /// The models that the node holds.
     pub models: Vec<String>,
     /// How often it beats.
@@ -66,12 +68,17 @@ impl Heartbeat {
         }
     }
 
+    fn said(&self) -> Said<'_> {
+        let Self { node, instance, models, every, .. } = self;
+        Said { node, instance, every: *every, models }
+    }
+
     async fn beat(&self, mut machine: Machine) -> Machine {
         let look = tokio::task::spawn_blocking(move || (machine.look(), machine));
         let (resources, machine) = look.await.expect("a look at the machine does not panic");
         let sent = Timestamp::wall();
         let patience = PATIENCE.min(self.every);
-        let message = message(&self.node, sent, &resources, &self.models);
+        let message = message(&self.said(), sent, &resources);
         let told = tokio::time::timeout(patience, self.way.beat(message)).await;
         match told.unwrap_or_else(|_| Err(Untold::Away(format!("no answer within {patience:?}")))) {
             Ok(()) => {
@@ -85,14 +92,34 @@ impl Heartbeat {
     }
 }
 
+/// What each heartbeat of one agent says.
+#[derive(Debug)]
+pub struct Said<'a> {
+    /// The node.
+    pub node: &'a NodeId,
+    /// The agent, another one after each start: two that speak for one node are told apart by it.
+    pub instance: &'a str,
+    /// The time between two heartbeats, so that a watchdog can say that it waits for less.
+    pub every: Duration,
+    /// The models that the node holds.
+    pub models: &'a [String],
+}
+
+/// The name of an agent's instance, for as long as it runs.
+pub fn new_instance() -> String {
+    format!("{:016x}", rand::random::<u64>())
+}
+
 /// A heartbeat, as nodes of a fleet send it.
-pub fn message(node: &NodeId, time: Timestamp, resources: &Resources, models: &[String]) -> String {
+pub fn message(said: &Said<'_>, time: Timestamp, resources: &Resources) -> String {
     let heartbeat = json!({
-        "node_id": node,
+        "node_id": said.node,
         "timestamp": time,
         "status": "online",
         "resources": resources,
-        "cached_models": models,
+        "cached_models": said.models,
+        "instance": said.instance,
+        "every_ms": u64::try_from(said.every.as_millis()).unwrap_or(u64::MAX),
     });
     heartbeat.to_string()
 }

@@ -1,5 +1,6 @@
 //! Owns the machine's figures, in the units that fleets use: cores, GiB and whole GPUs.
 
+mod cgroups;
 mod gpus;
 
 use std::thread::available_parallelism;
@@ -7,6 +8,7 @@ use std::thread::available_parallelism;
 use serde::Serialize;
 use sysinfo::{MemoryRefreshKind, System};
 
+use cgroups::Cgroups;
 use gpus::{Gpu, Gpus};
 
 /// What the machine has, and has to spare. What it is in a container is what the container may use.
@@ -48,8 +50,9 @@ impl Machine {
     pub fn look(&mut self) -> Resources {
         self.system.refresh_cpu_usage();
         self.system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
-        let (cpu_available, cpu_total) = self.cores();
-        let (memory_available, memory_total) = self.memory();
+        let groups = Cgroups::of_this_process();
+        let (cpu_available, cpu_total) = self.cores(groups.cpu_quota());
+        let (memory_available, memory_total) = self.memory(&groups.memory());
         let gpus = self.gpus.look();
         Resources {
             cpu_available: rounded(cpu_available),
@@ -62,25 +65,42 @@ impl Machine {
         }
     }
 
-    /// Idle and all, of those that this process may run on.
-    fn cores(&self) -> (f64, f64) {
+    /// Idle and all, of those that this process may run on and has the time of.
+    fn cores(&self, quota: Option<f64>) -> (f64, f64) {
         let cores = self.system.cpus().len() as f64;
         let idle = cores * (1.0 - f64::from(self.system.global_cpu_usage()) / 100.0);
-        let ours = available_parallelism().map_or(cores, |ours| ours.get() as f64).min(cores);
+        let ours = allowed_cores().map_or(cores, |ours| ours.min(cores));
+        let ours = quota.map_or(ours, |quota| ours.min(quota));
         (idle.clamp(0.0, ours), ours)
     }
 
-    fn memory(&self) -> (u64, u64) {
-        let (available, total) = (self.system.available_memory(), self.system.total_memory());
-        match self.system.cgroup_limits() {
-            // The cache of files that counts as used there is given back when programs need it.
-            Some(limits) => {
-                let left = limits.total_memory.saturating_sub(limits.rss);
-                (available.min(left), total.min(limits.total_memory))
-            }
-            None => (available, total),
-        }
+    fn memory(&self, limits: &[cgroups::Memory]) -> (u64, u64) {
+        let all = (self.system.available_memory(), self.system.total_memory());
+        limits.iter().fold(all, |(available, total), group| {
+            (available.min(group.limit.saturating_sub(group.used)), total.min(group.limit))
+        })
     }
+}
+
+/// The cores that this process may be scheduled on.
+fn allowed_cores() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok();
+    let listed = status.as_deref().and_then(|status| {
+        let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+        cores_in(list.trim())
+    });
+    // Elsewhere the standard library knows, which rounds a quota to whole cores.
+    listed.or_else(|| available_parallelism().ok().map(|ours| ours.get() as f64))
+}
+
+/// How many cores a list of the kernel names, as in `0-3,8`.
+fn cores_in(list: &str) -> Option<f64> {
+    let count = |range: &str| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
+        Some(last.checked_sub(first)? + 1)
+    };
+    list.split(',').map(count).sum::<Option<u32>>().map(f64::from)
 }
 
 /// Bytes as GiB, to the hundredth.
@@ -101,6 +121,19 @@ mod tests {
         assert_eq!(gib(24 << 30), 24.0);
         assert_eq!(gib(1_234_567_890), 1.15);
         assert_eq!(gib(0), 0.0);
+    }
+
+    #[test]
+    fn half_a_core_is_half_a_core() {
+        let machine = Machine::new().unwrap();
+        assert_eq!(machine.cores(Some(0.5)).1, 0.5);
+        let all = machine.cores(None).1;
+        assert_eq!(machine.cores(Some(1_000.0)).1, all);
+        assert!(machine.cores(Some(0.5)).0 <= 0.5);
+        assert_eq!(
+            (cores_in("0-3,8"), cores_in("5"), cores_in("x"), cores_in("3-1")),
+            (Some(5.0), Some(1.0), None, None)
+        );
     }
 
     #[test]

@@ -40,6 +40,8 @@ const MAX_BODY: usize = MESSAGE_BYTES + 4096;
 pub struct Desk {
     /// Who the agent speaks for.
     pub node: NodeId,
+    /// The name of this agent's instance.
+    pub instance: String,
     /// To whom.
     pub way: Arc<dyn Way>,
     /// Where notices go.
@@ -137,6 +139,7 @@ async fn status(State(desk): State<Arc<Desk>>) -> Result<Json<Value>, ApiError> 
     Ok(Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "node_id": desk.node,
+        "instance": desk.instance,
         "to": desk.way.address(),
         "started": desk.started,
         "notices": {

@@ -13,6 +13,7 @@ use crate::ident::IpnsName;
 use crate::time::Timestamp;
 
 const PLUGIN: &str = "node-registry";
+const WATCHDOG: &str = "heartbeat-watchdog";
 
 /// A node, as the node registry answers it.
 #[derive(ToSchema)]
@@ -22,8 +23,9 @@ pub struct Node {
     node_id: String,
     /// What it says of itself, or `suspect` or `dead` as a watchdog says.
     status: String,
-    /// When it was last heard.
-    last_seen: Timestamp,
+    /// When it was last heard; absent if that is not known.
+    #[schema(nullable = false)]
+    last_seen: Option<Timestamp>,
     /// What it has to spare.
     resources: Resources,
     /// The models that it holds.
@@ -34,6 +36,95 @@ pub struct Node {
     /// The registry that it was merged from.
     #[schema(nullable = false)]
     source: Option<IpnsName>,
+    /// The status that the node gave itself, while a watchdog's verdict stands in its place.
+    #[schema(nullable = false)]
+    said: Option<String>,
+    /// Whose verdict that is: a host's id.
+    #[schema(nullable = false)]
+    observer: Option<String>,
+    /// What the watchdog adds to its verdict: that the node sends heartbeats too rarely, for example.
+    #[schema(nullable = false)]
+    hint: Option<String>,
+    /// What could not be read in its last heartbeat, and why; absent if all could.
+    #[schema(nullable = false)]
+    ignored: Option<Vec<String>>,
+    /// The time between two of its heartbeats, in milliseconds, if they say so.
+    #[schema(nullable = false)]
+    every_ms: Option<u64>,
+    /// The agent that sent the last heartbeat, another one after each start, if the heartbeat says so.
+    #[schema(nullable = false)]
+    instance: Option<String>,
+    /// Other agents that were heard under this id lately.
+    #[schema(nullable = false)]
+    others: Option<Others>,
+    /// Set while several agents send heartbeats under this id.
+    #[schema(nullable = false)]
+    conflict: Option<Conflict>,
+    /// Set if an order put it into the registry and it was not heard since.
+    #[schema(nullable = false)]
+    put: Option<bool>,
+}
+
+/// Other agents that were heard under a node's id lately.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "the plugin's JSON is handed on as it is")]
+pub struct Others {
+    /// Each of them, and when it was heard last.
+    heard: Vec<HeardInstance>,
+    /// How often one returned after another was heard.
+    returns: u32,
+}
+
+/// An agent, and when it was heard last.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "the plugin's JSON is handed on as it is")]
+pub struct HeardInstance {
+    /// Its instance.
+    instance: String,
+    /// When it was heard last.
+    last_seen: Timestamp,
+}
+
+/// Several agents that send heartbeats under one id.
+#[derive(ToSchema)]
+#[schema(as = NodeConflict)]
+#[expect(dead_code, reason = "the plugin's JSON is handed on as it is")]
+pub struct Conflict {
+    /// Their instances.
+    instances: Vec<String>,
+    /// Since when.
+    since: Timestamp,
+}
+
+/// A node that was removed, as it was.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "the plugin's JSON is handed on as it is")]
+pub struct RemovedNode {
+    #[serde(flatten)]
+    node: Node,
+    /// The merged registry that still lists it, if one does: it is shown as that registry has it.
+    #[schema(nullable = false)]
+    still_in: Option<IpnsName>,
+}
+
+/// How the last merge of another host's registry went.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "the plugin's JSON is handed on as it is")]
+pub struct MergeReport {
+    /// The registry's name; absent if none was merged.
+    #[schema(nullable = false)]
+    registry: Option<IpnsName>,
+    /// When it was merged.
+    #[schema(nullable = false)]
+    at: Option<Timestamp>,
+    /// Nodes that were taken.
+    nodes: u64,
+    /// Rows that cannot be read, whose id is malformed, or whose node is there twice.
+    set_aside: u64,
+    /// Nodes that were taken without a member that cannot be read.
+    incomplete: u64,
+    /// Why, the first few.
+    reasons: Vec<String>,
 }
 
 /// A node to be put into the registry. What is absent is unknown.
@@ -45,7 +136,7 @@ pub struct NewNode {
     /// What it says of itself.
     #[schema(nullable = false)]
     status: Option<String>,
-    /// When it was last heard.
+    /// When it was last heard: the time of the order, if absent or later than that.
     #[schema(nullable = false)]
     last_seen: Option<Timestamp>,
     /// What it has to spare.
@@ -116,6 +207,30 @@ pub async fn list(Current(host): Current, Query(filter): Query<Filter>) -> Resul
     responses((status = 200, body = Node), Missing))]
 pub async fn show(Current(host): Current, Path(node): Path<String>) -> Result<Response, ApiError> {
     query_to(&host, PLUGIN, "get", json!({ "node_id": node }).to_string()).await
+}
+
+/// Removes a node.
+///
+/// The registry and the watchdog forget it. A node that still sends heartbeats comes back with the next one. A node of a
+/// merged registry alone is a conflict: it is removed on the host that publishes that registry.
+#[utoipa::path(delete, path = "/nodes/{node}", tag = "nodes", operation_id = "remove_node",
+    params(("node", description = "The node's id", min_length = 1, max_length = 256)),
+    responses((status = 200, body = RemovedNode, description = "The node as it was"), Missing, super::openapi::Conflict))]
+pub async fn remove(Current(host): Current, Path(node): Path<String>) -> Result<Response, ApiError> {
+    let body = json!({ "node_id": node }).to_string();
+    let removed = command_to(&host, PLUGIN, "remove", body.clone()).await?;
+    // The registry's answer counts. Without a watchdog, or if it has never heard the node, there is nothing to forget.
+    if let Err(error) = command_to(&host, WATCHDOG, "remove", body).await {
+        tracing::debug!(node, "the watchdog does not forget the node: {}", error.detail());
+    }
+    Ok(removed)
+}
+
+/// How the last merge of another host's registry went.
+#[utoipa::path(get, path = "/merged-registry", tag = "nodes", operation_id = "get_merged_registry",
+    responses((status = 200, body = MergeReport)))]
+pub async fn merged(Current(host): Current) -> Result<Response, ApiError> {
+    query_to(&host, PLUGIN, "merged", String::new()).await
 }
 
 /// Replaces the registry: what is not sent is forgotten.

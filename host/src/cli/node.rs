@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 use reqwest::Method;
+use serde_json::Value;
 
 use super::client::Client;
 use super::input;
-use super::output::{Column, Output};
+use super::output::{Column, Output, cell, plain};
 
 const COLUMNS: [Column; 7] = [
     ("NODE", "/node_id"),
@@ -47,6 +48,14 @@ pub enum Command {
         /// The node
         id: String,
     },
+    /// Remove a node; the watchdog forgets it, too
+    ///
+    /// A node that still sends heartbeats comes back with the next one. A node that only a merged registry lists is
+    /// removed on the host that publishes that registry. Exit code 3: there is no such node.
+    Rm {
+        /// The node
+        id: String,
+    },
     /// Replaces the registry by the nodes in a file, a JSON array
     Put {
         /// The file
@@ -68,7 +77,20 @@ impl Command {
                     ("after", after),
                 ];
                 let query = asked.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
-                out.rows(&client.rows(&["nodes"], query, "node_id", limit).await?, &COLUMNS)
+                let nodes = client.rows(&["nodes"], query, "node_id", limit).await?;
+                out.rows(&nodes, &COLUMNS)?;
+                if !out.is_json() {
+                    notes(&nodes, client).await;
+                }
+                Ok(())
+            }
+            Self::Rm { id } => {
+                let removed = client.delete(&["nodes", &id]).await?;
+                out.object(&removed)?;
+                if let Some(registry) = removed["still_in"].as_str() {
+                    eprintln!("The merged registry {} still lists the node.", plain(registry));
+                }
+                Ok(())
             }
             Self::Get { id } => out.object(&client.get(&["nodes", &id], &[]).await?),
             Self::Put { file } => {
@@ -76,5 +98,32 @@ impl Command {
                 out.object(&client.send_bytes(Method::PUT, &["nodes"], &[], nodes).await?)
             }
         }
+    }
+}
+
+/// Writes what is wrong with nodes, and with the registry that is merged, below their list.
+async fn notes(nodes: &Value, client: &Client) {
+    for node in nodes.as_array().into_iter().flatten() {
+        let id = cell(node.get("node_id"));
+        if let Some(conflict) = node.get("conflict") {
+            let (instances, since) = (cell(conflict.get("instances")), cell(conflict.get("since")));
+            eprintln!(
+                "{id}: several agents have this id since {since} ({instances}); give each its own --node-id"
+            );
+        }
+        if node.get("ignored").is_some() {
+            eprintln!("{id}: ignored in its last heartbeat: {}", cell(node.get("ignored")));
+        }
+        if node.get("hint").is_some() {
+            eprintln!("{id}: {}", cell(node.get("hint")));
+        }
+    }
+    // A host before this one does not know the question.
+    let Ok(report) = client.get(&["merged-registry"], &[]).await else { return };
+    let count = |name: &str| report[name].as_u64().unwrap_or(0);
+    let (set_aside, incomplete) = (count("set_aside"), count("incomplete"));
+    if set_aside + incomplete > 0 {
+        let (registry, why) = (cell(report.get("registry")), cell(report.get("reasons")));
+        eprintln!("merged registry {registry}: {set_aside} rows set aside, {incomplete} incomplete: {why}");
     }
 }

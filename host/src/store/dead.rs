@@ -1,6 +1,8 @@
 //! Owns the rows of dead letters: events that a plugin could not handle, in the order in which they
 //! were set aside.
 
+mod senders;
+
 use std::time::Duration;
 
 use redb::{ReadableTable, ReadableTableMetadata as _, WriteTransaction};
@@ -11,6 +13,8 @@ use crate::effect::DeadLetter;
 use crate::entry::Generation;
 use crate::ident::{PluginName, Topic};
 use crate::time::Timestamp;
+
+use senders::{Sender, Senders};
 
 /// How many letters are kept, and for how long.
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -62,7 +66,8 @@ fn is_over(letter: &[u8], kept: &Quota, now: Timestamp) -> bool {
 }
 
 /// Sets events aside, in the transaction of the commit.
-/// Beyond what may be kept the oldest go, with a warning; they are counted.
+/// Beyond what may be kept letters are dropped, with a warning, and counted: first the oldest of the sender that has most,
+/// if it has more than a tenth of what may be kept, else the oldest of all.
 pub fn put(
     write: &WriteTransaction,
     letters: &[DeadLetter],
@@ -70,30 +75,88 @@ pub fn put(
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let first = next_numbers(write, "dead", letters.len() as u64)?;
+    let mut senders = Senders::open(write)?;
     let mut table = write.open_table(DEAD)?;
     let mut held = counter(&write.open_table(META)?, BYTES)?;
     for (id, letter) in (first..).zip(letters) {
         let bytes = serde_json::to_vec(letter).expect("a dead letter is plain data");
         table.insert(id, bytes.as_slice())?;
+        senders.add(id, letter, bytes.len() as u64)?;
         held += bytes.len() as u64;
     }
-    let mut dropped = 0;
-    while table.len()? > kept.max_count
-        || held > kept.max_bytes
-        || table.first()?.is_some_and(|(_, letter)| is_over(letter.value(), kept, now))
-    {
-        let Some((_, letter)) = table.pop_first()? else { break };
-        held = held.saturating_sub(letter.value().len() as u64);
-        dropped += 1;
+    let mut dropped = Dropped::default();
+    loop {
+        let is_old = table.first()?.is_some_and(|(_, letter)| is_over(letter.value(), kept, now));
+        let is_much = table.len()? > kept.max_count || held > kept.max_bytes;
+        let found = match (is_old, is_much) {
+            (false, false) => break,
+            (false, true) => dropped.next_of_a_sender(&mut senders, kept)?,
+            (true, _) => None,
+        };
+        let letter = match found {
+            Some(id) => table.remove(id)?.map(|letter| letter.value().to_vec()),
+            None => {
+                let Some((id, letter)) = table.pop_first()? else { break };
+                let bytes = letter.value().to_vec();
+                senders.remove(id.value(), &read(&bytes)?)?;
+                Some(bytes)
+            }
+        };
+        held = held.saturating_sub(letter.map_or(0, |letter| letter.len() as u64));
+        dropped.count += 1;
     }
-    if dropped > 0 {
-        tracing::warn!(
-            dropped,
-            "the oldest dead letters are dropped: there are too many, or they are too old"
-        );
-        add_to_counter(write, DROPPED, dropped)?;
+    dropped.tell();
+    if dropped.count > 0 {
+        add_to_counter(write, DROPPED, i64::try_from(dropped.count).unwrap_or(i64::MAX))?;
     }
     set_counter(write, BYTES, held)
+}
+
+/// What one commit drops.
+#[derive(Default)]
+struct Dropped {
+    count: u64,
+    /// How many of them a sender has lost that has more than its share, and which one.
+    of_sender: u64,
+    sender: Option<Sender>,
+}
+
+impl Dropped {
+    /// The oldest letter of the sender that has most, if that is more than its share.
+    fn next_of_a_sender(
+        &mut self,
+        senders: &mut Senders<'_>,
+        kept: &Quota,
+    ) -> Result<Option<u64>, StoreError> {
+        // To find the one that has most, all are looked at: it is kept to.
+        let next = match self.sender.take() {
+            Some(sender) => senders.pop_next_of(sender, kept)?,
+            None => None,
+        };
+        let next = if next.is_some() { next } else { senders.pop_from_largest(kept)? };
+        let Some((sender, id)) = next else { return Ok(None) };
+        self.sender = Some(sender);
+        self.of_sender += 1;
+        Ok(Some(id))
+    }
+
+    fn tell(&self) {
+        let others = self.count - self.of_sender;
+        if let Some(sender) = &self.sender {
+            let (dropped, sender) = (self.of_sender, sender.as_str());
+            tracing::warn!(
+                dropped,
+                sender,
+                "the oldest dead letters of the sender that has most are dropped"
+            );
+        }
+        if others > 0 {
+            tracing::warn!(
+                dropped = others,
+                "the oldest dead letters are dropped: there are too many, or they are too old"
+            );
+        }
+    }
 }
 
 /// Whether there is a letter that is older than letters are kept.
@@ -109,11 +172,15 @@ pub fn bytes(meta: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<u
 
 /// Takes a letter away, if there is one.
 pub fn take(write: &WriteTransaction, id: u64) -> Result<Option<DeadLetter>, StoreError> {
+    // Opened while it agrees with the letters.
+    let mut senders = Senders::open(write)?;
     let Some(bytes) = write.open_table(DEAD)?.remove(id)?.map(|bytes| bytes.value().to_vec()) else {
         return Ok(None);
     };
     add_to_counter(write, BYTES, -(bytes.len() as i64))?;
-    read(&bytes).map(Some)
+    let letter = read(&bytes)?;
+    senders.remove(id, &letter)?;
+    Ok(Some(letter))
 }
 
 /// Takes away the letters of a plugin from number `from` on that codes from `first` on have set aside.

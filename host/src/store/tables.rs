@@ -36,6 +36,10 @@ pub const SUPERSEDED: TableDefinition<(u64, &[u8]), u64> = TableDefinition::new(
 pub const PINS: TableDefinition<&[u8], ()> = TableDefinition::new("pins");
 /// Dead letters in the order in which they were set aside.
 pub const DEAD: TableDefinition<u64, &[u8]> = TableDefinition::new("dead");
+/// Who sent a dead letter's event, and the letter's number, to the letter's bytes.
+pub const DEAD_OF: TableDefinition<(&str, u64), u64> = TableDefinition::new("dead-of");
+/// Who sent events of dead letters, to how many letters there are and their bytes.
+pub const DEAD_SHARES: TableDefinition<&str, (u64, u64)> = TableDefinition::new("dead-shares");
 /// Events that are to be handled again, by the time they are due and a running number.
 pub const RETRIES: TableDefinition<(u64, u64), &[u8]> = TableDefinition::new("retries");
 
@@ -53,8 +57,28 @@ pub const OTHERS: TableDefinition<&str, ()> = TableDefinition::new("others");
 macro_rules! all {
     ($each:ident) => {
         $each!(
-            META, LOG, PLUGINS, CURSORS, WORLDS, STATE, TIMERS, OUTBOX, NAMES, FOLLOWED, DOCUMENTS, HOLDS,
-            SUPERSEDED, PINS, DEAD, RETRIES, OTHERS, MARKS, UNDO, HISTORY,
+            META,
+            LOG,
+            PLUGINS,
+            CURSORS,
+            WORLDS,
+            STATE,
+            TIMERS,
+            OUTBOX,
+            NAMES,
+            FOLLOWED,
+            DOCUMENTS,
+            HOLDS,
+            SUPERSEDED,
+            PINS,
+            DEAD,
+            DEAD_OF,
+            DEAD_SHARES,
+            RETRIES,
+            OTHERS,
+            MARKS,
+            UNDO,
+            HISTORY,
         )
     };
 }

@@ -1,6 +1,7 @@
 //! Takes over the nodes of a registry that somebody else has published: from then on their silence is judged.
 
 use dim_guest::foreign::Document;
+use dim_guest::heartbeat::check_id;
 use dim_guest::time::Time;
 use dim_guest::{Refusal, json, timers};
 use serde_json::json;
@@ -13,7 +14,7 @@ pub fn import(watchdog: &Watchdog, body: &str) -> Result<String, Refusal> {
     let document = Document::read(body)?;
     let (mut taken, mut refused, now) = (0, 0, Time::now());
     for row in document.rows("nodes", "node_id")? {
-        let Some(row) = row.filter(|row| dim_guest::id::check("a node_id", &row.id, 256).is_ok()) else {
+        let Some(row) = row.filter(|row| check_id(&row.id).is_ok()) else {
             refused += 1;
             continue;
         };
@@ -21,7 +22,8 @@ pub fn import(watchdog: &Watchdog, body: &str) -> Result<String, Refusal> {
         if is_dead || NODES.get(&row.id)?.is_some() {
             continue;
         }
-        NODES.set(&row.id, &Node { last_seen: now, standing: Standing::Alive })?;
+        let every_ms = row.get("every_ms");
+        NODES.set(&row.id, &Node { last_seen: now, standing: Standing::Alive, every_ms, removed: false })?;
         timers::set(&row.id, now.after(watchdog.suspect_after()).timestamp())?;
         taken += 1;
     }

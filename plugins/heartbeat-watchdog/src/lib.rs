@@ -8,6 +8,9 @@ mod silence;
 
 use std::time::Duration;
 
+use dim_guest::heartbeat::{Heartbeat, check_id};
+use dim_guest::log::{self, Level};
+use dim_guest::member::Members;
 use dim_guest::speaker::{Binding, Speakers};
 use dim_guest::time::Time;
 use dim_guest::{DueTimer, Event, Failure, Message, Plugin, Refusal, export_plugin, json, pubsub, timers};
@@ -35,8 +38,9 @@ pub struct Watchdog {
     speakers: Speakers,
 }
 
+/// A node by its id.
 #[derive(Deserialize)]
-struct Heartbeat {
+struct Named {
     node_id: String,
 }
 
@@ -48,6 +52,8 @@ struct Verdict<'a> {
     observer: &'a str,
     timestamp: Time,
     last_seen: Time,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<String>,
 }
 
 impl Plugin for Watchdog {
@@ -73,13 +79,14 @@ impl Plugin for Watchdog {
         match method {
             "import" => import::import(self, body),
             "unbind" => self.speakers.unbind(body),
+            "remove" => self.remove(&json::read(body)?),
             _ => Err(Refusal::UnknownMethod),
         }
     }
 
     fn query(&self, method: &str, body: &str) -> Result<String, Refusal> {
         match method {
-            "list" => silence::list(&json::read(body)?),
+            "list" => silence::list(&json::read(body)?, |node| self.hint(node)),
             _ => Err(Refusal::UnknownMethod),
         }
     }
@@ -87,10 +94,10 @@ impl Plugin for Watchdog {
 
 impl Watchdog {
     fn heartbeat(&self, message: &Message) -> Result<(), Failure> {
-        let heartbeat: Heartbeat = serde_json::from_slice(&message.data)
-            .map_err(|error| Failure::Reject(format!("not a heartbeat: {error}")))?;
+        let heartbeat = Heartbeat::parse(&message.data)?;
+        // What else cannot be read is the registry's to say.
+        let every_ms = Members::default().read("every_ms", heartbeat.every_ms);
         let id = heartbeat.node_id;
-        dim_guest::id::check("a node_id", &id, 256).map_err(Failure::Reject)?;
         self.speakers.check(&id, &message.origin)?;
         let known = NODES.get(&id)?;
         let now = Time::now();
@@ -100,11 +107,52 @@ impl Watchdog {
         if is_back || timers::get(&id)?.is_none() {
             timers::set(&id, now.after(self.suspect_after()).timestamp())?;
         }
-        if known.is_some_and(|node| node.standing != Standing::Alive) {
-            self.say(&id, Standing::Recovered, now)?;
+        let node = Node { last_seen: now, standing: Standing::Alive, every_ms, removed: false };
+        if known.as_ref().is_some_and(|node| node.standing != Standing::Alive) {
+            self.say(&id, Standing::Recovered, &node)?;
         }
-        NODES.set(&id, &Node { last_seen: now, standing: Standing::Alive })?;
+        NODES.set(&id, &node)?;
+        if every_ms.is_some() && known.is_none_or(|known| known.every_ms != every_ms) {
+            self.warn_of_slowness(&id, &node);
+        }
         silence::heard_someone(now)
+    }
+
+    /// Forgets a node at an operator's order. A dead one is kept out of sight until its time is over: whoever was told
+    /// that it is dead is told when it returns.
+    fn remove(&self, Named { node_id }: &Named) -> Result<String, Refusal> {
+        check_id(node_id).map_err(Refusal::Invalid)?;
+        let known = NODES.get(node_id)?.filter(|node| !node.removed);
+        let known = known.ok_or_else(|| Refusal::NotFound(node_id.clone()))?;
+        self.speakers.forget(node_id)?;
+        if known.standing == Standing::Dead {
+            NODES.set(node_id, &Node { removed: true, ..known.clone() })?;
+        } else {
+            NODES.delete(node_id)?;
+            timers::clear(node_id).map_err(|error| Refusal::Other(format!("{error:?}")))?;
+        }
+        json::write(&known)
+    }
+
+    /// What keeps a node from being judged as it should be: it is silent for longer than the watchdog waits.
+    fn hint(&self, node: &Node) -> Option<String> {
+        let every = Duration::from_millis(node.every_ms?);
+        let (limit, becomes, option) = match () {
+            () if every >= self.dead_after() => (self.dead_after(), "dead", "dead_after_ms"),
+            () if every >= self.suspect_after() => (self.suspect_after(), "suspect", "suspect_after_ms"),
+            () => return None,
+        };
+        Some(format!(
+            "the node sends a heartbeat every {every:?} and is {becomes} after {limit:?} of silence: have it send them \
+             more often, or raise {option}"
+        ))
+    }
+
+    fn warn_of_slowness(&self, id: &str, node: &Node) {
+        if let Some(hint) = self.hint(node) {
+            let fields = [("node_id", id), ("hint", hint.as_str())];
+            log::line(Level::Warn, "a node sends heartbeats too rarely", &fields);
+        }
     }
 
     /// A node's timer fired: judges its silence and arms the timer for when there is more to say. One
@@ -121,7 +169,7 @@ impl Watchdog {
         let standing = self.judge(silent)?;
         // While there is no room for a verdict, the node stands as it was said last, and is looked at again soon.
         let is_news = standing.is_worse_than(node.standing);
-        let is_said = is_news && self.say_if_there_is_room(id, standing, node.last_seen)?;
+        let is_said = is_news && self.say_if_there_is_room(id, standing, &node)?;
         if is_said {
             node.standing = standing;
         }
@@ -158,17 +206,23 @@ impl Watchdog {
         Ok(silence >= self.suspect_after() && silence::living_at_least(self.config.mass_silence_min)?)
     }
 
-    fn say_if_there_is_room(&self, id: &str, standing: Standing, last_seen: Time) -> Result<bool, Failure> {
-        match self.say(id, standing, last_seen) {
+    fn say_if_there_is_room(&self, id: &str, standing: Standing, node: &Node) -> Result<bool, Failure> {
+        match self.say(id, standing, node) {
             Ok(()) => Ok(true),
             Err(pubsub::Error::LimitExceeded(_)) => Ok(false),
             Err(error) => Err(error.into()),
         }
     }
 
-    fn say(&self, node_id: &str, status: Standing, last_seen: Time) -> Result<(), pubsub::Error> {
-        let verdict =
-            Verdict { node_id, status, observer: &self.config.observer, timestamp: Time::now(), last_seen };
+    fn say(&self, node_id: &str, status: Standing, node: &Node) -> Result<(), pubsub::Error> {
+        let verdict = Verdict {
+            node_id,
+            status,
+            observer: &self.config.observer,
+            timestamp: Time::now(),
+            last_seen: node.last_seen,
+            hint: self.hint(node),
+        };
         let verdict = serde_json::to_vec(&verdict).expect("a verdict is plain data");
         pubsub::publish(&self.config.status_topic, &verdict)
     }

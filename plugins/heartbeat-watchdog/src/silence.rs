@@ -35,6 +35,12 @@ impl Standing {
 pub struct Node {
     pub last_seen: Time,
     pub standing: Standing,
+    /// The time between two of its heartbeats, in milliseconds, if it says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub every_ms: Option<u64>,
+    /// An operator has removed it while it was dead. It is listed no more, and its return is still said.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub removed: bool,
 }
 
 /// When any node was last heard.
@@ -53,8 +59,9 @@ pub fn last_heard() -> Result<Time, Failure> {
 /// Whether at least `least` nodes are not dead.
 pub fn living_at_least(least: usize) -> Result<bool, Failure> {
     let mut living = 0;
-    for row in NODES.iter(None) {
-        living += usize::from(row?.1.standing != Standing::Dead);
+    for row in NODES.iter_raw(None) {
+        let node: Option<Node> = state::decode(&row?.1).ok();
+        living += usize::from(node.is_some_and(|node| node.standing != Standing::Dead));
         if living >= least {
             return Ok(true);
         }
@@ -69,20 +76,24 @@ pub struct Filter {
     standing: Option<Standing>,
 }
 
-/// The nodes that stand so.
-pub fn list(filter: &Filter) -> Result<String, Refusal> {
+/// The nodes that stand so. `hint` says what is wrong with one, if something is.
+pub fn list(filter: &Filter, hint: impl Fn(&Node) -> Option<String>) -> Result<String, Refusal> {
     #[derive(Serialize)]
     struct Row {
         node_id: String,
         #[serde(flatten)]
         node: Node,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        hint: Option<String>,
     }
-    let rows: Vec<Row> = NODES
-        .iter(None)
-        .map(|row| row.map(|(node_id, node)| Row { node_id, node }))
-        .filter(|row| {
-            row.as_ref().map_or(true, |row| filter.standing.is_none_or(|wanted| row.node.standing == wanted))
-        })
-        .collect::<Result<_, _>>()?;
+    let mut rows = Vec::new();
+    for row in NODES.iter_raw(None) {
+        let (node_id, record) = row?;
+        // One that cannot be read costs nobody the others.
+        let Ok(node) = state::decode::<Node>(&record) else { continue };
+        if !node.removed && filter.standing.is_none_or(|wanted| node.standing == wanted) {
+            rows.push(Row { node_id, hint: hint(&node), node });
+        }
+    }
     json::write(&rows)
 }

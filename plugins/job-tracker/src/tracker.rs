@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use dim_guest::document::{self as documents, Document};
+use dim_guest::heartbeat::is_overtaken;
 use dim_guest::time::Time;
 use dim_guest::{Event, Failure, Message, Origin, Plugin, Refusal, json, pubsub, timers};
 use serde::Deserialize;
@@ -140,8 +141,20 @@ impl JobTracker {
             _ => return Ok(()),
         };
         let at = verdict.time(now);
-        if store::verdict_on(&verdict.node_id)?.is_some_and(|known| known.at > at) {
-            return Ok(());
+        // This host's own watchdog is heard in order, by one clock, and has the last word. Of other clocks no more is
+        // believed than that they order what comes within seconds, and another observer takes back its own verdict alone:
+        // so the node registry judges, too.
+        if let Some(known) = store::verdict_on(&verdict.node_id)?
+            && !matches!(message.origin, Origin::Plugin(_))
+        {
+            let has_a_say = match (&known.dead, &dead) {
+                (None, _) => true,
+                (Some(stands), None) => stands.observer == verdict.observer,
+                (Some(_), Some(_)) => false,
+            };
+            if !has_a_say || is_overtaken(at, now, known.at, known.at) {
+                return Ok(());
+            }
         }
         let last = LastVerdict { at, dead: dead.clone() };
         store::set_verdict(&verdict.node_id, &last)?;

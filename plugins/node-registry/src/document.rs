@@ -1,16 +1,13 @@
-//! The registry's document: made for the readers of existing fleets, and read from another host.
-
-use std::collections::BTreeSet;
+//! The registry's document: made for the readers of existing fleets.
 
 use dim_guest::document::Document;
 use dim_guest::foreign::Kept;
-use dim_guest::state::{self, set_json};
 use dim_guest::time::Time;
 use dim_guest::{Failure, ipns};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::node::{MERGED, MERGED_FROM, NODES, Node, check_id};
+use crate::node::{NODES, readable};
 
 /// What is around nodes and jobs, in bytes.
 const FRAME_BYTES: usize = 256;
@@ -36,12 +33,13 @@ pub fn build(of: &Document, jobs: &str) -> Result<Vec<u8>, Failure> {
     Ok(document)
 }
 
-/// Adds an item to an open list. Records are JSON already.
+/// Adds an item to an open list. Records are JSON already; one that no reader could read is left out.
 fn item(list: &mut Vec<u8>, _: &str, record: &[u8]) {
+    let Some(record) = readable(record) else { return };
     if list.last() != Some(&b'[') {
         list.push(b',');
     }
-    list.extend(record);
+    list.extend(record.as_ref());
 }
 
 /// The jobs of the document that the job tracker publishes; none until it is known.
@@ -55,40 +53,4 @@ fn active_jobs(jobs: &str) -> Vec<u8> {
     let active =
         document.as_ref().ok().and_then(|document| serde_json::from_slice::<Jobs<'_>>(&document.data).ok());
     active.map_or_else(|| b"{}".to_vec(), |jobs| jobs.active_jobs.get().as_bytes().to_vec())
-}
-
-/// Forgets what was merged from a registry that is followed no more.
-pub fn forget_merged() -> Result<(), state::Error> {
-    if state::get(MERGED_FROM)?.is_none() {
-        return Ok(());
-    }
-    for row in MERGED.iter_raw(None) {
-        MERGED.delete(&row?.0)?;
-    }
-    state::delete(MERGED_FROM)
-}
-
-/// Takes in the registry that another host publishes under `name`. In one entry, so that no one
-/// sees half of it: a document that can be published has no more than an entry may change.
-pub fn merge(name: &str) -> Result<(), Failure> {
-    #[derive(Deserialize)]
-    struct Registry {
-        nodes: Vec<Node>,
-    }
-    // Not held any more: a newer one has come, and with it another event.
-    let Ok(document) = ipns::get_state(name) else { return Ok(()) };
-    let registry: Registry = serde_json::from_slice(&document.data)
-        .map_err(|error| Failure::Reject(format!("{name} holds no registry: {error}")))?;
-    set_json(MERGED_FROM, &name)?;
-    let mut gone: BTreeSet<String> =
-        MERGED.iter_raw(None).map(|row| Ok(row?.0)).collect::<Result<_, Failure>>()?;
-    for node in registry.nodes.into_iter().filter(|node| check_id(&node.node_id).is_ok()) {
-        gone.remove(&node.node_id);
-        let id = node.node_id.clone();
-        MERGED.set(&id, &Node { source: None, ..node })?;
-    }
-    for id in gone {
-        MERGED.delete(&id)?;
-    }
-    Ok(())
 }

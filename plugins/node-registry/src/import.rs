@@ -1,19 +1,37 @@
 //! Takes over the nodes of a document that somebody else has published.
 
 use dim_guest::foreign::{self, Document, Row};
+use dim_guest::heartbeat::check_id;
 use dim_guest::time::Time;
 use dim_guest::{Refusal, json};
 use serde_json::json;
 
 use crate::NodeRegistry;
-use crate::node::{self, NODES, Node};
+use crate::node::{NODES, Node};
+use crate::query;
 
 /// The members of a registry that are read. `jobs` are the job tracker's.
 const KNOWN: [&str; 5] = ["nodes", "active_jobs", "jobs", "left_out", "updated_at"];
 
 /// The members of a node that are read, and those that are only the registry's own.
-const MEMBERS: [&str; 7] =
-    ["node_id", "status", "last_seen", "resources", "cached_models", "sent_at", "source"];
+const MEMBERS: [&str; 16] = [
+    "node_id",
+    "status",
+    "last_seen",
+    "resources",
+    "cached_models",
+    "sent_at",
+    "source",
+    "said",
+    "observer",
+    "hint",
+    "ignored",
+    "every_ms",
+    "instance",
+    "others",
+    "conflict",
+    "put",
+];
 
 /// Takes over the nodes of a document and publishes the registry with them. A node that this host has heard since stays
 /// as it is.
@@ -21,7 +39,7 @@ pub fn import(registry: &NodeRegistry, body: &str) -> Result<String, Refusal> {
     let document = Document::read(body)?;
     let (mut taken, mut refused) = (0, 0);
     for row in document.rows("nodes", "node_id")? {
-        match row.filter(|row| node::check_id(&row.id).is_ok()) {
+        match row.filter(|row| check_id(&row.id).is_ok()) {
             Some(row) => taken += u64::from(take(registry, &row)?),
             None => refused += 1,
         }
@@ -35,23 +53,20 @@ fn take(registry: &NodeRegistry, row: &Row) -> Result<bool, Refusal> {
     let now = Time::now();
     let last_seen = row.get("last_seen").filter(|seen| *seen <= now).unwrap_or(now);
     let known = NODES.get_raw(&row.id)?;
-    if let Some(record) = &known {
-        let known: Node = dim_guest::state::decode(record)?;
-        if known.last_seen >= last_seen {
-            return Ok(false);
-        }
+    let seen = known.as_deref().and_then(query::read).map(|node| node.last_seen);
+    if seen.is_some_and(|seen| seen >= last_seen) {
+        return Ok(false);
     }
     let node = Node {
         node_id: row.id.clone(),
-        status: row.get("status").unwrap_or_else(node::unknown),
+        status: row.get("status").unwrap_or_else(|| "unknown".to_owned()),
         last_seen,
         resources: row.get("resources").unwrap_or_default(),
         cached_models: row.get("cached_models").unwrap_or_default(),
-        sent_at: None,
-        source: None,
+        ..Node::default()
     };
     let bytes = NODES.put(&row.id, &node)?;
-    registry.counts(known.map(|record| record.len()), bytes)?;
+    registry.document.counts(known.map(|record| record.len()), Some(bytes))?;
     foreign::keep(&row.id, &row.unknown(&MEMBERS))?;
     Ok(true)
 }

@@ -4,19 +4,30 @@
 //! an IPNS key, together with the jobs that the job tracker publishes.
 
 mod document;
+mod heard;
 mod import;
+mod instances;
+mod merged;
 mod node;
+mod orders;
+mod query;
+mod resources;
+mod said;
 
 use std::time::Duration;
 
 use dim_guest::document::Document;
-use dim_guest::foreign;
+use dim_guest::heartbeat::check_id;
+use dim_guest::log::{self, Level};
 use dim_guest::speaker::{Binding, Speakers};
 use dim_guest::time::Time;
 use dim_guest::{Event, Failure, Message, Origin, Plugin, Refusal, export_plugin, ipns, json, state, timers};
 use serde::Deserialize;
 
-use node::{Filter, Heartbeat, NODES, Node, Verdict};
+use heard::{Observer, Verdict};
+use node::{Before, NODES, Node};
+use query::Filter;
+use said::Said;
 
 /// The registry's config; the manifest describes it.
 #[derive(Debug, Deserialize)]
@@ -54,7 +65,7 @@ impl Plugin for NodeRegistry {
             Some(other) => {
                 ipns::follow(other).map_err(|error| format!("cannot follow {other}: {error:?}"))?;
             }
-            None => document::forget_merged().map_err(|error| format!("{error:?}"))?,
+            None => merged::forget().map_err(|error| format!("{error:?}"))?,
         }
         if timers::get(FORGET).map_err(|error| format!("{error:?}"))?.is_none() {
             look_again_after(FORGET_EVERY).map_err(|error| format!("{error:?}"))?;
@@ -81,7 +92,8 @@ impl Plugin for NodeRegistry {
     fn command(&mut self, method: &str, body: &str) -> Result<String, Refusal> {
         match method {
             "import" => import::import(self, body),
-            "put" => self.put(json::read(body)?),
+            "put" => self.put(body),
+            "remove" => self.remove(&json::read(body)?),
             "unbind" => self.speakers.unbind(body),
             _ => Err(Refusal::UnknownMethod),
         }
@@ -91,6 +103,7 @@ impl Plugin for NodeRegistry {
         match method {
             "get" => get(json::read(body)?),
             "list" => list(&json::read(body)?),
+            "merged" => json::write(&merged::report()?),
             _ => Err(Refusal::UnknownMethod),
         }
     }
@@ -98,32 +111,37 @@ impl Plugin for NodeRegistry {
 
 impl NodeRegistry {
     fn heartbeat(&self, message: &Message) -> Result<(), Failure> {
-        let heartbeat = Heartbeat::parse(&message.data)?;
-        self.speakers.check(&heartbeat.node_id, &message.origin)?;
-        let record = NODES.get_raw(&heartbeat.node_id)?;
+        let said = Said::read(&message.data, Time::now())?;
+        self.speakers.check(&said.node_id, &message.origin)?;
+        let record = NODES.get_raw(&said.node_id)?;
         if record.is_none() {
             self.document.check_room("nodes")?;
         }
-        let known = record.as_deref().map(state::decode).transpose()?;
-        if let Some(node) = Node::heard(known, heartbeat, Time::now()) {
-            let bytes = NODES.put(&node.node_id, &node)?;
-            self.document.counts(record.as_ref().map(Vec::len), Some(bytes))?;
-            self.document.touch()?;
-        }
-        Ok(())
+        // A record that cannot be read is replaced.
+        let before = record.as_deref().and_then(|record| state::decode::<Before<'_>>(record).ok());
+        let before = before.unwrap_or_default();
+        let node = Node::heard(record.as_deref(), &before, said, Time::now());
+        log_news(&before, &node);
+        let bytes = NODES.put(&node.node_id, &node)?;
+        self.document.counts(record.as_ref().map(Vec::len), Some(bytes))?;
+        self.document.touch()
     }
 
     /// A verdict marks the node until its next heartbeat. Only this host's own watchdog is
     /// believed, and those that the operator trusts.
     fn verdict(&self, message: &Message) -> Result<(), Failure> {
         let verdict = Verdict::parse(&message.data)?;
-        let believed = match &message.origin {
-            Origin::Plugin(_) | Origin::Host => true,
-            Origin::Peer(peer) => self.config.trusted_observers.contains(peer),
+        let observer = match &message.origin {
+            Origin::Plugin(_) => Observer::Own,
+            Origin::Host => Observer::Other,
+            Origin::Peer(peer) if self.config.trusted_observers.contains(peer) => Observer::Other,
+            Origin::Peer(_) => return Ok(()),
         };
-        let Some(mut node) = NODES.get(&verdict.node_id)?.filter(|_| believed) else { return Ok(()) };
-        if node.judge(&verdict) {
-            NODES.set(&node.node_id, &node)?;
+        let Some(record) = NODES.get_raw(&verdict.node_id)? else { return Ok(()) };
+        let Some(mut node) = query::read(&record) else { return Ok(()) };
+        if node.judge(&verdict, observer, Time::now()) {
+            let bytes = NODES.put(&node.node_id, &node)?;
+            self.document.counts(Some(record.len()), Some(bytes))?;
             self.document.touch()?;
         }
         Ok(())
@@ -138,45 +156,43 @@ impl NodeRegistry {
         }
         let is_own = ipns::key_id(&self.config.ipns_key_name)? == name;
         if !is_own && self.config.registry_ipns.as_deref().is_some_and(is) {
-            document::merge(name)?;
+            merged::merge(name)?;
         }
         Ok(())
     }
 
     fn forget(&self) -> Result<(), Failure> {
         let age = Duration::from_secs(self.config.forget_after_days.saturating_mul(86_400));
-        let forgotten = node::forget_dead(Time::now(), age, &self.speakers)?;
+        let forgotten = self.forget_dead(age)?;
         look_again_after(if forgotten.all { FORGET_EVERY } else { Duration::ZERO })?;
         if forgotten.count > 0 { self.document.touch() } else { Ok(()) }
-    }
-
-    /// Counts a node's record that has `after` bytes and had `before`.
-    fn counts(&self, before: Option<usize>, after: usize) -> Result<(), state::Error> {
-        self.document.counts(before, Some(after))
     }
 
     fn publish(&self) -> Result<(), Failure> {
         self.document.publish(&document::build(&self.document, &self.jobs)?)
     }
+}
 
-    /// Replaces the registry.
-    fn put(&self, nodes: Vec<Node>) -> Result<String, Refusal> {
-        for node in &nodes {
-            node::check_id(&node.node_id).map_err(Refusal::Invalid)?;
-        }
-        for known in NODES.iter_raw(None) {
-            let (id, _) = known?;
-            NODES.delete(&id)?;
-            foreign::UNKNOWN.delete(&id)?;
-            if !nodes.iter().any(|node| node.node_id == id) {
-                self.speakers.forget(&id)?;
-            }
-        }
-        for node in &nodes {
-            NODES.set(&node.node_id, node)?;
-        }
-        self.document.touch().map_err(|failure| Refusal::Other(format!("{failure:?}")))?;
-        json::write(&serde_json::json!({ "nodes": nodes.len() }))
+/// Logs what an operator should know and did not before this heartbeat.
+fn log_news(before: &Before<'_>, node: &Node) {
+    if let Some(conflict) = node.conflict.as_ref().filter(|_| !before.is_in_conflict()) {
+        let fields = [("node_id", node.node_id.as_str()), ("instances", &conflict.instances.join(", "))];
+        log::line(
+            Level::Warn,
+            "several agents send heartbeats under one node id: give each its own",
+            &fields,
+        );
+    }
+    if node.ignored.is_empty() {
+        return;
+    }
+    // The values may differ each time.
+    let members = |reasons: &[String]| -> Vec<String> {
+        reasons.iter().map(|reason| reason.split(':').next().unwrap_or_default().to_owned()).collect()
+    };
+    if members(&before.ignored()) != members(&node.ignored) {
+        let fields = [("node_id", node.node_id.as_str()), ("ignored", &node.ignored.join("; "))];
+        log::line(Level::Warn, "members of a heartbeat cannot be read; the rest is taken", &fields);
     }
 }
 
@@ -184,18 +200,19 @@ fn look_again_after(pause: Duration) -> Result<(), timers::Error> {
     timers::set(FORGET, Time::now().after(pause).timestamp())
 }
 
+/// A node by its id.
 #[derive(Deserialize)]
-struct Get {
+struct Named {
     node_id: String,
 }
 
-fn get(Get { node_id }: Get) -> Result<String, Refusal> {
-    node::check_id(&node_id).map_err(Refusal::Invalid)?;
-    json::write(&node::get(&node_id)?.ok_or(Refusal::NotFound(node_id))?)
+fn get(Named { node_id }: Named) -> Result<String, Refusal> {
+    check_id(&node_id).map_err(Refusal::Invalid)?;
+    json::write(&query::get(&node_id)?.ok_or(Refusal::NotFound(node_id))?)
 }
 
 fn list(filter: &Filter) -> Result<String, Refusal> {
-    json::write(&node::list(filter)?)
+    json::write(&query::list(filter)?)
 }
 
 export_plugin!(NodeRegistry, manifest: "../plugin.toml");

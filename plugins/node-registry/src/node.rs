@@ -1,245 +1,239 @@
-//! A node as the registry knows it, and what changes it.
+//! A node as the registry knows it, and how it is read.
 
-use dim_guest::Failure;
-use dim_guest::foreign;
-use dim_guest::list::{Both, Page, SideBySide};
-use dim_guest::speaker::Speakers;
+use std::borrow::Cow;
+
+use dim_guest::member::Members;
 use dim_guest::state::{self, Map};
 use dim_guest::time::Time;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
+
+use crate::instances::{Conflict, Others};
+use crate::resources::{self, Resources};
 
 /// The nodes that this host has heard itself.
 pub const NODES: Map<str, Node> = Map::new("node/");
 
-/// The nodes of another host's registry.
-pub const MERGED: Map<str, Node> = Map::new("merged/");
-
-/// The key of the name of that registry; each of its nodes is told with it.
-pub const MERGED_FROM: &[u8] = b"registry";
-
-/// How far ahead of the host's clock a node's clock may be before its time is not believed.
-const AHEAD: std::time::Duration = std::time::Duration::from_secs(300);
-
 /// One node.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Node {
     pub node_id: String,
-    #[serde(default = "unknown")]
     pub status: String,
-    #[serde(default)]
+    /// When it was heard last; absent if that is not known.
+    #[serde(skip_serializing_if = "is_unknown")]
     pub last_seen: Time,
-    #[serde(default)]
     pub resources: Resources,
-    #[serde(default)]
     pub cached_models: Vec<String>,
     /// The time that the node put on its last heartbeat.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub sent_at: Option<Time>,
     /// The registry that it was merged from.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
+    /// The status that the node gave itself, while a watchdog's verdict stands in its place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub said: Option<String>,
+    /// Whose verdict that is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observer: Option<String>,
+    /// What the watchdog adds to its verdict.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// What could not be read in its last heartbeat, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ignored: Vec<String>,
+    /// The time between two of its heartbeats, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub every_ms: Option<u64>,
+    /// The agent that sent the last heartbeat.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
+    /// Other agents that were heard under this id lately.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub others: Option<Others>,
+    /// Set while several agents send heartbeats under this id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub conflict: Option<Conflict>,
+    /// Set if an order put it into the registry and it was not heard since.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub put: bool,
 }
 
-pub fn unknown() -> String {
-    "unknown".to_owned()
+fn is_unknown(time: &Time) -> bool {
+    *time == Time::default()
 }
 
-/// What a node has to spare; numbers as the node says them.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Resources {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cpu_available: Option<Value>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub memory_available: Option<Value>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gpu_available: Option<Value>,
-}
-
-/// What a node sends.
+/// A node as it stands in the state or in a document, its members not read yet.
 #[derive(Debug, Deserialize)]
-pub struct Heartbeat {
+pub struct Row<'a> {
     pub node_id: String,
-    #[serde(default)]
-    timestamp: Option<Time>,
-    #[serde(default)]
-    status: Option<String>,
-    #[serde(default)]
-    resources: Option<Resources>,
-    #[serde(default)]
-    cached_models: Option<Vec<String>>,
+    #[serde(borrow, default)]
+    status: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    last_seen: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    resources: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    cached_models: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    sent_at: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    said: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    observer: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    hint: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    ignored: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    every_ms: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    instance: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    others: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    conflict: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    put: Option<&'a RawValue>,
 }
 
-impl Heartbeat {
-    pub fn parse(data: &[u8]) -> Result<Self, Failure> {
-        let heartbeat: Self = serde_json::from_slice(data)
-            .map_err(|error| Failure::Reject(format!("not a heartbeat: {error}")))?;
-        check_id(&heartbeat.node_id).map_err(Failure::Reject)?;
-        Ok(heartbeat)
-    }
-}
-
-/// Checks the id of a node.
-pub fn check_id(id: &str) -> Result<(), String> {
-    dim_guest::id::check("a node_id", id, 256)
-}
-
-/// What a heartbeat needs of the node as it stands. The rest is skipped: heartbeats are many, and most
-/// bring all of it anew.
-#[derive(Debug, Deserialize)]
-pub struct Before<'a> {
-    #[serde(borrow)]
-    resources: &'a RawValue,
-    #[serde(borrow)]
-    cached_models: &'a RawValue,
-    #[serde(default)]
-    sent_at: Option<Time>,
-}
-
-impl Node {
-    /// The node after a heartbeat; none if the heartbeat is older than what is known.
-    pub fn heard(known: Option<Before<'_>>, heartbeat: Heartbeat, now: Time) -> Option<Node> {
-        let sent_at = heartbeat.timestamp.filter(|sent| sent.since(now) <= AHEAD);
-        let known_sent = known.as_ref().and_then(|node| node.sent_at);
-        if let (Some(sent), Some(last)) = (sent_at, known_sent)
-            && sent < last
-        {
-            return None;
-        }
-        let known = known.as_ref();
-        let resources = heartbeat.resources.or_else(|| serde_json::from_str(known?.resources.get()).ok());
-        let models =
-            heartbeat.cached_models.or_else(|| serde_json::from_str(known?.cached_models.get()).ok());
-        Some(Node {
-            node_id: heartbeat.node_id,
-            status: heartbeat.status.unwrap_or_else(|| "online".to_owned()),
-            last_seen: now,
-            resources: resources.unwrap_or_default(),
-            cached_models: models.unwrap_or_default(),
-            sent_at: sent_at.or(known_sent),
+impl Row<'_> {
+    /// The node, and why some of its members cannot be read; those are absent.
+    pub fn read(&self) -> (Node, Vec<String>) {
+        let mut of = Members::default();
+        let status: Option<String> = of.read("status", self.status);
+        let node = Node {
+            node_id: self.node_id.clone(),
+            status: status.unwrap_or_else(|| "unknown".to_owned()),
+            last_seen: of.read("last_seen", self.last_seen).unwrap_or_default(),
+            resources: of.read("resources", self.resources).unwrap_or_default(),
+            cached_models: of.read("cached_models", self.cached_models).unwrap_or_default(),
+            sent_at: of.read("sent_at", self.sent_at),
             source: None,
-        })
-    }
-
-    /// Marks the node as a watchdog says; false if nothing changes.
-    pub fn judge(&mut self, verdict: &Verdict) -> bool {
-        let marks = matches!(verdict.status.as_str(), "suspect" | "dead");
-        // A verdict that is older than the last heartbeat says nothing of now.
-        let stale = verdict.last_seen.is_some_and(|seen| seen < self.last_seen);
-        if !marks || stale || self.status == verdict.status {
-            return false;
-        }
-        self.status.clone_from(&verdict.status);
-        true
-    }
-}
-
-/// What a watchdog says of a node.
-#[derive(Debug, Deserialize)]
-pub struct Verdict {
-    pub node_id: String,
-    pub status: String,
-    #[serde(default)]
-    pub last_seen: Option<Time>,
-}
-
-impl Verdict {
-    pub fn parse(data: &[u8]) -> Result<Self, Failure> {
-        let verdict: Self = serde_json::from_slice(data)
-            .map_err(|error| Failure::Reject(format!("not a verdict on a node: {error}")))?;
-        check_id(&verdict.node_id).map_err(Failure::Reject)?;
-        Ok(verdict)
-    }
-}
-
-/// Nodes that are forgotten at a time: an entry may have a bounded number of effects.
-const TOGETHER: usize = 5_000;
-
-/// How many nodes were forgotten, and whether those are all.
-pub struct Forgotten {
-    pub count: usize,
-    pub all: bool,
-}
-
-/// Forgets the nodes that are dead and were seen last longer than `age` ago.
-pub fn forget_dead(
-    now: Time,
-    age: std::time::Duration,
-    speakers: &Speakers,
-) -> Result<Forgotten, state::Error> {
-    let mut count = 0;
-    for row in NODES.iter(None) {
-        let (id, node) = row?;
-        if node.status == "dead" && now.since(node.last_seen) > age {
-            if count == TOGETHER {
-                return Ok(Forgotten { count, all: false });
-            }
-            NODES.delete(&id)?;
-            foreign::UNKNOWN.delete(&id)?;
-            speakers.forget(&id)?;
-            count += 1;
-        }
-    }
-    Ok(Forgotten { count, all: true })
-}
-
-/// Which nodes are asked for.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct Filter {
-    status: Option<String>,
-    cached_model: Option<String>,
-    min_memory: Option<f64>,
-    gpu: Option<bool>,
-    after: Option<String>,
-    limit: Option<usize>,
-}
-
-impl Filter {
-    fn matches(&self, node: &Node) -> bool {
-        let amount = |value: &Option<Value>| match value {
-            Some(Value::Bool(true)) => 1.0,
-            Some(value) => value.as_f64().unwrap_or(0.0),
-            None => 0.0,
+            said: of.read("said", self.said),
+            observer: of.read("observer", self.observer),
+            hint: of.read("hint", self.hint),
+            ignored: of.read("ignored", self.ignored).unwrap_or_default(),
+            every_ms: of.read("every_ms", self.every_ms),
+            instance: of.read("instance", self.instance),
+            others: of.read("others", self.others),
+            conflict: of.read("conflict", self.conflict),
+            put: of.read("put", self.put).unwrap_or_default(),
         };
-        self.status.as_ref().is_none_or(|status| node.status == *status)
-            && self.cached_model.as_ref().is_none_or(|model| node.cached_models.contains(model))
-            && self.min_memory.is_none_or(|least| amount(&node.resources.memory_available) >= least)
-            && self.gpu.is_none_or(|gpu| (amount(&node.resources.gpu_available) > 0.0) == gpu)
+        (node, of.into_reasons())
     }
 }
 
-/// A node, own or merged: what was seen last of it.
-pub fn get(id: &str) -> Result<Option<Node>, state::Error> {
-    let own = NODES.get(id)?;
-    let merged = match MERGED.get(id)? {
-        Some(node) => Some(Node { source: state::get_json(MERGED_FROM)?, ..node }),
-        None => None,
-    };
-    Ok(own.into_iter().chain(merged).max_by_key(|node| node.last_seen))
+/// What a heartbeat needs of the node as it stands; the rest is skipped.
+#[derive(Debug, Default, Deserialize)]
+pub struct Before<'a> {
+    #[serde(borrow, default)]
+    sent_at: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    last_seen: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    resources: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    cached_models: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    ignored: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    every_ms: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    instance: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    others: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    conflict: Option<&'a RawValue>,
 }
 
-/// A page of the nodes that match, own and merged, by id. The next one begins after its last node; an
-/// empty one is the end.
-pub fn list(filter: &Filter) -> Result<Vec<Node>, state::Error> {
-    let after = filter.after.as_deref();
-    let source: Option<String> = state::get_json(MERGED_FROM)?;
-    let mut page = Page::new(filter.limit);
-    let mut rows = SideBySide::new(NODES.iter_raw(after), MERGED.iter_raw(after));
-    while page.has_room() {
-        let Some(Both { one: own, other: merged }) = rows.next().transpose()? else { break };
-        let own = own.map(|record| state::decode::<Node>(&record).map(|node| (node, record.len())));
-        let merged = merged.map(|record| {
-            let node = state::decode::<Node>(&record)?;
-            Ok((Node { source: source.clone(), ..node }, record.len()))
-        });
-        // Of one that both know, the one that was seen last.
-        let known = own.into_iter().chain(merged).collect::<Result<Vec<_>, state::Error>>()?;
-        let newest = known.into_iter().max_by_key(|(node, _)| node.last_seen);
-        if let Some((node, bytes)) = newest.filter(|(node, _)| filter.matches(node)) {
-            page.push(node, bytes);
+impl Before<'_> {
+    /// The time that the node put on its last heartbeat.
+    pub fn sent_at(&self) -> Option<Time> {
+        one(self.sent_at)
+    }
+
+    /// What it has to spare.
+    pub fn resources(&self) -> Option<Resources> {
+        one(self.resources)
+    }
+
+    /// The models that it holds.
+    pub fn cached_models(&self) -> Option<Vec<String>> {
+        one(self.cached_models)
+    }
+
+    /// The time between two of its heartbeats, in milliseconds.
+    pub fn every_ms(&self) -> Option<u64> {
+        one(self.every_ms)
+    }
+
+    /// What could not be read in its last heartbeat.
+    pub fn ignored(&self) -> Vec<String> {
+        one(self.ignored).unwrap_or_default()
+    }
+
+    /// Whether several agents send heartbeats under its id.
+    pub fn is_in_conflict(&self) -> bool {
+        self.conflict.is_some()
+    }
+
+    /// The node as far as its agents go. The time is read only if it can matter.
+    pub fn instances(&self) -> Node {
+        let instance: Option<String> = one(self.instance);
+        let last_seen = instance.as_ref().and_then(|_| one(self.last_seen)).unwrap_or_default();
+        Node {
+            last_seen,
+            instance,
+            others: one(self.others),
+            conflict: one(self.conflict),
+            ..Node::default()
         }
     }
-    Ok(page.into_rows())
+}
+
+/// A member; none if it is absent or cannot be read.
+fn one<'a, T: Deserialize<'a>>(raw: Option<&'a RawValue>) -> Option<T> {
+    serde_json::from_str(raw?.get()).ok()
+}
+
+/// A record of which a member cannot be read is the rest of it: code before this one took what nobody can read again.
+impl<'de> Deserialize<'de> for Node {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Row::deserialize(deserializer)?.read().0)
+    }
+}
+
+/// A record as any reader of JSON can read it; none if it is no node.
+pub fn readable(record: &[u8]) -> Option<Cow<'_, [u8]>> {
+    if !resources::may_be_too_deep(record) {
+        return Some(Cow::Borrowed(record));
+    }
+    let node: Node = state::decode(record).ok()?;
+    serde_json::to_vec(&node).ok().map(Cow::Owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_that_cannot_be_read_costs_itself() {
+        let deep = format!("{}1{}", "[".repeat(200), "]".repeat(200));
+        let record = format!(
+            r#"{{"node_id":"n1","status":"busy","resources":{{"memory_available":{deep}}},"cached_models":null}}"#
+        );
+        let written = readable(record.as_bytes()).unwrap();
+        let read: serde_json::Value = serde_json::from_slice(&written).unwrap();
+        assert_eq!(read["status"], "busy");
+        assert_eq!(read["resources"], serde_json::json!({}));
+        assert!(readable(deep.as_bytes()).is_none());
+    }
+
+    #[test]
+    fn a_record_of_the_code_before_is_read() {
+        let record = r#"{"node_id":"n1","status":"dead","last_seen":"2026-01-01T00:00:00.000Z","resources":{"cpu_available":2.5},"cached_models":["m"],"sent_at":"2026-01-01T00:00:00.000Z"}"#;
+        let node: Node = state::decode(record.as_bytes()).unwrap();
+        assert_eq!(serde_json::to_string(&node).unwrap(), record);
+    }
 }

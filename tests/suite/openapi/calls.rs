@@ -188,6 +188,11 @@ pub fn of_a_sound_host() -> Vec<Call> {
         call("get_node", "/v1/nodes/%00", "", 400),
         call("replace_nodes", "/v1/nodes", r#"[{"node_id":"n1","resources":{"cpu_available":1}}]"#, 200),
         call("replace_nodes", "/v1/nodes", "[", 400),
+        call("remove_node", "/v1/nodes/n1", "", 200),
+        call("remove_node", "/v1/nodes/n1", "", 404),
+        call("remove_node", "/v1/nodes/merged", "", 409),
+        call("remove_node", "/v1/nodes/%00", "", 400),
+        call("get_merged_registry", "/v1/merged-registry", "", 200),
         call("list_topics", "/v1/topics", "", 200),
         call("subscribe_topic", "/v1/topics/fleet.talk/messages", "", 200),
         call("subscribe_topic", "/v1/topics/%00/messages", "", 400),
@@ -263,6 +268,9 @@ pub async fn prepare(caller: &Caller) {
         let publish = call("publish_message", format!("/v1/topics/{topic}/messages"), message, 202);
         assert_eq!(caller.send(&publish, &Method::POST).await.status, 202);
     }
+    let nodes = r#"{"nodes":[{"node_id":"merged"}]}"#;
+    let registry = call("update_state", "/v1/keys/other-registry/state", nodes, 200);
+    assert_eq!(caller.send(&registry, &Method::PUT).await.status, 200);
     eventually("all of it is known", async || {
         let get = async |path: &str| caller.send(&call("", path, "", 200), &Method::GET).await;
         let (job, letters) = (get("/v1/jobs/j1").await.value(), get("/v1/dead-letters").await.value());
@@ -270,6 +278,7 @@ pub async fn prepare(caller: &Caller) {
             && job["result_cid"].is_string()
             && letters.as_array().is_some_and(|letters| letters.len() == 2)
             && get("/v1/nodes/n2").await.status == 200
+            && get("/v1/nodes/merged").await.status == 200
     })
     .await;
 }

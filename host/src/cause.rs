@@ -19,3 +19,15 @@ pub fn in_yaml(error: &serde_saphyr::Error) -> String {
     let told = error.render_with_formatter(&serde_saphyr::UserMessageFormatter);
     told.trim_start_matches("error: ").to_owned()
 }
+
+/// The most items of a list that a sentence names.
+const NAMED: usize = 20;
+
+/// A list within a sentence: its first items, and how many more there are.
+pub fn listed(items: &[String]) -> String {
+    let named = items[..items.len().min(NAMED)].join(", ");
+    match items.len().checked_sub(NAMED) {
+        None | Some(0) => named,
+        Some(more) => format!("{named} and {more} more"),
+    }
+}

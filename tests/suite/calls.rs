@@ -1,6 +1,6 @@
 //! Each import function: what it answers, what it refuses, and its limits.
 
-use dim_tests::{Setup, TestHost, script};
+use dim_tests::{Setup, TestHost, eventually, script};
 use serde_json::{Value, json};
 
 async fn run_one(host: &TestHost, step: Value) -> Value {
@@ -363,4 +363,63 @@ async fn any_name_of_a_key_survives_a_restart() {
     let name = host.host.keys.name(&"x.adopted".parse().unwrap());
     let host = Setup::probe().start_in(host.stop().await).await;
     assert_eq!(host.host.keys.name(&"x.adopted".parse().unwrap()), name);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscription_that_is_toggled_in_one_entry_is_nothing() {
+    let host = Setup::probe().start().await;
+    let toggle = |times: usize| {
+        let there = json!({ "do": "subscribe", "topic": "probe.toggled" });
+        let back = json!({ "do": "unsubscribe", "topic": "probe.toggled" });
+        json!(std::iter::repeat_n([there, back], times).flatten().collect::<Vec<_>>())
+    };
+    host.settled().await;
+    let before = host.host.log.head().0;
+    let mut steps = toggle(5_000).as_array().unwrap().clone();
+    // What is left of it is what stands at the end, whatever else was toggled around it.
+    steps.insert(1, json!({ "do": "subscribe", "topic": "probe.kept" }));
+    host.run(json!(steps)).await;
+    host.settled().await;
+    let added = host.host.log.head().0 - before;
+    assert!(added < 10, "{added} entries for one change");
+    let count = json!([{ "do": "add", "key": "heard" }]);
+    host.from_peer("probe.kept", script(count.clone()).to_string()).await;
+    eventually("the topic is heard", async || host.state_of("probe", "heard").await == 1).await;
+    // An odd number of changes is one.
+    let mut steps = toggle(3).as_array().unwrap().clone();
+    steps.push(json!({ "do": "subscribe", "topic": "probe.toggled" }));
+    steps.push(json!({ "do": "unsubscribe", "topic": "probe.kept" }));
+    host.run(json!(steps)).await;
+    host.from_peer("probe.toggled", script(count.clone()).to_string()).await;
+    eventually("the other topic is heard", async || host.state_of("probe", "heard").await == 2).await;
+    host.run(count).await;
+    assert_eq!(host.state_of("probe", "heard").await, 3, "the one that it left is not heard");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_of_subscriptions_are_limited_by_the_rate_of_publishes() {
+    let setup = json!({ "limits": { "publishes-per-second": 1 } });
+    let host = Setup::default().and_probe("probe", setup).start().await;
+    let subscribe = |number: usize| json!({ "do": "subscribe", "topic": format!("probe.{number}") });
+    let answers = host.run(json!((0..11).map(subscribe).collect::<Vec<_>>())).await;
+    let refused = json!({ "error": "Error::LimitExceeded(\"publishes-per-second\")" });
+    assert_eq!((&answers[9], &answers[10]), (&json!({ "ok": null }), &refused));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_runs_before_the_start_has_no_effects() {
+    let early = tempfile::NamedTempFile::new().unwrap();
+    let probe = std::fs::read(dim_tests::PROBE).unwrap();
+    std::fs::write(early.path(), dim_tests::component::with_early_effects(&probe)).unwrap();
+    let host = Setup::default().and_probe("probe", json!({ "file": early.path() })).start().await;
+    let reason = || host.plugin("probe").handle.status().reason;
+    eventually("it has failed to start", async || reason().is_some()).await;
+    assert!(reason().unwrap().contains("unreachable"), "{:?}", reason());
+    // Whatever it had left for the commit is in the store by then.
+    host.host.commit.write(|_| Ok(())).await.unwrap();
+    let snapshot = host.host.store.snapshot().unwrap();
+    let state = snapshot.table(dim::store::STATE).unwrap();
+    let rows = redb::ReadableTable::iter(&state).unwrap();
+    let written = rows.filter(|row| row.as_ref().is_ok_and(|(_, value)| value.value() == b"too early"));
+    assert_eq!(written.count(), 0, "what it wrote is not there");
 }

@@ -375,3 +375,25 @@ fn each_test_that_the_documentation_names_is_there() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_that_asks_for_too_much_is_refused_at_once_in_a_few_words() {
+    let host = Setup::probe().start().await;
+    let values = |count: usize| (0..count).map(|it| format!("\"v{it}\"")).collect::<Vec<_>>().join(",");
+    let manifest = |topics: usize, defaults: usize| {
+        let asked = (0..topics).map(|it| format!("\"{it}.${{config.a}}\"")).collect::<Vec<_>>().join(",");
+        format!(
+            "name = \"wide\"\nversion = \"1.0.0\"\n[topics]\npublish = [{asked}]\n[config.a]\ntype = \"strings\"\ndefault = [{}]\n",
+            values(defaults)
+        )
+    };
+    let begun = std::time::Instant::now();
+    let component = with_manifest(&wat::parse_str("(component)").unwrap(), &manifest(600, 600));
+    let refused = host.host.install(proposal("wide", component), Grant::AllThatIsAsked).await;
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("more than 1000 topics") && refused.len() < 1_000, "{refused}");
+    assert!(begun.elapsed() < std::time::Duration::from_secs(5));
+    // As many as there may be are asked for, and the refusal names some of them.
+    let manifest = manifest(20, 50);
+    assert!(dim::plugin::Manifest::parse(&manifest).unwrap().resolve(&Default::default(), &[]).is_ok());
+}

@@ -4,7 +4,7 @@
 use dim::host::{AdoptError, Adoption};
 use dim::ident::KeyName;
 use dim::store::names::{Cause, Hold, Known, known};
-use dim_tests::{Kubo, Setup, TestHost, eventually};
+use dim_tests::{Kubo, Program, Setup, TestHost, eventually, soon};
 use serde_json::{Value, json};
 
 /// A file that is on every daemon: its content is its CID.
@@ -249,4 +249,96 @@ async fn a_name_that_points_to_a_domain_is_read_as_plain_ipfs_reads_it() {
     let embedded = Setup::probe().start().await;
     let refused = embedded.host.backend.end_of_chain("/ipns/fleet.example.org".parse().unwrap()).await;
     assert!(refused.unwrap_err().to_string().contains("DNSLink"));
+}
+
+/// The state of a fleet of plain Kubo programs, which keep all of it in one document.
+const FLEET: &str = r#"{"nodes":[{"node_id":"n1","status":"online","last_seen":"2026-01-01T00:00:00Z","resources":null,"rack":"r7"},{"status":"no id"}],"jobs":{"j1":{"state":"running","node_id":"n1","progress":0.10},"j2":{"state":"completed"}},"fleet":"north","updated_at":"2026-01-01T00:00:00Z"}"#;
+
+/// A daemon with that state, and an empty host of the bundled plugins on it.
+fn fleet_and_host() -> Option<(Kubo, Program, tempfile::TempDir)> {
+    let kubo = Kubo::start()?;
+    let path = add(&kubo, FLEET);
+    kubo.ipfs(&["key", "gen", "--type=ed25519", "dim-state-key"]);
+    kubo.ipfs(&["name", "publish", "--key=dim-state-key", "--resolve=false", &path]);
+    let dir = tempfile::tempdir().unwrap();
+    let host = Program::start(DIM.as_ref(), &dir.path().join("state"), &["--kubo", kubo.api()]);
+    Some((kubo, host, dir))
+}
+
+const DIM: &str = env!("CARGO_BIN_EXE_dim-under-test");
+
+fn fleets_document(kubo: &Kubo) -> Value {
+    let keys = kubo.ipfs(&["key", "list", "-l", "--ipns-base=base36"]);
+    let line = keys.lines().find(|line| line.split_whitespace().nth(1) == Some("dim-state-key")).unwrap();
+    let name = line.split_whitespace().next().unwrap();
+    let target = kubo.ipfs(&["name", "resolve", "--nocache", name]);
+    serde_json::from_str(&kubo.ipfs(&["cat", &target])).unwrap()
+}
+
+#[test]
+fn the_jobs_and_nodes_of_a_fleet_survive_an_empty_host_and_its_import() {
+    let Some((kubo, host, dir)) = fleet_and_host() else { return };
+    let status = || host.dim(&["status"]);
+    soon(|| String::from_utf8_lossy(&status().stdout).contains("on hold"));
+    let heartbeat = |node: &str| {
+        let heartbeat = format!(r#"{{"node_id":"{node}","status":"online"}}"#);
+        assert!(host.dim(&["topic", "pub", "dim.nodes.heartbeat", &heartbeat]).status.success());
+    };
+    heartbeat("n2");
+    soon(|| host.json(&["node", "ls"]).as_array().is_some_and(|nodes| nodes.len() == 1));
+    assert_eq!(fleets_document(&kubo)["fleet"], "north", "the registry without its nodes is not published");
+
+    // What a plugin writes, nobody writes by accident.
+    let file = dir.path().join("file");
+    std::fs::write(&file, "{}").unwrap();
+    let file = file.to_str().unwrap();
+    let refused = host.dim(&["ipns", "update-state", "dim-state-key", file]);
+    assert!(!refused.status.success());
+    let error = String::from_utf8_lossy(&refused.stderr);
+    assert!(error.contains("node-registry") && error.contains("--force"), "{error}");
+    let refused = host.dim(&["ipns", "publish", "dim-state-key", ELSEWHERE]);
+    assert!(!refused.status.success());
+
+    let adopted = host.json(&["ipns", "adopt", "dim-state-key", "import"]);
+    let importers = ["heartbeat-watchdog", "job-tracker", "node-registry"];
+    assert_eq!(adopted["imported_by"], json!(importers));
+    soon(|| fleets_document(&kubo)["nodes"].as_array().is_some_and(|nodes| nodes.len() == 2));
+    let document = fleets_document(&kubo);
+    assert_eq!(document["fleet"], "north");
+    let node = document["nodes"].as_array().unwrap().iter().find(|node| node["node_id"] == "n1").unwrap();
+    assert_eq!((&node["rack"], &node["status"]), (&json!("r7"), &json!("online")));
+    assert_eq!(host.json(&["job", "get", "j1"])["node_id"], "n1");
+    assert_eq!(host.json(&["job", "get", "j2"])["status"], "completed");
+    soon(|| fleets_document(&kubo)["active_jobs"]["j1"]["progress"] == 0.1);
+    let status = status();
+    assert!(!String::from_utf8_lossy(&status.stdout).contains("on hold"));
+
+    let forced = host.dim(&["ipns", "update-state", "dim-state-key", file, "--force"]);
+    assert!(forced.status.success(), "{forced:?}");
+}
+
+#[test]
+fn a_second_empty_host_on_a_daemon_does_not_replace_the_state_of_the_first() {
+    let Some(kubo) = Kubo::start() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let first = Program::start(DIM.as_ref(), &dir.path().join("first"), &["--kubo", kubo.api()]);
+    let heartbeat = |host: &Program, node: &str| {
+        let heartbeat = format!(r#"{{"node_id":"{node}"}}"#);
+        assert!(host.dim(&["topic", "pub", "dim.nodes.heartbeat", &heartbeat]).status.success());
+    };
+    for node in ["n1", "n2", "n3"] {
+        heartbeat(&first, node);
+    }
+    let names = |host: &Program| host.json(&["status"])["names"].clone();
+    let of_nodes = |host: &Program| {
+        names(host).as_array().and_then(|all| all.iter().find(|name| name["key"] == "dim-state-key").cloned())
+    };
+    soon(|| of_nodes(&first).is_some_and(|name| name["published"] == true));
+    soon(|| fleets_document(&kubo)["nodes"].as_array().is_some_and(|nodes| nodes.len() == 3));
+    let second = Program::start(DIM.as_ref(), &dir.path().join("second"), &["--kubo", kubo.api()]);
+    soon(|| of_nodes(&second).is_some_and(|name| name["hold"]["cause"] == "never-published"));
+    heartbeat(&second, "n4");
+    soon(|| of_nodes(&second).is_some_and(|name| name["published"] == false));
+    assert!(fleets_document(&kubo)["nodes"].as_array().is_some_and(|nodes| nodes.len() >= 3));
+    assert!(of_nodes(&first).is_some_and(|name| name["hold"].is_null()));
 }

@@ -76,7 +76,7 @@ fn every_operation_has_a_call_for_each_status() {
 async fn every_operation_answers_as_described() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");
-    std::fs::create_dir(&state).unwrap();
+    calls::hold_a_name_in(&state).await;
     let config = dir.path().join("config.yaml");
     let probe = json!({ "file": dim_tests::PROBE });
     std::fs::write(&config, json!({ "plugins": { "probe": probe } }).to_string()).unwrap();

@@ -85,8 +85,9 @@ pub struct How {
     /// at half of it.
     #[param(minimum = 60, maximum = 31_536_000)]
     lifetime_seconds: Option<u64>,
-    /// Whether the value is published although a plugin publishes under the key: whoever reads the name takes it for
-    /// the plugin's, until the plugin's next value takes its place. Without it that is refused with 409.
+    /// Whether the value is published although a plugin publishes under the key (whoever reads the name takes it for
+    /// the plugin's, until the plugin's next value takes its place), or the name is on hold, which it ends. Without it
+    /// both are refused with 409.
     #[serde(default)]
     force: bool,
 }
@@ -154,26 +155,40 @@ async fn set(
     if !LIFETIMES.contains(&lifetime) {
         return Err(ApiError::invalid("a lifetime lies between one minute and one year"));
     }
-    refuse_what_plugins_write(host, &key, how).await?;
+    if !how.force {
+        refuse_what_plugins_write(host, &key).await?;
+        refuse_what_is_on_hold(host, &key)?;
+    }
     let name = key_name(host, &key).await?;
     let update = NameUpdate { name: name.clone(), value, lifetime };
     host.commit.change_name(NameChange::Own { key: key.clone(), update }).await?;
+    if how.force {
+        let released = key.clone();
+        host.commit.write(move |write| names::release(write, &released)).await?;
+        host.commit.names.notify_one();
+    }
     let known = published(host, &key).await?;
     let published = known.is_published();
     Ok(Json(Published { key, name, path: known.path, sequence: known.sequence, published }))
 }
 
 /// What a plugin publishes is what its fleet reads: a value from elsewhere takes its place only if that is meant.
-async fn refuse_what_plugins_write(host: &Arc<Host>, key: &KeyName, how: &How) -> Result<(), ApiError> {
-    if how.force {
-        return Ok(());
-    }
+async fn refuse_what_plugins_write(host: &Arc<Host>, key: &KeyName) -> Result<(), ApiError> {
     host.all_loaded().await;
     match host.writers(key).first() {
         None => Ok(()),
         Some(plugin) => Err(ApiError::conflict(format!(
             "plugin {plugin} publishes under the key {key}, and whoever reads the name would take this value for the plugin's: use another key, or `force` (--force) to have it stand until the plugin's next value"
         ))),
+    }
+}
+
+/// Nothing is published under a name that points to what the host does not know, unless that is meant.
+fn refuse_what_is_on_hold(host: &Host, key: &KeyName) -> Result<(), ApiError> {
+    let known = names::known(&host.store.snapshot()?, key)?;
+    match known.and_then(|known| known.hold) {
+        None => Ok(()),
+        Some(hold) => Err(ApiError::conflict(format!("{key} is on hold: {}", hold.explain(key)))),
     }
 }
 

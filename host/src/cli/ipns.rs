@@ -67,8 +67,8 @@ pub struct How {
     /// How long the record is valid, as in 90s, 30m or 24h; it is signed anew at half of it
     #[arg(long, value_parser = duration_of, default_value = "24h")]
     lifetime: Duration,
-    /// Publish under a key that a plugin publishes under: the fleet reads the value as the plugin's own until the
-    /// plugin's next one takes its place
+    /// Publish under a key that a plugin publishes under, or whose name is on hold: the fleet reads the value as the
+    /// plugin's own until the plugin's next one takes its place
     #[arg(long)]
     force: bool,
 }

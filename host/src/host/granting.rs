@@ -14,6 +14,7 @@ use super::judging::Wanting;
 use super::replacement::{Proposal, ReplaceError};
 use super::{Grant, Host};
 use crate::cause::chain;
+use crate::cause::listed;
 use crate::change::{Change, State, UnderWay};
 use crate::ident::{Digest, PluginName};
 use crate::plugin::mark;
@@ -299,7 +300,7 @@ impl Host {
         let kept = tokio::task::spawn_blocking(move || components::keep(&store, digest, &component)).await;
         kept.expect("keeping does not panic").map_err(ReplaceError::Keep)?;
         let change = &mut under_way.change;
-        let words = missing.join(", ");
+        let words = listed(&missing);
         let hint = format!("`dim plugin grants {plugin} allow --all` lets it take over");
         change.missing.clone_from(&missing);
         change.ended(State::Pending, Some(format!("it asks to {words}: {hint}")), None);
@@ -383,7 +384,7 @@ fn allow(setup: &mut Setup, grants: &Grants) {
 /// What is given and denied now and was not before, and what no longer is, in words.
 fn in_words(before: &Setup, now: &Setup, is_refused: bool) -> String {
     let differs = |one: &Grants, other: &Grants| {
-        Reach { granted: one.clone(), denied: Grants::default() }.missing(other).join(", ")
+        listed(&Reach { granted: one.clone(), denied: Grants::default() }.missing(other))
     };
     let pieces = [
         ("allowed to", differs(&before.granted, &now.granted)),

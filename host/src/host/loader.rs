@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::candidate::Ready;
 use super::{HostError, Loaded};
 use crate::backend::Backend;
+use crate::cause::listed;
 use crate::commit::Commit;
 use crate::config::Config;
 use crate::entry::{Generation, Kind};
@@ -112,7 +113,7 @@ impl Loader {
         let ToRun { ready, fallback, failed } = to_run;
         let missing = ready.allowance.missing();
         if !missing.is_empty() {
-            let missing = missing.join(", ");
+            let missing = listed(&missing);
             tracing::warn!(plugin = %name, "is refused what it asks for and is not granted, when it uses it: to {missing}");
         }
         let run = ready.into_runnable();

@@ -11,6 +11,7 @@ use super::candidate::{Candidate, Ready, Terms};
 use super::judging::{Judged, Wanting, broke_down};
 use super::{Grant, Host, Loaded};
 use crate::bundled;
+use crate::cause::listed;
 use crate::change::{Change, State, UnderWay, Version};
 use crate::commit::CommitError;
 use crate::config::PluginConfig;
@@ -47,7 +48,7 @@ pub enum ReplaceError {
     #[error("{0}: look again")]
     Moved(String),
     /// It asks for more than it is granted.
-    #[error("it asks to {}: install it with --grant, or grant it in the config under plugins.{}.grants", .0.missing.join(", "), .0.plugin)]
+    #[error("it asks to {}: install it with --grant, or grant it in the config under plugins.{}.grants", listed(&.0.missing), .0.plugin)]
     AsksForMore(Box<Wanting>),
     /// Two plugins would have one key by accident.
     #[error(

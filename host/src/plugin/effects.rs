@@ -204,12 +204,33 @@ impl Batch {
 /// Takes back one effect.
 #[derive(Debug)]
 enum Undo {
-    State { key: Vec<u8>, before: Option<Option<Vec<u8>>>, size_before: u64 },
-    Timer { key: String, before: Option<Option<Timestamp>>, due_before: Option<Timestamp> },
+    State {
+        key: Vec<u8>,
+        before: Option<Option<Vec<u8>>>,
+        size_before: u64,
+    },
+    Timer {
+        key: String,
+        before: Option<Option<Timestamp>>,
+        due_before: Option<Timestamp>,
+    },
     Publish,
-    Name { key: KeyName, before: Option<NameUpdate>, name: IpnsName, own_before: OwnName },
-    Subscription { topic: Topic, before: Option<bool> },
-    Follow { name: IpnsName, before: Option<Option<Resolution>>, noted: Option<bool> },
+    Name {
+        key: KeyName,
+        before: Option<NameUpdate>,
+        name: IpnsName,
+        own_before: OwnName,
+    },
+    /// The batch's list is cut back to what stood there before the entry.
+    Subscription {
+        topic: Topic,
+        before: Option<bool>,
+    },
+    Follow {
+        name: IpnsName,
+        before: Option<Option<Resolution>>,
+        noted: Option<bool>,
+    },
 }
 
 /// The effects of the entry that is being handled, on top of those before it.
@@ -225,6 +246,10 @@ pub struct Effects {
     pub state_size: u64,
     journal: Vec<Undo>,
     bytes_before: usize,
+    /// Subscriptions of the batch that were asked for before the entry.
+    subscriptions_before: usize,
+    /// Those that the entry has changed: where they stand in the batch, and what the world said before.
+    changed: BTreeMap<Topic, (usize, Option<bool>)>,
 }
 
 impl Effects {
@@ -237,6 +262,8 @@ impl Effects {
             timers,
             state_size,
             journal: Vec::new(),
+            subscriptions_before: 0,
+            changed: BTreeMap::new(),
         }
     }
 
@@ -244,6 +271,8 @@ impl Effects {
     pub fn begin_entry(&mut self) {
         self.journal.clear();
         self.bytes_before = self.batch.bytes;
+        self.subscriptions_before = self.batch.subscriptions.len();
+        self.changed.clear();
     }
 
     /// How many effects the entry has had.
@@ -259,7 +288,7 @@ impl Effects {
     /// What the entry has asked for, as it stands now.
     pub fn of_entry(&self) -> Asked {
         let mut asked = Asked::default();
-        let (mut published, mut subscribed) = (0, 0);
+        let mut published = 0;
         for undo in &self.journal {
             match undo {
                 Undo::State { key, .. } => {
@@ -272,14 +301,14 @@ impl Effects {
                 Undo::Name { key, .. } => {
                     asked.names.extend(self.batch.names.get(key).map(|update| (key.clone(), update.clone())));
                 }
-                Undo::Subscription { .. } => subscribed += 1,
+                Undo::Subscription { .. } => {}
                 Undo::Follow { name, .. } => {
                     asked.follows.extend(self.batch.follows.get(name).map(|noted| (name.clone(), *noted)));
                 }
             }
         }
         asked.publishes = last(&self.batch.publishes, published);
-        asked.subscriptions = last(&self.batch.subscriptions, subscribed);
+        asked.subscriptions = self.batch.subscriptions[self.subscriptions_before..].to_vec();
         asked
     }
 
@@ -288,6 +317,8 @@ impl Effects {
         while let Some(undo) = self.journal.pop() {
             self.take_back(undo, world);
         }
+        self.batch.subscriptions.truncate(self.subscriptions_before);
+        self.changed.clear();
         self.batch.bytes = self.bytes_before;
     }
 
@@ -309,7 +340,6 @@ impl Effects {
                 world.restore_own(name, own_before);
             }
             Undo::Subscription { topic, before } => {
-                self.batch.subscriptions.pop();
                 world.restore_subscription(topic, before);
             }
             Undo::Follow { name, before, noted } => {
@@ -369,10 +399,30 @@ impl Effects {
         self.journal.push(Undo::Name { key, before, name, own_before });
     }
 
-    /// Subscribes or unsubscribes.
+    /// Whether another change of the subscription to `topic` takes back what the entry has asked for.
+    pub fn unsays(&self, topic: &Topic) -> bool {
+        self.changed.contains_key(topic)
+    }
+
+    /// Subscribes or unsubscribes, other than the plugin does by now. Twice in one entry is nothing.
     pub fn subscribe(&mut self, world: &mut World, topic: Topic, subscribed: bool) {
         let before = world.ask_subscription(topic.clone(), subscribed);
-        self.batch.subscriptions.push((topic.clone(), subscribed));
+        match self.changed.remove(&topic) {
+            None => {
+                self.changed.insert(topic.clone(), (self.batch.subscriptions.len(), before));
+                self.batch.subscriptions.push((topic.clone(), subscribed));
+            }
+            Some((place, at_first)) => {
+                world.restore_subscription(topic.clone(), at_first);
+                self.batch.subscriptions.swap_remove(place);
+                // What stood last is the entry's, too, and stands there now.
+                if let Some((moved, _)) = self.batch.subscriptions.get(place)
+                    && let Some((stands_at, _)) = self.changed.get_mut(moved)
+                {
+                    *stands_at = place;
+                }
+            }
+        }
         self.journal.push(Undo::Subscription { topic, before });
     }
 

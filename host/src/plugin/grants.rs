@@ -162,7 +162,23 @@ struct Lacking<'a> {
 }
 
 fn covered(patterns: &BTreeSet<TopicPattern>, topic: &Topic) -> bool {
-    patterns.iter().any(|pattern| pattern.covers(topic))
+    includes(patterns, topic)
+}
+
+/// From so many patterns on it is quicker to look up what could cover a topic.
+const FEW: usize = 16;
+
+/// Whether one of `patterns` covers a topic, or all that a pattern of that text covers.
+fn includes(patterns: &BTreeSet<TopicPattern>, text: &Topic) -> bool {
+    if patterns.len() <= FEW {
+        let wanted = TopicPattern(text.clone());
+        return patterns.iter().any(|pattern| pattern == &wanted || pattern.covers(text));
+    }
+    let has = |pattern: &str| pattern.parse().is_ok_and(|pattern: TopicPattern| patterns.contains(&pattern));
+    let text = text.as_str();
+    // Below a prefix there is something.
+    let prefixes = text.match_indices('.').map(|(at, _)| &text[..at]).filter(|it| text.len() > it.len() + 1);
+    has(text) || prefixes.into_iter().any(|prefix| has(&format!("{prefix}.*")))
 }
 
 /// The patterns that none of `granted` includes, or of which something is `denied`.
@@ -172,7 +188,7 @@ fn lacking<'a>(
     asked: &'a BTreeSet<TopicPattern>,
 ) -> Vec<&'a TopicPattern> {
     let is_whole = |asked: &&TopicPattern| {
-        granted.iter().any(|granted| granted.includes(asked))
+        includes(granted, &asked.0)
             && !denied.iter().any(|denied| denied.includes(asked) || asked.includes(denied))
     };
     asked.iter().filter(|asked| !is_whole(asked)).collect()

@@ -14,7 +14,7 @@ use super::bindings;
 use super::engine::{Engine, Prepared};
 use super::event::written_out;
 use super::limits::Limits;
-use super::session::{Answer, Refusal, Session};
+use super::session::{Answer, Mode, Refusal, Session};
 use super::wasi::{self, Console, EntryRandom, Numbers, Surroundings};
 use crate::ident::PluginName;
 use crate::store::StoreError;
@@ -229,9 +229,12 @@ pub struct Instance {
 
 impl Instance {
     /// Makes an instance. The session comes back if that fails.
+    ///
+    /// What a component runs while it is instantiated (the `start` functions of its core modules) has no effects: an
+    /// instance that is never made must leave nothing behind.
     pub fn new(
         prepared: &Prepared,
-        session: Session,
+        mut session: Session,
         setting: &Setting,
     ) -> Result<Self, Box<(Session, CallError)>> {
         let console = Console::default();
@@ -242,6 +245,7 @@ impl Instance {
             console: console.clone(),
         });
         let limits = *session.limits();
+        let mode = std::mem::replace(&mut session.mode, Mode::Making);
         let mut table = ResourceTable::new();
         table.set_max_capacity(RESOURCES);
         let guest = Guest {
@@ -260,9 +264,13 @@ impl Instance {
         store.epoch_deadline_callback(|mut context| Ok(context.data_mut().deadline.look()));
         store.set_epoch_deadline(1);
         match prepared.pre.instantiate(&mut store) {
-            Ok(plugin) => Ok(Self { store, plugin, console, limits }),
+            Ok(plugin) => {
+                store.data_mut().session.mode = mode;
+                Ok(Self { store, plugin, console, limits })
+            }
             Err(error) => {
                 let mut guest = store.into_data();
+                guest.session.mode = mode;
                 let cause = cause(&mut guest, &console, &error);
                 Err(Box::new((guest.session, cause)))
             }

@@ -24,6 +24,12 @@ const SECTION: &str = "dim-manifest";
 /// Longest manifest, in bytes.
 const MAX_MANIFEST: usize = 64 << 10;
 
+/// Most topics, keys and names that a manifest may ask for, with its config put in.
+pub const MAX_WORDS: usize = 1_000;
+
+/// Bytes that they may have together.
+pub const MAX_WORD_BYTES: usize = 64 << 10;
+
 /// Largest component file, in bytes.
 pub const MAX_COMPONENT: usize = 256 << 20;
 
@@ -83,6 +89,11 @@ pub enum ManifestError {
     /// A `${…}` that stands for nothing.
     #[error("{0:?} in the manifest stands for no config value")]
     UnknownReference(String),
+    /// It asks for more than anyone could read and agree to.
+    #[error(
+        "the manifest asks for more than {MAX_WORDS} topics, keys and names, or for more than {MAX_WORD_BYTES} bytes of them, with its config put in: ask for `prefix.*` instead"
+    )]
+    TooManyWords,
     /// A word that is not one.
     #[error(transparent)]
     Word(#[from] InvalidWord),
@@ -222,23 +233,24 @@ impl Manifest {
     /// Puts the operator's values and those of the host (`${host.id}`) into the manifest.
     pub fn resolve(&self, set: &Map<String, Value>, host: HostValues<'_>) -> Result<Resolved, ManifestError> {
         let config = self.config_with(set, host)?;
+        let left = &mut WordsLeft::default();
         let asks = Grants {
-            publish: words(&self.topics.publish, &config)?,
-            subscribe: words(&self.topics.subscribe, &config)?,
-            write: words(&self.ipns.write, &config)?,
-            read: words(&self.ipns.read, &config)?,
-            share: words(&self.ipns.share, &config)?,
+            publish: words(&self.topics.publish, &config, left)?,
+            subscribe: words(&self.topics.subscribe, &config, left)?,
+            write: words(&self.ipns.write, &config, left)?,
+            read: words(&self.ipns.read, &config, left)?,
+            share: words(&self.ipns.share, &config, left)?,
             limits: SomeLimits::default(),
         };
         // Checked here, so that [`Manifest::imports`] finds nothing wrong.
-        words::<KeyName>(&self.ipns.import, &config)?;
+        words::<KeyName>(&self.ipns.import, &config, left)?;
         Ok(Resolved { asks, config: Value::Object(config).to_string() })
     }
 
     /// The keys whose documents the plugin imports, with its config as [`Manifest::resolve`] gives it.
     pub fn imports(&self, config: &str) -> BTreeSet<KeyName> {
         let config = serde_json::from_str(config).unwrap_or_default();
-        words(&self.ipns.import, &config).unwrap_or_default()
+        words(&self.ipns.import, &config, &mut WordsLeft::default()).unwrap_or_default()
     }
 
     fn config_with(
@@ -283,22 +295,49 @@ fn with_host_values(value: &Value, host: HostValues<'_>) -> Value {
     }
 }
 
+/// How many words a manifest may ask for yet, and how many bytes they may have.
+struct WordsLeft {
+    count: usize,
+    bytes: usize,
+}
+
+impl Default for WordsLeft {
+    fn default() -> Self {
+        Self { count: MAX_WORDS, bytes: MAX_WORD_BYTES }
+    }
+}
+
+impl WordsLeft {
+    /// Takes room for a word before it is made.
+    fn take(&mut self, bytes: usize) -> Result<(), ManifestError> {
+        let left = self.count.checked_sub(1).zip(self.bytes.checked_sub(bytes));
+        (self.count, self.bytes) = left.ok_or(ManifestError::TooManyWords)?;
+        Ok(())
+    }
+}
+
 /// Parses a list of words, `${config.x}` replaced by the value or values of `x`.
 fn words<T: FromStr<Err = InvalidWord> + Ord>(
     texts: &[String],
     config: &Map<String, Value>,
+    left: &mut WordsLeft,
 ) -> Result<BTreeSet<T>, ManifestError> {
     let mut words = BTreeSet::new();
     for text in texts {
-        for expanded in expand(text, config)? {
+        for expanded in expand(text, config, left)? {
             words.insert(expanded.parse()?);
         }
     }
     Ok(words)
 }
 
-fn expand(text: &str, config: &Map<String, Value>) -> Result<Vec<String>, ManifestError> {
+fn expand(
+    text: &str,
+    config: &Map<String, Value>,
+    left: &mut WordsLeft,
+) -> Result<Vec<String>, ManifestError> {
     let Some((before, rest)) = text.split_once("${config.") else {
+        left.take(text.len())?;
         return Ok(vec![text.to_owned()]);
     };
     let unknown = || ManifestError::UnknownReference(text.to_owned());
@@ -307,9 +346,17 @@ fn expand(text: &str, config: &Map<String, Value>) -> Result<Vec<String>, Manife
         // An optional value that is not set asks for nothing.
         None => Vec::new(),
         Some(Value::String(value)) if value.is_empty() => Vec::new(),
-        Some(Value::String(value)) => vec![format!("{before}{value}{after}")],
+        Some(Value::String(value)) => {
+            left.take(before.len() + value.len() + after.len())?;
+            vec![format!("{before}{value}{after}")]
+        }
         Some(Value::Array(values)) => {
-            values.iter().filter_map(Value::as_str).map(|value| format!("{before}{value}{after}")).collect()
+            let mut expanded = Vec::new();
+            for value in values.iter().filter_map(Value::as_str) {
+                left.take(before.len() + value.len() + after.len())?;
+                expanded.push(format!("{before}{value}{after}"));
+            }
+            expanded
         }
         Some(_) => return Err(unknown()),
     })

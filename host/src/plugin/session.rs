@@ -7,7 +7,7 @@ mod pubsub;
 mod state;
 mod timers;
 
-pub use outgoing::{OUTBOX, Room};
+pub use outgoing::{OUTBOX, RATE, Room};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -84,6 +84,8 @@ pub(super) use allowed;
 /// What kind of call is under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
+    /// An instance is being made: effects are refused, for nothing has begun that they could be part of.
+    Making,
     /// An entry, or a start: effects are gathered.
     Entry,
     /// A query: effects are refused.
@@ -401,7 +403,7 @@ impl Session {
 
     /// Whether one more effect of `bytes` bytes may be asked for.
     fn may_effect(&self, bytes: usize) -> Result<(), Refusal> {
-        if self.mode == Mode::Query {
+        if self.mode != Mode::Entry {
             return Err(Refusal::ReadOnly);
         }
         if self.effects.count() >= self.limits.effects {

@@ -156,6 +156,13 @@ impl Hostile {
                 refused(pubsub::publish("hostile.out\nhostile.in", b"x"), "a topic")
             }
             "listen-to-others" => refused(pubsub::subscribe("dim.nodes.heartbeat"), "a topic"),
+            "toggle-a-subscription" => {
+                for _ in 0..50_000 {
+                    pubsub::unsubscribe("hostile.in").map_err(|error| format!("{error:?}"))?;
+                    pubsub::subscribe("hostile.in").map_err(|error| format!("{error:?}"))?;
+                }
+                Err("it has toggled".to_owned())
+            }
             "listen-to-everything" => {
                 until_refused("subscribe", |number| pubsub::subscribe(&format!("hostile.{number}")))
             }

@@ -3,6 +3,8 @@
 
 #[path = "../../../plugins/job-tracker/src/document.rs"]
 mod document;
+#[path = "../../../plugins/job-tracker/src/import.rs"]
+mod import;
 #[path = "../../../plugins/job-tracker/src/job.rs"]
 mod job;
 #[path = "tracker_2/store.rs"]

@@ -7,7 +7,7 @@ use super::Actor;
 use crate::entry::{Entry, Kind, Offset, StruckLimit};
 use crate::ident::PluginName;
 use crate::plugin::limits::LimitName;
-use crate::plugin::session::{OUTBOX, Room};
+use crate::plugin::session::{OUTBOX, RATE, Room};
 use crate::plugin::world::Void;
 
 /// What struck while a recorded log was handled first.
@@ -53,7 +53,9 @@ impl Recorded {
                 StruckLimit::Outgoing { again, limit, count, bytes } => {
                     let size = |size: &u64| usize::try_from(*size).unwrap_or(usize::MAX);
                     let count_limit = limit.parse::<LimitName>().map_or(OUTBOX, LimitName::as_str);
-                    let room = Room { count: size(count), bytes: size(bytes), count_limit, ..Room::ENDLESS };
+                    let (count, bytes) = (size(count), size(bytes));
+                    let rate = if count_limit == RATE { count } else { usize::MAX };
+                    let room = Room { count, bytes, rate, count_limit, ..Room::ENDLESS };
                     recorded.room.insert((*offset, *part, *again), room);
                 }
             }
@@ -96,10 +98,10 @@ impl Actor {
     }
 
     fn note_room(&mut self, offset: Offset, part: u64, again: u32) {
-        let Room { count, bytes, count_limit, struck, .. } = self.session().outgoing;
-        if struck.is_some() {
-            let (count, bytes) = (count as u64, bytes as u64);
-            let limit = count_limit.to_owned();
+        let room = self.session().outgoing;
+        if room.struck.is_some() {
+            let (limit, count) = room.met();
+            let (limit, count, bytes) = (limit.to_owned(), count as u64, room.bytes as u64);
             self.note(offset, part, StruckLimit::Outgoing { again, limit, count, bytes });
         }
     }

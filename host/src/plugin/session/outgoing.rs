@@ -14,6 +14,8 @@ pub struct Room {
     pub count: usize,
     /// So many bytes.
     pub bytes: usize,
+    /// So many messages and changes of subscriptions by the rate alone.
+    pub rate: usize,
     /// The limit that is met with one message more.
     pub count_limit: &'static str,
     /// It has published so many messages.
@@ -36,6 +38,7 @@ impl Room {
     pub const ENDLESS: Self = Self {
         count: usize::MAX,
         bytes: usize::MAX,
+        rate: usize::MAX,
         count_limit: OUTBOX,
         used: 0,
         used_bytes: 0,
@@ -60,13 +63,34 @@ impl Room {
         Ok(())
     }
 
+    /// Takes room for what becomes an entry of the log but is not sent: a changed subscription. It counts as a message
+    /// does, whatever the outbox has room for; the error is the limit that was met.
+    pub fn take_change(&mut self) -> Result<(), &'static str> {
+        if self.used >= self.rate {
+            self.struck = Some(RATE);
+            return Err(RATE);
+        }
+        self.used += 1;
+        Ok(())
+    }
+
+    /// Gives back the room of a change that the entry has taken back.
+    pub fn give_back_change(&mut self) {
+        self.used = self.used.saturating_sub(1);
+    }
+
+    /// What was left when a limit was met, as it is recorded: the limit, and how many messages there was room for.
+    pub fn met(&self) -> (&'static str, usize) {
+        if self.struck == Some(RATE) { (RATE, self.rate) } else { (self.count_limit, self.count) }
+    }
+
     /// Whether it was met, and there may be more room at another time.
     pub fn may_grow(&self, limits: &Limits) -> bool {
         let Some(struck) = self.struck else { return false };
         let burst = |per_second: u64| per_second.saturating_mul(BURST);
-        let (count, bytes) = (self.count as u64, self.bytes as u64);
+        let bytes = self.bytes as u64;
         match struck {
-            RATE => count < burst(limits.publishes_per_second),
+            RATE => (self.rate as u64) < burst(limits.publishes_per_second),
             BYTE_RATE => bytes < burst(limits.publish_bytes_per_second),
             _ => self.count < limits.outbox,
         }
@@ -97,6 +121,7 @@ impl Rate {
         Room {
             count: rate.min(outbox),
             bytes: self.bytes as usize,
+            rate,
             count_limit: if outbox <= rate { OUTBOX } else { RATE },
             ..Room::ENDLESS
         }
@@ -129,7 +154,7 @@ mod tests {
         assert_eq!(room.struck, Some(BYTE_RATE));
         assert_eq!(rate.room(at(1_001), &limits, &Room::ENDLESS, 2).count_limit, OUTBOX);
         // Who wants more than a burst waits in vain.
-        let (mut some, mut all) = (Room { count: 29, ..full }, full);
+        let (mut some, mut all) = (Room { count: 29, rate: 29, ..full }, full);
         while some.take(0).is_ok() {}
         while all.take(0).is_ok() {}
         assert!(some.may_grow(&limits) && !all.may_grow(&limits) && !full.may_grow(&limits));

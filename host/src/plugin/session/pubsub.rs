@@ -30,7 +30,8 @@ impl Session {
         Ok(Ok(()))
     }
 
-    /// Subscribes to a topic, or unsubscribes.
+    /// Subscribes to a topic, or unsubscribes. What an entry asks for and takes back again is nothing; the rest becomes
+    /// entries of the log, and is limited by the rate of publishes.
     pub fn subscribe(&mut self, topic: &str, subscribed: bool) -> Answer<()> {
         let topic = allowed!(word::<Topic>(topic));
         if subscribed && !self.reach.may_subscribe(&topic) {
@@ -42,6 +43,11 @@ impl Session {
         }
         if subscribed && self.world.topics_to_hear().len() >= self.limits.topics {
             return Ok(Err(Refusal::Limit("topics")));
+        }
+        if self.effects.unsays(&topic) {
+            self.outgoing.give_back_change();
+        } else if let Err(limit) = self.outgoing.take_change() {
+            return Ok(Err(Refusal::Limit(limit)));
         }
         self.effects.subscribe(&mut self.world, topic, subscribed);
         Ok(Ok(()))

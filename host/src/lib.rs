@@ -74,6 +74,7 @@ mod retention;
 mod echo;
 mod backoff;
 mod cause;
+mod line_queue;
 
 // The whole, and the ways to it.
 mod bundled;

@@ -3,8 +3,9 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dim_tests::{Program, soon};
 use serde_json::{Value, json};
@@ -135,4 +136,70 @@ fn the_log_goes_to_a_collector_where_the_config_says_so() {
     let rest: Vec<Vec<u8>> = sent.try_iter().map(|(_, body)| body).collect();
     assert!(rest.iter().any(|body| holds(body, "shutting down")), "{} more", rest.len());
     assert!(!rest.iter().any(|body| holds(body, "hyper")), "exporting is not exported");
+}
+
+/// Sends a signal to a process.
+fn signal(pid: u32, name: &str) {
+    let sent = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status().unwrap();
+    assert!(sent.success());
+}
+
+/// Whether a process ends within `longest`.
+fn ends_within(child: &mut Child, longest: Duration) -> bool {
+    let deadline = Instant::now() + longest;
+    while child.try_wait().unwrap().is_none() {
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    true
+}
+
+#[test]
+fn a_log_that_nobody_reads_blocks_neither_commands_nor_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    std::fs::create_dir_all(&state).unwrap();
+    dim_tests::warm(&state);
+    let mut host = Command::new(PROGRAM)
+        .args(["run", "--embedded", "--state-dir"])
+        .arg(&state)
+        .env("DIM_LOG", "trace")
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let dim = |args: &[&str]| {
+        let asked = Command::new(PROGRAM).args(args).arg("--state-dir").arg(&state).output().unwrap();
+        asked.status.success()
+    };
+    soon(|| dim(&["job", "ls"]));
+    // Each logs several lines; a pipe takes 64 KiB and the queue 1 MiB.
+    let counts = || {
+        let socket = state.join("api.sock");
+        let asked =
+            Command::new("curl").args(["--silent", "--unix-socket"]).arg(socket).arg("http://dim/metrics");
+        String::from_utf8(asked.output().unwrap().stdout).unwrap()
+    };
+    soon(|| {
+        assert!(dim(&["job", "update", "j1", "running"]), "an order is carried out");
+        value(&counts(), "dim_log_lines_dropped_total") > 0.0
+    });
+    signal(host.id(), "TERM");
+    let is_ended = ends_within(&mut host, Duration::from_secs(15));
+    if !is_ended {
+        host.kill().unwrap();
+    }
+    assert!(is_ended && host.wait().unwrap().success(), "the first signal ends the host in order");
+}
+
+#[test]
+fn two_signals_at_once_are_one_request_to_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path(), &["--embedded"], &json!({}));
+    // As `timeout` does: one to the process, one to its group.
+    signal(host.pid(), "TERM");
+    signal(host.pid(), "INT");
+    let log = dir.path().join("state.log");
+    assert!(host.wait().success(), "{}", std::fs::read_to_string(log).unwrap());
 }

@@ -30,6 +30,12 @@ pub async fn metrics(Current(host): Current) -> Result<Response, ApiError> {
     sending(&mut registry, &host)?;
     own_names(&mut registry, &host)?;
     store(&mut registry, &host)?;
+    counter(
+        &mut registry,
+        "log_lines_dropped",
+        "Lines of the log and of standard output that were dropped because nobody read them",
+        crate::line_queue::dropped(),
+    );
     let mut text = String::new();
     encode(&mut text, &registry).map_err(ApiError::invalid)?;
     let openmetrics = "application/openmetrics-text; version=1.0.0; charset=utf-8";

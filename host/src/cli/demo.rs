@@ -1,6 +1,7 @@
 //! `dim run --demo N`: simulated nodes that send heartbeats and run jobs, one of which falls silent
 //! now and then, and what the plugins make of it.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use crate::config::Config;
 use crate::entry::{Event, Kind, Origin};
 use crate::host::Host;
 use crate::ident::{PeerName, Topic};
+use crate::line_queue::LineQueue;
 
 /// How often a node sends a heartbeat.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -35,11 +37,13 @@ pub fn quicken(config: &mut Config) {
     }
 }
 
-/// Runs the fleet until `stop` is cancelled.
-pub async fn run(host: Arc<Host>, nodes: u32, stop: CancellationToken) -> anyhow::Result<()> {
+/// Runs the fleet until `stop` is cancelled, and says on `out` what happens.
+pub async fn run(host: Arc<Host>, nodes: u32, out: LineQueue, stop: CancellationToken) -> anyhow::Result<()> {
     host.all_loaded().await;
-    println!("{nodes} simulated nodes; one of them falls silent now and then. Stop with Ctrl-C.\n");
-    let fleet = Fleet::new(host, nodes);
+    let fleet = Fleet::new(host, nodes, out);
+    fleet.say(format_args!(
+        "{nodes} simulated nodes; one of them falls silent now and then. Stop with Ctrl-C.\n"
+    ));
     tokio::select! {
         biased;
         () = stop.cancelled() => Ok(()),
@@ -55,10 +59,11 @@ struct Fleet {
     heartbeats: Topic,
     jobs: Topic,
     verdicts: Topic,
+    out: LineQueue,
 }
 
 impl Fleet {
-    fn new(host: Arc<Host>, nodes: u32) -> Self {
+    fn new(host: Arc<Host>, nodes: u32, out: LineQueue) -> Self {
         let topics = host.config.ipfs.pubsub.clone();
         Self {
             peers: (0..nodes).map(|_| new_peer()).collect(),
@@ -66,7 +71,13 @@ impl Fleet {
             jobs: topics.job_updates,
             verdicts: topics.node_status,
             host,
+            out,
         }
+    }
+
+    /// Writes a line, and waits for no reader.
+    fn say(&self, line: fmt::Arguments<'_>) {
+        self.out.push(format!("{line}\n").into_bytes());
     }
 
     async fn send_heartbeats(&self) -> anyhow::Result<()> {
@@ -124,7 +135,7 @@ impl Fleet {
             Some(bus) => bus.publish_as(&self.peers[index], topic, data).await,
             None => {
                 if let Err(error) = self.host.backend.pubsub.publish(topic, data).await {
-                    println!("          a simulated node cannot publish: {error}");
+                    self.say(format_args!("          a simulated node cannot publish: {error}"));
                 }
             }
         }
@@ -141,7 +152,11 @@ impl Fleet {
             let word = |key: &str| message[key].as_str().unwrap_or("?").to_owned();
             let time = format!("{:.0}", entry.time);
             if *topic == self.verdicts && matches!(origin, Origin::Plugin(_)) {
-                println!("{time}  heartbeat-watchdog: {} is {}", word("node_id"), word("status"));
+                self.say(format_args!(
+                    "{time}  heartbeat-watchdog: {} is {}",
+                    word("node_id"),
+                    word("status")
+                ));
                 if ["dead", "recovered"].contains(&word("status").as_str()) {
                     // The tracker hears it in the same moment: look a little later.
                     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -156,10 +171,10 @@ impl Fleet {
         for job in jobs.as_array().into_iter().flatten() {
             let id = job["job_id"].as_str().unwrap_or("?");
             match job["node_dead"]["observer"].as_str() {
-                Some(observer) => {
-                    println!("{time}  job-tracker: {id} is marked, its node {node} is dead, says {observer}")
-                }
-                None => println!("{time}  job-tracker: {id} goes on, its node {node} is alive"),
+                Some(observer) => self.say(format_args!(
+                    "{time}  job-tracker: {id} is marked, its node {node} is dead, says {observer}"
+                )),
+                None => self.say(format_args!("{time}  job-tracker: {id} goes on, its node {node} is alive")),
             }
         }
     }
@@ -170,7 +185,7 @@ impl Fleet {
             let nodes = self.query("node-registry", json!({})).await;
             let jobs = self.query("job-tracker", json!({ "status": "running" })).await;
             let finished = self.query("job-tracker", json!({ "status": "completed" })).await;
-            println!("{:.0}  {}", self.host.log.now(), summary(&nodes, &jobs, &finished));
+            self.say(format_args!("{:.0}  {}", self.host.log.now(), summary(&nodes, &jobs, &finished)));
         }
     }
 

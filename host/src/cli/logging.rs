@@ -1,6 +1,8 @@
-//! Owns the log of a program that runs for long: on standard error, and where the config says so at an
+//! Owns the log of a program that runs for long: on standard error, where a reader that does not read blocks
+//! nobody, and where the config says so at an
 //! OpenTelemetry collector too.
 
+use std::backtrace::BacktraceStatus;
 use std::collections::HashMap;
 use std::io::IsTerminal as _;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,9 +26,13 @@ use tracing_subscriber::{EnvFilter, Layer as _};
 
 use crate::cause::chain;
 use crate::config::Telemetry;
+use crate::line_queue::LineQueue;
 
 /// How long what was logged last may take to the collector when the program ends.
 const GRACE: Duration = Duration::from_secs(2);
+
+/// How long the reader of standard error may take for what is left when the program ends.
+const FLUSH: Duration = Duration::from_secs(1);
 
 /// How long one export may take.
 const EXPORT: Duration = Duration::from_secs(10);
@@ -45,6 +51,7 @@ pub enum LogFormat {
 
 /// The log; what is on its way to a collector is sent when this goes.
 pub struct Logging {
+    written: LineQueue,
     exported: Option<SdkLoggerProvider>,
 }
 
@@ -60,8 +67,14 @@ impl Logging {
             Ok(filter) => EnvFilter::try_new(filter).context("DIM_LOG is no filter"),
             Err(_) => Ok(EnvFilter::new(default)),
         };
+        let lines = LineQueue::start(std::io::stderr(), |dropped| {
+            tracing::warn!(dropped, "lines of the log were dropped because nobody read standard error");
+        })
+        .context("cannot start the thread that writes the log")?;
+        report_panics_to(lines.clone());
+        let to = lines.clone();
         let written = tracing_subscriber::fmt::layer()
-            .with_writer(std::io::stderr)
+            .with_writer(move || to.clone())
             .with_ansi(std::io::stderr().is_terminal());
         let written = match format {
             LogFormat::Text => written.boxed(),
@@ -80,7 +93,7 @@ impl Logging {
             None => None,
         };
         tracing_subscriber::registry().with(written.with_filter(filter()?)).with(bridge).init();
-        Ok(Self { exported })
+        Ok(Self { written: lines, exported })
     }
 }
 
@@ -89,9 +102,22 @@ impl Drop for Logging {
         if let Some(exported) = &self.exported
             && let Err(error) = exported.shutdown_with_timeout(GRACE)
         {
-            eprintln!("warning: the end of the log did not reach the collector: {error}");
+            let warning = format!("warning: the end of the log did not reach the collector: {error}\n");
+            self.written.push(warning.into_bytes());
         }
+        self.written.flush(FLUSH);
     }
+}
+
+/// A panic that is reported on standard error itself would block there, and with it whoever panics next.
+fn report_panics_to(lines: LineQueue) {
+    std::panic::set_hook(Box::new(move |panic| {
+        let trace = std::backtrace::Backtrace::capture();
+        lines.push(match trace.status() {
+            BacktraceStatus::Captured => format!("{panic}\n{trace}\n").into_bytes(),
+            _ => format!("{panic}\n").into_bytes(),
+        });
+    }));
 }
 
 fn export(endpoint: &str, telemetry: &Telemetry, runtime: &Handle) -> anyhow::Result<SdkLoggerProvider> {

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
@@ -13,10 +14,14 @@ use crate::api::{Listener, Token};
 use crate::backend::kubo;
 use crate::config::{ApiConfig, Config};
 use crate::host::{Adoption, Options, Standing, Supervised};
+use crate::line_queue::LineQueue;
 
 use super::logging::{LogFormat, Logging};
 use super::signals::Signals;
 use super::{Global, demo};
+
+/// How long the reader of standard output may take for what is left when the program ends.
+const FLUSH: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
 pub struct Run {
@@ -65,7 +70,9 @@ impl Run {
         for unknown in config.unknown() {
             tracing::warn!("the config has {unknown}, which this host does not know");
         }
-        let ended = runtime.block_on(self.live(config, global));
+        let out = LineQueue::start(std::io::stdout(), |_| {})?;
+        let ended = runtime.block_on(self.live(config, global, &out));
+        out.flush(FLUSH);
         // What was logged last goes out by the runtime; what is still at work with the store can be broken
         // off at any time.
         drop(logging);
@@ -73,7 +80,7 @@ impl Run {
         ended
     }
 
-    async fn live(self, mut config: Config, global: &Global) -> anyhow::Result<()> {
+    async fn live(self, mut config: Config, global: &Global, out: &LineQueue) -> anyhow::Result<()> {
         // A demonstration must not write into the state of a real host.
         let temporary = match (self.demo, &global.state_dir) {
             (Some(_), None) => {
@@ -89,12 +96,12 @@ impl Run {
         let api = options.config.api.clone();
         let supervised = Supervised::start(options).await?;
         let (stop_serving, stop) = (CancellationToken::new(), CancellationToken::new());
-        let mut servers = self.serve(&supervised, &state_dir, &api, &stop_serving).await?;
+        let mut servers = self.serve(&supervised, &state_dir, &api, out, &stop_serving).await?;
         let running = tokio::spawn({
             let (supervised, stop) = (supervised.clone(), stop.clone());
             async move { supervised.run(stop).await }
         });
-        let demo = self.demonstrate(&supervised);
+        let demo = self.demonstrate(&supervised, out);
         let mut signals = Signals::new()?;
         let unasked = tokio::select! {
             biased;
@@ -130,7 +137,11 @@ impl Run {
         }
     }
 
-    fn demonstrate(&self, supervised: &Supervised) -> Option<tokio::task::JoinHandle<anyhow::Result<()>>> {
+    fn demonstrate(
+        &self,
+        supervised: &Supervised,
+        out: &LineQueue,
+    ) -> Option<tokio::task::JoinHandle<anyhow::Result<()>>> {
         let Standing::Running(host) = supervised.standing() else { return None };
         let took = host.start_took().map(|took| format!("{took:?}"));
         let took = took.unwrap_or_else(|| format!("{} plugins are compiled still", host.loading().len()));
@@ -143,7 +154,7 @@ impl Run {
         );
         let nodes = self.demo?;
         let stop = host.ended.clone();
-        Some(tokio::spawn(demo::run(host, nodes, stop)))
+        Some(tokio::spawn(demo::run(host, nodes, out.clone(), stop)))
     }
 
     fn config(&self) -> anyhow::Result<Config> {
@@ -166,6 +177,7 @@ impl Run {
         host: &Arc<Supervised>,
         state_dir: &std::path::Path,
         api: &ApiConfig,
+        out: &LineQueue,
         stop: &CancellationToken,
     ) -> anyhow::Result<JoinSet<std::io::Result<()>>> {
         let mut listeners = Vec::new();
@@ -183,11 +195,9 @@ impl Run {
         for listener in &listeners {
             tracing::info!("the API is at {}", listener.address());
             if self.demo.is_some() && matches!(listener, Listener::Unix(..)) {
-                println!(
-                    "The API is at {}; try: dim --api {} status",
-                    listener.address(),
-                    listener.address()
-                );
+                let address = listener.address();
+                let line = format!("The API is at {address}; try: dim --api {address} status\n");
+                out.push(line.into_bytes());
             }
         }
         let mut servers = JoinSet::new();

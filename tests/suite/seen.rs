@@ -177,8 +177,8 @@ fn a_log_that_nobody_reads_blocks_neither_commands_nor_the_end() {
     // Each logs several lines; a pipe takes 64 KiB and the queue 1 MiB.
     let counts = || {
         let socket = state.join("api.sock");
-        let asked =
-            Command::new("curl").args(["--silent", "--unix-socket"]).arg(socket).arg("http://dim/metrics");
+        let mut asked = Command::new("curl");
+        asked.args(["--silent", "--unix-socket"]).arg(socket).arg("http://dim/metrics");
         String::from_utf8(asked.output().unwrap().stdout).unwrap()
     };
     soon(|| {

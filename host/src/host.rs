@@ -41,7 +41,7 @@ use crate::retention::Awaited;
 use crate::room::Room;
 use crate::secret::SecretError;
 use crate::store::outbox::Backlog;
-use crate::store::{Disk, Medium, Store, StoreError};
+use crate::store::{Absent, Disk, Medium, Store, StoreError};
 use crate::subscription::{self, Hearings};
 use crate::time::{Clock, MachineClock, Timestamp};
 
@@ -99,6 +99,9 @@ pub struct Options {
     /// What the database is written to; a file in the state directory, unless a test is about the
     /// disk.
     pub medium: Arc<dyn Medium>,
+    /// What happens where the database is missing although a host has run in the state directory: refused, unless the
+    /// operator has said that a new one is to be made.
+    pub absent: Absent,
     /// What shows the time of day; the machine, unless a test is about time.
     pub clock: Arc<dyn Clock>,
     /// The program that compiles components, in a process of its own with limits: `dim`. Absent: they are compiled in
@@ -115,6 +118,7 @@ impl Options {
             config,
             state_dir: state_dir.into(),
             medium: Arc::new(Disk),
+            absent: Absent::Refused,
             clock: Arc::new(MachineClock),
             compiler: None,
             room: None,

@@ -74,6 +74,7 @@ mod retention;
 mod echo;
 mod backoff;
 mod cause;
+mod owner_only;
 
 // The whole, and the ways to it.
 mod bundled;

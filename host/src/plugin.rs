@@ -5,6 +5,7 @@
 
 mod actor;
 mod bindings;
+mod cache;
 pub mod compiler;
 mod effects;
 mod engine;
@@ -34,9 +35,10 @@ pub use actor::{
     Actor, ActorError, Done, EffectCounts, Fallback, Handle, Handover, Order, OtherReach, Parts,
     PluginStatus, Started, Step, Successor, TakeBack, TakenOver, WayBack, rehearse,
 };
+pub use cache::Cache;
 pub use compiler::{Allotment, Compiler};
 pub use effects::{Batch, Effects, PendingReply, Reply, ReplyError, Timers};
-pub use engine::{Cache, Engine, EngineError, Prepared, judge};
+pub use engine::{Engine, EngineError, Prepared, judge};
 pub use grants::{Grants, NameOrKey, Reach, TopicPattern};
 pub use imports::{lacking, ways_to_wait};
 pub use limits::{DOCUMENT_BYTES, KEY_BYTES, LIMITS, LimitPolicy, Limits, MESSAGE_BYTES, SomeLimits};

@@ -13,6 +13,7 @@ use crate::api::{Listener, Token};
 use crate::backend::kubo;
 use crate::config::{ApiConfig, Config};
 use crate::host::{Options, Standing, Supervised};
+use crate::store::Absent;
 
 use super::logging::{LogFormat, Logging};
 use super::signals::Signals;
@@ -35,6 +36,9 @@ pub struct Run {
     /// Listen on a loopback address too, as in 127.0.0.1:7080
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
+    /// Create an empty store where an earlier host's database is missing: its jobs, nodes and plugin state are lost
+    #[arg(long)]
+    new_store: bool,
     /// How to write the log
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
@@ -81,7 +85,8 @@ impl Run {
         if self.demo.is_some() {
             demo::quicken(&mut config);
         }
-        let options = Options { compiler: this_program(), ..Options::new(config, &state_dir) };
+        let absent = if self.new_store { Absent::Created } else { Absent::Refused };
+        let options = Options { compiler: this_program(), absent, ..Options::new(config, &state_dir) };
         let api = options.config.api.clone();
         let supervised = Supervised::start(options).await?;
         let (stop_serving, stop) = (CancellationToken::new(), CancellationToken::new());

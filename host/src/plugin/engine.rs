@@ -1,28 +1,23 @@
-//! Owns the wasmtime engine that all plugins share: compiling, the cache of compiled components,
-//! and what is linked into them.
+//! Owns the wasmtime engine that all plugins share: compiling, and what is linked into components.
 
 use std::collections::hash_map::DefaultHasher;
 use std::fmt::Display;
 use std::hash::{Hash, Hasher};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cap_std::ambient_authority;
-use cap_std::fs::{Dir, MetadataExt as _};
 use thiserror::Error;
 use wasmtime::component::{Component, HasSelf, Linker};
 use wasmtime::{Config, InstanceAllocationStrategy, PoolingAllocationConfig};
 
+use super::cache::Cache;
 use super::compiler::Compiler;
 use super::imports::lacking;
 use super::instance::Guest;
 use super::limits::MEMORY_BYTES;
 use super::manifest::{Inspection, ManifestError, inspect};
 use super::{bindings, wasi};
-use crate::ident::Digest;
 use crate::signing::Signer;
-use crate::store::Store;
 
 /// Most instances of plugins at one time, those of rehearsals included. Address space is reserved for each.
 const MAX_INSTANCES: u32 = 1_000;
@@ -52,60 +47,6 @@ pub enum EngineError {
     #[error("the component does not fit the world `dim:coordination/plugin@0.1.0`")]
     World(#[source] wasmtime::Error),
 }
-
-/// Where compiled components lie. They run as they are: nobody else may write there.
-#[derive(Debug)]
-pub struct Cache {
-    dir: Dir,
-    path: PathBuf,
-}
-
-impl Cache {
-    /// The one in a host's state directory.
-    pub fn of(store: &Store) -> std::io::Result<Self> {
-        Ok(Self { dir: store.dir().try_clone()?, path: store.path().to_owned() })
-    }
-
-    /// A directory of its own, made if it is missing; the error says why it cannot be trusted.
-    pub fn open(path: &Path) -> std::io::Result<Self> {
-        std::os::unix::fs::DirBuilderExt::mode(std::fs::DirBuilder::new().recursive(true), 0o700)
-            .create(path)?;
-        let dir = Dir::open_ambient_dir(path, ambient_authority())?;
-        let (mode, owner) = (dir.dir_metadata()?.mode(), dir.dir_metadata()?.uid());
-        if mode & 0o022 != 0 || owner != rustix::process::geteuid().as_raw() {
-            return Err(std::io::Error::other(format!("others may write into {}", path.display())));
-        }
-        Ok(Self { dir, path: path.to_owned() })
-    }
-
-    /// Removes what was compiled longest ago, until all of it has no more than so many bytes.
-    pub fn keep_within(&self, bytes: u64) -> std::io::Result<()> {
-        if !self.dir.is_dir(COMPILED) {
-            return Ok(());
-        }
-        let mut files = Vec::new();
-        for file in self.dir.read_dir(COMPILED)? {
-            // Another program may be about to write or remove it.
-            let Ok((name, known)) = file.and_then(|file| Ok((file.file_name(), file.metadata()?))) else {
-                continue;
-            };
-            files.push((known.modified()?, known.len(), Path::new(COMPILED).join(name)));
-        }
-        files.sort_by(|one, other| other.cmp(one));
-        let mut held = 0;
-        for (_, size, file) in files {
-            held += size;
-            if held > bytes {
-                // Another program may have removed it.
-                let _ = self.dir.remove_file(file);
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The directory of compiled components in a cache.
-const COMPILED: &str = "compiled";
 
 /// The engine.
 pub struct Engine {
@@ -165,12 +106,12 @@ impl Engine {
 
     /// Whether the compiled form of a component of this digest is in the cache.
     pub fn has_compiled(&self, digest: impl Display) -> bool {
-        self.cache.dir.exists(self.cache_path(digest))
+        self.cache.has(&self.compiled_name(digest))
     }
 
     fn component(&self, bytes: &[u8], inspection: &Inspection) -> Result<Component, EngineError> {
-        let path = self.cache_path(inspection.digest);
-        if let Some(component) = self.cached(&path) {
+        let name = self.compiled_name(inspection.digest);
+        if let Some(component) = self.cached(&name) {
             return Ok(component);
         }
         let (plugin, begun) = (&inspection.manifest.name, Instant::now());
@@ -179,7 +120,7 @@ impl Engine {
         let compiled = self.compiler.compile(&self.engine, bytes)?;
         tracing::info!(%plugin, took = ?begun.elapsed(), "compiled");
         // Without the cache the next start is slow, and that is all.
-        if let Err(error) = self.keep(&path, &compiled) {
+        if let Err(error) = self.cache.keep(&name, &compiled) {
             tracing::warn!(%plugin, "cannot keep the compiled component: {error}");
         }
         // SAFETY: these bytes come from `precompile_component` just now, here or in a process of this program.
@@ -187,41 +128,23 @@ impl Engine {
     }
 
     /// The compiled form's name says what it was compiled from and for which engine.
-    fn cache_path(&self, digest: impl Display) -> PathBuf {
+    fn compiled_name(&self, digest: impl Display) -> String {
         let mut hasher = DefaultHasher::new();
         self.engine.precompile_compatibility_hash().hash(&mut hasher);
-        Path::new(COMPILED).join(format!("{digest}-{:016x}.cwasm", hasher.finish()))
+        format!("{digest}-{:016x}", hasher.finish())
     }
 
-    fn cached(&self, name: &Path) -> Option<Component> {
-        let dir = &self.cache.dir;
-        let (compiled, digest) = (dir.read(name).ok()?, dir.read(digest_of(name)).ok()?);
-        if Digest::of(&compiled).as_bytes() != digest.as_slice() {
-            tracing::warn!(file = %name.display(), "compiling again, the cached form is damaged");
-            return None;
-        }
-        // SAFETY: nobody else writes into the directory, as was checked when it was opened; the file is whole,
-        // as its digest says. wasmtime checks the version and the settings.
-        match unsafe { Component::deserialize_file(&self.engine, self.cache.path.join(name)) } {
+    fn cached(&self, name: &str) -> Option<Component> {
+        let file = self.cache.trusted(name)?;
+        // SAFETY: the cache has verified that this process or an earlier one of this user wrote the whole file under
+        // this name, and nobody else can write into the directory. wasmtime checks the version and the settings.
+        match unsafe { Component::deserialize_file(&self.engine, file) } {
             Ok(component) => Some(component),
             Err(error) => {
                 tracing::warn!("compiling again, the cached form cannot be used: {error:#}");
                 None
             }
         }
-    }
-
-    fn keep(&self, name: &Path, compiled: &[u8]) -> std::io::Result<()> {
-        let dir = &self.cache.dir;
-        dir.create_dir_all(COMPILED)?;
-        for (name, bytes) in [(name, compiled), (&digest_of(name), Digest::of(compiled).as_bytes())] {
-            // Two threads may compile the same.
-            let half =
-                name.with_extension(format!("{}.{:?}.half", std::process::id(), std::thread::current().id()));
-            dir.write(&half, bytes)?;
-            dir.rename(&half, dir, name)?;
-        }
-        Ok(())
     }
 }
 
@@ -236,11 +159,6 @@ pub fn judge<'a>(
         Some(why) => Err(EngineError::Imports(why)),
         None => Ok(inspection),
     }
-}
-
-/// Where the digest of a compiled form lies: the compiled form runs as it is, so damage must be seen.
-fn digest_of(compiled: &Path) -> PathBuf {
-    compiled.with_extension("sha256")
 }
 
 /// How components are compiled and run.
@@ -265,31 +183,4 @@ pub(super) fn config() -> Config {
         .memory_reservation(MEMORY_BYTES as u64)
         .allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     config
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_cache_keeps_what_was_compiled_last_and_is_nobody_elses() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("dim");
-        let cache = Cache::open(&path).unwrap();
-        cache.keep_within(0).unwrap();
-        std::fs::create_dir(path.join(COMPILED)).unwrap();
-        for (age, name) in ["new", "older", "oldest"].into_iter().enumerate() {
-            let file = path.join(COMPILED).join(name);
-            std::fs::write(&file, [0; 10]).unwrap();
-            let at = std::time::SystemTime::now() - Duration::from_secs(60 * age as u64);
-            std::fs::File::options().write(true).open(&file).unwrap().set_modified(at).unwrap();
-        }
-        let left = || std::fs::read_dir(path.join(COMPILED)).unwrap().count();
-        cache.keep_within(30).unwrap();
-        assert_eq!(left(), 3);
-        cache.keep_within(29).unwrap();
-        assert!(left() == 2 && !path.join(COMPILED).join("oldest").exists());
-        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
-        assert!(Cache::open(&path).unwrap_err().to_string().contains("others may write"));
-    }
 }

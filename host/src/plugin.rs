@@ -16,6 +16,7 @@ mod limits;
 mod lines;
 mod manifest;
 pub mod mark;
+mod pool;
 mod probation;
 pub mod roster;
 mod runnable;
@@ -47,6 +48,7 @@ pub use manifest::{
     Inspection, MAX_COMPONENT, Manifest, ManifestError, Resolved, inspect, leb128, read, section,
     with_sections,
 };
+pub use pool::Capacity;
 pub use probation::{Probation, Rates, Rules, Verdict};
 pub use runnable::Runnable;
 pub use session::{Mode, Session, SessionParts, check_key};

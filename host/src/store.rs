@@ -107,7 +107,8 @@ impl Store {
         let is_new = medium.found(&file) == Found::Nothing;
         directory::expect_database(path, is_new, absent)?;
         let mut builder = Database::builder();
-        let opened = medium.open(builder.set_cache_size(cache).set_check_integrity_on_open(is_checked(&file)), &file);
+        let opened =
+            medium.open(builder.set_cache_size(cache).set_check_integrity_on_open(is_checked(&file)), &file);
         let database = opened.map_err(|error| StoreError::of_open(&file, error))?;
         if file.exists() {
             // Another medium may have made it. It holds the host's secret.

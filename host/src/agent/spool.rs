@@ -105,7 +105,9 @@ pub enum SpoolError {
         found: u64,
     },
     /// The database cannot be opened.
-    #[error("cannot open {path}: if the disk is well, move it away and start with --new-store; the notices in it are lost")]
+    #[error(
+        "cannot open {path}: if the disk is well, move it away and start with --new-store; the notices in it are lost"
+    )]
     Open {
         /// The file.
         path: PathBuf,
@@ -269,10 +271,8 @@ impl From<ModeError> for SpoolError {
 }
 
 fn is_missing(database: &Path) -> bool {
-    std::fs::metadata(database).map_or_else(
-        |error| error.kind() == std::io::ErrorKind::NotFound,
-        |database| database.len() == 0,
-    )
+    std::fs::metadata(database)
+        .map_or_else(|error| error.kind() == std::io::ErrorKind::NotFound, |database| database.len() == 0)
 }
 
 /// Does work on the spool where it may block.
@@ -366,7 +366,10 @@ mod tests {
         let open = dir.path().join("open");
         std::fs::create_dir(&open).unwrap();
         std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(matches!(Spool::open(&open, Room::default(), Absent::Refused), Err(SpoolError::Shared { .. })));
+        assert!(matches!(
+            Spool::open(&open, Room::default(), Absent::Refused),
+            Err(SpoolError::Shared { .. })
+        ));
     }
 
     #[test]
@@ -404,7 +407,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         let spool = Spool::open(dir.path(), Room::default(), Absent::Refused).unwrap();
-        let mode = |name: &str| std::fs::metadata(dir.path().join(name)).unwrap().permissions().mode() & 0o777;
+        let mode =
+            |name: &str| std::fs::metadata(dir.path().join(name)).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(DATABASE), mode(LOCK)), (0o600, 0o600));
         drop(spool);
         for name in [DATABASE, LOCK] {

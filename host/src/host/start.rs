@@ -26,7 +26,7 @@ use crate::keys::Keyring;
 use crate::log::EventLog;
 use crate::outbox::Sent;
 use crate::plugin::roster;
-use crate::plugin::{Allotment, Cache, Compiler, Engine, Lines};
+use crate::plugin::{Allotment, Cache, Capacity, Compiler, Engine, Lines};
 use crate::retention::Awaited;
 use crate::room::{Lookout, Quota, Room};
 use crate::secret::Secret;
@@ -70,7 +70,8 @@ impl Start {
             Some(program) => Compiler::Apart { program, may: Allotment { seconds, memory } },
             None => Compiler::Here,
         };
-        let engine = Arc::new(Engine::new(compiled(&store)?, compiler).map_err(HostError::Engine)?);
+        let engine =
+            Arc::new(Engine::new(compiled(&store)?, compiler, Capacity::Host).map_err(HostError::Engine)?);
         let loader = Loader {
             id: identity(&store)?,
             secret: secret(&store)?,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use wasmtime::component::{Component, HasSelf, Linker};
-use wasmtime::{Config, InstanceAllocationStrategy, PoolingAllocationConfig};
+use wasmtime::{Config, InstanceAllocationStrategy};
 
 use super::cache::Cache;
 use super::compiler::Compiler;
@@ -16,11 +16,9 @@ use super::imports::lacking;
 use super::instance::Guest;
 use super::limits::MEMORY_BYTES;
 use super::manifest::{Inspection, ManifestError, inspect};
+use super::pool::Capacity;
 use super::{bindings, wasi};
 use crate::signing::Signer;
-
-/// Most instances of plugins at one time, those of rehearsals included. Address space is reserved for each.
-const MAX_INSTANCES: u32 = 1_000;
 
 /// Why a component cannot run here.
 #[derive(Debug, Error)]
@@ -34,6 +32,17 @@ pub enum EngineError {
     /// The machine cannot run the engine.
     #[error("the WebAssembly engine cannot start")]
     Engine(#[source] wasmtime::Error),
+    /// The process may not reserve enough address space.
+    #[error(
+        "the address space of this process is limited to {limit} bytes, and plugins need at least {needed}: raise the limit, as with `ulimit -v {}` or the batch system's limit of virtual memory",
+        .needed.div_ceil(1024)
+    )]
+    AddressSpace {
+        /// The limit, in bytes.
+        limit: u64,
+        /// What is needed at least, in bytes.
+        needed: u64,
+    },
     /// The compiler refuses it.
     #[error("the component does not compile")]
     Compile(#[source] wasmtime::Error),
@@ -81,8 +90,9 @@ impl Engine {
     pub const EPOCH: Duration = Duration::from_millis(10);
 
     /// An engine that keeps what it has compiled in `cache`.
-    pub fn new(cache: Cache, compiler: Compiler) -> Result<Self, EngineError> {
-        let engine = wasmtime::Engine::new(&config()).map_err(EngineError::Engine)?;
+    pub fn new(cache: Cache, compiler: Compiler, capacity: Capacity) -> Result<Self, EngineError> {
+        let pool = InstanceAllocationStrategy::Pooling(capacity.pool()?);
+        let engine = wasmtime::Engine::new(&config(pool)).map_err(EngineError::Engine)?;
         let mut linker = Linker::new(&engine);
         wasi::add_to_linker(&mut linker).map_err(EngineError::Engine)?;
         bindings::Plugin::add_to_linker::<_, HasSelf<_>>(&mut linker, |guest| guest)
@@ -161,26 +171,13 @@ pub fn judge<'a>(
     }
 }
 
-/// How components are compiled and run.
-pub(super) fn config() -> Config {
-    let mut pool = PoolingAllocationConfig::new();
-    // A component is made of many core instances: Python's of about thirty.
-    pool.total_component_instances(MAX_INSTANCES)
-        .total_core_instances(MAX_INSTANCES * 4)
-        .total_memories(MAX_INSTANCES)
-        .total_tables(MAX_INSTANCES * 4)
-        // Calls are synchronous: no stacks beside the threads' own.
-        .total_stacks(1)
-        .max_core_instances_per_component(100)
-        .max_memories_per_component(4)
-        .max_tables_per_component(100)
-        .max_memory_size(MEMORY_BYTES)
-        .table_elements(60_000);
+/// How components are compiled and run, and where their instances lie.
+pub(super) fn config(instances: InstanceAllocationStrategy) -> Config {
     let mut config = Config::new();
     config
         .epoch_interruption(true)
         .wasm_component_model(true)
         .memory_reservation(MEMORY_BYTES as u64)
-        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+        .allocation_strategy(instances);
     config
 }

@@ -15,7 +15,7 @@ use crate::config::{Config, PluginConfig};
 use crate::host::{Candidate, HostError, Proposal, Ready, Terms};
 use crate::ident::PluginName;
 use crate::plugin::roster::{Code, Setup};
-use crate::plugin::{self, Cache, Compiler, Engine, Grants, Inspection, Prepared, SomeLimits};
+use crate::plugin::{self, Cache, Capacity, Compiler, Engine, Grants, Inspection, Prepared, SomeLimits};
 use crate::time::Timestamp;
 
 /// An engine on which plugins are tried. What it has compiled is kept in the user's cache directory.
@@ -91,7 +91,7 @@ impl Bench {
                 (cache, Some(scratch))
             }
         };
-        let engine = Arc::new(Engine::new(cache, Compiler::Here)?);
+        let engine = Arc::new(Engine::new(cache, Compiler::Here, Capacity::Bench)?);
         let stop = CancellationToken::new();
         let (ticked, stopped) = (engine.clone(), stop.clone());
         let tick = move || {

@@ -23,7 +23,8 @@ use crate::log::{EventLog, TAIL_BYTES};
 use crate::plugin::{Actor, Engine, Handle, KEY_BYTES, Limits, Numbers, check_key, mark, roster};
 use crate::store::outbox::{self, Backlog};
 use crate::store::{
-    Absent, CURSORS, LOG, META, Memory, OUTBOX, PluginId, STATE, StateKey, Store, StoreError, TIMERS, documents, log,
+    Absent, CURSORS, LOG, META, Memory, OUTBOX, PluginId, STATE, StateKey, Store, StoreError, TIMERS,
+    documents, log,
 };
 use crate::time::{Clock, Timestamp};
 

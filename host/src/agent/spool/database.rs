@@ -57,10 +57,8 @@ impl Opened {
     pub fn open(dir: &Path) -> Result<Self, SpoolError> {
         let path = dir.join(DATABASE);
         // It is small: a bit that has flipped in it is found each time.
-        let database = Disk.open(
-            Database::builder().set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true),
-            &path,
-        );
+        let database = Disk
+            .open(Database::builder().set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true), &path);
         let database =
             database.map_err(|source| SpoolError::Open { path: path.clone(), source: Box::new(source) })?;
         let found = Disk.found(&path);

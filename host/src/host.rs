@@ -107,6 +107,9 @@ pub struct Options {
     /// The program that compiles components, in a process of its own with limits: `dim`. Absent: they are compiled in
     /// this process, and nothing limits that.
     pub compiler: Option<PathBuf>,
+    /// A directory in which this and other programs of the same user share compiled components, beside those in the
+    /// state directory: [`Cache::of_user`](crate::plugin::Cache::of_user). Absent: none is shared.
+    pub shared_cache: Option<PathBuf>,
     /// What is known from the hosts that ran here before this one, if it is one that is started again.
     pub(crate) room: Option<Arc<Room>>,
 }
@@ -121,6 +124,7 @@ impl Options {
             absent: Absent::Refused,
             clock: Arc::new(MachineClock),
             compiler: None,
+            shared_cache: None,
             room: None,
         }
     }

@@ -130,6 +130,27 @@ async fn compiled_forms_that_were_exchanged_are_not_run() {
     assert_eq!(nodes, json!([]));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_program_of_a_user_has_compiled_no_other_one_compiles_again() {
+    let shared = tempfile::tempdir().unwrap();
+    let start = async |dir: &Path, compiler: Option<&str>| {
+        let mut options = Options::new(Setup::bundled().config(), dir);
+        options.shared_cache = Some(shared.path().to_owned());
+        options.compiler = compiler.map(PathBuf::from);
+        let host = Host::start(options).await.unwrap();
+        let loaded = host.plugins.all().len();
+        host.shutdown().await;
+        loaded
+    };
+    let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    assert_eq!(start(one.path(), None).await, 3);
+    // This compiler makes nothing.
+    assert_eq!(start(other.path(), Some("/bin/false")).await, 3);
+    // A host keeps what it uses.
+    std::fs::remove_dir_all(shared.path().join("compiled")).unwrap();
+    assert_eq!(start(other.path(), Some("/bin/false")).await, 3);
+}
+
 /// Why a host does not start, with all causes.
 async fn refusal(options: &Options) -> String {
     let error = Host::start(options.clone()).await.expect_err("it is refused");

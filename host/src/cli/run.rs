@@ -13,6 +13,7 @@ use crate::api::{Listener, Token};
 use crate::backend::kubo;
 use crate::config::{ApiConfig, Config};
 use crate::host::{Options, Standing, Supervised};
+use crate::plugin::Cache;
 use crate::store::Absent;
 
 use super::logging::{LogFormat, Logging};
@@ -86,7 +87,12 @@ impl Run {
             demo::quicken(&mut config);
         }
         let absent = if self.new_store { Absent::Created } else { Absent::Refused };
-        let options = Options { compiler: this_program(), absent, ..Options::new(config, &state_dir) };
+        let options = Options {
+            compiler: this_program(),
+            shared_cache: Cache::of_user(),
+            absent,
+            ..Options::new(config, &state_dir)
+        };
         let api = options.config.api.clone();
         let supervised = Supervised::start(options).await?;
         let (stop_serving, stop) = (CancellationToken::new(), CancellationToken::new());

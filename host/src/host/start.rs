@@ -48,7 +48,7 @@ pub struct Start {
 impl Start {
     /// Opens what the host is made of. May block.
     pub fn new(options: Options) -> Result<Self, HostError> {
-        let Options { config, state_dir, medium, absent, clock, compiler, room } = options;
+        let Options { config, state_dir, medium, absent, clock, compiler, shared_cache, room } = options;
         let room = room.unwrap_or_default();
         let (cache, tail) = config.store.memory();
         let store = Arc::new(open(&state_dir, &medium, cache, absent, &room)?);
@@ -70,8 +70,8 @@ impl Start {
             Some(program) => Compiler::Apart { program, may: Allotment { seconds, memory } },
             None => Compiler::Here,
         };
-        let engine =
-            Arc::new(Engine::new(compiled(&store)?, compiler, Capacity::Host).map_err(HostError::Engine)?);
+        let engine = Engine::new(compiled(&store)?, compiler, Capacity::Host).map_err(HostError::Engine)?;
+        let engine = Arc::new(engine.sharing(shared_cache.as_deref().and_then(shared)));
         let loader = Loader {
             id: identity(&store)?,
             secret: secret(&store)?,
@@ -170,6 +170,12 @@ impl Start {
             running: Mutex::new(Some(running)),
         })
     }
+}
+
+/// The compiled components that programs share. A directory that cannot be trusted is not used.
+fn shared(path: &Path) -> Option<Cache> {
+    let opened = Cache::shared(path);
+    opened.inspect_err(|error| tracing::warn!("compiled components are not shared: {error}")).ok()
 }
 
 /// Where compiled components lie.

@@ -17,8 +17,19 @@ use crate::store::components::CACHE_KEY;
 /// The directory of compiled forms in a cache.
 const COMPILED: &str = "compiled";
 
+/// Bytes that programs share: an interpreter has 50 MiB, and each build of a plugin is another one.
+const MOST_SHARED: u64 = 1 << 30;
+
 /// Bytes of the key.
 const KEY_BYTES: usize = 32;
+
+/// A compiled form that was verified.
+pub struct Trusted {
+    /// Where it lies.
+    pub file: PathBuf,
+    /// The whole of it.
+    pub bytes: Vec<u8>,
+}
 
 /// Where compiled forms lie, and the key that shows who wrote them.
 pub struct Cache {
@@ -49,6 +60,21 @@ impl Cache {
         Self::within(&dir, path)
     }
 
+    /// The directory that all programs of this user and version share: `dim` in `$XDG_CACHE_HOME` or `~/.cache`. None if
+    /// neither is an absolute path.
+    pub fn of_user() -> Option<PathBuf> {
+        let own = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|dir| dir.is_absolute());
+        let home = || std::env::home_dir().filter(|dir| dir.is_absolute()).map(|home| home.join(".cache"));
+        Some(own.or_else(home)?.join("dim"))
+    }
+
+    /// Opens the directory that programs share, and removes what is more than is kept there.
+    pub fn shared(path: &Path) -> io::Result<Self> {
+        let cache = Self::open(path)?;
+        cache.keep_within(MOST_SHARED)?;
+        Ok(cache)
+    }
+
     fn within(dir: &Dir, path: &Path) -> io::Result<Self> {
         let path = path.join(COMPILED);
         owner_only::create_dir_in(dir, COMPILED)?;
@@ -75,9 +101,8 @@ impl Cache {
         self.dir.exists(compiled(name))
     }
 
-    /// The file of a compiled form that the owner of the key wrote under this name. One that cannot be trusted is
-    /// logged.
-    pub fn trusted(&self, name: &str) -> Option<PathBuf> {
+    /// A compiled form that the owner of the key wrote under this name. One that cannot be trusted is logged.
+    pub fn trusted(&self, name: &str) -> Option<Trusted> {
         let mut file = self.dir.open(compiled(name)).ok()?.into_std();
         let mut bytes = Vec::new();
         // Whoever can write to the file could do so after it was verified.
@@ -91,7 +116,7 @@ impl Cache {
             tracing::warn!(file = %file.display(), "compiling again, the cached form is damaged or not the host's own");
             return None;
         }
-        Some(self.path.join(compiled(name)))
+        Some(Trusted { file: self.path.join(compiled(name)), bytes })
     }
 
     /// Keeps a compiled form.

@@ -10,7 +10,7 @@ use thiserror::Error;
 use wasmtime::component::{Component, HasSelf, Linker};
 use wasmtime::{Config, InstanceAllocationStrategy};
 
-use super::cache::Cache;
+use super::cache::{Cache, Trusted};
 use super::compiler::Compiler;
 use super::imports::lacking;
 use super::instance::Guest;
@@ -62,6 +62,8 @@ pub struct Engine {
     engine: wasmtime::Engine,
     linker: Linker<Guest>,
     cache: Cache,
+    /// What other programs of this user share with this one.
+    shared: Option<Cache>,
     compiler: Compiler,
 }
 
@@ -97,7 +99,12 @@ impl Engine {
         wasi::add_to_linker(&mut linker).map_err(EngineError::Engine)?;
         bindings::Plugin::add_to_linker::<_, HasSelf<_>>(&mut linker, |guest| guest)
             .map_err(EngineError::Engine)?;
-        Ok(Self { engine, linker, cache, compiler })
+        Ok(Self { engine, linker, cache, shared: None, compiler })
+    }
+
+    /// The same engine, which looks for compiled forms in `shared` too, and leaves there what it compiles.
+    pub fn sharing(self, shared: Option<Cache>) -> Self {
+        Self { shared, ..self }
     }
 
     /// Lets the deadlines of running calls come one [`Engine::EPOCH`] nearer.
@@ -116,12 +123,16 @@ impl Engine {
 
     /// Whether the compiled form of a component of this digest is in the cache.
     pub fn has_compiled(&self, digest: impl Display) -> bool {
-        self.cache.has(&self.compiled_name(digest))
+        let name = self.compiled_name(digest);
+        self.caches().any(|cache| cache.has(&name))
     }
 
     fn component(&self, bytes: &[u8], inspection: &Inspection) -> Result<Component, EngineError> {
         let name = self.compiled_name(inspection.digest);
-        if let Some(component) = self.cached(&name) {
+        if let Some(component) = self.cached(&self.cache, &name) {
+            return Ok(component);
+        }
+        if let Some(component) = self.shared.as_ref().and_then(|shared| self.cached(shared, &name)) {
             return Ok(component);
         }
         let (plugin, begun) = (&inspection.manifest.name, Instant::now());
@@ -129,9 +140,11 @@ impl Engine {
         tracing::info!(%plugin, kib, "compiling; the compiled form is kept for later starts");
         let compiled = self.compiler.compile(&self.engine, bytes)?;
         tracing::info!(%plugin, took = ?begun.elapsed(), "compiled");
-        // Without the cache the next start is slow, and that is all.
-        if let Err(error) = self.cache.keep(&name, &compiled) {
-            tracing::warn!(%plugin, "cannot keep the compiled component: {error}");
+        for cache in self.caches() {
+            // Without the cache the next start is slow, and that is all.
+            if let Err(error) = cache.keep(&name, &compiled) {
+                tracing::warn!(%plugin, "cannot keep the compiled component: {error}");
+            }
         }
         // SAFETY: these bytes come from `precompile_component` just now, here or in a process of this program.
         unsafe { Component::deserialize(&self.engine, &compiled) }.map_err(EngineError::Compile)
@@ -144,12 +157,23 @@ impl Engine {
         format!("{digest}-{:016x}", hasher.finish())
     }
 
-    fn cached(&self, name: &str) -> Option<Component> {
-        let file = self.cache.trusted(name)?;
+    fn caches(&self) -> impl Iterator<Item = &Cache> {
+        std::iter::once(&self.cache).chain(&self.shared)
+    }
+
+    fn cached(&self, cache: &Cache, name: &str) -> Option<Component> {
+        let Trusted { file, bytes } = cache.trusted(name)?;
         // SAFETY: the cache has verified that this process or an earlier one of this user wrote the whole file under
         // this name, and nobody else can write into the directory. wasmtime checks the version and the settings.
         match unsafe { Component::deserialize_file(&self.engine, file) } {
-            Ok(component) => Some(component),
+            Ok(component) => {
+                if !std::ptr::eq(cache, &self.cache)
+                    && let Err(error) = self.cache.keep(name, &bytes)
+                {
+                    tracing::warn!("cannot keep the compiled component: {error}");
+                }
+                Some(component)
+            }
             Err(error) => {
                 tracing::warn!("compiling again, the cached form cannot be used: {error:#}");
                 None

@@ -1,7 +1,7 @@
 //! Valid components of every shape, from wasm-smith, thrown at the loader.
 
 use arbitrary::Unstructured;
-use dim::plugin::{Cache, Compiler, Engine, inspect, judge};
+use dim::plugin::{Cache, Capacity, Compiler, Engine, inspect, judge};
 use wasm_smith::{Component, Config};
 
 /// The manifest that each is given, or the loader would look no further.
@@ -16,7 +16,7 @@ impl Loader {
     fn new() -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let cache = Cache::open(dir.path()).expect("a directory of its own");
-        Self { engine: Engine::new(cache, Compiler::Here).expect("an engine"), dir }
+        Self { engine: Engine::new(cache, Compiler::Here, Capacity::Bench).expect("an engine"), dir }
     }
 }
 

@@ -41,6 +41,7 @@ use crate::backend::kubo;
 use crate::config::Topics;
 use crate::ident::NodeId;
 use crate::plugin::MESSAGE_BYTES;
+use crate::store::Absent;
 use crate::time::Timestamp;
 
 use contact::Contact;
@@ -84,6 +85,8 @@ pub enum AgentError {
 pub struct Options {
     /// Where it keeps what it could not send.
     pub dir: PathBuf,
+    /// What happens where that is missing although an agent has run there.
+    pub absent: Absent,
     /// Who it speaks for.
     pub node: NodeId,
     /// How often it sends a heartbeat.
@@ -123,8 +126,8 @@ impl Agent {
         let machine = Machine::new().map_err(|error| AgentError::Machine(format!("{error:?}")))?;
         let machine = checked(&options, machine).await?;
         let way = way(&options)?;
-        let dir = options.dir.clone();
-        let spool = tokio::task::spawn_blocking(move || Spool::open(&dir, Room::default()));
+        let (dir, absent) = (options.dir.clone(), options.absent);
+        let spool = tokio::task::spawn_blocking(move || Spool::open(&dir, Room::default(), absent));
         let spool = Arc::new(spool.await.expect("the spool does not panic")?);
         let socket = Socket::listen(&options.dir)
             .map_err(|source| AgentError::Socket { path: options.dir.join(SOCKET), source })?;

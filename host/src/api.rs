@@ -32,7 +32,7 @@ use std::sync::Arc;
 
 use axum::extract::DefaultBodyLimit;
 use axum::{Extension, Router, middleware};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, UnixListener, UnixSocket};
 use tokio_util::sync::CancellationToken;
 use utoipa::OpenApi as _;
 use utoipa_axum::router::OpenApiRouter;
@@ -166,6 +166,9 @@ impl Listener {
     }
 }
 
+/// Connections that may wait until they are accepted, as the standard library has it.
+const BACKLOG: u32 = 128;
+
 /// A socket that only the owner can open, in a directory whose lock the caller holds.
 pub(crate) fn bind_for_owner(path: &Path) -> io::Result<(UnixListener, Socket)> {
     // Whoever left it there is gone: the lock is held.
@@ -174,7 +177,11 @@ pub(crate) fn bind_for_owner(path: &Path) -> io::Result<(UnixListener, Socket)> 
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
-    let listener = UnixListener::bind(path)?;
+    let socket = UnixSocket::new_stream()?;
+    // Linux gives the file the mode of the socket, so that it is the owner's from the first moment on.
+    rustix::fs::fchmod(&socket, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)?;
+    socket.bind(path)?;
+    let listener = socket.listen(BACKLOG)?;
     std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
     Ok((listener, Socket { path: path.to_owned(), inode: std::fs::metadata(path)?.ino() }))
 }

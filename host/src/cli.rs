@@ -195,6 +195,10 @@ pub fn main() -> ExitCode {
 }
 
 fn dispatch(Cli { global, command }: Cli) -> anyhow::Result<()> {
+    if matches!(command, Command::Run(_) | Command::Agent(_) | Command::Restore(_)) {
+        // What these make is the owner's alone, even where a library makes it.
+        rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
+    }
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build();
     match command {
         Command::Run(run) => run.execute(&global),

@@ -42,7 +42,7 @@ use crate::retention::Awaited;
 use crate::room::Room;
 use crate::secret::SecretError;
 use crate::store::outbox::Backlog;
-use crate::store::{Disk, Medium, Store, StoreError};
+use crate::store::{Absent, Disk, Medium, Store, StoreError};
 use crate::subscription::{self, Hearings};
 use crate::time::{Clock, MachineClock, Timestamp};
 
@@ -101,11 +101,17 @@ pub struct Options {
     /// What the database is written to; a file in the state directory, unless a test is about the
     /// disk.
     pub medium: Arc<dyn Medium>,
+    /// What happens where the database is missing although a host has run in the state directory: refused, unless the
+    /// operator has said that a new one is to be made.
+    pub absent: Absent,
     /// What shows the time of day; the machine, unless a test is about time.
     pub clock: Arc<dyn Clock>,
     /// The program that compiles components, in a process of its own with limits: `dim`. Absent: they are compiled in
     /// this process, and nothing limits that.
     pub compiler: Option<PathBuf>,
+    /// A directory in which this and other programs of the same user share compiled components, beside those in the
+    /// state directory: [`Cache::of_user`](crate::plugin::Cache::of_user). Absent: none is shared.
+    pub shared_cache: Option<PathBuf>,
     /// What is known from the hosts that ran here before this one, if it is one that is started again.
     pub(crate) room: Option<Arc<Room>>,
 }
@@ -117,8 +123,10 @@ impl Options {
             config,
             state_dir: state_dir.into(),
             medium: Arc::new(Disk),
+            absent: Absent::Refused,
             clock: Arc::new(MachineClock),
             compiler: None,
+            shared_cache: None,
             room: None,
         }
     }

@@ -75,6 +75,7 @@ mod echo;
 mod backoff;
 mod cause;
 mod line_queue;
+mod owner_only;
 
 // The whole, and the ways to it.
 mod bundled;

@@ -5,6 +5,7 @@
 
 mod actor;
 mod bindings;
+mod cache;
 pub mod compiler;
 mod effects;
 mod engine;
@@ -15,6 +16,7 @@ mod limits;
 mod lines;
 mod manifest;
 pub mod mark;
+mod pool;
 mod probation;
 pub mod roster;
 mod runnable;
@@ -34,9 +36,10 @@ pub use actor::{
     Actor, ActorError, Done, EffectCounts, Fallback, Handle, Handover, Order, OtherReach, Parts,
     PluginStatus, Started, Step, Successor, TakeBack, TakenOver, WayBack, rehearse,
 };
+pub use cache::Cache;
 pub use compiler::{Allotment, Compiler};
 pub use effects::{Batch, Effects, PendingReply, Reply, ReplyError, Timers};
-pub use engine::{Cache, Engine, EngineError, Prepared, judge};
+pub use engine::{Engine, EngineError, Prepared, judge};
 pub use grants::{Grants, NameOrKey, Reach, TopicPattern};
 pub use imports::{lacking, ways_to_wait};
 pub use limits::{DOCUMENT_BYTES, KEY_BYTES, LIMITS, LimitPolicy, Limits, MESSAGE_BYTES, SomeLimits};
@@ -45,6 +48,7 @@ pub use manifest::{
     Inspection, MAX_COMPONENT, Manifest, ManifestError, Resolved, inspect, leb128, read, section,
     with_sections,
 };
+pub use pool::Capacity;
 pub use probation::{Probation, Rates, Rules, Verdict};
 pub use runnable::Runnable;
 pub use session::{Mode, Session, SessionParts, check_key};

@@ -18,8 +18,8 @@ use crate::ident::PluginName;
 use crate::keys::Keyring;
 use crate::log::{EventLog, TAIL_BYTES};
 use crate::plugin::{
-    Actor, Batch, Compiler, Effects, Engine, Lines, Parts, Rates, Rules, SessionParts, Timers, Void, World,
-    roster,
+    Actor, Batch, Capacity, Compiler, Effects, Engine, Lines, Parts, Rates, Rules, SessionParts, Timers,
+    Void, World, roster,
 };
 use crate::store::{Store, StoreError};
 use crate::time::{MachineClock, Timestamp};
@@ -64,7 +64,8 @@ impl Replay {
         Ok(Self {
             config: config.clone(),
             engine: Arc::new(
-                Engine::new(host::compiled(&source)?, Compiler::Here).map_err(HostError::Engine)?,
+                Engine::new(host::compiled(&source)?, Compiler::Here, Capacity::Bench)
+                    .map_err(HostError::Engine)?,
             ),
             keys: Arc::new(Keyring::open(&source).map_err(HostError::Key)?),
             id: host::identity(&source)?,

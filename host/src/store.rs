@@ -6,12 +6,15 @@
 pub mod components;
 pub mod copy;
 pub mod dead;
+mod directory;
 pub mod documents;
+mod error;
 pub mod followed;
 pub mod history;
 mod format;
 mod lock;
 pub mod log;
+mod medium;
 pub mod names;
 pub mod others;
 pub mod outbox;
@@ -25,20 +28,18 @@ mod usage;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use cap_std::ambient_authority;
 use cap_std::fs::Dir;
-use redb::backends::InMemoryBackend;
 use redb::{
-    Builder, Database, Durability, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable,
-    WriteTransaction,
+    Database, Durability, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, WriteTransaction,
 };
-use thiserror::Error;
 
-use crate::entry::MalformedEntry;
+use crate::owner_only;
 
+pub use error::StoreError;
 pub use format::FORMAT;
 pub use lock::LockError;
 pub(crate) use lock::{LOCK, Lock};
+pub use medium::{Disk, Found, Medium, Memory};
 pub use tables::*;
 pub use usage::Usage;
 
@@ -52,105 +53,9 @@ pub const CACHE_BYTES: usize = 192 << 20;
 /// is read through in a fraction of a second, and each commit is spared the work.
 const LARGE: u64 = 256 << 20;
 
-/// What can go wrong with the store.
-#[derive(Debug, Error)]
-pub enum StoreError {
-    /// The directory cannot be used.
-    #[error("cannot use the state directory {path}")]
-    Directory {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// Others may write into it.
-    #[error(
-        "others may write into the state directory {path} (mode {mode:03o}): chmod go-w it, or use another --state-dir"
-    )]
-    Shared {
-        /// Which.
-        path: PathBuf,
-        /// Its mode.
-        mode: u32,
-    },
-    /// A backup was being restored into it.
-    #[error(
-        "a restore into {path} was broken off: empty the directory and restore the backup again, or use another --state-dir"
-    )]
-    HalfRestored {
-        /// The directory.
-        path: PathBuf,
-    },
-    /// Another host holds it.
-    #[error(transparent)]
-    Locked(#[from] LockError),
-    /// It was written by a newer host.
-    #[error(
-        "the store has format {found}, this host knows {FORMAT}: use a newer dim, or another --state-dir"
-    )]
-    Newer {
-        /// Its format.
-        found: u64,
-    },
-    /// It was written by a host from before the first release.
-    #[error(
-        "the store has format {found}, from before the first release, which this host cannot read: use another --state-dir"
-    )]
-    Older {
-        /// Its format.
-        found: u64,
-    },
-    /// The database cannot be opened.
-    #[error("cannot open {path}: restore it from a backup, or use another --state-dir")]
-    Open {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: Box<redb::DatabaseError>,
-    },
-    /// The database gave up on what it found.
-    #[error("{path} is damaged: restore it from a backup, or use another --state-dir")]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-    },
-    /// It holds what no host writes.
-    #[error("the store is damaged: {what}: {why}")]
-    Corrupt {
-        /// Which part.
-        what: &'static str,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// The database failed.
-    #[error("the store failed")]
-    Database(#[source] Box<redb::Error>),
-}
-
-impl StoreError {
-    /// The error of a part that cannot be read.
-    pub fn corrupt(what: &'static str, why: impl ToString) -> Self {
-        Self::Corrupt { what, why: why.to_string() }
-    }
-}
-
-impl From<MalformedEntry> for StoreError {
-    fn from(error: MalformedEntry) -> Self {
-        Self::corrupt("event log", error)
-    }
-}
-
-macro_rules! from_redb {
-    ($($error:ident),*) => {$(
-        impl From<redb::$error> for StoreError {
-            fn from(error: redb::$error) -> Self {
-                Self::Database(Box::new(error.into()))
-            }
-        }
-    )*};
-}
-
-from_redb!(TransactionError, TableError, StorageError, CommitError, SetDurabilityError);
+/// Up to this size, in bytes, the checksums of all pages are verified each time the database is opened, in a
+/// fraction of a second. A larger one would start seconds later.
+const CHECKED: u64 = LARGE;
 
 /// The state directory of one host.
 #[derive(Debug)]
@@ -159,58 +64,20 @@ pub struct Store {
     dir: Dir,
     database: Database,
     medium: Arc<dyn Medium>,
+    /// The database's file as it was when it was opened.
+    found: Found,
     _lock: lock::Lock,
 }
 
-/// What the database is written to. The disk, and what tests put in its place.
-pub trait Medium: std::fmt::Debug + Send + std::marker::Sync + 'static {
-    /// Opens the database that belongs to `file`, or makes an empty one. Called once for each
-    /// start of a host, and may block.
-    fn open(&self, builder: &Builder, file: &Path) -> Result<Database, redb::DatabaseError>;
-
-    /// How many bytes of the disk the database takes. Asked with each commit.
-    fn taken(&self, file: &Path) -> u64;
-
-    /// How many bytes are left for it, in the state directory where it lies.
-    fn free(&self, state_dir: &Path) -> std::io::Result<u64>;
-}
-
-/// A file of the file system.
-#[derive(Clone, Copy, Debug)]
-pub struct Disk;
-
-impl Medium for Disk {
-    fn open(&self, builder: &Builder, file: &Path) -> Result<Database, redb::DatabaseError> {
-        builder.create(file)
-    }
-
-    fn taken(&self, file: &Path) -> u64 {
-        // Its length may be far ahead of what was written. A block is what POSIX says it is.
-        std::fs::metadata(file).map_or(0, |file| std::os::unix::fs::MetadataExt::blocks(&file) * 512)
-    }
-
-    fn free(&self, state_dir: &Path) -> std::io::Result<u64> {
-        let disk = rustix::fs::statvfs(state_dir)?;
-        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
-    }
-}
-
-/// The memory of this process: what lies in it is gone with the store.
-#[derive(Clone, Copy, Debug)]
-pub struct Memory;
-
-impl Medium for Memory {
-    fn open(&self, builder: &Builder, _: &Path) -> Result<Database, redb::DatabaseError> {
-        builder.create_with_backend(InMemoryBackend::new())
-    }
-
-    fn taken(&self, _: &Path) -> u64 {
-        0
-    }
-
-    fn free(&self, _: &Path) -> std::io::Result<u64> {
-        Ok(u64::MAX)
-    }
+/// What happens where the database is missing although a host has run in the state directory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Absent {
+    /// The store is not opened: jobs, nodes and the state of plugins are lost, and the documents under the
+    /// fleet's names would be replaced by empty ones.
+    #[default]
+    Refused,
+    /// The operator has said that a new store is to be made. One that is there is refused instead.
+    Created,
 }
 
 /// How durable a transaction is.
@@ -225,39 +92,31 @@ pub enum Sync {
 impl Store {
     /// Opens the state directory, creating it if it is missing.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        Self::open_on(path, Arc::new(Disk), CACHE_BYTES)
+        Self::open_on(path, Arc::new(Disk), CACHE_BYTES, Absent::Refused)
     }
 
     /// Opens a state directory whose database lies on `medium`; its pages take `cache` bytes of memory at most.
-    pub fn open_on(path: &Path, medium: Arc<dyn Medium>, cache: usize) -> Result<Self, StoreError> {
-        let directory = |source| StoreError::Directory { path: path.to_owned(), source };
-        let mut builder = std::fs::DirBuilder::new();
-        std::os::unix::fs::DirBuilderExt::mode(builder.recursive(true), 0o700);
-        builder.create(path).map_err(directory)?;
-        let dir = Dir::open_ambient_dir(path, ambient_authority()).map_err(directory)?;
-        let mode = std::os::unix::fs::PermissionsExt::mode(
-            &std::fs::metadata(path).map_err(directory)?.permissions(),
-        );
-        // Whoever can write here has native code run in the host, for it lies here compiled.
-        if mode & 0o022 != 0 {
-            return Err(StoreError::Shared { path: path.to_owned(), mode: mode & 0o777 });
-        }
-        let lock = lock::Lock::take(&dir, path)?;
-        let mut builder = Database::builder();
+    pub fn open_on(
+        path: &Path,
+        medium: Arc<dyn Medium>,
+        cache: usize,
+        absent: Absent,
+    ) -> Result<Self, StoreError> {
+        let (dir, lock) = directory::take(path)?;
         let file = Self::file(path);
-        if !file.exists() && holds_half_a_restore(path).map_err(directory)? {
-            return Err(StoreError::HalfRestored { path: path.to_owned() });
-        }
-        let opened = medium.open(builder.set_cache_size(cache), &file);
-        let database =
-            opened.map_err(|source| StoreError::Open { path: file.clone(), source: Box::new(source) })?;
+        let is_new = medium.found(&file) == Found::Nothing;
+        directory::expect_database(path, is_new, absent)?;
+        let mut builder = Database::builder();
+        let opened =
+            medium.open(builder.set_cache_size(cache).set_check_integrity_on_open(is_checked(&file)), &file);
+        let database = opened.map_err(|error| StoreError::of_open(&file, error))?;
         if file.exists() {
-            // It holds the host's secret.
-            let owner_only = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-            std::fs::set_permissions(&file, owner_only).map_err(directory)?;
+            // Another medium may have made it. It holds the host's secret.
+            owner_only::open(&file).map_err(|source| StoreError::Directory { path: file.clone(), source })?;
         }
-        let store = Self { path: path.to_owned(), dir, database, medium, _lock: lock };
-        format::settle(&store)?;
+        let found = medium.found(&file);
+        let store = Self { path: path.to_owned(), dir, database, medium, found, _lock: lock };
+        format::settle(&store, absent)?;
         Ok(store)
     }
 
@@ -274,6 +133,12 @@ impl Store {
     /// The state directory, for what lies beside the database.
     pub fn dir(&self) -> &Dir {
         &self.dir
+    }
+
+    /// Whether the database's file is still the one that was opened. If it was removed or replaced, what is
+    /// committed is gone at the next start.
+    pub fn is_in_place(&self) -> bool {
+        self.medium.found(&Self::file(&self.path)) == self.found
     }
 
     /// How many bytes the database takes of the disk.
@@ -324,9 +189,8 @@ impl Store {
     }
 }
 
-fn holds_half_a_restore(path: &Path) -> std::io::Result<bool> {
-    let files: Vec<_> = std::fs::read_dir(path)?.collect::<Result<_, _>>()?;
-    Ok(files.iter().any(|file| file.file_name().to_string_lossy().starts_with(HALF_RESTORED)))
+fn is_checked(file: &Path) -> bool {
+    std::fs::metadata(file).is_ok_and(|file| file.len() <= CHECKED)
 }
 
 /// Takes `count` numbers of a series that never repeats; returns the first.

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use dim::store::Medium;
+use dim::store::{Found, Medium};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use redb::backends::FileBackend;
@@ -269,6 +269,10 @@ impl Medium for TearingDisk {
     fn open(&self, builder: &Builder, _: &Path) -> Result<Database, DatabaseError> {
         let life = self.lock().life;
         builder.create_with_backend(Tearing { disk: self.clone(), life })
+    }
+
+    fn found(&self, _: &Path) -> Found {
+        Found::Elsewhere
     }
 
     fn taken(&self, _: &Path) -> u64 {

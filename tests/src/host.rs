@@ -1,5 +1,6 @@
 //! A host inside the test's process.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -250,9 +251,19 @@ fn warmth() -> &'static Path {
     WARMTH.get_or_init(|| {
         let dir = Path::new(super::PROBE).with_file_name("compiled");
         std::fs::create_dir_all(&dir).expect("a directory for compiled components");
+        // A state directory with another key has other forms.
+        let mut options = std::fs::OpenOptions::new();
+        options.write(true).create_new(true);
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        if let Ok(mut key) = options.open(dir.join(CACHE_KEY)) {
+            key.write_all(&rand::random::<[u8; 32]>()).expect("a key can be written");
+        }
         dir
     })
 }
+
+/// The file with the key under which compiled components are kept.
+const CACHE_KEY: &str = "key";
 
 /// Gives a new state directory the components that were compiled before.
 pub fn warm(state_dir: &Path) {
@@ -265,9 +276,16 @@ fn save_warmth(state_dir: &Path) {
 
 fn copy_missing(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).expect("a directory for compiled components");
+    let key = |dir: &Path| std::fs::read(dir.join(CACHE_KEY)).ok();
+    if key(to).is_none() {
+        let _ = std::fs::copy(from.join(CACHE_KEY), to.join(CACHE_KEY));
+    }
+    if key(to) != key(from) {
+        return;
+    }
     for file in std::fs::read_dir(from).into_iter().flatten().flatten() {
         let target = to.join(file.file_name());
-        let whole = file.path().extension().is_some_and(|kind| kind == "cwasm" || kind == "sha256");
+        let whole = file.path().extension().is_some_and(|kind| kind == "cwasm" || kind == "mac");
         if whole && !target.exists() {
             let half = target.with_extension(format!("half{:?}", std::thread::current().id()));
             if std::fs::copy(file.path(), &half).is_ok() {

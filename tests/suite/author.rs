@@ -96,6 +96,23 @@ impl Author {
         assert_eq!(one["digest"], other["digest"]);
     }
 
+    /// What was built from the same source by the same tool is taken as it is, and is compiled once for all commands.
+    fn is_not_built_again(&self) {
+        let name = self.name("heartbeats");
+        let component = self.dir.path().join(&name).join(format!("{name}.wasm"));
+        let written = || std::fs::metadata(&component).unwrap().modified().unwrap();
+        let before = written();
+        let tested = self.json(&["plugin", "test", &name]);
+        assert_eq!(tested["failed"], 0, "{tested}");
+        let built = self.dim(&["plugin", "build", &name]);
+        let said = String::from_utf8_lossy(&built.stderr).into_owned();
+        assert!(built.status.success() && said.contains("is up to date"), "{said}");
+        assert_eq!(written(), before, "nothing is built");
+        let checked = self.dim(&["plugin", "check", component.to_str().unwrap()]);
+        let said = String::from_utf8_lossy(&checked.stderr).into_owned();
+        assert!(checked.status.success() && !said.contains("compiling"), "{said}");
+    }
+
     /// What was built is fit, and runs in a host.
     fn installs(&self) {
         let name = self.name("heartbeats");
@@ -161,6 +178,9 @@ impl Author {
 
     fn all(&self) {
         self.makes_what_builds();
+        if self.language != "rust" {
+            self.is_not_built_again();
+        }
         self.installs();
         self.endures_whatever_comes();
         self.is_caught();

@@ -3,7 +3,7 @@
 
 mod database;
 
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -15,10 +15,11 @@ use tokio::sync::Notify;
 
 use super::notice::{Notice, Word};
 use crate::ident::JobId;
-use crate::store::{Lock, LockError};
+use crate::owner_only::{self, Foreign, ModeError};
+use crate::store::{Absent, LOCK, Lock, LockError};
 use crate::time::Timestamp;
 
-use database::{FORMAT, Opened};
+use database::{DATABASE, FORMAT, Opened};
 
 /// How much may wait.
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +58,34 @@ pub enum SpoolError {
         /// Its mode.
         mode: u32,
     },
+    /// It, or a file in it, belongs to another user.
+    #[error(transparent)]
+    Foreign(#[from] Foreign),
+    /// The modes of its files cannot be checked.
+    #[error(transparent)]
+    Mode(ModeError),
+    /// The database is missing although an agent has run there.
+    #[error(
+        "the notices {path} are missing or empty, but an agent has run here: put the file back, or start with --new-store to begin without notices; those that waited are lost"
+    )]
+    Lost {
+        /// The database.
+        path: PathBuf,
+    },
+    /// A new database was asked for, and there is one.
+    #[error("{path} exists: start without --new-store to use it, or use another --agent-dir")]
+    Present {
+        /// The database.
+        path: PathBuf,
+    },
+    /// The database's file is not there any more.
+    #[error(
+        "the notices {path} were removed or replaced while the agent runs, so no notice can be kept: restart the agent"
+    )]
+    Gone {
+        /// The database.
+        path: PathBuf,
+    },
     /// Another agent holds it.
     #[error("the agent's directory {path} is in use by {holder}: stop it, or use another --agent-dir")]
     Held {
@@ -76,7 +105,9 @@ pub enum SpoolError {
         found: u64,
     },
     /// The database cannot be opened.
-    #[error("cannot open {path}: if the disk is well, move it away, and the notices in it are lost")]
+    #[error(
+        "cannot open {path}: if the disk is well, move it away and start with --new-store; the notices in it are lost"
+    )]
     Open {
         /// The file.
         path: PathBuf,
@@ -138,19 +169,28 @@ pub struct Spool {
 
 impl Spool {
     /// Opens the spool in a directory, which is made if it is missing. Blocks.
-    pub fn open(path: &Path, room: Room) -> Result<Self, SpoolError> {
-        let directory = |source| SpoolError::Directory { path: path.to_owned(), source };
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(directory)?;
+    pub fn open(path: &Path, room: Room, absent: Absent) -> Result<Self, SpoolError> {
+        let directory = |source| SpoolError::of_directory(path, source);
+        owner_only::create_dir_all(path).map_err(directory)?;
         let mode = std::fs::metadata(path).map_err(directory)?.permissions().mode();
         // Whoever can write here speaks for the node.
         if mode & 0o022 != 0 {
             return Err(SpoolError::Shared { path: path.to_owned(), mode: mode & 0o777 });
         }
+        owner_only::settle(path, &[DATABASE, LOCK])?;
         let dir = Dir::open_ambient_dir(path, ambient_authority()).map_err(directory)?;
+        // Whoever held the lock has written its name into it, and made the database.
+        let has_run = dir.metadata(LOCK).is_ok_and(|lock| lock.len() > 0);
         let lock = Lock::take(&dir, path).map_err(|error| match error {
             LockError::Held { path, holder } => SpoolError::Held { path, holder },
             LockError::Io { path, source } => SpoolError::Directory { path, source },
         })?;
+        let (file, is_missing) = (path.join(DATABASE), is_missing(&path.join(DATABASE)));
+        match absent {
+            Absent::Created if !is_missing => return Err(SpoolError::Present { path: file }),
+            Absent::Refused if is_missing && has_run => return Err(SpoolError::Lost { path: file }),
+            _ => {}
+        }
         let opened = Opened::open(path)?;
         Ok(Self {
             dir: path.to_owned(),
@@ -163,7 +203,13 @@ impl Spool {
 
     /// Keeps a notice; it is on the disk when this returns its number. Blocks.
     pub fn keep(&self, job: JobId, word: Word) -> Result<u64, SpoolError> {
-        let number = self.with(|opened| opened.keep(job, word, self.room))?;
+        let number = self.with(|opened| {
+            // What waits already is still sent from the open file.
+            if !opened.is_in_place(&self.dir) {
+                return Err(SpoolError::Gone { path: self.dir.join(DATABASE) });
+            }
+            opened.keep(job, word, self.room)
+        })?;
         self.kept.notify_one();
         Ok(number)
     }
@@ -192,6 +238,10 @@ impl Spool {
         let mut slot = self.opened.lock().expect("no one panics while holding the spool");
         let mut opened = match slot.take() {
             Some(opened) => opened,
+            // It is opened again, not made anew.
+            None if is_missing(&self.dir.join(DATABASE)) => {
+                return Err(SpoolError::Gone { path: self.dir.join(DATABASE) });
+            }
             None => Opened::open(&self.dir)?,
         };
         let result = work(&mut opened);
@@ -200,6 +250,29 @@ impl Spool {
         }
         result
     }
+}
+
+impl SpoolError {
+    fn of_directory(path: &Path, source: std::io::Error) -> Self {
+        match owner_only::refusal(path, &source) {
+            Some(foreign) => Self::Foreign(foreign),
+            None => Self::Directory { path: path.to_owned(), source },
+        }
+    }
+}
+
+impl From<ModeError> for SpoolError {
+    fn from(error: ModeError) -> Self {
+        match error {
+            ModeError::Foreign(foreign) => Self::Foreign(foreign),
+            error => Self::Mode(error),
+        }
+    }
+}
+
+fn is_missing(database: &Path) -> bool {
+    std::fs::metadata(database)
+        .map_or_else(|error| error.kind() == std::io::ErrorKind::NotFound, |database| database.len() == 0)
 }
 
 /// Does work on the spool where it may block.
@@ -228,7 +301,7 @@ mod tests {
     #[test]
     fn notices_outlive_the_agent_in_order_and_leave_when_they_are_taken() {
         let dir = tempfile::tempdir().unwrap();
-        let spool = Spool::open(dir.path(), Room::default()).unwrap();
+        let spool = Spool::open(dir.path(), Room::default(), Absent::Refused).unwrap();
         for number in 0..3 {
             spool.keep(job(number), word()).unwrap();
         }
@@ -236,7 +309,7 @@ mod tests {
         // One that is gone is not taken twice.
         spool.taken(1).unwrap();
         drop(spool);
-        let spool = Spool::open(dir.path(), Room::default()).unwrap();
+        let spool = Spool::open(dir.path(), Room::default(), Absent::Refused).unwrap();
         let waiting = spool.waiting(0).unwrap();
         let jobs: Vec<&str> = waiting.iter().map(|(_, notice)| notice.job.as_str()).collect();
         assert_eq!(jobs, ["j1", "j2"]);
@@ -253,7 +326,7 @@ mod tests {
     #[test]
     fn a_full_spool_refuses_and_has_room_again() {
         let dir = tempfile::tempdir().unwrap();
-        let spool = Spool::open(dir.path(), Room { notices: 2, bytes: 1_000 }).unwrap();
+        let spool = Spool::open(dir.path(), Room { notices: 2, bytes: 1_000 }, Absent::Refused).unwrap();
         spool.keep(job(0), word()).unwrap();
         spool.keep(job(1), word()).unwrap();
         assert!(matches!(spool.keep(job(2), word()), Err(SpoolError::Full { notices: 2, .. })));
@@ -270,7 +343,7 @@ mod tests {
     #[test]
     fn only_the_last_refusals_are_remembered_and_all_are_counted() {
         let dir = tempfile::tempdir().unwrap();
-        let spool = Spool::open(dir.path(), Room::default()).unwrap();
+        let spool = Spool::open(dir.path(), Room::default(), Absent::Refused).unwrap();
         for number in 0..REFUSALS + 2 {
             spool.keep(job(number), word()).unwrap();
         }
@@ -287,12 +360,61 @@ mod tests {
     #[test]
     fn a_second_agent_and_a_directory_of_others_are_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let _first = Spool::open(dir.path(), Room::default()).unwrap();
-        let second = Spool::open(dir.path(), Room::default()).unwrap_err().to_string();
+        let _first = Spool::open(dir.path(), Room::default(), Absent::Refused).unwrap();
+        let second = Spool::open(dir.path(), Room::default(), Absent::Refused).unwrap_err().to_string();
         assert!(second.contains(&format!("pid {}", std::process::id())), "{second}");
         let open = dir.path().join("open");
         std::fs::create_dir(&open).unwrap();
         std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(matches!(Spool::open(&open, Room::default()), Err(SpoolError::Shared { .. })));
+        assert!(matches!(
+            Spool::open(&open, Room::default(), Absent::Refused),
+            Err(SpoolError::Shared { .. })
+        ));
+    }
+
+    #[test]
+    fn notices_that_are_missing_are_not_taken_as_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |absent| Spool::open(dir.path(), Room::default(), absent);
+        let file = dir.path().join(DATABASE);
+        open(Absent::Refused).unwrap().keep(job(0), word()).unwrap();
+        assert!(matches!(open(Absent::Created), Err(SpoolError::Present { .. })));
+        std::fs::rename(&file, dir.path().join("away")).unwrap();
+        let lost = open(Absent::Refused).unwrap_err().to_string();
+        assert!(lost.contains("--new-store") && lost.contains("agent.redb"), "{lost}");
+        std::fs::write(&file, "").unwrap();
+        assert!(matches!(open(Absent::Refused), Err(SpoolError::Lost { .. })), "an empty one is none");
+        std::fs::rename(dir.path().join("away"), &file).unwrap();
+        assert_eq!(open(Absent::Refused).unwrap().contents().unwrap().waiting, 1);
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(open(Absent::Created).unwrap().contents().unwrap().waiting, 0);
+    }
+
+    #[test]
+    fn a_notice_is_not_acknowledged_once_the_file_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(dir.path(), Room::default(), Absent::Refused).unwrap();
+        spool.keep(job(0), word()).unwrap();
+        std::fs::remove_file(dir.path().join(DATABASE)).unwrap();
+        for _ in 0..2 {
+            let gone = spool.keep(job(1), word()).unwrap_err();
+            assert!(matches!(gone, SpoolError::Gone { .. }), "{gone}");
+        }
+    }
+
+    #[test]
+    fn the_notices_are_the_owners_alone_from_the_first_byte() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let spool = Spool::open(dir.path(), Room::default(), Absent::Refused).unwrap();
+        let mode =
+            |name: &str| std::fs::metadata(dir.path().join(name)).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(DATABASE), mode(LOCK)), (0o600, 0o600));
+        drop(spool);
+        for name in [DATABASE, LOCK] {
+            std::fs::set_permissions(dir.path().join(name), std::fs::Permissions::from_mode(0o644)).unwrap();
+        }
+        Spool::open(dir.path(), Room::default(), Absent::Refused).unwrap();
+        assert_eq!((mode(DATABASE), mode(LOCK)), (0o600, 0o600));
     }
 }

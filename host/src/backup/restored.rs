@@ -16,6 +16,7 @@ use super::{BackupError, Passphrase};
 use crate::host::HostError;
 use crate::ident::Digest;
 use crate::keys::{KeyFile, Keyring};
+use crate::owner_only;
 use crate::plugin::MAX_COMPONENT;
 use crate::store::copy::{CopyError, Filling, RawRow};
 use crate::store::{FORMAT, HALF_RESTORED, LOCK, Lock, Store, StoreError, components, names};
@@ -88,7 +89,7 @@ impl Place {
         let place = match self {
             Self::New(path) => {
                 let parent = path.parent().unwrap_or(Path::new("/"));
-                std::fs::create_dir_all(parent)?;
+                owner_only::create_dir_all(parent)?;
                 parent
             }
             Self::Empty(path, _) => path,

@@ -15,6 +15,7 @@ use crate::backend::kubo;
 use crate::config::Config;
 use crate::ident::{CidText, JobId, NodeId};
 use crate::secret::Secret;
+use crate::store::Absent;
 use crate::time::duration_of;
 
 use super::logging::{LogFormat, Logging};
@@ -55,6 +56,9 @@ struct Run {
     /// A model that the node holds; may be given more than once
     #[arg(long = "model", value_name = "NAME")]
     models: Vec<String>,
+    /// Begin without notices where those of an earlier agent are missing: the ones that waited are lost
+    #[arg(long)]
+    new_store: bool,
     /// How to write the log [default: text]
     #[arg(long, value_enum)]
     log_format: Option<LogFormat>,
@@ -186,12 +190,13 @@ async fn ask(dir: &Path, method: Method, what: &str, body: Option<Value>) -> any
 impl Run {
     /// Whether any of it stands on the command line.
     fn is_given(&self) -> bool {
-        let Self { node_id, every, kubo, config, models, log_format } = self;
+        let Self { node_id, every, kubo, config, models, new_store, log_format } = self;
         node_id.is_some()
             || every.is_some()
             || kubo.is_some()
             || config.is_some()
             || !models.is_empty()
+            || *new_store
             || log_format.is_some()
     }
 
@@ -210,6 +215,7 @@ impl Run {
     async fn live(self, config: Config, dir: PathBuf, global: &Global) -> anyhow::Result<()> {
         let options = Options {
             dir,
+            absent: if self.new_store { Absent::Created } else { Absent::Refused },
             to: self.to(&config, global)?,
             node: self.node_id.context("--node-id is missing")?,
             every: self.every.unwrap_or(EVERY),

@@ -4,6 +4,7 @@ mod build;
 mod check;
 mod compare;
 mod dev;
+mod fingerprint;
 mod grants;
 mod install;
 mod new;

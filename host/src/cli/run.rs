@@ -15,6 +15,8 @@ use crate::backend::kubo;
 use crate::config::{ApiConfig, Config};
 use crate::host::{Adoption, Options, Standing, Supervised};
 use crate::line_queue::LineQueue;
+use crate::plugin::Cache;
+use crate::store::Absent;
 
 use super::logging::{LogFormat, Logging};
 use super::signals::Signals;
@@ -44,6 +46,9 @@ pub struct Run {
     /// Listen on a loopback address too, as in 127.0.0.1:7080
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
+    /// Create an empty store where an earlier host's database is missing: its jobs, nodes and plugin state are lost
+    #[arg(long)]
+    new_store: bool,
     /// How to write the log
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
@@ -92,7 +97,13 @@ impl Run {
         if self.demo.is_some() {
             demo::quicken(&mut config);
         }
-        let options = Options { compiler: this_program(), ..Options::new(config, &state_dir) };
+        let absent = if self.new_store { Absent::Created } else { Absent::Refused };
+        let options = Options {
+            compiler: this_program(),
+            shared_cache: Cache::of_user(),
+            absent,
+            ..Options::new(config, &state_dir)
+        };
         let api = options.config.api.clone();
         let supervised = Supervised::start(options).await?;
         let (stop_serving, stop) = (CancellationToken::new(), CancellationToken::new());

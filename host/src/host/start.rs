@@ -26,12 +26,12 @@ use crate::keys::Keyring;
 use crate::log::EventLog;
 use crate::outbox::Sent;
 use crate::plugin::roster;
-use crate::plugin::{Allotment, Cache, Compiler, Engine, Lines};
+use crate::plugin::{Allotment, Cache, Capacity, Compiler, Engine, Lines};
 use crate::retention::Awaited;
 use crate::room::{Lookout, Quota, Room};
 use crate::secret::Secret;
 use crate::store::outbox::Backlog;
-use crate::store::{Medium, Store, StoreError, Usage, others};
+use crate::store::{Absent, Medium, Store, StoreError, Usage, others};
 use crate::time::Timestamp;
 
 /// A host on its way.
@@ -48,10 +48,10 @@ pub struct Start {
 impl Start {
     /// Opens what the host is made of. May block.
     pub fn new(options: Options) -> Result<Self, HostError> {
-        let Options { config, state_dir, medium, clock, compiler, room } = options;
+        let Options { config, state_dir, medium, absent, clock, compiler, shared_cache, room } = options;
         let room = room.unwrap_or_default();
         let (cache, tail) = config.store.memory();
-        let store = Arc::new(open(&state_dir, &medium, cache, &room)?);
+        let store = Arc::new(open(&state_dir, &medium, cache, absent, &room)?);
         let keys = Arc::new(Keyring::open(&store)?);
         let (backend, bus) = choose_backend(&config, &store, &keys)?;
         let interest = Arc::new(Interest::default());
@@ -70,7 +70,8 @@ impl Start {
             Some(program) => Compiler::Apart { program, may: Allotment { seconds, memory } },
             None => Compiler::Here,
         };
-        let engine = Arc::new(Engine::new(compiled(&store)?, compiler).map_err(HostError::Engine)?);
+        let engine = Engine::new(compiled(&store)?, compiler, Capacity::Host).map_err(HostError::Engine)?;
+        let engine = Arc::new(engine.sharing(shared_cache.as_deref().and_then(shared)));
         let loader = Loader {
             id: identity(&store)?,
             secret: secret(&store)?,
@@ -171,6 +172,12 @@ impl Start {
     }
 }
 
+/// The compiled components that programs share. A directory that cannot be trusted is not used.
+fn shared(path: &Path) -> Option<Cache> {
+    let opened = Cache::shared(path);
+    opened.inspect_err(|error| tracing::warn!("compiled components are not shared: {error}")).ok()
+}
+
 /// Where compiled components lie.
 pub(crate) fn compiled(store: &Store) -> Result<Cache, StoreError> {
     Cache::of(store).map_err(|source| StoreError::Directory { path: store.path().to_owned(), source })
@@ -190,13 +197,19 @@ pub(super) fn quota(config: &StoreConfig) -> Quota {
 }
 
 /// Opens the store, and packs it if the host before this one asked for it.
-fn open(state_dir: &Path, medium: &Arc<dyn Medium>, cache: usize, room: &Room) -> Result<Store, StoreError> {
-    let mut store = Store::open_on(state_dir, medium.clone(), cache)?;
+fn open(
+    state_dir: &Path,
+    medium: &Arc<dyn Medium>,
+    cache: usize,
+    absent: Absent,
+    room: &Room,
+) -> Result<Store, StoreError> {
+    let mut store = Store::open_on(state_dir, medium.clone(), cache, absent)?;
     if room.slack.take_asked() {
         if let Err(error) = store.pack() {
             tracing::error!("the store cannot be packed: {}", chain(&error));
             drop(store);
-            return Store::open_on(state_dir, medium.clone(), cache);
+            return Store::open_on(state_dir, medium.clone(), cache, Absent::Refused);
         }
         room.slack.measured(store.file_bytes(), Usage::of(&store.snapshot()?)?.total());
     }

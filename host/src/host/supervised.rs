@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Host, HostError, Options};
 use crate::backoff::Backoff;
 use crate::cause::chain;
+use crate::store::Absent;
 use crate::time::Timestamp;
 
 /// How long callers of a host that has failed may hold on to it.
@@ -45,6 +46,8 @@ impl Supervised {
     pub async fn start(mut options: Options) -> Result<Arc<Self>, HostError> {
         options.room = Some(Arc::default());
         let host = begin(options.clone()).await?;
+        // It was made just now.
+        options.absent = Absent::Refused;
         Ok(Arc::new(Self { options, standing: watch::Sender::new(Standing::Running(host)) }))
     }
 

@@ -14,6 +14,9 @@ use super::engine::{EngineError, config};
 /// The subcommand of the program that compiles.
 pub const SUBCOMMAND: &str = "compile-component";
 
+/// By how much the niceness of a compiler is above that of the host.
+const NICER: i32 = 10;
+
 /// How much compiling one component may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Allotment {
@@ -85,6 +88,8 @@ impl Allotment {
 
     /// Holds this process to it.
     fn hold(self) -> io::Result<()> {
+        // Whoever waits for an answer of the host goes first.
+        rustix::process::nice(NICER)?;
         let limit = |most: u64| Rlimit { current: Some(most), maximum: Some(most) };
         // After the soft limit comes the signal that says why; after the hard one another.
         setrlimit(Resource::Cpu, Rlimit { current: Some(self.seconds), maximum: Some(self.seconds + 5) })?;
@@ -127,9 +132,8 @@ pub fn compile_apart(may: Allotment) -> Result<(), EngineError> {
     may.hold().map_err(broken)?;
     let mut component = Vec::new();
     io::stdin().lock().read_to_end(&mut component).map_err(broken)?;
-    let mut config = config();
-    // What runs instances reserves their memory.
-    config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
+    // No memory is reserved, for no instance runs here.
+    let config = config(InstanceAllocationStrategy::OnDemand);
     let engine = wasmtime::Engine::new(&config).map_err(EngineError::Engine)?;
     let compiled = engine.precompile_component(&component).map_err(EngineError::Compile)?;
     io::stdout().lock().write_all(&compiled).map_err(broken)

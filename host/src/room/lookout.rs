@@ -140,9 +140,21 @@ impl Lookout {
         let slack = &self.room.slack;
         let slack = if slack.is_measured() { slack.estimate(file, held) } else { 0 };
         let was_short = self.room.shortage().is_some();
-        self.room.set(self.quota.judge(free, slack, &usage, was_short), self.log.now());
+        let found = match self.store.is_in_place() {
+            true => self.quota.judge(free, slack, &usage, was_short),
+            false => Some((removed(&self.store), true)),
+        };
+        self.room.set(found, self.log.now());
         Ok(Look { free, file, held })
     }
+}
+
+/// Why nothing is taken in while the database's file is not in its place.
+fn removed(store: &Store) -> String {
+    format!(
+        "the database {} was removed or replaced while the host runs, and what it accepts would be gone at the next start: write a backup with `dim backup` now, stop the host, and restore the backup into an empty directory",
+        Store::file(store.path()).display()
+    )
 }
 
 /// What a look has seen, in bytes.

@@ -1,17 +1,19 @@
 //! Owns the components that were installed while a host ran: files beside the database, by their digest.
 
 use std::collections::BTreeSet;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use cap_std::fs::OpenOptions;
-
 use super::Store;
 use crate::ident::Digest;
+use crate::owner_only;
 
 const DIRECTORY: &str = "components";
+
+/// The name of the key of the compiled forms, in their directory.
+pub(crate) const CACHE_KEY: &str = "key";
 
 /// Counts the files that are being written.
 static HALVES: AtomicU64 = AtomicU64::new(0);
@@ -29,13 +31,10 @@ pub fn keep(store: &Store, digest: Digest, component: &[u8]) -> io::Result<()> {
         std::fs::File::open(store.path().join(&name))?.set_modified(SystemTime::now())?;
         return Ok(());
     }
-    dir.create_dir_all(DIRECTORY)?;
+    owner_only::create_dir_in(dir, DIRECTORY)?;
     // Two may keep one at the same time.
     let half = name.with_extension(format!("half-{}", HALVES.fetch_add(1, Ordering::Relaxed)));
-    let mut written = dir.open_with(&half, OpenOptions::new().write(true).create(true).truncate(true))?;
-    written.write_all(component)?;
-    written.sync_all()?;
-    dir.rename(&half, dir, &name)?;
+    owner_only::exchange(dir, &name, &half, component)?;
     std::fs::File::open(store.path().join(DIRECTORY))?.sync_all()
 }
 
@@ -74,8 +73,8 @@ pub fn tidy(store: &Store, needed: &BTreeSet<String>) {
         old.sort();
         old.into_iter().map(|(_, path)| path)
     };
-    let compiled: Vec<_> = old("compiled").collect();
-    // Each has a digest of its own beside it.
+    let compiled: Vec<_> = old("compiled").filter(|path| !path.ends_with(CACHE_KEY)).collect();
+    // Each has a keyed digest beside it.
     let spare = compiled.len().saturating_sub(2 * SPARE);
     for path in old(DIRECTORY).chain(compiled.into_iter().take(spare)) {
         if let Err(error) = std::fs::remove_file(&path) {

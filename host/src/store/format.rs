@@ -3,7 +3,10 @@
 
 use redb::{ReadableTable as _, WriteTransaction};
 
-use super::{DOCUMENTS, META, OUTBOX, Store, StoreError, documents, number, outbox, set_counter, tables};
+use super::{
+    Absent, DOCUMENTS, META, OUTBOX, Store, StoreError, directory, documents, number, outbox, set_counter,
+    tables,
+};
 
 /// The format of the store that this host writes.
 pub const FORMAT: u64 = 5;
@@ -13,7 +16,7 @@ const OLDEST: u64 = 2;
 
 /// Makes the tables of a new store, or brings those of an older host up to date. A store that is up to
 /// date is left as it is: it may lie on a disk that is full.
-pub fn settle(store: &Store) -> Result<(), StoreError> {
+pub fn settle(store: &Store, absent: Absent) -> Result<(), StoreError> {
     let found = match store.meta("format") {
         Ok(found) => found,
         // A new database has no tables at all.
@@ -28,7 +31,12 @@ pub fn settle(store: &Store) -> Result<(), StoreError> {
             tracing::info!(from = found, to = FORMAT, "bringing the store up to date");
             write(store, |transaction| migrate(transaction, found))
         }
-        None => write(store, |_| Ok(())),
+        None => {
+            if absent == Absent::Refused {
+                directory::refuse_traces(store.path())?;
+            }
+            write(store, |_| Ok(()))
+        }
     }
 }
 

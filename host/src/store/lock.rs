@@ -3,10 +3,12 @@
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use cap_std::fs::{Dir, File, OpenOptions};
+use cap_std::fs::{Dir, File};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use thiserror::Error;
+
+use crate::owner_only;
 
 /// The file that is locked.
 pub const LOCK: &str = "lock";
@@ -40,7 +42,8 @@ impl Lock {
     /// Takes the lock, or says who has it.
     pub fn take(dir: &Dir, path: &Path) -> Result<Self, LockError> {
         let io = |source| LockError::Io { path: path.to_owned(), source };
-        let mut options = OpenOptions::new();
+        // Whoever can open it can lock it, and keep the host from starting.
+        let mut options = owner_only::options();
         let mut file =
             dir.open_with(LOCK, options.read(true).write(true).create(true).truncate(false)).map_err(io)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {

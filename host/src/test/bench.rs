@@ -15,7 +15,7 @@ use crate::config::{Config, PluginConfig};
 use crate::host::{Candidate, HostError, Proposal, Ready, Terms};
 use crate::ident::PluginName;
 use crate::plugin::roster::{Code, Setup};
-use crate::plugin::{self, Cache, Compiler, Engine, Grants, Inspection, Prepared, SomeLimits};
+use crate::plugin::{self, Cache, Capacity, Compiler, Engine, Grants, Inspection, Prepared, SomeLimits};
 use crate::time::Timestamp;
 
 /// An engine on which plugins are tried. What it has compiled is kept in the user's cache directory.
@@ -55,9 +55,6 @@ pub struct Given {
     pub host: Identity,
 }
 
-/// Bytes of compiled components that are kept for later: an interpreter has 50 MiB, and each build is another one.
-const MOST_KEPT: u64 = 1 << 30;
-
 /// 2026-01-01T00:00:00Z.
 const BEGIN: Timestamp = Timestamp(1_767_225_600_000_000_000);
 
@@ -79,19 +76,16 @@ impl Default for Given {
 impl Bench {
     /// An engine.
     pub fn new() -> Result<Self, TestError> {
-        let lasting = cache_dir().map(|dir| Cache::open(&dir));
+        let lasting = Cache::of_user().map(|dir| Cache::shared(&dir));
         let (cache, scratch) = match lasting {
-            Some(Ok(cache)) => {
-                cache.keep_within(MOST_KEPT).map_err(TestError::Directory)?;
-                (cache, None)
-            }
+            Some(Ok(cache)) => (cache, None),
             _ => {
                 let scratch = TempDir::new().map_err(TestError::Directory)?;
                 let cache = Cache::open(scratch.path()).map_err(TestError::Directory)?;
                 (cache, Some(scratch))
             }
         };
-        let engine = Arc::new(Engine::new(cache, Compiler::Here)?);
+        let engine = Arc::new(Engine::new(cache, Compiler::Here, Capacity::Bench)?);
         let stop = CancellationToken::new();
         let (ticked, stopped) = (engine.clone(), stop.clone());
         let tick = move || {
@@ -183,10 +177,4 @@ impl Plugin {
         };
         Ok(Ready { source, code, prepared: self.prepared.clone(), config, allowance })
     }
-}
-
-/// `$XDG_CACHE_HOME/dim`, or `~/.cache/dim`.
-fn cache_dir() -> Option<PathBuf> {
-    let cache = std::env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
-    Some(cache.or_else(|| Some(std::env::home_dir()?.join(".cache")))?.join("dim"))
 }

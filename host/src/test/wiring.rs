@@ -23,7 +23,8 @@ use crate::log::{EventLog, TAIL_BYTES};
 use crate::plugin::{Actor, Engine, Handle, KEY_BYTES, Limits, Numbers, check_key, mark, roster};
 use crate::store::outbox::{self, Backlog};
 use crate::store::{
-    CURSORS, LOG, META, Memory, OUTBOX, PluginId, STATE, StateKey, Store, StoreError, TIMERS, documents, log,
+    Absent, CURSORS, LOG, META, Memory, OUTBOX, PluginId, STATE, StateKey, Store, StoreError, TIMERS,
+    documents, log,
 };
 use crate::time::{Clock, Timestamp};
 
@@ -85,7 +86,7 @@ impl Ground {
     /// A store with what is given to a plugin that was settled.
     pub fn new(bench: &Bench, plugin: PluginName, ready: &Ready, given: &Given) -> Result<Self, TestError> {
         let dir = TempDir::new().map_err(TestError::Directory)?;
-        let store = Arc::new(Store::open_on(dir.path(), Arc::new(Memory), CACHE)?);
+        let store = Arc::new(Store::open_on(dir.path(), Arc::new(Memory), CACHE, Absent::Refused)?);
         let keys = Arc::new(Keyring::open(&store).map_err(HostError::Key)?);
         for key in ready.allowance.reach.keys() {
             let file = match given.host.keys.get(key) {

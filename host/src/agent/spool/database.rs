@@ -9,7 +9,11 @@ use serde::Serialize;
 use super::{Contents, Refusal, Room, SpoolError};
 use crate::agent::notice::{Notice, Word};
 use crate::ident::JobId;
+use crate::store::{Disk, Found, Medium as _};
 use crate::time::Timestamp;
+
+/// The name of the database in an agent's directory.
+pub const DATABASE: &str = "agent.redb";
 
 /// The format that this agent writes.
 pub const FORMAT: u64 = 1;
@@ -34,27 +38,31 @@ const REFUSED: TableDefinition<u64, &[u8]> = TableDefinition::new("refused");
 #[derive(Debug)]
 pub struct Opened {
     database: Database,
+    /// The database's file as it was when it was opened.
+    found: Found,
     waiting: u64,
     bytes: u64,
     last_given: Timestamp,
 }
 
 /// Inside a database anything may fail, and all of it is the disk's failure.
-pub type Disk<R> = Result<R, Box<redb::Error>>;
+pub type OnDisk<R> = Result<R, Box<redb::Error>>;
 
-fn disk<R, E: Into<redb::Error>>(result: Result<R, E>) -> Disk<R> {
+fn disk<R, E: Into<redb::Error>>(result: Result<R, E>) -> OnDisk<R> {
     result.map_err(|error| Box::new(error.into()))
 }
 
 impl Opened {
     /// Opens it, or makes an empty one.
     pub fn open(dir: &Path) -> Result<Self, SpoolError> {
-        let path = dir.join("agent.redb");
-        let database = Database::builder()
-            .set_cache_size(CACHE_BYTES)
-            .create(&path)
-            .map_err(|source| SpoolError::Open { path: path.clone(), source: Box::new(source) })?;
-        let mut opened = Self { database, waiting: 0, bytes: 0, last_given: Timestamp(0) };
+        let path = dir.join(DATABASE);
+        // It is small: a bit that has flipped in it is found each time.
+        let database = Disk
+            .open(Database::builder().set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true), &path);
+        let database =
+            database.map_err(|source| SpoolError::Open { path: path.clone(), source: Box::new(source) })?;
+        let found = Disk.found(&path);
+        let mut opened = Self { database, found, waiting: 0, bytes: 0, last_given: Timestamp(0) };
         let found = opened.prepare()?;
         if found > FORMAT {
             return Err(SpoolError::Newer { path, found });
@@ -67,8 +75,13 @@ impl Opened {
         Ok(opened)
     }
 
+    /// Whether the database's file is still the one that was opened.
+    pub fn is_in_place(&self, dir: &Path) -> bool {
+        Disk.found(&dir.join(DATABASE)) == self.found
+    }
+
     /// Makes the tables; returns the format.
-    fn prepare(&self) -> Disk<u64> {
+    fn prepare(&self) -> OnDisk<u64> {
         let write = disk(self.database.begin_write())?;
         let found = {
             disk(write.open_table(WAITING))?;
@@ -99,7 +112,7 @@ impl Opened {
         Ok(number)
     }
 
-    fn insert(&self, row: &[u8]) -> Disk<u64> {
+    fn insert(&self, row: &[u8]) -> OnDisk<u64> {
         let write = disk(self.database.begin_write())?;
         let number = add(&write, "given", 1)?;
         disk(disk(write.open_table(WAITING))?.insert(number, row))?;
@@ -108,7 +121,7 @@ impl Opened {
     }
 
     /// The notices with numbers above `after`.
-    pub fn waiting(&self, after: u64) -> Disk<Vec<(u64, Notice)>> {
+    pub fn waiting(&self, after: u64) -> OnDisk<Vec<(u64, Notice)>> {
         let table = disk(disk(self.database.begin_read())?.open_table(WAITING))?;
         let mut waiting = Vec::new();
         for row in disk(table.range(after.saturating_add(1)..))? {
@@ -119,7 +132,7 @@ impl Opened {
     }
 
     /// Removes a notice: it was taken, or it is set aside.
-    pub fn remove(&mut self, number: u64, refusal: Option<&Refusal>) -> Disk<()> {
+    pub fn remove(&mut self, number: u64, refusal: Option<&Refusal>) -> OnDisk<()> {
         let write = disk(self.database.begin_write())?;
         let removed = disk(disk(write.open_table(WAITING))?.remove(number))?.map(|row| row.value().len());
         let Some(bytes) = removed else { return Ok(()) };
@@ -134,10 +147,10 @@ impl Opened {
     }
 
     /// What lies here.
-    pub fn contents(&self) -> Disk<Contents> {
+    pub fn contents(&self) -> OnDisk<Contents> {
         let read = disk(self.database.begin_read())?;
         let counts = disk(read.open_table(COUNTS))?;
-        let count = |name| Disk::Ok(disk(counts.get(name))?.map_or(0, |count| count.value()));
+        let count = |name| OnDisk::Ok(disk(counts.get(name))?.map_or(0, |count| count.value()));
         let waiting = disk(read.open_table(WAITING))?;
         let oldest = disk(waiting.first())?.map(|(_, row)| decode::<Notice>(row.value())).transpose()?;
         let mut refusals = VecDeque::new();
@@ -156,14 +169,14 @@ impl Opened {
 }
 
 /// Adds to a count; returns what it is then.
-fn add(write: &WriteTransaction, name: &str, more: u64) -> Disk<u64> {
+fn add(write: &WriteTransaction, name: &str, more: u64) -> OnDisk<u64> {
     let mut counts = disk(write.open_table(COUNTS))?;
     let count = disk(counts.get(name))?.map_or(0, |count| count.value()) + more;
     disk(counts.insert(name, count))?;
     Ok(count)
 }
 
-fn set_aside(write: &WriteTransaction, number: u64, refusal: &Refusal) -> Disk<u64> {
+fn set_aside(write: &WriteTransaction, number: u64, refusal: &Refusal) -> OnDisk<u64> {
     let mut table = disk(write.open_table(REFUSED))?;
     disk(table.insert(number, encode(refusal).as_slice()))?;
     while disk(redb::ReadableTableMetadata::len(&table))? > REFUSALS as u64 {
@@ -176,6 +189,6 @@ fn encode(row: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(row).expect("notices are plain data")
 }
 
-fn decode<T: serde::de::DeserializeOwned>(row: &[u8]) -> Disk<T> {
+fn decode<T: serde::de::DeserializeOwned>(row: &[u8]) -> OnDisk<T> {
     serde_json::from_slice(row).map_err(|error| Box::new(redb::Error::Corrupted(error.to_string())))
 }

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::super::output::Output;
+use super::fingerprint::{Fingerprint, Tool};
 use super::told_if_slow;
 use crate::cause::chain;
 use crate::plugin::{self, Grants, Inspection, Manifest, Reach, with_sections};
@@ -23,6 +24,18 @@ pub struct Build {
     /// The plugin's directory
     #[arg(value_name = "DIR", default_value = ".")]
     dir: PathBuf,
+    /// Build it although neither its source nor the tool has changed
+    #[arg(long)]
+    force: bool,
+}
+
+/// Whether what was built before is built again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Again {
+    /// If its source or the tool has changed.
+    IfChanged,
+    /// In any case.
+    Always,
 }
 
 /// In which language a plugin is written.
@@ -43,15 +56,20 @@ pub struct Built {
     pub component: PathBuf,
     /// What it is.
     pub inspection: Inspection,
-    /// How long it took.
-    pub took: Duration,
+    /// How long it took; none if it was built before.
+    pub took: Option<Duration>,
 }
 
 impl Build {
     /// Builds, and shows what was built.
     pub fn execute(&self, out: &Output) -> anyhow::Result<()> {
-        let built = build(&self.dir)?;
-        eprintln!("built {} in {:.1} s", built.component.display(), built.took.as_secs_f64());
+        let again = if self.force { Again::Always } else { Again::IfChanged };
+        let built = build(&self.dir, again)?;
+        let shown_as = built.component.display();
+        match built.took {
+            Some(took) => eprintln!("built {shown_as} in {:.1} s", took.as_secs_f64()),
+            None => eprintln!("{shown_as} is up to date: neither its source nor the tool has changed"),
+        }
         let mut shown = shown(&built.inspection);
         shown["component"] = json!(built.component);
         if !out.is_json() {
@@ -119,27 +137,56 @@ impl Language {
             ),
         }
     }
+
+    /// What builds a plugin, if it does not know by itself what has changed.
+    fn tool(self, dir: &Path) -> Option<Tool> {
+        match self {
+            Self::Rust => None,
+            Self::Python => Some(Tool { program: componentize_py(dir), versions: Vec::new() }),
+            Self::Javascript => {
+                let modules = node_modules(dir)?;
+                let package = modules.join("@bytecodealliance/componentize-js/package.json");
+                let versions = vec![package, modules.join(".package-lock.json")];
+                Some(Tool { program: PathBuf::from("node"), versions })
+            }
+        }
+    }
 }
 
-/// Builds the plugin in a directory. Takes seconds; who waits is told.
-pub fn build(dir: &Path) -> anyhow::Result<Built> {
+/// Builds the plugin in a directory, unless that was done before and nothing has changed since. Takes seconds; who
+/// waits is told.
+pub fn build(dir: &Path, again: Again) -> anyhow::Result<Built> {
     let begun = Instant::now();
     let language = Language::of(dir)?;
+    let fingerprint = language.tool(dir).and_then(|tool| Fingerprint::of(dir, &tool));
+    if again == Again::IfChanged
+        && let Some(component) = fingerprint.as_ref().and_then(|fingerprint| fingerprint.component(dir))
+    {
+        let inspection = inspected(&component, &std::fs::read(&component)?)?;
+        let component = within(dir, &format!("{}.wasm", inspection.manifest.name));
+        return Ok(Built { component, inspection, took: None });
+    }
     let component = match language {
         Language::Rust => with_cargo(dir)?,
         Language::Python => with_manifest(dir, with_componentize_py)?,
         Language::Javascript => with_manifest(dir, with_componentize_js)?,
     };
     let bytes = plugin::read(&component).with_context(|| format!("cannot read {}", component.display()))?;
-    let inspection = plugin::inspect(&bytes)
-        .map_err(|error| anyhow::anyhow!("{}: {}", component.display(), chain(&error)))?;
+    let inspection = inspected(&component, &bytes)?;
     let kept = within(dir, &format!("{}.wasm", inspection.manifest.name));
     std::fs::write(&kept, &bytes).with_context(|| format!("cannot write {}", kept.display()))?;
+    if let Some(fingerprint) = fingerprint {
+        fingerprint.note(dir, &kept, &bytes);
+    }
     if language != Language::Rust {
         // What the tool has made is not whole without the manifest.
         let _ = std::fs::remove_file(&component);
     }
-    Ok(Built { component: kept, inspection, took: begun.elapsed() })
+    Ok(Built { component: kept, inspection, took: Some(begun.elapsed()) })
+}
+
+fn inspected(component: &Path, bytes: &[u8]) -> anyhow::Result<Inspection> {
+    plugin::inspect(bytes).map_err(|error| anyhow::anyhow!("{}: {}", component.display(), chain(&error)))
 }
 
 fn with_cargo(dir: &Path) -> anyhow::Result<PathBuf> {
@@ -201,9 +248,15 @@ struct Target {
     kind: Vec<String>,
 }
 
-fn with_componentize_py(dir: &Path) -> anyhow::Result<PathBuf> {
+/// The program that builds plugins in Python.
+fn componentize_py(dir: &Path) -> PathBuf {
     let own = dir.join(".venv/bin/componentize-py");
-    let program = if own.is_file() { own.canonicalize()? } else { PathBuf::from("componentize-py") };
+    // The tool runs in the plugin's directory.
+    own.canonicalize().unwrap_or_else(|_| PathBuf::from("componentize-py"))
+}
+
+fn with_componentize_py(dir: &Path) -> anyhow::Result<PathBuf> {
+    let program = componentize_py(dir);
     let made = dir.join(".made.wasm");
     let mut tool = Command::new(program);
     tool.args(["-d", "wit", "-w", "plugin", "componentize", "dim_component", "-p", ".", "-o", ".made.wasm"]);
@@ -225,11 +278,15 @@ const { component } = await componentize({
 await writeFile('.made.wasm', component);
 "#;
 
+/// Where componentize-js is installed for a plugin.
+fn node_modules(dir: &Path) -> Option<PathBuf> {
+    let place = dir.canonicalize().ok()?;
+    let places = place.ancestors().map(|dir| dir.join("node_modules"));
+    places.into_iter().find(|modules| modules.join("@bytecodealliance/componentize-js").is_dir())
+}
+
 fn with_componentize_js(dir: &Path) -> anyhow::Result<PathBuf> {
-    let place = dir.canonicalize().with_context(|| format!("cannot look into {}", dir.display()))?;
-    let is_there =
-        place.ancestors().any(|dir| dir.join("node_modules/@bytecodealliance/componentize-js").is_dir());
-    if !is_there {
+    if node_modules(dir).is_none() {
         bail!("componentize-js is missing: in {}, run `npm install`", dir.display());
     }
     let mut tool = Command::new("node");

@@ -15,7 +15,7 @@ use crate::plugin;
 
 use super::super::client::Client;
 use super::super::output::Output;
-use super::build;
+use super::build::{self, Again};
 use super::install::tell;
 use super::watch::{LOOK_EVERY, Source};
 
@@ -91,7 +91,7 @@ impl Dev {
             }
             _ => {
                 let dir = self.dir.clone();
-                let built = tokio::task::spawn_blocking(move || build::build(&dir)).await?;
+                let built = tokio::task::spawn_blocking(move || build::build(&dir, Again::IfChanged)).await?;
                 Ok(built.map_err(|error| anyhow::anyhow!("{error:#}; what runs goes on"))?.component)
             }
         }

@@ -120,7 +120,7 @@ impl New {
         let interpreter = if self.lang == Language::Rust { "" } else { INTERPRETER };
         put("plugin.toml", named(template.manifest) + interpreter);
         put("README.md", self.readme());
-        put(".gitignore", "*.wasm\ntarget/\nnode_modules/\n.venv/\n__pycache__/\n".to_owned());
+        put(".gitignore", "*.wasm\n.built.json\ntarget/\nnode_modules/\n.venv/\n__pycache__/\n".to_owned());
         for (path, text) in template.scenarios {
             put(path, (*text).to_owned());
         }

@@ -10,13 +10,14 @@ use serde_json::{Value, json};
 
 use super::super::input;
 use super::super::output::{self, Output};
+use super::build::{self, Again};
+use super::compare;
 use super::watch::Source;
-use super::{build, compare};
 use crate::cause::chain;
 use crate::test::{Bench, Events, Failure, Plugin, Report, Runs, Scenario, bless, try_on};
 
 /// Where a plugin's scenarios lie.
-const SCENARIOS: &str = "scenarios";
+pub const SCENARIOS: &str = "scenarios";
 
 #[derive(Debug, Args)]
 pub struct Test {
@@ -80,7 +81,7 @@ impl Test {
 
     fn round(&self, bench: &Bench, out: &Output) -> anyhow::Result<()> {
         let component = match self.subject.is_dir() {
-            true => build::build(&self.subject)?.component,
+            true => build::build(&self.subject, Again::IfChanged)?.component,
             false => self.subject.clone(),
         };
         let plugin = compare::compiled(bench, &component)?;

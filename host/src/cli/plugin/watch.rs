@@ -71,6 +71,11 @@ fn is_same(before: &Files, after: &Files) -> bool {
     before.len() == after.len() && pairs.all(|((one, (_, was)), (other, (_, is)))| one == other && was == is)
 }
 
+/// The source files below a directory, each with the digest of what it holds.
+pub fn files_in(dir: &Path) -> std::io::Result<BTreeMap<PathBuf, Digest>> {
+    Ok(look(dir, &Files::new())?.into_iter().map(|(path, (_, digest))| (path, digest)).collect())
+}
+
 /// One file.
 fn look_at(file: &Path, before: &Files) -> std::io::Result<Files> {
     let modified = std::fs::metadata(file)?.modified()?;

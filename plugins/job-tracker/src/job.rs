@@ -239,7 +239,7 @@ impl Job {
         let learns = same && known.data.is_none() && known.node_id.is_none();
         let newer = same && time > known.updated_at;
         if !moves_on && !learns && !newer {
-            return None;
+            return known.completed_by(event, status);
         }
         let node_id = event.node().map(str::to_owned).or_else(|| known.node_id.clone());
         let stays = status == Status::Running && node_id == known.node_id;
@@ -254,22 +254,29 @@ impl Job {
         })
     }
 
-    /// The job with its result; one that is not known yet must at least be running.
-    pub fn with_result(known: Option<&Job>, ready: ResultReady, now: Time) -> Option<Job> {
-        if known.is_some_and(|job| job.result_cid.as_deref() == Some(&ready.result_cid)) {
+    /// The job with what an event of the same status knows beside it; none if it knows nothing more. The clocks of
+    /// different senders differ: whoever assigns a job and whoever runs it put their own times on what they say, so an
+    /// earlier time does not make what is not known yet untrue. What is known stays.
+    fn completed_by(&self, event: &JobEvent, status: Status) -> Option<Job> {
+        if status != self.status || status.is_final() {
             return None;
         }
-        let job = known.cloned().unwrap_or(Job {
-            job_id: ready.job_id,
-            status: Status::Running,
-            updated_at: now,
-            data: None,
-            result: None,
-            result_cid: None,
-            node_id: None,
-            node_dead: None,
-        });
-        Some(Job { result_cid: Some(ready.result_cid), ..job })
+        let node_id = self.node_id.clone().or_else(|| event.node().map(str::to_owned));
+        let data = self.data.clone().or_else(|| event.data.clone());
+        let adds = node_id != self.node_id || data != self.data;
+        adds.then(|| Job { node_id, data, ..self.clone() })
+    }
+
+    /// The job with its result; none if that changes nothing.
+    pub fn with_result(&self, result_cid: &str) -> Option<Job> {
+        let changes = self.result_cid.as_deref() != Some(result_cid);
+        changes.then(|| Job { result_cid: Some(result_cid.to_owned()), ..self.clone() })
+    }
+
+    /// Whether an event can bring back a job that was removed at `removed`: it is queued anew since.
+    pub fn comes_back(event: &JobEvent, removed: Time, now: Time) -> bool {
+        let is_queued = Status::of(&event.event_type) == Some(Status::Queued);
+        is_queued && event.timestamp.is_some_and(|at| believed(Some(at), now) > removed)
     }
 
     /// Whether this is what becomes of a job later than `other`: a later status, or the same of a later time.

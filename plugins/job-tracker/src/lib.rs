@@ -7,6 +7,7 @@ mod document;
 mod import;
 mod job;
 mod store;
+mod traces;
 mod tracker;
 
 use dim_guest::export_plugin;

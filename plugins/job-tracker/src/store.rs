@@ -10,6 +10,7 @@ use dim_guest::time::Time;
 use serde::{Deserialize, Serialize};
 
 use crate::job::{Job, NodeDead, Status};
+use crate::traces::{self, Known, Trace};
 
 const ACTIVE: Map<str, Job> = Map::new("active/");
 const FINISHED: Map<str, Job> = Map::new("finished/");
@@ -158,6 +159,7 @@ pub fn prune(now: Time, keep: usize, age: Duration) -> Result<Left, Failure> {
         RESULT_TIMES.delete(&id)?;
         foreign::UNKNOWN.delete(&id)?;
         BY_AGE.delete(&key)?;
+        traces::leave(&id, &Trace { at: now, known: Known::Removed {} })?;
         removed += 1;
     }
     Ok(if kept > 0 { Left::Kept } else { Left::Nothing })

@@ -12,10 +12,14 @@ use crate::document;
 use crate::import;
 use crate::job::{self, Death, Job, JobEvent, ResultReady, Verdict};
 use crate::store::{self, LastVerdict, Left};
+use crate::traces::{self, Known, Trace};
 
 /// How often finished jobs are pruned.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
 const PRUNE: &str = "prune";
+
+/// How often what is only remembered is looked through.
+const FORGET_EVERY: Duration = Duration::from_secs(3_600);
 
 /// What the document is made of.
 const RECORDS: &str = "active jobs";
@@ -31,6 +35,7 @@ pub struct Config {
     publish_every_ms: u64,
     keep_finished: usize,
     keep_finished_days: u64,
+    remember_removed_days: u64,
 }
 
 /// The tracker.
@@ -102,7 +107,24 @@ impl JobTracker {
         if known.is_none() {
             self.document.check_room(RECORDS)?;
         }
-        let Some(mut job) = Job::after(known.as_ref(), event, Time::now()) else { return Ok(None) };
+        let now = Time::now();
+        let trace = if known.is_none() { traces::of(&event.job_id)? } else { None };
+        let result_cid = match trace {
+            // A notice that is repeated, or came late, does not bring it back.
+            Some(Trace { at, known: Known::Removed {} }) if !Job::comes_back(event, at, now) => {
+                return Ok(None);
+            }
+            Some(Trace { at, known: Known::ResultCid(cid) }) => {
+                store::set_result_time(&event.job_id, at)?;
+                Some(cid)
+            }
+            _ => None,
+        };
+        let Some(mut job) = Job::after(known.as_ref(), event, now) else { return Ok(None) };
+        if known.is_none() {
+            traces::take(&job.job_id)?;
+            job.result_cid = result_cid;
+        }
         // It may have been declared dead before the job was heard of.
         if let Some(node) = &job.node_id {
             let dead = store::verdict_on(node)?.and_then(|verdict| verdict.dead);
@@ -114,16 +136,28 @@ impl JobTracker {
 
     fn result(&self, ready: ResultReady) -> Result<(), Failure> {
         let (known, now) = (store::get(&ready.job_id)?, Time::now());
-        if known.is_none() {
-            self.document.check_room(RECORDS)?;
-        }
         let at = ready.time(now);
+        let Some(known) = known else { return self.result_before_its_job(ready, at) };
         if store::result_time(&ready.job_id)?.is_some_and(|known| known > at) {
             return Ok(());
         }
         store::set_result_time(&ready.job_id, at)?;
-        let Some(job) = Job::with_result(known.as_ref(), ready, now) else { return Ok(()) };
-        self.keep(known.as_ref(), &job)
+        match known.with_result(&ready.result_cid) {
+            Some(job) => self.keep(Some(&known), &job),
+            None => Ok(()),
+        }
+    }
+
+    /// Keeps a result until its job is heard of: a result alone is no running job. That of a removed job is let go.
+    fn result_before_its_job(&self, ready: ResultReady, at: Time) -> Result<(), Failure> {
+        let is_news =
+            traces::of(&ready.job_id)?.is_none_or(|trace| trace.known != Known::Removed {} && trace.at <= at);
+        if is_news {
+            let known = Known::ResultCid(ready.result_cid);
+            traces::leave(&ready.job_id, &Trace { at, known })?;
+            prune_later()?;
+        }
+        Ok(())
     }
 
     /// Marks the running jobs of a dead node. Only this host's own watchdog is believed, and those
@@ -180,18 +214,25 @@ impl JobTracker {
     pub fn keep(&self, before: Option<&Job>, job: &Job) -> Result<(), Failure> {
         let bytes = store::put(before, job)?;
         self.document.counts(before.and_then(size), is_active(job).then_some(bytes))?;
-        if job.status.is_final() && timers::get(PRUNE)?.is_none() {
-            timers::set(PRUNE, Time::now().after(PRUNE_EVERY).timestamp())?;
+        if job.status.is_final() {
+            prune_later()?;
         }
         self.document.touch()
     }
 
     fn prune(&self) -> Result<(), Failure> {
         let age = Duration::from_secs(self.config.keep_finished_days.saturating_mul(86_400));
-        let pause = match store::prune(Time::now(), self.config.keep_finished, age)? {
-            Left::Nothing => None,
-            Left::Kept => Some(PRUNE_EVERY),
-            Left::More => Some(Duration::ZERO),
+        let remembered = Duration::from_secs(self.config.remember_removed_days.saturating_mul(86_400));
+        let left = (
+            store::prune(Time::now(), self.config.keep_finished, age)?,
+            traces::prune(Time::now().before(remembered))?,
+        );
+        let pause = match left {
+            (Left::Nothing, Left::Nothing) => None,
+            (Left::More, _) | (_, Left::More) => Some(Duration::ZERO),
+            // What is left can wait: it is days until it is old.
+            (Left::Nothing, Left::Kept) => Some(FORGET_EVERY),
+            (Left::Kept, _) => Some(PRUNE_EVERY),
         };
         if let Some(pause) = pause {
             timers::set(PRUNE, Time::now().after(pause).timestamp())?;
@@ -206,7 +247,7 @@ impl JobTracker {
         let job = self.take_in(&event).map_err(|failure| Refusal::Other(format!("{failure:?}")))?;
         let Some(job) = job else {
             let known = store::get(&event.job_id)?;
-            let status = known.map_or("unknown", |job| job.status.name());
+            let status = known.map_or("removed", |job| job.status.name());
             return Err(Refusal::Conflict(format!(
                 "job {} is {status}, which {} does not change",
                 event.job_id, event.event_type
@@ -220,10 +261,20 @@ impl JobTracker {
     fn remove(&self, id: &str) -> Result<String, Refusal> {
         let job = store::get(id)?.ok_or_else(|| Refusal::NotFound(id.to_owned()))?;
         store::remove(&job)?;
+        traces::leave(id, &Trace { at: Time::now(), known: Known::Removed {} })?;
+        prune_later().map_err(|failure| Refusal::Other(format!("{failure:?}")))?;
         self.document.counts(size(&job), None)?;
         self.document.touch().map_err(|failure| Refusal::Other(format!("{failure:?}")))?;
         json::write(&job)
     }
+}
+
+/// Has what is old looked for, if it is not yet.
+fn prune_later() -> Result<(), Failure> {
+    if timers::get(PRUNE)?.is_none() {
+        timers::set(PRUNE, Time::now().after(PRUNE_EVERY).timestamp())?;
+    }
+    Ok(())
 }
 
 /// What an active job takes of the document.

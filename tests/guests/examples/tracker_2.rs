@@ -9,6 +9,8 @@ mod import;
 mod job;
 #[path = "tracker_2/store.rs"]
 mod store;
+#[path = "../../../plugins/job-tracker/src/traces.rs"]
+mod traces;
 #[path = "../../../plugins/job-tracker/src/tracker.rs"]
 mod tracker;
 

@@ -1,0 +1,119 @@
+//! What is known of jobs that the tracker does not hold: those that were removed, so that a repeated notice does not
+//! bring them back, and results that came before their job. Bounded in age and in number, the oldest go first.
+
+use dim_guest::state::{Error, Map, Value};
+use dim_guest::time::Time;
+use serde::{Deserialize, Serialize};
+
+use crate::store::Left;
+
+/// Traces at most.
+const MOST: u64 = 100_000;
+
+/// Traces that go at a time: an entry may have a bounded number of effects.
+const TOGETHER: u64 = 5_000;
+
+const TRACES: Map<str, Trace> = Map::new("trace/");
+/// Oldest first.
+const BY_AGE: Map<str, String> = Map::new("trace-age/");
+const COUNT: Value<u64> = Value::new("traces");
+
+/// What is known of a job that the tracker does not hold.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Trace {
+    /// When it was removed, or when its result was ready.
+    pub at: Time,
+    /// What is known.
+    #[serde(flatten)]
+    pub known: Known,
+}
+
+/// What a trace says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Known {
+    /// It was removed, by order or because it had been finished for long.
+    Removed {},
+    /// Its result came, and nothing else yet.
+    ResultCid(String),
+}
+
+/// What is known of a job that the tracker does not hold.
+pub fn of(id: &str) -> Result<Option<Trace>, Error> {
+    TRACES.get(id)
+}
+
+/// Keeps a trace of a job, in place of the one before.
+pub fn leave(id: &str, trace: &Trace) -> Result<(), Error> {
+    take(id)?;
+    TRACES.set(id, trace)?;
+    BY_AGE.set(&age(id, trace), &id.to_owned())?;
+    COUNT.set(&(count()? + 1))
+}
+
+/// Removes the trace of a job; returns it if there was one.
+pub fn take(id: &str) -> Result<Option<Trace>, Error> {
+    let Some(trace) = TRACES.get(id)? else { return Ok(None) };
+    TRACES.delete(id)?;
+    BY_AGE.delete(&age(id, &trace))?;
+    COUNT.set(&count()?.saturating_sub(1))?;
+    Ok(Some(trace))
+}
+
+/// Removes the traces of before `oldest`, and the oldest of those that are too many; a bounded number at a time.
+pub fn prune(oldest: Time) -> Result<Left, Error> {
+    let (mut surplus, mut left) = (count()?.saturating_sub(MOST), Left::Nothing);
+    let mut gone = Vec::new();
+    for row in BY_AGE.iter(None) {
+        let (key, id) = row?;
+        let is_old = key < format!("{:016x}", oldest.millis());
+        if !is_old && surplus == 0 {
+            left = Left::Kept;
+            break;
+        }
+        if gone.len() as u64 == TOGETHER {
+            left = Left::More;
+            break;
+        }
+        surplus = surplus.saturating_sub(1);
+        gone.push(id);
+    }
+    for id in gone {
+        take(&id)?;
+    }
+    Ok(left)
+}
+
+fn age(id: &str, trace: &Trace) -> String {
+    format!("{:016x}/{id}", trace.at.millis())
+}
+
+fn count() -> Result<u64, Error> {
+    Ok(COUNT.get()?.unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dim_guest::fake::Host;
+
+    fn at(millis: i64) -> Trace {
+        Trace { at: Time::of_millis(millis), known: Known::Removed {} }
+    }
+
+    #[test]
+    fn traces_are_forgotten_by_age_and_one_stands_for_each_job() {
+        let _host = Host::new();
+        for (id, millis) in [("a", 1_000), ("b", 2_000), ("a", 3_000)] {
+            leave(id, &at(millis)).unwrap();
+        }
+        assert_eq!(count().unwrap(), 2);
+        assert_eq!(prune(Time::of_millis(2_500)).unwrap(), Left::Kept);
+        assert_eq!((of("a").unwrap(), of("b").unwrap()), (Some(at(3_000)), None));
+        assert_eq!(prune(Time::of_millis(3_001)).unwrap(), Left::Nothing);
+        assert_eq!((of("a").unwrap(), count().unwrap()), (None, 0));
+        let written =
+            serde_json::to_string(&Trace { known: Known::ResultCid("c".to_owned()), ..at(0) }).unwrap();
+        assert_eq!(written, r#"{"at":"1970-01-01T00:00:00.000Z","result_cid":"c"}"#);
+    }
+}

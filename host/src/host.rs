@@ -233,6 +233,8 @@ pub struct Host {
     /// The echoes that are expected, and those that stayed away.
     pub(crate) echoes: Arc<Echoes>,
     not_loaded: Mutex<BTreeMap<PluginName, String>>,
+    /// What is wrong with the folder of plugins.
+    pub(crate) folder_trouble: Mutex<Option<Trouble>>,
     candidates: Mutex<Vec<Candidate>>,
     /// The plugins that are not loaded yet.
     loading: watch::Sender<BTreeSet<PluginName>>,

@@ -68,6 +68,8 @@ pub fn of_a_sound_host() -> Vec<Call> {
         call("adopt_name", "/v1/keys/held/adopt", "{", 400),
         call("get_status", "/v1/status", "", 200),
         call("get_health", "/healthz", "", 200),
+        call("get_liveness", "/livez", "", 200),
+        call("get_readiness", "/readyz", "", 200),
         call("get_metrics", "/metrics", "", 200),
         call("get_openapi", "/v1/openapi.json", "", 200),
         call("make_backup", "/v1/backup", r#"{"passphrase":"correct horse battery staple"}"#, 200),

@@ -45,6 +45,7 @@ use crate::store::outbox::Backlog;
 use crate::store::{Disk, Medium, Store, StoreError};
 use crate::subscription::{self, Hearings};
 use crate::time::{Clock, MachineClock, Timestamp};
+use crate::trouble::Trouble;
 
 pub use adoption::{AdoptError, Adopted, Adoption};
 pub(crate) use candidate::{Candidate, Ready, Terms, candidates};
@@ -291,6 +292,11 @@ impl Host {
     /// What was there once and is gone, for the operator.
     pub fn lost(&self) -> Vec<String> {
         self.loader.lost.lock().expect(UNHURT).clone()
+    }
+
+    /// What is wrong with the folder of plugins, if anything is.
+    pub fn folder_trouble(&self) -> Option<Trouble> {
+        self.folder_trouble.lock().expect(UNHURT).clone()
     }
 
     /// The changes of its plugins' code.

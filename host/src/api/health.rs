@@ -89,6 +89,7 @@ pub fn troubles(host: &Host) -> Result<Vec<Trouble>, ApiError> {
         troubles.push(Trouble::error(Code::IntakeStopped, message).since(since));
     }
     troubles.extend(of_plugins(host));
+    troubles.extend(host.folder_trouble());
     troubles.extend(deaf(host, now));
     troubles.extend(waiting(host, now)?);
     troubles.extend(overlong_log(host, &snapshot)?);

@@ -153,6 +153,7 @@ impl Start {
             plugins: Plugins::default(),
             echoes,
             not_loaded: Mutex::default(),
+            folder_trouble: Mutex::default(),
             candidates: Mutex::new(candidates),
             loading: watch::Sender::new(loading),
             loaded_after: OnceLock::new(),

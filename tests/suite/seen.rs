@@ -243,3 +243,22 @@ fn a_daemon_that_is_killed_shows_in_seconds_and_the_host_stays_alive_and_ready()
     kubo.restart();
     soon(|| health("*/*").0 == 200);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_first_start_acknowledges_before_its_plugins_are_loaded_is_for_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = dim::host::Options::new(dim_tests::Setup::bundled().config(), dir.path());
+    let host = dim::host::Host::begin(options).await.unwrap();
+    let update = json!({ "job_id": "early", "event_type": "running" });
+    let topic = host.config.ipfs.pubsub.job_updates.clone();
+    let early = dim::effect::Publish { topic, data: update.to_string().into() };
+    host.commit.publish(early, host.log.now()).await.unwrap();
+    host.load().await.unwrap();
+    let tracker = host.plugins.get("job-tracker").unwrap();
+    dim_tests::eventually("the tracker knows the job", async || {
+        let reply = tracker.handle.query("list".to_owned(), "{}".to_owned()).await.unwrap();
+        reply.contains("early")
+    })
+    .await;
+    host.shutdown().await;
+}

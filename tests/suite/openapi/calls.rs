@@ -234,6 +234,11 @@ pub fn of_an_unsound_host() -> Vec<Call> {
     ]
 }
 
+/// Calls of a host that has failed and does not start again yet.
+pub fn of_a_host_that_is_down() -> Vec<Call> {
+    vec![call("get_liveness", "/livez", "", 200), call("get_readiness", "/readyz", "", 503)]
+}
+
 /// What a stream tells of once it is open.
 fn to_be_told(operation: &str) -> Call {
     match operation {

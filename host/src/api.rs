@@ -95,6 +95,8 @@ fn described() -> OpenApiRouter<Arc<Supervised>> {
     OpenApiRouter::with_openapi(openapi::Shared::openapi())
         .nest("/v1", v1)
         .routes(routes!(health::health))
+        .routes(routes!(health::probes::live))
+        .routes(routes!(health::probes::ready))
         .routes(routes!(metrics::metrics))
 }
 

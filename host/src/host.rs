@@ -45,6 +45,7 @@ use crate::store::outbox::Backlog;
 use crate::store::{Absent, Disk, Medium, Store, StoreError};
 use crate::subscription::{self, Hearings};
 use crate::time::{Clock, MachineClock, Timestamp};
+use crate::trouble::Trouble;
 
 pub use adoption::{AdoptError, Adopted, Adoption};
 pub(crate) use candidate::{Candidate, Ready, Terms, candidates};
@@ -241,6 +242,8 @@ pub struct Host {
     /// The echoes that are expected, and those that stayed away.
     pub(crate) echoes: Arc<Echoes>,
     not_loaded: Mutex<BTreeMap<PluginName, String>>,
+    /// What is wrong with the folder of plugins.
+    pub(crate) folder_trouble: Mutex<Option<Trouble>>,
     candidates: Mutex<Vec<Candidate>>,
     /// The plugins that are not loaded yet.
     loading: watch::Sender<BTreeSet<PluginName>>,
@@ -297,6 +300,11 @@ impl Host {
     /// What was there once and is gone, for the operator.
     pub fn lost(&self) -> Vec<String> {
         self.loader.lost.lock().expect(UNHURT).clone()
+    }
+
+    /// What is wrong with the folder of plugins, if anything is.
+    pub fn folder_trouble(&self) -> Option<Trouble> {
+        self.folder_trouble.lock().expect(UNHURT).clone()
     }
 
     /// The changes of its plugins' code.

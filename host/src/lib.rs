@@ -69,6 +69,7 @@ pub mod followed;
 pub mod dead;
 pub mod change;
 pub mod room;
+pub mod trouble;
 mod retries;
 mod retention;
 mod echo;

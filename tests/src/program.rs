@@ -67,7 +67,9 @@ impl Program {
     pub fn json(&self, args: &[&str]) -> serde_json::Value {
         let output = self.dim(&[args, &["--output", "json"]].concat());
         let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "dim {}: {error}", args.join(" "));
+        // The status of a host that is not well is told all the same, with 1.
+        let is_told = args == ["status"] && output.status.code() == Some(1) && !output.stdout.is_empty();
+        assert!(output.status.success() || is_told, "dim {}: {error}", args.join(" "));
         serde_json::from_slice(&output.stdout).unwrap_or_default()
     }
 

@@ -62,6 +62,7 @@ fn the_description_is_whole() {
 fn every_operation_has_a_call_for_each_status() {
     let calls: BTreeSet<(&str, String)> = (calls::of_a_sound_host().iter())
         .chain(&calls::of_an_unsound_host())
+        .chain(&calls::of_a_host_that_is_down())
         .map(|call| (call.operation, call.status.to_string()))
         .collect();
     for operation in described().operations() {
@@ -122,9 +123,12 @@ async fn a_host_that_is_not_well_answers_as_described() {
         caller.send(&health, &Method::GET).await.body.starts_with("down since")
     })
     .await;
+    for call in calls::of_a_host_that_is_down() {
+        caller.check(&document, &call).await;
+    }
     for Call { operation, path, body, status } in calls::of_a_sound_host() {
         let status = match operation {
-            "get_openapi" => 200,
+            "get_openapi" | "get_liveness" => 200,
             _ if (200..300).contains(&status) => 503,
             _ => continue,
         };

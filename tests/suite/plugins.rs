@@ -423,7 +423,11 @@ fn the_folder_the_command_line_and_the_api_end_in_the_same_states() {
         }
         let running = host.json(&["plugin", "inspect", "late"]);
         match way {
-            "folder" => std::fs::remove_file(&file).unwrap(),
+            "folder" => {
+                // With no file at all nothing would be unloaded.
+                std::fs::write(folder.join("broken.wasm"), b"no component").unwrap();
+                std::fs::remove_file(&file).unwrap();
+            }
             "api" => request(&host, "DELETE /v1/plugins/late", b""),
             _ => drop(host.json(&["plugin", "remove", "late"])),
         }

@@ -75,6 +75,13 @@ fn status_and_health_say_what_is_wrong_and_since_when() {
     let error = String::from_utf8_lossy(&refused.stderr);
     assert!(error.contains("the intake is stopped"), "{error}");
     assert!(host.dim(&["job", "ls"]).status.success(), "questions are answered");
+    let details = &status["trouble_details"][0];
+    assert_eq!((&details["code"], &details["severity"]), (&json!("intake-stopped"), &json!("error")));
+    assert_eq!(details["message"], trouble);
+    assert_eq!(host.dim(&["status"]).status.code(), Some(1));
+    let (ready, why) = get(&host.socket(), "/readyz", "*/*");
+    assert!(ready == 503 && why.starts_with("nothing is taken in since 20"), "{ready} {why}");
+    assert_eq!(get(&host.socket(), "/livez", "*/*"), (200, "ok\n".to_owned()));
     let text = String::from_utf8(host.dim(&["status"]).stdout).unwrap();
     assert!(text.lines().any(|line| line.starts_with("disk ")), "{text}");
 }
@@ -138,6 +145,16 @@ fn the_log_goes_to_a_collector_where_the_config_says_so() {
     assert!(!rest.iter().any(|body| holds(body, "hyper")), "exporting is not exported");
 }
 
+/// The status and the body of an answer.
+fn get(socket: &Path, path: &str, accept: &str) -> (u16, String) {
+    let mut curl = Command::new("curl");
+    curl.args(["--silent", "--write-out", "\n%{http_code}", "--header", &format!("accept: {accept}")]);
+    let asked = curl.arg("--unix-socket").arg(socket).arg(format!("http://dim{path}")).output().unwrap();
+    let text = String::from_utf8(asked.stdout).unwrap();
+    let (body, status) = text.rsplit_once('\n').unwrap();
+    (status.parse().unwrap(), body.to_owned())
+}
+
 /// Sends a signal to a process.
 fn signal(pid: u32, name: &str) {
     let sent = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status().unwrap();
@@ -175,12 +192,7 @@ fn a_log_that_nobody_reads_blocks_neither_commands_nor_the_end() {
     };
     soon(|| dim(&["job", "ls"]));
     // Each logs several lines; a pipe takes 64 KiB and the queue 1 MiB.
-    let counts = || {
-        let socket = state.join("api.sock");
-        let mut asked = Command::new("curl");
-        asked.args(["--silent", "--unix-socket"]).arg(socket).arg("http://dim/metrics");
-        String::from_utf8(asked.output().unwrap().stdout).unwrap()
-    };
+    let counts = || get(&state.join("api.sock"), "/metrics", "*/*").1;
     soon(|| {
         assert!(dim(&["job", "update", "j1", "running"]), "an order is carried out");
         value(&counts(), "dim_log_lines_dropped_total") > 0.0
@@ -202,4 +214,51 @@ fn two_signals_at_once_are_one_request_to_end() {
     signal(host.pid(), "INT");
     let log = dir.path().join("state.log");
     assert!(host.wait().success(), "{}", std::fs::read_to_string(log).unwrap());
+}
+
+#[test]
+fn a_daemon_that_is_killed_shows_in_seconds_and_the_host_stays_alive_and_ready() {
+    let Some(mut kubo) = dim_tests::Kubo::start() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path(), &["--kubo", kubo.api()], &json!({}));
+    let health = |accept: &str| get(&host.socket(), "/healthz", accept);
+    soon(|| health("*/*") == (200, "ok\n".to_owned()));
+    let well: Value = serde_json::from_str(&health("application/json").1).unwrap();
+    assert_eq!(well, json!({ "healthy": true, "troubles": [] }));
+    assert_eq!(host.dim(&["status"]).status.code(), Some(0));
+    kubo.kill();
+    let killed = Instant::now();
+    soon(|| health("*/*").0 == 503);
+    // 2 s, and what a busy machine adds; silence alone is a trouble after 30 s only.
+    assert!(killed.elapsed() < Duration::from_secs(8), "{:?}", killed.elapsed());
+    let (status, body) = health("text/html, application/json;q=0.9");
+    let ill: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, &ill["healthy"]), (503, &json!(false)));
+    let trouble = &ill["troubles"][0];
+    assert_eq!((&trouble["code"], &trouble["severity"]), (&json!("not-listening"), &json!("error")));
+    assert!(trouble["since"].is_string() && trouble["subject"].is_string(), "{trouble}");
+    assert_eq!(host.dim(&["status"]).status.code(), Some(1));
+    assert_eq!(get(&host.socket(), "/livez", "*/*").0, 200, "a restart would not mend it");
+    assert_eq!(get(&host.socket(), "/readyz", "*/*").0, 200, "what comes is taken in");
+    kubo.restart();
+    soon(|| health("*/*").0 == 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_first_start_acknowledges_before_its_plugins_are_loaded_is_for_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = dim::host::Options::new(dim_tests::Setup::bundled().config(), dir.path());
+    let host = dim::host::Host::begin(options).await.unwrap();
+    let update = json!({ "job_id": "early", "event_type": "running" });
+    let topic = host.config.ipfs.pubsub.job_updates.clone();
+    let early = dim::effect::Publish { topic, data: update.to_string().into() };
+    host.commit.publish(early, host.log.now()).await.unwrap();
+    host.load().await.unwrap();
+    let tracker = host.plugins.get("job-tracker").unwrap();
+    dim_tests::eventually("the tracker knows the job", async || {
+        let reply = tracker.handle.query("list".to_owned(), "{}".to_owned()).await.unwrap();
+        reply.contains("early")
+    })
+    .await;
+    host.shutdown().await;
 }

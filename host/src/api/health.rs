@@ -1,12 +1,18 @@
-//! `/healthz`: whether all is well, and what is not, each in a sentence with the time since when.
+//! `/healthz`: whether all is well, and what is not, each in a sentence with the time since when. Every stage of the
+//! host contributes its troubles here.
+
+pub mod probes;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::ApiError;
 use super::queues::{Queue, queues};
@@ -17,34 +23,73 @@ use crate::room::Shortage;
 use crate::store::names::{self, Known};
 use crate::store::{self, META, Snapshot, outbox};
 use crate::time::Timestamp;
+use crate::trouble::{Code, Trouble};
 
-/// One line: whether all is well, and what is not.
+/// All that is wrong with a host.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Health {
+    /// Whether no trouble is an error.
+    healthy: bool,
+    /// What is wrong; the errors and the warnings.
+    troubles: Vec<Trouble>,
+}
+
+/// One line: whether all is well, and what is not; JSON for those who accept `application/json`.
 #[utoipa::path(get, path = "/healthz", tag = "host", operation_id = "get_health", responses(
-    (status = 200, body = String, description = "All is well"),
-    (status = 503, body = String, description = "What is not well")))]
-pub async fn health(State(host): State<Arc<Supervised>>) -> Result<Response, ApiError> {
+    (status = 200, description = "Nothing is wrong but for warnings",
+        content((String = "text/plain"), (Health = "application/json"))),
+    (status = 503, description = "What is not well",
+        content((String = "text/plain"), (Health = "application/json")))))]
+pub async fn health(State(host): State<Arc<Supervised>>, headers: HeaderMap) -> Result<Response, ApiError> {
     let troubles = match host.standing() {
         Standing::Running(host) => troubles(&host)?,
-        Standing::Down { reason, since } => vec![format!("down since {since}: {reason}")],
+        Standing::Down { reason, since } => vec![down(&reason, since)],
     };
-    Ok(if troubles.is_empty() {
-        (StatusCode::OK, "ok\n".to_owned()).into_response()
+    let healthy = !troubles.iter().any(Trouble::is_error);
+    let status = if healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    Ok(if accepts_json(&headers) {
+        (status, Json(Health { healthy, troubles })).into_response()
+    } else if healthy {
+        (status, "ok\n".to_owned()).into_response()
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", troubles.join("; "))).into_response()
+        (status, format!("{}\n", messages(&troubles).join("; "))).into_response()
     })
+}
+
+fn accepts_json(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let mut kinds = accepted.flat_map(|value| value.split(','));
+    kinds.any(|kind| kind.split(';').next().is_some_and(|kind| kind.trim() == "application/json"))
+}
+
+/// Says that the host has failed and is started again.
+pub fn down(reason: &str, since: Timestamp) -> Trouble {
+    Trouble::error(Code::HostDown, format!("down since {since}: {reason}")).since(since)
+}
+
+/// What troubles say, each in a sentence.
+pub fn messages(troubles: &[Trouble]) -> Vec<String> {
+    troubles.iter().map(|trouble| trouble.message.clone()).collect()
 }
 
 /// A publish that waits for longer than this is a trouble.
 const LATE: Duration = Duration::from_secs(30);
 
+/// A subscription that is refused or cut for longer than this is a trouble. Less than the 2 s in which what is known
+/// is to be seen, and more than it takes to open a stream again.
+const CUT: Duration = Duration::from_secs(1);
+
 /// What is wrong.
-pub fn troubles(host: &Host) -> Result<Vec<String>, ApiError> {
+pub fn troubles(host: &Host) -> Result<Vec<Trouble>, ApiError> {
     let (snapshot, now) = (host.store.snapshot()?, Timestamp::wall());
-    let mut troubles = host.lost();
+    let lost = |lost| Trouble::error(Code::KeyLost, lost);
+    let mut troubles: Vec<_> = host.lost().into_iter().map(lost).collect();
     if let Some(Shortage { reason, since, .. }) = host.room.shortage() {
-        troubles.push(format!("nothing is taken in since {since}: {reason}"));
+        let message = format!("nothing is taken in since {since}: {reason}");
+        troubles.push(Trouble::error(Code::IntakeStopped, message).since(since));
     }
     troubles.extend(of_plugins(host));
+    troubles.extend(host.folder_trouble());
     troubles.extend(deaf(host, now));
     troubles.extend(waiting(host, now)?);
     troubles.extend(overlong_log(host, &snapshot)?);
@@ -54,68 +99,88 @@ pub fn troubles(host: &Host) -> Result<Vec<String>, ApiError> {
     Ok(troubles)
 }
 
-fn of_plugins(host: &Host) -> Vec<String> {
-    let refused = |refused: &NotLoaded| format!("plugin {} is not loaded: {}", refused.name, refused.reason);
-    let mut troubles: Vec<String> = host.not_loaded().iter().map(refused).collect();
+fn of_plugins(host: &Host) -> Vec<Trouble> {
+    let refused = |NotLoaded { name, reason, .. }: &NotLoaded| {
+        Trouble::error(Code::PluginNotLoaded, format!("plugin {name} is not loaded: {reason}")).about(name)
+    };
+    let mut troubles: Vec<Trouble> = host.not_loaded().iter().map(refused).collect();
     let loading = host.loading();
     if !loading.is_empty() {
         let names: Vec<_> = loading.iter().map(PluginName::as_str).collect();
-        troubles.push(format!("these plugins are not loaded yet: {}", names.join(", ")));
+        let message = format!("these plugins are not loaded yet: {}", names.join(", "));
+        troubles.push(Trouble::error(Code::PluginsLoading, message).since(host.started));
     }
     for (name, plugin) in host.plugins.all() {
         let status = plugin.handle.status();
         if let Some(reason) = status.reason {
             let since = status.failing_since.unwrap_or(host.started);
-            troubles.push(match status.state {
-                "quarantined" => format!(
-                    "plugin {name} is quarantined since {since}, `dim plugin resume {name}` or a new version lets it go on: {reason}"
+            let trouble = match status.state {
+                "quarantined" => Trouble::error(
+                    Code::PluginQuarantined,
+                    format!(
+                        "plugin {name} is quarantined since {since}, `dim plugin resume {name}` or a new version lets it go on: {reason}"
+                    ),
                 ),
-                _ => format!("plugin {name} does not start since {since}: {reason}"),
-            });
+                _ => Trouble::error(
+                    Code::PluginFailing,
+                    format!("plugin {name} does not start since {since}: {reason}"),
+                ),
+            };
+            troubles.push(trouble.since(since).about(&name));
         }
         for (key, limit) in status.too_large {
-            troubles.push(format!("the document of {key} has more than {limit} bytes and is not published"));
+            let message = format!("the document of {key} has more than {limit} bytes and is not published");
+            troubles.push(Trouble::error(Code::DocumentTooLarge, message).about(key));
         }
     }
     troubles
 }
 
 /// Publishes that are late, and queues that are full.
-fn waiting(host: &Host, now: Timestamp) -> Result<Vec<String>, ApiError> {
+fn waiting(host: &Host, now: Timestamp) -> Result<Vec<Trouble>, ApiError> {
     let late = match outbox::waiting(&host.store)? {
         (waiting, Some(oldest)) if now.since(oldest) > LATE => {
-            Some(format!("{waiting} publishes wait since {oldest}"))
+            let message = format!("{waiting} publishes wait since {oldest}");
+            Some(Trouble::error(Code::PublishesLate, message).since(oldest))
         }
         _ => None,
     };
     let is_full = |queue: &Queue| queue.waiting >= queue.limit;
     let full = queues(host).into_iter().filter(is_full);
-    let full =
-        full.map(|Queue { owner, limit, .. }| format!("{limit} publishes of {owner} wait: more are refused"));
+    let full = full.map(|Queue { owner, limit, .. }| {
+        let message = format!("{limit} publishes of {owner} wait: more are refused");
+        Trouble::error(Code::QueueFull, message).about(owner)
+    });
     Ok(late.into_iter().chain(full).collect())
 }
 
 /// An own name that is late, nearly over, someone else's too, or nearly too large.
-fn of_name(key: &KeyName, known: &Known, now: Timestamp) -> Vec<String> {
+fn of_name(key: &KeyName, known: &Known, now: Timestamp) -> Vec<Trouble> {
     let mut troubles = Vec::new();
     if known.is_waiting() && now.since(Timestamp(known.since)) > LATE {
-        troubles.push(format!("name {key} is not published since {}", Timestamp(known.since)));
+        let since = Timestamp(known.since);
+        let message = format!("name {key} is not published since {since}");
+        troubles.push(Trouble::error(Code::NameLate, message).since(since));
     }
     if let Some(accepted) = known.published.as_ref().filter(|accepted| accepted.is_nearly_over(now)) {
-        troubles.push(format!("the record of {key} ends at {}", accepted.valid_until()));
+        let message = format!("the record of {key} ends at {}", accepted.valid_until());
+        troubles.push(Trouble::error(Code::RecordEnding, message));
     }
     if let Some(hold) = &known.hold {
-        troubles.push(format!("{key} is on hold since {}: {}", Timestamp(hold.since), hold.explain(key)));
+        let since = Timestamp(hold.since);
+        let message = format!("{key} is on hold since {since}: {}", hold.explain(key));
+        troubles.push(Trouble::error(Code::NameOnHold, message).since(since));
     }
     let document = known.document.unwrap_or_default();
     if document > DOCUMENT_BYTES as u64 / 10 * 9 {
-        troubles.push(format!("the document of {key} has {document} bytes; {DOCUMENT_BYTES} are the limit"));
+        let message = format!("the document of {key} has {document} bytes; {DOCUMENT_BYTES} are the limit");
+        troubles.push(Trouble::warning(Code::DocumentNearLimit, message));
     }
-    troubles
+    troubles.into_iter().map(|trouble| trouble.about(key)).collect()
 }
 
 /// A log that has grown past its size, for one of the plugins has not read it.
-fn overlong_log(host: &Host, snapshot: &Snapshot) -> Result<Option<String>, ApiError> {
+fn overlong_log(host: &Host, snapshot: &Snapshot) -> Result<Option<Trouble>, ApiError> {
     let (bytes, most) = (store::log::bytes(&snapshot.table(META)?)?, host.config.store.log.max_bytes);
     // A little more than may be is trimmed in a moment.
     if bytes <= most.saturating_mul(2) {
@@ -125,18 +190,20 @@ fn overlong_log(host: &Host, snapshot: &Snapshot) -> Result<Option<String>, ApiE
     let refused = host.not_loaded();
     let configured = loaded.keys().chain(refused.iter().map(|plugin| &plugin.name));
     Ok(roster::furthest_behind(snapshot, configured)?.map(|(cursor, name)| {
-        format!(
+        let message = format!(
             "the log has {bytes} of {most} bytes and waits for plugin {name}, which has read up to {cursor}: mend it or disable it"
-        )
+        );
+        Trouble::error(Code::LogTooLong, message).about(name)
     }))
 }
 
 /// The topics that are not listened to for certain; those with one reason are told together.
-fn deaf(host: &Host, now: Timestamp) -> Vec<String> {
+fn deaf(host: &Host, now: Timestamp) -> Vec<Trouble> {
     let mut by_reason: BTreeMap<String, (Timestamp, Vec<String>)> = BTreeMap::new();
     for (topic, hearing) in host.hearings.all() {
         let proven = hearing.proven_until.unwrap_or(host.started);
-        if now.since(proven) > LATE {
+        let is_cut = hearing.cut_since.is_some_and(|since| now.since(since) > CUT);
+        if is_cut || now.since(proven) > LATE {
             let why = hearing.deaf.unwrap_or_else(|| "no proof has come".to_owned());
             let (since, topics) = by_reason.entry(why).or_insert((proven, Vec::new()));
             *since = proven.min(*since);
@@ -144,7 +211,9 @@ fn deaf(host: &Host, now: Timestamp) -> Vec<String> {
         }
     }
     let told = by_reason.into_iter().map(|(why, (since, topics))| {
-        format!("listening is not proven since {since} on {}: {why}", topics.join(", "))
+        let topics = topics.join(", ");
+        let message = format!("listening is not proven since {since} on {topics}: {why}");
+        Trouble::error(Code::NotListening, message).since(since).about(topics)
     });
     told.collect()
 }

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use super::ApiError;
 use super::extract::Current;
-use super::health::troubles;
+use super::health::{messages, troubles};
 use super::queues::{Queue, queues};
 use crate::host::Host;
 use crate::ident::{ContentPath, IpnsName, KeyName};
@@ -17,6 +17,7 @@ use crate::room::Shortage;
 use crate::store::names::{self, Cause, Hold};
 use crate::store::{Usage, dead, outbox};
 use crate::time::Timestamp;
+use crate::trouble::Trouble;
 
 /// How the host is doing.
 #[derive(Debug, Serialize, ToSchema)]
@@ -25,10 +26,12 @@ pub struct Status {
     version: &'static str,
     /// Who the host is as an observer.
     id: String,
-    /// Whether there is no trouble.
+    /// Whether no trouble is an error.
     healthy: bool,
     /// What is wrong, each in a sentence.
     troubles: Vec<String>,
+    /// The same for programs, in the same order.
+    trouble_details: Vec<Trouble>,
     /// When it started.
     started: Timestamp,
     /// How long the start took, in milliseconds.
@@ -178,8 +181,9 @@ pub async fn status(Current(host): Current) -> Result<Json<Status>, ApiError> {
     Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION"),
         id: host.id.clone(),
-        healthy: troubles.is_empty(),
-        troubles,
+        healthy: !troubles.iter().any(Trouble::is_error),
+        troubles: messages(&troubles),
+        trouble_details: troubles,
         started: host.started,
         start_took_ms: host.start_took().map(|took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX)),
         state_dir: host.store.path().display().to_string(),

@@ -7,9 +7,22 @@ use super::output::{Output, cell, line};
 
 pub async fn execute(client: &Client, out: &Output) -> anyhow::Result<()> {
     let status = client.get(&["status"], &[]).await?;
-    if out.is_json() {
-        return out.object(&status);
+    match out.is_json() {
+        true => out.object(&status)?,
+        false => show(&status)?,
     }
+    match status["healthy"].as_bool() {
+        Some(false) => Err(NotWell.into()),
+        _ => Ok(()),
+    }
+}
+
+/// The host answers, and has troubles that are errors.
+#[derive(Debug, thiserror::Error)]
+#[error("the host is not well")]
+pub struct NotWell;
+
+fn show(status: &Value) -> anyhow::Result<()> {
     let text = |pointer: &str| match status.pointer(pointer) {
         Some(Value::String(text)) => text.clone(),
         Some(Value::Null) | None => "-".to_owned(),
@@ -18,7 +31,11 @@ pub async fn execute(client: &Client, out: &Output) -> anyhow::Result<()> {
     line(&format!(
         "dim {}, {}",
         text("/version"),
-        if status["healthy"] == true { "all is well" } else { "not all is well:" }
+        match (status["healthy"] == true, has_troubles(status)) {
+            (true, false) => "all is well",
+            (true, true) => "well, with warnings:",
+            (false, _) => "not all is well:",
+        }
     ))?;
     for trouble in status["troubles"].as_array().into_iter().flatten() {
         line(&format!("  ! {}", cell(Some(trouble))))?;
@@ -29,7 +46,7 @@ pub async fn execute(client: &Client, out: &Output) -> anyhow::Result<()> {
         ("state", text("/state_dir")),
         ("backend", format!("{}, {}", text("/backend/name"), text("/backend/address"))),
         ("log", format!("{} entries, the first held is {}", text("/log/head"), text("/log/first"))),
-        ("disk", disk(&status)),
+        ("disk", disk(status)),
         ("outbox", format!("{} waiting", text("/outbox/waiting"))),
         ("dead letters", format!("{}, {} dropped", text("/dead_letters"), text("/dead_letters_dropped"))),
         ("plugins", text("/plugins")),
@@ -64,4 +81,8 @@ fn disk(status: &Value) -> String {
         None => String::new(),
     };
     format!("the store holds {held}{most} bytes; {free} are free, {min_free} are to stay so")
+}
+
+fn has_troubles(status: &Value) -> bool {
+    status["troubles"].as_array().is_some_and(|troubles| !troubles.is_empty())
 }

@@ -2,7 +2,7 @@
 //! the start of a host or while it runs.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -13,7 +13,7 @@ use crate::backend::Backend;
 use crate::cause::listed;
 use crate::commit::Commit;
 use crate::config::Config;
-use crate::entry::{Generation, Kind};
+use crate::entry::{Generation, Kind, Offset};
 use crate::ident::{IpnsName, KeyName, PluginName, Topic};
 use crate::interest::{Interest, Party};
 use crate::keys::Keyring;
@@ -64,6 +64,11 @@ pub struct Loader {
     pub engine: Arc<Engine>,
     /// Where the lines of the plugins' logs go by.
     pub lines: Lines,
+    /// The offset from which on this host takes in what comes.
+    pub from: Offset,
+    /// The subscriptions of plugins that were never here: in the log from its first entry on, so that a plugin that
+    /// takes long to be compiled misses nothing that the host has acknowledged.
+    pub announced: Mutex<BTreeSet<(PluginName, Topic)>>,
     /// What was there once and is gone, for the operator.
     pub lost: Mutex<Vec<String>>,
 }
@@ -205,9 +210,37 @@ impl Loader {
     fn subscribe_to_new(&self, name: &PluginName, topics: &[Topic], world: &World) {
         for topic in topics.iter().filter(|topic| world.is_new(topic)) {
             self.interest.want_topic(topic, Party::Plugin(name.clone()), true);
+            // The plugin reads what was announced, and may end it: it must not begin again.
+            if self.announced().remove(&(name.clone(), topic.clone())) {
+                continue;
+            }
             let (plugin, topic, by) = (name.clone(), topic.clone(), Generation(0));
             self.log.append_now([Kind::Subscription { plugin, topic, subscribed: true, by }]);
         }
+    }
+
+    /// Subscribes a plugin that was never here, before anything is taken in and long before it runs.
+    pub fn announce(&self, name: &PluginName, topics: Vec<Topic>) {
+        for topic in topics {
+            self.interest.want_topic(&topic, Party::Plugin(name.clone()), true);
+            self.announced().insert((name.clone(), topic.clone()));
+            let (plugin, by) = (name.clone(), Generation(0));
+            self.log.append_now([Kind::Subscription { plugin, topic, subscribed: true, by }]);
+        }
+    }
+
+    /// Forgets what was announced of a plugin that is not loaded after all.
+    pub fn withdraw(&self, name: &PluginName) {
+        let mut announced = self.announced();
+        let before = announced.len();
+        announced.retain(|(plugin, _)| plugin != name);
+        if announced.len() < before {
+            self.interest.forget(&Party::Plugin(name.clone()));
+        }
+    }
+
+    fn announced(&self) -> MutexGuard<'_, BTreeSet<(PluginName, Topic)>> {
+        self.announced.lock().expect("no one panics while holding what is announced")
     }
 
     /// Makes the keys that a plugin is granted and the host has not, or adopts those that the daemon has under

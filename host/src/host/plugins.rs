@@ -116,6 +116,7 @@ impl Host {
             return Ok(());
         }
         let known = roster::known_row(&self.store.snapshot()?, &name)?;
+        let is_new = known.is_none();
         let code = roster::Code {
             installed: candidate.installed.then(|| ready.source.clone()),
             ..ready.code.clone()
@@ -136,7 +137,10 @@ impl Host {
                 change.after = Some(ready.prepared.inspection.as_version());
                 change
             });
-            self.enter(&name, row, change).await.map_err(closed)?;
+            match is_new {
+                true => self.enter_from_start(&name, row).await.map_err(closed)?,
+                false => self.enter(&name, row, change).await.map_err(closed)?,
+            }
         }
         self.run(name, to_run).await?;
         if let Some(held) = held {
@@ -148,7 +152,17 @@ impl Host {
     /// Goes on without a plugin.
     fn not_load(&self, name: PluginName, reason: String) {
         tracing::error!(plugin = %name, "not loaded: {reason}");
+        self.loader.withdraw(&name);
         self.not_loaded.lock().expect(UNHURT).insert(name, reason);
+    }
+
+    /// Writes the row of a plugin that was never here and comes with a start: it reads what came since then.
+    async fn enter_from_start(&self, name: &PluginName, row: Row) -> Result<(), CommitError> {
+        let (name, from) = (name.clone(), self.loader.from);
+        // What is trimmed already cannot be read any more.
+        let first = self.store.log_start()?;
+        let from = first.map_or(from, |first| first.max(from));
+        self.commit.write(move |write| roster::enter(write, &name, row, from)).await
     }
 
     /// Writes the row of a plugin that is about to run, and puts on record that its code is another one.

@@ -88,6 +88,8 @@ impl Start {
             room,
             engine,
             lines: Lines::default(),
+            from: next,
+            announced: Mutex::default(),
             lost: Mutex::default(),
         };
         let candidates = candidates(&loader.config, &loader.store)?;
@@ -102,6 +104,7 @@ impl Start {
         };
         // Before anything is taken in.
         start.lookout().look()?;
+        start.announce_new()?;
         Ok(start)
     }
 
@@ -112,6 +115,20 @@ impl Start {
             room: self.loader.room.clone(),
             quota: quota(&self.loader.config.store),
         }
+    }
+
+    /// Subscribes the plugins that were never here.
+    fn announce_new(&self) -> Result<(), StoreError> {
+        let known = roster::rows(&self.loader.store.snapshot()?)?;
+        let (config, id) = (&self.loader.config, &self.loader.id);
+        for candidate in self.candidates.iter().filter(|it| !known.contains_key(&it.name)) {
+            let inspected = candidate.inspect(config);
+            // One that cannot be loaded says so when it is.
+            if let Ok((_, allowance)) = inspected.and_then(|it| candidate.resolve(config, &it, id)) {
+                self.loader.announce(&candidate.name, allowance.topics());
+            }
+        }
+        Ok(())
     }
 
     /// Takes in on which topics others were heard before.
@@ -154,6 +171,7 @@ impl Start {
             plugins: Plugins::default(),
             echoes,
             not_loaded: Mutex::default(),
+            folder_trouble: Mutex::default(),
             candidates: Mutex::new(candidates),
             loading: watch::Sender::new(loading),
             loaded_after: OnceLock::new(),

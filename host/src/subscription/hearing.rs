@@ -24,6 +24,9 @@ const GONE_AFTER: u32 = 3;
 pub struct TopicHearing {
     /// Since when the stream is open.
     pub connected_since: Option<Timestamp>,
+    /// Since when there is no stream, because it was refused or cut.
+    #[serde(skip)]
+    pub cut_since: Option<Timestamp>,
     /// Until when listening is proven.
     pub proven_until: Option<Timestamp>,
     /// The topic's peers, as far as they are known.
@@ -83,7 +86,9 @@ impl Hearings {
 
     /// Says that a topic's stream is open.
     pub fn connected(&self, topic: &Topic, now: Timestamp) {
-        self.lock().entry(topic.clone()).or_default().connected_since = Some(now);
+        let mut topics = self.lock();
+        let hearing = topics.entry(topic.clone()).or_default();
+        (hearing.connected_since, hearing.cut_since) = (Some(now), None);
     }
 
     /// Says that a topic has no stream, and why.
@@ -91,6 +96,8 @@ impl Hearings {
         let mut topics = self.lock();
         let hearing = topics.entry(topic.clone()).or_default();
         hearing.connected_since = None;
+        // Trying in vain does not begin it anew. The clock on the wall, for the log's stands still with nothing to log.
+        hearing.cut_since.get_or_insert_with(Timestamp::wall);
         hearing.deaf = Some(why.to_owned());
     }
 

@@ -182,6 +182,8 @@ impl Ground {
             room,
             engine: self.engine.clone(),
             lines: Default::default(),
+            from: Offset(0),
+            announced: Default::default(),
             lost: Default::default(),
         });
         let stored = roster::read(store, &self.plugin)?;

@@ -68,6 +68,8 @@ pub fn of_a_sound_host() -> Vec<Call> {
         call("adopt_name", "/v1/keys/held/adopt", "{", 400),
         call("get_status", "/v1/status", "", 200),
         call("get_health", "/healthz", "", 200),
+        call("get_liveness", "/livez", "", 200),
+        call("get_readiness", "/readyz", "", 200),
         call("get_metrics", "/metrics", "", 200),
         call("get_openapi", "/v1/openapi.json", "", 200),
         call("make_backup", "/v1/backup", r#"{"passphrase":"correct horse battery staple"}"#, 200),
@@ -235,6 +237,11 @@ pub fn of_an_unsound_host() -> Vec<Call> {
         call("get_job", "/v1/jobs/j1", "", 404),
         call("replay_dead_letter", "/v1/dead-letters/1/replay", "", 409),
     ]
+}
+
+/// Calls of a host that has failed and does not start again yet.
+pub fn of_a_host_that_is_down() -> Vec<Call> {
+    vec![call("get_liveness", "/livez", "", 200), call("get_readiness", "/readyz", "", 503)]
 }
 
 /// What a stream tells of once it is open.

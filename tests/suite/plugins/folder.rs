@@ -26,6 +26,8 @@ async fn a_file_of_the_folder_is_installed_replaced_and_unloaded_with_its_state_
     let folder = tempfile::tempdir().unwrap();
     let setup = following(folder.path());
     let host = setup.start().await;
+    // One of several that goes is removed; the last one is not, for its folder may only be away.
+    put(folder.path(), "broken.wasm", b"no component");
     put(folder.path(), "late.wasm", &late("1.0.0"));
     runs(&host, "late", "1.0.0").await;
     host.from_peer("probe.in", count()).await;
@@ -181,10 +183,46 @@ async fn a_file_is_another_one_whatever_its_time_and_size_and_one_plugin_holds_u
     for _ in 0..500 {
         host.from_peer("probe.in", busy()).await;
     }
+    // With no file at all nothing would be unloaded.
+    put(folder.path(), "broken.wasm", b"no component");
     std::fs::remove_file(&file).unwrap();
     downtime(Duration::from_millis(1_600)).await;
     put(folder.path(), "other.wasm", &named("other", "1.0.0"));
     runs(&host, "other", "1.0.0").await;
     assert!(version(&host, "late").is_some(), "it is drained still");
     eventually("it is unloaded", async || version(&host, "late").is_none()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_is_empty_or_gone_unloads_nothing_and_is_a_trouble() {
+    let parent = tempfile::tempdir().unwrap();
+    let (folder, away) = (parent.path().join("plugins"), parent.path().join("away"));
+    std::fs::create_dir(&folder).unwrap();
+    let setup = following(&folder);
+    let host = setup.start().await;
+    put(&folder, "late.wasm", &late("1.0.0"));
+    runs(&host, "late", "1.0.0").await;
+    assert_eq!(host.host.folder_trouble(), None);
+    std::fs::rename(&folder, &away).unwrap();
+    let told = async |why: &str| {
+        host.host.folder_trouble().is_some_and(|it| it.is_error() && it.message.contains(why))
+    };
+    eventually("it is gone", async || told("cannot be read").await).await;
+    let since = host.host.folder_trouble().unwrap().since;
+    std::fs::create_dir(&folder).unwrap();
+    eventually("it is empty", async || told("is empty").await).await;
+    assert_eq!(host.host.folder_trouble().unwrap().since, since, "it is one trouble");
+    downtime(Duration::from_secs(3)).await;
+    assert_eq!(version(&host, "late").as_deref(), Some("1.0.0"));
+    // Nor does a start in front of an empty folder unload it.
+    let host = setup.start_in(host.stop().await).await;
+    eventually("it is told", async || host.host.folder_trouble().is_some()).await;
+    downtime(Duration::from_secs(3)).await;
+    assert_eq!(version(&host, "late").as_deref(), Some("1.0.0"));
+    std::fs::rename(away.join("late.wasm"), folder.join("late.wasm")).unwrap();
+    eventually("all is well", async || host.host.folder_trouble().is_none()).await;
+    std::fs::remove_file(folder.join("late.wasm")).unwrap();
+    eventually("it is told", async || host.host.folder_trouble().is_some()).await;
+    host.host.remove(&"late".parse().unwrap(), false, "the test").await.unwrap();
+    eventually("all is well", async || host.host.folder_trouble().is_none()).await;
 }

@@ -1,5 +1,6 @@
 //! Owns the folder from which plugins come: what appears there is installed, what changes replaces, and what
-//! goes is unloaded.
+//! goes is unloaded. A folder that is empty, gone or cannot be read says nothing of its plugins: they go on, and
+//! the operator is told.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
@@ -17,6 +18,8 @@ use crate::ident::{Digest, PluginName};
 use crate::plugin;
 use crate::plugin::roster::{self, Row, Standing};
 use crate::store::StoreError;
+use crate::time::Timestamp;
+use crate::trouble::{Code, Trouble};
 
 /// How often the folder is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -27,6 +30,9 @@ const SETTLE: Duration = Duration::from_secs(1);
 
 /// Who installs and unloads what the folder says.
 const BY: &str = "the folder";
+
+/// What is wrong with a folder that has no components.
+const EMPTY: &str = "is empty";
 
 /// For how long a file is left alone of which nothing can be made now: the disk may be short.
 const TRY_AGAIN: Duration = Duration::from_secs(10);
@@ -92,19 +98,53 @@ impl Look for Folder {
         let found = match found.expect("looking does not panic") {
             Ok(found) => found,
             // It may be mounted later; what runs goes on.
-            Err(error) => {
-                tracing::debug!("cannot look into the plugins' folder: {error}");
-                return Ok(());
-            }
+            Err(error) => return self.leave_alone(host, &folder, &format!("cannot be read: {error}")),
         };
         self.harvest().await;
-        self.remove_gone(host, &folder, &found)?;
+        match found.is_empty() {
+            true => self.leave_alone(host, &folder, EMPTY)?,
+            false => tell(host, None),
+        }
+        if host.folder_trouble().is_none() {
+            self.remove_gone(host, &folder, &found)?;
+        }
         self.take_in_settled(host, found);
         Ok(())
     }
 }
 
 impl Folder {
+    /// Tells what is wrong with a folder that says nothing of its plugins, and keeps these: an empty mount point is
+    /// no order to unload them.
+    fn leave_alone(&mut self, host: &Host, folder: &Path, why: &str) -> Result<(), StoreError> {
+        let rows = roster::rows(&host.store.snapshot()?)?;
+        let is_kept = |row: &Row| {
+            let follows = row.follows.as_ref().is_some_and(|path| Path::new(path).starts_with(folder));
+            follows && row.standing != Standing::Removed
+        };
+        let kept: Vec<_> =
+            rows.iter().filter(|(_, row)| is_kept(row)).map(|(name, _)| name.as_str()).collect();
+        let shown = folder.display();
+        let trouble = match kept.is_empty() {
+            false => Trouble::error(
+                Code::PluginsFolder,
+                format!(
+                    "the folder of plugins {shown} {why}, and these plugins came from it and go on: {}; bring its files back, or remove a plugin with `dim plugin rm NAME`",
+                    kept.join(", ")
+                ),
+            ),
+            true if why == EMPTY => {
+                tell(host, None);
+                return Ok(());
+            }
+            true => Trouble::warning(Code::PluginsFolder, format!("the folder of plugins {shown} {why}")),
+        };
+        // What was missing before it is not missing any longer than that.
+        self.missing.clear();
+        tell(host, Some(trouble.about(shown)));
+        Ok(())
+    }
+
     /// Takes in what has come of errands.
     async fn harvest(&mut self) {
         for file in self.files.values_mut() {
@@ -231,6 +271,20 @@ impl Claims {
     }
 }
 
+/// Sets what is wrong with the folder; what was wrong before keeps its time.
+fn tell(host: &Host, trouble: Option<Trouble>) {
+    let mut told = host.folder_trouble.lock().expect(UNHURT);
+    let Some(trouble) = trouble else {
+        *told = None;
+        return;
+    };
+    let before = told.take();
+    if before.as_ref().is_none_or(|before| before.message != trouble.message) {
+        tracing::warn!("{}", trouble.message);
+    }
+    *told = Some(trouble.since(before.and_then(|before| before.since).unwrap_or_else(Timestamp::wall)));
+}
+
 /// Puts on record that a file is no plugin, as far as it can be told which one it would be.
 async fn refuse_file(host: &Arc<Host>, path: &Path, plugin: Option<PluginName>, why: String) {
     let file = path.display().to_string();
@@ -280,10 +334,20 @@ fn files_of(folder: &Path) -> std::io::Result<BTreeMap<PathBuf, Seen>> {
     let mut found = BTreeMap::new();
     for file in std::fs::read_dir(folder)? {
         let path = file?.path();
-        // One that goes while it is looked at is seen next time.
-        let Ok(known) = std::fs::metadata(&path) else { continue };
         let is_hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-        if known.is_file() && !is_hidden && path.extension().is_some_and(|kind| kind == "wasm") {
+        if is_hidden || path.extension().is_none_or(|kind| kind != "wasm") {
+            continue;
+        }
+        let known = match std::fs::metadata(&path) {
+            Ok(known) => known,
+            // One that goes while it is looked at is seen next time.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            // It is there, and not gone.
+            Err(error) => {
+                return Err(std::io::Error::new(error.kind(), format!("{}: {error}", path.display())));
+            }
+        };
+        if known.is_file() {
             let state = Seen {
                 modified: (known.mtime(), known.mtime_nsec()),
                 changed: (known.ctime(), known.ctime_nsec()),

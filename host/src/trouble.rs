@@ -33,8 +33,6 @@ pub enum Code {
     PluginQuarantined,
     /// A plugin does not start, and is tried again.
     PluginFailing,
-    /// The last new code of a plugin failed, and the code before it runs again.
-    PluginTakenBack,
     /// The folder of plugins is empty, cannot be read or is gone.
     PluginsFolder,
     /// Messages of a topic may be missed.

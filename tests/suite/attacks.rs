@@ -59,7 +59,7 @@ const ATTACKS: &[(&str, Sign)] = &[
     ("speak-on-a-topic-of-others", Met("grants")),
     ("smuggle-a-line-into-a-topic", Letter("InvalidArgument")),
     ("listen-to-others", Met("grants")),
-    ("toggle-a-subscription", Letter("it has toggled")),
+    ("toggle-a-subscription", Met("effects")),
     ("listen-to-everything", Met("topics")),
     ("fill-state", Met("effect-bytes")),
     ("write-a-million-keys", Met("effects")),

@@ -82,6 +82,11 @@ impl BackendError {
     pub fn certainly_not_sent(&self) -> bool {
         matches!(self, Self::Unreachable { .. } | Self::Refused { .. })
     }
+
+    /// Whether the daemon itself has given up after the time that it was given: it has looked, and found nothing.
+    pub fn is_deadline_of_daemon(&self) -> bool {
+        matches!(self, Self::Refused { message, .. } if message.contains("deadline exceeded"))
+    }
 }
 
 /// Files by their CID. Calls may take as long as the network does.

@@ -126,7 +126,11 @@ impl Publisher {
             let message = format!("{key} is taken");
             return Err(BackendError::Refused { call: "key/import", message }.into());
         }
-        let current = self.backend.names.current(&held.name()).await?;
+        let current = match self.backend.names.current(&held.name()).await {
+            // A name without a record is looked for on the whole network, for as long as the call may take.
+            Err(error) if error.is_deadline_of_daemon() => None,
+            current => current?,
+        };
         if let Some(current) = &current
             && let Finding::Unknown(_) = known.compare(current)
         {

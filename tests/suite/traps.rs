@@ -267,6 +267,19 @@ async fn a_name_is_published_without_waiting_for_its_content() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_has_looked_in_vain_is_told_from_one_that_does_not_answer() {
+    let gave_up =
+        b"HTTP/1.1 500 Internal Server Error\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n\
+        {\"Message\":\"context deadline exceeded\",\"Code\":0,\"Type\":\"error\"}";
+    let name = dim::keys::name_of(&libp2p_identity::Keypair::generate_ed25519());
+    let daemon = stand_in(gave_up, AT_ONCE).await;
+    assert!(daemon.backend.names.current(&name).await.unwrap_err().is_deadline_of_daemon());
+    let nobody = Settings { address: "http://127.0.0.1:1".parse().unwrap(), authorization: None };
+    let refused = backend(&nobody).unwrap().names.current(&name).await.unwrap_err();
+    assert!(!refused.is_deadline_of_daemon(), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_file_is_added_in_a_form_that_no_configuration_changes() {
     let added = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n\
         {\"Name\":\"file\",\"Hash\":\"bafkreibm6jg3ux5qumhcn2b3flc3tyu6dmlb4xa7u5bf44yegnrjhc4yeq\",\"Size\":\"5\"}\n";

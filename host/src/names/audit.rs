@@ -153,7 +153,13 @@ impl Audit {
                     self.looked_up.insert(key);
                 }
                 Err(super::PublishError::Commit(error)) => return Err(error),
-                Err(super::PublishError::Backend(error)) => tracing::debug!(%key, "cannot audit: {error}"),
+                Err(super::PublishError::Backend(error)) => {
+                    tracing::debug!(%key, "cannot audit: {error}");
+                    // Whether there is a record is asked again when the name is published, or the next time.
+                    if error.is_deadline_of_daemon() {
+                        self.looked_up.insert(key);
+                    }
+                }
             }
         }
         Ok(())

@@ -24,6 +24,7 @@ pub mod retries;
 mod tables;
 pub mod undo;
 mod usage;
+mod verified_file;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,13 +1,13 @@
 //! The files of a state directory: who can use them, and what happens when they are lost, changed or exchanged.
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dim::host::{Host, Options};
 use dim::plugin::ReplyError;
-use dim::store::{Absent, Disk, Medium, Store};
+use dim::store::{Absent, Disk, Medium, Store, StoreError};
 use dim_tests::{PROBE, Program, Setup, eventually, eventually_within, script};
 use redb::{Builder, Database, DatabaseError};
 use serde_json::json;
@@ -245,7 +245,34 @@ async fn a_flipped_bit_in_a_stored_value_is_found_at_the_next_start() {
     }
     std::fs::write(&file, flipped).unwrap();
     let why = refusal(&Options::new(setup.config(), dir.path())).await;
-    assert!(why.contains("dim.redb") && why.contains("backup") && why.contains("orrupt"), "{why}");
+    assert!(why.contains("dim.redb") && why.contains("backup") && why.contains("damaged"), "{why}");
     std::fs::write(&file, whole).unwrap();
     assert_eq!(setup.start_in(dir).await.state_of("probe", "k").await, "needle-in-the-state");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bit_that_flips_while_a_host_runs_is_found_when_the_value_is_read() {
+    let needle = b"needle-in-the-state";
+    let host = Setup::probe().start().await;
+    host.run(json!([{ "do": "set", "key": "k", "value": String::from_utf8_lossy(needle) }])).await;
+    let dir = host.stop().await;
+    // Without a cache each value is read from the file.
+    let store = Store::open_on(dir.path(), Arc::new(Disk), 0, Absent::Refused).unwrap();
+    let read = || -> Result<bool, StoreError> {
+        let snapshot = store.snapshot()?;
+        let mut values = snapshot.scan(std::ops::Bound::Unbounded)?;
+        values.try_fold(false, |found, row| {
+            Ok(found || row?.1.windows(needle.len()).any(|part| part == needle))
+        })
+    };
+    assert!(read().unwrap(), "it is there");
+    let file = std::fs::File::options().write(true).open(Store::file(dir.path())).unwrap();
+    let whole = std::fs::read(Store::file(dir.path())).unwrap();
+    for (place, _) in whole.windows(needle.len()).enumerate().filter(|(_, found)| found == needle) {
+        file.write_all_at(&[whole[place] ^ 1], place as u64).unwrap();
+    }
+    let error = read().unwrap_err();
+    let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+    let why = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
+    assert!(why.contains("dim.redb is damaged") && why.contains("restore a backup"), "{why}");
 }

@@ -177,7 +177,7 @@ impl Spool {
         if mode & 0o022 != 0 {
             return Err(SpoolError::Shared { path: path.to_owned(), mode: mode & 0o777 });
         }
-        owner_only::settle(path, &[DATABASE, LOCK])?;
+        owner_only::settle(path, &[DATABASE, "agent.sums", LOCK])?;
         let dir = Dir::open_ambient_dir(path, ambient_authority()).map_err(directory)?;
         // Whoever held the lock has written its name into it, and made the database.
         let has_run = dir.metadata(LOCK).is_ok_and(|lock| lock.len() > 0);

@@ -12,7 +12,7 @@ use super::{Absent, HALF_RESTORED, LOCK, Store, StoreError, lock};
 use crate::owner_only;
 
 /// What a host writes into its state directory. Compiled components are checked where they are used.
-const FILES: &[&str] = &["dim.redb", LOCK, dim_client::TOKEN, "keys", "components"];
+const FILES: &[&str] = &["dim.redb", "dim.sums", LOCK, dim_client::TOKEN, "keys", "components"];
 
 /// What a host leaves behind that has made a database.
 const TRACES: &[&str] = &["keys", "components"];

@@ -2,11 +2,12 @@
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
-use redb::backends::{FileBackend, InMemoryBackend};
-use redb::{Builder, Database, DatabaseError, StorageError};
+use redb::backends::InMemoryBackend;
+use redb::{Builder, Database, DatabaseError};
 
-use crate::owner_only;
+use super::verified_file::VerifiedFile;
 
 /// What is in the place of a database's file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,8 +52,11 @@ pub struct Disk;
 
 impl Medium for Disk {
     fn open(&self, builder: &Builder, file: &Path) -> Result<Database, DatabaseError> {
-        let file = FileBackend::new(owner_only::open(file).map_err(StorageError::from)?)?;
-        builder.create_with_backend(file)
+        let file = VerifiedFile::open(file)?;
+        let is_sound = file.is_sound();
+        let database = builder.create_with_backend(file)?;
+        is_sound.store(true, Ordering::SeqCst);
+        Ok(database)
     }
 
     fn taken(&self, file: &Path) -> u64 {

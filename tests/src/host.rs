@@ -289,6 +289,9 @@ fn copy_missing(from: &Path, to: &Path) {
         if whole && !target.exists() {
             let half = target.with_extension(format!("half{:?}", std::thread::current().id()));
             if std::fs::copy(file.path(), &half).is_ok() {
+                // One that an earlier version left there may have the mode of its time.
+                let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+                std::fs::set_permissions(&half, private).expect("the mode can be set");
                 let _ = std::fs::rename(&half, &target);
             }
         }

@@ -263,7 +263,7 @@ impl Backend {
     }
 
     /// Who keeps what is published through this backend: the daemon's peer id, so that another daemon at the same
-    /// address is not taken for it, or [`EMBEDDED`].
+    /// address is not taken for it, or that of the embedded backend.
     pub async fn keeper(&self) -> Result<Keeper, BackendError> {
         if !self.network {
             return Ok(Keeper(EMBEDDED.to_owned()));

@@ -10,7 +10,7 @@ use crate::fleet::Fleet;
 const CONFIG: &str = r#"{"updates_topic":"updates","results_topic":"results","status_topic":"status",
     "ipns_key_name":"key","trusted_observers":["12D3KooWK99VoVxNE7XzyBwXEzW7xhK7Gpv85r9F3V3fyKSUKPH5"],
     "publish_every_ms":200,"keep_finished":3,"keep_finished_days":1,
-    "remember_removed_days":1}"#;
+    "remember_removed_days":1,"jobs_ipns":["other"]}"#;
 
 /// Tells a tracker, and looks whether what it knows fits together.
 pub fn run(data: &[u8]) {

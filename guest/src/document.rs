@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::failure::is_met_for_a_while;
 use crate::log::{self, Level};
 use crate::time::Time;
 use crate::{DueTimer, Failure, ipns, state, timers};
@@ -79,6 +80,7 @@ impl Document {
 
     /// Publishes the document. One that is too large is told to the operator and left: the one before stays, and the
     /// next is built when there is something new to show, or soon if there is less [room](Self::room) than was known.
+    /// One for which the rate of documents leaves no room is built anew a little later.
     pub fn publish(&self, data: &[u8]) -> Result<(), Failure> {
         state::set_json(self.size_key().as_bytes(), &data.len())?;
         // No host takes more; what goes over the border in one call is limited, too.
@@ -94,6 +96,8 @@ impl Document {
                 // Who takes no notice of it would be no better off the next time.
                 if is_news { self.touch() } else { Ok(()) }
             }
+            // It is built once there is room again.
+            Err(ipns::Error::LimitExceeded(limit)) if is_met_for_a_while(&limit) => self.touch(),
             published => Ok(published?),
         }
     }

@@ -7,6 +7,19 @@ use serde::de::DeserializeOwned;
 
 use crate::{Failure, Message};
 
+/// The limits that are met for a while only: how many publishes may wait for the backend, and how many of them and how
+/// large documents there may be a second.
+const FOR_A_WHILE: [&str; 4] =
+    ["outbox", "publishes-per-second", "publish-bytes-per-second", "document-bytes-per-second"];
+
+/// How long until there may be room again.
+pub(crate) const A_WHILE: Duration = Duration::from_secs(1);
+
+/// Whether the limit that was met leaves room again by itself.
+pub(crate) fn is_met_for_a_while(limit: &str) -> bool {
+    FOR_A_WHILE.contains(&limit)
+}
+
 impl Failure {
     /// The event is wrong and will stay wrong: it is set aside as a dead letter, with the reason.
     pub fn reject(reason: impl Display) -> Self {

@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use crate::bindings::dim::coordination::ipns::{Document, Error, Resolution};
+use crate::failure::{A_WHILE, is_met_for_a_while};
 pub use crate::host::ipns::{follow, get_state, key_id, publish, resolve, unfollow, update_state};
 use crate::{Failure, Refusal};
 
@@ -50,8 +51,12 @@ impl Followed {
 }
 
 impl From<Error> for Failure {
+    /// An event for whose document there is no room comes again; the others are wrong and stay so.
     fn from(error: Error) -> Self {
-        Failure::Reject(format!("ipns: {}", words(&error)))
+        match error {
+            Error::LimitExceeded(limit) if is_met_for_a_while(&limit) => Failure::retry_after(A_WHILE),
+            error => Failure::Reject(format!("ipns: {}", words(&error))),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 pub use crate::bindings::dim::coordination::pubsub::{Error, Hearing};
+use crate::failure::{A_WHILE, is_met_for_a_while};
 pub use crate::host::pubsub::{heard, list_peers, list_topics, publish, subscribe, unsubscribe};
 use crate::{Failure, Refusal};
 
@@ -12,18 +13,11 @@ pub fn publish_json<T: Serialize + ?Sized>(topic: &str, value: &T) -> Result<(),
     publish(topic, &data)
 }
 
-/// The limits that are met for a while only: how many publishes may wait for the backend, and how many there may be
-/// a second.
-const FOR_A_WHILE: [&str; 3] = ["outbox", "publishes-per-second", "publish-bytes-per-second"];
-
-/// How long until there may be room for a publish again, in nanoseconds.
-const ROOM: u64 = 1_000_000_000;
-
 impl From<Error> for Failure {
     /// An event for whose publishes there is no room comes again; the others are wrong and stay so.
     fn from(error: Error) -> Self {
         match error {
-            Error::LimitExceeded(limit) if FOR_A_WHILE.contains(&limit.as_str()) => Failure::Retry(ROOM),
+            Error::LimitExceeded(limit) if is_met_for_a_while(&limit) => Failure::retry_after(A_WHILE),
             error => Failure::Reject(format!("pubsub: {}", words(&error))),
         }
     }

@@ -79,6 +79,7 @@ fn described() -> OpenApiRouter<Arc<Supervised>> {
         .routes(routes!(nodes::list, nodes::put))
         .routes(routes!(nodes::show, nodes::remove))
         .routes(routes!(nodes::merged))
+        .routes(routes!(jobs::merged))
         .routes(routes!(topics::list))
         .routes(routes!(topics::subscribe, topics::publish))
         .routes(routes!(topics::peers))

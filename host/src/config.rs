@@ -252,6 +252,8 @@ pub struct Ipfs {
     pub ipns_key_name: String,
     /// Another host's registry, read and merged. Absent: none.
     pub registry_ipns: Option<String>,
+    /// The names under which the job trackers of other hosts publish: what they know of jobs is merged. Absent: none.
+    pub jobs_ipns: Vec<String>,
     /// What becomes of a name that this host has never published under, or not since the backup that it was restored
     /// from, and that points to something already: `import` has the plugins take its content over first, `replace`
     /// overwrites it. Absent: nothing is published under it until the operator decides with `dim ipns adopt`.
@@ -353,6 +355,7 @@ impl Default for Ipfs {
             api_authorization: None,
             ipns_key_name: "dim-state-key".to_owned(),
             registry_ipns: None,
+            jobs_ipns: Vec::new(),
             adopt: None,
             follow_every: 10,
             pubsub: Topics::default(),
@@ -475,6 +478,19 @@ impl Config {
         }
     }
 
+    /// The documents of jobs to merge; what is no name is told and left out.
+    fn jobs(&self) -> Vec<&str> {
+        let names = self.ipfs.jobs_ipns.iter().map(|name| name.trim());
+        let named = names.filter(|name| match name.parse::<NameOrKey>() {
+            Ok(_) => true,
+            Err(error) => {
+                tracing::warn!("a name of ipfs.jobs_ipns is left out, its jobs are not merged: {error}");
+                false
+            }
+        });
+        named.collect()
+    }
+
     /// The members of the sections of existing fleets that this host does not know.
     pub fn unknown(&self) -> Vec<String> {
         let ipfs = self.ipfs.other.keys().map(|key| format!("ipfs.{key}"));
@@ -513,6 +529,7 @@ impl Config {
             "updates_topic": topics.job_updates,
             "results_topic": topics.results_ready,
             "ipns_key_name": self.ipfs.ipns_key_name,
+            "jobs_ipns": if declared("jobs_ipns") { self.jobs() } else { Vec::new() },
             "registry_ipns": declared("registry_ipns").then(|| self.registry()).flatten(),
         });
         let Value::Object(values) = values else { unreachable!("an object was written") };

@@ -149,7 +149,7 @@ pub enum StruckLimit {
         /// What the plugin logged.
         log: Vec<String>,
     },
-    /// The publishes that may wait, or the rate: there was room for so much.
+    /// The publishes that may wait, or a rate: there was room for so much.
     Outgoing {
         /// Which try this was, counted from 0.
         again: u32,
@@ -159,6 +159,8 @@ pub enum StruckLimit {
         count: u64,
         /// How many bytes.
         bytes: u64,
+        /// How many bytes of documents.
+        document_bytes: u64,
     },
 }
 

@@ -1,9 +1,13 @@
 //! Owns the names of others: each followed name is asked for at a bounded rate, its record and its
 //! content are checked, and a change becomes an event.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::record::Record;
@@ -11,7 +15,7 @@ use crate::backend::{Backend, BackendError};
 use crate::commit::{Commit, CommitError, NameChange};
 use crate::entry::{Kind, Resolution};
 use crate::ident::{ContentPath, IpnsName, KeyName};
-use crate::interest::Interest;
+use crate::interest::{Interest, Party};
 use crate::keys::Keyring;
 use crate::plugin::DOCUMENT_BYTES;
 use crate::room::Room;
@@ -21,6 +25,9 @@ use crate::time::Timestamp;
 
 /// How long one name may take.
 const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How many names that one party follows are asked for at one time.
+const AT_ONCE: usize = 4;
 
 /// How often it is noted that a name still has its value.
 const CONFIRM_EVERY: Duration = Duration::from_secs(60);
@@ -38,7 +45,7 @@ pub struct Follower {
     pub interest: Arc<Interest>,
     /// The host's own names are known without asking.
     pub keys: Arc<Keyring>,
-    /// How long to wait between two rounds.
+    /// How long to wait before a name is asked for again.
     pub every: Duration,
     /// Whether names are taken in.
     pub room: Arc<Room>,
@@ -47,44 +54,65 @@ pub struct Follower {
 impl Follower {
     /// Follows until `stop` is cancelled.
     pub async fn run(self, stop: CancellationToken) {
-        let work = async {
-            loop {
-                self.room.enough().await;
-                if let Err(CommitError::Closed) = self.round().await {
-                    return;
-                }
-                tokio::select! {
-                    () = tokio::time::sleep(self.every) => {}
-                    () = self.interest.names_changed() => {}
-                }
-            }
-        };
         tokio::select! {
             biased;
             () = stop.cancelled() => {}
-            () = work => {}
+            // The host has no writer any more.
+            _closed = self.follow() => {}
         }
     }
 
-    /// Asks for each followed name once.
-    async fn round(&self) -> Result<(), CommitError> {
+    /// Asks for each followed name, again and again; returns what ended it.
+    async fn follow(&self) -> CommitError {
+        let mut turns = Turns::default();
+        let mut asked = FuturesUnordered::new();
+        loop {
+            self.room.enough().await;
+            if let Err(error @ CommitError::Closed) = self.tell_again(&mut turns).await {
+                return error;
+            }
+            for name in turns.take_due(&self.interest.followers(), Instant::now()) {
+                asked.push(async move { (self.ask_in_time(&name).await, name) });
+            }
+            tokio::select! {
+                Some((result, name)) = asked.next() => {
+                    turns.end(&name, Instant::now() + self.every);
+                    if let Err(error @ CommitError::Closed) = result {
+                        return error;
+                    }
+                }
+                () = self.interest.names_changed() => {}
+                () = at(turns.next()) => {}
+            }
+        }
+    }
+
+    /// Says again what is known of names that someone new follows; those of others are asked for at once.
+    async fn tell_again(&self, turns: &mut Turns) -> Result<(), CommitError> {
         let fresh = self.interest.take_fresh();
-        for name in self.interest.names() {
-            let key = self.own(&name);
-            let is_own = key.is_some();
-            if fresh.contains(&name) {
-                self.commit.change_name(NameChange::Again { name: name.clone(), key }).await?;
+        for name in &fresh {
+            let key = self.own(name);
+            turns.hasten(name);
+            let told = self.commit.change_name(NameChange::Again { name: name.clone(), key }).await;
+            if told.is_err() {
+                // There is no room for it now.
+                self.interest.stay_fresh(fresh);
+                return told;
             }
-            // The host's own are in the log as they change.
-            if is_own {
-                continue;
-            }
-            match tokio::time::timeout(TIMEOUT, self.ask(&name)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(FollowError::Commit(error))) => return Err(error),
-                Ok(Err(FollowError::Backend(error))) => tracing::debug!(%name, "not resolved: {error}"),
-                Err(_) => tracing::debug!(%name, "not resolved in {TIMEOUT:?}"),
-            }
+        }
+        Ok(())
+    }
+
+    /// Asks for one name. The host's own are in the log as they change.
+    async fn ask_in_time(&self, name: &IpnsName) -> Result<(), CommitError> {
+        if self.own(name).is_some() {
+            return Ok(());
+        }
+        match tokio::time::timeout(TIMEOUT, self.ask(name)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(FollowError::Commit(error))) => return Err(error),
+            Ok(Err(FollowError::Backend(error))) => tracing::debug!(%name, "not resolved: {error}"),
+            Err(_) => tracing::debug!(%name, "not resolved in {TIMEOUT:?}"),
         }
         Ok(())
     }
@@ -138,10 +166,121 @@ fn is_older(record: &Record, known: &[u8], name: &IpnsName) -> bool {
     Record::verify(known, name, Timestamp(0)).is_ok_and(|known| record.compare(&known).is_lt())
 }
 
+/// Whose turn it is to be asked for. Names do not wait for each other, except for those of one follower: of these a few
+/// are asked for at one time.
+#[derive(Debug, Default)]
+struct Turns {
+    /// When each name is asked for next.
+    due: BTreeMap<IpnsName, Instant>,
+    /// The names that are being asked for, and who followed them then.
+    asked: BTreeMap<IpnsName, BTreeSet<Party>>,
+}
+
+impl Turns {
+    /// The names that are asked for now, of those that are followed. A name that is not known yet is due at once.
+    fn take_due(&mut self, followers: &BTreeMap<IpnsName, BTreeSet<Party>>, now: Instant) -> Vec<IpnsName> {
+        self.due.retain(|name, _| followers.contains_key(name));
+        for name in followers.keys() {
+            self.due.entry(name.clone()).or_insert(now);
+        }
+        let mut load: BTreeMap<Party, usize> = BTreeMap::new();
+        for party in self.asked.values().flatten() {
+            *load.entry(party.clone()).or_default() += 1;
+        }
+        // Who has waited longest comes first.
+        let mut waiting: Vec<_> = self.due.iter().filter(|(_, due)| **due <= now).collect();
+        waiting.sort_by_key(|(_, due)| **due);
+        let mut taken = Vec::new();
+        for (name, _) in waiting {
+            let parties = &followers[name];
+            let has_place = parties.iter().any(|party| load.get(party).is_none_or(|load| *load < AT_ONCE));
+            if has_place && !self.asked.contains_key(name) {
+                for party in parties {
+                    *load.entry(party.clone()).or_default() += 1;
+                }
+                self.asked.insert(name.clone(), parties.clone());
+                taken.push(name.clone());
+            }
+        }
+        taken
+    }
+
+    /// A name was asked for, and will be again.
+    fn end(&mut self, name: &IpnsName, next: Instant) {
+        self.asked.remove(name);
+        self.due.insert(name.clone(), next);
+    }
+
+    /// Has a name asked for as soon as can be.
+    fn hasten(&mut self, name: &IpnsName) {
+        self.due.remove(name);
+    }
+
+    /// When a name that nobody asks for is due, if that is not behind.
+    fn next(&self) -> Option<Instant> {
+        let idle = self.due.iter().filter(|(name, _)| !self.asked.contains_key(*name));
+        let now = Instant::now();
+        // What is due and was not taken waits for a place.
+        idle.map(|(_, due)| *due).filter(|due| *due > now).min()
+    }
+}
+
+/// Resolves at a moment, or never.
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 enum FollowError {
     #[error(transparent)]
     Commit(#[from] CommitError),
     #[error(transparent)]
     Backend(#[from] BackendError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(number: u64) -> IpnsName {
+        let key = cid::multihash::Multihash::<64>::wrap(0, &number.to_be_bytes()).unwrap();
+        IpnsName::from_multihash(key)
+    }
+
+    #[test]
+    fn names_of_one_follower_do_not_hold_up_those_of_another() {
+        let party = |name: &str| Party::Plugin(name.parse().unwrap());
+        let (names, now) = ((0..9).map(name).collect::<Vec<_>>(), Instant::now());
+        let mut followers: BTreeMap<IpnsName, BTreeSet<Party>> =
+            names[..8].iter().map(|name| (name.clone(), [party("slow")].into())).collect();
+        followers.insert(names[8].clone(), [party("honest")].into());
+        let mut turns = Turns::default();
+        let taken = turns.take_due(&followers, now);
+        assert_eq!(taken.len(), AT_ONCE + 1, "those of one follower wait for each other, a few at a time");
+        assert!(taken.contains(&names[8]));
+        assert!(turns.take_due(&followers, now).is_empty());
+        assert_eq!(turns.next(), None, "a place has to become free");
+        // Only the honest one is answered, and asked for again when it is due.
+        let (soon, later) = (now + Duration::from_secs(3_600), now + Duration::from_secs(3_601));
+        turns.end(&names[8], soon);
+        assert!(turns.take_due(&followers, now).is_empty());
+        assert_eq!(turns.next(), Some(soon));
+        assert_eq!(turns.take_due(&followers, later), [names[8].clone()]);
+        // A place that becomes free goes to a name that has not been asked for yet.
+        let slow = taken.iter().find(|name| **name != names[8]).unwrap();
+        turns.end(slow, soon);
+        let next = turns.take_due(&followers, later);
+        assert!(next.len() == 1 && !taken.contains(&next[0]), "{next:?}");
+        // A name that is followed by the honest one, too, has its place.
+        let shared = names.iter().find(|name| !turns.asked.contains_key(*name)).unwrap().clone();
+        followers.get_mut(&shared).unwrap().insert(party("honest"));
+        assert_eq!(turns.take_due(&followers, later), [shared.clone()]);
+        turns.hasten(&names[8]);
+        turns.end(&shared, later);
+        followers.clear();
+        assert!(turns.take_due(&followers, later).is_empty() && turns.due.is_empty());
+    }
 }

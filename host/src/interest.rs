@@ -128,9 +128,19 @@ impl Interest {
         self.lock().names.keys().cloned().collect()
     }
 
+    /// The names that anyone follows, and who.
+    pub fn followers(&self) -> BTreeMap<IpnsName, BTreeSet<Party>> {
+        self.lock().names.clone()
+    }
+
     /// The names that someone new follows since this was last asked.
     pub fn take_fresh(&self) -> BTreeSet<IpnsName> {
         std::mem::take(&mut self.lock().fresh)
+    }
+
+    /// Puts names back among those that someone new follows.
+    pub fn stay_fresh(&self, names: BTreeSet<IpnsName>) {
+        self.lock().fresh.extend(names);
     }
 
     /// Waits until other topics may be wanted.

@@ -57,12 +57,17 @@ struct Inner {
     closed: bool,
 }
 
+/// Entries that are looked at one by one to count those that wait for a plugin.
+const COUNTED: u64 = 10_000;
+
 /// A plugin that waits for entries.
 #[derive(Debug)]
 struct Reader {
     plugin: PluginName,
     topics: Vec<Topic>,
     mailbox: Arc<Mailbox>,
+    /// Behind the last entry that it waited for.
+    wanted: Offset,
 }
 
 /// Wakes the thread of a plugin.
@@ -224,8 +229,26 @@ impl EventLog {
     /// Wakes `mailbox` from now on for entries on `topics` and those addressed to `plugin`.
     pub fn watch(&self, plugin: &PluginName, topics: Vec<Topic>, mailbox: &Arc<Mailbox>) {
         let mut inner = self.lock();
-        inner.readers.retain(|reader| reader.plugin != *plugin);
-        inner.readers.push(Reader { plugin: plugin.clone(), topics, mailbox: mailbox.clone() });
+        let before = inner.readers.extract_if(.., |reader| reader.plugin == *plugin).next();
+        // Which entries it wants of those from before it watched is not known until it has read them.
+        let wanted = before.map_or(inner.next, |reader| reader.wanted);
+        inner.readers.push(Reader { plugin: plugin.clone(), topics, mailbox: mailbox.clone(), wanted });
+    }
+
+    /// How many entries from `cursor` on wait for a plugin: those that concern it. Where these are many, it is how many
+    /// it has to read.
+    pub fn waiting(&self, plugin: &PluginName, cursor: Offset) -> u64 {
+        let inner = self.lock();
+        let Some(reader) = inner.readers.iter().find(|reader| reader.plugin == *plugin) else {
+            return inner.next.0.saturating_sub(cursor.0);
+        };
+        let first = inner.next.0 - inner.tail.len() as u64;
+        let to_read = reader.wanted.0.saturating_sub(cursor.0);
+        if to_read > COUNTED || cursor.0 < first {
+            return to_read;
+        }
+        let unread = inner.tail.iter().skip(usize::try_from(cursor.0 - first).unwrap_or(usize::MAX));
+        unread.take(to_read as usize).filter(|entry| reader.wants(&entry.kind)).count() as u64
     }
 
     /// Forgets a plugin.
@@ -300,8 +323,9 @@ impl Inner {
         self.tail_bytes += weight(&entry);
         self.pending_bytes += weight(&entry);
         self.tail.push_back(entry.clone());
-        for reader in &self.readers {
+        for reader in &mut self.readers {
             if reader.wants(&entry.kind) {
+                reader.wanted = self.next;
                 reader.mailbox.ring();
             }
         }

@@ -33,6 +33,10 @@ pub enum Code {
     PluginQuarantined,
     /// A plugin does not start, and is tried again.
     PluginFailing,
+    /// Another host of the fleet lacks what this one knows of jobs.
+    JobsDiffer,
+    /// New code of a plugin was taken back.
+    PluginTakenBack,
     /// The folder of plugins is empty, cannot be read or is gone.
     PluginsFolder,
     /// Messages of a topic may be missed.

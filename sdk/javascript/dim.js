@@ -68,7 +68,7 @@ export class HostError extends Error {
 }
 
 /** Met for a while only: an event for which there is no room comes again. */
-const FOR_A_WHILE = ['outbox', 'publishes-per-second', 'publish-bytes-per-second'];
+const FOR_A_WHILE = ['outbox', 'publishes-per-second', 'publish-bytes-per-second', 'document-bytes-per-second'];
 
 const NANOSECONDS = 1_000_000_000;
 const encoder = new TextEncoder();

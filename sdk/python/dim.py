@@ -74,7 +74,7 @@ class HostError(Exception):
 
 
 # Met for a while only: an event for which there is no room comes again.
-_FOR_A_WHILE = ("outbox", "publishes-per-second", "publish-bytes-per-second")
+_FOR_A_WHILE = ("outbox", "publishes-per-second", "publish-bytes-per-second", "document-bytes-per-second")
 
 
 def _asked(function, *arguments):

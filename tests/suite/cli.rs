@@ -67,6 +67,51 @@ fn jobs_nodes_topics_and_names_go_through_the_command_line() {
     assert_eq!(host.dim(&["ipns", "get-state", "other"]).stdout, b"the policy");
 }
 
+/// What no number of a machine holds, and what is lost where one is read and written again.
+const FIGURES: &str = r#"{"loss":31.245270191439438,"rate":1e-7,"seed":123456789012345678901234567890,"step":9007199254740991.0}"#;
+
+#[test]
+fn what_goes_with_a_job_is_passed_on_to_the_letter() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path());
+    let shown = |args: &[&str]| {
+        let output = host.dim(&[args, &["--output", "json"]].concat());
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.split_whitespace().collect::<String>()
+    };
+    let event = format!("{{\"job_id\":\"heard\",\"event_type\":\"running\",\"data\":{FIGURES}}}");
+    host.json(&["topic", "pub", "dim.jobs.updates", &event]);
+    assert!(shown(&["job", "update", "told", "completed", "--result", FIGURES]).contains(FIGURES));
+    for command in [&["job", "get", "heard"], &["job", "get", "told"]] {
+        soon(|| shown(command).contains(FIGURES));
+    }
+    assert_eq!(shown(&["job", "ls"]).matches(FIGURES).count(), 2);
+    soon(|| shown(&["ipns", "get-state", "dim-state-key-jobs"]).matches(FIGURES).count() == 2);
+}
+
+#[test]
+fn a_job_that_could_not_be_read_again_is_set_aside_and_costs_nobody_the_list() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path());
+    host.json(&["job", "update", "good", "running"]);
+    for levels in [65, 126, 100_000] {
+        let deep = format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+        let event = dir.path().join("event");
+        for member in ["data", "result"] {
+            let text = format!("{{\"job_id\":\"deep\",\"event_type\":\"running\",\"{member}\":{deep}}}");
+            std::fs::write(&event, text).unwrap();
+            let sent = host.dim(&["topic", "pub", "dim.jobs.updates", &format!("@{}", event.display())]);
+            assert!(sent.status.success() || levels > 60_000, "{sent:?}");
+        }
+    }
+    soon(|| host.json(&["dead", "ls"]).as_array().unwrap().len() == 4);
+    let why = host.json(&["dead", "ls"])[0]["reason"].as_str().unwrap().to_owned();
+    assert!(why.contains("more than 64 levels"), "{why}");
+    assert_eq!(host.json(&["job", "ls"]).as_array().unwrap().len(), 1);
+    let told = host.dim(&["job", "update", "deep", "running", "--data", &"[".repeat(200)]);
+    assert_eq!(told.status.code(), Some(2), "{told:?}");
+}
+
 #[test]
 fn plugins_and_dead_letters_go_through_the_command_line() {
     let dir = tempfile::tempdir().unwrap();

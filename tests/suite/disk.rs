@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use dim::entry::{Event, Kind};
 use dim::plugin::ReplyError;
-use dim_tests::{Kubo, Setup, SmallDisk, SupervisedHost, TestHost, downtime, eventually, script};
+use dim_tests::{HOSTILE, Kubo, Setup, SmallDisk, SupervisedHost, TestHost, downtime, eventually, script};
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
@@ -237,8 +237,56 @@ async fn a_store_that_holds_what_is_needed_stops_the_intake_and_says_what_fills_
     let why = || host.host.room.shortage().unwrap().reason;
     eventually("the state is what fills it", async || why().contains("them state")).await;
     assert!(why().contains("of 1048576 bytes"), "{}", why());
+    assert!(why().contains("is that of the plugin probe"), "{}", why());
     assert!(matches!(host.command("probe", "run", script(json!([]))).await, Err(ReplyError::NoRoom(_))));
     assert!(host.state_of("probe", "k0").await.is_string());
+}
+
+/// The config of a plugin that gives its name changed documents of 3 MiB without end, and may give it so many bytes a
+/// second.
+fn documents_without_end(bytes_per_second: u64) -> Value {
+    json!({
+        "file": HOSTILE,
+        "config": {
+            "attack": "publish-changed-documents", "again": true, "topics": ["hostile.in"], "keys": ["hostile-key"],
+        },
+        "grants": {
+            "publish": ["hostile.out"], "subscribe": ["hostile.*"], "write": ["hostile-key"],
+        },
+        "limits": { "document-bytes-per-second": bytes_per_second },
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_that_publishes_documents_without_end_stops_nobody() {
+    let setup = Setup::probe().yaml("store:\n  max_bytes: 536870912\n");
+    let host = setup.and_probe("flood", documents_without_end(8 << 20)).start().await;
+    let met = || host.plugin("flood").handle.status().met.contains_key("document-bytes-per-second");
+    eventually("it is stopped by its limit", async || met()).await;
+    for number in 0..100 {
+        let answers = host.run(json!([{ "do": "set", "key": "k", "value": number.to_string() }])).await;
+        assert_eq!(answers, [json!({ "ok": null })]);
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+    assert!(!is_short(&host));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_that_fills_the_store_can_be_removed_and_the_intake_goes_on() {
+    let setup = Setup::probe().yaml("store:\n  max_bytes: 134217728\n");
+    let host = SupervisedHost::start(&setup.and_probe("flood", documents_without_end(1 << 30))).await;
+    eventually("the intake has stopped", async || {
+        host.host().is_some_and(|host| host.room.shortage().is_some())
+    })
+    .await;
+    let flood = "flood".parse().unwrap();
+    eventually("it is removed", async || {
+        let Some(host) = host.host() else { return false };
+        host.remove(&flood, true, "the test").await.is_ok()
+    })
+    .await;
+    host.works("probe").await;
+    host.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -142,6 +142,49 @@ async fn publishes_a_second_are_limited_by_number_and_bytes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn documents_a_second_are_limited_by_bytes() {
+    let host = limited(json!({ "document-bytes-per-second": 10 })).await;
+    let document =
+        |bytes: usize| json!({ "do": "update-state", "key": "probe-key", "data": "x".repeat(bytes) });
+    let limit = "document-bytes-per-second";
+    assert_eq!(
+        host.run(json!([document(60), document(41), document(40)])).await,
+        [ok(), exceeded(limit), ok()]
+    );
+    met(&host, limit, 1).await;
+    eventually("a second later there is room for ten", async || run_one(&host, document(10)).await == ok())
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_for_which_the_rate_leaves_no_room_is_published_later() {
+    let limits = json!({ "document-bytes-per-second": 60 });
+    let config = json!({ "publish_every_ms": 1 });
+    let setup = Setup::bundled()
+        .yaml(&format!("plugins:\n  node-registry: {}\n", json!({ "config": config, "limits": limits })));
+    let host = setup.start().await;
+    let registered = |node: &str| json!({ "node_id": node, "status": "online" }).to_string();
+    let met = || host.plugin("node-registry").handle.status().met.contains_key("document-bytes-per-second");
+    let mut number = 0;
+    eventually("the limit is met", async || {
+        number += 1;
+        host.from_peer("dim.nodes.heartbeat", registered(&format!("n{number}"))).await;
+        met()
+    })
+    .await;
+    host.from_peer("dim.nodes.heartbeat", registered("the-last")).await;
+    let key = "dim-state-key".parse().unwrap();
+    eventually("the document shows all", async || {
+        let snapshot = host.host.store.snapshot().unwrap();
+        let known = dim::store::names::known(&snapshot, &key).unwrap();
+        let document = known.and_then(|known| dim::store::documents::get(&snapshot, &known.path).unwrap());
+        document.is_some_and(|document| String::from_utf8_lossy(&document).contains("the-last"))
+    })
+    .await;
+    assert_eq!(host.dead_letters(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_handled_again_after_a_rollback_has_the_rate_of_its_time() {
     let host = limited(json!({ "publishes-per-second": 1 })).await;
     dim_tests::alone::replace(&host, probe("2.0.0", &json!([]))).await.unwrap();

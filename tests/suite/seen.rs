@@ -262,3 +262,29 @@ async fn what_a_first_start_acknowledges_before_its_plugins_are_loaded_is_for_th
     .await;
     host.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_is_behind_by_what_waits_for_it_and_not_by_what_others_read() {
+    let idle = json!({ "config": { "topics": ["probe.idle"] } });
+    let host = dim_tests::Setup::probe().and_probe("idle", idle).start().await;
+    let behind = || {
+        let cursor = host.plugin("idle").handle.status().cursor;
+        host.host.log.waiting(&"idle".parse().unwrap(), dim::entry::Offset(cursor))
+    };
+    host.from_peer("probe.idle", "{}").await;
+    host.settled().await;
+    for _ in 0..300 {
+        host.from_peer("probe.in", "{}").await;
+        assert_eq!(behind(), 0, "nothing waits for it");
+    }
+    host.plugin("idle").handle.pause(true);
+    dim_tests::eventually("it is paused", async || host.plugin("idle").handle.status().state == "paused")
+        .await;
+    for _ in 0..3 {
+        host.from_peer("probe.in", "{}").await;
+        host.from_peer("probe.idle", "{}").await;
+    }
+    dim_tests::eventually("three messages wait for it", async || behind() == 3).await;
+    host.plugin("idle").handle.pause(false);
+    dim_tests::eventually("it has read them", async || behind() == 0).await;
+}

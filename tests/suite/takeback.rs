@@ -11,7 +11,7 @@ use dim::host::Grant;
 use dim::store::history;
 use dim_tests::alone::{is_as_if_alone, proposal, replace, rows};
 use dim_tests::component::{probe, probe_that, probe_with};
-use dim_tests::{Kubo, Setup, TestHost, Witness, downtime, eventually, script};
+use dim_tests::{Kubo, Setup, SupervisedHost, TestHost, Witness, downtime, eventually, script};
 use serde_json::{Value, json};
 
 /// A host whose probations do not end by themselves.
@@ -619,4 +619,40 @@ async fn what_was_installed_anew_and_rolled_back_is_on_record_as_that() {
     let change = last(&host);
     let versions = [change.before, change.after].map(|version| version.unwrap().version);
     assert_eq!((change.state, versions), (State::RolledBack, ["0.1.0".to_owned(), "3.0.0".to_owned()]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_takeback_is_shown_until_there_is_a_newer_change() {
+    let host = SupervisedHost::start(&quick(2)).await;
+    let (url, client) = (host.serve().await, dim_tests::with_token());
+    let get = async |path: &str| {
+        let answer =
+            client.get(format!("{url}{path}")).header("accept", "application/json").send().await.unwrap();
+        answer.json::<serde_json::Value>().await.unwrap()
+    };
+    let taken_back = async || {
+        let plugins = get("/v1/plugins").await;
+        let probe = plugins.as_array().unwrap().iter().find(|plugin| plugin["name"] == "probe").unwrap();
+        probe["taken_back"]["after"]["version"].clone()
+    };
+    let well = json!({ "healthy": true, "troubles": [] });
+    host.works("probe").await;
+    eventually("all is well", async || get("/healthz").await == well).await;
+    let replace = async |component: Vec<u8>| host.host().unwrap().replace(proposal("probe", component)).await;
+    replace(probe_that("2.0.0", 1, &json!({ "do": "trap" }))).await.unwrap();
+    let _ = host.try_run("probe", json!([])).await;
+    eventually("it is taken back", async || taken_back().await == "2.0.0").await;
+    let health = get("/healthz").await;
+    let trouble = &health["troubles"][0];
+    assert_eq!((&trouble["code"], &trouble["severity"]), (&json!("plugin-taken-back"), &json!("warning")));
+    assert_eq!((&trouble["subject"], &health["healthy"]), (&json!("probe"), &json!(true)));
+    let message = trouble["message"].as_str().unwrap();
+    assert!(
+        message.starts_with("version 2.0.0 of plugin probe was taken back, and 0.1.0 goes on: "),
+        "{message}"
+    );
+    replace(probe("3.0.0", &json!([]))).await.unwrap();
+    eventually("there is a newer change", async || taken_back().await.is_null()).await;
+    eventually("all is well again", async || get("/healthz").await == well).await;
+    host.stop().await;
 }

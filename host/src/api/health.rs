@@ -14,14 +14,15 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::ApiError;
 use super::queues::{Queue, queues};
+use super::{ApiError, jobs};
+use crate::change::Version;
 use crate::host::{Host, NotLoaded, Standing, Supervised};
 use crate::ident::{KeyName, PluginName};
 use crate::plugin::{DOCUMENT_BYTES, roster};
 use crate::room::Shortage;
 use crate::store::names::{self, Known};
-use crate::store::{self, META, Snapshot, outbox};
+use crate::store::{self, META, Snapshot, history, outbox};
 use crate::time::Timestamp;
 use crate::trouble::{Code, Trouble};
 
@@ -42,7 +43,7 @@ pub struct Health {
         content((String = "text/plain"), (Health = "application/json")))))]
 pub async fn health(State(host): State<Arc<Supervised>>, headers: HeaderMap) -> Result<Response, ApiError> {
     let troubles = match host.standing() {
-        Standing::Running(host) => troubles(&host)?,
+        Standing::Running(host) => all_troubles(&host).await?,
         Standing::Down { reason, since } => vec![down(&reason, since)],
     };
     let healthy = !troubles.iter().any(Trouble::is_error);
@@ -79,8 +80,29 @@ const LATE: Duration = Duration::from_secs(30);
 /// is to be seen, and more than it takes to open a stream again.
 const CUT: Duration = Duration::from_secs(1);
 
+/// How long it may take to learn how the jobs of other hosts differ; what takes longer is not said this time.
+const ASKING: Duration = Duration::from_millis(500);
+
+/// What is wrong, and how other hosts of the fleet differ.
+pub async fn all_troubles(host: &Host) -> Result<Vec<Trouble>, ApiError> {
+    let mut found = troubles(host)?;
+    let reports = tokio::time::timeout(ASKING, jobs::reports(host)).await.unwrap_or_default();
+    found.extend(reports.into_iter().filter_map(|report| {
+        let since = report.differs_since?;
+        let message = format!(
+            "another host of the fleet lacks what this one knows of jobs since {since}: {} active jobs are not in {}, and of {} it has an earlier state (such as {}); it follows this host's document if its `ipfs.jobs_ipns` names it",
+            report.missing_there,
+            report.name,
+            report.behind_there,
+            report.examples.join(", ")
+        );
+        Some(Trouble::warning(Code::JobsDiffer, message).since(since).about(report.name))
+    }));
+    Ok(found)
+}
+
 /// What is wrong.
-pub fn troubles(host: &Host) -> Result<Vec<Trouble>, ApiError> {
+fn troubles(host: &Host) -> Result<Vec<Trouble>, ApiError> {
     let (snapshot, now) = (host.store.snapshot()?, Timestamp::wall());
     let lost = |lost| Trouble::error(Code::KeyLost, lost);
     let mut troubles: Vec<_> = host.lost().into_iter().map(lost).collect();
@@ -89,6 +111,7 @@ pub fn troubles(host: &Host) -> Result<Vec<Trouble>, ApiError> {
         troubles.push(Trouble::error(Code::IntakeStopped, message).since(since));
     }
     troubles.extend(of_plugins(host));
+    troubles.extend(taken_back(host, &snapshot)?);
     troubles.extend(host.folder_trouble());
     troubles.extend(deaf(host, now));
     troubles.extend(waiting(host, now)?);
@@ -134,6 +157,21 @@ fn of_plugins(host: &Host) -> Vec<Trouble> {
         }
     }
     troubles
+}
+
+/// Code that failed on probation, until there is a newer change of the plugin.
+fn taken_back(host: &Host, snapshot: &Snapshot) -> Result<Vec<Trouble>, ApiError> {
+    let loaded = host.plugins.all();
+    let changes = history::taken_back(snapshot)?.into_iter().filter(|(name, _)| loaded.contains_key(name));
+    let troubles = changes.map(|(name, change)| {
+        let version = |version: &Option<Version>| version.as_ref().map_or("?", |it| &it.version).to_owned();
+        let (before, after) = (version(&change.before), version(&change.after));
+        let why = change.reason.as_deref().unwrap_or("it failed on probation");
+        let message = format!("version {after} of plugin {name} was taken back, and {before} goes on: {why}");
+        let trouble = Trouble::warning(Code::PluginTakenBack, message).about(name);
+        change.steps.last().map_or(trouble.clone(), |step| trouble.since(step.at))
+    });
+    Ok(troubles.collect())
 }
 
 /// Publishes that are late, and queues that are full.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use axum::response::Response;
 use axum::response::sse::{Event as Sse, KeepAlive, Sse as Stream};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use utoipa::{IntoParams, ToSchema};
 
@@ -119,8 +120,58 @@ pub async fn remove(Current(host): Current, Path(job): Path<String>) -> Result<R
     command_to(&host, PLUGIN, "remove", json!({ "job_id": job }).to_string()).await
 }
 
+/// How the last merge of another host's jobs went, and what differs.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+pub struct MergedJobs {
+    /// The name of the other host's document.
+    pub name: String,
+    /// When it was merged.
+    #[schema(required)]
+    at: Option<Timestamp>,
+    /// When the other host has made it.
+    #[schema(required)]
+    updated_at: Option<Timestamp>,
+    /// The jobs in it.
+    jobs: u64,
+    /// Jobs that were taken over from it, ever.
+    taken: u64,
+    /// Jobs that were removed because they were removed there, ever.
+    removed: u64,
+    /// Rows of it that cannot be read.
+    refused: u64,
+    /// Active jobs of this host that it should have and does not.
+    pub missing_there: u64,
+    /// Jobs of which it has an earlier state than this host for more than a minute.
+    pub behind_there: u64,
+    /// Some of those, by their ids.
+    pub examples: Vec<String>,
+    /// Since when there are any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub differs_since: Option<Timestamp>,
+}
+
+/// How the last merge of each other host's jobs went, and what differs.
+///
+/// The names of their documents are in the config, `ipfs.jobs_ipns`.
+#[utoipa::path(get, path = "/merged-jobs", tag = "jobs", operation_id = "get_merged_jobs",
+    responses((status = 200, body = [MergedJobs])))]
+pub async fn merged(Current(host): Current) -> Result<Response, ApiError> {
+    query_to(&host, PLUGIN, "merged", String::new()).await
+}
+
+/// How the last merges went; none if no tracker that merges any can say so.
+pub async fn reports(host: &Host) -> Vec<MergedJobs> {
+    let Some(tracker) = host.plugins.get(PLUGIN) else { return Vec::new() };
+    if tracker.handle.code().reach.granted.read.is_empty() {
+        return Vec::new();
+    }
+    let reply = tracker.handle.query("merged".to_owned(), String::new()).await;
+    reply.ok().and_then(|reports| serde_json::from_str(&reports).ok()).unwrap_or_default()
+}
+
 /// What happened to a job.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = JobUpdate)]
 pub struct Update {
@@ -129,13 +180,20 @@ pub struct Update {
     /// `error`; `canceled`.
     event_type: String,
     /// Whatever goes with it; a `node_id` in it names the node.
-    data: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Value>)]
+    data: Option<Box<RawValue>>,
     /// The job's result.
-    result: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Value>)]
+    result: Option<Box<RawValue>>,
     /// The node that it runs on: 1 to 256 bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
     node_id: Option<String>,
     /// When it happened, if that is not now; as in a message of a fleet.
-    timestamp: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Value>)]
+    timestamp: Option<Box<RawValue>>,
 }
 
 /// Changes a job and publishes the event, both or neither.
@@ -149,16 +207,14 @@ pub async fn update(
     Path(job): Path<String>,
     Body(update): Body<Update>,
 ) -> Result<Response, ApiError> {
-    let Update { event_type, data, result, node_id, timestamp } = update;
-    let node_id = node_id.map(Value::from);
-    let members = [("data", data), ("result", result), ("node_id", node_id), ("timestamp", timestamp)];
-    let mut event = json!({ "job_id": job, "event_type": event_type });
-    for (name, value) in members {
-        if let Some(value) = value {
-            event[name] = value;
-        }
+    #[derive(Serialize)]
+    struct Event {
+        job_id: String,
+        #[serde(flatten)]
+        update: Update,
     }
-    command_to(&host, PLUGIN, "update", event.to_string()).await
+    let event = serde_json::to_string(&Event { job_id: job, update }).expect("an update is plain data");
+    command_to(&host, PLUGIN, "update", event).await
 }
 
 /// Each job as it changes, as server-sent events.

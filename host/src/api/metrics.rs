@@ -13,6 +13,7 @@ use prometheus_client::registry::Registry;
 use super::ApiError;
 use super::extract::Current;
 use super::queues::{Queue, queues};
+use crate::entry::Offset;
 use crate::host::Host;
 use crate::plugin::PluginStatus;
 use crate::store::names::{self, Known};
@@ -43,11 +44,16 @@ pub async fn metrics(Current(host): Current) -> Result<Response, ApiError> {
 }
 
 fn plugins(registry: &mut Registry, host: &Host) {
-    let (head, now) = (host.log.head().0, host.log.now());
-    let all: Vec<(String, PluginStatus)> =
-        host.plugins.all().iter().map(|(name, plugin)| (name.to_string(), plugin.handle.status())).collect();
+    let now = host.log.now();
+    let plugins = host.plugins.all();
+    let seen = plugins.iter().map(|(name, plugin)| {
+        let status = plugin.handle.status();
+        let waiting = host.log.waiting(name, Offset(status.cursor));
+        (name.to_string(), status, waiting)
+    });
+    let all: Vec<(String, PluginStatus, u64)> = seen.collect();
     let mut of_each = |kind: Kind, name: &str, help: &str, value: fn(&PluginStatus, u64) -> f64| {
-        let values = all.iter().map(|(plugin, status)| (plugin.clone(), value(status, head)));
+        let values = all.iter().map(|(plugin, status, waiting)| (plugin.clone(), value(status, *waiting)));
         family(registry, kind, name, help, "plugin", values);
     };
     of_each(Kind::Counter, "plugin_handled", "Events, commands and timers that were handled", |p, _| {
@@ -81,20 +87,17 @@ fn plugins(registry: &mut Registry, host: &Host) {
     of_each(Kind::Gauge, "plugin_memory_bytes", "Memory of the instance", |p, _| p.memory as f64);
     of_each(Kind::Gauge, "plugin_state_bytes", "State", |p, _| p.state_bytes as f64);
     of_each(Kind::Gauge, "plugin_timers", "Timers that are set", |p, _| p.timers as f64);
-    of_each(Kind::Gauge, "plugin_behind", "Entries of the log that it has not read yet", |p, head| {
-        head.saturating_sub(p.cursor) as f64
-    });
+    of_each(Kind::Gauge, "plugin_behind", "Entries of the log that wait for it", |_, waiting| waiting as f64);
     let met = Family::<[(&'static str, String); 2], Counter<u64>>::default();
-    for (plugin, status) in &all {
+    for (plugin, status, _) in &all {
         for (limit, count) in &status.met {
             met.get_or_create(&[("plugin", plugin.clone()), ("limit", (*limit).to_owned())]).inc_by(*count);
         }
     }
     let help = "How often it has met a limit, or was refused what it is not granted (limit=\"grants\")";
     registry.register("plugin_limits_met", help, met);
-    let ages = all.iter().map(|(plugin, status)| {
-        let waits = status.cursor < head;
-        (plugin.clone(), if waits { now.since(status.reached).as_secs_f64() } else { 0.0 })
+    let ages = all.iter().map(|(plugin, status, waiting)| {
+        (plugin.clone(), if *waiting > 0 { now.since(status.reached).as_secs_f64() } else { 0.0 })
     });
     let help = "Time since the last entry that it handled, while others wait";
     family(registry, Kind::Gauge, "plugin_behind_seconds", help, "plugin", ages);

@@ -16,6 +16,7 @@ use super::ApiError;
 use super::extract::{self, Caller, Current, Path, Plain, Query};
 use super::openapi::{Conflict, Missing, Refused};
 use crate::change::{Change, State};
+use crate::entry::Offset;
 use crate::host::{Grant, Host, Loaded, Proposal, ReplaceError, RolledBack};
 use crate::ident::{ContentPath, Digest, PluginName};
 use crate::plugin::roster::Pending;
@@ -41,7 +42,7 @@ pub struct Plugin {
     digest: Digest,
     /// `bundled`, or the file that it came from.
     source: String,
-    /// How many entries of the log it has yet to read.
+    /// How many entries of the log wait for it: those that concern it.
     behind: u64,
     /// A change of its code that is under way.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -51,6 +52,10 @@ pub struct Plugin {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     change_since: Option<Timestamp>,
+    /// The last change of its code, if that was taken back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    taken_back: Option<Change>,
     /// A component that waits until it is granted what it asks for.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
@@ -117,11 +122,13 @@ pub struct PluginDetail {
 /// All plugins, those that were not loaded too.
 #[utoipa::path(get, path = "/plugins", tag = "plugins", operation_id = "list_plugins",
     responses((status = 200, body = [ListedPlugin])))]
-pub async fn list(Current(host): Current) -> Json<Vec<ListedPlugin>> {
-    let (head, mut under_way) = (host.log.head().0, host.changes().under_way());
+pub async fn list(Current(host): Current) -> Result<Json<Vec<ListedPlugin>>, ApiError> {
+    let mut under_way = host.changes().under_way();
+    let mut taken_back = history::taken_back(&host.store.snapshot()?)?;
     let mut listed = BTreeMap::new();
     for (name, plugin) in host.plugins.all() {
-        let plugin = describe(&host, name.clone(), &plugin, head, under_way.remove(&name));
+        let plugin =
+            describe(&host, name.clone(), &plugin, under_way.remove(&name), taken_back.remove(&name));
         listed.insert(name, ListedPlugin::Loaded(Box::new(plugin)));
     }
     let refused = host.not_loaded().into_iter().map(|it| (it.name, RefusedState::Refused, it.reason, None));
@@ -138,7 +145,7 @@ pub async fn list(Current(host): Current) -> Json<Vec<ListedPlugin>> {
         let refused = RefusedPlugin { name: name.clone(), state, reason, change, change_since };
         listed.insert(name, ListedPlugin::Refused(Box::new(refused)));
     }
-    Json(listed.into_values().collect())
+    Ok(Json(listed.into_values().collect()))
 }
 
 /// One plugin, with its manifest and its grants.
@@ -148,14 +155,21 @@ pub async fn list(Current(host): Current) -> Json<Vec<ListedPlugin>> {
 pub async fn show(Current(host): Current, Path(name): Path<String>) -> Result<Json<PluginDetail>, ApiError> {
     let (name, plugin) = find(&host, &name).await?;
     let under_way = host.changes().under_way().remove(&name);
+    let taken_back = history::taken_back(&host.store.snapshot()?)?.remove(&name);
     Ok(Json(PluginDetail {
-        plugin: describe(&host, name, &plugin, host.log.head().0, under_way),
+        plugin: describe(&host, name, &plugin, under_way, taken_back),
         inspection: (*plugin.handle.code().prepared.inspection).clone(),
         grants: (*plugin.handle.code().reach).clone(),
     }))
 }
 
-fn describe(host: &Host, name: PluginName, plugin: &Loaded, head: u64, under_way: Option<Change>) -> Plugin {
+fn describe(
+    host: &Host,
+    name: PluginName,
+    plugin: &Loaded,
+    under_way: Option<Change>,
+    taken_back: Option<Change>,
+) -> Plugin {
     let status = plugin.handle.status();
     let code = plugin.handle.code();
     let inspection = &code.prepared.inspection;
@@ -171,14 +185,15 @@ fn describe(host: &Host, name: PluginName, plugin: &Loaded, head: u64, under_way
     };
     let change = under_way.or_else(on_probation);
     Plugin {
+        taken_back,
         change_since: since(change.as_ref()),
         change,
         pending: row.and_then(|row| row.pending),
+        behind: host.log.waiting(&name, Offset(status.cursor)),
         name,
         version: inspection.manifest.version.clone(),
         digest: inspection.digest,
         source: code.source.clone(),
-        behind: head.saturating_sub(status.cursor),
         status,
     }
 }

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use super::ApiError;
 use super::extract::Current;
-use super::health::{messages, troubles};
+use super::health::{all_troubles, messages};
 use super::queues::{Queue, queues};
 use crate::host::Host;
 use crate::ident::{ContentPath, IpnsName, KeyName};
@@ -175,7 +175,7 @@ impl From<Hold> for OnHold {
     responses((status = 200, body = Status)))]
 pub async fn status(Current(host): Current) -> Result<Json<Status>, ApiError> {
     let (waiting, oldest) = outbox::waiting(&host.store)?;
-    let troubles = troubles(&host)?;
+    let troubles = all_troubles(&host).await?;
     let commits = host.commit.tally.commits.load(Ordering::Relaxed);
     let spent = host.commit.tally.nanoseconds.load(Ordering::Relaxed);
     Ok(Json(Status {

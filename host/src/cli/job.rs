@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::client::Client;
 use super::input;
-use super::output::{Column, Output};
+use super::output::{Column, Output, cell};
 
 const COLUMNS: [Column; 5] = [
     ("JOB", "/job_id"),
@@ -76,7 +76,9 @@ impl Command {
             Self::Ls { status, node, after, limit } => {
                 let asked = [("status", status), ("node_id", node), ("after", after)];
                 let query = asked.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
-                out.rows(&client.rows(&["jobs"], query, "job_id", limit).await?, &COLUMNS)
+                out.rows(&client.rows(&["jobs"], query, "job_id", limit).await?, &COLUMNS)?;
+                notes(client).await;
+                Ok(())
             }
             Self::Rm { id } => out.object(&client.delete(&["jobs", &id]).await?),
             Self::Watch => {
@@ -84,6 +86,25 @@ impl Command {
                     .events(&["watch", "jobs"], |data| out.streamed(&serde_json::from_str(data)?, &COLUMNS))
                     .await
             }
+        }
+    }
+}
+
+/// Writes how the jobs of other hosts differ, below the list.
+async fn notes(client: &Client) {
+    // A host before this one does not know the question.
+    let Ok(reports) = client.get(&["merged-jobs"], &[]).await else { return };
+    for report in reports.as_array().into_iter().flatten() {
+        let word = |name: &str| cell(report.get(name));
+        if report.get("differs_since").is_some() {
+            eprintln!(
+                "{}: since {} it lacks {} of these jobs, and has an earlier state of {} (such as {})",
+                word("name"),
+                word("differs_since"),
+                word("missing_there"),
+                word("behind_there"),
+                word("examples")
+            );
         }
     }
 }

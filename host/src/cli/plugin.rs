@@ -30,13 +30,14 @@ use super::Global;
 use super::client::Client;
 use super::output::{Column, Output};
 
-const COLUMNS: [Column; 12] = [
+const COLUMNS: [Column; 13] = [
     ("PLUGIN", "/name"),
     ("VERSION", "/version"),
     ("STATE", "/state"),
     ("CHANGE", "/change/state"),
     ("SINCE", "/change_since"),
     ("WAITS", "/pending/version"),
+    ("TAKEN BACK", "/taken_back/after/version"),
     ("HANDLED", "/handled"),
     ("FAILURES", "/failures"),
     ("DEAD", "/dead_letters"),

@@ -93,8 +93,8 @@ fn wire_kind(kind: &Kind) -> wire::entry::Kind {
         Kind::Struck { plugin, offset, part, by, limit } => {
             let (again, reason, log, room) = match limit {
                 StruckLimit::Call { again, reason, log } => (*again, reason.clone(), log.clone(), None),
-                StruckLimit::Outgoing { again, limit, count, bytes } => {
-                    (*again, limit.clone(), Vec::new(), Some((*count, *bytes)))
+                StruckLimit::Outgoing { again, limit, count, bytes, document_bytes } => {
+                    (*again, limit.clone(), Vec::new(), Some((*count, *bytes, *document_bytes)))
                 }
             };
             W::Struck(wire::Struck {
@@ -105,8 +105,9 @@ fn wire_kind(kind: &Kind) -> wire::entry::Kind {
                 again,
                 reason,
                 log,
-                room: room.map(|(count, _)| count),
-                room_bytes: room.map(|(_, bytes)| bytes),
+                room: room.map(|(count, ..)| count),
+                room_bytes: room.map(|(_, bytes, _)| bytes),
+                room_document_bytes: room.map(|(.., document_bytes)| document_bytes),
             })
         }
         Kind::Subscription { plugin, topic, subscribed, by } => W::Subscription(wire::Subscription {
@@ -196,6 +197,7 @@ fn kind_of(wire: wire::entry::Kind) -> Result<Kind, MalformedEntry> {
                     limit: struck.reason,
                     count,
                     bytes: struck.room_bytes.unwrap_or(u64::MAX),
+                    document_bytes: struck.room_document_bytes.unwrap_or(u64::MAX),
                 },
                 None => StruckLimit::Call { again: struck.again, reason: struck.reason, log: struck.log },
             },
@@ -438,6 +440,9 @@ mod wire {
         /// Of the limits on publishes, too: so many bytes; none before there was such a limit.
         #[prost(uint64, optional, tag = "9")]
         pub room_bytes: Option<u64>,
+        /// And so many bytes of documents; none before there was such a limit.
+        #[prost(uint64, optional, tag = "10")]
+        pub room_document_bytes: Option<u64>,
     }
 
     #[derive(Clone, PartialEq, prost::Message)]

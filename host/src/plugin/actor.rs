@@ -486,7 +486,9 @@ impl Actor {
 
     fn has_something(&self) -> bool {
         let moved = self.cursor().0 - self.stored_cursor.0;
-        let is_due = moved >= CURSOR_STRIDE || (moved > 0 && self.stored_at.elapsed() >= CURSOR_EVERY);
+        // What it has handled can go, where there is no room for it.
+        let is_time = || self.stored_at.elapsed() >= CURSOR_EVERY || self.room.check().is_err();
+        let is_due = moved >= CURSOR_STRIDE || (moved > 0 && is_time());
         !self.session().effects.batch.is_empty() || self.world_changed || is_due
     }
 

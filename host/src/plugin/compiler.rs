@@ -15,7 +15,7 @@ use super::engine::{EngineError, config};
 pub const SUBCOMMAND: &str = "compile-component";
 
 /// By how much the niceness of a compiler is above that of the host.
-const NICER: i32 = 10;
+const NICER: i32 = 5;
 
 /// How much compiling one component may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

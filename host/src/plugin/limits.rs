@@ -95,6 +95,9 @@ limits! {
     publish_bytes_per_second: u64 = "publish-bytes-per-second", 4 << 20, 1 << 30, "bytes of publishes a second";
     /// One document, in bytes.
     document_bytes: usize = "document-bytes", 3 << 20, DOCUMENT_BYTES as u64, "bytes a document";
+    /// Bytes of documents that names are given a second, on average over ten seconds. Each is written to the store,
+    /// and handed to the backend.
+    document_bytes_per_second: u64 = "document-bytes-per-second", 8 << 20, 1 << 30, "bytes of documents a second";
     /// Timers that are set at one time.
     timers: usize = "timers", 200_000, 2_000_000, "timers";
     /// Names followed at one time.

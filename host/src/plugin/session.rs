@@ -295,7 +295,7 @@ impl Session {
 
     /// Takes back what the call asked for.
     pub fn roll_back(&mut self) {
-        (self.outgoing.used, self.outgoing.used_bytes) = (0, 0);
+        self.outgoing.give_back();
         self.effects.roll_back(&mut self.world);
         self.last_read = None;
     }

@@ -134,19 +134,36 @@ impl Lookout {
     /// Looks once. May block for a moment.
     pub fn look(&self) -> Result<Look, StoreError> {
         let (free, file) = (self.store.free()?, self.store.file_bytes());
-        let usage = Usage::of(&self.store.snapshot()?)?;
+        let snapshot = self.store.snapshot()?;
+        let usage = Usage::of(&snapshot)?;
         let held = usage.total();
         // What is only guessed does not count.
         let slack = &self.room.slack;
         let slack = if slack.is_measured() { slack.estimate(file, held) } else { 0 };
         let was_short = self.room.shortage().is_some();
         let found = match self.store.is_in_place() {
-            true => self.quota.judge(free, slack, &usage, was_short),
+            true => match self.quota.judge(free, slack, &usage, was_short) {
+                Some((reason, is_full)) => {
+                    Some((format!("{reason}{}", most_state(&snapshot, &usage)?), is_full))
+                }
+                None => None,
+            },
             false => Some((removed(&self.store), true)),
         };
         self.room.set(found, self.log.now());
         Ok(Look { free, file, held })
     }
+}
+
+/// Whose state it is, where that is the most of what the store holds.
+fn most_state(snapshot: &Snapshot, usage: &Usage) -> Result<String, StoreError> {
+    if usage.largest().1 != usage.state {
+        return Ok(String::new());
+    }
+    let most = Usage::most_state(snapshot)?;
+    Ok(most.map_or_else(String::new, |(plugin, bytes)| {
+        format!("; most of the state, {bytes} bytes, is that of the plugin {plugin}: `dim plugin rm {plugin} --purge` frees it")
+    }))
 }
 
 /// Why nothing is taken in while the database's file is not in its place.

@@ -1,9 +1,11 @@
 //! Owns the rows of changes of plugins' code, in the order in which they began.
 
+use std::collections::BTreeMap;
+
 use redb::{ReadableTable, ReadableTableMetadata as _, WriteTransaction};
 
 use super::{HISTORY, Snapshot, StoreError, next_numbers};
-use crate::change::Change;
+use crate::change::{Change, State};
 use crate::ident::PluginName;
 
 /// Changes that are kept; beyond it the oldest go.
@@ -57,6 +59,21 @@ pub fn of(snapshot: &Snapshot, plugin: &PluginName, limit: usize) -> Result<Vec<
         }
     }
     Ok(changes)
+}
+
+/// How many changes are looked at for those that were taken back last: what lies further back has been seen, or shows
+/// where the history is asked for.
+const RECENT: usize = 200;
+
+/// The plugins whose newest change was taken back, and that change.
+pub fn taken_back(snapshot: &Snapshot) -> Result<BTreeMap<PluginName, Change>, StoreError> {
+    let mut newest = BTreeMap::new();
+    for row in snapshot.table(HISTORY)?.iter()?.rev().take(RECENT) {
+        let change = decode(row?.1.value())?;
+        newest.entry(change.plugin.clone()).or_insert(change);
+    }
+    newest.retain(|_, change| change.state == State::TakenBack);
+    Ok(newest)
 }
 
 fn decode(bytes: &[u8]) -> Result<Change, StoreError> {

@@ -4,6 +4,9 @@
 use redb::ReadableTable as _;
 use serde::Serialize;
 
+use crate::ident::PluginName;
+use crate::plugin::roster;
+
 use super::{CURSORS, META, Snapshot, StoreError, dead, documents, log, outbox, undo};
 
 /// Bytes that the store holds.
@@ -39,6 +42,19 @@ impl Usage {
             dead_letters: dead::bytes(&meta)?,
             undo: undo::bytes(&meta)?,
         })
+    }
+
+    /// The plugin that has the most state, and how many bytes.
+    pub fn most_state(snapshot: &Snapshot) -> Result<Option<(PluginName, u64)>, StoreError> {
+        let cursors = snapshot.table(CURSORS)?;
+        let mut most = None;
+        for (plugin, row) in roster::rows(snapshot)? {
+            let bytes = cursors.get(row.id.0)?.map_or(0, |row| row.value().1);
+            if most.as_ref().is_none_or(|(_, largest)| bytes > *largest) {
+                most = Some((plugin, bytes));
+            }
+        }
+        Ok(most)
     }
 
     /// All of it.

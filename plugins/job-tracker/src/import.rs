@@ -42,7 +42,7 @@ pub fn import(tracker: &JobTracker, body: &str) -> Result<String, Refusal> {
         }
     }
     if document.key == tracker.key() {
-        let known = [LISTS.as_slice(), &["updated_at", "left_out"]].concat();
+        let known = [LISTS.as_slice(), &["removed_jobs", "updated_at", "left_out"]].concat();
         foreign::keep("", &document.unknown(&known))?;
     }
     tracker.publish().map_err(foreign::refusal)?;

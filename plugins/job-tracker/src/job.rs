@@ -1,12 +1,13 @@
 //! A job and its state machine: queued, running, then one of three ends, which stays the end.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use dim_guest::Failure;
 use dim_guest::id;
 use dim_guest::time::Time;
+use dim_guest::verbatim::{self, Verbatim};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 /// How far ahead of the host's clock a sender's clock may be before its time is not believed.
 const AHEAD: Duration = Duration::from_secs(300);
@@ -64,10 +65,10 @@ pub struct Job {
     pub job_id: String,
     pub status: Status,
     pub updated_at: Time,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub data: Option<Value>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub result: Option<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "verbatim::if_readable")]
+    pub data: Option<Verbatim>,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "verbatim::if_readable")]
+    pub result: Option<Verbatim>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result_cid: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -92,9 +93,9 @@ pub struct JobEvent {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timestamp: Option<Time>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub data: Option<Value>,
+    pub data: Option<Verbatim>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub result: Option<Value>,
+    pub result: Option<Verbatim>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_id: Option<String>,
 }
@@ -110,7 +111,7 @@ impl JobEvent {
     pub fn check(&self) -> Result<(), String> {
         id::check("a job_id", &self.job_id, MAX_ID)?;
         if let Some(node) = self.node() {
-            id::check("a node_id", node, MAX_NODE_ID)?;
+            id::check("a node_id", &node, MAX_NODE_ID)?;
         }
         if Status::of(&self.event_type).is_none() {
             return Err(format!("unknown event_type {:?}", self.event_type));
@@ -118,12 +119,13 @@ impl JobEvent {
         Ok(())
     }
 
-    fn node(&self) -> Option<&str> {
-        self.node_id.as_deref().or_else(|| self.data.as_ref()?.get("node_id")?.as_str())
+    fn node(&self) -> Option<Cow<'_, str>> {
+        let said = || self.data.as_ref()?.member("node_id").map(Cow::Owned);
+        self.node_id.as_deref().map(Cow::Borrowed).or_else(said)
     }
 
-    fn result(&self) -> Option<Value> {
-        self.result.clone().or_else(|| self.data.as_ref()?.get("result").cloned())
+    fn result(&self) -> Option<Verbatim> {
+        self.result.clone().or_else(|| self.data.as_ref()?.member("result"))
     }
 }
 
@@ -229,7 +231,7 @@ impl Job {
                 data: event.data.clone(),
                 result: event.result(),
                 result_cid: None,
-                node_id: event.node().map(str::to_owned),
+                node_id: event.node().map(Cow::into_owned),
                 node_dead: None,
             });
         };
@@ -241,7 +243,7 @@ impl Job {
         if !moves_on && !learns && !newer {
             return known.completed_by(event, status);
         }
-        let node_id = event.node().map(str::to_owned).or_else(|| known.node_id.clone());
+        let node_id = event.node().map(Cow::into_owned).or_else(|| known.node_id.clone());
         let stays = status == Status::Running && node_id == known.node_id;
         Some(Job {
             status,
@@ -261,7 +263,7 @@ impl Job {
         if status != self.status || status.is_final() {
             return None;
         }
-        let node_id = self.node_id.clone().or_else(|| event.node().map(str::to_owned));
+        let node_id = self.node_id.clone().or_else(|| event.node().map(Cow::into_owned));
         let data = self.data.clone().or_else(|| event.data.clone());
         let adds = node_id != self.node_id || data != self.data;
         adds.then(|| Job { node_id, data, ..self.clone() })
@@ -281,7 +283,37 @@ impl Job {
 
     /// Whether this is what becomes of a job later than `other`: a later status, or the same of a later time.
     pub fn comes_after(&self, other: &Job) -> bool {
-        (self.status.rank(), self.updated_at) > (other.status.rank(), other.updated_at)
+        self.stage() > other.stage()
+    }
+
+    fn stage(&self) -> (u8, Time) {
+        (self.status.rank(), self.updated_at)
+    }
+
+    /// The job as two hosts know it together: the later one, with what only the other knows. Of two that are equally
+    /// late both hosts choose the same.
+    pub fn joined(&self, other: &Job) -> Job {
+        let weight = |job: &Job| {
+            let members = (job.status.name(), &job.node_id, job.data.as_ref().map(Verbatim::get));
+            (job.stage(), serde_json::to_string(&(members, &job.result, &job.result_cid)).unwrap_or_default())
+        };
+        let (late, early) = if weight(self) >= weight(other) { (self, other) } else { (other, self) };
+        Job {
+            data: late.data.clone().or_else(|| early.data.clone()),
+            result: late.result.clone().or_else(|| early.result.clone()),
+            result_cid: late.result_cid.clone().or_else(|| early.result_cid.clone()),
+            node_id: late.node_id.clone().or_else(|| early.node_id.clone()),
+            node_dead: self
+                .node_dead
+                .clone()
+                .filter(|_| late.status == Status::Running && late.node_id == self.node_id),
+            ..late.clone()
+        }
+    }
+
+    /// The job as another host says it, with a time of its own that is not to be believed taken for now.
+    pub fn as_told(self, now: Time) -> Job {
+        Job { updated_at: believed(Some(self.updated_at), now), node_dead: None, ..self }
     }
 
     /// The job with what is known of its node's death; none if that changes nothing.

@@ -6,6 +6,7 @@
 mod document;
 mod import;
 mod job;
+mod merge;
 mod store;
 mod traces;
 mod tracker;

@@ -159,7 +159,7 @@ pub fn prune(now: Time, keep: usize, age: Duration) -> Result<Left, Failure> {
         RESULT_TIMES.delete(&id)?;
         foreign::UNKNOWN.delete(&id)?;
         BY_AGE.delete(&key)?;
-        traces::leave(&id, &Trace { at: now, known: Known::Removed {} })?;
+        traces::leave(&id, &Trace { at: now, known: Known::Pruned {} })?;
         removed += 1;
     }
     Ok(if kept > 0 { Left::Kept } else { Left::Nothing })

@@ -16,6 +16,8 @@ const TOGETHER: u64 = 5_000;
 const TRACES: Map<str, Trace> = Map::new("trace/");
 /// Oldest first.
 const BY_AGE: Map<str, String> = Map::new("trace-age/");
+/// Those of jobs that were removed by order, newest first: the key counts down.
+const REMOVED: Map<str, String> = Map::new("removed/");
 const COUNT: Value<u64> = Value::new("traces");
 
 /// What is known of a job that the tracker does not hold.
@@ -32,8 +34,10 @@ pub struct Trace {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Known {
-    /// It was removed, by order or because it had been finished for long.
+    /// It was removed by order, here or on another host of the fleet.
     Removed {},
+    /// It had been finished for long.
+    Pruned {},
     /// Its result came, and nothing else yet.
     ResultCid(String),
 }
@@ -48,6 +52,9 @@ pub fn leave(id: &str, trace: &Trace) -> Result<(), Error> {
     take(id)?;
     TRACES.set(id, trace)?;
     BY_AGE.set(&age(id, trace), &id.to_owned())?;
+    if trace.known == (Known::Removed {}) {
+        REMOVED.set(&newest(id, trace), &id.to_owned())?;
+    }
     COUNT.set(&(count()? + 1))
 }
 
@@ -56,8 +63,22 @@ pub fn take(id: &str) -> Result<Option<Trace>, Error> {
     let Some(trace) = TRACES.get(id)? else { return Ok(None) };
     TRACES.delete(id)?;
     BY_AGE.delete(&age(id, &trace))?;
+    if trace.known == (Known::Removed {}) {
+        REMOVED.delete(&newest(id, &trace))?;
+    }
     COUNT.set(&count()?.saturating_sub(1))?;
     Ok(Some(trace))
+}
+
+/// The jobs that were removed by order, and when; newest first.
+pub fn removed() -> impl Iterator<Item = Result<(String, Time), Error>> {
+    REMOVED.iter(None).filter_map(|row| match row {
+        Ok((key, id)) => {
+            let counted_down = i64::from_str_radix(key.split_once('/')?.0, 16).ok()?;
+            Some(Ok((id, Time::of_millis(i64::MAX - counted_down))))
+        }
+        Err(error) => Some(Err(error)),
+    })
 }
 
 /// Removes the traces of before `oldest`, and the oldest of those that are too many; a bounded number at a time.
@@ -88,6 +109,10 @@ fn age(id: &str, trace: &Trace) -> String {
     format!("{:016x}/{id}", trace.at.millis())
 }
 
+fn newest(id: &str, trace: &Trace) -> String {
+    format!("{:016x}/{id}", i64::MAX - trace.at.millis())
+}
+
 fn count() -> Result<u64, Error> {
     Ok(COUNT.get()?.unwrap_or(0))
 }
@@ -108,10 +133,14 @@ mod tests {
             leave(id, &at(millis)).unwrap();
         }
         assert_eq!(count().unwrap(), 2);
+        leave("c", &Trace { known: Known::Pruned {}, ..at(1_500) }).unwrap();
+        let listed = || removed().collect::<Result<Vec<_>, _>>().unwrap();
+        let removed = |id: &str, millis| (id.to_owned(), Time::of_millis(millis));
+        assert_eq!(listed(), [removed("a", 3_000), removed("b", 2_000)]);
         assert_eq!(prune(Time::of_millis(2_500)).unwrap(), Left::Kept);
         assert_eq!((of("a").unwrap(), of("b").unwrap()), (Some(at(3_000)), None));
         assert_eq!(prune(Time::of_millis(3_001)).unwrap(), Left::Nothing);
-        assert_eq!((of("a").unwrap(), count().unwrap()), (None, 0));
+        assert_eq!((of("a").unwrap(), count().unwrap(), listed()), (None, 0, Vec::new()));
         let written =
             serde_json::to_string(&Trace { known: Known::ResultCid("c".to_owned()), ..at(0) }).unwrap();
         assert_eq!(written, r#"{"at":"1970-01-01T00:00:00.000Z","result_cid":"c"}"#);

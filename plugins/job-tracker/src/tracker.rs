@@ -5,12 +5,13 @@ use std::time::Duration;
 use dim_guest::document::{self as documents, Document};
 use dim_guest::heartbeat::is_overtaken;
 use dim_guest::time::Time;
-use dim_guest::{Event, Failure, Message, Origin, Plugin, Refusal, json, pubsub, timers};
+use dim_guest::{Event, Failure, Message, Origin, Plugin, Refusal, ipns, json, pubsub, timers};
 use serde::Deserialize;
 
 use crate::document;
 use crate::import;
 use crate::job::{self, Death, Job, JobEvent, ResultReady, Verdict};
+use crate::merge;
 use crate::store::{self, LastVerdict, Left};
 use crate::traces::{self, Known, Trace};
 
@@ -36,6 +37,8 @@ pub struct Config {
     keep_finished: usize,
     keep_finished_days: u64,
     remember_removed_days: u64,
+    #[serde(default)]
+    jobs_ipns: Vec<String>,
 }
 
 /// The tracker.
@@ -48,6 +51,10 @@ impl Plugin for JobTracker {
     type Config = Config;
 
     fn start(config: Config, _: Option<u32>) -> Result<Self, String> {
+        for name in &config.jobs_ipns {
+            ipns::follow(name).map_err(|error| format!("cannot follow {name}: {error:?}"))?;
+        }
+        merge::forget_all_but(&config.jobs_ipns).map_err(|error| format!("{error:?}"))?;
         let every = Duration::from_millis(config.publish_every_ms);
         let document = Document::new(format!("{}-jobs", config.ipns_key_name), "document", every);
         Ok(Self { config, document })
@@ -65,7 +72,9 @@ impl Plugin for JobTracker {
             Event::Message(message) if message.topic == self.config.status_topic => self.verdict(&message),
             Event::Timer(timer) if self.document.is_due(&timer) => self.publish(),
             Event::Timer(timer) if timer.key == PRUNE => self.prune(),
-            Event::Message(_) | Event::Timer(_) | Event::NameChanged(_) | Event::Gap(_) => Ok(()),
+            Event::Timer(timer) if timer.key == merge::MORE => merge::go_on(self),
+            Event::NameChanged(changed) => merge::name_changed(self, &changed.name),
+            Event::Message(_) | Event::Timer(_) | Event::Gap(_) => Ok(()),
         }
     }
 
@@ -90,6 +99,7 @@ impl Plugin for JobTracker {
                 json::write(&store::get(&job_id)?.ok_or(Refusal::NotFound(job_id))?)
             }
             "list" => json::write(&store::list(&json::read(body)?)?),
+            "merged" => json::write(&merge::reports()?),
             _ => Err(Refusal::UnknownMethod),
         }
     }
@@ -111,7 +121,9 @@ impl JobTracker {
         let trace = if known.is_none() { traces::of(&event.job_id)? } else { None };
         let result_cid = match trace {
             // A notice that is repeated, or came late, does not bring it back.
-            Some(Trace { at, known: Known::Removed {} }) if !Job::comes_back(event, at, now) => {
+            Some(Trace { at, known: Known::Removed {} | Known::Pruned {} })
+                if !Job::comes_back(event, at, now) =>
+            {
                 return Ok(None);
             }
             Some(Trace { at, known: Known::ResultCid(cid) }) => {
@@ -125,13 +137,16 @@ impl JobTracker {
             traces::take(&job.job_id)?;
             job.result_cid = result_cid;
         }
-        // It may have been declared dead before the job was heard of.
-        if let Some(node) = &job.node_id {
-            let dead = store::verdict_on(node)?.and_then(|verdict| verdict.dead);
-            job = job.on_node(dead.as_ref()).unwrap_or(job);
-        }
+        let job = self.judged(job)?;
         self.keep(known.as_ref(), &job)?;
         Ok(Some(job))
+    }
+
+    /// A job with the last verdict on its node, which may have been declared dead before the job was heard of.
+    pub fn judged(&self, job: Job) -> Result<Job, Failure> {
+        let Some(node) = &job.node_id else { return Ok(job) };
+        let dead = store::verdict_on(node)?.and_then(|verdict| verdict.dead);
+        Ok(job.on_node(dead.as_ref()).unwrap_or(job))
     }
 
     fn result(&self, ready: ResultReady) -> Result<(), Failure> {
@@ -155,7 +170,7 @@ impl JobTracker {
         if is_news {
             let known = Known::ResultCid(ready.result_cid);
             traces::leave(&ready.job_id, &Trace { at, known })?;
-            prune_later()?;
+            self.prune_later()?;
         }
         Ok(())
     }
@@ -200,6 +215,16 @@ impl JobTracker {
         Ok(())
     }
 
+    /// The names of the documents of other hosts' trackers.
+    pub fn others(&self) -> &[String] {
+        &self.config.jobs_ipns
+    }
+
+    /// Whether there is room for one job more.
+    pub fn check_room(&self) -> Result<(), Failure> {
+        self.document.check_room(RECORDS)
+    }
+
     /// The key under which the jobs are published.
     pub fn key(&self) -> String {
         format!("{}-jobs", self.config.ipns_key_name)
@@ -215,13 +240,31 @@ impl JobTracker {
         let bytes = store::put(before, job)?;
         self.document.counts(before.and_then(size), is_active(job).then_some(bytes))?;
         if job.status.is_final() {
-            prune_later()?;
+            self.prune_later()?;
         }
         self.document.touch()
     }
 
+    /// Whether a finished job has been so for longer than one is kept.
+    pub fn is_old(&self, job: &Job, now: Time) -> bool {
+        now.since(job.updated_at) > self.kept()
+    }
+
+    /// For how long finished jobs are kept.
+    fn kept(&self) -> Duration {
+        Duration::from_secs(self.config.keep_finished_days.saturating_mul(86_400))
+    }
+
+    /// Has what is old looked for, if it is not yet.
+    pub fn prune_later(&self) -> Result<(), Failure> {
+        if timers::get(PRUNE)?.is_none() {
+            timers::set(PRUNE, Time::now().after(PRUNE_EVERY).timestamp())?;
+        }
+        Ok(())
+    }
+
     fn prune(&self) -> Result<(), Failure> {
-        let age = Duration::from_secs(self.config.keep_finished_days.saturating_mul(86_400));
+        let age = self.kept();
         let remembered = Duration::from_secs(self.config.remember_removed_days.saturating_mul(86_400));
         let left = (
             store::prune(Time::now(), self.config.keep_finished, age)?,
@@ -260,21 +303,18 @@ impl JobTracker {
 
     fn remove(&self, id: &str) -> Result<String, Refusal> {
         let job = store::get(id)?.ok_or_else(|| Refusal::NotFound(id.to_owned()))?;
-        store::remove(&job)?;
-        traces::leave(id, &Trace { at: Time::now(), known: Known::Removed {} })?;
-        prune_later().map_err(|failure| Refusal::Other(format!("{failure:?}")))?;
-        self.document.counts(size(&job), None)?;
-        self.document.touch().map_err(|failure| Refusal::Other(format!("{failure:?}")))?;
+        self.take_away(&job, Time::now()).map_err(|failure| Refusal::Other(format!("{failure:?}")))?;
         json::write(&job)
     }
-}
 
-/// Has what is old looked for, if it is not yet.
-fn prune_later() -> Result<(), Failure> {
-    if timers::get(PRUNE)?.is_none() {
-        timers::set(PRUNE, Time::now().after(PRUNE_EVERY).timestamp())?;
+    /// Removes a job and remembers that it was removed by order at `at`.
+    pub fn take_away(&self, job: &Job, at: Time) -> Result<(), Failure> {
+        store::remove(job)?;
+        traces::leave(&job.job_id, &Trace { at, known: Known::Removed {} })?;
+        self.prune_later()?;
+        self.document.counts(size(job), None)?;
+        self.document.touch()
     }
-    Ok(())
 }
 
 /// What an active job takes of the document.

@@ -198,6 +198,11 @@ impl Hostile {
                 let document = vec![number as u8; 1 << 20];
                 ipns::update_state("hostile-key", &document, None).map(drop)
             }),
+            "publish-changed-documents" => {
+                let mut document = vec![b'x'; 3 << 20];
+                document[..8].copy_from_slice(&calls.to_le_bytes());
+                ipns::update_state("hostile-key", &document, None).map_err(|error| format!("{error:?}"))
+            }
             // The log.
             "log-without-end" => {
                 for line in 0..100_000 {

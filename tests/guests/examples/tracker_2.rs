@@ -7,6 +7,8 @@ mod document;
 mod import;
 #[path = "../../../plugins/job-tracker/src/job.rs"]
 mod job;
+#[path = "../../../plugins/job-tracker/src/merge.rs"]
+mod merge;
 #[path = "tracker_2/store.rs"]
 mod store;
 #[path = "../../../plugins/job-tracker/src/traces.rs"]

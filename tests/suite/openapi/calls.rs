@@ -195,6 +195,7 @@ pub fn of_a_sound_host() -> Vec<Call> {
         call("remove_node", "/v1/nodes/merged", "", 409),
         call("remove_node", "/v1/nodes/%00", "", 400),
         call("get_merged_registry", "/v1/merged-registry", "", 200),
+        call("get_merged_jobs", "/v1/merged-jobs", "", 200),
         call("list_topics", "/v1/topics", "", 200),
         call("subscribe_topic", "/v1/topics/fleet.talk/messages", "", 200),
         call("subscribe_topic", "/v1/topics/%00/messages", "", 400),

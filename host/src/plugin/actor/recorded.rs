@@ -50,12 +50,12 @@ impl Recorded {
                 StruckLimit::Call { again, reason, log } => {
                     recorded.calls.insert((*offset, *part, *again), (reason.clone(), log.clone()));
                 }
-                StruckLimit::Outgoing { again, limit, count, bytes } => {
+                StruckLimit::Outgoing { again, limit, count, bytes, document_bytes } => {
                     let size = |size: &u64| usize::try_from(*size).unwrap_or(usize::MAX);
                     let count_limit = limit.parse::<LimitName>().map_or(OUTBOX, LimitName::as_str);
-                    let (count, bytes) = (size(count), size(bytes));
+                    let (count, bytes, document_bytes) = (size(count), size(bytes), size(document_bytes));
                     let rate = if count_limit == RATE { count } else { usize::MAX };
-                    let room = Room { count, bytes, rate, count_limit, ..Room::ENDLESS };
+                    let room = Room { count, bytes, rate, document_bytes, count_limit, ..Room::ENDLESS };
                     recorded.room.insert((*offset, *part, *again), room);
                 }
             }
@@ -102,7 +102,8 @@ impl Actor {
         if room.struck.is_some() {
             let (limit, count) = room.met();
             let (limit, count, bytes) = (limit.to_owned(), count as u64, room.bytes as u64);
-            self.note(offset, part, StruckLimit::Outgoing { again, limit, count, bytes });
+            let document_bytes = room.document_bytes as u64;
+            self.note(offset, part, StruckLimit::Outgoing { again, limit, count, bytes, document_bytes });
         }
     }
 

@@ -30,6 +30,9 @@ impl Session {
         let Some(name) = self.keys.name(&key) else {
             return Ok(Err(Refusal::Invalid(format!("the host has no key {key}"))));
         };
+        if let Err(limit) = self.outgoing.take_document(bytes) {
+            return Ok(Err(Refusal::Limit(limit)));
+        }
         self.effects.set_name(&mut self.world, key, NameUpdate { name, value, lifetime });
         Ok(Ok(()))
     }

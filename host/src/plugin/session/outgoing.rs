@@ -16,12 +16,16 @@ pub struct Room {
     pub bytes: usize,
     /// So many messages and changes of subscriptions by the rate alone.
     pub rate: usize,
+    /// So many bytes of documents.
+    pub document_bytes: usize,
     /// The limit that is met with one message more.
     pub count_limit: &'static str,
     /// It has published so many messages.
     pub used: usize,
     /// It has published so many bytes.
     pub used_bytes: usize,
+    /// It has given names documents of so many bytes.
+    pub used_document_bytes: usize,
     /// The limit that it has met.
     pub struck: Option<&'static str>,
 }
@@ -32,6 +36,8 @@ pub const OUTBOX: &str = "outbox";
 pub const RATE: &str = "publishes-per-second";
 /// The limit on bytes of messages a second.
 pub const BYTE_RATE: &str = "publish-bytes-per-second";
+/// The limit on bytes of documents a second.
+pub const DOCUMENT_RATE: &str = "document-bytes-per-second";
 
 impl Room {
     /// As much as is wanted.
@@ -39,9 +45,11 @@ impl Room {
         count: usize::MAX,
         bytes: usize::MAX,
         rate: usize::MAX,
+        document_bytes: usize::MAX,
         count_limit: OUTBOX,
         used: 0,
         used_bytes: 0,
+        used_document_bytes: 0,
         struck: None,
     };
 
@@ -79,6 +87,21 @@ impl Room {
         self.used = self.used.saturating_sub(1);
     }
 
+    /// Takes room for a document; the error is the limit that was met.
+    pub fn take_document(&mut self, bytes: usize) -> Result<(), &'static str> {
+        if bytes > self.document_bytes.saturating_sub(self.used_document_bytes) {
+            self.struck = Some(DOCUMENT_RATE);
+            return Err(DOCUMENT_RATE);
+        }
+        self.used_document_bytes += bytes;
+        Ok(())
+    }
+
+    /// Gives back what was taken: nothing comes of it.
+    pub fn give_back(&mut self) {
+        (self.used, self.used_bytes, self.used_document_bytes) = (0, 0, 0);
+    }
+
     /// What was left when a limit was met, as it is recorded: the limit, and how many messages there was room for.
     pub fn met(&self) -> (&'static str, usize) {
         if self.struck == Some(RATE) { (RATE, self.rate) } else { (self.count_limit, self.count) }
@@ -92,6 +115,7 @@ impl Room {
         match struck {
             RATE => (self.rate as u64) < burst(limits.publishes_per_second),
             BYTE_RATE => bytes < burst(limits.publish_bytes_per_second),
+            DOCUMENT_RATE => (self.document_bytes as u64) < burst(limits.document_bytes_per_second),
             _ => self.count < limits.outbox,
         }
     }
@@ -104,6 +128,7 @@ pub struct Rate {
     at: Option<Timestamp>,
     messages: f64,
     bytes: f64,
+    document_bytes: f64,
 }
 
 impl Rate {
@@ -116,12 +141,15 @@ impl Rate {
         };
         self.messages = left(self.messages, used.used, limits.publishes_per_second);
         self.bytes = left(self.bytes, used.used_bytes, limits.publish_bytes_per_second);
+        self.document_bytes =
+            left(self.document_bytes, used.used_document_bytes, limits.document_bytes_per_second);
         self.at = Some(self.at.map_or(now, |at| at.max(now)));
         let rate = self.messages as usize;
         Room {
             count: rate.min(outbox),
             bytes: self.bytes as usize,
             rate,
+            document_bytes: self.document_bytes as usize,
             count_limit: if outbox <= rate { OUTBOX } else { RATE },
             ..Room::ENDLESS
         }
@@ -158,6 +186,18 @@ mod tests {
         while some.take(0).is_ok() {}
         while all.take(0).is_ok() {}
         assert!(some.may_grow(&limits) && !all.may_grow(&limits) && !full.may_grow(&limits));
+        // Documents have a rate of their own.
+        let limits = Limits { document_bytes_per_second: 100, ..limits };
+        let (mut rate, all) = (Rate::default(), Room::ENDLESS);
+        let mut room = rate.room(at(0), &limits, &all, usize::MAX);
+        room.take_document(999).unwrap();
+        assert_eq!(room.take_document(2), Err(DOCUMENT_RATE));
+        room.take(1_000).unwrap();
+        assert!(!room.may_grow(&limits), "there was all that a burst allows");
+        let mut room = rate.room(at(500), &limits, &room, usize::MAX);
+        assert_eq!(room.document_bytes, 51);
+        assert_eq!(room.take_document(52), Err(DOCUMENT_RATE));
+        assert!(room.may_grow(&limits));
         // A rate of nothing leaves nothing.
         let none = Limits { publishes_per_second: 0, ..limits };
         assert_eq!(Rate::default().room(at(0), &none, &Room::ENDLESS, 9).count, 0);

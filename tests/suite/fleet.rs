@@ -107,6 +107,53 @@ async fn a_registry_of_another_host_is_read_and_merged() {
     assert!(!document().contains("far"), "{}", document());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_that_missed_messages_know_the_same_jobs_once_they_follow_each_other() {
+    let Some((one, other)) = Kubo::start_pair() else { return };
+    // Before anything is published each has heard what the other has not, as after an outage: they listen on topics of
+    // their own.
+    let setup = |kubo: &Kubo, topic: &str, follows: Option<&str>| {
+        let follows = follows.map_or_else(String::new, |name| format!("  jobs_ipns: [/ipns/{name}]\n"));
+        let yaml = format!("ipfs:\n  follow_every: 1\n{follows}  pubsub:\n    job_updates: {topic}\n");
+        Setup::bundled().yaml(&yaml).on_kubo(kubo.api())
+    };
+    let key = "dim-state-key-jobs".parse().unwrap();
+    let first = setup(&one, "one", None).start().await;
+    let name = first.host.keys.name(&key).unwrap().to_string();
+    let second = setup(&other, "other", Some(&name)).start().await;
+    let name = second.host.keys.name(&key).unwrap().to_string();
+    let first = setup(&one, "one", Some(&name)).start_in(first.stop().await).await;
+    let update = async |host: &TestHost, job: &str, event: &str| {
+        let body = json!({ "job_id": job, "event_type": event });
+        host.command("job-tracker", "update", body).await.unwrap();
+    };
+    for (job, event) in [("a", "running"), ("a", "completed"), ("b", "running"), ("shared", "queued")] {
+        update(&first, job, event).await;
+    }
+    for (job, event) in [("c", "running"), ("shared", "running")] {
+        update(&second, job, event).await;
+    }
+    let known = async |host: &TestHost| {
+        let jobs = host.query("job-tracker", "list", json!({})).await.unwrap();
+        let known =
+            jobs.as_array().unwrap().iter().map(|job| {
+                format!("{} {}", job["job_id"].as_str().unwrap(), job["status"].as_str().unwrap())
+            });
+        known.collect::<Vec<_>>()
+    };
+    let all = ["a completed", "b running", "c running", "shared running"];
+    for host in [&first, &second] {
+        eventually("both know all", async || known(host).await == all).await;
+    }
+    // Removed on one, it goes from the other, too.
+    first.command("job-tracker", "remove", json!({ "job_id": "c" })).await.unwrap();
+    eventually("it is removed there", async || {
+        known(&second).await == ["a completed", "b running", "shared running"]
+    })
+    .await;
+    assert_eq!(known(&first).await, known(&second).await);
+}
+
 fn quick() -> Setup {
     dead_after(3_000)
 }

@@ -31,7 +31,7 @@ fn the_watchdog_judges_silence_fairly_whatever_comes_between() {
 
 #[test]
 fn each_transition_of_a_job_is_as_it_should_be_whatever_comes_between() {
-    run_all("job-tracker", 8);
+    run_all("job-tracker", 11);
 }
 
 #[test]

@@ -322,3 +322,42 @@ impl Job {
         changes.then(|| Job { node_dead: dead.cloned(), ..self.clone() })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(status: Status, millis: i64, members: &str) -> Job {
+        let known: Job = serde_json::from_str(&format!(
+            "{{\"job_id\":\"a\",\"status\":\"queued\",\"updated_at\":0{members}}}"
+        ))
+        .unwrap();
+        Job { status, updated_at: Time::of_millis(millis), ..known }
+    }
+
+    #[test]
+    fn two_hosts_join_what_they_know_to_the_same_whoever_begins() {
+        let members =
+            ["", r#","node_id":"n1""#, r#","data":[1.0],"node_id":"n2""#, r#","data":{"step":1},"result":7"#];
+        let statuses = [Status::Queued, Status::Running, Status::Completed, Status::Cancelled];
+        let jobs: Vec<Job> = statuses
+            .iter()
+            .flat_map(|status| [1, 2].map(|millis| (status, millis)))
+            .flat_map(|(status, millis)| members.map(|members| job(*status, millis, members)))
+            .collect();
+        for one in &jobs {
+            assert_eq!(one.joined(one), *one);
+            for other in &jobs {
+                let joined = one.joined(other);
+                assert_eq!(joined, other.joined(one), "{one:?} and {other:?}");
+                assert_eq!(
+                    joined.joined(one),
+                    joined,
+                    "joined again it changes nothing: {one:?} and {other:?}"
+                );
+                assert_eq!(joined.joined(other), joined);
+                assert!(joined.stage() >= one.stage() && joined.stage() >= other.stage());
+            }
+        }
+    }
+}

@@ -22,7 +22,6 @@ mod pending;
 mod sender;
 mod machine;
 mod heartbeat;
-mod contact;
 mod way;
 
 use std::path::PathBuf;
@@ -39,12 +38,12 @@ pub use spool::SpoolError;
 
 use crate::backend::kubo;
 use crate::config::Topics;
+use crate::contact::Contact;
 use crate::ident::NodeId;
 use crate::plugin::MESSAGE_BYTES;
 use crate::store::Absent;
 use crate::time::Timestamp;
 
-use contact::Contact;
 use heartbeat::{Heartbeat, Said};
 use machine::Machine;
 use sender::Sender;

@@ -17,6 +17,7 @@ use futures::Stream;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::contact::Contact;
 use crate::ident::{ContentPath, Domain, InvalidWord, IpnsName, KeyName, PeerName, Root, Topic};
 use crate::keys::Key;
 use crate::time::Timestamp;
@@ -226,6 +227,8 @@ pub struct Backend {
     pub pubsub: Arc<dyn Pubsub>,
     /// Whether there is a network behind it: whether listening must be proven from outside.
     pub network: bool,
+    /// Whether it answers, as far as it is asked: every two seconds at the least while a host runs.
+    pub contact: Arc<Contact>,
 }
 
 /// The keeper of what the embedded backend has accepted.

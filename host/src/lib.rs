@@ -81,6 +81,7 @@ mod owner_only;
 // The whole, and the ways to it.
 mod bundled;
 pub mod config;
+pub mod contact;
 pub mod secret;
 pub mod host;
 pub mod replay;

@@ -39,6 +39,8 @@ pub enum Code {
     PluginTakenBack,
     /// The folder of plugins is empty, cannot be read or is gone.
     PluginsFolder,
+    /// The daemon does not answer.
+    DaemonAway,
     /// Messages of a topic may be missed.
     NotListening,
     /// Publishes wait for long.

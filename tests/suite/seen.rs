@@ -244,6 +244,26 @@ fn a_daemon_that_is_killed_shows_in_seconds_and_the_host_stays_alive_and_ready()
     soon(|| health("*/*").0 == 200);
 }
 
+#[test]
+fn a_daemon_that_is_away_shows_in_seconds_though_nothing_listens() {
+    let Some(mut kubo) = dim_tests::Kubo::start() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let disabled = json!({ "disabled": true });
+    let plugins =
+        json!({ "job-tracker": disabled, "node-registry": disabled, "heartbeat-watchdog": disabled });
+    let host = host(dir.path(), &["--kubo", kubo.api()], &json!({ "plugins": plugins }));
+    let health = || get(&host.socket(), "/healthz", "application/json");
+    soon(|| health().0 == 200);
+    kubo.kill();
+    let killed = Instant::now();
+    soon(|| health().0 == 503);
+    assert!(killed.elapsed() < Duration::from_secs(8), "{:?}", killed.elapsed());
+    let ill: Value = serde_json::from_str(&health().1).unwrap();
+    assert_eq!(ill["troubles"][0]["code"], "daemon-away", "{ill}");
+    kubo.restart();
+    soon(|| health().0 == 200);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_first_start_acknowledges_before_its_plugins_are_loaded_is_for_them() {
     let dir = tempfile::tempdir().unwrap();

@@ -9,9 +9,9 @@ use serde_json::json;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::contact::Contact;
 use super::machine::{Machine, Resources};
 use super::way::{Untold, Way};
+use crate::contact::Contact;
 use crate::ident::NodeId;
 use crate::time::Timestamp;
 

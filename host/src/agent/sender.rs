@@ -6,11 +6,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::contact::Contact;
 use super::pending::{Pending, Told};
 use super::spool::{Refusal, Spool, SpoolError, on_disk};
 use super::way::{Answer, Untold, Way};
 use crate::backoff::Backoff;
+use crate::contact::Contact;
 use crate::time::Timestamp;
 
 /// How often to look whether anyone listens, while there are repeats to come.

@@ -16,12 +16,12 @@ use serde_json::{Value, json};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
-use super::contact::Contact;
 use super::heartbeat::Beat;
 use super::notice::{Given, Notice};
 use super::spool::{Spool, SpoolError, on_disk};
 use super::way::Way;
 use crate::api::{self, Admission, ApiError, bind_for_owner, guarded, serve};
+use crate::contact::Contact;
 use crate::ident::NodeId;
 use crate::plugin::MESSAGE_BYTES;
 use crate::time::Timestamp;

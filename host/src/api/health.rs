@@ -17,6 +17,7 @@ use utoipa::ToSchema;
 use super::queues::{Queue, queues};
 use super::{ApiError, jobs};
 use crate::change::Version;
+use crate::contact;
 use crate::host::{Host, NotLoaded, Standing, Supervised};
 use crate::ident::{KeyName, PluginName};
 use crate::plugin::{DOCUMENT_BYTES, roster};
@@ -114,6 +115,7 @@ fn troubles(host: &Host) -> Result<Vec<Trouble>, ApiError> {
     troubles.extend(taken_back(host, &snapshot)?);
     troubles.extend(host.folder_trouble());
     troubles.extend(deaf(host, now));
+    troubles.extend(away(host));
     troubles.extend(waiting(host, now)?);
     troubles.extend(overlong_log(host, &snapshot)?);
     for (key, known) in names::all(&snapshot)? {
@@ -233,6 +235,13 @@ fn overlong_log(host: &Host, snapshot: &Snapshot) -> Result<Option<Trouble>, Api
         );
         Trouble::error(Code::LogTooLong, message).about(name)
     }))
+}
+
+/// That the daemon does not answer.
+fn away(host: &Host) -> Option<Trouble> {
+    let contact::State::Offline { since, why } = host.backend.contact.state() else { return None };
+    let message = format!("the daemon does not answer since {since}: {why}");
+    Some(Trouble::error(Code::DaemonAway, message).since(since))
 }
 
 /// The topics that are not listened to for certain; those with one reason are told together.

@@ -17,6 +17,7 @@ use super::{
     Backend, BackendError, Content, Current, Incoming, Messages, Names, Prepared, Publication, Published,
     Pubsub,
 };
+use crate::contact::Contact;
 use crate::ident::{ContentPath, Domain, IpnsName, KeyName, PeerName, Topic};
 use crate::keys::{Key, Keyring};
 use crate::store::{Store, StoreError, documents, names};
@@ -36,6 +37,7 @@ pub fn backend(store: Arc<Store>, keys: Arc<Keyring>) -> (Backend, Arc<Bus>) {
         names: files,
         pubsub: bus.clone(),
         network: false,
+        contact: Arc::new(Contact::new("calls of the embedded backend")),
     };
     (backend, bus)
 }

@@ -14,6 +14,7 @@ use thiserror::Error;
 pub use address::{Address, AddressError};
 
 use super::Backend;
+use crate::contact::Contact;
 use rpc::Rpc;
 
 /// How to reach a daemon.
@@ -46,5 +47,6 @@ pub fn backend(settings: &Settings) -> Result<Backend, ClientError> {
         names: Arc::new(names::Names::new(rpc.clone())),
         pubsub: Arc::new(pubsub::Topics::new(rpc)),
         network: true,
+        contact: Arc::new(Contact::new("calls of the daemon")),
     })
 }

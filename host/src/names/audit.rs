@@ -71,8 +71,12 @@ impl Audit {
 
     async fn look(&mut self) -> Result<(), CommitError> {
         let keeper = match self.publisher.backend.keeper().await {
-            Ok(keeper) => keeper,
-            Err(_) => {
+            Ok(keeper) => {
+                self.publisher.backend.contact.made();
+                keeper
+            }
+            Err(error) => {
+                self.publisher.backend.contact.failed(&error);
                 self.keeper = None;
                 return Ok(());
             }

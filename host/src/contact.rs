@@ -1,13 +1,12 @@
-//! Whether the agent gets through, and since when.
+//! Whether calls and messages get through, and since when.
 
 use std::sync::{Mutex, MutexGuard};
 
 use serde::Serialize;
 
-use super::way::Untold;
 use crate::time::Timestamp;
 
-/// How one thing that the agent says gets through.
+/// How one kind of calls or messages gets through.
 #[derive(Debug)]
 pub struct Contact {
     what: &'static str,
@@ -52,7 +51,7 @@ impl Contact {
     }
 
     /// It did not.
-    pub fn failed(&self, why: &Untold) {
+    pub fn failed(&self, why: &impl ToString) {
         let mut state = self.lock();
         let why = why.to_string();
         let since = match &*state {

@@ -40,6 +40,7 @@ use utoipa_axum::routes;
 
 pub(crate) use admission::Admission;
 pub use error::ApiError;
+pub use jobs::JobStatus;
 pub use openapi::document;
 pub(crate) use server::serve;
 pub use token::Token;

@@ -210,10 +210,11 @@ fn dispatch(Cli { global, command }: Cli) -> anyhow::Result<()> {
         }
         Command::Agent(agent) => agent.execute(&global),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "dim", &mut std::io::stdout());
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "dim", &mut script);
+            output::bytes(&script)
         }
-        Command::Openapi => output::line(crate::api::document()),
+        Command::Openapi => output::raw_line(crate::api::document()),
         Command::CompileComponent { seconds, memory } => {
             Ok(compiler::compile_apart(Allotment { seconds, memory })?)
         }
@@ -257,22 +258,21 @@ fn lacking(hint: &str) -> ! {
 /// One line with the cause, then the causes below it.
 fn report(error: &anyhow::Error) {
     // What a host answers may be a plugin's words. Lines of the program's own stay lines.
-    let shown = |error: &dyn std::fmt::Display| {
-        error.to_string().lines().map(output::plain).collect::<Vec<_>>().join("\n")
-    };
-    eprintln!("error: {}", shown(&error));
-    let causes: Vec<String> = error.chain().skip(1).map(|cause| shown(&cause)).collect();
+    output::notes(&format!("error: {error}"));
+    let causes: Vec<String> = error.chain().skip(1).map(ToString::to_string).collect();
     if !causes.is_empty() {
-        eprintln!("\nCaused by:");
-        causes.iter().for_each(|cause| eprintln!("    {cause}"));
+        output::notes("\nCaused by:");
+        for cause in causes.iter().flat_map(|cause| cause.lines()) {
+            output::note(&format!("    {cause}"));
+        }
     }
     if let Some(agent::NoAgent { .. }) = error.downcast_ref() {
-        eprintln!(
-            "\nIs an agent running? Start one with `dim agent --node-id ID`, or say where it is with --agent-dir."
+        output::notes(
+            "\nIs an agent running? Start one with `dim agent --node-id ID`, or say where it is with --agent-dir.",
         );
     } else if let Some(ClientError::Unreachable { .. }) = error.downcast_ref() {
-        eprintln!(
-            "\nIs a host running? Start one with `dim run`, or say where it is with --api or --state-dir."
+        output::notes(
+            "\nIs a host running? Start one with `dim run`, or say where it is with --api or --state-dir.",
         );
     }
 }

@@ -16,6 +16,7 @@ use utoipa::ToSchema;
 
 use super::ApiError;
 use super::queues::{Queue, queues};
+use crate::escape::escaped;
 use crate::host::{Host, NotLoaded, Standing, Supervised};
 use crate::ident::{KeyName, PluginName};
 use crate::plugin::{DOCUMENT_BYTES, roster};
@@ -52,7 +53,7 @@ pub async fn health(State(host): State<Arc<Supervised>>, headers: HeaderMap) -> 
     } else if healthy {
         (status, "ok\n".to_owned()).into_response()
     } else {
-        (status, format!("{}\n", messages(&troubles).join("; "))).into_response()
+        (status, format!("{}\n", escaped(&messages(&troubles).join("; ")))).into_response()
     })
 }
 

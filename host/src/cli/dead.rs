@@ -5,7 +5,7 @@ use reqwest::Method;
 use serde_json::Value;
 
 use super::client::Client;
-use super::output::{Column, Output};
+use super::output::{Column, Output, note};
 use super::{input, lacking};
 
 const COLUMNS: [Column; 7] = [
@@ -91,7 +91,7 @@ impl Command {
                 out.rows(&letters, &COLUMNS)?;
                 let page = letters.as_array().map_or(&[][..], Vec::as_slice);
                 if let Some(last) = page.last().filter(|_| page.len() >= limit.min(PAGE)) {
-                    eprintln!("There may be more: --after {}", last["id"]);
+                    note(&format!("There may be more: --after {}", last["id"]));
                 }
                 Ok(())
             }

@@ -6,6 +6,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use anyhow::Context as _;
+use clap::ValueEnum;
 use jiff::Timestamp as Time;
 use serde_json::Value;
 
@@ -20,6 +21,11 @@ pub fn file(path: &Path) -> anyhow::Result<Vec<u8>> {
 /// Standard input to its end.
 pub fn standard_input() -> anyhow::Result<Vec<u8>> {
     bounded(io::stdin().lock()).context("cannot read standard input")
+}
+
+/// A value of a list as the API takes it.
+pub fn word(value: impl ValueEnum) -> String {
+    value.to_possible_value().expect("no value is hidden").get_name().to_owned()
 }
 
 /// JSON on the command line.

@@ -4,6 +4,8 @@ use clap::Subcommand;
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use crate::api::JobStatus;
+
 use super::client::Client;
 use super::input;
 use super::output::{Column, Output};
@@ -39,8 +41,8 @@ pub enum Command {
     /// Lists jobs
     Ls {
         /// Only those with this status
-        #[arg(long)]
-        status: Option<String>,
+        #[arg(long, value_enum)]
+        status: Option<JobStatus>,
         /// Only those of this node
         #[arg(long, value_name = "ID")]
         node: Option<String>,
@@ -74,7 +76,7 @@ impl Command {
             }
             Self::Get { id } => out.object(&client.get(&["jobs", &id], &[]).await?),
             Self::Ls { status, node, after, limit } => {
-                let asked = [("status", status), ("node_id", node), ("after", after)];
+                let asked = [("status", status.map(input::word)), ("node_id", node), ("after", after)];
                 let query = asked.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
                 out.rows(&client.rows(&["jobs"], query, "job_id", limit).await?, &COLUMNS)
             }

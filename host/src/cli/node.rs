@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::client::Client;
 use super::input;
-use super::output::{Column, Output, cell, plain};
+use super::output::{Column, Output, cell, note};
 
 const COLUMNS: [Column; 7] = [
     ("NODE", "/node_id"),
@@ -24,7 +24,7 @@ const COLUMNS: [Column; 7] = [
 pub enum Command {
     /// Lists nodes
     Ls {
-        /// Only those with this status
+        /// Only those with this status: online, suspect, dead, unknown, or a word that a node gives itself
         #[arg(long)]
         status: Option<String>,
         /// Only those that hold this model
@@ -87,8 +87,11 @@ impl Command {
             Self::Rm { id } => {
                 let removed = client.delete(&["nodes", &id]).await?;
                 out.object(&removed)?;
-                if let Some(registry) = removed["still_in"].as_str() {
-                    eprintln!("The merged registry {} still lists the node.", plain(registry));
+                if removed["still_in"].is_string() {
+                    note(&format!(
+                        "The merged registry {} still lists the node.",
+                        cell(removed.get("still_in"))
+                    ));
                 }
                 Ok(())
             }
@@ -107,15 +110,15 @@ async fn notes(nodes: &Value, client: &Client) {
         let id = cell(node.get("node_id"));
         if let Some(conflict) = node.get("conflict") {
             let (instances, since) = (cell(conflict.get("instances")), cell(conflict.get("since")));
-            eprintln!(
+            note(&format!(
                 "{id}: several agents have this id since {since} ({instances}); give each its own --node-id"
-            );
+            ));
         }
         if node.get("ignored").is_some() {
-            eprintln!("{id}: ignored in its last heartbeat: {}", cell(node.get("ignored")));
+            note(&format!("{id}: ignored in its last heartbeat: {}", cell(node.get("ignored"))));
         }
         if node.get("hint").is_some() {
-            eprintln!("{id}: {}", cell(node.get("hint")));
+            note(&format!("{id}: {}", cell(node.get("hint"))));
         }
     }
     // A host before this one does not know the question.
@@ -124,6 +127,8 @@ async fn notes(nodes: &Value, client: &Client) {
     let (set_aside, incomplete) = (count("set_aside"), count("incomplete"));
     if set_aside + incomplete > 0 {
         let (registry, why) = (cell(report.get("registry")), cell(report.get("reasons")));
-        eprintln!("merged registry {registry}: {set_aside} rows set aside, {incomplete} incomplete: {why}");
+        note(&format!(
+            "merged registry {registry}: {set_aside} rows set aside, {incomplete} incomplete: {why}"
+        ));
     }
 }

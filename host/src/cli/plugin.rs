@@ -16,6 +16,7 @@ pub use check::Unfit;
 pub use install::Waits;
 pub use signing::NotSigned;
 
+use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -28,7 +29,7 @@ use crate::plugin;
 
 use super::Global;
 use super::client::Client;
-use super::output::{Column, Output};
+use super::output::{Column, Output, line, note, raw_line};
 
 const COLUMNS: [Column; 12] = [
     ("PLUGIN", "/name"),
@@ -209,14 +210,14 @@ fn told_if_slow<R: Send>(what: &str, does: impl FnOnce() -> R + Send) -> R {
         while !doing.is_finished() {
             std::thread::sleep(Duration::from_millis(20));
             if !is_told && begun.elapsed() > Duration::from_secs(1) {
-                eprintln!("{what} …");
+                note(&format!("{what} …"));
                 is_told = true;
             }
         }
         doing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     });
     if begun.elapsed() > Duration::from_secs(1) {
-        eprintln!("{what}: {:.1} s", begun.elapsed().as_secs_f64());
+        note(&format!("{what}: {:.1} s", begun.elapsed().as_secs_f64()));
     }
     result
 }
@@ -308,6 +309,11 @@ fn log_line(out: &Output, line: &Value) -> anyhow::Result<()> {
 fn answer(out: &Output, answer: &Value) -> anyhow::Result<()> {
     match answer {
         Value::Object(_) => out.object(answer),
-        other => super::output::line(&serde_json::to_string_pretty(other)?),
+        other => {
+            let text = serde_json::to_string_pretty(other)?;
+            // A program may read it all the same.
+            let is_for_people = !out.is_json() && std::io::stdout().is_terminal();
+            if is_for_people { text.lines().try_for_each(line) } else { raw_line(&text) }
+        }
     }
 }

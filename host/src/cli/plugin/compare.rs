@@ -9,10 +9,11 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::super::events::Wanted;
-use super::super::output::{self, Output};
+use super::super::output::{self, Output, note_piece};
 use super::super::{Global, input};
 use super::told_if_slow;
 use crate::cause::chain;
+use crate::escape::escaped;
 use crate::plugin;
 use crate::test::{Bench, Comparison, Differing, Events, Given, Identity, Plugin, compare};
 use crate::time::{Timestamp, duration_of, nanoseconds};
@@ -82,7 +83,7 @@ impl Compare {
         let mut told = Instant::now();
         let tell = |records: u64| {
             if told.elapsed() > Duration::from_secs(1) && std::io::stderr().is_terminal() {
-                eprint!("\r{records} records …");
+                note_piece(&format!("\r{records} records …"));
                 told = Instant::now();
             }
         };
@@ -93,7 +94,7 @@ impl Compare {
             comparing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         });
         if std::io::stderr().is_terminal() {
-            eprint!("\r");
+            note_piece("\r");
         }
         let compared = compared?;
         self.show(&compared, &global.out())?;
@@ -119,7 +120,11 @@ impl Compare {
         }
         let row =
             |name: &str, old: String, new: String| output::line(&format!("{name:<14}{old:>22}  {new:>22}"));
-        row("", format!("old {}", compared.old.version), format!("new {}", compared.new.version))?;
+        row(
+            "",
+            format!("old {}", escaped(&compared.old.version)),
+            format!("new {}", escaped(&compared.new.version)),
+        )?;
         let (old, new) = (&compared.old, &compared.new);
         for (name, old, new) in [
             ("calls", old.calls, new.calls),
@@ -147,13 +152,13 @@ impl Compare {
         ))?;
         let state = &compared.state;
         if state.only_old + state.only_new + state.different > 0 {
-            output::line(&output::plain(&format!(
+            output::line(&format!(
                 "in the end {} keys are in the old state only, {} in the new one only, and {} differ: {}",
                 state.only_old,
                 state.only_new,
                 state.different,
                 state.keys.iter().take(10).cloned().collect::<Vec<_>>().join(", ")
-            )))?;
+            ))?;
         }
         Ok(())
     }
@@ -166,10 +171,10 @@ fn short(digest: &str) -> String {
 fn show_one(differing: &Differing) -> anyhow::Result<()> {
     let Differing { offset, time, what, .. } = differing;
     let entry = offset.map_or_else(String::new, |offset| format!(" entry {offset}"));
-    output::line(&output::plain(&format!("{time}{entry}: {what}")))?;
+    output::line(&format!("{time}{entry}: {what}"))?;
     for difference in &differing.differences {
         for line in difference.to_string().lines() {
-            output::line(&format!("  {}", output::plain(line)))?;
+            output::line(&format!("  {}", line))?;
         }
     }
     Ok(())

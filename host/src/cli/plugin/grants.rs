@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::super::client::Client;
 use super::super::lacking;
-use super::super::output::{Output, cell, line};
+use super::super::output::{Output, cell, line, note_piece, notes};
 use super::install;
 
 #[derive(Debug, Subcommand)]
@@ -168,7 +168,8 @@ pub fn asks(about: &str, question: &str) -> io::Result<Option<bool>> {
     if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
         return Ok(None);
     }
-    eprint!("{about}\n{question} [y/N] ");
+    notes(about);
+    note_piece(&format!("{question} [y/N] "));
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer)?;
     Ok(Some(["y", "yes"].contains(&answer.trim().to_lowercase().as_str())))

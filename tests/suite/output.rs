@@ -1,9 +1,13 @@
 //! What the program writes for people: nothing from outside steers a terminal, and a reader may go at any time.
 
-use std::path::Path;
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use dim_tests::{Program, soon};
+use dim_tests::{Program, component, soon};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::json;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_dim-under-test");
@@ -151,4 +155,97 @@ fn a_filter_with_a_value_that_nothing_has_is_refused() {
         assert_eq!(problem["status"], 400, "{path}: {problem}");
         assert!(problem["detail"].as_str().unwrap().contains(name), "{path}: {problem}");
     }
+}
+
+/// A component whose version and description would clear a terminal, hide what follows and turn it around.
+fn hostile_component(dir: &Path) -> PathBuf {
+    let hostile = "1.0\\u001B[2J\\u001B[8m\\u202E\\r\\u200B";
+    let file = dir.join("hostile.wasm");
+    std::fs::write(
+        &file,
+        component::probe_with(hostile, &[("description = \"", "description = \"\\u001B[8m")]),
+    )
+    .unwrap();
+    file
+}
+
+/// Runs a command at a terminal of its own, where its question is answered with no; returns what the terminal got.
+fn at_a_terminal(command: &mut Command, answer: &str) -> String {
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let name = ptsname(&master, Vec::new()).unwrap();
+    let slave = File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap();
+    let end = || Stdio::from(OwnedFd::from(slave.try_clone().unwrap()));
+    let mut child = command.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    drop(slave);
+    let mut terminal = File::from(master);
+    terminal.write_all(format!("{answer}\n").as_bytes()).unwrap();
+    let mut got = Vec::new();
+    // A terminal that nobody holds any more gives an error in place of an end.
+    let _ = terminal.read_to_end(&mut got);
+    child.wait().unwrap();
+    String::from_utf8_lossy(&got).into_owned()
+}
+
+#[test]
+fn a_component_cannot_hide_the_question_whether_it_is_granted_what_it_asks_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path());
+    let file = hostile_component(dir.path());
+    let dim = |args: &[&str]| {
+        let mut command = Command::new(PROGRAM);
+        command.args(args).arg(&file).env_remove("DIM_API").env("DIM_STATE_DIR", dir.path().join("state"));
+        command.env("NO_COLOR", "1");
+        command
+    };
+    for args in [&["plugin", "check"][..], &["plugin", "inspect"], &["plugin", "install", "--name", "mine"]] {
+        let piped = dim(args).output().unwrap();
+        let piped = [piped.stdout, piped.stderr].concat();
+        let piped = String::from_utf8_lossy(&piped);
+        assert!(piped.contains("1.0\\u{1b}[2J") && !steers(&piped), "{args:?}: {piped:?}");
+        // A terminal ends lines with both.
+        let drawn = at_a_terminal(&mut dim(args), "no").replace("\r\n", "\n");
+        assert!(drawn.contains("1.0\\u{1b}[2J") && !steers(&drawn), "{args:?}: {drawn:?}");
+    }
+    let asked = at_a_terminal(&mut dim(&["plugin", "install", "--name", "mine"]), "no").replace("\r\n", "\n");
+    assert!(asked.contains("mine asks to\n  - ") && asked.contains("Grant it? [y/N] "), "{asked}");
+}
+
+#[test]
+fn what_a_component_says_is_written_out_wherever_it_is_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path());
+    let file = hostile_component(dir.path());
+    let shown = file.to_str().unwrap();
+    text(&host.dim(&["plugin", "install", shown, "--name", "mine", "--grant", "--wait"]));
+    for args in [
+        &["plugin", "ls"][..],
+        &["plugin", "history", "mine"],
+        &["plugin", "inspect", "mine"],
+        &["plugin", "grants", "mine"],
+        &["plugin", "verify", shown],
+        &["status"],
+    ] {
+        let output = host.dim(args);
+        let drawn = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(!steers(&drawn), "{args:?}: {drawn:?}");
+    }
+    let other = dir.path().join("other.wasm");
+    std::fs::copy(dim_tests::PROBE, &other).unwrap();
+    let events = dir.path().join("events");
+    text(&host.dim(&["events", "export", "--to", events.to_str().unwrap(), "--plugin", "mine"]));
+    let compared = host.dim(&[
+        "plugin",
+        "compare",
+        shown,
+        other.to_str().unwrap(),
+        "--events",
+        events.to_str().unwrap(),
+    ]);
+    let compared = String::from_utf8_lossy(&[compared.stdout, compared.stderr].concat()).into_owned();
+    assert!(compared.contains("1.0\\u{1b}") && !steers(&compared), "{compared:?}");
+    let log = host.log();
+    assert!(log.contains("1.0\\u{1b}") && !steers(&log), "{log:?}");
 }

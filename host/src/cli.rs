@@ -6,6 +6,7 @@ mod client;
 mod dead;
 mod demo;
 mod events;
+mod human;
 mod input;
 mod ipns;
 mod job;
@@ -16,11 +17,13 @@ mod plugin;
 mod run;
 mod signals;
 mod status;
+mod table;
 mod topic;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anstream::ColorChoice;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -65,10 +68,14 @@ const EXIT_CODES: &str = "Exit codes: 0 well, 1 failed, 2 wrong usage, 3 not fou
 
 /// What every command understands.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
 struct Global {
     /// How to write results
     #[arg(long, global = true, value_enum, default_value_t = Format::Table)]
     output: Format,
+    /// Whether to colour what people read; auto: on a terminal, unless NO_COLOR is set
+    #[arg(long, global = true, value_enum, default_value_t = Color::Auto)]
+    color: Color,
     /// The host's API: unix:PATH or http://127.0.0.1:PORT [default: the socket in the state directory]
     #[arg(long, global = true, env = "DIM_API", value_name = "ADDR")]
     api: Option<String>,
@@ -86,6 +93,28 @@ enum Format {
     Table,
     /// For programs
     Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Color {
+    /// On a terminal
+    Auto,
+    /// Anywhere
+    Always,
+    /// Nowhere
+    Never,
+}
+
+impl Color {
+    /// Has all that is written from now on follow it.
+    fn apply(self) {
+        let choice = match self {
+            Self::Auto => ColorChoice::Auto,
+            Self::Always => ColorChoice::Always,
+            Self::Never => ColorChoice::Never,
+        };
+        choice.write_global();
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -185,6 +214,7 @@ fn default_state_dir(name: &str) -> PathBuf {
 /// Does what the command line says.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    cli.global.color.apply();
     match dispatch(cli) {
         Ok(()) => ExitCode::from(OK),
         Err(error) => {
@@ -258,7 +288,7 @@ fn lacking(hint: &str) -> ! {
 /// One line with the cause, then the causes below it.
 fn report(error: &anyhow::Error) {
     // What a host answers may be a plugin's words. Lines of the program's own stay lines.
-    output::notes(&format!("error: {error}"));
+    output::marked_notes(output::BAD, "error: ", &error.to_string());
     let causes: Vec<String> = error.chain().skip(1).map(ToString::to_string).collect();
     if !causes.is_empty() {
         output::notes("\nCaused by:");

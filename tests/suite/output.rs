@@ -1,7 +1,7 @@
 //! What the program writes for people: nothing from outside steers a terminal, and a reader may go at any time.
 
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -192,7 +192,7 @@ fn at_a_terminal(command: &mut Command, answer: &str) -> String {
 #[test]
 fn a_component_cannot_hide_the_question_whether_it_is_granted_what_it_asks_for() {
     let dir = tempfile::tempdir().unwrap();
-    let host = host(dir.path());
+    let _host = host(dir.path());
     let file = hostile_component(dir.path());
     let dim = |args: &[&str]| {
         let mut command = Command::new(PROGRAM);
@@ -235,7 +235,8 @@ fn what_a_component_says_is_written_out_wherever_it_is_shown() {
     let other = dir.path().join("other.wasm");
     std::fs::copy(dim_tests::PROBE, &other).unwrap();
     let events = dir.path().join("events");
-    text(&host.dim(&["events", "export", "--to", events.to_str().unwrap(), "--plugin", "mine"]));
+    host.json(&["topic", "pub", "probe.in", "hello"]);
+    text(&host.dim(&["events", "export", "--to", events.to_str().unwrap()]));
     let compared = host.dim(&[
         "plugin",
         "compare",
@@ -246,6 +247,168 @@ fn what_a_component_says_is_written_out_wherever_it_is_shown() {
     ]);
     let compared = String::from_utf8_lossy(&[compared.stdout, compared.stderr].concat()).into_owned();
     assert!(compared.contains("1.0\\u{1b}") && !steers(&compared), "{compared:?}");
+    let says = json!({ "script": [{ "do": "log", "line": "said \u{202e}\u{1b}[8m" }] }).to_string();
+    host.json(&["plugin", "command", "mine", "run", &says]);
+    soon(|| host.log().contains("said "));
     let log = host.log();
     assert!(log.contains("1.0\\u{1b}") && !steers(&log), "{log:?}");
+}
+
+/// The lines that a command writes to a pipe, until `is_enough`.
+fn lines_until(command: &mut Command, mut is_enough: impl FnMut(&[String]) -> bool) -> Vec<String> {
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let (mut lines, mut out) = (Vec::new(), BufReader::new(child.stdout.take().unwrap()).lines());
+    while !is_enough(&lines) {
+        lines.push(out.next().expect("it goes on").unwrap());
+    }
+    drop(out);
+    assert!(child.wait().unwrap().success(), "it ends when nobody reads it any more");
+    lines
+}
+
+/// A command against the host of a directory.
+fn dim(dir: &Path, line: &str) -> Command {
+    let mut command = Command::new(PROGRAM);
+    command.args(line.split(' ')).env_remove("DIM_API").env("DIM_STATE_DIR", dir.join("state"));
+    command.env_remove("NO_COLOR").env("TERM", "xterm");
+    command
+}
+
+#[test]
+fn jobs_that_are_watched_stand_below_a_head_and_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path());
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let lines = std::thread::scope(|scope| {
+        // There is no sign that the stream is open.
+        scope.spawn(|| {
+            for id in ["a", "a-longer-id", "b"].iter().cycle() {
+                for event in ["running", "completed"] {
+                    host.dim(&["job", "update", id, event, "--data", "{\"node_id\":\"n1\"}"]);
+                }
+                host.dim(&["job", "rm", id]);
+                if stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    break;
+                }
+            }
+        });
+        let lines = lines_until(&mut dim(dir.path(), "job watch"), |lines| lines.len() > 4);
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        lines
+    });
+    let at = lines[0].find("NODE").unwrap();
+    assert!(lines[0].starts_with("TIME                  STATUS"), "{lines:?}");
+    for line in &lines[1..] {
+        assert_eq!(line.find("n1"), Some(at), "{lines:?}");
+        assert!(line.as_bytes()[19] == b'Z' && !line.contains('.'), "a time to the second: {lines:?}");
+    }
+}
+
+#[test]
+fn a_list_that_is_watched_is_shown_again_each_second() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path());
+    host.json(&["job", "update", "j1", "running"]);
+    for list in ["job ls", "node ls", "plugin ls", "topic ls", "dead ls"] {
+        let mut command = dim(dir.path(), &format!("{list} --watch"));
+        let heads = |lines: &[String]| lines.iter().filter(|line| **line == lines[0]).count();
+        let lines = lines_until(&mut command, |lines| heads(lines) > 1);
+        assert!(lines.iter().all(|line| !line.contains('\u{1b}')), "{list}: {lines:?}");
+    }
+    let json = lines_until(&mut dim(dir.path(), "job ls --watch --output json"), |lines| lines.len() > 1);
+    for line in json {
+        let jobs: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(jobs[0]["job_id"], "j1");
+    }
+}
+
+#[test]
+fn colour_is_for_terminals_and_for_those_who_ask() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path());
+    host.json(&["job", "update", "j1", "running"]);
+    let piped = |line: &str| text(&dim(dir.path(), line).output().unwrap());
+    let drawn = |command: &mut Command| at_a_terminal(command, "");
+    let green = "\u{1b}[32mrunning\u{1b}[0m";
+    assert!(!piped("job ls").contains('\u{1b}'));
+    assert!(piped("job ls --color always").contains(green));
+    assert!(drawn(&mut dim(dir.path(), "job ls")).contains(green));
+    assert!(!drawn(&mut dim(dir.path(), "job ls --color never")).contains('\u{1b}'));
+    assert!(!drawn(dim(dir.path(), "job ls").env("NO_COLOR", "1")).contains('\u{1b}'));
+    assert!(!piped("job ls --color always --output json").contains('\u{1b}'));
+    let wrong = dim(dir.path(), "job get nothing --color always").output().unwrap();
+    assert!(String::from_utf8_lossy(&wrong.stderr).starts_with("\u{1b}[31merror: \u{1b}[0m"), "{wrong:?}");
+}
+
+#[test]
+fn what_every_command_understands_stands_apart_in_its_help() {
+    let help = text(&Command::new(PROGRAM).args(["job", "ls", "--help"]).output().unwrap());
+    let (own, global) = help.split_once("Global options:").expect("a heading");
+    for option in ["--status", "--node", "--after", "--limit", "--watch"] {
+        assert!(own.contains(option) && !global.contains(option), "{option}: {help}");
+    }
+    for option in ["--output", "--color", "--api", "--token-file", "--state-dir"] {
+        assert!(global.contains(option) && !own.contains(option), "{option}: {help}");
+    }
+}
+
+#[test]
+fn since_means_the_same_to_the_command_line_and_to_the_api() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path());
+    host.json(&["topic", "pub", "dim.jobs.updates", "no job event"]);
+    soon(|| host.json(&["dead", "ls"]).as_array().is_some_and(|letters| letters.len() == 1));
+    let asked = |since: &str| {
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--get", "--unix-socket"]).arg(host.socket());
+        curl.args(["--data-urlencode", &format!("since={since}"), "http://dim.localhost/v1/dead-letters"]);
+        serde_json::from_slice::<serde_json::Value>(&curl.output().unwrap().stdout).unwrap()
+    };
+    let later = (jiff::Timestamp::now().as_second() + 3_600).to_string();
+    for (since, count) in [
+        ("2026-01-31T12:00:00Z", 1),
+        ("2026-01-31T12:00:00+01:00", 1),
+        ("10m", 1),
+        ("1d", 1),
+        ("1700000000", 1),
+        (later.as_str(), 0),
+        ("2200-01-01T00:00:00Z", 0),
+    ] {
+        assert_eq!(asked(since).as_array().map(Vec::len), Some(count), "{since}");
+        let listed = host.json(&["dead", "ls", "--since", since]);
+        assert_eq!(listed.as_array().map(Vec::len), Some(count), "{since}");
+    }
+    for since in ["yesterday", "-1h", "2026-01-31"] {
+        assert_eq!(asked(since)["status"], 400, "{since}");
+        assert_eq!(host.dim(&["dead", "ls", &format!("--since={since}")]).status.code(), Some(2), "{since}");
+    }
+}
+
+#[test]
+fn sizes_and_times_are_short_for_people_and_exact_for_programs() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path());
+    host.json(&["job", "update", "j1", "running"]);
+    host.json(&["topic", "pub", "dim.nodes.heartbeat", "{\"node_id\":\"n1\"}"]);
+    host.json(&["topic", "pub", "dim.jobs.updates", "no job event"]);
+    soon(|| host.json(&["dead", "ls"]) != json!([]) && host.json(&["node", "ls"]) != json!([]));
+    let nanoseconds =
+        |text: &str| text.split_whitespace().any(|word| word.starts_with("20") && word.contains('.'));
+    for (line, words) in [
+        ("status", &["MiB", "now), in "][..]),
+        ("job ls", &["now"]),
+        ("node ls", &["now"]),
+        ("dead ls", &["now"]),
+        ("plugin inspect job-tracker", &["KiB"]),
+    ] {
+        let shown = text(&host.dim(&line.split(' ').collect::<Vec<_>>()));
+        let has_words =
+            words.iter().all(|word| shown.contains(word) || shown.contains(&word.replace("now", "s ago")));
+        assert!(has_words && !nanoseconds(&shown), "{line}: {shown}");
+    }
+    assert!(host.json(&["plugin", "inspect", "job-tracker"])["size"].is_u64());
+    assert!(host.json(&["dead", "ls"])[0]["time"].as_str().unwrap().len() > 24);
+    // The other half of a filter of the API.
+    assert_eq!(host.json(&["node", "ls", "--gpu=false"])[0]["node_id"], "n1");
+    assert_eq!(host.json(&["node", "ls", "--gpu"]), json!([]));
 }

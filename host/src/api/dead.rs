@@ -19,7 +19,7 @@ use crate::host::Host;
 use crate::ident::{PluginName, Topic};
 use crate::store;
 use crate::store::dead::Filter;
-use crate::time::Timestamp;
+use crate::time::{Since, Timestamp};
 
 /// Most letters of one page.
 const PAGE: usize = 1_000;
@@ -37,13 +37,13 @@ pub struct Meant {
     /// Letters of events on this topic only
     topic: Option<Topic>,
     /// Letters that were set aside at this time or later only
-    since: Option<Timestamp>,
+    since: Option<Since>,
 }
 
 impl Meant {
-    fn filter(self) -> Filter {
+    fn filter(self, host: &Host) -> Filter {
         let Self { plugin, topic, since } = self;
-        Filter { plugin, topic, since }
+        Filter { plugin, topic, since: since.map(|since| since.before(host.log.now())) }
     }
 }
 
@@ -57,7 +57,7 @@ pub struct Page {
     /// Letters of events on this topic only
     topic: Option<Topic>,
     /// Letters that were set aside at this time or later only
-    since: Option<Timestamp>,
+    since: Option<Since>,
     /// Letters after the one with this id only: the last of the page before
     after: Option<u64>,
     /// How many at most; more than 1,000 are never told at once
@@ -141,7 +141,7 @@ pub async fn list(
     Query(Page { plugin, topic, since, after, limit }): Query<Page>,
 ) -> Result<Json<Vec<Letter>>, ApiError> {
     check_plugin(&host, plugin.as_ref())?;
-    let filter = Filter { plugin, topic, since };
+    let filter = Meant { plugin, topic, since }.filter(&host);
     let letters = store::dead::list(&host.store, &filter, after, limit.unwrap_or(PAGE).min(PAGE))?;
     Ok(Json(letters.into_iter().map(|(id, letter)| cut(describe(id, letter))).collect()))
 }
@@ -190,7 +190,7 @@ pub async fn replay_all(
     Query(meant): Query<Meant>,
 ) -> Result<(StatusCode, Json<Done>), ApiError> {
     check_plugin(&host, meant.plugin.as_ref())?;
-    let count = dead::all(&host, meant.filter(), Fate::Replay).await?;
+    let count = dead::all(&host, meant.filter(&host), Fate::Replay).await?;
     Ok((StatusCode::ACCEPTED, Json(Done { count })))
 }
 
@@ -199,7 +199,7 @@ pub async fn replay_all(
     params(Meant), responses((status = 200, body = Done)))]
 pub async fn remove_all(Current(host): Current, Query(meant): Query<Meant>) -> Result<Json<Done>, ApiError> {
     check_plugin(&host, meant.plugin.as_ref())?;
-    Ok(Json(Done { count: dead::all(&host, meant.filter(), Fate::Drop).await? }))
+    Ok(Json(Done { count: dead::all(&host, meant.filter(&host), Fate::Drop).await? }))
 }
 
 /// Refuses a plugin that does not exist and has left no letter: a slip of the finger is no empty list.

@@ -65,7 +65,7 @@ fn accepts_json(headers: &HeaderMap) -> bool {
 
 /// Says that the host has failed and is started again.
 pub fn down(reason: &str, since: Timestamp) -> Trouble {
-    Trouble::error(Code::HostDown, format!("down since {since}: {reason}")).since(since)
+    Trouble::error(Code::HostDown, format!("down since {since:.0}: {reason}")).since(since)
 }
 
 /// What troubles say, each in a sentence.
@@ -86,7 +86,7 @@ pub fn troubles(host: &Host) -> Result<Vec<Trouble>, ApiError> {
     let lost = |lost| Trouble::error(Code::KeyLost, lost);
     let mut troubles: Vec<_> = host.lost().into_iter().map(lost).collect();
     if let Some(Shortage { reason, since, .. }) = host.room.shortage() {
-        let message = format!("nothing is taken in since {since}: {reason}");
+        let message = format!("nothing is taken in since {since:.0}: {reason}");
         troubles.push(Trouble::error(Code::IntakeStopped, message).since(since));
     }
     troubles.extend(of_plugins(host));
@@ -119,12 +119,12 @@ fn of_plugins(host: &Host) -> Vec<Trouble> {
                 "quarantined" => Trouble::error(
                     Code::PluginQuarantined,
                     format!(
-                        "plugin {name} is quarantined since {since}, `dim plugin resume {name}` or a new version lets it go on: {reason}"
+                        "plugin {name} is quarantined since {since:.0}, `dim plugin resume {name}` or a new version lets it go on: {reason}"
                     ),
                 ),
                 _ => Trouble::error(
                     Code::PluginFailing,
-                    format!("plugin {name} does not start since {since}: {reason}"),
+                    format!("plugin {name} does not start since {since:.0}: {reason}"),
                 ),
             };
             troubles.push(trouble.since(since).about(&name));
@@ -141,7 +141,7 @@ fn of_plugins(host: &Host) -> Vec<Trouble> {
 fn waiting(host: &Host, now: Timestamp) -> Result<Vec<Trouble>, ApiError> {
     let late = match outbox::waiting(&host.store)? {
         (waiting, Some(oldest)) if now.since(oldest) > LATE => {
-            let message = format!("{waiting} publishes wait since {oldest}");
+            let message = format!("{waiting} publishes wait since {oldest:.0}");
             Some(Trouble::error(Code::PublishesLate, message).since(oldest))
         }
         _ => None,
@@ -160,16 +160,16 @@ fn of_name(key: &KeyName, known: &Known, now: Timestamp) -> Vec<Trouble> {
     let mut troubles = Vec::new();
     if known.is_waiting() && now.since(Timestamp(known.since)) > LATE {
         let since = Timestamp(known.since);
-        let message = format!("name {key} is not published since {since}");
+        let message = format!("name {key} is not published since {since:.0}");
         troubles.push(Trouble::error(Code::NameLate, message).since(since));
     }
     if let Some(accepted) = known.published.as_ref().filter(|accepted| accepted.is_nearly_over(now)) {
-        let message = format!("the record of {key} ends at {}", accepted.valid_until());
+        let message = format!("the record of {key} ends at {:.0}", accepted.valid_until());
         troubles.push(Trouble::error(Code::RecordEnding, message));
     }
     if let Some(hold) = &known.hold {
         let since = Timestamp(hold.since);
-        let message = format!("{key} is on hold since {since}: {}", hold.explain(key));
+        let message = format!("{key} is on hold since {since:.0}: {}", hold.explain(key));
         troubles.push(Trouble::error(Code::NameOnHold, message).since(since));
     }
     let document = known.document.unwrap_or_default();
@@ -213,7 +213,7 @@ fn deaf(host: &Host, now: Timestamp) -> Vec<Trouble> {
     }
     let told = by_reason.into_iter().map(|(why, (since, topics))| {
         let topics = topics.join(", ");
-        let message = format!("listening is not proven since {since} on {topics}: {why}");
+        let message = format!("listening is not proven since {since:.0} on {topics}: {why}");
         Trouble::error(Code::NotListening, message).since(since).about(topics)
     });
     told.collect()

@@ -56,10 +56,15 @@ pub struct Job {
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, ToSchema, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum JobStatus {
+    /// It waits for a node.
     Queued,
+    /// A node works on it.
     Running,
+    /// It is done.
     Completed,
+    /// It has failed.
     Failed,
+    /// Nobody wants it any more.
     Cancelled,
 }
 

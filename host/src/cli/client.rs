@@ -11,6 +11,7 @@ use reqwest::Method;
 use secrecy::SecretString;
 use serde_json::Value;
 
+use super::human;
 use super::output::{end_if_unread, note, note_piece};
 
 /// How long a command is silent while it waits.
@@ -179,7 +180,7 @@ pub async fn receive(
         file.write_all(&chunk)?;
         received += chunk.len() as u64;
         if told.elapsed() > TELL_EVERY && std::io::stderr().is_terminal() {
-            note_piece(&format!("\r{received} bytes …"));
+            note_piece(&format!("\r{} …    ", human::size(received)));
             told = Instant::now();
         }
     }

@@ -8,14 +8,23 @@ use crate::api::JobStatus;
 
 use super::client::Client;
 use super::input;
-use super::output::{Column, Output};
+use super::output::{Column, Output, Watch};
 
 const COLUMNS: [Column; 5] = [
-    ("JOB", "/job_id"),
-    ("STATUS", "/status"),
-    ("NODE", "/node_id"),
-    ("NODE DEAD SINCE", "/node_dead/since"),
-    ("UPDATED", "/updated_at"),
+    Column::word("JOB", "/job_id"),
+    Column::state("STATUS", "/status"),
+    Column::word("NODE", "/node_id"),
+    Column::ago("NODE DEAD SINCE", "/node_dead/since"),
+    Column::ago("UPDATED", "/updated_at"),
+];
+
+/// Of jobs as they change.
+const CHANGES: [Column; 5] = [
+    Column::time("TIME", "/updated_at"),
+    Column::state("STATUS", "/status"),
+    Column::word("JOB", "/job_id"),
+    Column::word("NODE", "/node_id"),
+    Column::time("NODE DEAD SINCE", "/node_dead/since"),
 ];
 
 #[derive(Debug, Subcommand)]
@@ -50,8 +59,10 @@ pub enum Command {
         #[arg(long, value_name = "ID")]
         after: Option<String>,
         /// At most so many
-        #[arg(long)]
+        #[arg(long, value_name = "N")]
         limit: Option<usize>,
+        #[command(flatten)]
+        watch: Watch,
     },
     /// Removes a job
     Rm {
@@ -75,16 +86,17 @@ impl Command {
                 out.object(&client.send_json(Method::POST, &["jobs", &id, "events"], &[], &body).await?)
             }
             Self::Get { id } => out.object(&client.get(&["jobs", &id], &[]).await?),
-            Self::Ls { status, node, after, limit } => {
+            Self::Ls { status, node, after, limit, watch } => {
                 let asked = [("status", status.map(input::word)), ("node_id", node), ("after", after)];
-                let query = asked.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
-                out.rows(&client.rows(&["jobs"], query, "job_id", limit).await?, &COLUMNS)
+                let query: Vec<_> =
+                    asked.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
+                let list = async || Ok(client.rows(&["jobs"], query.clone(), "job_id", limit).await?);
+                out.list(watch, &COLUMNS, list).await
             }
             Self::Rm { id } => out.object(&client.delete(&["jobs", &id]).await?),
             Self::Watch => {
-                client
-                    .events(&["watch", "jobs"], |data| out.streamed(&serde_json::from_str(data)?, &COLUMNS))
-                    .await
+                let mut rows = out.stream(&CHANGES);
+                client.events(&["watch", "jobs"], |data| rows.row(&serde_json::from_str(data)?)).await
             }
         }
     }

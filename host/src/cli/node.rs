@@ -7,17 +7,18 @@ use reqwest::Method;
 use serde_json::Value;
 
 use super::client::Client;
+use super::human;
 use super::input;
-use super::output::{Column, Output, cell, note};
+use super::output::{Column, Output, Watch, cell, note};
 
 const COLUMNS: [Column; 7] = [
-    ("NODE", "/node_id"),
-    ("STATUS", "/status"),
-    ("LAST SEEN", "/last_seen"),
-    ("CPU", "/resources/cpu_available"),
-    ("MEMORY", "/resources/memory_available"),
-    ("GPU", "/resources/gpu_available"),
-    ("MODELS", "/cached_models"),
+    Column::word("NODE", "/node_id"),
+    Column::state("STATUS", "/status"),
+    Column::ago("LAST SEEN", "/last_seen"),
+    Column::word("CPU", "/resources/cpu_available"),
+    Column::word("MEMORY", "/resources/memory_available"),
+    Column::word("GPU", "/resources/gpu_available"),
+    Column::word("MODELS", "/cached_models"),
 ];
 
 #[derive(Debug, Subcommand)]
@@ -33,15 +34,17 @@ pub enum Command {
         /// Only those with this much memory to spare
         #[arg(long, value_name = "AMOUNT")]
         min_memory: Option<f64>,
-        /// Only those with a GPU to spare
-        #[arg(long)]
-        gpu: bool,
+        /// Only those with a GPU to spare; --gpu=false: only those without
+        #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+        gpu: Option<bool>,
         /// Only those after this one, for the next page
         #[arg(long, value_name = "ID")]
         after: Option<String>,
         /// At most this many
         #[arg(long, value_name = "N")]
         limit: Option<usize>,
+        #[command(flatten)]
+        watch: Watch,
     },
     /// Shows one node
     Get {
@@ -66,9 +69,9 @@ pub enum Command {
 impl Command {
     pub async fn execute(self, client: &Client, out: &Output) -> anyhow::Result<()> {
         match self {
-            Self::Ls { status, model, min_memory, gpu, after, limit } => {
+            Self::Ls { status, model, min_memory, gpu, after, limit, watch } => {
                 let min_memory = min_memory.map(|least| least.to_string());
-                let gpu = gpu.then(|| "true".to_owned());
+                let gpu = gpu.map(|gpu| gpu.to_string());
                 let asked = [
                     ("status", status),
                     ("cached_model", model),
@@ -76,12 +79,15 @@ impl Command {
                     ("gpu", gpu),
                     ("after", after),
                 ];
-                let query = asked.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
-                let nodes = client.rows(&["nodes"], query, "node_id", limit).await?;
-                out.rows(&nodes, &COLUMNS)?;
-                if !out.is_json() {
-                    notes(&nodes, client).await;
+                let query: Vec<_> =
+                    asked.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
+                let nodes = async || Ok(client.rows(&["nodes"], query.clone(), "node_id", limit).await?);
+                if watch.is_set() || out.is_json() {
+                    return out.list(watch, &COLUMNS, nodes).await;
                 }
+                let nodes: Value = nodes().await.map_err(anyhow::Error::from)?;
+                out.rows(&nodes, &COLUMNS)?;
+                notes(&nodes, client).await;
                 Ok(())
             }
             Self::Rm { id } => {
@@ -109,7 +115,13 @@ async fn notes(nodes: &Value, client: &Client) {
     for node in nodes.as_array().into_iter().flatten() {
         let id = cell(node.get("node_id"));
         if let Some(conflict) = node.get("conflict") {
-            let (instances, since) = (cell(conflict.get("instances")), cell(conflict.get("since")));
+            let (instances, since) = (
+                cell(conflict.get("instances")),
+                conflict["since"]
+                    .as_str()
+                    .and_then(human::read)
+                    .map_or_else(|| cell(conflict.get("since")), human::time),
+            );
             note(&format!(
                 "{id}: several agents have this id since {since} ({instances}); give each its own --node-id"
             ));

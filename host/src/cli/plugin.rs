@@ -29,40 +29,48 @@ use crate::plugin;
 
 use super::Global;
 use super::client::Client;
-use super::output::{Column, Output, line, note, raw_line};
+use super::output::{Column, Output, Watch, line, note, raw_line};
 
 const COLUMNS: [Column; 12] = [
-    ("PLUGIN", "/name"),
-    ("VERSION", "/version"),
-    ("STATE", "/state"),
-    ("CHANGE", "/change/state"),
-    ("SINCE", "/change_since"),
-    ("WAITS", "/pending/version"),
-    ("HANDLED", "/handled"),
-    ("FAILURES", "/failures"),
-    ("DEAD", "/dead_letters"),
-    ("BEHIND", "/behind"),
-    ("LIMITS MET", "/met"),
-    ("REASON", "/reason"),
+    Column::word("PLUGIN", "/name"),
+    Column::word("VERSION", "/version"),
+    Column::state("STATE", "/state"),
+    Column::state("CHANGE", "/change/state"),
+    Column::ago("SINCE", "/change_since"),
+    Column::word("WAITS", "/pending/version"),
+    Column::word("HANDLED", "/handled"),
+    Column::word("FAILURES", "/failures"),
+    Column::word("DEAD", "/dead_letters"),
+    Column::word("BEHIND", "/behind"),
+    Column::word("LIMITS MET", "/met"),
+    Column::text("REASON", "/reason"),
 ];
 
 const CHANGES: [Column; 7] = [
-    ("TIME", "/steps/0/at"),
-    ("FROM", "/before/version"),
-    ("TO", "/after/version"),
-    ("STATE", "/state"),
-    ("BY", "/by"),
-    ("SOURCE", "/source"),
-    ("REASON", "/reason"),
+    Column::time("TIME", "/steps/0/at"),
+    Column::word("FROM", "/before/version"),
+    Column::word("TO", "/after/version"),
+    Column::state("STATE", "/state"),
+    Column::word("BY", "/by"),
+    Column::word("SOURCE", "/source"),
+    Column::text("REASON", "/reason"),
 ];
 
-const LINE: [Column; 4] =
-    [("TIME", "/time"), ("LEVEL", "/level"), ("VERSION", "/version"), ("TEXT", "/text")];
+/// Of what a plugin logs.
+const LINE: [Column; 4] = [
+    Column::time("TIME", "/time"),
+    Column::state("LEVEL", "/level"),
+    Column::word("VERSION", "/version"),
+    Column::text("TEXT", "/text"),
+];
 
 #[derive(Debug, Subcommand)]
 pub enum PluginCommand {
     /// Lists plugins
-    Ls,
+    Ls {
+        #[command(flatten)]
+        watch: Watch,
+    },
     /// Shows a plugin's manifest: of a running one, or of a file without running it
     Inspect {
         /// A plugin's name, or a component file
@@ -250,7 +258,9 @@ fn flat(inspection: &Value) -> Value {
 impl PluginCommand {
     pub async fn execute(self, client: &Client, out: &Output) -> anyhow::Result<()> {
         match self {
-            Self::Ls => out.rows(&client.get(&["plugins"], &[]).await?, &COLUMNS),
+            Self::Ls { watch } => {
+                out.list(watch, &COLUMNS, async || Ok(client.get(&["plugins"], &[]).await?)).await
+            }
             Self::Inspect { subject } => {
                 let plugin = client.get(&["plugins", &subject], &[]).await?;
                 out.object(&flat(&plugin["inspection"]))
@@ -284,8 +294,8 @@ impl PluginCommand {
                 out.object(&client.send_bytes(Method::POST, &path, &query, Vec::new()).await?)
             }
             Self::Log { name } => {
-                let each = |line: &str| log_line(out, &serde_json::from_str(line)?);
-                client.events(&["plugins", &name, "log"], each).await
+                let mut rows = out.stream(&LINE);
+                client.events(&["plugins", &name, "log"], |line| rows.row(&serde_json::from_str(line)?)).await
             }
             Self::Dev(dev) => dev.execute(client, out).await,
             Self::Command { name, method, json } => {
@@ -298,11 +308,6 @@ impl PluginCommand {
             }
         }
     }
-}
-
-/// Writes a line of a plugin's log.
-fn log_line(out: &Output, line: &Value) -> anyhow::Result<()> {
-    out.streamed(line, &LINE)
 }
 
 /// A plugin's answer has a form of its own: JSON for people too.

@@ -10,13 +10,13 @@ use serde_json::{Value, json};
 
 use super::super::events::Wanted;
 use super::super::output::{self, Output, note_piece};
-use super::super::{Global, input};
+use super::super::{Global, human, input};
 use super::told_if_slow;
 use crate::cause::chain;
 use crate::escape::escaped;
 use crate::plugin;
 use crate::test::{Bench, Comparison, Differing, Events, Given, Identity, Plugin, compare};
-use crate::time::{Timestamp, duration_of, nanoseconds};
+use crate::time::Since;
 
 #[derive(Debug, Args)]
 pub struct Compare {
@@ -29,10 +29,10 @@ pub struct Compare {
     /// The events, as `dim events export` writes them; without it, those of the host that runs, with --since
     #[arg(long, value_name = "FILE", required_unless_present = "since")]
     events: Option<PathBuf>,
-    /// Compare from this time on, as in 2026-01-31T12:00:00Z, or 2h before the events end; what came before makes the
-    /// state that both begin with
+    /// Compare from this time on, as in 2026-01-31T12:00:00Z or in seconds since 1970, or 2h before the events end;
+    /// what came before makes the state that both begin with
     #[arg(long, value_name = "TIME")]
-    since: Option<String>,
+    since: Option<Since>,
     /// The plugin's config, a JSON object or @FILE [default: what it has on the host that the events come from]
     #[arg(long, value_name = "JSON", value_parser = input::json_or_file)]
     config: Option<Value>,
@@ -50,15 +50,6 @@ pub struct Differ(u64, u64);
 #[derive(Debug, thiserror::Error)]
 #[error("the versions have different states in the end")]
 pub struct DifferAtEnd;
-
-/// A time, or a duration before the events end.
-fn since_when(text: &str, until: Timestamp) -> anyhow::Result<Timestamp> {
-    if let Ok(ago) = duration_of(text) {
-        return Ok(Timestamp(until.0.saturating_sub(nanoseconds(ago))));
-    }
-    let time = serde_json::from_value(json!(text));
-    time.map_err(|_| anyhow::anyhow!("{text:?}: write it like 2026-01-31T12:00:00Z, or 2h"))
-}
 
 impl Compare {
     /// Compares, and shows where they differ.
@@ -79,7 +70,7 @@ impl Compare {
         let config = self.config.as_ref();
         let both = [&old, &new];
         let (of_old, of_new) = (given(&events, &old, config, &both)?, given(&events, &new, config, &both)?);
-        let since = self.since.as_deref().map(|since| since_when(since, events.header.until)).transpose()?;
+        let since = self.since.map(|since| since.before(events.header.until));
         let mut told = Instant::now();
         let tell = |records: u64| {
             if told.elapsed() > Duration::from_secs(1) && std::io::stderr().is_terminal() {
@@ -133,11 +124,11 @@ impl Compare {
             ("names", old.names, new.names),
             ("dead letters", old.dead, new.dead),
             ("retries", old.retries, new.retries),
-            ("state bytes", old.state_bytes, new.state_bytes),
-            ("memory", old.memory as u64, new.memory as u64),
         ] {
             row(name, old.to_string(), new.to_string())?;
         }
+        row("state", human::size(old.state_bytes), human::size(new.state_bytes))?;
+        row("memory", human::size(old.memory as u64), human::size(new.memory as u64))?;
         row("CPU time", format!("{:.3} s", old.cpu_seconds), format!("{:.3} s", new.cpu_seconds))?;
         row("effects", short(&old.effects), short(&new.effects))?;
         let sections: Vec<_> =

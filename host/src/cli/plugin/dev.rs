@@ -14,7 +14,7 @@ use crate::change::Change;
 use crate::plugin;
 
 use super::super::client::Client;
-use super::super::output::{Output, note, notes};
+use super::super::output::{BAD, Output, marked_notes, note};
 use super::build::{self, Again};
 use super::install::tell;
 use super::watch::{LOOK_EVERY, Source};
@@ -52,7 +52,7 @@ impl Dev {
                     }
                     Ok(_) => {}
                     // What runs goes on.
-                    Err(error) => notes(&format!("error: {error:#}")),
+                    Err(error) => marked_notes(BAD, "error: ", &format!("{error:#}")),
                 }
                 note(&format!("waiting for a change in {}; stop with Ctrl-C", self.dir.display()));
             }
@@ -107,12 +107,13 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// Shows what a plugin logs, also after a restart of the host.
 async fn show_log(client: Client, out: Output, name: String) {
+    let mut rows = out.stream(&super::LINE);
     loop {
         if let Ok(lines) = client.event_stream(&["plugins", &name, "log"]).await {
             let mut lines = std::pin::pin!(lines);
             while let Some(Ok(line)) = lines.next().await {
                 if let Ok(line) = serde_json::from_str(&line.data)
-                    && super::log_line(&out, &line).is_err()
+                    && rows.row(&line).is_err()
                 {
                     return;
                 }

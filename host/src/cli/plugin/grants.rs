@@ -9,6 +9,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::super::client::Client;
+use super::super::human;
 use super::super::lacking;
 use super::super::output::{Output, cell, line, note_piece, notes};
 use super::install;
@@ -142,12 +143,14 @@ fn show(out: &Output, granted: &Value) -> anyhow::Result<()> {
     }
     if let Some(pending) = granted.get("pending") {
         let part = |name: &str| cell(pending.get(name));
+        let since =
+            pending["since"].as_str().and_then(human::read).map_or_else(|| part("since"), human::time);
         line(&format!(
             "{:<9}{} from {}, since {}: it asks to {}",
             "waits",
             part("version"),
             part("source"),
-            part("since"),
+            since,
             part("missing")
         ))?;
     }

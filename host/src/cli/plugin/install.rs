@@ -18,6 +18,7 @@ use crate::plugin::{self, MAX_COMPONENT};
 use crate::time::Timestamp;
 
 use super::super::client::Client;
+use super::super::human;
 use super::super::output::{Output, note};
 use super::grants::{agrees, asks};
 
@@ -86,7 +87,8 @@ pub async fn install(client: &Client, out: &Output, wish: Wish) -> anyhow::Resul
     let inspection = plugin::inspect(&component).with_context(|| format!("{source} is not a plugin"))?;
     let name = name.unwrap_or_else(|| inspection.manifest.name.to_string());
     if !out.is_json() {
-        note(&format!("{} KiB of {name} {}", component.len() >> 10, inspection.manifest.version));
+        let size = human::size(component.len() as u64);
+        note(&format!("{size} of {name} {}", inspection.manifest.version));
     }
     let send = async |Consent { grant, trust }: Consent| {
         let mut query = vec![("source", source.clone()), ("grant", grant.to_string())];
@@ -116,8 +118,8 @@ async fn download(url: &str, out: &Output) -> anyhow::Result<Vec<u8>> {
         }
         if told.elapsed() > Duration::from_secs(1) && !out.is_json() {
             told = Instant::now();
-            let of = whole.map_or_else(String::new, |whole| format!(" of {}", whole >> 10));
-            note(&format!("{}{of} KiB of {url}", component.len() >> 10));
+            let of = whole.map_or_else(String::new, |whole| format!(" of {}", human::size(whole)));
+            note(&format!("{}{of} of {url}", human::size(component.len() as u64)));
         }
     }
     Ok(component)
@@ -251,8 +253,14 @@ fn is_same(one: &Change, other: &Change) -> bool {
 fn tell_still(out: &Output, change: Option<&Change>, since: Duration) {
     let Some(change) = change.filter(|change| !out.is_json() && !change.state.is_final()) else { return };
     let state = change.state.as_str().replace('-', " ");
-    let received = change.received.map_or_else(String::new, |bytes| format!(", {} KiB so far", bytes >> 10));
-    note(&format!("{}  {}: {state} for {} s{received}", Timestamp::wall(), change.plugin, since.as_secs()));
+    let received =
+        change.received.map_or_else(String::new, |bytes| format!(", {} so far", human::size(bytes)));
+    note(&format!(
+        "{:.0}  {}: {state} for {} s{received}",
+        Timestamp::wall(),
+        change.plugin,
+        since.as_secs()
+    ));
 }
 
 pub fn tell(out: &Output, change: &Change) {
@@ -264,7 +272,7 @@ pub fn tell(out: &Output, change: &Change) {
     let state = step.state.as_str().replace('-', " ");
     let version = change.after.as_ref().map_or_else(String::new, |after| format!(" {}", after.version));
     let reason = change.reason.as_ref().map_or_else(String::new, |reason| format!(": {}", escaped(reason)));
-    note(&format!("{}  {}{version}: {state}{reason}", step.at, change.plugin));
+    note(&format!("{:.0}  {}{version}: {state}{reason}", step.at, change.plugin));
 }
 
 impl Client {

@@ -9,7 +9,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::super::input;
-use super::super::output::{Output, line, note, notes};
+use super::super::output::{BAD, Output, line, marked_notes, note};
 use super::build::{self, Again};
 use super::compare;
 use super::watch::Source;
@@ -74,7 +74,7 @@ impl Test {
         watched.extend(self.places().into_iter().filter(|place| place.exists()));
         Source::watch(&watched, || {
             if let Err(error) = self.round(&bench, out) {
-                notes(&format!("error: {error:#}"));
+                marked_notes(BAD, "error: ", &format!("{error:#}"));
             }
         })
     }

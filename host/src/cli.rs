@@ -123,8 +123,8 @@ enum Command {
     Run(run::Run),
     /// Runs the agent of a node in the foreground, or tells a running one what happened to a job
     Agent(agent::Agent),
-    /// Says how the host is doing
-    Status,
+    /// Shows how the host is doing
+    Status(status::Status),
     /// Writes a backup of the running host, with its keys, encrypted with a passphrase
     Backup(backup::Backup),
     /// Makes the state directory of a backup
@@ -260,7 +260,7 @@ fn dispatch(Cli { global, command }: Cli) -> anyhow::Result<()> {
 async fn over_the_api(command: Command, global: &Global) -> anyhow::Result<()> {
     let (client, out) = (global.client()?, global.out());
     match command {
-        Command::Status => status::execute(&client, &out).await,
+        Command::Status(status) => status.execute(&client, &out).await,
         Command::Job(command) => command.execute(&client, &out).await,
         Command::Node(command) => command.execute(&client, &out).await,
         Command::Topic(command) => command.execute(&client, &out).await,

@@ -15,6 +15,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::ApiError;
+use super::extract::Current;
 use super::queues::{Queue, queues};
 use crate::escape::escaped;
 use crate::host::{Host, NotLoaded, Standing, Supervised};
@@ -97,7 +98,49 @@ pub fn troubles(host: &Host) -> Result<Vec<Trouble>, ApiError> {
     for (key, known) in names::all(&snapshot)? {
         troubles.extend(of_name(&key, &known, now));
     }
+    troubles.extend(past(host)?);
+    troubles.retain(|trouble| host.acknowledged.shows(trouble));
     Ok(troubles)
+}
+
+/// Past events since the host started of which the operator should know.
+fn past(host: &Host) -> Result<Vec<Trouble>, ApiError> {
+    let (mut past, away) = (Vec::new(), host.echoes.lost());
+    for (topic, hearing) in host.hearings.all() {
+        let refused = Trouble::events(Code::MessagesRefused, hearing.refused, || {
+            let last = hearing
+                .last_refused
+                .as_ref()
+                .map_or_else(String::new, |peer| format!(", last one of {peer}"));
+            format!(
+                "messages on {topic} of peers that may not speak there were refused since the host started: {}{last}",
+                hearing.refused
+            )
+        });
+        let lost = hearing.lost + away.get(&topic).copied().unwrap_or(0);
+        let lost = Trouble::events(Code::MessagesLost, lost, || {
+            format!("messages on {topic} were lost for certain since the host started: {lost}")
+        });
+        past.extend(refused.into_iter().chain(lost).map(|trouble| trouble.about(&topic)));
+    }
+    let dropped = store::dead::dropped(&host.store)?.saturating_sub(host.letters_dropped_before);
+    past.extend(Trouble::events(Code::LettersDropped, dropped, || {
+        format!("dead letters were dropped since the host started, because there were too many or they were too old: {dropped}")
+    }));
+    Ok(past)
+}
+
+/// Acknowledges the past events that troubles describe.
+///
+/// They are put aside until another event of the kind happens to the same subject, or the host starts again. The answer
+/// has what was put aside.
+#[utoipa::path(post, path = "/status/acknowledge", tag = "host", operation_id = "acknowledge_past_events",
+    responses((status = 200, body = [Trouble])))]
+pub async fn acknowledge(Current(host): Current) -> Result<Json<Vec<Trouble>>, ApiError> {
+    let mut past = past(&host)?;
+    past.retain(|trouble| host.acknowledged.shows(trouble));
+    host.acknowledged.put_aside(&past);
+    Ok(Json(past))
 }
 
 fn of_plugins(host: &Host) -> Vec<Trouble> {

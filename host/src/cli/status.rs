@@ -1,21 +1,49 @@
 //! `dim status`.
 
 use anstyle::Style;
+use clap::Args;
 use serde_json::Value;
 
 use super::client::Client;
 use super::human;
 use super::output::{BAD, DOUBTFUL, GOOD, Output, cell, line, styled, styled_line};
 
-pub async fn execute(client: &Client, out: &Output) -> anyhow::Result<()> {
-    let status = client.get(&["status"], &[]).await?;
-    match out.is_json() {
-        true => out.object(&status)?,
-        false => show(&status)?,
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Put aside the warnings of past events until the next such event, and show which
+    #[arg(long)]
+    acknowledge: bool,
+}
+
+impl Status {
+    /// Shows the status, or what it puts aside.
+    pub async fn execute(self, client: &Client, out: &Output) -> anyhow::Result<()> {
+        if self.acknowledge {
+            return acknowledge(client, out).await;
+        }
+        let status = client.get(&["status"], &[]).await?;
+        match out.is_json() {
+            true => out.object(&status)?,
+            false => show(&status)?,
+        }
+        match status["healthy"].as_bool() {
+            Some(false) => Err(NotWell.into()),
+            _ => Ok(()),
+        }
     }
-    match status["healthy"].as_bool() {
-        Some(false) => Err(NotWell.into()),
-        _ => Ok(()),
+}
+
+async fn acknowledge(client: &Client, out: &Output) -> anyhow::Result<()> {
+    let past = client.post(&["status", "acknowledge"]).await?;
+    let troubles = past.as_array().map_or(&[][..], Vec::as_slice);
+    match troubles {
+        _ if out.is_json() => out.object(&past),
+        [] => line("no past event is to be acknowledged"),
+        troubles => {
+            let told =
+                troubles.iter().map(|trouble| format!("acknowledged: {}", cell(trouble.get("message"))));
+            told.into_iter().try_for_each(|told| line(&told))
+        }
     }
 }
 
@@ -39,6 +67,9 @@ fn show(status: &Value) -> anyhow::Result<()> {
     for trouble in status["trouble_details"].as_array().into_iter().flatten() {
         let style = if trouble["severity"] == "error" { BAD } else { DOUBTFUL };
         styled_line(&format!("  {} {}", styled(style, "!"), cell(trouble.get("message"))))?;
+    }
+    if status["trouble_details"].as_array().is_some_and(|all| all.iter().any(|it| it["past"] == true)) {
+        line("  Past events are shown until `dim status --acknowledge`.")?;
     }
     let started = status["started"].as_str().and_then(human::read).map_or_else(
         || text("/started"),

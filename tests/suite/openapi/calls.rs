@@ -67,6 +67,7 @@ pub fn of_a_sound_host() -> Vec<Call> {
         call("adopt_name", "/v1/keys/held/adopt", r#"{"how":"replace"}"#, 409),
         call("adopt_name", "/v1/keys/held/adopt", "{", 400),
         call("get_status", "/v1/status", "", 200),
+        call("acknowledge_past_events", "/v1/status/acknowledge", "", 200),
         call("get_health", "/healthz", "", 200),
         call("get_liveness", "/livez", "", 200),
         call("get_readiness", "/readyz", "", 200),

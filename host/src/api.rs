@@ -40,6 +40,7 @@ use utoipa_axum::routes;
 
 pub(crate) use admission::Admission;
 pub use error::ApiError;
+pub use jobs::JobStatus;
 pub use openapi::document;
 pub(crate) use server::serve;
 pub use token::Token;
@@ -56,6 +57,7 @@ const _: () = assert!(MAX_BODY > DOCUMENT_BYTES, "a document is a body");
 fn described() -> OpenApiRouter<Arc<Supervised>> {
     let v1 = OpenApiRouter::default()
         .routes(routes!(status::status))
+        .routes(routes!(health::acknowledge))
         .routes(routes!(backup::make))
         .routes(routes!(events::export))
         .routes(routes!(openapi::openapi))

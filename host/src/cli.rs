@@ -6,6 +6,7 @@ mod client;
 mod dead;
 mod demo;
 mod events;
+mod human;
 mod input;
 mod ipns;
 mod job;
@@ -16,11 +17,13 @@ mod plugin;
 mod run;
 mod signals;
 mod status;
+mod table;
 mod topic;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anstream::ColorChoice;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -65,10 +68,14 @@ const EXIT_CODES: &str = "Exit codes: 0 well, 1 failed, 2 wrong usage, 3 not fou
 
 /// What every command understands.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
 struct Global {
     /// How to write results
     #[arg(long, global = true, value_enum, default_value_t = Format::Table)]
     output: Format,
+    /// Whether to colour what people read; auto: on a terminal, unless NO_COLOR is set
+    #[arg(long, global = true, value_enum, default_value_t = Color::Auto)]
+    color: Color,
     /// The host's API: unix:PATH or http://127.0.0.1:PORT [default: the socket in the state directory]
     #[arg(long, global = true, env = "DIM_API", value_name = "ADDR")]
     api: Option<String>,
@@ -88,14 +95,36 @@ enum Format {
     Json,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Color {
+    /// On a terminal
+    Auto,
+    /// Anywhere
+    Always,
+    /// Nowhere
+    Never,
+}
+
+impl Color {
+    /// Has all that is written from now on follow it.
+    fn apply(self) {
+        let choice = match self {
+            Self::Auto => ColorChoice::Auto,
+            Self::Always => ColorChoice::Always,
+            Self::Never => ColorChoice::Never,
+        };
+        choice.write_global();
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Runs a host in the foreground
     Run(run::Run),
     /// Runs the agent of a node in the foreground, or tells a running one what happened to a job
     Agent(agent::Agent),
-    /// Says how the host is doing
-    Status,
+    /// Shows how the host is doing
+    Status(status::Status),
     /// Writes a backup of the running host, with its keys, encrypted with a passphrase
     Backup(backup::Backup),
     /// Makes the state directory of a backup
@@ -185,6 +214,7 @@ fn default_state_dir(name: &str) -> PathBuf {
 /// Does what the command line says.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    cli.global.color.apply();
     match dispatch(cli) {
         Ok(()) => ExitCode::from(OK),
         Err(error) => {
@@ -210,10 +240,11 @@ fn dispatch(Cli { global, command }: Cli) -> anyhow::Result<()> {
         }
         Command::Agent(agent) => agent.execute(&global),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "dim", &mut std::io::stdout());
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "dim", &mut script);
+            output::bytes(&script)
         }
-        Command::Openapi => output::line(crate::api::document()),
+        Command::Openapi => output::raw_line(crate::api::document()),
         Command::CompileComponent { seconds, memory } => {
             Ok(compiler::compile_apart(Allotment { seconds, memory })?)
         }
@@ -229,7 +260,7 @@ fn dispatch(Cli { global, command }: Cli) -> anyhow::Result<()> {
 async fn over_the_api(command: Command, global: &Global) -> anyhow::Result<()> {
     let (client, out) = (global.client()?, global.out());
     match command {
-        Command::Status => status::execute(&client, &out).await,
+        Command::Status(status) => status.execute(&client, &out).await,
         Command::Job(command) => command.execute(&client, &out).await,
         Command::Node(command) => command.execute(&client, &out).await,
         Command::Topic(command) => command.execute(&client, &out).await,
@@ -257,22 +288,21 @@ fn lacking(hint: &str) -> ! {
 /// One line with the cause, then the causes below it.
 fn report(error: &anyhow::Error) {
     // What a host answers may be a plugin's words. Lines of the program's own stay lines.
-    let shown = |error: &dyn std::fmt::Display| {
-        error.to_string().lines().map(output::plain).collect::<Vec<_>>().join("\n")
-    };
-    eprintln!("error: {}", shown(&error));
-    let causes: Vec<String> = error.chain().skip(1).map(|cause| shown(&cause)).collect();
+    output::marked_notes(output::BAD, "error: ", &error.to_string());
+    let causes: Vec<String> = error.chain().skip(1).map(ToString::to_string).collect();
     if !causes.is_empty() {
-        eprintln!("\nCaused by:");
-        causes.iter().for_each(|cause| eprintln!("    {cause}"));
+        output::notes("\nCaused by:");
+        for cause in causes.iter().flat_map(|cause| cause.lines()) {
+            output::note(&format!("    {cause}"));
+        }
     }
     if let Some(agent::NoAgent { .. }) = error.downcast_ref() {
-        eprintln!(
-            "\nIs an agent running? Start one with `dim agent --node-id ID`, or say where it is with --agent-dir."
+        output::notes(
+            "\nIs an agent running? Start one with `dim agent --node-id ID`, or say where it is with --agent-dir.",
         );
     } else if let Some(ClientError::Unreachable { .. }) = error.downcast_ref() {
-        eprintln!(
-            "\nIs a host running? Start one with `dim run`, or say where it is with --api or --state-dir."
+        output::notes(
+            "\nIs a host running? Start one with `dim run`, or say where it is with --api or --state-dir.",
         );
     }
 }

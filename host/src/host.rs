@@ -45,7 +45,7 @@ use crate::store::outbox::Backlog;
 use crate::store::{Absent, Disk, Medium, Store, StoreError};
 use crate::subscription::{self, Hearings};
 use crate::time::{Clock, MachineClock, Timestamp};
-use crate::trouble::Trouble;
+use crate::trouble::{Acknowledged, Trouble};
 
 pub use adoption::{AdoptError, Adopted, Adoption};
 pub(crate) use candidate::{Candidate, Ready, Terms, candidates};
@@ -242,6 +242,10 @@ pub struct Host {
     /// The echoes that are expected, and those that stayed away.
     pub(crate) echoes: Arc<Echoes>,
     not_loaded: Mutex<BTreeMap<PluginName, String>>,
+    /// The past events that the operator has acknowledged.
+    pub(crate) acknowledged: Acknowledged,
+    /// How many dead letters were dropped before this start.
+    pub(crate) letters_dropped_before: u64,
     /// What is wrong with the folder of plugins.
     pub(crate) folder_trouble: Mutex<Option<Trouble>>,
     candidates: Mutex<Vec<Candidate>>,

@@ -75,6 +75,7 @@ mod retention;
 mod echo;
 mod backoff;
 mod cause;
+mod escape;
 mod line_queue;
 mod owner_only;
 

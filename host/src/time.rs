@@ -1,6 +1,7 @@
 //! Owns time as the log counts it: timestamps that never go back.
 
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -56,9 +57,69 @@ impl<'de> Deserialize<'de> for Timestamp {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         let time: jiff::Timestamp = text.parse().map_err(serde::de::Error::custom)?;
-        let nanoseconds = u64::try_from(time.as_nanosecond());
-        nanoseconds.map(Timestamp).map_err(|_| serde::de::Error::custom("a time lies between 1970 and 2554"))
+        time.try_into().map_err(serde::de::Error::custom)
     }
+}
+
+impl TryFrom<jiff::Timestamp> for Timestamp {
+    type Error = String;
+
+    fn try_from(time: jiff::Timestamp) -> Result<Self, String> {
+        let nanoseconds = u64::try_from(time.as_nanosecond());
+        nanoseconds.map(Self).map_err(|_| "a time lies between 1970 and 2554".to_owned())
+    }
+}
+
+/// From when on something is meant, as people and programs write it: a time in RFC 3339, a duration before now as in
+/// `10m`, `2h` or `1d`, or seconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Since {
+    /// From this time on.
+    At(Timestamp),
+    /// For this long.
+    For(Duration),
+}
+
+impl Since {
+    /// From when on, if it is `now`.
+    pub fn before(self, now: Timestamp) -> Timestamp {
+        match self {
+            Self::At(time) => time,
+            Self::For(duration) => Timestamp(now.0.saturating_sub(nanoseconds(duration))),
+        }
+    }
+}
+
+impl FromStr for Since {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(seconds) = unix_seconds(text) {
+            return Ok(Self::At(Timestamp(nanoseconds(seconds))));
+        }
+        if let Ok(duration) = duration_of(text) {
+            return Ok(Self::For(duration));
+        }
+        let how = "write it like 2026-01-31T12:00:00Z, like 10m, 2h or 1d, or in seconds since 1970";
+        let time: jiff::Timestamp = text.parse().map_err(|_| how.to_owned())?;
+        Ok(Self::At(time.try_into()?))
+    }
+}
+
+impl<'de> Deserialize<'de> for Since {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Seconds since 1970, if a text is nothing but digits and at most one point.
+fn unix_seconds(text: &str) -> Option<Duration> {
+    let is_number = text.starts_with(|c: char| c.is_ascii_digit())
+        && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    if !is_number {
+        return None;
+    }
+    Duration::try_from_secs_f64(text.parse().ok()?).ok()
 }
 
 /// A duration in nanoseconds, as far as 64 bits go (584 years).
@@ -142,6 +203,28 @@ mod tests {
             clock.advance(back.after(Duration::from_secs(10)), later),
             noon.after(Duration::from_secs(5))
         );
+    }
+
+    #[test]
+    fn since_has_three_forms() {
+        let now = Timestamp(nanoseconds(Duration::from_secs(1_800_000_000)));
+        let before = |text: &str| text.parse::<Since>().map(|since| since.before(now).to_string());
+        for (text, time) in [
+            ("2026-01-31T12:00:00Z", "2026-01-31T12:00:00Z"),
+            ("2026-01-31T12:00:00.5+01:00", "2026-01-31T11:00:00.5Z"),
+            ("10m", "2027-01-15T07:50:00Z"),
+            ("2h", "2027-01-15T06:00:00Z"),
+            ("1d", "2027-01-14T08:00:00Z"),
+            ("1h30m", "2027-01-15T06:30:00Z"),
+            ("1700000000", "2023-11-14T22:13:20Z"),
+            ("1700000000.5", "2023-11-14T22:13:20.5Z"),
+            ("0", "1970-01-01T00:00:00Z"),
+        ] {
+            assert_eq!(before(text).as_deref(), Ok(time), "{text}");
+        }
+        for text in ["", "yesterday", "-1h", "-1", "1.2.3", "1e9", "2026-01-31", "1960-01-01T00:00:00Z"] {
+            assert!(before(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -28,6 +28,7 @@ mod migration;
 mod names;
 mod nodes;
 mod openapi;
+mod output;
 mod plugins;
 mod process;
 mod promises;

@@ -7,7 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use dim_tests::{Program, soon};
+use dim::backend::embedded::new_peer;
+use dim_tests::{Program, Setup, SupervisedHost, eventually, soon};
 use serde_json::{Value, json};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_dim-under-test");
@@ -307,4 +308,56 @@ async fn a_plugin_is_behind_by_what_waits_for_it_and_not_by_what_others_read() {
     dim_tests::eventually("three messages wait for it", async || behind() == 3).await;
     host.plugin("idle").handle.pause(false);
     dim_tests::eventually("it has read them", async || behind() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_past_event_is_shown_until_it_is_acknowledged_and_when_it_happens_again() {
+    let (friend, stranger) = (new_peer(), new_peer());
+    let yaml = format!("topics: {}\n", json!({ "probe.in": { "peers": [friend.to_string()] } }));
+    let setup = Setup::probe().yaml(&yaml);
+    let host = SupervisedHost::start(&setup).await;
+    let api = format!("unix:{}", host.serve_owner().await.display());
+    let dim = |args: &[&str]| {
+        let mut command = Command::new(PROGRAM);
+        command.args(args).args(["--api", &api]);
+        tokio::task::block_in_place(|| command.output().unwrap())
+    };
+    let json = |args: &[&str]| -> Value {
+        let output = dim(&[args, &["--output", "json"]].concat());
+        assert!(
+            output.status.success(),
+            "a warning is no error: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let topic: dim::ident::Topic = "probe.in".parse().unwrap();
+    let running = host.host().unwrap();
+    let is_heard = async || running.hearings.all().get(&topic).is_some_and(|it| it.connected_since.is_some());
+    eventually("the topic is listened to", is_heard).await;
+    let is_refused = |times: &'static str| {
+        move |status: Value| {
+            let trouble = &status["trouble_details"][0];
+            trouble["code"] == "messages-refused"
+                && trouble["past"] == true
+                && trouble["message"].as_str().unwrap().contains(times)
+        }
+    };
+    for times in ["the host started: 1,", "the host started: 2,"] {
+        running.bus.as_ref().unwrap().publish_as(&stranger, &topic, "from a stranger".into()).await;
+        eventually("it is shown", async || is_refused(times)(json(&["status"]))).await;
+        let shown = String::from_utf8(dim(&["status"]).stdout).unwrap();
+        assert!(shown.contains("well, with warnings") && shown.contains("--acknowledge"), "{shown}");
+        let put_aside = json(&["status", "--acknowledge"]);
+        assert_eq!(
+            (&put_aside[0]["code"], &put_aside[0]["subject"]),
+            (&json!("messages-refused"), &json!("probe.in"))
+        );
+        assert_eq!(json(&["status"])["trouble_details"], json!([]));
+        assert_eq!(json(&["status", "--acknowledge"]), json!([]), "it is put aside once");
+        let shown = String::from_utf8(dim(&["status"]).stdout).unwrap();
+        assert!(shown.contains("all is well"), "{shown}");
+    }
+    drop(running);
+    host.stop().await;
 }

@@ -651,6 +651,10 @@ async fn a_takeback_is_shown_until_there_is_a_newer_change() {
         message.starts_with("version 2.0.0 of plugin probe was taken back, and 0.1.0 goes on: "),
         "{message}"
     );
+    let acknowledged = client.post(format!("{url}/v1/status/acknowledge")).send().await.unwrap();
+    assert!(acknowledged.status().is_success());
+    assert_eq!(get("/healthz").await, well, "the operator has seen it");
+    assert_eq!(taken_back().await, "2.0.0");
     replace(probe("3.0.0", &json!([]))).await.unwrap();
     eventually("there is a newer change", async || taken_back().await.is_null()).await;
     eventually("all is well again", async || get("/healthz").await == well).await;

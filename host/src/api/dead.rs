@@ -1,5 +1,7 @@
 //! `/v1/dead-letters`: what plugins could not handle.
 
+use std::collections::BTreeSet;
+
 use axum::Json;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
@@ -10,12 +12,14 @@ use super::ApiError;
 use super::extract::{Current, Path, Query};
 use super::names::Resolved;
 use super::openapi::{Conflict, Missing};
+use crate::cause::listed;
 use crate::dead::{self, Fate};
 use crate::effect::DeadLetter;
+use crate::host::Host;
 use crate::ident::{PluginName, Topic};
 use crate::store;
 use crate::store::dead::Filter;
-use crate::time::Timestamp;
+use crate::time::{Since, Timestamp};
 
 /// Most letters of one page.
 const PAGE: usize = 1_000;
@@ -33,13 +37,13 @@ pub struct Meant {
     /// Letters of events on this topic only
     topic: Option<Topic>,
     /// Letters that were set aside at this time or later only
-    since: Option<Timestamp>,
+    since: Option<Since>,
 }
 
 impl Meant {
-    fn filter(self) -> Filter {
+    fn filter(self, host: &Host) -> Filter {
         let Self { plugin, topic, since } = self;
-        Filter { plugin, topic, since }
+        Filter { plugin, topic, since: since.map(|since| since.before(host.log.now())) }
     }
 }
 
@@ -53,7 +57,7 @@ pub struct Page {
     /// Letters of events on this topic only
     topic: Option<Topic>,
     /// Letters that were set aside at this time or later only
-    since: Option<Timestamp>,
+    since: Option<Since>,
     /// Letters after the one with this id only: the last of the page before
     after: Option<u64>,
     /// How many at most; more than 1,000 are never told at once
@@ -136,7 +140,8 @@ pub async fn list(
     Current(host): Current,
     Query(Page { plugin, topic, since, after, limit }): Query<Page>,
 ) -> Result<Json<Vec<Letter>>, ApiError> {
-    let filter = Filter { plugin, topic, since };
+    check_plugin(&host, plugin.as_ref())?;
+    let filter = Meant { plugin, topic, since }.filter(&host);
     let letters = store::dead::list(&host.store, &filter, after, limit.unwrap_or(PAGE).min(PAGE))?;
     Ok(Json(letters.into_iter().map(|(id, letter)| cut(describe(id, letter))).collect()))
 }
@@ -184,7 +189,8 @@ pub async fn replay_all(
     Current(host): Current,
     Query(meant): Query<Meant>,
 ) -> Result<(StatusCode, Json<Done>), ApiError> {
-    let count = dead::all(&host, meant.filter(), Fate::Replay).await?;
+    check_plugin(&host, meant.plugin.as_ref())?;
+    let count = dead::all(&host, meant.filter(&host), Fate::Replay).await?;
     Ok((StatusCode::ACCEPTED, Json(Done { count })))
 }
 
@@ -192,7 +198,24 @@ pub async fn replay_all(
 #[utoipa::path(delete, path = "/dead-letters", tag = "dead letters", operation_id = "drop_dead_letters",
     params(Meant), responses((status = 200, body = Done)))]
 pub async fn remove_all(Current(host): Current, Query(meant): Query<Meant>) -> Result<Json<Done>, ApiError> {
-    Ok(Json(Done { count: dead::all(&host, meant.filter(), Fate::Drop).await? }))
+    check_plugin(&host, meant.plugin.as_ref())?;
+    Ok(Json(Done { count: dead::all(&host, meant.filter(&host), Fate::Drop).await? }))
+}
+
+/// Refuses a plugin that does not exist and has left no letter: a slip of the finger is no empty list.
+fn check_plugin(host: &Host, plugin: Option<&PluginName>) -> Result<(), ApiError> {
+    let Some(plugin) = plugin else { return Ok(()) };
+    let mut names: BTreeSet<PluginName> = host.plugins.all().into_keys().collect();
+    names.extend(host.not_loaded().into_iter().map(|refused| refused.name));
+    names.extend(host.loading());
+    names.extend(host.config.plugins.keys().cloned());
+    names.extend(host.changes().under_way().into_keys());
+    let of_plugin = Filter { plugin: Some(plugin.clone()), ..Filter::default() };
+    if names.contains(plugin) || !store::dead::list(&host.store, &of_plugin, None, 1)?.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<_> = names.iter().map(ToString::to_string).collect();
+    Err(ApiError::invalid(format!("there is no plugin {plugin}; there are {}", listed(&names))))
 }
 
 fn missing(id: u64) -> ApiError {

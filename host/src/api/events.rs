@@ -9,7 +9,7 @@ use super::openapi::Missing;
 use super::{ApiError, chunks};
 use crate::export::{self, Wanted};
 use crate::ident::{PluginName, Topic};
-use crate::time::Timestamp;
+use crate::time::Since;
 
 /// Which entries are asked for.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -21,7 +21,7 @@ pub struct Asked {
     /// Only what concerns this topic
     topic: Option<Topic>,
     /// Only what was appended at this time or later
-    since: Option<Timestamp>,
+    since: Option<Since>,
 }
 
 /// What came from outside, as far back as the log holds it.
@@ -40,6 +40,7 @@ pub async fn export(Current(host): Current, Query(asked): Query<Asked>) -> Resul
     };
     let ended = host.ended.clone();
     let source = export::Source::of(&host);
+    let since = since.map(|since| since.before(host.log.now()));
     drop(host);
     let wanted = Wanted { plugin, topic, since };
     Ok(chunks::stream("application/x-ndjson", ended, move |out| {

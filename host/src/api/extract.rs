@@ -20,7 +20,7 @@ impl FromRequestParts<Arc<Supervised>> for Current {
         match host.standing() {
             Standing::Running(host) => Ok(Self(host)),
             Standing::Down { reason, since } => {
-                Err(ApiError::unavailable(format!("the host is down since {since}: {reason}")))
+                Err(ApiError::unavailable(format!("the host is down since {since:.0}: {reason}")))
             }
         }
     }

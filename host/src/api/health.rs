@@ -14,10 +14,12 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::extract::Current;
 use super::queues::{Queue, queues};
 use super::{ApiError, jobs};
 use crate::change::Version;
 use crate::contact;
+use crate::escape::escaped;
 use crate::host::{Host, NotLoaded, Standing, Supervised};
 use crate::ident::{KeyName, PluginName};
 use crate::plugin::{DOCUMENT_BYTES, roster};
@@ -54,7 +56,7 @@ pub async fn health(State(host): State<Arc<Supervised>>, headers: HeaderMap) -> 
     } else if healthy {
         (status, "ok\n".to_owned()).into_response()
     } else {
-        (status, format!("{}\n", messages(&troubles).join("; "))).into_response()
+        (status, format!("{}\n", escaped(&messages(&troubles).join("; ")))).into_response()
     })
 }
 
@@ -66,7 +68,7 @@ fn accepts_json(headers: &HeaderMap) -> bool {
 
 /// Says that the host has failed and is started again.
 pub fn down(reason: &str, since: Timestamp) -> Trouble {
-    Trouble::error(Code::HostDown, format!("down since {since}: {reason}")).since(since)
+    Trouble::error(Code::HostDown, format!("down since {since:.0}: {reason}")).since(since)
 }
 
 /// What troubles say, each in a sentence.
@@ -91,7 +93,7 @@ pub async fn all_troubles(host: &Host) -> Result<Vec<Trouble>, ApiError> {
     found.extend(reports.into_iter().filter_map(|report| {
         let since = report.differs_since?;
         let message = format!(
-            "another host of the fleet lacks what this one knows of jobs since {since}: {} active jobs are not in {}, and of {} it has an earlier state (such as {}); it follows this host's document if its `ipfs.jobs_ipns` names it",
+            "another host of the fleet lacks what this one knows of jobs since {since:.0}: {} active jobs are not in {}, and of {} it has an earlier state (such as {}); it follows this host's document if its `ipfs.jobs_ipns` names it",
             report.missing_there,
             report.name,
             report.behind_there,
@@ -108,11 +110,10 @@ fn troubles(host: &Host) -> Result<Vec<Trouble>, ApiError> {
     let lost = |lost| Trouble::error(Code::KeyLost, lost);
     let mut troubles: Vec<_> = host.lost().into_iter().map(lost).collect();
     if let Some(Shortage { reason, since, .. }) = host.room.shortage() {
-        let message = format!("nothing is taken in since {since}: {reason}");
+        let message = format!("nothing is taken in since {since:.0}: {reason}");
         troubles.push(Trouble::error(Code::IntakeStopped, message).since(since));
     }
     troubles.extend(of_plugins(host));
-    troubles.extend(taken_back(host, &snapshot)?);
     troubles.extend(host.folder_trouble());
     troubles.extend(deaf(host, now));
     troubles.extend(away(host));
@@ -121,7 +122,49 @@ fn troubles(host: &Host) -> Result<Vec<Trouble>, ApiError> {
     for (key, known) in names::all(&snapshot)? {
         troubles.extend(of_name(&key, &known, now));
     }
+    troubles.extend(past(host)?);
+    troubles.retain(|trouble| host.acknowledged.shows(trouble));
     Ok(troubles)
+}
+
+/// Past events since the host started of which the operator should know.
+fn past(host: &Host) -> Result<Vec<Trouble>, ApiError> {
+    let (mut past, away) = (taken_back(host)?, host.echoes.lost());
+    for (topic, hearing) in host.hearings.all() {
+        let refused = Trouble::events(Code::MessagesRefused, hearing.refused, || {
+            let last = hearing
+                .last_refused
+                .as_ref()
+                .map_or_else(String::new, |peer| format!(", last one of {peer}"));
+            format!(
+                "messages on {topic} of peers that may not speak there were refused since the host started: {}{last}",
+                hearing.refused
+            )
+        });
+        let lost = hearing.lost + away.get(&topic).copied().unwrap_or(0);
+        let lost = Trouble::events(Code::MessagesLost, lost, || {
+            format!("messages on {topic} were lost for certain since the host started: {lost}")
+        });
+        past.extend(refused.into_iter().chain(lost).map(|trouble| trouble.about(&topic)));
+    }
+    let dropped = store::dead::dropped(&host.store)?.saturating_sub(host.letters_dropped_before);
+    past.extend(Trouble::events(Code::LettersDropped, dropped, || {
+        format!("dead letters were dropped since the host started, because there were too many or they were too old: {dropped}")
+    }));
+    Ok(past)
+}
+
+/// Acknowledges the past events that troubles describe.
+///
+/// They are put aside until another event of the kind happens to the same subject, or the host starts again. The answer
+/// has what was put aside.
+#[utoipa::path(post, path = "/status/acknowledge", tag = "host", operation_id = "acknowledge_past_events",
+    responses((status = 200, body = [Trouble])))]
+pub async fn acknowledge(Current(host): Current) -> Result<Json<Vec<Trouble>>, ApiError> {
+    let mut past = past(&host)?;
+    past.retain(|trouble| host.acknowledged.shows(trouble));
+    host.acknowledged.put_aside(&past);
+    Ok(Json(past))
 }
 
 fn of_plugins(host: &Host) -> Vec<Trouble> {
@@ -143,12 +186,12 @@ fn of_plugins(host: &Host) -> Vec<Trouble> {
                 "quarantined" => Trouble::error(
                     Code::PluginQuarantined,
                     format!(
-                        "plugin {name} is quarantined since {since}, `dim plugin resume {name}` or a new version lets it go on: {reason}"
+                        "plugin {name} is quarantined since {since:.0}, `dim plugin resume {name}` or a new version lets it go on: {reason}"
                     ),
                 ),
                 _ => Trouble::error(
                     Code::PluginFailing,
-                    format!("plugin {name} does not start since {since}: {reason}"),
+                    format!("plugin {name} does not start since {since:.0}: {reason}"),
                 ),
             };
             troubles.push(trouble.since(since).about(&name));
@@ -162,16 +205,20 @@ fn of_plugins(host: &Host) -> Vec<Trouble> {
 }
 
 /// Code that failed on probation, until there is a newer change of the plugin.
-fn taken_back(host: &Host, snapshot: &Snapshot) -> Result<Vec<Trouble>, ApiError> {
+fn taken_back(host: &Host) -> Result<Vec<Trouble>, ApiError> {
     let loaded = host.plugins.all();
-    let changes = history::taken_back(snapshot)?.into_iter().filter(|(name, _)| loaded.contains_key(name));
-    let troubles = changes.map(|(name, change)| {
+    let changes = history::taken_back(&host.store.snapshot()?)?
+        .into_iter()
+        .filter(|(name, _)| loaded.contains_key(name));
+    let troubles = changes.filter_map(|(name, change)| {
         let version = |version: &Option<Version>| version.as_ref().map_or("?", |it| &it.version).to_owned();
         let (before, after) = (version(&change.before), version(&change.after));
         let why = change.reason.as_deref().unwrap_or("it failed on probation");
-        let message = format!("version {after} of plugin {name} was taken back, and {before} goes on: {why}");
-        let trouble = Trouble::warning(Code::PluginTakenBack, message).about(name);
-        change.steps.last().map_or(trouble.clone(), |step| trouble.since(step.at))
+        let message =
+            || format!("version {after} of plugin {name} was taken back, and {before} goes on: {why}");
+        let at = change.steps.last()?.at;
+        // A later one is another event.
+        Some(Trouble::events(Code::PluginTakenBack, at.0, message)?.about(&name).since(at))
     });
     Ok(troubles.collect())
 }
@@ -180,7 +227,7 @@ fn taken_back(host: &Host, snapshot: &Snapshot) -> Result<Vec<Trouble>, ApiError
 fn waiting(host: &Host, now: Timestamp) -> Result<Vec<Trouble>, ApiError> {
     let late = match outbox::waiting(&host.store)? {
         (waiting, Some(oldest)) if now.since(oldest) > LATE => {
-            let message = format!("{waiting} publishes wait since {oldest}");
+            let message = format!("{waiting} publishes wait since {oldest:.0}");
             Some(Trouble::error(Code::PublishesLate, message).since(oldest))
         }
         _ => None,
@@ -199,16 +246,16 @@ fn of_name(key: &KeyName, known: &Known, now: Timestamp) -> Vec<Trouble> {
     let mut troubles = Vec::new();
     if known.is_waiting() && now.since(Timestamp(known.since)) > LATE {
         let since = Timestamp(known.since);
-        let message = format!("name {key} is not published since {since}");
+        let message = format!("name {key} is not published since {since:.0}");
         troubles.push(Trouble::error(Code::NameLate, message).since(since));
     }
     if let Some(accepted) = known.published.as_ref().filter(|accepted| accepted.is_nearly_over(now)) {
-        let message = format!("the record of {key} ends at {}", accepted.valid_until());
+        let message = format!("the record of {key} ends at {:.0}", accepted.valid_until());
         troubles.push(Trouble::error(Code::RecordEnding, message));
     }
     if let Some(hold) = &known.hold {
         let since = Timestamp(hold.since);
-        let message = format!("{key} is on hold since {since}: {}", hold.explain(key));
+        let message = format!("{key} is on hold since {since:.0}: {}", hold.explain(key));
         troubles.push(Trouble::error(Code::NameOnHold, message).since(since));
     }
     let document = known.document.unwrap_or_default();
@@ -240,7 +287,7 @@ fn overlong_log(host: &Host, snapshot: &Snapshot) -> Result<Option<Trouble>, Api
 /// That the daemon does not answer.
 fn away(host: &Host) -> Option<Trouble> {
     let contact::State::Offline { since, why } = host.backend.contact.state() else { return None };
-    let message = format!("the daemon does not answer since {since}: {why}");
+    let message = format!("the daemon does not answer since {since:.0}: {why}");
     Some(Trouble::error(Code::DaemonAway, message).since(since))
 }
 
@@ -259,7 +306,7 @@ fn deaf(host: &Host, now: Timestamp) -> Vec<Trouble> {
     }
     let told = by_reason.into_iter().map(|(why, (since, topics))| {
         let topics = topics.join(", ");
-        let message = format!("listening is not proven since {since} on {topics}: {why}");
+        let message = format!("listening is not proven since {since:.0} on {topics}: {why}");
         Trouble::error(Code::NotListening, message).since(since).about(topics)
     });
     told.collect()

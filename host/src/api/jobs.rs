@@ -54,14 +54,18 @@ pub struct Job {
 }
 
 /// How a job stands. Completed, failed and cancelled are final.
-#[derive(ToSchema)]
-#[schema(rename_all = "lowercase")]
-#[expect(dead_code, reason = "the plugin's JSON is handed on as it is")]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, ToSchema, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
 pub enum JobStatus {
+    /// It waits for a node.
     Queued,
+    /// A node works on it.
     Running,
+    /// It is done.
     Completed,
+    /// It has failed.
     Failed,
+    /// Nobody wants it any more.
     Cancelled,
 }
 
@@ -82,8 +86,7 @@ pub struct NodeDead {
 pub struct Filter {
     /// Jobs with this status only
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[param(value_type = Option<JobStatus>)]
-    status: Option<String>,
+    status: Option<JobStatus>,
     /// Jobs on this node only
     #[serde(skip_serializing_if = "Option::is_none")]
     node_id: Option<String>,

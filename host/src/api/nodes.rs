@@ -1,5 +1,8 @@
 //! `/v1/nodes`: the node registry, by the words of its domain.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -8,12 +11,18 @@ use utoipa::{IntoParams, ToSchema};
 use super::ApiError;
 use super::extract::{Current, Path, Plain, Query};
 use super::openapi::Missing;
-use super::plugins::{command_to, query_to};
+use super::plugins::{command_to, query_to, reply_of};
+use crate::cause::listed;
+use crate::host::Host;
 use crate::ident::IpnsName;
+use crate::plugin::ReplyError;
 use crate::time::Timestamp;
 
 const PLUGIN: &str = "node-registry";
 const WATCHDOG: &str = "heartbeat-watchdog";
+
+/// What the registry and the watchdog call a node's status. A node may give itself another one.
+const STATUSES: [&str; 4] = ["online", "suspect", "dead", "unknown"];
 
 /// A node, as the node registry answers it.
 #[derive(ToSchema)]
@@ -172,7 +181,7 @@ pub struct Replaced {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct Filter {
-    /// Nodes with this status only
+    /// Nodes with this status only: `online`, `suspect`, `dead`, `unknown`, or a word that a node gives itself now
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<String>,
     /// Nodes that hold this model only
@@ -198,7 +207,31 @@ pub struct Filter {
 #[utoipa::path(get, path = "/nodes", tag = "nodes", operation_id = "list_nodes",
     params(Filter), responses((status = 200, body = [Node])))]
 pub async fn list(Current(host): Current, Query(filter): Query<Filter>) -> Result<Response, ApiError> {
+    if let Some(status) = &filter.status {
+        check_status(&host, status).await?;
+    }
     query_to(&host, PLUGIN, "list", json!(filter).to_string()).await
+}
+
+/// Refuses a status that no node can have: a slip of the finger is no empty list.
+async fn check_status(host: &Arc<Host>, status: &str) -> Result<(), ApiError> {
+    let ask = async |filter: Value| -> Result<Vec<Value>, ApiError> {
+        let reply = reply_of(host, PLUGIN, "list", filter.to_string()).await?;
+        serde_json::from_str(&reply).map_err(|error| ReplyError::Failed(error.to_string()).into())
+    };
+    if STATUSES.contains(&status) || !ask(json!({ "status": status, "limit": 1 })).await?.is_empty() {
+        return Ok(());
+    }
+    let mut statuses: BTreeSet<String> = STATUSES.map(str::to_owned).into();
+    let mut after = None;
+    loop {
+        let page = ask(json!({ "after": after })).await?;
+        let Some(last) = page.last() else { break };
+        after = last["node_id"].as_str().map(str::to_owned);
+        statuses.extend(page.iter().filter_map(|node| node["status"].as_str()).map(str::to_owned));
+    }
+    let statuses: Vec<_> = statuses.into_iter().collect();
+    Err(ApiError::invalid(format!("no node has the status {status:?}; there are {}", listed(&statuses))))
 }
 
 /// One node.

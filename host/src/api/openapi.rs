@@ -13,6 +13,7 @@ use utoipa::{IntoResponses, Modify, OpenApi, ToResponse};
 
 use super::error::Problem;
 use crate::ident::{KeyName, PluginName, Topic};
+use crate::time::Since;
 
 /// What all routes have in common.
 #[derive(OpenApi)]
@@ -39,7 +40,7 @@ use crate::ident::{KeyName, PluginName, Topic};
     security((), ("token" = [])),
     modifiers(&TokenScheme),
     components(
-        schemas(Problem, Topic, PluginName, KeyName),
+        schemas(Problem, Topic, PluginName, KeyName, Since),
         responses(Failure),
     ),
 )]

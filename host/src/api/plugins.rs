@@ -494,6 +494,17 @@ pub async fn query_to(
     json_or(tokio::time::timeout(TIMEOUT, found.handle.query(method.to_owned(), json_body(body)?)).await)
 }
 
+/// Asks a plugin by name; returns its reply.
+pub async fn reply_of(
+    host: &Arc<Host>,
+    plugin: &str,
+    method: &str,
+    body: String,
+) -> Result<String, ApiError> {
+    let (_, found) = find(host, plugin).await?;
+    reply_in_time(tokio::time::timeout(TIMEOUT, found.handle.query(method.to_owned(), body)).await)
+}
+
 /// A plugin by its name; one that is being loaded is waited for.
 async fn find(host: &Host, name: &str) -> Result<(PluginName, Arc<Loaded>), ApiError> {
     let name: PluginName = name.parse()?;
@@ -515,9 +526,13 @@ fn json_body(body: String) -> Result<String, ApiError> {
     }
 }
 
-fn json_or(reply: Result<Reply, tokio::time::error::Elapsed>) -> Result<Response, ApiError> {
+fn reply_in_time(reply: Result<Reply, tokio::time::error::Elapsed>) -> Result<String, ApiError> {
     let late = |_| ReplyError::Unavailable(format!("no answer within {TIMEOUT:?}"));
-    let reply = reply.map_err(late)??;
+    Ok(reply.map_err(late)??)
+}
+
+fn json_or(reply: Result<Reply, tokio::time::error::Elapsed>) -> Result<Response, ApiError> {
+    let reply = reply_in_time(reply)?;
     // The plugin's JSON as it is.
     Ok(([(header::CONTENT_TYPE, "application/json")], reply).into_response())
 }

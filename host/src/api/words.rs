@@ -5,7 +5,7 @@ use utoipa::openapi::{KnownFormat, ObjectBuilder, RefOr, Schema, SchemaFormat, T
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::ident::{ContentPath, Digest, IpnsName, KeyName, MAX_TOPIC, PluginName, Topic};
-use crate::time::Timestamp;
+use crate::time::{Since, Timestamp};
 
 macro_rules! words {
     ($($word:ident: $description:literal $(, $limit:ident $value:expr)*;)*) => {$(
@@ -29,5 +29,6 @@ words! {
     IpnsName: "An IPNS name in canonical form: a CIDv1 with codec `libp2p-key` in base36", pattern "^k[0-9a-z]+$";
     ContentPath: "What a name points to: `/ipfs/CID` or `/ipns/NAME`, and a path below it", pattern "^/ip[fn]s/.";
     Digest: "The SHA-256 of a component file, in hexadecimal", pattern "^[0-9a-f]{64}$";
+    Since: "A time in RFC 3339, a duration before now as in `10m`, `2h` or `1d`, or seconds since 1970";
     Timestamp: "A time in RFC 3339, in UTC", format SchemaFormat::KnownFormat(KnownFormat::DateTime);
 }

@@ -19,10 +19,10 @@ use crate::store::Absent;
 use crate::time::duration_of;
 
 use super::logging::{LogFormat, Logging};
-use super::output::{Column, Output, cell, line};
+use super::output::{BAD, Column, GOOD, Output, cell, line, styled, styled_line};
 use super::run::parse_kubo;
 use super::signals::Signals;
-use super::{Global, default_state_dir, input};
+use super::{Global, default_state_dir, human, input};
 
 /// Time between two heartbeats.
 const EVERY: Duration = Duration::from_secs(30);
@@ -254,11 +254,11 @@ impl Run {
 }
 
 const REFUSED: [Column; 5] = [
-    ("JOB", "/job_id"),
-    ("NOTICE", "/notice"),
-    ("GIVEN", "/given"),
-    ("REFUSED", "/refused"),
-    ("REASON", "/reason"),
+    Column::word("JOB", "/job_id"),
+    Column::word("NOTICE", "/notice"),
+    Column::ago("GIVEN", "/given"),
+    Column::ago("REFUSED", "/refused"),
+    Column::text("REASON", "/reason"),
 ];
 
 fn show(status: &Value, out: &Output) -> anyhow::Result<()> {
@@ -266,28 +266,30 @@ fn show(status: &Value, out: &Output) -> anyhow::Result<()> {
         return out.object(status);
     }
     let text = |pointer: &str| cell(status.pointer(pointer));
+    let time = |pointer: &str| {
+        let time = status.pointer(pointer).and_then(Value::as_str).and_then(human::read);
+        time.map_or_else(|| text(pointer), |time| human::ago(time, jiff::Timestamp::now()))
+    };
     let troubles: Vec<String> = ["notices", "heartbeats"]
         .into_iter()
         .filter(|what| status[what]["contact"]["state"] == "offline")
         .map(|what| {
             let contact = |member: &str| text(&format!("/{what}/contact/{member}"));
-            format!("  ! {what} do not get through since {}: {}", contact("since"), contact("why"))
+            let (since, why) = (time(&format!("/{what}/contact/since")), contact("why"));
+            format!("  {} {what} do not get through since {since}: {why}", styled(BAD, "!"))
         })
         .collect();
-    line(&format!(
-        "dim agent {} of {}, {}",
-        text("/version"),
-        text("/node_id"),
-        if troubles.is_empty() { "all is well" } else { "not all is well:" }
-    ))?;
-    troubles.iter().try_for_each(|trouble| line(trouble))?;
+    let verdict =
+        if troubles.is_empty() { styled(GOOD, "all is well") } else { styled(BAD, "not all is well:") };
+    styled_line(&format!("dim agent {} of {}, {verdict}", text("/version"), text("/node_id")))?;
+    troubles.iter().try_for_each(|trouble| styled_line(trouble))?;
     let waiting = match text("/notices/waiting").as_str() {
         "0" => "0 notices".to_owned(),
-        waiting => format!("{waiting} notices, the oldest of {}", text("/notices/oldest")),
+        waiting => format!("{waiting} notices, the oldest of {}", time("/notices/oldest")),
     };
     for (label, value) in [
         ("tells", text("/to")),
-        ("started", text("/started")),
+        ("started", time("/started")),
         ("waiting", waiting),
         ("taken", text("/notices/taken")),
         ("refused", text("/notices/refused")),
@@ -296,7 +298,7 @@ fn show(status: &Value, out: &Output) -> anyhow::Result<()> {
             format!(
                 "every {} s, the last {}",
                 text("/heartbeats/every_seconds"),
-                text("/heartbeats/last/sent")
+                time("/heartbeats/last/sent")
             ),
         ),
     ] {

@@ -11,8 +11,14 @@ use reqwest::Method;
 use secrecy::SecretString;
 use serde_json::Value;
 
+use super::human;
+use super::output::{end_if_unread, note, note_piece};
+
 /// How long a command is silent while it waits.
 const MOMENT: Duration = Duration::from_secs(1);
+
+/// How often a stream that has nothing to show looks whether anyone reads on.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// A client of one host, which tells who waits at a terminal what for.
 #[derive(Clone, Debug)]
@@ -126,13 +132,22 @@ impl Client {
         mut each: impl FnMut(&str) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
         let mut events = pin!(self.telling(self.http.events(segments)).await?);
-        while let Some(event) = events.next().await.transpose()? {
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        loop {
+            let next = tokio::select! {
+                biased;
+                next = events.next() => next,
+                _ = look.tick() => {
+                    end_if_unread();
+                    continue;
+                }
+            };
+            let Some(event) = next.transpose()? else { return Ok(()) };
             match event.missed() {
-                Some(missed) => eprintln!("warning: {missed} entries came too fast to be shown"),
+                Some(missed) => note(&format!("warning: {missed} entries came too fast to be shown")),
                 None => each(&event.data)?,
             }
         }
-        Ok(())
     }
 
     /// Says what is waited for, when it takes longer than a moment.
@@ -143,7 +158,7 @@ impl Client {
             answer = &mut answer => answer,
             () = tokio::time::sleep(MOMENT) => {
                 if std::io::stderr().is_terminal() {
-                    eprintln!("waiting for the host at {} …", self.http.address());
+                    note(&format!("waiting for the host at {} …", self.http.address()));
                 }
                 answer.await
             }
@@ -165,7 +180,7 @@ pub async fn receive(
         file.write_all(&chunk)?;
         received += chunk.len() as u64;
         if told.elapsed() > TELL_EVERY && std::io::stderr().is_terminal() {
-            eprint!("\r{received} bytes …");
+            note_piece(&format!("\r{} …    ", human::size(received)));
             told = Instant::now();
         }
     }

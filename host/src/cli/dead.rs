@@ -5,17 +5,17 @@ use reqwest::Method;
 use serde_json::Value;
 
 use super::client::Client;
-use super::output::{Column, Output};
+use super::output::{Column, Output, Watch, note};
 use super::{input, lacking};
 
 const COLUMNS: [Column; 7] = [
-    ("ID", "/id"),
-    ("PLUGIN", "/plugin"),
-    ("VERSION", "/version"),
-    ("TIME", "/time"),
-    ("KIND", "/kind"),
-    ("ATTEMPTS", "/attempts"),
-    ("REASON", "/reason"),
+    Column::word("ID", "/id"),
+    Column::word("PLUGIN", "/plugin"),
+    Column::word("VERSION", "/version"),
+    Column::ago("TIME", "/time"),
+    Column::word("KIND", "/kind"),
+    Column::word("ATTEMPTS", "/attempts"),
+    Column::text("REASON", "/reason"),
 ];
 
 /// Letters that the API gives at a time.
@@ -33,6 +33,8 @@ pub enum Command {
         /// At most so many, 1,000 at a time
         #[arg(long, default_value_t = 100)]
         limit: usize,
+        #[command(flatten)]
+        watch: Watch,
     },
     /// Shows one, with the event, the plugin's log, and its stack if it trapped
     Show {
@@ -54,7 +56,8 @@ pub struct Filter {
     /// Only those of events on this topic
     #[arg(long)]
     topic: Option<String>,
-    /// Only those set aside at this time or later, as in 2026-01-31T12:00:00Z, or within this time, as in 2h
+    /// Only those set aside at this time or later, as in 2026-01-31T12:00:00Z or in seconds since 1970, or within this
+    /// time, as in 10m, 2h or 1d
     #[arg(long, value_name = "TIME", value_parser = input::since)]
     since: Option<String>,
 }
@@ -83,15 +86,19 @@ impl Filter {
 impl Command {
     pub async fn execute(self, client: &Client, out: &Output) -> anyhow::Result<()> {
         match self {
-            Self::Ls { filter, after, limit } => {
+            Self::Ls { filter, after, limit, watch } => {
                 let mut query = filter.query();
                 query.push(("limit", limit.to_string()));
                 query.extend(after.map(|after| ("after", after.to_string())));
-                let letters = client.get(&["dead-letters"], &query).await?;
+                let letters = async || Ok(client.get(&["dead-letters"], &query).await?);
+                if watch.is_set() {
+                    return out.list(watch, &COLUMNS, letters).await;
+                }
+                let letters: Value = letters().await.map_err(anyhow::Error::from)?;
                 out.rows(&letters, &COLUMNS)?;
                 let page = letters.as_array().map_or(&[][..], Vec::as_slice);
                 if let Some(last) = page.last().filter(|_| page.len() >= limit.min(PAGE)) {
-                    eprintln!("There may be more: --after {}", last["id"]);
+                    note(&format!("There may be more: --after {}", last["id"]));
                 }
                 Ok(())
             }

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backend::embedded::new_peer;
 use crate::config::Config;
 use crate::entry::{Event, Kind, Origin};
+use crate::escape::escaped;
 use crate::host::Host;
 use crate::ident::{PeerName, Topic};
 use crate::line_queue::LineQueue;
@@ -77,7 +78,7 @@ impl Fleet {
 
     /// Writes a line, and waits for no reader.
     fn say(&self, line: fmt::Arguments<'_>) {
-        self.out.push(format!("{line}\n").into_bytes());
+        self.out.push(format!("{}\n", escaped(&line.to_string())).into_bytes());
     }
 
     async fn send_heartbeats(&self) -> anyhow::Result<()> {

@@ -44,7 +44,8 @@ pub struct Wanted {
     /// Only what concerns this topic
     #[arg(long)]
     pub topic: Option<String>,
-    /// Only what came at this time or later, as in 2026-01-31T12:00:00Z, or within this time, as in 2h
+    /// Only what came at this time or later, as in 2026-01-31T12:00:00Z or in seconds since 1970, or within this time, as
+    /// in 10m, 2h or 1d
     #[arg(long, value_name = "TIME", value_parser = input::since)]
     pub since: Option<String>,
 }

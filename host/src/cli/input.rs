@@ -6,11 +6,11 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use anyhow::Context as _;
-use jiff::Timestamp as Time;
+use clap::ValueEnum;
 use serde_json::Value;
 
 use crate::api::MAX_BODY;
-use crate::time::duration_of;
+use crate::time::Since;
 
 /// The content of a file.
 pub fn file(path: &Path) -> anyhow::Result<Vec<u8>> {
@@ -20,6 +20,11 @@ pub fn file(path: &Path) -> anyhow::Result<Vec<u8>> {
 /// Standard input to its end.
 pub fn standard_input() -> anyhow::Result<Vec<u8>> {
     bounded(io::stdin().lock()).context("cannot read standard input")
+}
+
+/// A value of a list as the API takes it.
+pub fn word(value: impl ValueEnum) -> String {
+    value.to_possible_value().expect("no value is hidden").get_name().to_owned()
 }
 
 /// JSON on the command line.
@@ -38,15 +43,9 @@ pub fn json_or_file(text: &str) -> Result<Value, String> {
     }
 }
 
-/// A time, or a duration before now, as the API takes it.
+/// From when on something is meant. The host reads it again: a duration counts by its clock.
 pub fn since(text: &str) -> Result<String, String> {
-    if let Ok(ago) = duration_of(text) {
-        let since = Time::now().checked_sub(ago).map_err(|error| error.to_string())?;
-        return Ok(since.to_string());
-    }
-    let time: Time =
-        text.parse().map_err(|_| "write it like 2026-01-31T12:00:00Z, or 2h for the last two hours")?;
-    Ok(time.to_string())
+    text.parse::<Since>().map(|_| text.to_owned())
 }
 
 fn bounded(input: impl Read) -> io::Result<Vec<u8>> {

@@ -12,7 +12,7 @@ use crate::time::duration_of;
 
 use super::client::Client;
 use super::input;
-use super::output::{Output, bytes};
+use super::output::{Output, bytes, note};
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -110,7 +110,7 @@ impl Command {
 fn tell(out: &Output, set: &Value) -> anyhow::Result<()> {
     out.object(set)?;
     if set["published"] == false {
-        eprintln!("warning: the backend has not accepted it yet; the host goes on trying");
+        note("warning: the backend has not accepted it yet; the host goes on trying");
     }
     Ok(())
 }

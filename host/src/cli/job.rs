@@ -4,16 +4,27 @@ use clap::Subcommand;
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use crate::api::JobStatus;
+
 use super::client::Client;
 use super::input;
-use super::output::{Column, Output, cell};
+use super::output::{Column, Output, Watch, cell, note};
 
 const COLUMNS: [Column; 5] = [
-    ("JOB", "/job_id"),
-    ("STATUS", "/status"),
-    ("NODE", "/node_id"),
-    ("NODE DEAD SINCE", "/node_dead/since"),
-    ("UPDATED", "/updated_at"),
+    Column::word("JOB", "/job_id"),
+    Column::state("STATUS", "/status"),
+    Column::word("NODE", "/node_id"),
+    Column::ago("NODE DEAD SINCE", "/node_dead/since"),
+    Column::ago("UPDATED", "/updated_at"),
+];
+
+/// Of jobs as they change.
+const CHANGES: [Column; 5] = [
+    Column::time("TIME", "/updated_at"),
+    Column::state("STATUS", "/status"),
+    Column::word("JOB", "/job_id"),
+    Column::word("NODE", "/node_id"),
+    Column::time("NODE DEAD SINCE", "/node_dead/since"),
 ];
 
 #[derive(Debug, Subcommand)]
@@ -39,8 +50,8 @@ pub enum Command {
     /// Lists jobs
     Ls {
         /// Only those with this status
-        #[arg(long)]
-        status: Option<String>,
+        #[arg(long, value_enum)]
+        status: Option<JobStatus>,
         /// Only those of this node
         #[arg(long, value_name = "ID")]
         node: Option<String>,
@@ -48,8 +59,10 @@ pub enum Command {
         #[arg(long, value_name = "ID")]
         after: Option<String>,
         /// At most so many
-        #[arg(long)]
+        #[arg(long, value_name = "N")]
         limit: Option<usize>,
+        #[command(flatten)]
+        watch: Watch,
     },
     /// Removes a job
     Rm {
@@ -73,18 +86,22 @@ impl Command {
                 out.object(&client.send_json(Method::POST, &["jobs", &id, "events"], &[], &body).await?)
             }
             Self::Get { id } => out.object(&client.get(&["jobs", &id], &[]).await?),
-            Self::Ls { status, node, after, limit } => {
-                let asked = [("status", status), ("node_id", node), ("after", after)];
-                let query = asked.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
-                out.rows(&client.rows(&["jobs"], query, "job_id", limit).await?, &COLUMNS)?;
-                notes(client).await;
+            Self::Ls { status, node, after, limit, watch } => {
+                let asked = [("status", status.map(input::word)), ("node_id", node), ("after", after)];
+                let query: Vec<_> =
+                    asked.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
+                let list = async || Ok(client.rows(&["jobs"], query.clone(), "job_id", limit).await?);
+                let is_alone = watch.is_set() || out.is_json();
+                out.list(watch, &COLUMNS, list).await?;
+                if !is_alone {
+                    notes(client).await;
+                }
                 Ok(())
             }
             Self::Rm { id } => out.object(&client.delete(&["jobs", &id]).await?),
             Self::Watch => {
-                client
-                    .events(&["watch", "jobs"], |data| out.streamed(&serde_json::from_str(data)?, &COLUMNS))
-                    .await
+                let mut rows = out.stream(&CHANGES);
+                client.events(&["watch", "jobs"], |data| rows.row(&serde_json::from_str(data)?)).await
             }
         }
     }
@@ -97,14 +114,14 @@ async fn notes(client: &Client) {
     for report in reports.as_array().into_iter().flatten() {
         let word = |name: &str| cell(report.get(name));
         if report.get("differs_since").is_some() {
-            eprintln!(
+            note(&format!(
                 "{}: since {} it lacks {} of these jobs, and has an earlier state of {} (such as {})",
                 word("name"),
                 word("differs_since"),
                 word("missing_there"),
                 word("behind_there"),
                 word("examples")
-            );
+            ));
         }
     }
 }

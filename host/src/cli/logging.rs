@@ -4,6 +4,7 @@
 
 use std::backtrace::BacktraceStatus;
 use std::collections::HashMap;
+use std::fmt;
 use std::io::IsTerminal as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -20,12 +21,16 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::logs::SdkLoggerProvider;
 use secrecy::ExposeSecret as _;
 use tokio::runtime::Handle;
+use tracing_subscriber::field::RecordFields;
+use tracing_subscriber::fmt::FormatFields;
+use tracing_subscriber::fmt::format::{DefaultFields, Writer};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
 
 use crate::cause::chain;
 use crate::config::Telemetry;
+use crate::escape::escaped;
 use crate::line_queue::LineQueue;
 
 /// How long what was logged last may take to the collector when the program ends.
@@ -77,7 +82,7 @@ impl Logging {
             .with_writer(move || to.clone())
             .with_ansi(std::io::stderr().is_terminal());
         let written = match format {
-            LogFormat::Text => written.boxed(),
+            LogFormat::Text => written.fmt_fields(Escaped(DefaultFields::new())).boxed(),
             LogFormat::Json => written.json().boxed(),
         };
         let exported =
@@ -94,6 +99,17 @@ impl Logging {
         };
         tracing_subscriber::registry().with(written.with_filter(filter()?)).with(bridge).init();
         Ok(Self { written: lines, exported })
+    }
+}
+
+/// The message and the fields of a line for people. They hold what plugins, peers and files say, and stay on the line.
+struct Escaped(DefaultFields);
+
+impl<'w> FormatFields<'w> for Escaped {
+    fn format_fields<R: RecordFields>(&self, mut writer: Writer<'w>, fields: R) -> fmt::Result {
+        let mut text = String::new();
+        self.0.format_fields(Writer::new(&mut text), fields)?;
+        writer.write_str(&escaped(&text))
     }
 }
 

@@ -7,24 +7,25 @@ use reqwest::Method;
 use serde_json::Value;
 
 use super::client::Client;
+use super::human;
 use super::input;
-use super::output::{Column, Output, cell, plain};
+use super::output::{Column, Output, Watch, cell, note};
 
 const COLUMNS: [Column; 7] = [
-    ("NODE", "/node_id"),
-    ("STATUS", "/status"),
-    ("LAST SEEN", "/last_seen"),
-    ("CPU", "/resources/cpu_available"),
-    ("MEMORY", "/resources/memory_available"),
-    ("GPU", "/resources/gpu_available"),
-    ("MODELS", "/cached_models"),
+    Column::word("NODE", "/node_id"),
+    Column::state("STATUS", "/status"),
+    Column::ago("LAST SEEN", "/last_seen"),
+    Column::word("CPU", "/resources/cpu_available"),
+    Column::word("MEMORY", "/resources/memory_available"),
+    Column::word("GPU", "/resources/gpu_available"),
+    Column::word("MODELS", "/cached_models"),
 ];
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Lists nodes
     Ls {
-        /// Only those with this status
+        /// Only those with this status: online, suspect, dead, unknown, or a word that a node gives itself
         #[arg(long)]
         status: Option<String>,
         /// Only those that hold this model
@@ -33,15 +34,17 @@ pub enum Command {
         /// Only those with this much memory to spare
         #[arg(long, value_name = "AMOUNT")]
         min_memory: Option<f64>,
-        /// Only those with a GPU to spare
-        #[arg(long)]
-        gpu: bool,
+        /// Only those with a GPU to spare; --gpu=false: only those without
+        #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+        gpu: Option<bool>,
         /// Only those after this one, for the next page
         #[arg(long, value_name = "ID")]
         after: Option<String>,
         /// At most this many
         #[arg(long, value_name = "N")]
         limit: Option<usize>,
+        #[command(flatten)]
+        watch: Watch,
     },
     /// Shows one node
     Get {
@@ -66,9 +69,9 @@ pub enum Command {
 impl Command {
     pub async fn execute(self, client: &Client, out: &Output) -> anyhow::Result<()> {
         match self {
-            Self::Ls { status, model, min_memory, gpu, after, limit } => {
+            Self::Ls { status, model, min_memory, gpu, after, limit, watch } => {
                 let min_memory = min_memory.map(|least| least.to_string());
-                let gpu = gpu.then(|| "true".to_owned());
+                let gpu = gpu.map(|gpu| gpu.to_string());
                 let asked = [
                     ("status", status),
                     ("cached_model", model),
@@ -76,19 +79,25 @@ impl Command {
                     ("gpu", gpu),
                     ("after", after),
                 ];
-                let query = asked.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
-                let nodes = client.rows(&["nodes"], query, "node_id", limit).await?;
-                out.rows(&nodes, &COLUMNS)?;
-                if !out.is_json() {
-                    notes(&nodes, client).await;
+                let query: Vec<_> =
+                    asked.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
+                let nodes = async || Ok(client.rows(&["nodes"], query.clone(), "node_id", limit).await?);
+                if watch.is_set() || out.is_json() {
+                    return out.list(watch, &COLUMNS, nodes).await;
                 }
+                let nodes: Value = nodes().await.map_err(anyhow::Error::from)?;
+                out.rows(&nodes, &COLUMNS)?;
+                notes(&nodes, client).await;
                 Ok(())
             }
             Self::Rm { id } => {
                 let removed = client.delete(&["nodes", &id]).await?;
                 out.object(&removed)?;
-                if let Some(registry) = removed["still_in"].as_str() {
-                    eprintln!("The merged registry {} still lists the node.", plain(registry));
+                if removed["still_in"].is_string() {
+                    note(&format!(
+                        "The merged registry {} still lists the node.",
+                        cell(removed.get("still_in"))
+                    ));
                 }
                 Ok(())
             }
@@ -106,16 +115,22 @@ async fn notes(nodes: &Value, client: &Client) {
     for node in nodes.as_array().into_iter().flatten() {
         let id = cell(node.get("node_id"));
         if let Some(conflict) = node.get("conflict") {
-            let (instances, since) = (cell(conflict.get("instances")), cell(conflict.get("since")));
-            eprintln!(
-                "{id}: several agents have this id since {since} ({instances}); give each its own --node-id"
+            let (instances, since) = (
+                cell(conflict.get("instances")),
+                conflict["since"]
+                    .as_str()
+                    .and_then(human::read)
+                    .map_or_else(|| cell(conflict.get("since")), human::time),
             );
+            note(&format!(
+                "{id}: several agents have this id since {since} ({instances}); give each its own --node-id"
+            ));
         }
         if node.get("ignored").is_some() {
-            eprintln!("{id}: ignored in its last heartbeat: {}", cell(node.get("ignored")));
+            note(&format!("{id}: ignored in its last heartbeat: {}", cell(node.get("ignored"))));
         }
         if node.get("hint").is_some() {
-            eprintln!("{id}: {}", cell(node.get("hint")));
+            note(&format!("{id}: {}", cell(node.get("hint"))));
         }
     }
     // A host before this one does not know the question.
@@ -124,6 +139,8 @@ async fn notes(nodes: &Value, client: &Client) {
     let (set_aside, incomplete) = (count("set_aside"), count("incomplete"));
     if set_aside + incomplete > 0 {
         let (registry, why) = (cell(report.get("registry")), cell(report.get("reasons")));
-        eprintln!("merged registry {registry}: {set_aside} rows set aside, {incomplete} incomplete: {why}");
+        note(&format!(
+            "merged registry {registry}: {set_aside} rows set aside, {incomplete} incomplete: {why}"
+        ));
     }
 }

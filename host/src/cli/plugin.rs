@@ -16,6 +16,7 @@ pub use check::Unfit;
 pub use install::Waits;
 pub use signing::NotSigned;
 
+use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -28,41 +29,49 @@ use crate::plugin;
 
 use super::Global;
 use super::client::Client;
-use super::output::{Column, Output};
+use super::output::{Column, Output, Watch, line, note, raw_line};
 
 const COLUMNS: [Column; 13] = [
-    ("PLUGIN", "/name"),
-    ("VERSION", "/version"),
-    ("STATE", "/state"),
-    ("CHANGE", "/change/state"),
-    ("SINCE", "/change_since"),
-    ("WAITS", "/pending/version"),
-    ("TAKEN BACK", "/taken_back/after/version"),
-    ("HANDLED", "/handled"),
-    ("FAILURES", "/failures"),
-    ("DEAD", "/dead_letters"),
-    ("BEHIND", "/behind"),
-    ("LIMITS MET", "/met"),
-    ("REASON", "/reason"),
+    Column::word("PLUGIN", "/name"),
+    Column::word("VERSION", "/version"),
+    Column::state("STATE", "/state"),
+    Column::state("CHANGE", "/change/state"),
+    Column::ago("SINCE", "/change_since"),
+    Column::word("WAITS", "/pending/version"),
+    Column::word("TAKEN BACK", "/taken_back/after/version"),
+    Column::word("HANDLED", "/handled"),
+    Column::word("FAILURES", "/failures"),
+    Column::word("DEAD", "/dead_letters"),
+    Column::word("BEHIND", "/behind"),
+    Column::word("LIMITS MET", "/met"),
+    Column::text("REASON", "/reason"),
 ];
 
 const CHANGES: [Column; 7] = [
-    ("TIME", "/steps/0/at"),
-    ("FROM", "/before/version"),
-    ("TO", "/after/version"),
-    ("STATE", "/state"),
-    ("BY", "/by"),
-    ("SOURCE", "/source"),
-    ("REASON", "/reason"),
+    Column::time("TIME", "/steps/0/at"),
+    Column::word("FROM", "/before/version"),
+    Column::word("TO", "/after/version"),
+    Column::state("STATE", "/state"),
+    Column::word("BY", "/by"),
+    Column::word("SOURCE", "/source"),
+    Column::text("REASON", "/reason"),
 ];
 
-const LINE: [Column; 4] =
-    [("TIME", "/time"), ("LEVEL", "/level"), ("VERSION", "/version"), ("TEXT", "/text")];
+/// Of what a plugin logs.
+const LINE: [Column; 4] = [
+    Column::time("TIME", "/time"),
+    Column::state("LEVEL", "/level"),
+    Column::word("VERSION", "/version"),
+    Column::text("TEXT", "/text"),
+];
 
 #[derive(Debug, Subcommand)]
 pub enum PluginCommand {
     /// Lists plugins
-    Ls,
+    Ls {
+        #[command(flatten)]
+        watch: Watch,
+    },
     /// Shows a plugin's manifest: of a running one, or of a file without running it
     Inspect {
         /// A plugin's name, or a component file
@@ -210,14 +219,14 @@ fn told_if_slow<R: Send>(what: &str, does: impl FnOnce() -> R + Send) -> R {
         while !doing.is_finished() {
             std::thread::sleep(Duration::from_millis(20));
             if !is_told && begun.elapsed() > Duration::from_secs(1) {
-                eprintln!("{what} …");
+                note(&format!("{what} …"));
                 is_told = true;
             }
         }
         doing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     });
     if begun.elapsed() > Duration::from_secs(1) {
-        eprintln!("{what}: {:.1} s", begun.elapsed().as_secs_f64());
+        note(&format!("{what}: {:.1} s", begun.elapsed().as_secs_f64()));
     }
     result
 }
@@ -250,7 +259,9 @@ fn flat(inspection: &Value) -> Value {
 impl PluginCommand {
     pub async fn execute(self, client: &Client, out: &Output) -> anyhow::Result<()> {
         match self {
-            Self::Ls => out.rows(&client.get(&["plugins"], &[]).await?, &COLUMNS),
+            Self::Ls { watch } => {
+                out.list(watch, &COLUMNS, async || Ok(client.get(&["plugins"], &[]).await?)).await
+            }
             Self::Inspect { subject } => {
                 let plugin = client.get(&["plugins", &subject], &[]).await?;
                 out.object(&flat(&plugin["inspection"]))
@@ -284,8 +295,8 @@ impl PluginCommand {
                 out.object(&client.send_bytes(Method::POST, &path, &query, Vec::new()).await?)
             }
             Self::Log { name } => {
-                let each = |line: &str| log_line(out, &serde_json::from_str(line)?);
-                client.events(&["plugins", &name, "log"], each).await
+                let mut rows = out.stream(&LINE);
+                client.events(&["plugins", &name, "log"], |line| rows.row(&serde_json::from_str(line)?)).await
             }
             Self::Dev(dev) => dev.execute(client, out).await,
             Self::Command { name, method, json } => {
@@ -300,15 +311,15 @@ impl PluginCommand {
     }
 }
 
-/// Writes a line of a plugin's log.
-fn log_line(out: &Output, line: &Value) -> anyhow::Result<()> {
-    out.streamed(line, &LINE)
-}
-
 /// A plugin's answer has a form of its own: JSON for people too.
 fn answer(out: &Output, answer: &Value) -> anyhow::Result<()> {
     match answer {
         Value::Object(_) => out.object(answer),
-        other => super::output::line(&serde_json::to_string_pretty(other)?),
+        other => {
+            let text = serde_json::to_string_pretty(other)?;
+            // A program may read it all the same.
+            let is_for_people = !out.is_json() && std::io::stdout().is_terminal();
+            if is_for_people { text.lines().try_for_each(line) } else { raw_line(&text) }
+        }
     }
 }

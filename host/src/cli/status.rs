@@ -1,19 +1,49 @@
 //! `dim status`.
 
+use anstyle::Style;
+use clap::Args;
 use serde_json::Value;
 
 use super::client::Client;
-use super::output::{Output, cell, line};
+use super::human;
+use super::output::{BAD, DOUBTFUL, GOOD, Output, cell, line, styled, styled_line};
 
-pub async fn execute(client: &Client, out: &Output) -> anyhow::Result<()> {
-    let status = client.get(&["status"], &[]).await?;
-    match out.is_json() {
-        true => out.object(&status)?,
-        false => show(&status)?,
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Put aside the warnings of past events until the next such event, and show which
+    #[arg(long)]
+    acknowledge: bool,
+}
+
+impl Status {
+    /// Shows the status, or what it puts aside.
+    pub async fn execute(self, client: &Client, out: &Output) -> anyhow::Result<()> {
+        if self.acknowledge {
+            return acknowledge(client, out).await;
+        }
+        let status = client.get(&["status"], &[]).await?;
+        match out.is_json() {
+            true => out.object(&status)?,
+            false => show(&status)?,
+        }
+        match status["healthy"].as_bool() {
+            Some(false) => Err(NotWell.into()),
+            _ => Ok(()),
+        }
     }
-    match status["healthy"].as_bool() {
-        Some(false) => Err(NotWell.into()),
-        _ => Ok(()),
+}
+
+async fn acknowledge(client: &Client, out: &Output) -> anyhow::Result<()> {
+    let past = client.post(&["status", "acknowledge"]).await?;
+    let troubles = past.as_array().map_or(&[][..], Vec::as_slice);
+    match troubles {
+        _ if out.is_json() => out.object(&past),
+        [] => line("no past event is to be acknowledged"),
+        troubles => {
+            let told =
+                troubles.iter().map(|trouble| format!("acknowledged: {}", cell(trouble.get("message"))));
+            told.into_iter().try_for_each(|told| line(&told))
+        }
     }
 }
 
@@ -28,21 +58,26 @@ fn show(status: &Value) -> anyhow::Result<()> {
         Some(Value::Null) | None => "-".to_owned(),
         Some(other) => other.to_string(),
     };
-    line(&format!(
-        "dim {}, {}",
-        text("/version"),
-        match (status["healthy"] == true, has_troubles(status)) {
-            (true, false) => "all is well",
-            (true, true) => "well, with warnings:",
-            (false, _) => "not all is well:",
-        }
-    ))?;
-    for trouble in status["troubles"].as_array().into_iter().flatten() {
-        line(&format!("  ! {}", cell(Some(trouble))))?;
+    let verdict = match (status["healthy"] == true, has_troubles(status)) {
+        (true, false) => styled(GOOD, "all is well"),
+        (true, true) => styled(DOUBTFUL, "well, with warnings:"),
+        (false, _) => styled(BAD, "not all is well:"),
+    };
+    styled_line(&format!("{}, {verdict}", styled(Style::new(), &format!("dim {}", text("/version")))))?;
+    for trouble in status["trouble_details"].as_array().into_iter().flatten() {
+        let style = if trouble["severity"] == "error" { BAD } else { DOUBTFUL };
+        styled_line(&format!("  {} {}", styled(style, "!"), cell(trouble.get("message"))))?;
     }
+    if status["trouble_details"].as_array().is_some_and(|all| all.iter().any(|it| it["past"] == true)) {
+        line("  Past events are shown until `dim status --acknowledge`.")?;
+    }
+    let started = status["started"].as_str().and_then(human::read).map_or_else(
+        || text("/started"),
+        |started| format!("{} ({})", human::time(started), human::ago(started, jiff::Timestamp::now())),
+    );
     for (label, value) in [
         ("host", text("/id")),
-        ("started", format!("{}, in {} ms", text("/started"), text("/start_took_ms"))),
+        ("started", format!("{started}, in {} ms", text("/start_took_ms"))),
         ("state", text("/state_dir")),
         ("backend", format!("{}, {}", text("/backend/name"), text("/backend/address"))),
         ("log", format!("{} entries, the first held is {}", text("/log/head"), text("/log/first"))),
@@ -60,9 +95,10 @@ fn show(status: &Value) -> anyhow::Result<()> {
             () if name["published"] == true => "published",
             () => "waiting to be published",
         };
+        let limit = name["document_limit"].as_u64().map_or("-".to_owned(), human::size);
         let size = name["document_bytes"]
             .as_u64()
-            .map_or(String::new(), |bytes| format!(", {bytes} of {} bytes", name["document_limit"]));
+            .map_or(String::new(), |bytes| format!(", {} of {limit}", human::size(bytes)));
         line(&format!("{:<14}{} = /ipns/{}, {state}{size}", "name", member("key"), member("name")))?;
     }
     Ok(())
@@ -77,10 +113,11 @@ fn disk(status: &Value) -> String {
         .map_or(0, |parts| parts.values().filter_map(Value::as_u64).sum());
     let (free, min_free) = (bytes("/disk/free_bytes"), bytes("/disk/min_free_bytes"));
     let most = match status.pointer("/disk/max_held_bytes").and_then(Value::as_u64) {
-        Some(most) => format!(" of {most}"),
+        Some(most) => format!(" of {}", human::size(most)),
         None => String::new(),
     };
-    format!("the store holds {held}{most} bytes; {free} are free, {min_free} are to stay so")
+    let [held, free, min_free] = [held, free, min_free].map(human::size);
+    format!("the store holds {held}{most}; {free} are free, {min_free} are to stay so")
 }
 
 fn has_troubles(status: &Value) -> bool {

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::client::Client;
 use super::input;
-use super::output::{Column, Output, line};
+use super::output::{Column, Output, Watch, line};
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -23,7 +23,10 @@ pub enum Command {
         topic: String,
     },
     /// Lists the topics that the host listens to
-    Ls,
+    Ls {
+        #[command(flatten)]
+        watch: Watch,
+    },
     /// Lists the peers of a topic
     Peers {
         /// The topic
@@ -40,8 +43,13 @@ impl Command {
                 Ok(())
             }
             Self::Sub { topic } => {
-                const COLUMNS: [Column; 4] =
-                    [("TIME", "/time"), ("ORIGIN", "/origin"), ("FROM", "/from"), ("DATA", "/data")];
+                const COLUMNS: [Column; 4] = [
+                    Column::time("TIME", "/time"),
+                    Column::word("ORIGIN", "/origin"),
+                    Column::word("FROM", "/from"),
+                    Column::text("DATA", "/data"),
+                ];
+                let mut rows = out.stream(&COLUMNS);
                 let path = ["topics", topic.as_str(), "messages"];
                 let told = client.events(&path, |data| {
                     let mut message: Value = serde_json::from_str(data)?;
@@ -49,19 +57,19 @@ impl Command {
                     if let Some(data) = message.get("data_multibase").filter(|_| !out.is_json()).cloned() {
                         message["data"] = data;
                     }
-                    out.streamed(&message, &COLUMNS)
+                    rows.row(&message)
                 });
                 told.await
             }
-            Self::Ls => {
+            Self::Ls { watch } => {
                 const COLUMNS: [Column; 5] = [
-                    ("TOPIC", "/topic"),
-                    ("PEERS", "/peers"),
-                    ("REFUSED", "/refused"),
-                    ("CONNECTED SINCE", "/connected_since"),
-                    ("LISTENING PROVEN UNTIL", "/listening_proven_until"),
+                    Column::word("TOPIC", "/topic"),
+                    Column::word("PEERS", "/peers"),
+                    Column::word("REFUSED", "/refused"),
+                    Column::ago("CONNECTED SINCE", "/connected_since"),
+                    Column::ago("LISTENING PROVEN UNTIL", "/listening_proven_until"),
                 ];
-                out.rows(&client.get(&["topics"], &[]).await?, &COLUMNS)
+                out.list(watch, &COLUMNS, async || Ok(client.get(&["topics"], &[]).await?)).await
             }
             Self::Peers { topic } => {
                 let peers = client.get(&["topics", &topic, "peers"], &[]).await?;

@@ -31,8 +31,9 @@ use crate::retention::Awaited;
 use crate::room::{Lookout, Quota, Room};
 use crate::secret::Secret;
 use crate::store::outbox::Backlog;
-use crate::store::{Absent, Medium, Store, StoreError, Usage, others};
+use crate::store::{Absent, Medium, Store, StoreError, Usage, dead, others};
 use crate::time::Timestamp;
+use crate::trouble::Acknowledged;
 
 /// A host on its way.
 pub struct Start {
@@ -171,6 +172,8 @@ impl Start {
             plugins: Plugins::default(),
             echoes,
             not_loaded: Mutex::default(),
+            acknowledged: Acknowledged::default(),
+            letters_dropped_before: dead::dropped(&loader.store)?,
             folder_trouble: Mutex::default(),
             candidates: Mutex::new(candidates),
             loading: watch::Sender::new(loading),

@@ -4,6 +4,7 @@ use super::bindings::dim::coordination::event as wit;
 use super::limits::REASON_BYTES;
 use super::{ReplyError, ipns};
 use crate::entry::{Event, Origin};
+use crate::escape::escaped;
 
 /// Why there is no answer, in the words of the host.
 pub fn reply_error(refusal: wit::Refusal, method: &str) -> ReplyError {
@@ -16,19 +17,9 @@ pub fn reply_error(refusal: wit::Refusal, method: &str) -> ReplyError {
     }
 }
 
-/// A text without control characters, but for tabs: each is told by its escape. What a plugin says stays one line of
-/// the operator's log, and moves no terminal's cursor.
-pub fn written_out(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control() && c != '\t' { out.extend(c.escape_default()) } else { out.push(c) }
-    }
-    out
-}
-
 /// What a plugin says of its failure, for the operator.
 pub fn said(reason: String) -> String {
-    written_out(&cut(reason))
+    escaped(&cut(reason)).into_owned()
 }
 
 /// What a plugin says, as long as anyone reads it.

@@ -12,10 +12,10 @@ use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use super::bindings;
 use super::engine::{Engine, Prepared};
-use super::event::written_out;
 use super::limits::Limits;
 use super::session::{Answer, Mode, Refusal, Session};
 use super::wasi::{self, Console, EntryRandom, Numbers, Surroundings};
+use crate::escape::escaped;
 use crate::ident::PluginName;
 use crate::store::StoreError;
 
@@ -395,7 +395,7 @@ fn cause(guest: &mut Guest, console: &Console, error: &wasmtime::Error) -> CallE
     if !last_words.is_empty() {
         text = format!("{text}: {last_words}");
     }
-    let (reason, limit) = (written_out(&text), memory_struck.then_some("memory"));
+    let (reason, limit) = (escaped(&text).into_owned(), memory_struck.then_some("memory"));
     let trap = Trap { reason, stack: stack(error), limit };
     if memory_struck { CallError::Limit(trap) } else { CallError::Trap(trap) }
 }

@@ -15,10 +15,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use super::effects::{Batch, Effects};
-use super::event::written_out;
 use super::limits::KEY_BYTES;
 use super::roster::Stored;
 use super::{Limits, Line, Lines, Reach, World};
+use crate::escape::escaped;
 use crate::ident::{IpnsName, KeyName, PluginName};
 use crate::keys::Keyring;
 use crate::store::{PluginId, Snapshot, Store, StoreError};
@@ -333,7 +333,7 @@ impl Session {
     /// A line of the plugin's log, for the operator and for a dead letter. It is one line, whatever it holds: what
     /// would end it, or move a terminal's cursor, is written out.
     pub fn line(&mut self, level: tracing::Level, text: String) {
-        let text = if text.contains(char::is_control) { written_out(&text) } else { text };
+        let text = escaped(&text).into_owned();
         if self.lines.len() >= self.limits.log_lines {
             self.lines_dropped += 1;
             self.meets("log-lines");

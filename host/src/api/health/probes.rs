@@ -35,7 +35,7 @@ pub async fn ready(State(host): State<Arc<Supervised>>) -> Response {
 /// Why a running host refuses what it is sent.
 fn obstacle(host: &Host) -> Option<String> {
     if let Some(Shortage { reason, since, .. }) = host.room.shortage() {
-        return Some(format!("nothing is taken in since {since}: {reason}"));
+        return Some(format!("nothing is taken in since {since:.0}: {reason}"));
     }
     let loading = host.loading();
     let names: Vec<_> = loading.iter().map(PluginName::as_str).collect();

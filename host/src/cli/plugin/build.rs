@@ -10,7 +10,7 @@ use clap::Args;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::super::output::Output;
+use super::super::output::{Output, note};
 use super::fingerprint::{Fingerprint, Tool};
 use super::told_if_slow;
 use crate::cause::chain;
@@ -67,8 +67,8 @@ impl Build {
         let built = build(&self.dir, again)?;
         let shown_as = built.component.display();
         match built.took {
-            Some(took) => eprintln!("built {shown_as} in {:.1} s", took.as_secs_f64()),
-            None => eprintln!("{shown_as} is up to date: neither its source nor the tool has changed"),
+            Some(took) => note(&format!("built {shown_as} in {:.1} s", took.as_secs_f64())),
+            None => note(&format!("{shown_as} is up to date: neither its source nor the tool has changed")),
         }
         let mut shown = shown(&built.inspection);
         shown["component"] = json!(built.component);

@@ -9,13 +9,14 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::super::events::Wanted;
-use super::super::output::{self, Output};
-use super::super::{Global, input};
+use super::super::output::{self, Output, note_piece};
+use super::super::{Global, human, input};
 use super::told_if_slow;
 use crate::cause::chain;
+use crate::escape::escaped;
 use crate::plugin;
 use crate::test::{Bench, Comparison, Differing, Events, Given, Identity, Plugin, compare};
-use crate::time::{Timestamp, duration_of, nanoseconds};
+use crate::time::Since;
 
 #[derive(Debug, Args)]
 pub struct Compare {
@@ -28,10 +29,10 @@ pub struct Compare {
     /// The events, as `dim events export` writes them; without it, those of the host that runs, with --since
     #[arg(long, value_name = "FILE", required_unless_present = "since")]
     events: Option<PathBuf>,
-    /// Compare from this time on, as in 2026-01-31T12:00:00Z, or 2h before the events end; what came before makes the
-    /// state that both begin with
+    /// Compare from this time on, as in 2026-01-31T12:00:00Z or in seconds since 1970, or 2h before the events end;
+    /// what came before makes the state that both begin with
     #[arg(long, value_name = "TIME")]
-    since: Option<String>,
+    since: Option<Since>,
     /// The plugin's config, a JSON object or @FILE [default: what it has on the host that the events come from]
     #[arg(long, value_name = "JSON", value_parser = input::json_or_file)]
     config: Option<Value>,
@@ -49,15 +50,6 @@ pub struct Differ(u64, u64);
 #[derive(Debug, thiserror::Error)]
 #[error("the versions have different states in the end")]
 pub struct DifferAtEnd;
-
-/// A time, or a duration before the events end.
-fn since_when(text: &str, until: Timestamp) -> anyhow::Result<Timestamp> {
-    if let Ok(ago) = duration_of(text) {
-        return Ok(Timestamp(until.0.saturating_sub(nanoseconds(ago))));
-    }
-    let time = serde_json::from_value(json!(text));
-    time.map_err(|_| anyhow::anyhow!("{text:?}: write it like 2026-01-31T12:00:00Z, or 2h"))
-}
 
 impl Compare {
     /// Compares, and shows where they differ.
@@ -78,11 +70,11 @@ impl Compare {
         let config = self.config.as_ref();
         let both = [&old, &new];
         let (of_old, of_new) = (given(&events, &old, config, &both)?, given(&events, &new, config, &both)?);
-        let since = self.since.as_deref().map(|since| since_when(since, events.header.until)).transpose()?;
+        let since = self.since.map(|since| since.before(events.header.until));
         let mut told = Instant::now();
         let tell = |records: u64| {
             if told.elapsed() > Duration::from_secs(1) && std::io::stderr().is_terminal() {
-                eprint!("\r{records} records …");
+                note_piece(&format!("\r{records} records …"));
                 told = Instant::now();
             }
         };
@@ -93,7 +85,7 @@ impl Compare {
             comparing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         });
         if std::io::stderr().is_terminal() {
-            eprint!("\r");
+            note_piece("\r");
         }
         let compared = compared?;
         self.show(&compared, &global.out())?;
@@ -119,7 +111,11 @@ impl Compare {
         }
         let row =
             |name: &str, old: String, new: String| output::line(&format!("{name:<14}{old:>22}  {new:>22}"));
-        row("", format!("old {}", compared.old.version), format!("new {}", compared.new.version))?;
+        row(
+            "",
+            format!("old {}", escaped(&compared.old.version)),
+            format!("new {}", escaped(&compared.new.version)),
+        )?;
         let (old, new) = (&compared.old, &compared.new);
         for (name, old, new) in [
             ("calls", old.calls, new.calls),
@@ -128,11 +124,11 @@ impl Compare {
             ("names", old.names, new.names),
             ("dead letters", old.dead, new.dead),
             ("retries", old.retries, new.retries),
-            ("state bytes", old.state_bytes, new.state_bytes),
-            ("memory", old.memory as u64, new.memory as u64),
         ] {
             row(name, old.to_string(), new.to_string())?;
         }
+        row("state", human::size(old.state_bytes), human::size(new.state_bytes))?;
+        row("memory", human::size(old.memory as u64), human::size(new.memory as u64))?;
         row("CPU time", format!("{:.3} s", old.cpu_seconds), format!("{:.3} s", new.cpu_seconds))?;
         row("effects", short(&old.effects), short(&new.effects))?;
         let sections: Vec<_> =
@@ -147,13 +143,13 @@ impl Compare {
         ))?;
         let state = &compared.state;
         if state.only_old + state.only_new + state.different > 0 {
-            output::line(&output::plain(&format!(
+            output::line(&format!(
                 "in the end {} keys are in the old state only, {} in the new one only, and {} differ: {}",
                 state.only_old,
                 state.only_new,
                 state.different,
                 state.keys.iter().take(10).cloned().collect::<Vec<_>>().join(", ")
-            )))?;
+            ))?;
         }
         Ok(())
     }
@@ -166,10 +162,10 @@ fn short(digest: &str) -> String {
 fn show_one(differing: &Differing) -> anyhow::Result<()> {
     let Differing { offset, time, what, .. } = differing;
     let entry = offset.map_or_else(String::new, |offset| format!(" entry {offset}"));
-    output::line(&output::plain(&format!("{time}{entry}: {what}")))?;
+    output::line(&format!("{time}{entry}: {what}"))?;
     for difference in &differing.differences {
         for line in difference.to_string().lines() {
-            output::line(&format!("  {}", output::plain(line)))?;
+            output::line(&format!("  {}", line))?;
         }
     }
     Ok(())

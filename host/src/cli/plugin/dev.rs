@@ -14,7 +14,7 @@ use crate::change::Change;
 use crate::plugin;
 
 use super::super::client::Client;
-use super::super::output::Output;
+use super::super::output::{BAD, Output, marked_notes, note};
 use super::build::{self, Again};
 use super::install::tell;
 use super::watch::{LOOK_EVERY, Source};
@@ -52,9 +52,9 @@ impl Dev {
                     }
                     Ok(_) => {}
                     // What runs goes on.
-                    Err(error) => eprintln!("error: {error:#}"),
+                    Err(error) => marked_notes(BAD, "error: ", &format!("{error:#}")),
                 }
-                eprintln!("waiting for a change in {}; stop with Ctrl-C", self.dir.display());
+                note(&format!("waiting for a change in {}; stop with Ctrl-C", self.dir.display()));
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
@@ -69,7 +69,11 @@ impl Dev {
         let inspection =
             plugin::inspect(&component).map_err(|error| anyhow::anyhow!("{shown}: {}", chain(&error)))?;
         let name = self.name.clone().unwrap_or_else(|| inspection.manifest.name.to_string());
-        eprintln!("built {name} {} in {:.1} s", inspection.manifest.version, begun.elapsed().as_secs_f64());
+        note(&format!(
+            "built {name} {} in {:.1} s",
+            inspection.manifest.version,
+            begun.elapsed().as_secs_f64()
+        ));
         let query = [("source", shown), ("grant", self.grant.to_string())];
         let change = client.send_component(&name, &query, component).await?;
         let change: Change = serde_json::from_value(change).context("the host's answer")?;
@@ -103,12 +107,13 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// Shows what a plugin logs, also after a restart of the host.
 async fn show_log(client: Client, out: Output, name: String) {
+    let mut rows = out.stream(&super::LINE);
     loop {
         if let Ok(lines) = client.event_stream(&["plugins", &name, "log"]).await {
             let mut lines = std::pin::pin!(lines);
             while let Some(Ok(line)) = lines.next().await {
                 if let Ok(line) = serde_json::from_str(&line.data)
-                    && super::log_line(&out, &line).is_err()
+                    && rows.row(&line).is_err()
                 {
                     return;
                 }

@@ -9,8 +9,9 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::super::client::Client;
+use super::super::human;
 use super::super::lacking;
-use super::super::output::{Output, cell, line};
+use super::super::output::{Output, cell, line, note_piece, notes};
 use super::install;
 
 #[derive(Debug, Subcommand)]
@@ -142,12 +143,14 @@ fn show(out: &Output, granted: &Value) -> anyhow::Result<()> {
     }
     if let Some(pending) = granted.get("pending") {
         let part = |name: &str| cell(pending.get(name));
+        let since =
+            pending["since"].as_str().and_then(human::read).map_or_else(|| part("since"), human::time);
         line(&format!(
             "{:<9}{} from {}, since {}: it asks to {}",
             "waits",
             part("version"),
             part("source"),
-            part("since"),
+            since,
             part("missing")
         ))?;
     }
@@ -168,7 +171,8 @@ pub fn asks(about: &str, question: &str) -> io::Result<Option<bool>> {
     if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
         return Ok(None);
     }
-    eprint!("{about}\n{question} [y/N] ");
+    notes(about);
+    note_piece(&format!("{question} [y/N] "));
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer)?;
     Ok(Some(["y", "yes"].contains(&answer.trim().to_lowercase().as_str())))

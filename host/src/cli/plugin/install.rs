@@ -12,12 +12,14 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::change::{Change, State};
+use crate::escape::escaped;
 use crate::ident::{ContentPath, Digest};
 use crate::plugin::{self, MAX_COMPONENT};
 use crate::time::Timestamp;
 
 use super::super::client::Client;
-use super::super::output::{Output, plain};
+use super::super::human;
+use super::super::output::{Output, note};
 use super::grants::{agrees, asks};
 
 /// How long a state lasts without news until it is said that it does.
@@ -85,7 +87,8 @@ pub async fn install(client: &Client, out: &Output, wish: Wish) -> anyhow::Resul
     let inspection = plugin::inspect(&component).with_context(|| format!("{source} is not a plugin"))?;
     let name = name.unwrap_or_else(|| inspection.manifest.name.to_string());
     if !out.is_json() {
-        eprintln!("{} KiB of {name} {}", component.len() >> 10, inspection.manifest.version);
+        let size = human::size(component.len() as u64);
+        note(&format!("{size} of {name} {}", inspection.manifest.version));
     }
     let send = async |Consent { grant, trust }: Consent| {
         let mut query = vec![("source", source.clone()), ("grant", grant.to_string())];
@@ -115,8 +118,8 @@ async fn download(url: &str, out: &Output) -> anyhow::Result<Vec<u8>> {
         }
         if told.elapsed() > Duration::from_secs(1) && !out.is_json() {
             told = Instant::now();
-            let of = whole.map_or_else(String::new, |whole| format!(" of {}", whole >> 10));
-            eprintln!("{}{of} KiB of {url}", component.len() >> 10);
+            let of = whole.map_or_else(String::new, |whole| format!(" of {}", human::size(whole)));
+            note(&format!("{}{of} of {url}", human::size(component.len() as u64)));
         }
     }
     Ok(component)
@@ -135,7 +138,7 @@ async fn settled(
     if let Err(error) = &sent
         && let Some(ClientError::Problem(problem)) = error.downcast_ref::<ClientError>()
         && problem.kind == "untrusted"
-        && asks(&plain(&problem.detail), "Install it all the same?")? == Some(true)
+        && asks(&escaped(&problem.detail), "Install it all the same?")? == Some(true)
     {
         let digest = problem.digest.as_deref().context("the host's answer")?;
         consent.trust = Some(digest.parse().context("the host's answer")?);
@@ -250,8 +253,14 @@ fn is_same(one: &Change, other: &Change) -> bool {
 fn tell_still(out: &Output, change: Option<&Change>, since: Duration) {
     let Some(change) = change.filter(|change| !out.is_json() && !change.state.is_final()) else { return };
     let state = change.state.as_str().replace('-', " ");
-    let received = change.received.map_or_else(String::new, |bytes| format!(", {} KiB so far", bytes >> 10));
-    eprintln!("{}  {}: {state} for {} s{received}", Timestamp::wall(), change.plugin, since.as_secs());
+    let received =
+        change.received.map_or_else(String::new, |bytes| format!(", {} so far", human::size(bytes)));
+    note(&format!(
+        "{:.0}  {}: {state} for {} s{received}",
+        Timestamp::wall(),
+        change.plugin,
+        since.as_secs()
+    ));
 }
 
 pub fn tell(out: &Output, change: &Change) {
@@ -262,8 +271,8 @@ pub fn tell(out: &Output, change: &Change) {
     }
     let state = step.state.as_str().replace('-', " ");
     let version = change.after.as_ref().map_or_else(String::new, |after| format!(" {}", after.version));
-    let reason = change.reason.as_ref().map_or_else(String::new, |reason| format!(": {}", plain(reason)));
-    eprintln!("{}  {}{version}: {state}{reason}", step.at, change.plugin);
+    let reason = change.reason.as_ref().map_or_else(String::new, |reason| format!(": {}", escaped(reason)));
+    note(&format!("{:.0}  {}{version}: {state}{reason}", step.at, change.plugin));
 }
 
 impl Client {

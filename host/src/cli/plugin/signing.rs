@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use clap::Subcommand;
 use serde_json::json;
 
-use crate::cli::output::Output;
+use crate::cli::output::{Output, notes};
 use crate::plugin;
 use crate::signing::{Signer, SigningKey, signer_of};
 
@@ -63,10 +63,10 @@ fn keygen(file: &Path, out: &Output) -> anyhow::Result<()> {
     write(file, key.to_pem().as_bytes(), 0o600)?;
     write(&public, key.signer().to_pem().as_bytes(), 0o644)?;
     if !out.is_json() {
-        eprintln!(
+        notes(&format!(
             "hosts trust it with this in their config:\n  signing: {{ signers: {{ NAME: {} }} }}",
             key.signer()
-        );
+        ));
     }
     out.object(&json!({ "secret": file, "public": public, "signer": key.signer() }))
 }

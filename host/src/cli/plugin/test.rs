@@ -9,7 +9,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::super::input;
-use super::super::output::{self, Output};
+use super::super::output::{BAD, Output, line, marked_notes, note};
 use super::build::{self, Again};
 use super::compare;
 use super::watch::Source;
@@ -74,7 +74,7 @@ impl Test {
         watched.extend(self.places().into_iter().filter(|place| place.exists()));
         Source::watch(&watched, || {
             if let Err(error) = self.round(&bench, out) {
-                eprintln!("error: {error:#}");
+                marked_notes(BAD, "error: ", &format!("{error:#}"));
             }
         })
     }
@@ -109,7 +109,7 @@ impl Test {
         if out.is_json() {
             out.object(&json!({ "did": totals, "run": row(&report) }))?;
         } else {
-            show(&report);
+            show(&report)?;
             out.object(&json!(totals))?;
         }
         if report.is_well() { Ok(()) } else { Err(Failed { failed: 1, all: 1 }.into()) }
@@ -133,7 +133,7 @@ impl Test {
         if self.bless && report.happened.len() == steps {
             match bless(file, &report.happened) {
                 Ok(true) => {
-                    eprintln!("blessed {}", file.display());
+                    note(&format!("blessed {}", file.display()));
                     report = run().unwrap_or_else(broken).0;
                 }
                 Ok(false) => {}
@@ -141,7 +141,7 @@ impl Test {
             }
         }
         if !out.is_json() {
-            show(&report);
+            show(&report)?;
         }
         Ok(report)
     }
@@ -155,7 +155,7 @@ impl Test {
             let rows: Vec<Value> = results.iter().map(row).collect();
             out.object(&json!({ "plugin": plugin.name(), "failed": failed, "scenarios": rows }))?;
         } else {
-            println!("{} of {} scenarios are well", results.len() - failed, results.len());
+            line(&format!("{} of {} scenarios are well", results.len() - failed, results.len()))?;
         }
         if failed > 0 {
             return Err(Failed { failed, all: results.len() }.into());
@@ -207,9 +207,8 @@ impl Test {
 }
 
 /// Shows what came of a scenario, to people.
-fn show(report: &Report) {
-    let lines = report.to_string();
-    lines.lines().for_each(|line| println!("{}", output::plain(line)));
+fn show(report: &Report) -> anyhow::Result<()> {
+    report.to_string().lines().try_for_each(line)
 }
 
 fn row(report: &Report) -> Value {

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, bail};
 
+use super::super::output::note;
 use crate::ident::Digest;
 
 /// How often the source is looked at.
@@ -58,7 +59,7 @@ impl Source {
         loop {
             if source.has_changed()? {
                 does();
-                eprintln!("waiting for a change; stop with Ctrl-C");
+                note("waiting for a change; stop with Ctrl-C");
             }
             std::thread::sleep(LOOK_EVERY);
         }

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::{Listener, Token};
 use crate::backend::kubo;
+use crate::config::findings::Severity;
 use crate::config::{ApiConfig, Config};
 use crate::host::{Adoption, Options, Standing, Supervised};
 use crate::line_queue::LineQueue;
@@ -72,8 +73,11 @@ impl Run {
         // What takes long at a first start is told in a demonstration too.
         let default = if self.demo.is_some() { "warn,dim::plugin::engine=info" } else { "info" };
         let logging = Logging::start(self.log_format, default, &config.telemetry, runtime.handle())?;
-        for unknown in config.unknown() {
-            tracing::warn!("the config has {unknown}, which this host does not know");
+        for notice in config.notices() {
+            match notice.severity {
+                Severity::Note => tracing::debug!("the config file: {notice}"),
+                _ => tracing::warn!("the config file: {notice}"),
+            }
         }
         let out = LineQueue::start(std::io::stdout(), |_| {})?;
         let ended = runtime.block_on(self.live(config, global, &out));

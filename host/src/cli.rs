@@ -3,6 +3,7 @@
 mod agent;
 mod backup;
 mod client;
+mod config;
 mod dead;
 mod demo;
 mod events;
@@ -100,6 +101,9 @@ enum Command {
     Backup(backup::Backup),
     /// Makes the state directory of a backup
     Restore(backup::Restore),
+    /// The config file
+    #[command(subcommand)]
+    Config(config::Command),
     /// Jobs of the fleet
     #[command(subcommand)]
     Job(job::Command),
@@ -214,6 +218,7 @@ fn dispatch(Cli { global, command }: Cli) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Openapi => output::line(crate::api::document()),
+        Command::Config(config::Command::Check { file }) => config::check(file.as_deref(), &global.out()),
         Command::CompileComponent { seconds, memory } => {
             Ok(compiler::compile_apart(Allotment { seconds, memory })?)
         }
@@ -230,6 +235,7 @@ async fn over_the_api(command: Command, global: &Global) -> anyhow::Result<()> {
     let (client, out) = (global.client()?, global.out());
     match command {
         Command::Status => status::execute(&client, &out).await,
+        Command::Config(command) => command.execute(&client, &out).await,
         Command::Job(command) => command.execute(&client, &out).await,
         Command::Node(command) => command.execute(&client, &out).await,
         Command::Topic(command) => command.execute(&client, &out).await,

@@ -3,6 +3,7 @@
 mod adoption;
 mod candidate;
 mod claims;
+mod config_check;
 mod following;
 mod granting;
 mod installation;
@@ -49,6 +50,7 @@ use crate::trouble::Trouble;
 
 pub use adoption::{AdoptError, Adopted, Adoption};
 pub(crate) use candidate::{Candidate, Ready, Terms, candidates};
+pub use config_check::check as check_config;
 pub use granting::{GrantChange, Granted};
 pub use installation::Grant;
 pub(crate) use loader::{Loader, ToRun, Wired};

@@ -75,3 +75,79 @@ async fn a_peer_is_the_same_in_every_form_wherever_the_config_names_one() {
         assert!(refused[0].reason.contains("config value \"trusted_observers\": peer id"), "{refused:?}");
     }
 }
+
+fn check(dir: &Path, text: &str, args: &[&str]) -> Output {
+    let file = dir.join("config.yaml");
+    std::fs::write(&file, text).unwrap();
+    let mut command = Command::new(PROGRAM);
+    command
+        .args(["config", "check"])
+        .arg(&file)
+        .args(args)
+        .env_remove("DIM_CONFIG")
+        .env("RUST_BACKTRACE", "0");
+    command.output().unwrap()
+}
+
+#[test]
+fn a_check_tells_all_that_is_wrong_or_suspicious_at_once_and_starts_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "ipfs:\n  api_url: nowhere\n  registry_ipns: ../x\ntopic:\nstore:\n  max_byte: 4\ntopics:\n  a:\n    peers:\n\
+                plugins:\n  node-registry:\n    config: { bind_nodes: frist, node_peers: [n1], trusted: [] }\n\
+                \x20 mine: { file: nowhere.wasm }\napi: { token: { env: DIM_NO_SUCH_VARIABLE } }\norchestrator: {}\n";
+    let checked = check(dir.path(), text, &["--output", "json"]);
+    assert_eq!(checked.status.code(), Some(1));
+    let shown: Value = serde_json::from_slice(&checked.stdout).unwrap();
+    let findings = shown["findings"].as_array().unwrap();
+    let short = |it: &Value| {
+        format!("{} {} {}", it["line"], it["severity"].as_str().unwrap(), it["path"].as_str().unwrap())
+    };
+    assert_eq!(
+        findings.iter().map(short).collect::<Vec<_>>(),
+        [
+            "2 error ipfs.api_url",
+            "3 warning ipfs.registry_ipns",
+            "4 warning topic",
+            "6 error store.max_byte",
+            "9 warning topics.a.peers",
+            "12 error plugins.node-registry.config.bind_nodes",
+            "12 error plugins.node-registry.config.node_peers",
+            "12 error plugins.node-registry.config.trusted",
+            "13 error plugins.mine.file",
+            "14 warning api.token",
+            "15 note orchestrator",
+        ]
+    );
+    assert_eq!((&shown["errors"], &shown["warnings"]), (&json!(6), &json!(4)));
+    let told = |path: &str| findings.iter().find(|it| it["path"] == path).unwrap()["message"].to_string();
+    assert!(told("plugins.node-registry.config.bind_nodes").contains("did you mean `first`?"));
+    let table = check(dir.path(), text, &[]);
+    let table = String::from_utf8_lossy(&table.stdout).into_owned();
+    assert!(table.starts_with("SEVERITY") && table.lines().count() == 12, "{table}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing was started");
+}
+
+#[test]
+fn a_check_of_a_right_file_is_well_and_without_a_file_the_one_of_run_is_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    let right = "ipfs: { follow_every: 3 }\nplugins: { node-registry: { config: { bind_nodes: no } } }\nregistry: {}\n";
+    let checked = check(dir.path(), right, &[]);
+    assert!(checked.status.success(), "{checked:?}");
+    let unnamed = |file: Option<&str>| {
+        let mut command = Command::new(PROGRAM);
+        command.args(["config", "check", "--output", "json"]).env_remove("DIM_CONFIG");
+        command.envs(file.map(|file| ("DIM_CONFIG", dir.path().join(file))));
+        command.output().unwrap()
+    };
+    let of_run: Value = serde_json::from_slice(&unnamed(Some("config.yaml")).stdout).unwrap();
+    assert!(of_run["file"].as_str().unwrap().ends_with("config.yaml"), "{of_run}");
+    let of_defaults: Value = serde_json::from_slice(&unnamed(None).stdout).unwrap();
+    assert_eq!((&of_defaults["file"], &of_defaults["findings"]), (&Value::Null, &json!([])));
+    assert_eq!(unnamed(Some("nowhere.yaml")).status.code(), Some(1));
+    let completions = Command::new(PROGRAM).args(["completions", "bash"]).output().unwrap();
+    let completions = String::from_utf8_lossy(&completions.stdout).into_owned();
+    assert!(
+        completions.contains("dim__subcmd__config__subcmd__check")
+            || completions.contains("dim__config__check")
+    );
+}

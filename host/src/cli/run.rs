@@ -28,8 +28,8 @@ const FLUSH: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
 pub struct Run {
-    /// The config file, YAML
-    #[arg(long, value_name = "FILE")]
+    /// The config file, YAML [default: the defaults of all values]
+    #[arg(long, value_name = "FILE", env = super::config::CONFIG)]
     config: Option<PathBuf>,
     /// A Kubo daemon's API: /ip4/127.0.0.1/tcp/5001, /unix/PATH or http://HOST:5001
     #[arg(long, value_name = "ADDR", conflicts_with = "embedded", value_parser = parse_kubo)]

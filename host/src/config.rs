@@ -1,4 +1,12 @@
-//! Owns the config file: what the operator may write, with its defaults.
+//! Owns the config file: what the operator may write, with its defaults. `tree` reads the YAML, `reader` makes the
+//! config of it, and `findings` tells what is wrong or suspicious.
+
+mod difference;
+mod examined;
+pub mod findings;
+mod live;
+mod reader;
+mod tree;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -19,8 +27,9 @@ use crate::secret::{HeaderText, Secret};
 use crate::signing::Signer;
 use crate::store::{CACHE_BYTES, dead};
 
-/// Most plugins that a host is made for.
-const MAX_PLUGINS: usize = 900;
+pub use difference::{Change, changes};
+pub use examined::Examined;
+pub use live::Live;
 
 use findings::{Finding, Severity};
 

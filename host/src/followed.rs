@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backend::record::Record;
 use crate::backend::{Backend, BackendError};
 use crate::commit::{Commit, CommitError, NameChange};
+use crate::config::Live;
 use crate::entry::{Kind, Resolution};
 use crate::ident::{ContentPath, IpnsName, KeyName};
 use crate::interest::Interest;
@@ -39,7 +40,7 @@ pub struct Follower {
     /// The host's own names are known without asking.
     pub keys: Arc<Keyring>,
     /// How long to wait between two rounds.
-    pub every: Duration,
+    pub config: Live,
     /// Whether names are taken in.
     pub room: Arc<Room>,
 }
@@ -54,7 +55,7 @@ impl Follower {
                     return;
                 }
                 tokio::select! {
-                    () = tokio::time::sleep(self.every) => {}
+                    () = tokio::time::sleep(self.config.now().follow_every()) => {}
                     () = self.interest.names_changed() => {}
                 }
             }

@@ -151,3 +151,135 @@ fn a_check_of_a_right_file_is_well_and_without_a_file_the_one_of_run_is_checked(
             || completions.contains("dim__config__check")
     );
 }
+
+fn hang_up(host: &Program) {
+    let sent = Command::new("kill").args(["-HUP", &host.pid().to_string()]).status().unwrap();
+    assert!(sent.success());
+}
+
+#[test]
+fn a_hangup_has_a_running_host_take_over_what_can_change_and_never_ends_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (state, config) = (dir.path().join("state"), dir.path().join("config.yaml"));
+    std::fs::create_dir(&state).unwrap();
+    std::fs::write(&config, "plugins: { heartbeat-watchdog: { config: { bind_nodes: no } } }\n").unwrap();
+    let host =
+        Program::start(Path::new(PROGRAM), &state, &["--embedded", "--config", config.to_str().unwrap()]);
+    let is_restricted = || {
+        let topics = host.json(&["topic", "ls"]);
+        let beats =
+            topics.as_array().unwrap().iter().find(|it| it["topic"] == "dim.nodes.heartbeat").cloned();
+        beats.is_some_and(|it| it["is_restricted"] == true)
+    };
+    let reload = || host.json(&["config", "reload"]);
+    assert!(!is_restricted());
+    assert_eq!((&reload()["changed"], &reload()["needs_restart"]), (&json!([]), &json!([])));
+    let peer = new_peer();
+    let text = format!(
+        "topics: {{ dim.nodes.heartbeat: {{ peers: [{peer}] }} }}\nstore: {{ max_bytes: 1073741824 }}\n\
+         plugins: {{ heartbeat-watchdog: {{ config: {{ bind_nodes: first }} }} }}\n"
+    );
+    std::fs::write(&config, text).unwrap();
+    hang_up(&host);
+    soon(is_restricted);
+    soon(|| host.log().contains("the config file was read again"));
+    let log = host.log();
+    let told =
+        log.lines().find(|line| line.contains("the config file was read again") && line.contains("SIGHUP"));
+    let told = told.expect("it is in the log");
+    for key in
+        ["plugins.heartbeat-watchdog.config.bind_nodes", "topics.dim.nodes.heartbeat", "store.max_bytes"]
+    {
+        assert!(told.contains(key), "{told}");
+    }
+    let again = reload();
+    assert_eq!((&again["changed"], &again["needs_restart"]), (&json!([]), &json!(["store.max_bytes"])));
+    // A file with an error changes nothing.
+    std::fs::write(&config, "topics: {}\nplugins: { node-registry: { config: { bind_nodes: frist } } }\n")
+        .unwrap();
+    let refused = host.dim(&["config", "reload"]);
+    let why = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(5), "{why}");
+    assert!(why.contains("line 2, column") && why.contains("did you mean `first`?"), "{why}");
+    std::fs::remove_file(&config).unwrap();
+    for _ in 0..3 {
+        hang_up(&host);
+    }
+    soon(|| host.log().matches("the config file was not taken over").count() >= 2);
+    assert!(is_restricted(), "the host goes on with what it had");
+}
+
+#[test]
+fn a_hangup_does_not_end_a_host_without_a_config_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    std::fs::create_dir(&state).unwrap();
+    let host = Program::start(Path::new(PROGRAM), &state, &["--embedded"]);
+    hang_up(&host);
+    soon(|| host.log().contains("the host runs without a config file"));
+    assert_eq!(host.json(&["plugin", "ls"]).as_array().unwrap().len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_goes_on_with_the_state_of_a_plugin_under_its_new_config() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.yaml");
+    let write = |suspect: u64| {
+        let plugins = json!({ "heartbeat-watchdog": { "config": { "suspect_after_ms": suspect, "dead_after_ms": 5000 } } });
+        std::fs::write(&file, json!({ "plugins": plugins }).to_string()).unwrap();
+    };
+    write(4000);
+    let text = std::fs::read_to_string(&file).unwrap();
+    let host = Setup::bundled().yaml(&text).from_file(&file).start().await;
+    let beat = || json!({ "node_id": "n1", "status": "online" }).to_string();
+    host.from_peer("dim.nodes.heartbeat", beat()).await;
+    let known = async || host.query("heartbeat-watchdog", "list", json!({})).await.unwrap();
+    eventually("it is heard", async || known().await.as_array().unwrap().len() == 1).await;
+    // Started with these values it would not run.
+    write(6000);
+    let why = host.host.reload("a test").await.unwrap_err().to_string();
+    assert!(why.contains("plugins.heartbeat-watchdog: ") && why.contains("dead_after_ms"), "{why}");
+    let config = || host.plugin("heartbeat-watchdog").handle.code().config.clone();
+    assert!(config().contains("\"suspect_after_ms\":4000"), "{}", config());
+    write(300);
+    let reloaded = host.host.reload("a test").await.unwrap();
+    assert_eq!(reloaded.changed, ["plugins.heartbeat-watchdog.config.suspect_after_ms"]);
+    assert_eq!(reloaded.needs_restart, [] as [String; 0]);
+    assert!(config().contains("\"suspect_after_ms\":300"), "{}", config());
+    assert_eq!(known().await.as_array().unwrap().len(), 1, "what it knew it knows");
+    // It counts for what is heard from then on.
+    host.from_peer("dim.nodes.heartbeat", beat()).await;
+    eventually("the node is suspect", async || known().await[0]["standing"] == "suspect").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_takes_back_and_gives_what_the_config_grants() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.yaml");
+    let write = |subscribe: Value, memory: u64| {
+        let section = json!({
+            "file": dim_tests::PROBE,
+            "grants": { "subscribe": subscribe, "publish": ["probe.*"] },
+            "limits": { "memory": memory },
+        });
+        let others = json!({ "disabled": true });
+        let plugins = json!({
+            "probe": section, "job-tracker": others, "node-registry": others, "heartbeat-watchdog": others,
+        });
+        std::fs::write(&file, json!({ "plugins": plugins }).to_string()).unwrap();
+    };
+    write(json!(["probe.*"]), 32 << 20);
+    let text = std::fs::read_to_string(&file).unwrap();
+    let host = Setup::default().yaml(&text).from_file(&file).start().await;
+    let topics = async || host.run(json!([{ "do": "topics" }])).await;
+    assert_eq!(topics().await, [json!(["probe.in"])]);
+    write(json!([]), 48 << 20);
+    let reloaded = host.host.reload("a test").await.unwrap();
+    let (grants, limits) = ("plugins.probe.grants.subscribe", "plugins.probe.limits.memory");
+    assert_eq!(reloaded.changed, [grants, limits]);
+    assert_eq!(topics().await, [json!([])]);
+    assert_eq!(host.plugin("probe").handle.code().limits.memory, 48 << 20);
+    write(json!(["probe.*"]), 48 << 20);
+    assert_eq!(host.host.reload("a test").await.unwrap().changed, [grants]);
+    eventually("it is subscribed again", async || topics().await == [json!(["probe.in"])]).await;
+}

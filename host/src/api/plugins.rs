@@ -226,7 +226,7 @@ pub async fn install(
     let plugin: PluginName = name.parse()?;
     let change = Change::new(plugin.clone(), State::Fetching, by.clone(), source.clone());
     let mut under_way = host.changes().begin(change);
-    let most = host.config.limits.component_bytes;
+    let most = host.config.now().limits.component_bytes;
     let component = match whole(body, most, |bytes| under_way.received(bytes)).await {
         Ok(component) => Bytes::from(component),
         Err(error) => {

@@ -81,7 +81,7 @@ impl Host {
 
     async fn load_one(self: &Arc<Self>, candidate: Candidate) -> Result<(), HostError> {
         let name = candidate.name.clone();
-        let (engine, config, id) = (self.loader.engine.clone(), self.config.clone(), self.id.clone());
+        let (engine, config, id) = (self.loader.engine.clone(), self.config.now(), self.id.clone());
         let store = self.store.clone();
         let permit = self.compiling.acquire().await.expect("it is never closed");
         let readied = tokio::task::spawn_blocking(move || candidate.readied(&engine, &config, &id, &store));

@@ -92,7 +92,7 @@ impl Look for Folder {
     }
 
     async fn look(&mut self, host: &Arc<Host>) -> Result<(), StoreError> {
-        let Some(folder) = host.config.plugins_dir.clone() else { return Ok(()) };
+        let Some(folder) = host.config.now().plugins_dir.clone() else { return Ok(()) };
         let looked_into = folder.clone();
         let found = tokio::task::spawn_blocking(move || files_of(&looked_into)).await;
         let found = match found.expect("looking does not panic") {

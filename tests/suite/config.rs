@@ -283,3 +283,83 @@ async fn a_reload_takes_back_and_gives_what_the_config_grants() {
     assert_eq!(host.host.reload("a test").await.unwrap().changed, [grants]);
     eventually("it is subscribed again", async || topics().await == [json!(["probe.in"])]).await;
 }
+
+/// A server that answers whatever it is sent with a component, and passes on the heads of the requests.
+fn server(component: Vec<u8>) -> (u16, mpsc::Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (to, heads) = mpsc::channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(stream) = stream else { return };
+            let mut reader = BufReader::new(stream);
+            let mut head = String::new();
+            while !head.ends_with("\r\n\r\n") && reader.read_line(&mut head).is_ok_and(|read| read > 0) {}
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+            let length = length.and_then(|length| length.parse().ok()).unwrap_or(0);
+            let _ = std::io::copy(&mut (&mut reader).take(length), &mut std::io::sink());
+            let mut stream = reader.into_inner();
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+                component.len()
+            );
+            let _ = stream.write_all(answer.as_bytes()).and_then(|()| stream.write_all(&component));
+            if to.send(head.to_lowercase()).is_err() {
+                return;
+            }
+        }
+    });
+    (port, heads)
+}
+
+#[test]
+fn a_secret_in_a_url_is_used_and_shown_nowhere() {
+    let (port, heads) = server(std::fs::read(dim_tests::PROBE).unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let (state, config) = (dir.path().join("state"), dir.path().join("config.yaml"));
+    std::fs::create_dir(&state).unwrap();
+    let text = json!({
+        "ipfs": { "api_url": format!("http://ada:hush@127.0.0.1:{port}") },
+        "telemetry": { "otlp_endpoint": format!("http://bob:hush@127.0.0.1:{port}/?key=hush") },
+    });
+    std::fs::write(&config, text.to_string()).unwrap();
+    let host = Program::start(Path::new(PROGRAM), &state, &["--config", config.to_str().unwrap()]);
+    let url = format!("http://eve:hush@127.0.0.1:{port}/p.wasm?token=hush");
+    let digest = dim::ident::Digest::of(&std::fs::read(dim_tests::PROBE).unwrap()).to_string();
+    let installed = host.dim(&["plugin", "install", &url, "--grant", "--trust", &digest]);
+    let mut shown = vec![
+        String::from_utf8_lossy(&installed.stdout).into_owned(),
+        String::from_utf8_lossy(&installed.stderr).into_owned(),
+    ];
+    assert!(installed.status.success(), "{shown:?}");
+    let (mut daemon, mut collector, mut download) = (false, false, false);
+    while !(daemon && collector && download) {
+        let head = heads.recv_timeout(Duration::from_secs(30)).unwrap();
+        // base64 of NAME:hush
+        daemon |= head.starts_with("post /api/v0/") && head.contains("authorization: basic ywrhomh1c2g=");
+        collector |=
+            head.starts_with("post /v1/logs?key=hush ") && head.contains("authorization: basic ym9iomh1c2g=");
+        download |=
+            head.starts_with("get /p.wasm?token=hush ") && head.contains("authorization: basic zxzlomh1c2g=");
+    }
+    for args in [
+        &["status"][..],
+        &["status", "--output", "json"],
+        &["plugin", "history", "probe", "--output", "json"],
+        &["plugin", "ls", "--output", "json"],
+        &["plugin", "inspect", "probe", "--output", "json"],
+        &["config", "check", config.to_str().unwrap()],
+        &["plugin", "install", &url.replace("p.wasm", "p.wasm#hush"), "--name", "No_Name"],
+        &["plugin", "install", "http://ada:hush@127.0.0.1:1/p.wasm?token=hush"],
+        &["--api", "http://ada:hush@127.0.0.1:1", "status"],
+    ] {
+        let output = host.dim(args);
+        shown.push(String::from_utf8_lossy(&output.stdout).into_owned());
+        shown.push(String::from_utf8_lossy(&output.stderr).into_owned());
+    }
+    shown.extend([host.log(), host.metrics()]);
+    assert!(shown.iter().any(|text| text.contains(&format!("http://***@127.0.0.1:{port}"))));
+    for text in shown {
+        assert!(!text.contains("hush"), "{text}");
+    }
+}

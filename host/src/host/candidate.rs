@@ -4,6 +4,8 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use dim_client::masked;
+use serde_json::{Map, Value};
 
 use super::Proposal;
 use crate::bundled;
@@ -217,7 +219,8 @@ impl Candidate {
     /// What was installed while a host ran.
     fn installed(name: PluginName, terms: Terms, code: Code, store: &Store) -> Self {
         let bytes = components::read(store, &code.digest).map(Bytes::from);
-        let source = code.installed.unwrap_or_default();
+        // Earlier versions have kept whole URLs.
+        let source = masked(&code.installed.unwrap_or_default());
         Self { name, source, installed: true, terms, bytes, last: None, fallback: None }
     }
 

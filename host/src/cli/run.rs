@@ -143,10 +143,10 @@ impl Run {
             }
             _ => None,
         };
-        let state_dir = temporary.as_ref().map_or_else(|| global.state_dir(), |dir| dir.path().to_owned());
-        if self.demo.is_some() {
-            demo::quicken(&mut config);
-        }
+        let state_dir = match &temporary {
+            Some(dir) => dir.path().to_owned(),
+            None => global.state_dir()?,
+        };
         let absent = if self.new_store { Absent::Created } else { Absent::Refused };
         let options = Options {
             compiler: this_program(),

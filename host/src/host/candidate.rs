@@ -264,6 +264,11 @@ impl Candidate {
         self.bytes.as_deref().ok()
     }
 
+    /// Whether there is a component: a section of the config alone is none.
+    pub fn has_component(&self) -> bool {
+        self.bytes.is_ok()
+    }
+
     /// The component; the error is for the operator.
     pub fn into_component(self) -> Result<Bytes, String> {
         self.bytes.map_err(|error| error.to_string())

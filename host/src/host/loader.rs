@@ -239,6 +239,19 @@ impl Loader {
         }
     }
 
+    /// Forgets what was announced of plugins that do not run.
+    pub fn withdraw_all(&self, runs: impl Fn(&PluginName) -> bool) {
+        let names: BTreeSet<PluginName> = self.announced().iter().map(|(plugin, _)| plugin.clone()).collect();
+        for name in names.iter().filter(|name| !runs(name)) {
+            self.withdraw(name);
+        }
+    }
+
+    /// Whether subscriptions of a plugin were announced that it has not taken over yet.
+    pub fn is_announced(&self, name: &PluginName) -> bool {
+        self.announced().iter().any(|(plugin, _)| plugin == name)
+    }
+
     fn announced(&self) -> MutexGuard<'_, BTreeSet<(PluginName, Topic)>> {
         self.announced.lock().expect("no one panics while holding what is announced")
     }

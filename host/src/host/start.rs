@@ -1,7 +1,7 @@
 //! Owns the start of a host: opens what it is made of and starts its stages. Plugins are `loader`'s and
 //! `plugins`', what runs is `running`'s.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::Instant;
@@ -10,8 +10,9 @@ use rand::Rng as _;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::candidate::{Candidate, candidates};
+use super::candidate::{Candidate, Terms, candidates};
 use super::claims::Claims;
+use super::following::plugins_of;
 use super::loader::Loader;
 use super::running::Running;
 use super::{ConfigFile, Host, HostError, Options, Plugins, Proposal, Turns};
@@ -26,7 +27,7 @@ use crate::interest::Interest;
 use crate::keys::Keyring;
 use crate::log::EventLog;
 use crate::outbox::Sent;
-use crate::plugin::roster;
+use crate::plugin::roster::{self, Row, Setup};
 use crate::plugin::{Allotment, Cache, Capacity, Compiler, Engine, Lines};
 use crate::retention::Awaited;
 use crate::room::{Lookout, Quota, Room};
@@ -132,6 +133,7 @@ impl Start {
                 self.loader.announce(&candidate.name, allowance.topics());
             }
         }
+        self.announce_folder(&known);
         Ok(())
     }
 

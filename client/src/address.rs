@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use reqwest::Url;
 
-use crate::ClientError;
+use crate::{ClientError, masked};
 
 /// The name of the API's socket inside a host's state directory.
 pub const SOCKET: &str = "api.sock";
@@ -50,7 +50,7 @@ impl FromStr for Address {
 
     /// Reads `unix:PATH`, `/unix/PATH`, `/PATH` or `http://HOST:PORT`.
     fn from_str(text: &str) -> Result<Self, ClientError> {
-        let refuse = || ClientError::Address(text.to_owned());
+        let refuse = || ClientError::Address(masked(text));
         if text.starts_with("http://") {
             let url = Url::parse(text).ok().filter(|url| url.path() == "/" && url.query().is_none());
             return url.map(Self::Http).ok_or_else(refuse);
@@ -67,7 +67,7 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
-            Self::Http(url) => f.write_str(url.as_str().trim_end_matches('/')),
+            Self::Http(url) => f.write_str(masked(url.as_str()).trim_end_matches('/')),
         }
     }
 }

@@ -238,7 +238,7 @@ impl Http {
     }
 
     fn unreachable(&self, source: reqwest::Error) -> ClientError {
-        ClientError::Unreachable { address: self.inner.address.to_string(), source }
+        ClientError::Unreachable { address: self.inner.address.to_string(), source: source.without_url() }
     }
 
     /// The error of an answer that no host gives.

@@ -30,6 +30,7 @@ mod error;
 mod fleet;
 mod http;
 mod ipns;
+mod mask;
 mod pubsub;
 
 use secrecy::SecretString;
@@ -40,6 +41,7 @@ pub use error::{ClientError, Problem};
 pub use fleet::{Fleet, Job, JobUpdate, Node, NodeDead};
 pub use http::{Http, MAX_BODY, ServerEvent};
 pub use ipns::{Ipns, Published, Resolution};
+pub use mask::masked;
 pub use pubsub::{Message, Origin, Pubsub, Subscription, Topic};
 
 /// Chooses who does the cryptography of TLS, once for the process.

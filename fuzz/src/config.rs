@@ -7,8 +7,8 @@ pub fn run(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     match Config::parse(text) {
         Ok(config) => {
-            for line in config.unknown() {
-                assert!(!line.is_empty());
+            for notice in config.notices() {
+                assert!(!notice.to_string().is_empty());
             }
             let _ = (
                 config.follow_every(),

@@ -4,6 +4,7 @@ mod admission;
 mod backup;
 mod changes;
 mod chunks;
+mod config;
 mod dead;
 mod error;
 mod events;
@@ -61,6 +62,7 @@ fn described() -> OpenApiRouter<Arc<Supervised>> {
         .routes(routes!(backup::make))
         .routes(routes!(events::export))
         .routes(routes!(openapi::openapi))
+        .routes(routes!(config::reload))
         .routes(routes!(plugins::list, plugins::fetch))
         .routes(routes!(plugins::show, plugins::remove))
         .routes(routes!(plugins::install))

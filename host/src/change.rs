@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use dim_client::masked;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
@@ -113,7 +114,8 @@ pub struct Change {
     pub state: State,
     /// Who asked for it.
     pub by: String,
-    /// Where the component came from.
+    /// Where the component came from; of a URL without what may be a secret.
+    #[serde(serialize_with = "shown")]
     pub source: String,
     /// What ran before.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -150,6 +152,11 @@ pub struct Change {
     pub steps: Vec<Step>,
 }
 
+/// Writes where a component came from. What earlier versions have on record holds whole URLs.
+pub fn shown<S: serde::Serializer>(source: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&masked(source))
+}
+
 /// For how long a plugin handled nothing when other code took over, in nanoseconds, and what took so long.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Pause {
@@ -166,7 +173,7 @@ pub struct Pause {
 impl Change {
     /// A change that begins now.
     pub fn new(plugin: PluginName, state: State, by: String, source: String) -> Self {
-        let steps = vec![Step { state, at: Timestamp::wall() }];
+        let (steps, source) = (vec![Step { state, at: Timestamp::wall() }], masked(&source));
         Self {
             plugin,
             state,

@@ -3,8 +3,10 @@
 mod agent;
 mod backup;
 mod client;
+mod config;
 mod dead;
 mod demo;
+mod directories;
 mod events;
 mod human;
 mod input;
@@ -34,6 +36,7 @@ use crate::secret::{Secret, SecretError};
 
 use client::Client;
 use dim_client::{Address, ClientError};
+use directories::{NoStateDir, default_state_dir};
 use output::Output;
 
 /// The variable with the token of an API over TCP.
@@ -82,7 +85,8 @@ struct Global {
     /// A file with the token of an API at http:// [default: what DIM_TOKEN holds, or api-token in the state directory]
     #[arg(long, global = true, env = "DIM_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Where the host keeps its state [default: dim in the user's state directory]
+    /// Where the host keeps its state [default: STATE_DIRECTORY of systemd, else dim in XDG_STATE_HOME or
+    /// ~/.local/state]
     #[arg(long, global = true, env = "DIM_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
 }
@@ -129,6 +133,9 @@ enum Command {
     Backup(backup::Backup),
     /// Makes the state directory of a backup
     Restore(backup::Restore),
+    /// The config file
+    #[command(subcommand)]
+    Config(config::Command),
     /// Jobs of the fleet
     #[command(subcommand)]
     Job(job::Command),
@@ -168,14 +175,14 @@ enum Command {
 }
 
 impl Global {
-    fn state_dir(&self) -> PathBuf {
-        self.state_dir.clone().unwrap_or_else(|| default_state_dir("dim"))
+    fn state_dir(&self) -> Result<PathBuf, NoStateDir> {
+        self.state_dir.clone().map_or_else(|| default_state_dir("dim", "--state-dir or DIM_STATE_DIR"), Ok)
     }
 
     fn client(&self) -> anyhow::Result<Client> {
         let address = match &self.api {
             Some(api) => api.parse()?,
-            None => Address::in_state_dir(&self.state_dir()),
+            None => Address::in_state_dir(&self.state_dir()?),
         };
         let token = self.token(&address)?;
         Ok(Client::new(address, token.as_ref())?)
@@ -187,11 +194,11 @@ impl Global {
             return Ok(None);
         }
         let is_here = address.is_loopback();
-        let beside = self.state_dir().join(dim_client::TOKEN);
+        let beside = self.state_dir().ok().map(|dir| dir.join(dim_client::TOKEN));
         let secret = match &self.token_file {
             Some(file) => Some(Secret::File(file.clone())),
             None if std::env::var_os(TOKEN).is_some() => Some(Secret::Env(TOKEN.to_owned())),
-            None => (is_here && beside.exists()).then_some(Secret::File(beside)),
+            None => beside.filter(|beside| is_here && beside.exists()).map(Secret::File),
         };
         secret.map(|secret| secret.read()).transpose()
     }
@@ -199,16 +206,6 @@ impl Global {
     fn out(&self) -> Output {
         Output::new(self.output)
     }
-}
-
-/// `$XDG_STATE_HOME/NAME`, or `~/.local/state/NAME`, or `.NAME` here.
-fn default_state_dir(name: &str) -> PathBuf {
-    let under = |variable: &str, below: &str| {
-        std::env::var_os(variable).map(|dir| PathBuf::from(dir).join(below).join(name))
-    };
-    under("XDG_STATE_HOME", "")
-        .or_else(|| under("HOME", ".local/state"))
-        .unwrap_or_else(|| format!(".{name}").into())
 }
 
 /// Does what the command line says.
@@ -234,7 +231,7 @@ fn dispatch(Cli { global, command }: Cli) -> anyhow::Result<()> {
         Command::Run(run) => run.execute(&global),
         Command::Restore(restore) => {
             let runtime = runtime()?;
-            let ended = runtime.block_on(restore.execute(global.state_dir(), &global.out()));
+            let ended = runtime.block_on(restore.execute(global.state_dir()?, &global.out()));
             runtime.shutdown_background();
             ended
         }
@@ -245,6 +242,7 @@ fn dispatch(Cli { global, command }: Cli) -> anyhow::Result<()> {
             output::bytes(&script)
         }
         Command::Openapi => output::raw_line(crate::api::document()),
+        Command::Config(config::Command::Check { file }) => config::check(file.as_deref(), &global.out()),
         Command::CompileComponent { seconds, memory } => {
             Ok(compiler::compile_apart(Allotment { seconds, memory })?)
         }
@@ -261,6 +259,7 @@ async fn over_the_api(command: Command, global: &Global) -> anyhow::Result<()> {
     let (client, out) = (global.client()?, global.out());
     match command {
         Command::Status(status) => status.execute(&client, &out).await,
+        Command::Config(command) => command.execute(&client, &out).await,
         Command::Job(command) => command.execute(&client, &out).await,
         Command::Node(command) => command.execute(&client, &out).await,
         Command::Topic(command) => command.execute(&client, &out).await,

@@ -1,17 +1,25 @@
-//! Owns the config file: what the operator may write, with its defaults.
+//! Owns the config file: what the operator may write, with its defaults. `tree` reads the YAML, `reader` makes the
+//! config of it, and `findings` tells what is wrong or suspicious.
+
+mod difference;
+mod examined;
+pub mod findings;
+mod live;
+mod reader;
+mod tree;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 
-use crate::cause::in_yaml;
 use crate::commit::Durability;
 use crate::host::Adoption;
-use crate::ident::{InvalidWord, KeyName, PeerName, PluginName, Topic};
+use crate::ident::{InvalidWord, PeerName, PluginName, Topic};
 use crate::log::TAIL_BYTES;
 use crate::plugin::{Grants, LimitPolicy, NameOrKey, Rules, SomeLimits, TopicPattern};
 use crate::retention::Undo;
@@ -19,11 +27,11 @@ use crate::secret::{HeaderText, Secret};
 use crate::signing::Signer;
 use crate::store::{CACHE_BYTES, dead};
 
-/// Most plugins that a host is made for.
-const MAX_PLUGINS: usize = 900;
+pub use difference::{Change, changes};
+pub use examined::Examined;
+pub use live::Live;
 
-/// Longest time that compiling a component may be allowed, in seconds of CPU time.
-const MAX_COMPILE_SECONDS: u64 = 3_600;
+use findings::{Finding, Severity};
 
 /// Why a config cannot be used.
 #[derive(Debug, Error)]
@@ -41,7 +49,7 @@ pub enum ConfigError {
     Parse {
         /// Which.
         path: PathBuf,
-        /// What is wrong with it, with line and column.
+        /// All that is wrong with it, a line each, with line and column.
         why: String,
     },
     /// A word in it is none.
@@ -50,7 +58,7 @@ pub enum ConfigError {
 }
 
 /// The config file. Sections that it does not know belong to other programs and are left alone.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
     /// The daemon, the names and the topics.
@@ -76,10 +84,13 @@ pub struct Config {
     pub signing: SigningConfig,
     /// Where the log goes beside standard error.
     pub telemetry: Telemetry,
+    /// What is suspicious about the file, for the operator.
+    #[serde(skip)]
+    notices: Vec<Finding>,
 }
 
 /// The section `replacement`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ReplacementConfig {
     /// How new code is watched.
@@ -109,7 +120,7 @@ impl Default for ReplacementConfig {
 }
 
 /// The section `api`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ApiConfig {
     /// The token for callers over TCP, `{ env: NAME }` or `{ file: PATH }`. Absent: one that is made and lies in the
@@ -126,7 +137,7 @@ impl Default for ApiConfig {
 }
 
 /// The section `topics.TOPIC`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TopicConfig {
     /// The peers that may speak on it; what others say is refused. This host's own daemon is a peer like any other.
@@ -134,7 +145,7 @@ pub struct TopicConfig {
 }
 
 /// The section `signing`.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SigningConfig {
     /// The public keys of those who are trusted, each under a name: PEM, or its line of base64.
@@ -145,7 +156,7 @@ pub struct SigningConfig {
 
 /// What becomes of components that nobody who is trusted has signed: one word for all of them, or one each for
 /// those from the network and from files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "UnsignedForm")]
 pub struct Unsigned {
     /// Those from URLs, `/ipfs/…` and `/ipns/…`. Default `ask`.
@@ -155,7 +166,7 @@ pub struct Unsigned {
 }
 
 /// What becomes of a component.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Policy {
     /// It runs.
@@ -167,8 +178,12 @@ pub enum Policy {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "expected one of allow, ask and refuse, or a section with `network` and `files`"
+)]
 enum UnsignedForm {
+    Empty(()),
     All(Policy),
     Each(UnsignedEach),
 }
@@ -190,6 +205,7 @@ impl Default for UnsignedEach {
 impl From<UnsignedForm> for Unsigned {
     fn from(form: UnsignedForm) -> Self {
         match form {
+            UnsignedForm::Empty(()) => Self::default(),
             UnsignedForm::All(policy) => Self { network: policy, files: policy },
             UnsignedForm::Each(UnsignedEach { network, files }) => Self { network, files },
         }
@@ -228,7 +244,7 @@ impl SigningConfig {
 }
 
 /// The section `telemetry`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Telemetry {
     /// An OpenTelemetry collector that takes OTLP over HTTP, as in `http://127.0.0.1:4318`: the log is
@@ -241,7 +257,7 @@ pub struct Telemetry {
 }
 
 /// The section `ipfs`, as existing fleets have it.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Ipfs {
     /// The RPC of a Kubo daemon, a multiaddr or a URL. Absent: the embedded backend.
@@ -263,13 +279,13 @@ pub struct Ipfs {
     pub follow_every: u64,
     /// The topics.
     pub pubsub: Topics,
-    /// What else stands there: other programs may read it, and so may a typing error.
-    #[serde(flatten)]
-    other: BTreeMap<String, Value>,
+    /// What else stands there: other programs may read it.
+    #[serde(flatten, skip_serializing)]
+    other: BTreeMap<String, IgnoredAny>,
 }
 
 /// The section `ipfs.pubsub`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Topics {
     /// Job events.
@@ -281,12 +297,12 @@ pub struct Topics {
     /// Verdicts of watchdogs.
     pub node_status: Topic,
     /// What else stands there.
-    #[serde(flatten)]
-    other: BTreeMap<String, Value>,
+    #[serde(flatten, skip_serializing)]
+    other: BTreeMap<String, IgnoredAny>,
 }
 
 /// How one plugin is set up.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PluginConfig {
     /// The component file. Absent: the bundled plugin of that name.
@@ -297,14 +313,20 @@ pub struct PluginConfig {
     pub config: Map<String, Value>,
     /// What it may reach. Absent: what the manifest asks, for a bundled plugin; nothing otherwise. What is
     /// granted at the command line is added, and what is denied there is denied.
+    #[serde(deserialize_with = "granted")]
     pub grants: Option<Grants>,
     /// What it may take, up to the ceiling. Absent ones: the default, or what the manifest asks for if that is
     /// less or was granted.
     pub limits: SomeLimits,
 }
 
+/// Grants that stand in the file; an empty section grants nothing.
+fn granted<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Grants>, D::Error> {
+    Grants::deserialize(deserializer).map(Some)
+}
+
 /// The section `store`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct StoreConfig {
     /// `immediate` (default): replies come when effects are on the disk. `eventual`: the disk is
@@ -326,7 +348,7 @@ pub struct StoreConfig {
 }
 
 /// The section `store.log`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogConfig {
     /// Bytes, default 1 GiB. What lies beyond is trimmed, but not past a plugin's cursor, unless that is further
@@ -341,7 +363,7 @@ pub struct LogConfig {
 }
 
 /// The section `outbox`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OutboxConfig {
     /// Seconds after which a publish that no backend accepted is given up. Default one day.
@@ -416,53 +438,32 @@ impl Default for OutboxConfig {
     }
 }
 
+/// Reads the text of a config file.
+pub fn read_text(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })
+}
+
 impl Config {
     /// Reads a config file.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text = read_text(path)?;
         Self::parse(&text).map_err(|why| ConfigError::Parse { path: path.to_owned(), why })
     }
 
-    /// Reads the text of a config file; the error says where it is wrong.
+    /// Reads the text of a config file; the error says all that is wrong with it, and where.
     pub fn parse(text: &str) -> Result<Self, String> {
-        if text.trim().is_empty() {
-            return Ok(Self::default());
+        let Examined { config, findings, .. } = Examined::of(text);
+        let wrong: Vec<String> =
+            findings.iter().filter(|it| it.severity == Severity::Error).map(Finding::to_string).collect();
+        match config {
+            Some(config) if wrong.is_empty() => Ok(Self { notices: findings, ..config }),
+            _ => Err(wrong.join("\n")),
         }
-        // What is shown of the file might be a secret.
-        let options = serde_saphyr::options! { with_snippet: false };
-        let config: Self =
-            serde_saphyr::from_str_with_options(text, options).map_err(|error| in_yaml(&error))?;
-        config
-            .ipfs
-            .ipns_key_name
-            .parse::<KeyName>()
-            .map_err(|error| format!("ipfs.ipns_key_name: {error}"))?;
-        if config.store.dead_letters.max_count == 0 {
-            return Err("store.dead_letters.max_count: at least one is kept".to_owned());
-        }
-        let (seconds, most) = (config.limits.compile_seconds, MAX_COMPILE_SECONDS);
-        if seconds == 0 || seconds > most {
-            return Err(format!("limits.compile-seconds: 1 to {most}"));
-        }
-        if config.store.memory_bytes < 1 << 20 {
-            return Err("store.memory_bytes: a host needs at least 1 MiB".to_owned());
-        }
-        if config.api.connections == 0 {
-            return Err("api.connections: there must be at least one".to_owned());
-        }
-        if config.limits.plugins > MAX_PLUGINS {
-            return Err(format!("limits.plugins: there may be {MAX_PLUGINS} at most"));
-        }
-        for (name, plugin) in &config.plugins {
-            if let Some(over) = config.limits.over_ceiling(&plugin.limits) {
-                return Err(format!("plugins.{name}.limits.{over} (limits.ceiling)"));
-            }
-        }
-        if config.outbox.expire_after == 0 {
-            return Err("outbox.expire_after: a publish needs at least one second".to_owned());
-        }
-        Ok(config)
+    }
+
+    /// What is suspicious about the file, or belongs to other programs.
+    pub fn notices(&self) -> &[Finding] {
+        &self.notices
     }
 
     /// The registry to merge. What is no name is told and left out: the host's own registry is
@@ -489,13 +490,6 @@ impl Config {
             }
         });
         named.collect()
-    }
-
-    /// The members of the sections of existing fleets that this host does not know.
-    pub fn unknown(&self) -> Vec<String> {
-        let ipfs = self.ipfs.other.keys().map(|key| format!("ipfs.{key}"));
-        let topics = self.ipfs.pubsub.other.keys().map(|key| format!("ipfs.pubsub.{key}"));
-        ipfs.chain(topics).collect()
     }
 
     /// How long to wait between two rounds of questions for followed names.
@@ -611,13 +605,6 @@ orchestrator:
             let values = config.bundled_values("node-registry", |_| true);
             assert_eq!(values["registry_ipns"], Value::Null, "{name}");
         }
-    }
-
-    #[test]
-    fn what_is_not_known_in_the_sections_of_existing_fleets_is_told() {
-        let config = Config::parse("ipfs:\n  api_ur: x\n  pubsub:\n    job_update: y\n").unwrap();
-        assert_eq!(config.unknown(), ["ipfs.api_ur", "ipfs.pubsub.job_update"]);
-        assert!(Config::parse("outbox:\n  expire_after: 0\n").is_err());
     }
 
     #[test]

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backend::record::Record;
 use crate::backend::{Backend, BackendError};
 use crate::commit::{Commit, CommitError, NameChange};
+use crate::config::Live;
 use crate::entry::{Kind, Resolution};
 use crate::ident::{ContentPath, IpnsName, KeyName};
 use crate::interest::{Interest, Party};
@@ -45,8 +46,8 @@ pub struct Follower {
     pub interest: Arc<Interest>,
     /// The host's own names are known without asking.
     pub keys: Arc<Keyring>,
-    /// How long to wait before a name is asked for again.
-    pub every: Duration,
+    /// How long to wait before a name is asked for again, by the config of the moment.
+    pub config: Live,
     /// Whether names are taken in.
     pub room: Arc<Room>,
 }
@@ -76,7 +77,7 @@ impl Follower {
             }
             tokio::select! {
                 Some((result, name)) = asked.next() => {
-                    turns.end(&name, Instant::now() + self.every);
+                    turns.end(&name, Instant::now() + self.config.now().follow_every());
                     if let Err(error @ CommitError::Closed) = result {
                         return error;
                     }

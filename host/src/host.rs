@@ -3,12 +3,14 @@
 mod adoption;
 mod candidate;
 mod claims;
+mod config_check;
 mod following;
 mod granting;
 mod installation;
 mod judging;
 mod loader;
 mod plugins;
+mod reload;
 mod removal;
 mod replacement;
 mod running;
@@ -30,7 +32,7 @@ use crate::backend::embedded::Bus;
 use crate::backend::kubo::{AddressError, ClientError};
 use crate::change::Changes;
 use crate::commit::Commit;
-use crate::config::Config;
+use crate::config::{Config, Live};
 use crate::echo::Echoes;
 use crate::ident::{InvalidWord, PluginName};
 use crate::interest::Interest;
@@ -49,9 +51,11 @@ use crate::trouble::{Acknowledged, Trouble};
 
 pub use adoption::{AdoptError, Adopted, Adoption};
 pub(crate) use candidate::{Candidate, Ready, Terms, candidates};
+pub use config_check::check as check_config;
 pub use granting::{GrantChange, Granted};
 pub use installation::Grant;
 pub(crate) use loader::{Loader, ToRun, Wired};
+pub use reload::{ConfigFile, ReloadError, Reloaded};
 pub use replacement::{Proposal, ReplaceError, RolledBack};
 pub(crate) use start::{compiled, identity, secret};
 pub use supervised::{Standing, Supervised};
@@ -97,6 +101,8 @@ pub enum HostError {
 pub struct Options {
     /// The config.
     pub config: Config,
+    /// The file that it came from, to be read again while the host runs. Absent: there is none.
+    pub config_file: Option<Arc<ConfigFile>>,
     /// The state directory.
     pub state_dir: PathBuf,
     /// What the database is written to; a file in the state directory, unless a test is about the
@@ -122,6 +128,7 @@ impl Options {
     pub fn new(config: Config, state_dir: impl Into<PathBuf>) -> Self {
         Self {
             config,
+            config_file: None,
             state_dir: state_dir.into(),
             medium: Arc::new(Disk),
             absent: Absent::Refused,
@@ -212,7 +219,9 @@ pub struct Host {
     pub started: Timestamp,
     begun: Instant,
     /// Its config.
-    pub config: Config,
+    pub config: Live,
+    /// The file that it came from.
+    config_file: Option<Arc<ConfigFile>>,
     /// Its store.
     pub store: Arc<Store>,
     /// Its log.

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use cid::Cid;
+use libp2p_identity::PeerId;
 use multibase::Base;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -119,15 +120,79 @@ word!(
     }
 );
 
-word!(
-    /// A libp2p peer id in its base58 form, `12D3…` or `Qm…`.
-    PeerName, "peer id", |text| {
-        if text.len() > 128 { return Some("it is too long"); }
-        let bytes = Base::Base58Btc.decode(text);
-        let is_multihash = |bytes: Vec<u8>| cid::multihash::Multihash::<64>::from_bytes(&bytes).is_ok();
-        (!bytes.is_ok_and(is_multihash)).then_some("it is not a base58 multihash")
+/// A libp2p peer id in its base58 form, `12D3…` or `Qm…`. It is read from that form, and from a CIDv1 with codec
+/// `libp2p-key`, `bafz…` or `k51…`.
+///
+/// See <https://github.com/libp2p/specs/blob/master/peer-ids/peer-ids.md>.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PeerName(Arc<str>);
+
+impl PeerName {
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
-);
+}
+
+impl FromStr for PeerName {
+    type Err = InvalidWord;
+
+    fn from_str(text: &str) -> Result<Self, InvalidWord> {
+        let refuse = |why| invalid("peer id", text, why);
+        let multihash = key_multihash(text).map_err(refuse)?;
+        // Any other multihash is none of a key.
+        let peer = PeerId::from_bytes(&multihash.to_bytes())
+            .map_err(|_| refuse("it is not the multihash of a public key"))?;
+        Ok(Self(peer.to_base58().into()))
+    }
+}
+
+impl TryFrom<String> for PeerName {
+    type Error = InvalidWord;
+
+    fn try_from(text: String) -> Result<Self, InvalidWord> {
+        text.parse()
+    }
+}
+
+impl From<PeerName> for String {
+    fn from(name: PeerName) -> String {
+        name.0.as_ref().to_owned()
+    }
+}
+
+impl fmt::Display for PeerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for PeerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+/// The multihash of a public key, as a peer id or an IPNS name has it: in base58, or in a CIDv1 with codec `libp2p-key`.
+fn key_multihash(text: &str) -> Result<cid::multihash::Multihash<64>, &'static str> {
+    if text.is_empty() {
+        return Err("it is empty");
+    }
+    if text.len() > 128 {
+        return Err("it is too long");
+    }
+    // What begins like this is no multibase.
+    if text.starts_with("1") || text.starts_with("Qm") {
+        let bytes = Base::Base58Btc.decode(text).map_err(|_| "it is not base58")?;
+        return cid::multihash::Multihash::from_bytes(&bytes).map_err(|_| "it is not a multihash");
+    }
+    let cid = Cid::try_from(text).map_err(|_| "it is neither a CID nor a peer id")?;
+    if cid.codec() != LIBP2P_KEY {
+        return Err("its codec is not libp2p-key");
+    }
+    Ok(*cid.hash())
+}
 
 word!(
     /// The id of a job: 1 to 128 bytes without control characters, and neither `.` nor `..`.
@@ -198,21 +263,7 @@ impl FromStr for IpnsName {
 
     fn from_str(text: &str) -> Result<Self, InvalidWord> {
         let bare = text.strip_prefix("/ipns/").unwrap_or(text);
-        let refuse = |why| invalid("IPNS name", text, why);
-        if bare.len() > 128 {
-            return Err(refuse("it is too long"));
-        }
-        let is_peer_id = bare.starts_with("12D3") || bare.starts_with("Qm") || bare.starts_with("16Uiu");
-        let multihash = if is_peer_id {
-            let bytes = Base::Base58Btc.decode(bare).map_err(|_| refuse("it is not base58"))?;
-            cid::multihash::Multihash::from_bytes(&bytes).map_err(|_| refuse("it is not a multihash"))?
-        } else {
-            let cid = Cid::try_from(bare).map_err(|_| refuse("it is neither a CID nor a peer id"))?;
-            if cid.codec() != LIBP2P_KEY {
-                return Err(refuse("its codec is not libp2p-key"));
-            }
-            *cid.hash()
-        };
+        let multihash = key_multihash(bare).map_err(|why| invalid("IPNS name", text, why))?;
         Ok(Self::from_multihash(multihash))
     }
 }

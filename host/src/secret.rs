@@ -1,16 +1,18 @@
 //! Owns secrets of the config: they come from the environment or from a file, and are shown nowhere.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use secrecy::SecretString;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 
 /// Longest secret, in bytes.
 const MAX_SECRET: usize = 64 << 10;
 
 /// Where a secret is, as in `{ env: NAME }` or `{ file: PATH }`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Secret {
     /// In a variable of the environment.
     Env(String),
@@ -79,13 +81,44 @@ impl<'de> Deserialize<'de> for Secret {
 }
 
 /// The value of a header: as it stands, or a secret.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(from = "HeaderForm", untagged)]
 pub enum HeaderText {
     /// As it stands.
     Plain(String),
     /// A secret.
     Secret(Secret),
+}
+
+/// A header that stands in the config may hold a secret all the same.
+impl fmt::Debug for HeaderText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Plain(_) => f.write_str("Plain"),
+            Self::Secret(secret) => secret.fmt(f),
+        }
+    }
+}
+
+/// A header as it is written: YAML takes `1` for a number and `true` for a boolean.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a text, { env: NAME } or { file: PATH }")]
+enum HeaderForm {
+    Text(String),
+    Whole(i64),
+    Switch(bool),
+    Secret(Secret),
+}
+
+impl From<HeaderForm> for HeaderText {
+    fn from(form: HeaderForm) -> Self {
+        match form {
+            HeaderForm::Text(text) => Self::Plain(text),
+            HeaderForm::Whole(number) => Self::Plain(number.to_string()),
+            HeaderForm::Switch(value) => Self::Plain(value.to_string()),
+            HeaderForm::Secret(secret) => Self::Secret(secret),
+        }
+    }
 }
 
 impl HeaderText {

@@ -20,7 +20,7 @@ pub use prober::Prober;
 use crate::backend::{Backend, BackendError, Incoming};
 use crate::backoff::Backoff;
 use crate::commit::Commit;
-use crate::config::Config;
+use crate::config::Live;
 use crate::echo::Echoes;
 use crate::entry::{Event, Kind, Origin};
 use crate::ident::{PeerName, Topic};
@@ -70,7 +70,7 @@ pub struct Subscriptions {
     /// Whether messages are taken in.
     pub room: Arc<Room>,
     /// Who may speak on which topic.
-    pub config: Arc<Config>,
+    pub config: Live,
     /// The counts.
     pub tally: Arc<Tally>,
 }
@@ -161,7 +161,7 @@ impl Subscriptions {
             self.tally.echoes.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        if self.config.speakers(topic).is_some_and(|peers| !peers.contains(&message.from)) {
+        if self.config.now().speakers(topic).is_some_and(|peers| !peers.contains(&message.from)) {
             tracing::debug!(%topic, from = %message.from, "a message is refused: its sender may not speak on the topic");
             self.tally.refused.fetch_add(1, Ordering::Relaxed);
             self.hearings.refused(topic, &message.from);

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use dim::api::{Listener, Token};
 use dim::backend::embedded::new_peer;
 use dim::config::Config;
-use dim::host::{Host, HostError, Options, Standing, Supervised};
+use dim::host::{ConfigFile, Host, HostError, Options, Standing, Supervised};
 use dim::ident::PeerName;
 use dim::plugin::{Handle, Reply, ReplyError};
 use dim::store::dead;
@@ -45,6 +45,7 @@ pub struct Setup {
     kubo: Option<String>,
     medium: Option<Arc<dyn Medium>>,
     clock: Option<Arc<dyn Clock>>,
+    file: Option<PathBuf>,
 }
 
 impl Setup {
@@ -88,11 +89,19 @@ impl Setup {
         self
     }
 
+    /// Has the host read this file when it is to read its config again.
+    pub fn from_file(mut self, file: &Path) -> Self {
+        self.file = Some(file.to_owned());
+        self
+    }
+
     /// What a host in `dir` is started with.
     fn options(&self, dir: &Path) -> Options {
         let mut options = Options::new(self.config(), dir);
         options.medium = self.medium.clone().unwrap_or(options.medium);
         options.clock = self.clock.clone().unwrap_or(options.clock);
+        let file = self.file.clone().map(|file| Arc::new(ConfigFile::new(file, |_| {})));
+        options.config_file = file;
         options
     }
 

@@ -10,6 +10,7 @@ mod cli;
 mod client;
 mod clock;
 mod compare;
+mod config;
 mod contract;
 mod crash;
 mod disk;

@@ -62,6 +62,7 @@ fn the_description_is_whole() {
 fn every_operation_has_a_call_for_each_status() {
     let calls: BTreeSet<(&str, String)> = (calls::of_a_sound_host().iter())
         .chain(&calls::of_an_unsound_host())
+        .chain(&calls::of_a_host_with_a_wrong_config())
         .chain(&calls::of_a_host_that_is_down())
         .map(|call| (call.operation, call.status.to_string()))
         .collect();
@@ -91,6 +92,10 @@ async fn every_operation_answers_as_described() {
     let document = described();
     calls::prepare(&caller).await;
     for call in calls::of_a_sound_host() {
+        caller.check(&document, &call).await;
+    }
+    std::fs::write(&config, "store: { max_byte: 1 }").unwrap();
+    for call in calls::of_a_host_with_a_wrong_config() {
         caller.check(&document, &call).await;
     }
     for operation in document.operations() {

@@ -271,7 +271,7 @@ async fn what_a_first_start_acknowledges_before_its_plugins_are_loaded_is_for_th
     let options = dim::host::Options::new(dim_tests::Setup::bundled().config(), dir.path());
     let host = dim::host::Host::begin(options).await.unwrap();
     let update = json!({ "job_id": "early", "event_type": "running" });
-    let topic = host.config.ipfs.pubsub.job_updates.clone();
+    let topic = host.config.now().ipfs.pubsub.job_updates.clone();
     let early = dim::effect::Publish { topic, data: update.to_string().into() };
     host.commit.publish(early, host.log.now()).await.unwrap();
     host.load().await.unwrap();

@@ -102,11 +102,11 @@ async fn a_node_speaks_through_the_peers_that_the_operator_names() {
     assert_eq!(nodes(&host, "node-registry").await, ["n1", "rack=7"]);
     assert_eq!(host.dead_letters().len(), 4, "{:?}", host.dead_letters());
     let wrong = binding(json!({ "node_peers": ["n1"] })).start().await;
-    eventually("it says what is wrong", async || {
-        let why = wrong.plugin("node-registry").handle.status().reason.unwrap_or_default();
-        why.contains("\"n1\" is no pair, as in NODE=PEER")
-    })
-    .await;
+    let refused = wrong.host.not_loaded();
+    assert_eq!(refused.len(), 2, "{refused:?}");
+    for it in refused {
+        assert!(it.reason.contains("\"n1\" is no pair, as in NODE=PEER"), "{}", it.reason);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

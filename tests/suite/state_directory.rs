@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -275,4 +276,25 @@ async fn a_bit_that_flips_while_a_host_runs_is_found_when_the_value_is_read() {
     let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
     let why = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
     assert!(why.contains("dim.redb is damaged") && why.contains("restore a backup"), "{why}");
+}
+
+#[test]
+fn without_a_directory_for_state_nothing_is_written_into_the_current_one() {
+    let here = tempfile::tempdir().unwrap();
+    for args in [&["run", "--embedded"][..], &["status"], &["agent", "--node-id", "n1"], &["agent", "status"]]
+    {
+        for unset in ["", "state"] {
+            let mut command = Command::new(PROGRAM);
+            command.args(args).current_dir(here.path()).env_clear();
+            command.envs(["STATE_DIRECTORY", "XDG_STATE_HOME", "HOME"].map(|name| (name, unset)));
+            let refused = command.output().unwrap();
+            let why = String::from_utf8_lossy(&refused.stderr).into_owned();
+            assert!(
+                !refused.status.success() && why.contains("there is no directory for the state"),
+                "{args:?}: {why}"
+            );
+            assert_eq!(why.contains("--agent-dir or DIM_AGENT_DIR"), args[0] == "agent", "{why}");
+        }
+    }
+    assert_eq!(std::fs::read_dir(here.path()).unwrap().count(), 0);
 }

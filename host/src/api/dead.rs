@@ -208,7 +208,7 @@ fn check_plugin(host: &Host, plugin: Option<&PluginName>) -> Result<(), ApiError
     let mut names: BTreeSet<PluginName> = host.plugins.all().into_keys().collect();
     names.extend(host.not_loaded().into_iter().map(|refused| refused.name));
     names.extend(host.loading());
-    names.extend(host.config.plugins.keys().cloned());
+    names.extend(host.config.now().plugins.keys().cloned());
     names.extend(host.changes().under_way().into_keys());
     let of_plugin = Filter { plugin: Some(plugin.clone()), ..Filter::default() };
     if names.contains(plugin) || !store::dead::list(&host.store, &of_plugin, None, 1)?.is_empty() {

@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 use super::MAX_BODY;
 use crate::backend::BackendError;
 use crate::commit::CommitError;
-use crate::host::{AdoptError, ReplaceError};
+use crate::host::{AdoptError, ReloadError, ReplaceError};
 use crate::ident::{Digest, InvalidWord};
 use crate::keys::KeyError;
 use crate::plugin::ReplyError;
@@ -177,6 +177,19 @@ impl From<ReplaceError> for ApiError {
             ReplaceError::Keep(_) | ReplaceError::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "store"),
         };
         Self { missing, digest, ..Self::new(status, kind, detail) }
+    }
+}
+
+impl From<ReloadError> for ApiError {
+    fn from(error: ReloadError) -> Self {
+        let detail = crate::cause::chain(&error);
+        match error {
+            ReloadError::NoFile => Self::conflict(detail),
+            ReloadError::Read(_) | ReloadError::Wrong { .. } => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "refused", detail)
+            }
+            ReloadError::Plugin { source, .. } => Self { detail, ..source.into() },
+        }
     }
 }
 

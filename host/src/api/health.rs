@@ -268,7 +268,7 @@ fn of_name(key: &KeyName, known: &Known, now: Timestamp) -> Vec<Trouble> {
 
 /// A log that has grown past its size, for one of the plugins has not read it.
 fn overlong_log(host: &Host, snapshot: &Snapshot) -> Result<Option<Trouble>, ApiError> {
-    let (bytes, most) = (store::log::bytes(&snapshot.table(META)?)?, host.config.store.log.max_bytes);
+    let (bytes, most) = (store::log::bytes(&snapshot.table(META)?)?, host.config.now().store.log.max_bytes);
     // A little more than may be is trimmed in a moment.
     if bytes <= most.saturating_mul(2) {
         return Ok(None);

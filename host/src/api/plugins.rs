@@ -8,6 +8,7 @@ use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use dim_client::masked;
 use futures::StreamExt as _;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -239,9 +240,10 @@ pub async fn install(
     body: Body,
 ) -> Result<Json<Change>, ApiError> {
     let plugin: PluginName = name.parse()?;
+    let source = masked(&source);
     let change = Change::new(plugin.clone(), State::Fetching, by.clone(), source.clone());
     let mut under_way = host.changes().begin(change);
-    let most = host.config.limits.component_bytes;
+    let most = host.config.now().limits.component_bytes;
     let component = match whole(body, most, |bytes| under_way.received(bytes)).await {
         Ok(component) => Bytes::from(component),
         Err(error) => {

@@ -202,10 +202,10 @@ pub async fn status(Current(host): Current) -> Result<Json<Status>, ApiError> {
 fn disk(host: &Host) -> Result<Disk, ApiError> {
     Ok(Disk {
         free_bytes: host.store.free()?,
-        min_free_bytes: host.config.store.min_free_bytes,
+        min_free_bytes: host.config.now().store.min_free_bytes,
         file_bytes: host.store.file_bytes(),
         held_bytes: Usage::of(&host.store.snapshot()?)?,
-        max_held_bytes: host.config.store.max_bytes,
+        max_held_bytes: host.config.now().store.max_bytes,
         shortage: host.room.shortage(),
     })
 }

@@ -56,7 +56,7 @@ pub async fn list(Current(host): Current) -> Json<Vec<TopicListening>> {
     let listening = host.interest.topics().into_iter().map(|topic| {
         let hearing = hearings.get(&topic).cloned().unwrap_or_default();
         TopicListening {
-            is_restricted: host.config.speakers(&topic).is_some(),
+            is_restricted: host.config.now().speakers(&topic).is_some(),
             refused: hearing.refused,
             last_refused: hearing.last_refused.clone(),
             topic,

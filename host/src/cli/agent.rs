@@ -18,11 +18,12 @@ use crate::secret::Secret;
 use crate::store::Absent;
 use crate::time::duration_of;
 
+use super::directories::default_state_dir;
 use super::logging::{LogFormat, Logging};
 use super::output::{BAD, Column, GOOD, Output, cell, line, styled, styled_line};
 use super::run::parse_kubo;
 use super::signals::Signals;
-use super::{Global, default_state_dir, human, input};
+use super::{Global, human, input};
 
 /// Time between two heartbeats.
 const EVERY: Duration = Duration::from_secs(30);
@@ -123,7 +124,8 @@ pub struct NoAgent {
 
 impl Agent {
     pub fn execute(self, global: &Global) -> anyhow::Result<()> {
-        let dir = self.agent_dir.unwrap_or_else(|| default_state_dir("dim-agent"));
+        let by_default = || default_state_dir("dim-agent", "--agent-dir or DIM_AGENT_DIR");
+        let dir = self.agent_dir.map_or_else(by_default, Ok)?;
         match self.command {
             None => self.run.execute(dir, global),
             Some(_) if self.run.is_given() => {
@@ -243,7 +245,7 @@ impl Run {
         let Some(address) = &self.kubo else {
             let address = match &global.api {
                 Some(api) => api.parse()?,
-                None => Address::in_state_dir(&global.state_dir()),
+                None => Address::in_state_dir(&global.state_dir()?),
             };
             let token = global.token(&address)?;
             return Ok(To::Host(Client::with_token(address, token.as_ref())?));

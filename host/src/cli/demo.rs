@@ -65,7 +65,7 @@ struct Fleet {
 
 impl Fleet {
     fn new(host: Arc<Host>, nodes: u32, out: LineQueue) -> Self {
-        let topics = host.config.ipfs.pubsub.clone();
+        let topics = host.config.now().ipfs.pubsub.clone();
         Self {
             peers: (0..nodes).map(|_| new_peer()).collect(),
             heartbeats: topics.node_heartbeat,

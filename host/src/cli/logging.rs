@@ -13,12 +13,14 @@ use anyhow::Context as _;
 use async_trait::async_trait;
 use bytes::Bytes;
 use clap::ValueEnum;
+use dim_client::masked;
 use http::{Request, Response};
 use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
 use opentelemetry_http::{HttpClient, HttpError};
 use opentelemetry_otlp::{LogExporter, Protocol, WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::logs::SdkLoggerProvider;
+use reqwest::Url;
 use secrecy::ExposeSecret as _;
 use tokio::runtime::Handle;
 use tracing_subscriber::field::RecordFields;
@@ -144,25 +146,45 @@ fn export(endpoint: &str, telemetry: &Telemetry, runtime: &Handle) -> anyhow::Re
         headers.insert(name.clone(), value.expose_secret().to_owned());
     }
     let http = reqwest::Client::builder().no_proxy().timeout(EXPORT).build()?;
+    let url = logs_at(endpoint)?;
+    let is_away = AtomicBool::default();
     let exporter = LogExporter::builder()
         .with_http()
-        .with_http_client(Collector { http, runtime: runtime.clone(), is_away: AtomicBool::default() })
+        .with_http_client(Collector { http, url: url.clone(), runtime: runtime.clone(), is_away })
         .with_protocol(Protocol::HttpBinary)
-        .with_endpoint(format!("{}/v1/logs", endpoint.trim_end_matches('/')))
+        .with_endpoint(masked(url.as_str()))
         .with_headers(headers)
         .build()
-        .with_context(|| format!("telemetry.otlp_endpoint: cannot export to {endpoint}"))?;
+        .with_context(|| format!("telemetry.otlp_endpoint: cannot export to {}", masked(endpoint)))?;
     let resource = Resource::builder().with_service_name(telemetry.service_name.clone()).build();
     Ok(SdkLoggerProvider::builder().with_resource(resource).with_batch_exporter(exporter).build())
 }
 
+/// Where a collector takes logs.
+fn logs_at(endpoint: &str) -> anyhow::Result<Url> {
+    let wrong =
+        || format!("telemetry.otlp_endpoint: {:?} is no URL, as in http://127.0.0.1:4318", masked(endpoint));
+    let mut url = Url::parse(endpoint).ok().filter(Url::has_host).with_context(wrong)?;
+    if let Ok(mut path) = url.path_segments_mut() {
+        path.pop_if_empty().extend(["v1", "logs"]);
+    }
+    Ok(url)
+}
+
 /// The way to a collector. The exporter has a thread of its own, which is no async one.
-#[derive(Debug)]
 struct Collector {
     http: reqwest::Client,
+    /// With the user, if it has one: the client sends that as `Authorization`, which the exporter does not.
+    url: Url,
     runtime: Handle,
     /// The last export did not arrive.
     is_away: AtomicBool,
+}
+
+impl std::fmt::Debug for Collector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Collector").field("url", &masked(self.url.as_str())).finish_non_exhaustive()
+    }
 }
 
 impl Collector {
@@ -179,9 +201,10 @@ impl Collector {
 #[async_trait]
 impl HttpClient for Collector {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        let (http, request) = (self.http.clone(), reqwest::Request::try_from(request)?);
+        let (parts, body) = request.into_parts();
+        let request = self.http.request(parts.method, self.url.clone()).headers(parts.headers).body(body);
         let sent = self.runtime.spawn(async move {
-            let response = http.execute(request).await?;
+            let response = request.send().await.map_err(reqwest::Error::without_url)?;
             let status = response.status();
             let mut answer = Response::new(response.bytes().await?);
             *answer.status_mut() = status;

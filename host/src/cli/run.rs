@@ -1,5 +1,6 @@
 //! `dim run`: the life of a host in the foreground, in reading order.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,14 +13,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::{Listener, Token};
 use crate::backend::kubo;
+use crate::config::findings::Severity;
 use crate::config::{ApiConfig, Config};
-use crate::host::{Adoption, Options, Standing, Supervised};
+use crate::host::{Adoption, ConfigFile, Options, Standing, Supervised};
 use crate::line_queue::LineQueue;
 use crate::plugin::Cache;
 use crate::store::Absent;
 
 use super::logging::{LogFormat, Logging};
-use super::signals::Signals;
+use super::signals::{Hangups, Signals};
 use super::{Global, demo};
 
 /// How long the reader of standard output may take for what is left when the program ends.
@@ -27,8 +29,8 @@ const FLUSH: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
 pub struct Run {
-    /// The config file, YAML
-    #[arg(long, value_name = "FILE")]
+    /// The config file, YAML [default: the defaults of all values]
+    #[arg(long, value_name = "FILE", env = super::config::CONFIG)]
     config: Option<PathBuf>,
     /// A Kubo daemon's API: /ip4/127.0.0.1/tcp/5001, /unix/PATH or http://HOST:5001
     #[arg(long, value_name = "ADDR", conflicts_with = "embedded", value_parser = parse_kubo)]
@@ -54,6 +56,29 @@ pub struct Run {
     log_format: LogFormat,
 }
 
+/// What the command line changes of the config.
+struct Adjustment {
+    kubo: Option<String>,
+    embedded: bool,
+    adopt: Option<Adoption>,
+    is_demo: bool,
+}
+
+impl Adjustment {
+    fn apply(&self, config: &mut Config) {
+        if let Some(address) = &self.kubo {
+            config.ipfs.api_url = Some(address.clone());
+        }
+        if self.embedded {
+            config.ipfs.api_url = None;
+        }
+        config.ipfs.adopt = self.adopt.or(config.ipfs.adopt);
+        if self.is_demo {
+            demo::quicken(config);
+        }
+    }
+}
+
 /// Checked here and kept as it was typed, as the config has it.
 pub fn parse_kubo(text: &str) -> Result<String, kubo::AddressError> {
     text.parse::<kubo::Address>().map(|_| text.to_owned())
@@ -65,18 +90,37 @@ fn this_program() -> Option<PathBuf> {
     if running.exists() { Some(running) } else { std::env::current_exe().ok() }
 }
 
+/// Has the config file read again on each hangup.
+async fn reload_on(mut hangups: Hangups, supervised: &Supervised) -> Infallible {
+    loop {
+        hangups.next().await;
+        match supervised.standing() {
+            // What comes of it is in the log.
+            Standing::Running(host) => drop(host.reload("SIGHUP").await),
+            Standing::Down { .. } => {
+                tracing::warn!("SIGHUP: the config file is not read while the host is down")
+            }
+        }
+    }
+}
+
 impl Run {
     pub fn execute(self, global: &Global) -> anyhow::Result<()> {
-        let config = self.config()?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        // Before anything that takes time: without it a SIGHUP ends the process.
+        let hangups = Hangups::new(&runtime)?;
+        let config = self.config()?;
         // What takes long at a first start is told in a demonstration too.
         let default = if self.demo.is_some() { "warn,dim::plugin::engine=info" } else { "info" };
         let logging = Logging::start(self.log_format, default, &config.telemetry, runtime.handle())?;
-        for unknown in config.unknown() {
-            tracing::warn!("the config has {unknown}, which this host does not know");
+        for notice in config.notices() {
+            match notice.severity {
+                Severity::Note => tracing::debug!("the config file: {notice}"),
+                _ => tracing::warn!("the config file: {notice}"),
+            }
         }
         let out = LineQueue::start(std::io::stdout(), |_| {})?;
-        let ended = runtime.block_on(self.live(config, global, &out));
+        let ended = runtime.block_on(self.live(config, global, &out, hangups));
         out.flush(FLUSH);
         // What was logged last goes out by the runtime; what is still at work with the store can be broken
         // off at any time.
@@ -85,7 +129,13 @@ impl Run {
         ended
     }
 
-    async fn live(self, mut config: Config, global: &Global, out: &LineQueue) -> anyhow::Result<()> {
+    async fn live(
+        self,
+        config: Config,
+        global: &Global,
+        out: &LineQueue,
+        hangups: Hangups,
+    ) -> anyhow::Result<()> {
         // A demonstration must not write into the state of a real host.
         let temporary = match (self.demo, &global.state_dir) {
             (Some(_), None) => {
@@ -93,15 +143,16 @@ impl Run {
             }
             _ => None,
         };
-        let state_dir = temporary.as_ref().map_or_else(|| global.state_dir(), |dir| dir.path().to_owned());
-        if self.demo.is_some() {
-            demo::quicken(&mut config);
-        }
+        let state_dir = match &temporary {
+            Some(dir) => dir.path().to_owned(),
+            None => global.state_dir()?,
+        };
         let absent = if self.new_store { Absent::Created } else { Absent::Refused };
         let options = Options {
             compiler: this_program(),
             shared_cache: Cache::of_user(),
             absent,
+            config_file: self.config_file(),
             ..Options::new(config, &state_dir)
         };
         let api = options.config.api.clone();
@@ -118,6 +169,7 @@ impl Run {
             biased;
             () = signals.next() => None,
             ended = servers.join_next() => ended,
+            never = reload_on(hangups, &supervised) => match never {},
         };
         if unasked.is_some() {
             tracing::error!("a part of the API has ended by itself");
@@ -173,14 +225,20 @@ impl Run {
             Some(path) => Config::read(path)?,
             None => Config::default(),
         };
-        if let Some(address) = &self.kubo {
-            config.ipfs.api_url = Some(address.clone());
-        }
-        if self.embedded {
-            config.ipfs.api_url = None;
-        }
-        config.ipfs.adopt = self.adopt.or(config.ipfs.adopt);
+        self.adjustment().apply(&mut config);
         Ok(config)
+    }
+
+    fn adjustment(&self) -> Adjustment {
+        let Self { kubo, embedded, adopt, demo, .. } = self;
+        Adjustment { kubo: kubo.clone(), embedded: *embedded, adopt: *adopt, is_demo: demo.is_some() }
+    }
+
+    /// The config file, to be read again.
+    fn config_file(&self) -> Option<Arc<ConfigFile>> {
+        let adjustment = self.adjustment();
+        let file = ConfigFile::new(self.config.clone()?, move |config| adjustment.apply(config));
+        Some(Arc::new(file))
     }
 
     async fn serve(

@@ -46,6 +46,26 @@ impl Signals {
     }
 }
 
+/// SIGHUP, from when this is made on: it does not end the process any more.
+#[derive(Debug)]
+pub struct Hangups(Signal);
+
+impl Hangups {
+    /// Listens from now on; one that comes before [`Hangups::next`] is not lost.
+    pub fn new(runtime: &tokio::runtime::Runtime) -> io::Result<Self> {
+        let _within = runtime.enter();
+        signal(SignalKind::hangup()).map(Self)
+    }
+
+    /// Resolves on the next one; several at once may be one. Cancel safe.
+    pub async fn next(&mut self) {
+        if self.0.recv().await.is_none() {
+            // The runtime ends.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
 /// What is left is to end: it must not take a second request.
 impl Drop for Signals {
     fn drop(&mut self) {

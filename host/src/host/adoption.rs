@@ -118,7 +118,7 @@ impl Host {
 
     /// Adopts what is on hold since the host began, for it was never published from here, as the config says.
     pub(super) async fn adopt_at_start(self: &Arc<Self>) -> Result<(), StoreError> {
-        let Some(how) = self.config.ipfs.adopt else { return Ok(()) };
+        let Some(how) = self.config.now().ipfs.adopt else { return Ok(()) };
         for (key, known) in names::all(&self.store.snapshot()?)? {
             // Another writer may still be at work: that is for a person to decide.
             if known.hold.is_some_and(|hold| hold.cause != Cause::OtherWriter)

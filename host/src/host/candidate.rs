@@ -4,6 +4,8 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use dim_client::masked;
+use serde_json::{Map, Value};
 
 use super::Proposal;
 use crate::bundled;
@@ -13,7 +15,7 @@ use crate::ident::{Digest, PluginName, Topic};
 use crate::plugin::mark;
 use crate::plugin::roster::{self, Claim, Code, Row, Setup, Standing};
 use crate::plugin::{
-    self, Engine, EngineError, Grants, Inspection, Limits, Prepared, Reach, Resolved, Runnable,
+    self, Engine, EngineError, Grants, Inspection, Limits, Manifest, Prepared, Reach, Resolved, Runnable,
 };
 use crate::signing::Signer;
 use crate::store::{Store, StoreError, components};
@@ -217,7 +219,8 @@ impl Candidate {
     /// What was installed while a host ran.
     fn installed(name: PluginName, terms: Terms, code: Code, store: &Store) -> Self {
         let bytes = components::read(store, &code.digest).map(Bytes::from);
-        let source = code.installed.unwrap_or_default();
+        // Earlier versions have kept whole URLs.
+        let source = masked(&code.installed.unwrap_or_default());
         Self { name, source, installed: true, terms, bytes, last: None, fallback: None }
     }
 
@@ -259,6 +262,11 @@ impl Candidate {
     pub fn of_file(&self) -> Option<&[u8]> {
         self.terms.config.file.as_ref().filter(|_| !self.installed)?;
         self.bytes.as_deref().ok()
+    }
+
+    /// Whether there is a component: a section of the config alone is none.
+    pub fn has_component(&self) -> bool {
+        self.bytes.is_ok()
     }
 
     /// The component; the error is for the operator.
@@ -363,6 +371,18 @@ impl Candidate {
     }
 }
 
+fn is_bundled(name: &PluginName, terms: &Terms) -> bool {
+    terms.config.file.is_none() && bundled::component(name.as_str()).is_some()
+}
+
+/// The config values that the operator sets for a plugin; a bundled one has some from the section `ipfs`, too.
+pub fn values(config: &Config, name: &PluginName, terms: &Terms, manifest: &Manifest) -> Map<String, Value> {
+    match is_bundled(name, terms) {
+        true => config.bundled_values(name.as_str(), |key| manifest.config.contains_key(key)),
+        false => terms.config.config.clone(),
+    }
+}
+
 /// Puts the operator's values into a manifest and settles what the plugin may. A bundled one is granted what it
 /// asks for unless the config says otherwise; any other has what the config grants. What the operator has given
 /// it while a host ran is added, if it was for whoever has signed the component, and what was denied is denied.
@@ -376,11 +396,8 @@ pub fn settle(
     host_id: &str,
 ) -> Result<(String, Allowance), String> {
     let (manifest, signer) = (&inspection.manifest, inspection.signer.as_ref());
-    let is_bundled = terms.config.file.is_none() && bundled::component(name.as_str()).is_some();
-    let values = match is_bundled {
-        true => config.bundled_values(name.as_str(), |key| manifest.config.contains_key(key)),
-        false => terms.config.config.clone(),
-    };
+    let is_bundled = is_bundled(name, terms);
+    let values = values(config, name, terms, manifest);
     let resolved = manifest.resolve(&values, &[("id", host_id)]).map_err(|error| error.to_string())?;
     let (policy, set) = (&config.limits, &terms.config.limits);
     let Resolved { asks, config } = resolved;

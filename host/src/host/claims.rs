@@ -111,7 +111,7 @@ impl Host {
         }
         let is_known = running.contains_key(name) || about.contains_key(name);
         let (there, most) =
-            (running.keys().chain(about.keys()).collect::<BTreeSet<_>>(), self.config.limits.plugins);
+            (running.keys().chain(about.keys()).collect::<BTreeSet<_>>(), self.config.now().limits.plugins);
         if !is_known && there.len() >= most {
             return Err(ReplaceError::Refused(format!(
                 "{most} plugins are there already, and there may be no more (limits.plugins)"

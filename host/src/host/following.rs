@@ -19,6 +19,7 @@ use crate::plugin::{mark, roster};
 use crate::store::{StoreError, components, history};
 
 use folder::Folder;
+pub use folder::plugins_of;
 use names::Names;
 
 /// Changes on record that are looked through for a component that has failed.

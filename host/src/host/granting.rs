@@ -197,7 +197,7 @@ impl Host {
     }
 
     /// Has a plugin that runs go on with what it may if it is given `given`; false if other code has come in between.
-    async fn reach(&self, name: &PluginName, given: Setup) -> Result<bool, ReplaceError> {
+    pub(super) async fn reach(&self, name: &PluginName, given: Setup) -> Result<bool, ReplaceError> {
         let loaded = self.plugins.get(name).ok_or_else(|| ReplaceError::NoPlugin(name.clone()))?;
         let (code, fallback) = (loaded.handle.code(), loaded.handle.fallback());
         let within = |code: &Arc<Runnable>, given: Setup| {
@@ -219,7 +219,10 @@ impl Host {
         let before = mark.map_or_else(|| given.clone(), |(_, mark)| given.going_back(&mark.before.setup));
         let fallback = fallback.map(|it| within(&it, before).map_or(it, Arc::new));
         let is_same = |one: &Runnable, other: &Runnable| {
-            one.reach == other.reach && one.topics == other.topics && one.limits == other.limits
+            one.reach == other.reach
+                && one.topics == other.topics
+                && one.limits == other.limits
+                && one.config == other.config
         };
         if is_same(&run, &code) && fallback.is_none() {
             return Ok(true);
@@ -353,7 +356,8 @@ impl Host {
     ) -> Result<(String, Allowance), ReplaceError> {
         let terms = Terms { config: self.section(name), given };
         let (inspection, is_installed) = (&code.prepared.inspection, code.code.installed.is_some());
-        settle(&self.config, name, &terms, is_installed, inspection, &self.id).map_err(ReplaceError::Refused)
+        settle(&self.config.now(), name, &terms, is_installed, inspection, &self.id)
+            .map_err(ReplaceError::Refused)
     }
 
     /// What a component that waits asks for and may.
@@ -370,7 +374,7 @@ impl Host {
             self.plugins.get(name).ok_or_else(|| ReplaceError::NoPlugin(name.clone()))?.handle.code();
         let row = Row { setup: given, ..row.clone() };
         let terms = self.terms(name, &row, &running, false);
-        let settled = settle(&self.config, name, &terms, true, &inspection, &self.id);
+        let settled = settle(&self.config.now(), name, &terms, true, &inspection, &self.id);
         Ok(settled.map_err(ReplaceError::Refused)?.1)
     }
 }

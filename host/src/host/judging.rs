@@ -73,7 +73,7 @@ impl Host {
         if under_way.change.state != State::Judging {
             under_way.reach(State::Judging);
         }
-        let (engine, config, id) = (self.loader.engine.clone(), self.config.clone(), self.id.clone());
+        let (engine, config, id) = (self.loader.engine.clone(), self.config.now(), self.id.clone());
         let policy = config.clone();
         let judged = tokio::task::spawn_blocking(move || {
             let inspection = candidate.inspect(&policy)?;
@@ -134,8 +134,8 @@ impl Host {
         if let Some(trust) = trust.filter(|trust| *trust != digest) {
             return Err(ReplaceError::Refused(format!("{from} is {digest}, not {trust}")));
         }
-        if trust.is_none() && candidate.policy(&self.config, inspection) == Policy::Ask {
-            let by = self.config.signing.in_words(inspection.signer.as_ref());
+        if trust.is_none() && candidate.policy(&self.config.now(), inspection) == Policy::Ask {
+            let by = self.config.now().signing.in_words(inspection.signer.as_ref());
             return Err(ReplaceError::Untrusted { from, digest, by });
         }
         Ok(())

@@ -12,7 +12,7 @@ use super::{HostError, Loaded};
 use crate::backend::Backend;
 use crate::cause::listed;
 use crate::commit::Commit;
-use crate::config::Config;
+use crate::config::Live;
 use crate::entry::{Generation, Kind, Offset};
 use crate::ident::{IpnsName, KeyName, PluginName, Topic};
 use crate::interest::{Interest, Party};
@@ -35,7 +35,7 @@ const KEYS_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Loader {
     /// The config.
-    pub config: Config,
+    pub config: Live,
     /// The host's identity.
     pub id: String,
     /// What random follows from.
@@ -148,7 +148,7 @@ impl Loader {
             run,
             probation,
             fallback,
-            rules: self.config.replacement.probation,
+            rules: self.config.now().replacement.probation,
             failed,
             is_paused: row.standing == roster::Standing::Paused,
             quarantine: row.quarantine,
@@ -237,6 +237,19 @@ impl Loader {
         if announced.len() < before {
             self.interest.forget(&Party::Plugin(name.clone()));
         }
+    }
+
+    /// Forgets what was announced of plugins that do not run.
+    pub fn withdraw_all(&self, runs: impl Fn(&PluginName) -> bool) {
+        let names: BTreeSet<PluginName> = self.announced().iter().map(|(plugin, _)| plugin.clone()).collect();
+        for name in names.iter().filter(|name| !runs(name)) {
+            self.withdraw(name);
+        }
+    }
+
+    /// Whether subscriptions of a plugin were announced that it has not taken over yet.
+    pub fn is_announced(&self, name: &PluginName) -> bool {
+        self.announced().iter().any(|(plugin, _)| plugin == name)
     }
 
     fn announced(&self) -> MutexGuard<'_, BTreeSet<(PluginName, Topic)>> {

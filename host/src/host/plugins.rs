@@ -13,6 +13,7 @@ use super::start::cores;
 use super::{Host, HostError, UNHURT};
 use crate::change::{Change, State};
 use crate::commit::CommitError;
+use crate::entry::Offset;
 use crate::ident::PluginName;
 use crate::plugin::roster::{self, Claim, Row, Setup};
 use crate::store::StoreError;
@@ -81,7 +82,7 @@ impl Host {
 
     async fn load_one(self: &Arc<Self>, candidate: Candidate) -> Result<(), HostError> {
         let name = candidate.name.clone();
-        let (engine, config, id) = (self.loader.engine.clone(), self.config.clone(), self.id.clone());
+        let (engine, config, id) = (self.loader.engine.clone(), self.config.now(), self.id.clone());
         let store = self.store.clone();
         let permit = self.compiling.acquire().await.expect("it is never closed");
         let readied = tokio::task::spawn_blocking(move || candidate.readied(&engine, &config, &id, &store));
@@ -101,7 +102,11 @@ impl Host {
                 ToRun { ready: before.clone(), fallback: Some(before), failed: Some(reason) }
             }
             (Err(reason), None) => {
-                self.not_load(name, reason);
+                match candidate.has_component() {
+                    true => self.not_load(name, reason),
+                    // What was announced under its name comes from the folder.
+                    false => self.tell_not_loaded(name, reason),
+                }
                 return Ok(());
             }
         };
@@ -151,18 +156,25 @@ impl Host {
 
     /// Goes on without a plugin.
     fn not_load(&self, name: PluginName, reason: String) {
-        tracing::error!(plugin = %name, "not loaded: {reason}");
         self.loader.withdraw(&name);
+        self.tell_not_loaded(name, reason);
+    }
+
+    fn tell_not_loaded(&self, name: PluginName, reason: String) {
+        tracing::error!(plugin = %name, "not loaded: {reason}");
         self.not_loaded.lock().expect(UNHURT).insert(name, reason);
     }
 
     /// Writes the row of a plugin that was never here and comes with a start: it reads what came since then.
     async fn enter_from_start(&self, name: &PluginName, row: Row) -> Result<(), CommitError> {
-        let (name, from) = (name.clone(), self.loader.from);
-        // What is trimmed already cannot be read any more.
-        let first = self.store.log_start()?;
-        let from = first.map_or(from, |first| first.max(from));
+        let (name, from) = (name.clone(), self.start_of_intake()?);
         self.commit.write(move |write| roster::enter(write, &name, row, from)).await
+    }
+
+    /// The first entry of this host's intake; what is trimmed already cannot be read any more.
+    fn start_of_intake(&self) -> Result<Offset, StoreError> {
+        let (from, first) = (self.loader.from, self.store.log_start()?);
+        Ok(first.map_or(from, |first| first.max(from)))
     }
 
     /// Writes the row of a plugin that is about to run, and puts on record that its code is another one.
@@ -172,7 +184,11 @@ impl Host {
         row: Row,
         change: Option<Change>,
     ) -> Result<(), CommitError> {
-        let (name, head) = (name.clone(), self.log.head());
+        let head = match self.loader.is_announced(name) {
+            true => self.start_of_intake()?,
+            false => self.log.head(),
+        };
+        let name = name.clone();
         match change {
             Some(change) => {
                 let now = self.log.now();

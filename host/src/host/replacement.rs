@@ -159,7 +159,7 @@ impl Host {
 
     /// What the config says of a plugin.
     pub(super) fn section(&self, name: &PluginName) -> PluginConfig {
-        self.config.plugins.get(name).cloned().unwrap_or_default()
+        self.config.now().plugins.get(name).cloned().unwrap_or_default()
     }
 
     /// On which terms a component goes on after what runs. Grants go with the plugin's name.
@@ -335,7 +335,7 @@ impl Host {
         let row = known.ok_or_else(|| ReplaceError::NoPlugin(name.clone()))?;
         let mut terms = self.terms(name, &row, &loaded.handle.code(), false);
         terms.given = terms.given.going_back(&mark.before.setup);
-        let (engine, config, id) = (self.loader.engine.clone(), self.config.clone(), self.id.clone());
+        let (engine, config, id) = (self.loader.engine.clone(), self.config.now(), self.id.clone());
         let (store, whose) = (self.store.clone(), name.clone());
         let ready = tokio::task::spawn_blocking(move || {
             Candidate::kept(whose, terms, code, &store).ready(&engine, &config, &id)

@@ -200,7 +200,7 @@ impl Start {
             echoes: echoes.clone(),
             hearings: self.loader.hearings.clone(),
             room: self.loader.room.clone(),
-            config: Arc::new(self.loader.config.clone()),
+            config: self.loader.config.clone(),
             tally: tally.clone(),
         };
         tasks.spawn(subscriptions.run(stop.clone()));
@@ -219,7 +219,7 @@ impl Start {
             backend: self.loader.backend.clone(),
             interest: self.loader.interest.clone(),
             keys: self.loader.keys.clone(),
-            every: self.loader.config.follow_every(),
+            config: self.loader.config.clone(),
             room: self.loader.room.clone(),
         };
         tasks.spawn(follower.run(stop.clone()));
@@ -236,7 +236,7 @@ impl Start {
             echoes: echoes.clone(),
             backlog: self.loader.backlog.clone(),
             sent: self.sent.clone(),
-            expiry: self.loader.config.outbox_expiry(),
+            expiry: self.loader.config.now().outbox_expiry(),
         };
         tasks.spawn(outbox.run(stop.clone()));
         let publisher = Publisher {
@@ -252,13 +252,13 @@ impl Start {
         let retention = Retention {
             store: store.clone(),
             commit: commit.clone(),
-            kept: self.loader.config.store.log.clone(),
-            undo: self.loader.config.replacement.undo(),
-            letters: self.loader.config.store.dead_letters,
-            quota: quota(&self.loader.config.store),
+            kept: self.loader.config.now().store.log.clone(),
+            undo: self.loader.config.now().replacement.undo(),
+            letters: self.loader.config.now().store.dead_letters,
+            quota: quota(&self.loader.config.now().store),
             room: self.loader.room.clone(),
             awaited: self.awaited.clone(),
-            queue_bytes: self.loader.config.queue_bytes(),
+            queue_bytes: self.loader.config.now().queue_bytes(),
         };
         tasks.spawn(retention.run(stop.clone()));
         tasks.spawn(self.lookout().run(fail, stop.clone()));

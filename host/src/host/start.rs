@@ -1,7 +1,7 @@
 //! Owns the start of a host: opens what it is made of and starts its stages. Plugins are `loader`'s and
 //! `plugins`', what runs is `running`'s.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::Instant;
@@ -10,22 +10,24 @@ use rand::Rng as _;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::candidate::{Candidate, candidates};
+use super::candidate::{Candidate, Terms, candidates};
 use super::claims::Claims;
+use super::following::plugins_of;
 use super::loader::Loader;
 use super::running::Running;
-use super::{Host, HostError, Options, Plugins, Turns};
+use super::{ConfigFile, Host, HostError, Options, Plugins, Proposal, Turns};
 use crate::backend::embedded::Bus;
 use crate::backend::kubo::{self, Settings};
 use crate::backend::{Backend, embedded};
 use crate::cause::chain;
 use crate::commit::Commit;
-use crate::config::{Config, StoreConfig};
+use crate::config::{Config, Live, Policy, StoreConfig};
+use crate::ident::PluginName;
 use crate::interest::Interest;
 use crate::keys::Keyring;
 use crate::log::EventLog;
 use crate::outbox::Sent;
-use crate::plugin::roster;
+use crate::plugin::roster::{self, Row, Setup};
 use crate::plugin::{Allotment, Cache, Capacity, Compiler, Engine, Lines};
 use crate::retention::Awaited;
 use crate::room::{Lookout, Quota, Room};
@@ -37,6 +39,7 @@ use crate::trouble::Acknowledged;
 
 /// A host on its way.
 pub struct Start {
+    config_file: Option<Arc<ConfigFile>>,
     pub(super) loader: Arc<Loader>,
     pub(super) bus: Option<Arc<Bus>>,
     pub(super) sent: Arc<Sent>,
@@ -49,7 +52,8 @@ pub struct Start {
 impl Start {
     /// Opens what the host is made of. May block.
     pub fn new(options: Options) -> Result<Self, HostError> {
-        let Options { config, state_dir, medium, absent, clock, compiler, shared_cache, room } = options;
+        let Options { config, config_file, state_dir, medium, absent, clock, compiler, shared_cache, room } =
+            options;
         let room = room.unwrap_or_default();
         let (cache, tail) = config.store.memory();
         let store = Arc::new(open(&state_dir, &medium, cache, absent, &room)?);
@@ -77,7 +81,7 @@ impl Start {
             id: identity(&store)?,
             secret: secret(&store)?,
             numbers: None,
-            config,
+            config: Live::new(config),
             store,
             keys,
             backend,
@@ -93,10 +97,11 @@ impl Start {
             announced: Mutex::default(),
             lost: Mutex::default(),
         };
-        let candidates = candidates(&loader.config, &loader.store)?;
+        let candidates = candidates(&loader.config.now(), &loader.store)?;
         loader.restore_interest(candidates.iter().map(|candidate| &candidate.name))?;
         let awaited = candidates.iter().map(|candidate| candidate.name.clone()).collect();
         let start = Self {
+            config_file,
             loader: Arc::new(loader),
             bus,
             sent: Arc::default(),
@@ -114,14 +119,14 @@ impl Start {
             store: self.loader.store.clone(),
             log: self.loader.log.clone(),
             room: self.loader.room.clone(),
-            quota: quota(&self.loader.config.store),
+            quota: quota(&self.loader.config.now().store),
         }
     }
 
     /// Subscribes the plugins that were never here.
     fn announce_new(&self) -> Result<(), StoreError> {
         let known = roster::rows(&self.loader.store.snapshot()?)?;
-        let (config, id) = (&self.loader.config, &self.loader.id);
+        let (config, id) = (&self.loader.config.now(), &self.loader.id);
         for candidate in self.candidates.iter().filter(|it| !known.contains_key(&it.name)) {
             let inspected = candidate.inspect(config);
             // One that cannot be loaded says so when it is.
@@ -129,7 +134,35 @@ impl Start {
                 self.loader.announce(&candidate.name, allowance.topics());
             }
         }
+        self.announce_folder(&known);
         Ok(())
+    }
+
+    /// Subscribes the plugins of the folder that were never here: they are installed once the host runs.
+    fn announce_folder(&self, known: &BTreeMap<PluginName, Row>) {
+        let (config, id) = (self.loader.config.now(), &self.loader.id);
+        let Some(folder) = &config.plugins_dir else { return };
+        // A section of the config may stand for a plugin of the folder: it has no component then.
+        let loaded = self.candidates.iter().filter(|candidate| candidate.has_component());
+        let mut announced: BTreeSet<PluginName> = loaded.map(|candidate| candidate.name.clone()).collect();
+        for (plugin, file, component) in plugins_of(folder) {
+            if known.contains_key(&plugin) || !announced.insert(plugin.clone()) {
+                continue;
+            }
+            let section = config.plugins.get(&plugin).cloned().unwrap_or_default();
+            let (source, by, follows) = (file.display().to_string(), String::new(), None);
+            let proposal = Proposal { plugin, component, source, by, follows, is_named: false, trust: None };
+            let terms = Terms { config: section, given: Setup::default() };
+            let candidate = Candidate::proposed(proposal, terms);
+            let inspected = candidate.inspect(&config).ok();
+            let may_run =
+                inspected.filter(|inspection| candidate.policy(&config, inspection) == Policy::Allow);
+            let resolved = may_run.and_then(|inspection| candidate.resolve(&config, &inspection, id).ok());
+            // One that asks for more than it is granted waits for the operator.
+            if let Some((_, allowance)) = resolved.filter(|(_, allowance)| allowance.missing().is_empty()) {
+                self.loader.announce(&candidate.name, allowance.topics());
+            }
+        }
     }
 
     /// Takes in on which topics others were heard before.
@@ -148,15 +181,16 @@ impl Start {
         let (fail, failed) = watch::channel(None);
         let (received, echoes, fail) = (Arc::default(), Arc::default(), Arc::new(fail));
         let running = Running::spawn(&self, &echoes, &received, &fail)?;
-        let Self { loader, bus, sent, candidates, awaited } = self;
+        let Self { config_file, loader, bus, sent, candidates, awaited } = self;
         let loading: BTreeSet<_> = candidates.iter().map(|candidate| candidate.name.clone()).collect();
         let rows = roster::rows(&loader.store.snapshot()?)?;
-        let claims = Claims::at_start(&candidates, &rows, &loader.config, &loader.id);
+        let claims = Claims::at_start(&candidates, &rows, &loader.config.now(), &loader.id);
         Ok(Host {
             id: loader.id.clone(),
             started: Timestamp::wall(),
             begun,
             config: loader.config.clone(),
+            config_file,
             store: loader.store.clone(),
             log: loader.log.clone(),
             commit: loader.commit.clone(),

@@ -68,20 +68,23 @@ impl Supervised {
             tracing::error!("the host is started again: {reason}");
             self.standing.send_replace(Standing::Down { reason, since: Timestamp::wall() });
             host.shutdown().await;
+            let mut options = self.options.clone();
+            // It may have been read again since the start.
+            options.config = (*host.config.now()).clone();
             let_go(host).await;
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                () = self.start_again() => {}
+                () = self.start_again(options) => {}
             }
         }
     }
 
-    async fn start_again(&self) {
+    async fn start_again(&self, options: Options) {
         let mut backoff = Backoff::new();
         loop {
             tokio::time::sleep(backoff.next()).await;
-            match begin(self.options.clone()).await {
+            match begin(options.clone()).await {
                 Ok(host) => {
                     tracing::info!("the host runs again");
                     self.standing.send_replace(Standing::Running(host));

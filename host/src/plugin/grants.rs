@@ -199,6 +199,12 @@ fn lacking<'a>(
 #[serde(transparent)]
 pub struct TopicPattern(Topic);
 
+impl std::fmt::Display for TopicPattern {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 impl TopicPattern {
     /// Whether the pattern covers `topic`.
     pub fn covers(&self, topic: &Topic) -> bool {

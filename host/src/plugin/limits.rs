@@ -209,7 +209,7 @@ impl SomeLimits {
 }
 
 /// What the operator says of the limits of all plugins. The section `limits` of the config.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct LimitPolicy {
     /// What a plugin has that asks for nothing; absent ones are as in the table of `docs/limits.md`.

@@ -15,7 +15,8 @@ use wasmparser::{ComponentTypeRef, Parser, Payload};
 
 use super::{Grants, SomeLimits};
 use crate::change::Version;
-use crate::ident::{Digest, InvalidWord, KeyName, PluginName};
+use crate::config::findings::meant;
+use crate::ident::{Digest, InvalidWord, KeyName, PeerName, PluginName};
 use crate::signing::{Signer, SigningError, signer_of};
 
 /// The custom section that holds the manifest.
@@ -68,12 +69,12 @@ pub enum ManifestError {
     #[error(transparent)]
     Signature(#[from] SigningError),
     /// A config value that the manifest does not know.
-    #[error("the plugin has no config value {key:?}; it has {known}")]
+    #[error("the plugin has no config value {key:?}{hint}")]
     UnknownValue {
         /// Which.
         key: String,
-        /// The known ones.
-        known: String,
+        /// Which one was perhaps meant, or the known ones.
+        hint: String,
     },
     /// A config value of the wrong type.
     #[error("config value {key:?} must be a {expected}")]
@@ -82,6 +83,24 @@ pub enum ManifestError {
         key: String,
         /// What it must be.
         expected: &'static str,
+    },
+    /// A config value that is none of those that there are.
+    #[error("config value {key:?} must be one of {choices}{meant}")]
+    NoChoice {
+        /// Which.
+        key: String,
+        /// Those that there are.
+        choices: String,
+        /// Which one was perhaps meant, as a question.
+        meant: String,
+    },
+    /// A config value that names peers, and not as peers are named.
+    #[error("config value {key:?}: {why}")]
+    Peer {
+        /// Which.
+        key: String,
+        /// What is wrong with it.
+        why: String,
     },
     /// A config value without default that is not set.
     #[error("config value {0:?} is not set and has no default")]
@@ -97,6 +116,32 @@ pub enum ManifestError {
     /// A word that is not one.
     #[error(transparent)]
     Word(#[from] InvalidWord),
+}
+
+impl ManifestError {
+    /// The config value that is wrong, if one is.
+    pub fn key(&self) -> Option<&str> {
+        match self {
+            Self::UnknownValue { key, .. }
+            | Self::WrongType { key, .. }
+            | Self::NoChoice { key, .. }
+            | Self::Peer { key, .. }
+            | Self::MissingValue(key) => Some(key),
+            _ => None,
+        }
+    }
+
+    /// What is wrong, where the value is named already.
+    pub fn why(&self) -> String {
+        match self {
+            Self::UnknownValue { hint, .. } => format!("the plugin has no such value{hint}"),
+            Self::WrongType { expected, .. } => format!("it must be a {expected}"),
+            Self::NoChoice { choices, meant, .. } => format!("it must be one of {choices}{meant}"),
+            Self::Peer { why, .. } => why.clone(),
+            Self::MissingValue(_) => "it is not set and has no default".to_owned(),
+            other => other.to_string(),
+        }
+    }
 }
 
 /// What a plugin says of itself.
@@ -172,6 +217,9 @@ pub struct ConfigValue {
     /// Whether it may be absent.
     #[serde(default)]
     pub optional: bool,
+    /// The texts that it may be; none: any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub choices: Vec<String>,
     /// One line for the operator.
     #[serde(default)]
     pub description: String,
@@ -179,7 +227,7 @@ pub struct ConfigValue {
 
 /// The type of a config value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum ConfigKind {
     /// Text.
     String,
@@ -191,6 +239,10 @@ pub enum ConfigKind {
     Boolean,
     /// A list of texts.
     Strings,
+    /// A list of peer ids. The plugin has each as the origin of a message names it, in base58.
+    Peers,
+    /// A list of peer ids, each under a name, as in `NODE=PEER`; a name may stand there more than once.
+    NamedPeers,
 }
 
 /// A manifest with the operator's config put in.
@@ -209,7 +261,9 @@ impl ConfigKind {
             Self::Integer => value.is_i64() || value.is_u64(),
             Self::Number => value.is_number(),
             Self::Boolean => value.is_boolean(),
-            Self::Strings => value.as_array().is_some_and(|items| items.iter().all(Value::is_string)),
+            Self::Strings | Self::Peers | Self::NamedPeers => {
+                value.as_array().is_some_and(|items| items.iter().all(Value::is_string))
+            }
         }
     }
 
@@ -220,7 +274,71 @@ impl ConfigKind {
             Self::Number => "number",
             Self::Boolean => "boolean",
             Self::Strings => "list of strings",
+            Self::Peers => "list of peer ids",
+            Self::NamedPeers => "list of NODE=PEER",
         }
+    }
+}
+
+/// What YAML readers take for `false` and for `true`.
+const SWITCHES: [&[&str]; 2] = [&["false", "no", "off", "n"], &["true", "yes", "on", "y"]];
+
+/// The words for the same boolean as a text, if it is one.
+fn switch_of(text: &str) -> Option<&'static [&'static str]> {
+    let text = text.to_ascii_lowercase();
+    SWITCHES.into_iter().find(|words| words.contains(&text.as_str()))
+}
+
+impl ConfigValue {
+    /// An operator's value as the plugin has it.
+    fn read(&self, key: &str, value: &Value) -> Result<Value, ManifestError> {
+        let value = match (self.kind, value) {
+            (ConfigKind::String, Value::Bool(value)) => {
+                let word = SWITCHES[usize::from(*value)][0];
+                Value::from(self.choice_like(word).unwrap_or(word))
+            }
+            (ConfigKind::String, Value::String(text)) if !self.choices.contains(text) => {
+                Value::from(self.choice_like(text).unwrap_or(text))
+            }
+            (ConfigKind::Boolean, Value::String(text)) => {
+                let switch = switch_of(text);
+                switch.map_or_else(|| value.clone(), |words| Value::Bool(words == SWITCHES[1]))
+            }
+            _ => value.clone(),
+        };
+        if !self.kind.accepts(&value) {
+            return Err(ManifestError::WrongType { key: key.to_owned(), expected: self.kind.name() });
+        }
+        match (&value, self.kind) {
+            (Value::String(text), _) if !self.choices.is_empty() && !self.choices.contains(text) => {
+                let (key, choices) = (key.to_owned(), self.choices.join(", "));
+                let meant = meant(text, self.choices.iter().map(String::as_str));
+                Err(ManifestError::NoChoice { key, choices, meant })
+            }
+            (Value::Array(items), ConfigKind::Peers | ConfigKind::NamedPeers) => {
+                let items = items.iter().filter_map(Value::as_str).map(|item| self.peer(key, item));
+                Ok(Value::Array(items.collect::<Result<_, _>>()?))
+            }
+            _ => Ok(value),
+        }
+    }
+
+    /// The choice that YAML readers take for the same boolean as a text.
+    fn choice_like(&self, text: &str) -> Option<&str> {
+        let words = switch_of(text)?;
+        self.choices.iter().map(String::as_str).find(|choice| words.contains(choice))
+    }
+
+    /// A peer in its one form, with its name if it has one.
+    fn peer(&self, key: &str, item: &str) -> Result<Value, ManifestError> {
+        let wrong = |why: String| ManifestError::Peer { key: key.to_owned(), why };
+        let peer = |text: &str| text.parse::<PeerName>().map_err(|error| wrong(error.to_string()));
+        if self.kind == ConfigKind::Peers {
+            return Ok(Value::from(peer(item)?.as_str()));
+        }
+        let pair = item.rsplit_once('=').filter(|(name, _)| !name.is_empty());
+        let (name, text) = pair.ok_or_else(|| wrong(format!("{item:?} is no pair, as in NODE=PEER")))?;
+        Ok(Value::from(format!("{name}={}", peer(text)?)))
     }
 }
 
@@ -259,21 +377,20 @@ impl Manifest {
         host: HostValues<'_>,
     ) -> Result<Map<String, Value>, ManifestError> {
         if let Some(key) = set.keys().find(|key| !self.config.contains_key(*key)) {
-            let known = self.config.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-            return Err(ManifestError::UnknownValue { key: key.clone(), known });
+            let known = self.config.keys().map(String::as_str);
+            let meant = meant(key, known.clone());
+            let hint = match meant.is_empty() {
+                true => format!("; it has {}", known.collect::<Vec<_>>().join(", ")),
+                false => meant,
+            };
+            return Err(ManifestError::UnknownValue { key: key.clone(), hint });
         }
         let mut config = Map::new();
         for (key, declared) in &self.config {
             let value = set.get(key).filter(|value| !value.is_null()).or(declared.default.as_ref());
             match value {
-                Some(value) if declared.kind.accepts(value) => {
-                    config.insert(key.clone(), with_host_values(value, host));
-                }
-                Some(_) => {
-                    return Err(ManifestError::WrongType {
-                        key: key.clone(),
-                        expected: declared.kind.name(),
-                    });
+                Some(value) => {
+                    config.insert(key.clone(), with_host_values(&declared.read(key, value)?, host));
                 }
                 None if declared.optional => {}
                 None => return Err(ManifestError::MissingValue(key.clone())),
@@ -525,6 +642,8 @@ impl<'a> Sections<'a> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::plugin::Reach;
 
@@ -590,6 +709,28 @@ mod tests {
             Err(ManifestError::WrongType { .. })
         ));
         assert!(matches!(manifest.resolve(&set("topic", "a\nb".into()), &[]), Err(ManifestError::Word(_))));
+    }
+
+    #[test]
+    fn words_that_yaml_readers_take_for_booleans_are_what_the_manifest_wants() {
+        let value = |declared: &str, value: Value| {
+            let text = format!("name = \"a\"\nversion = \"1\"\n[config.x]\n{declared}\n");
+            let manifest = Manifest::parse(&text).unwrap();
+            let resolved = manifest.resolve(&Map::from_iter([("x".to_owned(), value)]), &[]);
+            resolved.map(|it| it.config).map_err(|error| error.to_string())
+        };
+        let choice = "type = \"string\"\nchoices = [\"no\", \"first\"]";
+        for no in [json!(false), json!("no"), json!("No"), json!("off"), json!("FALSE")] {
+            assert_eq!(value(choice, no), Ok(r#"{"x":"no"}"#.to_owned()));
+        }
+        let why = value(choice, json!("frist")).unwrap_err();
+        assert!(why.contains("one of no, first; did you mean `first`?"), "{why}");
+        assert!(value(choice, json!(true)).is_err() && value(choice, json!(1)).is_err());
+        assert_eq!(value("type = \"string\"", json!(true)), Ok(r#"{"x":"true"}"#.to_owned()));
+        assert_eq!(value("type = \"string\"", json!("No")), Ok(r#"{"x":"No"}"#.to_owned()));
+        assert_eq!(value("type = \"boolean\"", json!("yes")), Ok(r#"{"x":true}"#.to_owned()));
+        assert_eq!(value("type = \"boolean\"", json!("Off")), Ok(r#"{"x":false}"#.to_owned()));
+        assert!(value("type = \"boolean\"", json!("maybe")).is_err());
     }
 
     #[test]

@@ -164,7 +164,8 @@ pub struct Pending {
     pub version: String,
     /// Its digest, in hex.
     pub digest: String,
-    /// Where it came from.
+    /// Where it came from; of a URL without what may be a secret.
+    #[serde(serialize_with = "crate::change::shown")]
     pub source: String,
     /// Who asked for it.
     pub by: String,

@@ -6,7 +6,7 @@ mod senders;
 use std::time::Duration;
 
 use redb::{ReadableTable, ReadableTableMetadata as _, WriteTransaction};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{DEAD, META, Snapshot, Store, StoreError, add_to_counter, counter, next_numbers, set_counter};
 use crate::effect::DeadLetter;
@@ -17,7 +17,7 @@ use crate::time::Timestamp;
 use senders::{Sender, Senders};
 
 /// How many letters are kept, and for how long.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Quota {
     /// How many, default 10,000.

@@ -14,7 +14,7 @@ use super::identity::{Identity, pair_of};
 use super::shown::shown_key;
 use crate::backend::embedded;
 use crate::commit::{Commit, Durability, give_up};
-use crate::config::Config;
+use crate::config::{Config, Live};
 use crate::entry::Offset;
 use crate::host::{HostError, Loader, Ready, ToRun, Wired};
 use crate::ident::PluginName;
@@ -167,7 +167,7 @@ impl Ground {
             Arc::clone(&room),
         ));
         let loader = Arc::new(Loader {
-            config,
+            config: Live::new(config),
             id: self.host.id.clone(),
             secret: self.host.secret,
             numbers: Some(self.numbers.clone()),

@@ -76,6 +76,7 @@ pub fn of_a_sound_host() -> Vec<Call> {
         call("make_backup", "/v1/backup", r#"{"passphrase":"correct horse battery staple"}"#, 200),
         call("make_backup", "/v1/backup", r#"{"passphrase":""}"#, 400),
         call("make_backup", "/v1/backup", "{}", 422),
+        call("reload_config", "/v1/config/reload", "", 200),
         call("export_events", "/v1/events", "", 200),
         call("export_events", "/v1/events?plugin=job-tracker&since=2020-01-01T00:00:00Z", "", 200),
         call("export_events", "/v1/events?topic=dim.jobs.updates", "", 200),
@@ -239,10 +240,17 @@ const PATH: &str = r#"{"path":"/ipfs/bafkreiaew4yc5xnkbux25pla4xjujaozonb7ql2k3p
 pub fn of_an_unsound_host() -> Vec<Call> {
     vec![
         call("get_health", "/healthz", "", 503),
+        // It was started without a file.
+        call("reload_config", "/v1/config/reload", "", 409),
         call("list_plugins", "/v1/plugins", "", 200),
         call("get_job", "/v1/jobs/j1", "", 404),
         call("replay_dead_letter", "/v1/dead-letters/1/replay", "", 409),
     ]
+}
+
+/// Calls of a host whose config file has an error by now.
+pub fn of_a_host_with_a_wrong_config() -> Vec<Call> {
+    vec![call("reload_config", "/v1/config/reload", "", 422)]
 }
 
 /// Calls of a host that has failed and does not start again yet.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use dim::change::State;
-use dim_tests::{Setup, downtime, eventually};
+use dim_tests::{Setup, downtime, eventually, script};
 use serde_json::json;
 
 use super::{SECTION, busy, changes, count, late, named, runs, states, version};
@@ -225,4 +225,32 @@ async fn a_folder_that_is_empty_or_gone_unloads_nothing_and_is_a_trouble() {
     eventually("it is told", async || host.host.folder_trouble().is_some()).await;
     host.host.remove(&"late".parse().unwrap(), false, "the test").await.unwrap();
     eventually("all is well", async || host.host.folder_trouble().is_none()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_first_start_acknowledges_before_a_plugin_of_the_folder_is_installed_is_for_it() {
+    let (folder, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    put(folder.path(), "late.wasm", &late("1.0.0"));
+    put(folder.path(), "broken.wasm", b"no component");
+    // It is granted nothing, so it waits, and nothing is kept for it.
+    put(folder.path(), "beggar.wasm", &named("beggar", "1.0.0"));
+    let options = dim::host::Options::new(following(folder.path()).config(), dir.path());
+    let host = dim::host::Host::begin(options).await.unwrap();
+    let topic: dim::ident::Topic = "probe.in".parse().unwrap();
+    let early = dim::effect::Publish { topic: topic.clone(), data: count().into() };
+    host.commit.publish(early, host.log.now()).await.unwrap();
+    host.load().await.unwrap();
+    let counted = async || {
+        let late = host.plugins.get("late")?;
+        let asked = script(json!([{ "do": "get", "key": "count" }])).to_string();
+        let answer = late.handle.query("run".to_owned(), asked).await.ok()?;
+        let answer: serde_json::Value = serde_json::from_str(&answer).ok()?;
+        answer[0]["ok"].as_str().map(str::to_owned)
+    };
+    eventually("it has counted what came early", async || counted().await.as_deref() == Some("1")).await;
+    // It subscribes once: what comes now is counted once.
+    let next = dim::effect::Publish { topic, data: count().into() };
+    host.commit.publish(next, host.log.now()).await.unwrap();
+    eventually("it counts on", async || counted().await.as_deref() == Some("2")).await;
+    host.shutdown().await;
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use dim_client::masked;
 use multiaddr::{Multiaddr, Protocol};
 use reqwest::Url;
 use thiserror::Error;
@@ -19,7 +20,7 @@ pub struct AddressError {
 }
 
 /// Where a daemon's RPC is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Address {
     /// Over TCP; the URL has no path.
     Tcp(Url),
@@ -42,7 +43,7 @@ impl FromStr for Address {
     type Err = AddressError;
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
-        let refuse = |why: String| AddressError { text: text.to_owned(), why };
+        let refuse = |why: String| AddressError { text: masked(text), why };
         let bare = text.trim_end_matches('/');
         let bare = bare.strip_suffix("/api/v0").unwrap_or(bare);
         if bare.starts_with('/') {
@@ -84,10 +85,16 @@ fn from_multiaddr(text: &str) -> Result<Address, String> {
     Ok(Address::Tcp(url))
 }
 
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Address({self})")
+    }
+}
+
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Address::Tcp(url) => f.write_str(url.as_str().trim_end_matches('/')),
+            Address::Tcp(url) => f.write_str(masked(url.as_str()).trim_end_matches('/')),
             Address::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
@@ -122,6 +129,17 @@ mod tests {
         {
             let error = text.parse::<Address>().expect_err(text).to_string();
             assert!(error.contains("/ip4/127.0.0.1/tcp/5001"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_password_in_an_address_is_sent_and_never_shown() {
+        let address: Address = "http://ada:hush@127.0.0.1:5001".parse().unwrap();
+        assert_eq!(address.to_string(), "http://***@127.0.0.1:5001");
+        assert_eq!(address.command("id").as_str(), "http://ada:hush@127.0.0.1:5001/api/v0/id");
+        for wrong in ["http://ada:hush@127.0.0.1/x", "http://ada:hu/sh@host", "ftp://ada:hush@host"] {
+            let error = wrong.parse::<Address>().unwrap_err();
+            assert!(!format!("{error} {address:?} {error:?}").contains("hush"), "{error} {address:?}");
         }
     }
 

@@ -143,7 +143,8 @@ impl Rpc {
             let part = Part::stream(Body::from(body)).file_name("file");
             request = request.multipart(Form::new().part("file", part));
         }
-        let response = request.send().await.map_err(|error| self.failed(call.command, &error))?;
+        let response =
+            request.send().await.map_err(|error| self.failed(call.command, &error.without_url()))?;
         if response.status() == StatusCode::OK {
             return Ok(response);
         }

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use dim_client::ClientError;
+use dim_client::{ClientError, masked};
 use futures::{Stream, StreamExt as _};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -75,7 +75,7 @@ pub async fn install(client: &Client, out: &Output, wish: Wish) -> anyhow::Resul
             let shown = file.display().to_string();
             (plugin::read(&file).with_context(|| format!("cannot read {shown}"))?, shown)
         }
-        From::Url(url) => (download(&url, out).await?, url),
+        From::Url(url) => (download(&url, out).await?, masked(&url)),
         From::Ipfs(path) => {
             let send = async |Consent { grant, trust }: Consent| {
                 let fetch = json!({ "from": path, "trust": trust, "name": name, "grant": grant });
@@ -107,11 +107,15 @@ pub struct Waits(Change);
 async fn download(url: &str, out: &Output) -> anyhow::Result<Vec<u8>> {
     crate::install_tls();
     let response = reqwest::get(url).await.and_then(reqwest::Response::error_for_status);
+    // It may hold a token.
+    let url = masked(url);
+    let response = response.map_err(reqwest::Error::without_url);
     let response = response.with_context(|| format!("cannot fetch {url}"))?;
     let whole = response.content_length();
     let (mut component, mut chunks) = (Vec::new(), response.bytes_stream());
     let mut told = Instant::now();
     while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(reqwest::Error::without_url);
         component.extend_from_slice(&chunk.with_context(|| format!("{url} broke off"))?);
         if component.len() > MAX_COMPONENT {
             bail!("{url} has more than {MAX_COMPONENT} bytes");

@@ -92,7 +92,7 @@ impl Look for Folder {
     }
 
     async fn look(&mut self, host: &Arc<Host>) -> Result<(), StoreError> {
-        let Some(folder) = host.config.plugins_dir.clone() else { return Ok(()) };
+        let Some(folder) = host.config.now().plugins_dir.clone() else { return Ok(()) };
         let looked_into = folder.clone();
         let found = tokio::task::spawn_blocking(move || files_of(&looked_into)).await;
         let found = match found.expect("looking does not panic") {
@@ -109,8 +109,20 @@ impl Look for Folder {
             self.remove_gone(host, &folder, &found)?;
         }
         self.take_in_settled(host, found);
+        if self.files.values().all(|file| file.is_settled) {
+            // What is not installed by now is not for this host, or went meanwhile.
+            host.loader.withdraw_all(|name| host.plugins.get(name).is_some());
+        }
         Ok(())
     }
+}
+
+/// The plugins of a folder before anything was installed from it: each with its file and its component. What is no
+/// plugin says so when it is taken in.
+pub fn plugins_of(folder: &Path) -> Vec<(PluginName, PathBuf, Bytes)> {
+    // One that cannot be read is told by its first look.
+    let files = files_of(folder).unwrap_or_default().into_keys();
+    files.filter_map(|file| held(&file).ok().map(|it| (it.name, file, it.component))).collect()
 }
 
 impl Folder {

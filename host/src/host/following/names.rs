@@ -35,7 +35,7 @@ struct Known {
 
 impl Look for Names {
     fn pause(&self, host: &Host) -> Duration {
-        host.config.follow_every()
+        host.config.now().follow_every()
     }
 
     async fn look(&mut self, host: &Arc<Host>) -> Result<(), StoreError> {

@@ -18,14 +18,14 @@ pub const TIMEOUT: Duration = Duration::from_secs(60);
 impl Host {
     /// Whether the config trusts what comes from `source`, however it changes.
     pub fn trusts(&self, source: &str) -> bool {
-        self.config.replacement.trusted.iter().any(|trusted| trusted == source)
+        self.config.now().replacement.trusted.iter().any(|trusted| trusted == source)
     }
 
     /// Reads the component at a path.
     pub async fn fetch(&self, path: &ContentPath) -> Result<Bytes, ReplaceError> {
         let fetched = tokio::time::timeout(TIMEOUT, async {
             let target = self.backend.end_of_chain(path.clone()).await?;
-            self.backend.content.file(&target, self.config.limits.component_bytes).await
+            self.backend.content.file(&target, self.config.now().limits.component_bytes).await
         });
         let unfetched = |why: String| ReplaceError::Refused(format!("cannot fetch {path}: {why}"));
         let fetched = fetched.await.map_err(|_| unfetched(format!("no answer within {TIMEOUT:?}")))?;

@@ -1,7 +1,5 @@
 //! Owns how sizes and times look to people. Programs get bytes and nanoseconds.
 
-use std::time::Duration;
-
 use jiff::Timestamp as Time;
 
 /// Units of sizes, each 1,024 of the one before.
@@ -38,7 +36,7 @@ pub fn time(time: Time) -> String {
 pub fn ago(time: Time, now: Time) -> String {
     let nanoseconds = (now.as_nanosecond() - time.as_nanosecond()).unsigned_abs();
     let seconds = u64::try_from(nanoseconds / 1_000_000_000).unwrap_or(u64::MAX);
-    let amount = match Duration::from_secs(seconds).as_secs() {
+    let amount = match seconds {
         0 => return "now".to_owned(),
         seconds @ ..60 => format!("{seconds} s"),
         seconds @ ..3_600 => format!("{} min", seconds / 60),

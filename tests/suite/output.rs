@@ -79,7 +79,8 @@ fn a_reader_that_goes_ends_each_command_without_a_word() {
         .env_remove("DIM_API")
         .env("DIM_STATE_DIR", dir.path().join("state"));
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    (drop(child.stdout.take()), drop(child.stderr.take()));
+    drop(child.stdout.take());
+    drop(child.stderr.take());
     assert_eq!(child.wait().unwrap().code(), Some(3));
 }
 

@@ -1,7 +1,5 @@
 //! Owns how sizes and times look to people. Programs get bytes and nanoseconds.
 
-use std::time::Duration;
-
 use jiff::Timestamp as Time;
 
 /// Units of sizes, each 1,024 of the one before.
@@ -38,7 +36,7 @@ pub fn time(time: Time) -> String {
 pub fn ago(time: Time, now: Time) -> String {
     let nanoseconds = (now.as_nanosecond() - time.as_nanosecond()).unsigned_abs();
     let seconds = u64::try_from(nanoseconds / 1_000_000_000).unwrap_or(u64::MAX);
-    let amount = match Duration::from_secs(seconds).as_secs() {
+    let amount = match seconds {
         0 => return "now".to_owned(),
         seconds @ ..60 => format!("{seconds} s"),
         seconds @ ..3_600 => format!("{} min", seconds / 60),
@@ -77,7 +75,7 @@ mod tests {
             ("2026-03-01T11:59:01Z", "59 s ago"),
             ("2026-03-01T11:57:00.9Z", "2 min ago"),
             ("2026-03-01T13:00:00Z", "in 1 h"),
-            ("2026-02-28T11:00:00Z", "2 d ago"),
+            ("2026-02-27T11:00:00Z", "2 d ago"),
             ("2026-02-28T13:00:00Z", "47 h ago"),
             ("2026-01-01T00:00:00Z", "2026-01-01"),
         ] {

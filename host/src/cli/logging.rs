@@ -5,10 +5,10 @@
 use std::backtrace::BacktraceStatus;
 use std::collections::HashMap;
 use std::fmt;
-use std::io::IsTerminal as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use anstream::{AutoStream, ColorChoice};
 use anyhow::Context as _;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -82,7 +82,7 @@ impl Logging {
         let to = lines.clone();
         let written = tracing_subscriber::fmt::layer()
             .with_writer(move || to.clone())
-            .with_ansi(std::io::stderr().is_terminal());
+            .with_ansi(AutoStream::choice(&std::io::stderr()) != ColorChoice::Never);
         let written = match format {
             LogFormat::Text => written.fmt_fields(Escaped(DefaultFields::new())).boxed(),
             LogFormat::Json => written.json().boxed(),

@@ -3,7 +3,7 @@
 
 use anstyle::{AnsiColor, Style};
 use jiff::Timestamp as Time;
-use serde_json::Value;
+use serde_json::{Value, json};
 use unicode_width::UnicodeWidthStr as _;
 
 use super::human;
@@ -66,7 +66,9 @@ impl Column {
     }
 
     fn cell(&self, row: &Value) -> Cell {
-        let value = row.pointer(self.at);
+        // A list or a count of nothing is nothing.
+        let is_empty = |value: &Value| *value == json!([]) || *value == json!({});
+        let value = row.pointer(self.at).filter(|value| !is_empty(value));
         let time = || human::read(value?.as_str()?);
         let text = match self.kind {
             Kind::Text => value.and_then(Value::as_str).map(|text| escaped(text).into_owned()),
@@ -223,8 +225,6 @@ fn member(name: &str, value: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     const COLUMNS: [Column; 3] =
@@ -240,8 +240,8 @@ mod tests {
         assert_eq!(
             lines,
             [
-                "ID                STATE    TEXT",
-                "日本              running    at x",
+                "ID               STATE    TEXT",
+                "日本             running    at x",
                 "\\u{20}a\\u{202e}  -        -",
             ]
         );

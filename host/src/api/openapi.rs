@@ -9,7 +9,7 @@ use axum::response::IntoResponse;
 use utoipa::openapi::path::{Operation, PathItem};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{Ref, RefOr, Response};
-use utoipa::{IntoResponses, Modify, OpenApi, ToResponse};
+use utoipa::{IntoResponses, Modify, OpenApi, ToResponse, ToSchema};
 
 use super::error::Problem;
 use crate::ident::{KeyName, PluginName, Topic};
@@ -35,6 +35,9 @@ use crate::ident::{KeyName, PluginName, Topic};
         (name = "dead letters", description = "Events that a plugin could not handle"),
         (name = "host", description = "How the host is doing"),
     ),
+    servers(
+        (url = "http://127.0.0.1:7080", description = "A host that listens there: `dim run --listen 127.0.0.1:7080`"),
+    ),
     // Nothing on the socket, the token over TCP.
     security((), ("token" = [])),
     modifiers(&TokenScheme),
@@ -56,6 +59,12 @@ impl Modify for TokenScheme {
         components.add_security_scheme("token", SecurityScheme::Http(bearer.build()));
     }
 }
+
+/// Bytes as they are.
+// Generators of clients make no call of a body without a schema.
+#[derive(ToSchema)]
+#[schema(value_type = String, format = Binary)]
+pub struct Binary(#[expect(dead_code, reason = "it is read as it comes")] Vec<u8>);
 
 /// Any other error: 401 over TCP without the token, 403 for a request of a web page, 413 for a body of more than
 /// 16 MiB, 500 if the store or a plugin fails, 502 to 504 if the backend does not do its part, 503 while the host is

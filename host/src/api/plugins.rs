@@ -14,7 +14,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::ApiError;
 use super::extract::{self, Caller, Current, Path, Plain, Query};
-use super::openapi::{Conflict, Missing, Refused};
+use super::openapi::{Binary, Conflict, Missing, Refused};
 use crate::change::{Change, State};
 use crate::host::{Grant, Host, Loaded, Proposal, ReplaceError, RolledBack};
 use crate::ident::{ContentPath, Digest, PluginName};
@@ -214,7 +214,8 @@ fn unnamed() -> String {
 /// restart of the host. How far it has come is told at `/v1/changes`.
 #[utoipa::path(put, path = "/plugins/{plugin}/component", tag = "plugins", operation_id = "install_plugin",
     params(("plugin" = PluginName, Path, description = "The plugin's name"), Origin),
-    request_body(content = String, content_type = "application/wasm", description = "The component"),
+    request_body(content = inline(Binary), content_type = "application/octet-stream",
+        description = "The component, whatever its content type"),
     responses((status = 200, body = Change), Conflict, Refused))]
 pub async fn install(
     Current(host): Current,

@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 
 use super::ApiError;
 use super::extract::{Current, Path, Plain};
-use super::openapi::TooLarge;
+use super::openapi::{Binary, TooLarge};
 use crate::effect::Publish;
 use crate::entry::{Entry, Event, Kind, Origin};
 use crate::host::Host;
@@ -85,7 +85,7 @@ pub async fn peers(
 /// At most 61,440 bytes, whatever its content type.
 #[utoipa::path(post, path = "/topics/{topic}/messages", tag = "topics", operation_id = "publish_message",
     params(("topic" = Topic, Path, description = "The topic")),
-    request_body(content_type = "application/octet-stream"),
+    request_body(content = inline(Binary), content_type = "application/octet-stream"),
     responses((status = 202, description = "It is durable, and will be sent"), TooLarge))]
 pub async fn publish(
     Current(host): Current,

@@ -307,6 +307,8 @@ impl Answer {
                 let data = self.body.lines().find_map(|line| line.strip_prefix("data: "));
                 serde_json::from_str(data.expect("an event has data")).expect("the data is JSON")
             }
+            // Each line is JSON.
+            "application/x-ndjson" => text(),
             json if json.ends_with("json") => serde_json::from_str(&self.body).expect("the body is JSON"),
             _ => text(),
         }

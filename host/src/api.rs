@@ -20,6 +20,7 @@ mod plugins;
 mod queues;
 mod server;
 mod status;
+mod stream;
 mod token;
 mod topics;
 mod words;

@@ -40,5 +40,6 @@ mod seen;
 mod signing;
 mod speakers;
 mod state_directory;
+mod streams;
 mod takeback;
 mod traps;

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
-use utoipa::openapi::path::{Operation, PathItem};
+use utoipa::openapi::path::{Operation, Parameter, ParameterIn, PathItem};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{Ref, RefOr, Response};
 use utoipa::{IntoResponses, Modify, OpenApi, ToResponse, ToSchema};
@@ -118,7 +118,10 @@ fn complete(operation: &mut Operation) {
     }
     let responses = &mut operation.responses.responses;
     responses.insert("default".to_owned(), problem(""));
-    if operation.parameters.is_some() || operation.request_body.is_some() {
+    // Whatever an id of an event is, it is none that can be wrong.
+    let is_header = |parameter: &RefOr<Parameter>| matches!(parameter, RefOr::T(parameter) if matches!(parameter.parameter_in, ParameterIn::Header));
+    let mut parameters = operation.parameters.iter().flatten();
+    if !parameters.all(is_header) || operation.request_body.is_some() {
         responses.insert("400".to_owned(), problem("What was sent is wrong."));
     }
 }

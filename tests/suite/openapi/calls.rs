@@ -381,7 +381,9 @@ async fn answer(mut response: Response, is_stream: bool) -> Answer {
     let read = async {
         while let Some(piece) = response.chunk().await.expect("a body") {
             body.extend_from_slice(&piece);
-            if is_stream && body.starts_with(b"event:") && body.ends_with(b"\n\n") {
+            // An id alone is no event.
+            let is_told = body.windows(6).any(|field| field == b"event:");
+            if is_stream && is_told && body.ends_with(b"\n\n") {
                 break;
             }
         }

@@ -1,5 +1,6 @@
 //! The tests of the host, in one program. Where a test needs a daemon it says so and starts one.
 
+mod admission;
 mod agent;
 mod attacks;
 mod author;

@@ -66,8 +66,8 @@ impl Modify for TokenScheme {
 #[schema(value_type = String, format = Binary)]
 pub struct Binary(#[expect(dead_code, reason = "it is read as it comes")] Vec<u8>);
 
-/// Any other error: 401 over TCP without the token, 403 for a request of a web page, 413 for a body of more than
-/// 16 MiB, 500 if the store or a plugin fails, 502 to 504 if the backend does not do its part, 503 while the host is
+/// Any other error: 401 over TCP without the token, 403 for a request of a web page, 408 for a body that does not come
+/// in time, 413 for one of more than 16 MiB, 500 if the store or a plugin fails, 502 to 504 if the backend does not do its part, 503 while the host is
 /// down, 507 while the disk is too full to take anything in.
 #[derive(ToResponse)]
 #[response(content_type = "application/problem+json")]

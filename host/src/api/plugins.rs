@@ -24,9 +24,6 @@ use crate::plugin::{mark, roster};
 use crate::store::history;
 use crate::time::Timestamp;
 
-/// For how long nothing may come of a component that is sent.
-const IDLE: Duration = Duration::from_secs(30);
-
 /// How long a caller waits for a plugin.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -247,10 +244,8 @@ pub async fn install(
 async fn whole(body: Body, most: usize, mut received: impl FnMut(u64)) -> Result<Vec<u8>, ApiError> {
     let (mut component, mut chunks) = (Vec::new(), body.into_data_stream());
     loop {
-        let chunk = tokio::time::timeout(IDLE, chunks.next()).await;
-        let chunk = chunk.map_err(|_| ApiError::invalid(format!("nothing came for {IDLE:?}")))?;
-        let Some(chunk) = chunk else { return Ok(component) };
-        component.extend_from_slice(&chunk.map_err(ApiError::invalid)?);
+        let Some(chunk) = chunks.next().await else { return Ok(component) };
+        component.extend_from_slice(&chunk.map_err(ApiError::of_body)?);
         if component.len() > most {
             return Err(ApiError::too_large(format!("a component has at most {most} bytes")));
         }

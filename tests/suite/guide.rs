@@ -76,7 +76,8 @@ impl Reader {
         let Some(file) = line.strip_prefix("<!-- new ").and_then(|line| line.strip_suffix(" -->")) else {
             return;
         };
-        let text: Vec<&str> = rest[1..].iter().map(String::as_str).take_while(|line| *line != "```").collect();
+        let text: Vec<&str> =
+            rest[1..].iter().map(String::as_str).take_while(|line| *line != "```").collect();
         std::fs::write(self.cwd.join(file), text.join("\n") + "\n").unwrap();
     }
 

@@ -128,7 +128,7 @@ impl Client {
         let mut events = pin!(self.telling(self.http.events(segments)).await?);
         while let Some(event) = events.next().await.transpose()? {
             match event.missed() {
-                Some(missed) => eprintln!("warning: {missed} entries came too fast to be shown"),
+                Some(missed) => eprintln!("warning: {}", ClientError::Lagged(missed)),
                 None => each(&event.data)?,
             }
         }

@@ -45,6 +45,27 @@ impl Output {
         lines(&table)
     }
 
+    /// The same, with the items of these members one a line, after the others.
+    pub fn object_with_lists(&self, object: &Value, lists: &[&str]) -> anyhow::Result<()> {
+        if self.format == Format::Json {
+            return self.json(object);
+        }
+        let mut table = Table::new();
+        table.load_preset(presets::NOTHING);
+        let mut rest = object.clone();
+        let members = rest.as_object_mut();
+        let listed: Vec<(&str, Option<Value>)> = members
+            .map(|members| lists.iter().map(|name| (*name, members.remove(*name))).collect())
+            .unwrap_or_default();
+        flatten(&mut table, "", &rest);
+        for (name, items) in listed {
+            for (index, item) in items.iter().filter_map(Value::as_array).flatten().enumerate() {
+                table.add_row([if index == 0 { name } else { "" }.to_owned(), cell(Some(item))]);
+            }
+        }
+        lines(&table)
+    }
+
     /// Whether programs read this.
     pub fn is_json(&self) -> bool {
         self.format == Format::Json
@@ -79,7 +100,7 @@ fn flatten(table: &mut Table, prefix: &str, object: &Value) {
 
 /// Writes a table without the blanks at the ends of its lines.
 fn lines(table: &Table) -> anyhow::Result<()> {
-    table.lines().try_for_each(|row| line(row.trim()))
+    table.lines().try_for_each(|row| line(row.strip_prefix(' ').unwrap_or(&row).trim_end()))
 }
 
 /// A value as a cell; what a plugin or a peer wrote must not steer the terminal.

@@ -99,6 +99,11 @@ impl<T: Clone> Reader<T> {
         self.next
     }
 
+    /// Whether it is to be told that it has missed something, before all else.
+    pub fn has_missed(&self) -> bool {
+        self.missed != Missed::Nothing
+    }
+
     /// Waits until there is something that was not read yet. Cancel safe.
     pub async fn read(&mut self) -> Read<T> {
         let missed = std::mem::take(&mut self.missed);

@@ -123,6 +123,8 @@ async fn a_topics_stream_goes_on_after_the_last_message() {
     assert_eq!(stream.says("message", "data").await, "4");
     for strange in ["99999999999", "none of it"] {
         let mut stream = api.stream(path, Some(strange)).await;
+        assert!(!stream.response.chunk().await.unwrap().unwrap().starts_with(b"id:"), "it is told first");
+        let mut stream = api.stream(path, Some(strange)).await;
         assert_eq!(stream.lagged().await, Value::Null, "{strange}");
         api.publish("talk", 5).await;
         assert_eq!(stream.says("message", "data").await, "5");

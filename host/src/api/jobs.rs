@@ -201,7 +201,7 @@ enum Question {
 
 impl Source for Watching {
     fn opening(&self) -> Option<u64> {
-        self.entries.last()
+        self.entries.opening()
     }
 
     async fn read(&mut self) -> Option<Told> {

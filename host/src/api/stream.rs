@@ -47,7 +47,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Start {
 
 /// What a stream tells of.
 pub trait Source: Send + 'static {
-    /// The id that a caller has before the first event.
+    /// The id that a caller has before the first event; none if it is to be told first that it has missed something, for
+    /// it could be cut off in between.
     fn opening(&self) -> Option<u64>;
 
     /// Waits until there is something to tell; none at the end. It is called again and again, and dropped while it waits
@@ -152,8 +153,13 @@ impl Entries {
         self.missed = Missed::Unknown;
     }
 
+    /// The id that a caller has before the first of them.
+    pub fn opening(&self) -> Option<u64> {
+        self.last().filter(|_| self.missed == Missed::Nothing)
+    }
+
     /// The id of what was read last.
-    pub fn last(&self) -> Option<u64> {
+    fn last(&self) -> Option<u64> {
         self.follower.next_offset().0.checked_sub(1)
     }
 
@@ -202,7 +208,7 @@ where
     W: Fn(&T) -> bool + Send + 'static,
 {
     fn opening(&self) -> Option<u64> {
-        Some(self.reader.next_number() - 1)
+        (!self.reader.has_missed()).then(|| self.reader.next_number() - 1)
     }
 
     async fn read(&mut self) -> Option<Told> {

@@ -208,7 +208,7 @@ impl Listening {
 
 impl Source for Listening {
     fn opening(&self) -> Option<u64> {
-        self.entries.last()
+        self.entries.opening()
     }
 
     async fn read(&mut self) -> Option<Told> {

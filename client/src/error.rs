@@ -68,9 +68,14 @@ pub enum ClientError {
         /// What is strange.
         why: String,
     },
-    /// A subscription was too slow and has missed so many entries of the host's log; it goes on.
-    #[error("{0} entries came too fast and were missed")]
+    /// A subscription has missed so many entries of the host's log, or 0 if their number is not known; it goes on.
+    #[error("{} were missed", entries(*.0))]
     Lagged(u64),
+}
+
+/// So many entries, in words.
+fn entries(count: u64) -> String {
+    if count == 0 { "entries".to_owned() } else { format!("{count} entries") }
 }
 
 impl ClientError {

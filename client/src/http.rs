@@ -45,7 +45,7 @@ pub struct ServerEvent {
 }
 
 impl ServerEvent {
-    /// How many entries were missed before this, if that is what it says.
+    /// How many entries were missed before this, if that is what it says; 0 if that is not known.
     pub fn missed(&self) -> Option<u64> {
         (self.kind == "lagged").then(|| self.data.parse().unwrap_or(0))
     }

@@ -2,6 +2,7 @@
 
 mod admission;
 mod backup;
+mod body_time;
 mod changes;
 mod chunks;
 mod config;
@@ -21,6 +22,7 @@ mod plugins;
 mod queues;
 mod server;
 mod status;
+mod stream;
 mod token;
 mod topics;
 mod words;
@@ -110,13 +112,16 @@ pub fn router(host: Arc<Supervised>) -> Router {
     guarded(Router::from(described()), MAX_BODY).with_state(host)
 }
 
-/// What holds for every route: how large a body may be, who may ask, and that whoever is refused reads why.
+/// What holds for every route: how large a body may be and how long it may take, who may ask, how many at a time, and
+/// that whoever is refused reads why.
 pub(crate) fn guarded<S: Clone + Send + Sync + 'static>(router: Router<S>, max_body: usize) -> Router<S> {
     router
         .fallback(error::no_such_route)
         .method_not_allowed_fallback(error::no_such_method)
         .layer(DefaultBodyLimit::max(max_body))
+        .layer(middleware::from_fn(admission::enter))
         .layer(middleware::from_fn(error::refuse_browsers))
+        .layer(middleware::map_request(body_time::limit))
         .layer(middleware::map_request(linger::let_it_end))
 }
 
@@ -163,11 +168,11 @@ impl Listener {
         match self {
             Self::Unix(listener, _socket) => {
                 let router = router.layer(Extension(backup::OwnersOnly));
-                server::serve(listener, router, Admission::for_all(most), stop).await
+                server::serve(listener, router, Admission::new(most), stop).await
             }
             Self::Tcp(listener, token) => {
                 let router = router.layer(middleware::from_fn_with_state(token, token::require));
-                server::serve(listener, router, Admission::for_known(most), stop).await
+                server::serve(listener, router, Admission::new(most), stop).await
             }
         }
     }

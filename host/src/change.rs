@@ -9,10 +9,10 @@ use std::time::Duration;
 use dim_client::masked;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use serde::{Deserialize, Serialize};
-use tokio::sync::broadcast;
 use utoipa::ToSchema;
 
 use crate::entry::Offset;
+use crate::feed::Feed;
 use crate::ident::PluginName;
 use crate::time::Timestamp;
 
@@ -213,15 +213,15 @@ impl Change {
     }
 }
 
-/// Most changes that a listener may lag behind.
-const LISTENER: usize = 256;
+/// States of changes that are kept for those who listen.
+const KEPT: usize = 256;
 
 /// The changes that are under way, and whoever wants to hear of each.
 #[derive(Debug)]
 pub struct Changes {
     under_way: Mutex<BTreeMap<u64, Change>>,
     next: AtomicU64,
-    listeners: broadcast::Sender<Change>,
+    feed: Arc<Feed<Change>>,
     /// Counts of what has become of changes.
     pub tally: Tally,
 }
@@ -231,7 +231,7 @@ impl Default for Changes {
         Self {
             under_way: Mutex::default(),
             next: AtomicU64::new(0),
-            listeners: broadcast::channel(LISTENER).0,
+            feed: Arc::new(Feed::new(KEPT)),
             tally: Tally::default(),
         }
     }
@@ -277,9 +277,9 @@ impl Changes {
         under_way.values().map(|change| (change.plugin.clone(), change.clone())).collect()
     }
 
-    /// Every state that any change comes to, from now on.
-    pub fn listen(&self) -> broadcast::Receiver<Change> {
-        self.listeners.subscribe()
+    /// The newest states that changes have come to, and those to come.
+    pub fn feed(&self) -> &Arc<Feed<Change>> {
+        &self.feed
     }
 
     /// Tells of a state that a change has come to.
@@ -290,8 +290,7 @@ impl Changes {
         if let (State::OnProbation, Some(pause)) = (change.state, change.pause) {
             self.tally.pauses.observe(Duration::from_nanos(pause.total).as_secs_f64());
         }
-        // No one listening is no error.
-        let _ = self.listeners.send(change.clone());
+        self.feed.tell(change.clone());
     }
 }
 

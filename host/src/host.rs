@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
-use tokio::sync::{Semaphore, broadcast, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::Backend;
@@ -34,6 +34,7 @@ use crate::change::Changes;
 use crate::commit::Commit;
 use crate::config::{Config, Live};
 use crate::echo::Echoes;
+use crate::feed::Feed;
 use crate::ident::{InvalidWord, PluginName};
 use crate::interest::Interest;
 use crate::keys::{KeyError, Keyring};
@@ -325,9 +326,9 @@ impl Host {
         &self.commit.changes
     }
 
-    /// The lines that plugins log from now on.
-    pub fn lines(&self) -> broadcast::Receiver<Line> {
-        self.loader.lines.listen()
+    /// The newest lines that plugins have logged, and those to come.
+    pub fn lines(&self) -> &Arc<Feed<Line>> {
+        self.loader.lines.feed()
     }
 
     /// Says that the host cannot go on, and why.

@@ -68,6 +68,7 @@ pub mod interest;
 pub mod followed;
 pub mod dead;
 pub mod change;
+pub mod feed;
 pub mod room;
 pub mod trouble;
 mod retries;

@@ -4,12 +4,16 @@
 //! time that never goes back, keeps the newest in memory for the plugins to read, and hands them
 //! to the commit, which makes them durable. What is no longer in memory is read from the store.
 
+mod follower;
+
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::thread::Thread;
 use std::time::Duration;
 
-use tokio::sync::broadcast;
+use tokio::sync::watch;
+
+pub use follower::{Followed, Follower};
 
 use crate::entry::{Entry, Event, Kind, Offset};
 use crate::ident::{PluginName, Topic};
@@ -36,11 +40,9 @@ pub struct EventLog {
     room: Condvar,
     writer: OnceLock<Thread>,
     store: Arc<Store>,
-    listeners: broadcast::Sender<Arc<Entry>>,
+    /// What lies before it is durable.
+    durable: watch::Sender<Offset>,
 }
-
-/// Entries that wait for one listener; a slower one is told how many it missed.
-const LISTENER: usize = 512;
 
 #[derive(Debug)]
 struct Inner {
@@ -135,7 +137,7 @@ impl EventLog {
             room: Condvar::new(),
             writer: OnceLock::new(),
             store,
-            listeners: broadcast::channel(LISTENER).0,
+            durable: watch::Sender::new(next),
         }
     }
 
@@ -144,16 +146,10 @@ impl EventLog {
         self.writer.set(writer).expect("a host has one writer");
     }
 
-    /// Every entry from now on, for a caller of the API. They are not durable yet.
-    pub fn listen(&self) -> broadcast::Receiver<Arc<Entry>> {
-        self.listeners.subscribe()
-    }
-
-    fn tell(&self, entry: &Arc<Entry>) {
-        if self.listeners.receiver_count() > 0 {
-            // No one listening any more is no error.
-            let _ = self.listeners.send(entry.clone());
-        }
+    /// Reads the entries from `from` on, as they become durable; from the next one that is appended on, if it is none.
+    pub fn follow(self: &Arc<Self>, from: Option<Offset>) -> Follower {
+        let from = from.unwrap_or_else(|| self.head());
+        Follower::new(self.clone(), from, self.durable.subscribe())
     }
 
     fn wake_writer(&self) {
@@ -170,7 +166,6 @@ impl EventLog {
             inner = self.room.wait(inner).expect("no one panics while holding the log");
         }
         let entry = inner.append(kind);
-        self.tell(&entry);
         drop(inner);
         self.wake_writer();
         entry
@@ -180,8 +175,7 @@ impl EventLog {
     pub fn append_now(&self, kinds: impl IntoIterator<Item = Kind>) {
         let mut inner = self.lock();
         for kind in kinds {
-            let entry = inner.append(kind);
-            self.tell(&entry);
+            inner.append(kind);
         }
         drop(inner);
         self.wake_writer();
@@ -191,7 +185,6 @@ impl EventLog {
     pub fn append_command(&self, kind: Kind) -> Offset {
         let mut inner = self.lock();
         let entry = inner.append(kind);
-        self.tell(&entry);
         drop(inner);
         self.wake_writer();
         entry.offset
@@ -302,6 +295,7 @@ impl EventLog {
         let bytes: usize = inner.tail.range(done.start as usize..done.end as usize).map(|e| weight(e)).sum();
         inner.uncommitted = inner.uncommitted.max(offset);
         inner.pending_bytes -= bytes;
+        self.durable.send_replace(inner.uncommitted);
         inner.shorten();
         drop(inner);
         self.room.notify_all();

@@ -9,6 +9,7 @@ mod cache;
 pub mod compiler;
 mod effects;
 mod engine;
+mod exception;
 mod grants;
 mod imports;
 mod instance;

@@ -15,13 +15,22 @@ function done(called, result) {
   return result;
 }
 
+/** What was thrown on purpose says why by itself; anything else with its kind and the line of the plugin. */
+function why(error) {
+  const onPurpose = error instanceof dim.Reject || error instanceof dim.Refused;
+  if (onPurpose || !error?.stack) return String(error?.message ?? error);
+  const frames = error.stack.split('\n').map((frame) => /@([^@]+):(\d+):\d+$/.exec(frame));
+  const own = frames.find((frame) => frame && !/^(dim|dim_component)\.js$|initializer\.js$/.test(frame[1]));
+  return `${error.name}: ${error.message}${own ? ` (${own[1]}:${own[2]})` : ''}`;
+}
+
 export function start(config, fromStateVersion) {
   for (const member of Object.keys(dim.config)) delete dim.config[member];
   Object.assign(dim.config, JSON.parse(config));
   try {
     done('start', plugin.start?.(dim.config, fromStateVersion));
   } catch (error) {
-    throw String(error?.message ?? error);
+    throw why(error);
   }
 }
 

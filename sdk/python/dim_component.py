@@ -25,6 +25,22 @@ def _answer(called, method, body):
         raise Err(refusal) from None
 
 
+def _why(error):
+    """What was raised on purpose says why by itself; anything else with its kind and the line of the plugin."""
+    if isinstance(error, (dim.Reject, dim.Refused)):
+        return str(error) or type(error).__name__
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        # Files of the module path lie in a directory with a number, the standard library does not.
+        _, number, *rest = file.split("/") if file.startswith("/") else ("", "", file)
+        name = "/".join(rest)
+        if number.isdigit() and name not in ("dim.py", "dim_component.py"):
+            place = f" ({name}:{trace.tb_lineno})"
+        trace = trace.tb_next
+    return f"{type(error).__name__}: {error}{place}"
+
+
 class WitWorld(wit_world.WitWorld):
     def start(self, config, from_state_version):
         dim.config.clear()
@@ -33,7 +49,7 @@ class WitWorld(wit_world.WitWorld):
             try:
                 dim._done("start", plugin.start(dim.config, from_state_version))
             except Exception as error:
-                raise Err(str(error) or type(error).__name__) from None
+                raise Err(_why(error)) from None
 
     def handle(self, event_):
         if not hasattr(plugin, "handle"):

@@ -1,4 +1,4 @@
-//! A plugin in Python, built with componentize-py.
+//! Programs in Python: componentize-py, which builds plugins, and others that tests ask for.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,6 +13,12 @@ const COMPONENTIZE_PY: &str = "componentize-py==0.25.1";
 /// built; a failure where `DIM_REQUIRE_PYTHON=1`.
 pub fn component(dir: &Path) -> Option<PathBuf> {
     or_loudly(build(dir))
+}
+
+/// The directory of programs of an environment of its own, named `name`, with these packages in these versions. None,
+/// and a loud word, where it cannot be made; a failure where `DIM_REQUIRE_PYTHON=1`.
+pub fn environment(name: &str, packages: &[&str]) -> Option<PathBuf> {
+    or_loudly(made(name, packages))
 }
 
 /// The program that builds plugins in Python. None, and a loud word, where it cannot be had; a failure where
@@ -47,16 +53,23 @@ pub fn componentize_py() -> Result<PathBuf, String> {
     if run(Command::new("componentize-py").arg("--version")).is_ok() {
         return Ok("componentize-py".into());
     }
+    Ok(made("python", &[COMPONENTIZE_PY])?.join("componentize-py"))
+}
+
+fn made(name: &str, packages: &[&str]) -> Result<PathBuf, String> {
     // Two tests may ask for it at once.
     static MAKING: Mutex<()> = Mutex::new(());
     let _making = MAKING.lock().map_err(|error| error.to_string())?;
-    let venv = crate::target_dir().join("python");
-    let program = venv.join("bin/componentize-py");
-    if !program.exists() {
-        run(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
-        run(Command::new(venv.join("bin/pip")).args(["install", "--quiet", COMPONENTIZE_PY]))?;
+    let venv = crate::target_dir().join(name);
+    let (programs, record) = (venv.join("bin"), venv.join("packages"));
+    let wanted = packages.join("\n");
+    if std::fs::read_to_string(&record).is_ok_and(|had| had == wanted) {
+        return Ok(programs);
     }
-    Ok(program)
+    run(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
+    run(Command::new(programs.join("pip")).args(["install", "--quiet"]).args(packages))?;
+    std::fs::write(&record, wanted).map_err(|error| error.to_string())?;
+    Ok(programs)
 }
 
 pub(crate) fn run(command: &mut Command) -> Result<(), String> {

@@ -20,6 +20,22 @@ struct Author {
     broken: (&'static str, &'static str),
     /// Two more of it that the language allows and the host cannot serve.
     waiting: Option<(&'static str, &'static str)>,
+    /// A mistake in it, if its interpreter has exceptions.
+    mistake: Option<Mistake>,
+}
+
+/// A mistake that shows for one node alone, and at a start with one value of the config.
+struct Mistake {
+    /// A line before and after it is made.
+    line: (&'static str, &'static str),
+    /// What is added to the file.
+    function: &'static str,
+    /// Which line of that throws, counted from 1.
+    throws: usize,
+    /// What the exception says.
+    says: &'static str,
+    /// The function that throws it.
+    name: &'static str,
 }
 
 impl Author {
@@ -52,6 +68,9 @@ impl Author {
             let name = self.name(template);
             let made = self.json(&["plugin", "new", &name, "--lang", self.language, "--template", template]);
             assert!(made["next"].as_str().unwrap().contains("dim plugin test"), "{made}");
+            if let Some(mistake) = self.mistake.as_ref().filter(|_| template == "heartbeats") {
+                self.makes(mistake);
+            }
             let tested = self.json(&["plugin", "test", &name, "--junit", "results.xml"]);
             assert_eq!(tested["failed"], 0, "{tested}");
             let first = &tested["scenarios"][0];
@@ -67,6 +86,57 @@ impl Author {
             let again = self.dim(&["plugin", "new", &name]);
             assert!(String::from_utf8_lossy(&again.stderr).contains("is there and not empty"));
         }
+    }
+
+    fn source(&self) -> PathBuf {
+        self.dir.path().join(self.name("heartbeats")).join(self.source)
+    }
+
+    fn makes(&self, mistake: &Mistake) {
+        let (right, wrong) = mistake.line;
+        let text = std::fs::read_to_string(self.source()).unwrap();
+        assert_eq!(text.matches(right).count(), 1, "{text}");
+        std::fs::write(self.source(), text.replace(right, wrong) + mistake.function).unwrap();
+    }
+
+    /// An exception is told in the author's words, with the line of the author's code.
+    fn is_told_of(&self, mistake: &Mistake, host: &Program) {
+        assert!(host.dim(&["topic", "pub", "dim.nodes.heartbeat", r#"{"node_id":"bad"}"#]).status.success());
+        dim_tests::soon(|| host.json(&["dead", "ls"]).as_array().is_some_and(|letters| !letters.is_empty()));
+        let place = self.place(mistake);
+        let reason = format!("{} {place}", mistake.says);
+        let listed = String::from_utf8(host.dim(&["dead", "ls"]).stdout).unwrap();
+        assert!(listed.lines().any(|row| row.ends_with(&reason)), "{reason}: {listed}");
+        let id = host.json(&["dead", "ls"])[0]["id"].to_string();
+        let shown = String::from_utf8(host.dim(&["dead", "show", &id]).stdout).unwrap();
+        let stack: Vec<&str> = (shown.lines())
+            .skip_while(|line| !line.starts_with("stack "))
+            .take_while(|line| !line.starts_with("log "))
+            .map(|line| line.trim_start_matches("stack").trim())
+            .collect();
+        assert_eq!(stack[0], format!("{} {place}", mistake.name), "{shown}");
+        assert!(stack[1].starts_with(&format!("handle ({}:", self.source)), "{shown}");
+        assert!(!shown.contains("wasm trap"), "{shown}");
+    }
+
+    /// Where a mistake throws.
+    fn place(&self, mistake: &Mistake) -> String {
+        let text = std::fs::read_to_string(self.source()).unwrap();
+        let before = text.lines().count() - mistake.function.lines().count();
+        format!("({}:{})", self.source, before + mistake.throws)
+    }
+
+    /// An exception at a start is told in the same way.
+    fn is_told_of_a_start(&self, mistake: &Mistake) {
+        let name = self.name("heartbeats");
+        let given = json!({ "given": { "config": { "silent_after_seconds": 13 } }, "steps": [] });
+        std::fs::write(self.dir.path().join("start.yaml"), given.to_string()).unwrap();
+        let component = format!("{name}/{name}.wasm");
+        let tested = self.dim(&["plugin", "test", &component, "--scenario", "start.yaml"]);
+        let said = [tested.stdout, tested.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        let reason = format!("{} {}", mistake.says, self.place(mistake));
+        assert!(!tested.status.success() && said.contains(&reason), "{reason}: {said}");
     }
 
     /// The same source is the same component, in whichever directory.
@@ -128,6 +198,10 @@ impl Author {
         assert_eq!(forgotten, json!({ "node_id": "n1", "count": 1 }));
         let nobody = host.dim(&["plugin", "command", &name, "forget", r#"{"node_id":"n1"}"#]);
         assert_eq!(nobody.status.code(), Some(3));
+        if let Some(mistake) = &self.mistake {
+            self.is_told_of(mistake, &host);
+            self.is_told_of_a_start(mistake);
+        }
     }
 
     /// What no author thinks of is set aside at once: nothing traps.
@@ -150,8 +224,7 @@ impl Author {
 
     /// What a scenario says once a text in the source is another one.
     fn says_with(&self, (right, wrong): (&str, &str)) -> String {
-        let name = self.name("heartbeats");
-        let source = self.dir.path().join(&name).join(self.source);
+        let (name, source) = (self.name("heartbeats"), self.source());
         let text = std::fs::read_to_string(&source).unwrap();
         assert_eq!(text.matches(right).count(), 1, "{text}");
         std::fs::write(&source, text.replace(right, wrong)).unwrap();
@@ -197,6 +270,7 @@ fn a_plugin_in_rust_is_made_built_tried_and_installed() {
         source: "src/lib.rs",
         broken: ("COUNTS.add(&node_id, 1)? == 1", "COUNTS.add(&node_id, 2)? == 2"),
         waiting: None,
+        mistake: None,
     };
     author.all();
     author.builds_the_same_twice();
@@ -214,6 +288,18 @@ fn a_plugin_in_python_is_made_built_tried_and_installed() {
         source: "plugin.py",
         broken: ("counts.get(node_id, 0) + 1", "counts.get(node_id, 0) + 2"),
         waiting: Some(("def handle(event):", "async def handle(event):")),
+        mistake: Some(Mistake {
+            line: (
+                "counts.get(node_id, 0) + 1",
+                "number_of(node_id) if node_id == 'bad' else counts.get(node_id, 0) + 1",
+            ),
+            function: "\n\ndef number_of(node_id):\n    return int(node_id)\n\n\n\
+                def start(config, from_state_version):\n    if config['silent_after_seconds'] == 13:\n        \
+                number_of('bad')\n",
+            throws: 4,
+            says: "ValueError: invalid literal for int() with base 10: 'bad'",
+            name: "number_of",
+        }),
     };
     author.all();
     let missing = Command::new(PROGRAM)
@@ -236,6 +322,17 @@ fn a_plugin_in_javascript_is_made_built_tried_and_installed() {
         source: "plugin.js",
         broken: ("?? 0) + 1", "?? 0) + 2"),
         waiting: Some(("export function handle", "export async function handle")),
+        mistake: Some(Mistake {
+            line: (
+                "(counts.get(node_id) ?? 0) + 1",
+                "node_id === 'bad' ? numberOf(node_id) : (counts.get(node_id) ?? 0) + 1",
+            ),
+            function: "\nfunction numberOf(nodeId) {\n  throw new RangeError('no number: ' + nodeId);\n}\n\n\
+                export function start(config) {\n  if (config.silent_after_seconds === 13) numberOf('bad');\n}\n",
+            throws: 3,
+            says: "RangeError: no number: bad",
+            name: "numberOf",
+        }),
     };
     author.all();
     let elsewhere = tempfile::tempdir().unwrap();

@@ -314,6 +314,25 @@ fn the_demonstration_shows_a_death_and_a_return() {
     assert_eq!(next, None, "the demonstration does not come to it");
 }
 
+#[test]
+fn a_second_demonstration_compiles_nothing() {
+    let cache = tempfile::tempdir().unwrap();
+    let log_of = |number: u32| {
+        let log = cache.path().join(format!("{number}.log"));
+        let mut command = Command::new(PROGRAM);
+        command.args(["run", "--demo", "1"]).env("XDG_CACHE_HOME", cache.path());
+        command.stdout(Stdio::piped()).stderr(std::fs::File::create(&log).unwrap());
+        let mut child = command.spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        assert!(lines.any(|line| line.contains("1 simulated nodes")), "its plugins are loaded");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        std::fs::read_to_string(log).unwrap()
+    };
+    assert!(log_of(1).contains("compiling"));
+    assert_eq!(log_of(2), "");
+}
+
 /// A host whose daemon is not there, with something to send.
 fn with_something_to_send(dir: &Path) -> Program {
     let state = dir.join("state");

@@ -71,11 +71,22 @@ impl Reader {
         written
     }
 
+    /// Writes the file that a section gives as a whole from one of its lines on.
+    fn writes(&self, line: &str, rest: &[String]) {
+        let Some(file) = line.strip_prefix("<!-- new ").and_then(|line| line.strip_suffix(" -->")) else {
+            return;
+        };
+        let text: Vec<&str> =
+            rest[1..].iter().map(String::as_str).take_while(|line| *line != "```").collect();
+        std::fs::write(self.cwd.join(file), text.join("\n") + "\n").unwrap();
+    }
+
     /// What the section says once its commands were run, with what they write.
     fn reads(&mut self, lines: &[String]) -> Vec<String> {
         let mut out = Vec::new();
         let mut is_console = false;
-        for line in lines {
+        for (number, line) in lines.iter().enumerate() {
+            self.writes(line, &lines[number + 1..]);
             match line.as_str() {
                 "```console" => is_console = true,
                 "```" => is_console = false,
@@ -100,6 +111,7 @@ impl Reader {
             let Some(file) = line.strip_prefix("<!-- ").and_then(|line| line.strip_suffix(" -->")) else {
                 continue;
             };
+            let file = file.strip_prefix("new ").unwrap_or(file);
             let code: Vec<&str> =
                 lines[number + 2..].iter().map(String::as_str).take_while(|line| *line != "```").collect();
             let text = std::fs::read_to_string(self.cwd.join(file)).unwrap();
@@ -179,6 +191,11 @@ fn shared_target() -> BTreeMap<&'static str, String> {
 #[test]
 fn the_guide_for_rust_is_what_happens() {
     check("## In Rust", tempfile::tempdir().unwrap(), shared_target());
+}
+
+#[test]
+fn the_guide_for_another_layout_of_the_state_is_what_happens() {
+    check("## Another layout of the state", tempfile::tempdir().unwrap(), shared_target());
 }
 
 #[test]

@@ -210,13 +210,13 @@ async fn waiting_publishes_are_limited() {
 #[tokio::test(flavor = "multi_thread")]
 async fn log_lines_a_second_are_limited_and_dead_letters_have_them() {
     let host = limited(json!({ "log-lines-per-second": 1 })).await;
-    let mut lines = host.host.lines();
+    let mut lines = host.host.lines().follow(None);
     let mut logs = script(json!([{ "do": "log", "line": "x", "times": 12 }]));
     logs["then"] = json!("reject");
     host.from_peer("probe.in", logs.to_string()).await;
     met(&host, "log-lines-per-second", 2).await;
     eventually("it is set aside", async || host.dead_letters().len() == 1).await;
-    let told = std::iter::from_fn(|| lines.try_recv().ok()).filter(|line| line.text == "x").count();
+    let told = lines.read().await.items.iter().filter(|(_, line)| line.text == "x").count();
     assert_eq!(told, 10, "ten at once are a burst");
     let letters = dim::store::dead::list(&host.host.store, &Default::default(), None, 1).unwrap();
     assert_eq!(letters[0].1.log.len(), 12);

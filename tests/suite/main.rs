@@ -1,5 +1,6 @@
 //! The tests of the host, in one program. Where a test needs a daemon it says so and starts one.
 
+mod admission;
 mod agent;
 mod attacks;
 mod author;
@@ -42,5 +43,6 @@ mod seen;
 mod signing;
 mod speakers;
 mod state_directory;
+mod streams;
 mod takeback;
 mod traps;

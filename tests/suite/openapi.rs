@@ -2,6 +2,7 @@
 
 mod calls;
 mod document;
+mod generators;
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -314,15 +314,17 @@ async fn a_probation_goes_on_after_a_restart_and_so_does_the_way_back() {
 async fn a_fleet_hears_of_each_change_on_a_topic() {
     let host = setup().and_probe("watcher", json!({})).start().await;
     let heard = Arc::new(std::sync::Mutex::new(Vec::new()));
-    let mut entries = host.host.log.listen();
+    let mut log = host.host.log.follow(None);
     let noted = heard.clone();
     let listening = tokio::spawn(async move {
-        while let Ok(entry) = entries.recv().await {
-            if let Kind::Event(dim::entry::Event::Message { topic, data, .. }) = &entry.kind
-                && topic.as_str() == dim::change::TOPIC
-            {
-                let change: Value = serde_json::from_slice(data).unwrap();
-                noted.lock().unwrap().push(change["state"].as_str().unwrap().to_owned());
+        loop {
+            for entry in log.read().await.unwrap().entries {
+                if let Kind::Event(dim::entry::Event::Message { topic, data, .. }) = &entry.kind
+                    && topic.as_str() == dim::change::TOPIC
+                {
+                    let change: Value = serde_json::from_slice(data).unwrap();
+                    noted.lock().unwrap().push(change["state"].as_str().unwrap().to_owned());
+                }
             }
         }
     });

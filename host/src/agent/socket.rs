@@ -79,7 +79,7 @@ impl Socket {
 
     /// Answers until `stop` is cancelled.
     pub async fn serve(self, desk: Arc<Desk>, stop: CancellationToken) -> io::Result<()> {
-        serve(self.listener, router(desk), Admission::for_all(CONNECTIONS), stop).await
+        serve(self.listener, router(desk), Admission::new(CONNECTIONS), stop).await
     }
 }
 
@@ -95,7 +95,7 @@ async fn give(
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     let body = body.map_err(|rejection| match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => too_large(),
-        status => ApiError::of_status(status, rejection.body_text()),
+        _ => rejection.into(),
     })?;
     let given: Given = serde_json::from_slice(&body)
         .map_err(|error| ApiError::invalid(format!("this is no notice: {error}")))?;

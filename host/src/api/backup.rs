@@ -6,7 +6,7 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::extract::{Body, Current};
-use super::openapi::Refused;
+use super::openapi::{Binary, Refused};
 use super::{ApiError, chunks};
 use crate::backup::{self, Passphrase};
 use crate::cause::chain;
@@ -31,7 +31,7 @@ pub struct Order {
 /// off, so is the backup; so it is when nothing is read for 30 s.
 #[utoipa::path(post, path = "/backup", tag = "host", operation_id = "make_backup", request_body = Order,
     responses((status = 200, description = "The backup, a file of age",
-        content(("application/octet-stream"))), Refused))]
+        body = inline(Binary), content_type = "application/octet-stream"), Refused))]
 pub async fn make(
     Current(host): Current,
     owner: Option<Extension<OwnersOnly>>,

@@ -1,73 +1,46 @@
 //! `/v1/changes`, `/v1/plugins/{plugin}/log`: what becomes of plugins' code, and what plugins log, as it
 //! happens.
 
-use std::convert::Infallible;
-
-use axum::response::Sse;
-use axum::response::sse::{Event, KeepAlive};
-use futures::{Stream, StreamExt as _};
-use serde::Serialize;
-use tokio::sync::broadcast::Receiver;
-use tokio::sync::broadcast::error::RecvError;
-use tokio_util::sync::CancellationToken;
+use axum::response::Response;
 
 use super::ApiError;
 use super::extract::{Current, Path};
+use super::stream::{self, OfFeed, Start};
 use crate::change::Change;
 use crate::ident::PluginName;
 use crate::plugin::Line;
 
 /// Every state that a change of any plugin's code comes to from now on, as server-sent events.
 ///
-/// The data of each event `change` is the change as it stands then; whoever is too slow gets an event `lagged`
-/// with how many it missed.
+/// The data of each event `change` is the change as it stands then. A caller that was cut off sends the last id that it
+/// had as `Last-Event-ID`, and gets what came since: the newest 256 are kept until the host is started again. An event
+/// `lagged` says how many were missed; its data is null if that is not known.
 #[utoipa::path(get, path = "/changes", tag = "plugins", operation_id = "watch_changes",
+    params(("Last-Event-ID" = Option<String>, Header, description = "The last id that the caller had")),
     responses((status = 200, content_type = "text/event-stream", body = Change)))]
-pub async fn watch(Current(host): Current) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
-    let changes = told(host.changes().listen(), host.ended.clone());
-    let events = changes.map(|change| Ok(event("change", change)));
-    Sse::new(events).keep_alive(KeepAlive::default())
+pub async fn watch(Current(host): Current, start: Start) -> Response {
+    let changes = OfFeed::from(host.changes().feed(), start, "change", |_| true);
+    stream::answer(changes, host.ended.clone())
 }
 
 /// Every line that a plugin logs from now on, as server-sent events.
 ///
-/// The plugin need not be there yet. The data of each event `line` is the line; whoever is too slow gets an
-/// event `lagged` with how many lines it missed, of all plugins.
+/// The plugin need not be there yet. The data of each event `line` is the line. A caller that was cut off sends the last
+/// id that it had as `Last-Event-ID`, and gets what came since: the newest 512 of all plugins are kept until the host is
+/// started again. An event `lagged` says how many lines were missed, of all plugins; its data is null if that is not
+/// known.
 #[utoipa::path(get, path = "/plugins/{plugin}/log", tag = "plugins", operation_id = "watch_log",
-    params(("plugin" = PluginName, Path, description = "The plugin's name")),
+    params(
+        ("plugin" = PluginName, Path, description = "The plugin's name"),
+        ("Last-Event-ID" = Option<String>, Header, description = "The last id that the caller had"),
+    ),
     responses((status = 200, content_type = "text/event-stream", body = Line)))]
 pub async fn log(
     Current(host): Current,
     Path(name): Path<String>,
-) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
+    start: Start,
+) -> Result<Response, ApiError> {
     let name: PluginName = name.parse()?;
-    let lines = told(host.lines(), host.ended.clone());
-    let of_plugin = lines.filter(move |line| {
-        std::future::ready(line.as_ref().map_or_else(|_| true, |line| line.plugin == name))
-    });
-    let events = of_plugin.map(|line| Ok(event("line", line)));
-    Ok(Sse::new(events).keep_alive(KeepAlive::default()))
-}
-
-/// What is told until the host ends; an error is how many were missed.
-fn told<T: Clone>(told: Receiver<T>, ended: CancellationToken) -> impl Stream<Item = Result<T, u64>> {
-    futures::stream::unfold((told, ended), |(mut told, ended)| async move {
-        let next = tokio::select! {
-            biased;
-            () = ended.cancelled() => return None,
-            next = told.recv() => match next {
-                Ok(next) => Ok(next),
-                Err(RecvError::Lagged(missed)) => Err(missed),
-                Err(RecvError::Closed) => return None,
-            },
-        };
-        Some((next, (told, ended)))
-    })
-}
-
-fn event(kind: &str, told: Result<impl Serialize, u64>) -> Event {
-    match told {
-        Ok(told) => Event::default().event(kind).json_data(&told).expect("it is plain data"),
-        Err(missed) => Event::default().event("lagged").data(missed.to_string()),
-    }
+    let lines = OfFeed::from(host.lines(), start, "line", move |line: &Line| line.plugin == name);
+    Ok(stream::answer(lines, host.ended.clone()))
 }

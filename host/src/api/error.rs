@@ -11,6 +11,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::MAX_BODY;
+use super::body_time::Late;
 use crate::backend::BackendError;
 use crate::commit::CommitError;
 use crate::host::{AdoptError, ReloadError, ReplaceError};
@@ -88,6 +89,16 @@ impl ApiError {
     /// There is no such thing.
     pub fn not_found(detail: impl ToString) -> Self {
         Self::new(StatusCode::NOT_FOUND, "not-found", detail)
+    }
+
+    /// What was sent did not come in time.
+    pub fn late() -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, "late", Late)
+    }
+
+    /// Why a body could not be read.
+    pub fn of_body(error: axum::Error) -> Self {
+        if Late::is_cause(&error) { Self::late() } else { Self::invalid(error) }
     }
 
     /// It cannot be done now; it may be later.

@@ -29,7 +29,7 @@ pub struct Asked {
 /// The first line tells of the host, each other one of an entry. If the stream breaks off, it is not whole; so it is
 /// when nothing is read for 30 s.
 #[utoipa::path(get, path = "/events", tag = "host", operation_id = "export_events", params(Asked),
-    responses((status = 200, description = "Lines of JSON", content(("application/x-ndjson"))), Missing))]
+    responses((status = 200, description = "Lines of JSON", body = String, content_type = "application/x-ndjson"), Missing))]
 pub async fn export(Current(host): Current, Query(asked): Query<Asked>) -> Result<Response, ApiError> {
     let Asked { plugin, topic, since } = asked;
     if let Some(plugin) = plugin.as_ref().filter(|plugin| host.plugins.get(*plugin).is_none()) {

@@ -7,6 +7,7 @@ use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
 
 use super::ApiError;
+use super::body_time::Late;
 use crate::host::{Host, Standing, Supervised};
 
 /// The host that runs now.
@@ -75,6 +76,9 @@ macro_rules! rejections {
     ($($rejection:ident),*) => {$(
         impl From<axum::extract::rejection::$rejection> for ApiError {
             fn from(rejection: axum::extract::rejection::$rejection) -> Self {
+                if Late::is_cause(&rejection) {
+                    return Self::late();
+                }
                 Self::of_status(rejection.status(), rejection.body_text())
             }
         }

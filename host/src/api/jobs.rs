@@ -1,12 +1,10 @@
 //! `/v1/jobs`: the job tracker, by the words of its domain.
 
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::response::Response;
-use axum::response::sse::{Event as Sse, KeepAlive, Sse as Stream};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -16,14 +14,20 @@ use super::ApiError;
 use super::extract::{Body, Current, Path, Query};
 use super::openapi::{Conflict, Missing, Refused};
 use super::plugins::{command_to, query_to};
-use crate::entry::{Entry, Event, Kind};
-use crate::host::Host;
+use super::stream::{self, Entries, Source, Start, Told};
+use crate::entry::{Entry, Event, Kind, Offset};
+use crate::feed::Missed;
+use crate::host::{Host, Loaded};
+use crate::plugin::ReplyError;
 use crate::time::Timestamp;
 
 const PLUGIN: &str = "job-tracker";
 
-/// How long a change may take from the log to the tracker.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is looked whether the tracker has handled an entry.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// The same for one that is paused, or away, for long.
+const RARE_LOOK: Duration = Duration::from_millis(200);
 
 /// Jobs that a watch remembers; when there are more it begins anew, and may tell one twice.
 const REMEMBERED: usize = 10_000;
@@ -222,95 +226,160 @@ pub async fn update(
 
 /// Each job as it changes, as server-sent events.
 ///
-/// The data of an event `job` is the job. An event `lagged` says how many entries of the log came too
-/// fast and were missed; the stream goes on.
+/// The data of an event `job` is the job as it stands then: changes that follow each other closely may be told as one.
+/// While the tracker is paused nothing is told; it is as soon as it goes on. A caller that was cut off sends the last id
+/// that it had as `Last-Event-ID`, and gets the jobs that have changed since. An event `lagged` says how many entries of
+/// the log were missed, because the log does not hold them any more; its data is null if that is not known, and then any
+/// job may have changed. The stream goes on.
 // No id of a job stands in its way.
 #[utoipa::path(get, path = "/watch/jobs", tag = "jobs", operation_id = "watch_jobs",
+    params(("Last-Event-ID" = Option<String>, Header, description = "The last id that the caller had")),
     responses((status = 200, body = Job, content_type = "text/event-stream",
         description = "A stream without end; the schema is that of the data of an event `job`")))]
-pub async fn watch(Current(host): Current) -> Stream<impl futures::Stream<Item = Result<Sse, Infallible>>> {
-    Stream::new(changes(host)).keep_alive(KeepAlive::default())
-}
-
-fn changes(host: Arc<Host>) -> impl futures::Stream<Item = Result<Sse, Infallible>> {
-    let listener = host.log.listen();
-    let watching = Watching { host, listener, told: HashMap::new(), ready: Vec::new() };
-    futures::stream::unfold(watching, |mut watching| async {
-        let told = watching.next().await?;
-        Some((Ok(told), watching))
-    })
+pub async fn watch(Current(host): Current, start: Start) -> Response {
+    let ended = host.ended.clone();
+    let entries = Entries::from(&host, start);
+    stream::answer(Watching { host, entries, told: HashMap::new() }, ended)
 }
 
 struct Watching {
     host: Arc<Host>,
-    listener: tokio::sync::broadcast::Receiver<Arc<Entry>>,
+    entries: Entries,
     /// What each job was when it was last told.
     told: HashMap<String, Value>,
-    ready: Vec<Value>,
+}
+
+/// What is asked of the tracker.
+#[derive(Debug, PartialEq, Eq)]
+enum Question {
+    /// A job.
+    Job(String),
+    /// The jobs that run on a node: a verdict on it is one on them.
+    Node(String),
+}
+
+impl Source for Watching {
+    fn opening(&self) -> Option<u64> {
+        self.entries.opening()
+    }
+
+    async fn read(&mut self) -> Option<Told> {
+        let (mut told, entries) = self.entries.read().await?;
+        let tracker = self.tracker(Offset(0)).await;
+        let (mut questions, mut last) = (Vec::new(), None);
+        for entry in &entries {
+            let question = question(entry, &tracker);
+            if let Kind::Code { plugin, voids: Some(_), .. } = &entry.kind
+                && plugin.as_str() == PLUGIN
+            {
+                // The jobs are as they were, and what came since is handled again.
+                told.missed = Missed::Unknown;
+                last = Some(entry.offset);
+            }
+            if let Some(question) = question {
+                last = Some(entry.offset);
+                if !questions.contains(&question) {
+                    questions.push(question);
+                }
+            }
+        }
+        if let Some(last) = last {
+            let tracker = self.tracker(Offset(last.0 + 1)).await;
+            for question in questions {
+                match answers(&tracker, question).await {
+                    Ok(jobs) => told.events.extend(jobs.into_iter().filter_map(|job| self.news(job))),
+                    Err(error) => {
+                        tracing::debug!("jobs may have changed, and the tracker does not say: {error}");
+                        told.missed = Missed::Unknown;
+                    }
+                }
+            }
+        }
+        Some(told)
+    }
 }
 
 impl Watching {
-    async fn next(&mut self) -> Option<Sse> {
-        use tokio::sync::broadcast::error::RecvError;
+    /// The tracker, once it has handled all that lies before an offset: it may be paused, or away.
+    async fn tracker(&self, handled: Offset) -> Arc<Loaded> {
+        let mut pause = LOOK;
         loop {
-            while let Some(job) = self.ready.pop() {
-                let id = job["job_id"].as_str().unwrap_or_default().to_owned();
-                if self.told.len() > REMEMBERED {
-                    self.told.clear();
-                }
-                if self.told.insert(id, job.clone()).as_ref() != Some(&job) {
-                    return Some(Sse::default().event("job").data(job.to_string()));
-                }
+            if let Some(tracker) = self.host.plugins.get(PLUGIN)
+                && tracker.handle.status().cursor >= handled.0
+            {
+                return tracker;
             }
-            let next = tokio::select! {
-                biased;
-                () = self.host.ended.cancelled() => return None,
-                next = self.listener.recv() => next,
-            };
-            match next {
-                Ok(entry) => self.look(&entry).await,
-                Err(RecvError::Lagged(missed)) => {
-                    return Some(Sse::default().event("lagged").data(missed.to_string()));
-                }
-                Err(RecvError::Closed) => return None,
-            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RARE_LOOK);
         }
     }
 
-    /// Finds the jobs that an entry may have changed.
-    async fn look(&mut self, entry: &Entry) {
-        let Some(tracker) = self.host.plugins.get(PLUGIN) else { return };
-        let message: Value = match &entry.kind {
-            Kind::Event(Event::Message { topic, data, .. })
-                if tracker.handle.code().reach.may_subscribe(topic) =>
-            {
-                serde_json::from_slice(data).unwrap_or_default()
-            }
-            Kind::Command { plugin, body, .. } if plugin.as_str() == PLUGIN => {
-                serde_json::from_str(body).unwrap_or_default()
-            }
-            _ => return,
-        };
-        let (method, body) = match (message["job_id"].as_str(), message["node_id"].as_str()) {
-            (Some(job), _) => ("get", json!({ "job_id": job })),
-            // A verdict on a node is one on the jobs that run there.
-            (None, Some(node)) => ("list", json!({ "node_id": node, "status": "running" })),
-            (None, None) => return,
-        };
-        let handled = async {
-            while tracker.handle.status().cursor <= entry.offset.0 {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        if tokio::time::timeout(PATIENCE, handled).await.is_err() {
-            return;
+    /// The event that tells of a job, if it is not as it was told last.
+    fn news(&mut self, job: Value) -> Option<(Option<u64>, &'static str, String)> {
+        let id = job["job_id"].as_str().unwrap_or_default().to_owned();
+        if self.told.len() > REMEMBERED {
+            self.told.clear();
         }
-        if let Ok(reply) = tracker.handle.query(method.to_owned(), body.to_string()).await {
-            match serde_json::from_str(&reply) {
-                Ok(Value::Array(jobs)) => self.ready.extend(jobs),
-                Ok(job) => self.ready.push(job),
-                Err(_) => {}
-            }
+        let data = job.to_string();
+        let before = self.told.insert(id, job.clone());
+        (before != Some(job)).then_some((None, "job", data))
+    }
+}
+
+/// What to ask the tracker because of an entry.
+fn question(entry: &Entry, tracker: &Loaded) -> Option<Question> {
+    let event = match &entry.kind {
+        Kind::Event(event) => event,
+        Kind::Again { plugin, event, .. } if plugin.as_str() == PLUGIN => event,
+        Kind::Command { plugin, body, .. } if plugin.as_str() == PLUGIN => return asked_by(body.as_bytes()),
+        _ => return None,
+    };
+    match event {
+        Event::Message { topic, data, .. } if tracker.handle.code().reach.may_subscribe(topic) => {
+            asked_by(data)
+        }
+        _ => None,
+    }
+}
+
+fn asked_by(message: &[u8]) -> Option<Question> {
+    let message: Value = serde_json::from_slice(message).ok()?;
+    match (message["job_id"].as_str(), message["node_id"].as_str()) {
+        (Some(job), _) => Some(Question::Job(job.to_owned())),
+        (None, Some(node)) => Some(Question::Node(node.to_owned())),
+        (None, None) => None,
+    }
+}
+
+/// The jobs that a question is about.
+async fn answers(tracker: &Loaded, question: Question) -> Result<Vec<Value>, ReplyError> {
+    let ask = async |method: &str, body: Value| -> Result<Value, ReplyError> {
+        let reply = tracker.handle.query(method.to_owned(), body.to_string()).await?;
+        serde_json::from_str(&reply).map_err(|error| ReplyError::Failed(error.to_string()))
+    };
+    let node = match question {
+        Question::Job(job) => {
+            return match ask("get", json!({ "job_id": job })).await {
+                Ok(job) => Ok(vec![job]),
+                // It is none, or gone by now.
+                Err(ReplyError::NotFound(_) | ReplyError::Invalid(_)) => Ok(Vec::new()),
+                Err(error) => Err(error),
+            };
+        }
+        Question::Node(node) => node,
+    };
+    let mut jobs: Vec<Value> = Vec::new();
+    loop {
+        let after = jobs.last().map_or(Value::Null, |job| job["job_id"].clone());
+        let mut filter = json!({ "node_id": node, "status": "running" });
+        if !after.is_null() {
+            filter["after"] = after;
+        }
+        match ask("list", filter).await {
+            Ok(Value::Array(page)) if !page.is_empty() => jobs.extend(page),
+            // No node has such an id.
+            Ok(_) | Err(ReplyError::Invalid(_)) => return Ok(jobs),
+            Err(error) => return Err(error),
         }
     }
 }

@@ -12,7 +12,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::ApiError;
 use super::extract::{Body, Current, Path, Plain, Query};
-use super::openapi::{Conflict, Missing, Refused, TooLarge};
+use super::openapi::{Binary, Conflict, Missing, Refused, TooLarge};
 use crate::commit::NameChange;
 use crate::effect::{LIFETIME, LIFETIMES, NameUpdate, NameValue};
 use crate::entry::Resolution;
@@ -127,7 +127,7 @@ pub async fn publish(
 /// At most 16 MiB, whatever its content type. The answer comes as it does for a path.
 #[utoipa::path(put, path = "/keys/{key}/state", tag = "names", operation_id = "update_state",
     params(("key" = KeyName, Path, description = "The key"), How),
-    request_body(content_type = "application/octet-stream"),
+    request_body(content = inline(Binary), content_type = "application/octet-stream"),
     responses((status = 200, body = Published), Conflict, TooLarge))]
 pub async fn update_state(
     Current(host): Current,
@@ -265,7 +265,7 @@ pub async fn resolve(Current(host): Current, Path(name): Path<String>) -> Result
 #[utoipa::path(get, path = "/names/{name}/state", tag = "names", operation_id = "get_state",
     params(("name", description = "A name, in any form that IPFS knows, or a key of the host")),
     responses((status = 200, description = "Its bytes, 16 MiB at most",
-        content(("application/octet-stream"))), Missing))]
+        body = inline(Binary), content_type = "application/octet-stream"), Missing))]
 pub async fn get_state(Current(host): Current, Path(name): Path<String>) -> Result<Response, ApiError> {
     let known = resolution(&host, &name).await?;
     let held = documents::get(&host.store.snapshot()?, &known.path)?;

@@ -6,10 +6,10 @@ use std::sync::LazyLock;
 
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
-use utoipa::openapi::path::{Operation, PathItem};
+use utoipa::openapi::path::{Operation, Parameter, ParameterIn, PathItem};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{Ref, RefOr, Response};
-use utoipa::{IntoResponses, Modify, OpenApi, ToResponse};
+use utoipa::{IntoResponses, Modify, OpenApi, ToResponse, ToSchema};
 
 use super::error::Problem;
 use crate::ident::{KeyName, PluginName, Topic};
@@ -36,6 +36,9 @@ use crate::time::Since;
         (name = "dead letters", description = "Events that a plugin could not handle"),
         (name = "host", description = "How the host is doing"),
     ),
+    servers(
+        (url = "http://127.0.0.1:7080", description = "A host that listens there: `dim run --listen 127.0.0.1:7080`"),
+    ),
     // Nothing on the socket, the token over TCP.
     security((), ("token" = [])),
     modifiers(&TokenScheme),
@@ -58,8 +61,14 @@ impl Modify for TokenScheme {
     }
 }
 
-/// Any other error: 401 over TCP without the token, 403 for a request of a web page, 413 for a body of more than
-/// 16 MiB, 500 if the store or a plugin fails, 502 to 504 if the backend does not do its part, 503 while the host is
+/// Bytes as they are.
+// Generators of clients make no call of a body without a schema.
+#[derive(ToSchema)]
+#[schema(value_type = String, format = Binary)]
+pub struct Binary(#[expect(dead_code, reason = "it is read as it comes")] Vec<u8>);
+
+/// Any other error: 401 over TCP without the token, 403 for a request of a web page, 408 for a body that does not come
+/// in time, 413 for one of more than 16 MiB, 500 if the store or a plugin fails, 502 to 504 if the backend does not do its part, 503 while the host is
 /// down, 507 while the disk is too full to take anything in.
 #[derive(ToResponse)]
 #[response(content_type = "application/problem+json")]
@@ -110,7 +119,10 @@ fn complete(operation: &mut Operation) {
     }
     let responses = &mut operation.responses.responses;
     responses.insert("default".to_owned(), problem(""));
-    if operation.parameters.is_some() || operation.request_body.is_some() {
+    // Whatever an id of an event is, it is none that can be wrong.
+    let is_header = |parameter: &RefOr<Parameter>| matches!(parameter, RefOr::T(parameter) if matches!(parameter.parameter_in, ParameterIn::Header));
+    let mut parameters = operation.parameters.iter().flatten();
+    if !parameters.all(is_header) || operation.request_body.is_some() {
         responses.insert("400".to_owned(), problem("What was sent is wrong."));
     }
 }

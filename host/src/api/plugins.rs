@@ -15,7 +15,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::ApiError;
 use super::extract::{self, Caller, Current, Path, Plain, Query};
-use super::openapi::{Conflict, Missing, Refused};
+use super::openapi::{Binary, Conflict, Missing, Refused};
 use crate::change::{Change, State};
 use crate::entry::Offset;
 use crate::host::{Grant, Host, Loaded, Proposal, ReplaceError, RolledBack};
@@ -25,9 +25,6 @@ use crate::plugin::{Inspection, PluginStatus, Reach, Reply, ReplyError};
 use crate::plugin::{mark, roster};
 use crate::store::history;
 use crate::time::Timestamp;
-
-/// For how long nothing may come of a component that is sent.
-const IDLE: Duration = Duration::from_secs(30);
 
 /// How long a caller waits for a plugin.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -230,7 +227,8 @@ fn unnamed() -> String {
 /// restart of the host. How far it has come is told at `/v1/changes`.
 #[utoipa::path(put, path = "/plugins/{plugin}/component", tag = "plugins", operation_id = "install_plugin",
     params(("plugin" = PluginName, Path, description = "The plugin's name"), Origin),
-    request_body(content = String, content_type = "application/wasm", description = "The component"),
+    request_body(content = inline(Binary), content_type = "application/octet-stream",
+        description = "The component, whatever its content type"),
     responses((status = 200, body = Change), Conflict, Refused))]
 pub async fn install(
     Current(host): Current,
@@ -263,10 +261,8 @@ pub async fn install(
 async fn whole(body: Body, most: usize, mut received: impl FnMut(u64)) -> Result<Vec<u8>, ApiError> {
     let (mut component, mut chunks) = (Vec::new(), body.into_data_stream());
     loop {
-        let chunk = tokio::time::timeout(IDLE, chunks.next()).await;
-        let chunk = chunk.map_err(|_| ApiError::invalid(format!("nothing came for {IDLE:?}")))?;
-        let Some(chunk) = chunk else { return Ok(component) };
-        component.extend_from_slice(&chunk.map_err(ApiError::invalid)?);
+        let Some(chunk) = chunks.next().await else { return Ok(component) };
+        component.extend_from_slice(&chunk.map_err(ApiError::of_body)?);
         if component.len() > most {
             return Err(ApiError::too_large(format!("a component has at most {most} bytes")));
         }

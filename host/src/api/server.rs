@@ -13,6 +13,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinSet;
+use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tower_service::Service as _;
 
@@ -27,6 +28,9 @@ const HEADERS: usize = 100;
 
 /// How long the headers of a request may take, and how long a connection may be idle.
 const HEADER_TIME: Duration = Duration::from_secs(60);
+
+/// How long a caller may read nothing of what it is sent.
+const UNREAD: Duration = Duration::from_secs(30);
 
 /// How long what is under way may take to end: streams of events do not end by themselves.
 const GRACE: Duration = Duration::from_secs(2);
@@ -66,7 +70,8 @@ impl Accept for TcpListener {
     }
 }
 
-/// Serves until `stop` is cancelled, as many connections at a time as are admitted; one more waits for its turn.
+/// Serves until `stop` is cancelled, as many connections at a time as are admitted; the request of one more waits for its
+/// turn.
 /// Nothing of it is left when this returns.
 pub async fn serve(
     listener: impl Accept,
@@ -77,10 +82,9 @@ pub async fn serve(
     let mut connections = JoinSet::new();
     loop {
         let next = async {
-            let place = admission.next().await;
             loop {
                 match listener.accept().await {
-                    Ok((stream, caller)) => return (stream, caller, place),
+                    Ok(accepted) => return accepted,
                     // It is the connection's trouble, or there is no room for one more.
                     Err(error) => {
                         tracing::debug!("the API takes no connection: {error}");
@@ -93,8 +97,8 @@ pub async fn serve(
             biased;
             () = stop.cancelled() => break,
             Some(ended) = connections.join_next() => told(ended),
-            (stream, caller, place) = next => {
-                admission.let_in(&place);
+            (stream, caller) = next => {
+                let place = admission.let_in();
                 connections.spawn(connection(stream, caller, router.clone(), place, stop.clone()));
             }
         }
@@ -138,7 +142,9 @@ async fn connection(
         .header_read_timeout(HEADER_TIME)
         .max_buf_size(HEADER_BYTES)
         .max_headers(HEADERS);
-    let mut served = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(UNREAD));
+    let mut served = std::pin::pin!(http.serve_connection(TokioIo::new(Box::pin(stream)), service));
     let ended = tokio::select! {
         biased;
         ended = served.as_mut() => ended,

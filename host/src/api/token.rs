@@ -15,7 +15,6 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
 use super::ApiError;
-use super::admission::Place;
 
 /// Fewest bytes of a token that an operator chooses.
 const LEAST: usize = 16;
@@ -84,9 +83,6 @@ pub async fn require(State(token): State<Token>, request: Request, next: Next) -
         Some((scheme, shown))
             if scheme.eq_ignore_ascii_case("bearer") && token.is(shown.trim().as_bytes()) =>
         {
-            if let Some(place) = request.extensions().get::<Place>().cloned() {
-                place.enter().await;
-            }
             Ok(next.run(request).await)
         }
         _ => Err(ApiError::unauthorized()),

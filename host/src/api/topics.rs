@@ -1,28 +1,30 @@
 //! `/v1/topics`: publishing, listening, and who else is there.
 
-use std::convert::Infallible;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::Json;
 use axum::body::Bytes;
 use axum::http::StatusCode;
-use axum::response::sse::{Event as Sse, KeepAlive, Sse as Stream};
+use axum::response::Response;
 use multibase::Base;
 use serde::Serialize;
-use tokio::sync::broadcast;
 use utoipa::ToSchema;
 
 use super::ApiError;
 use super::extract::{Current, Path, Plain};
-use super::openapi::TooLarge;
+use super::openapi::{Binary, TooLarge};
+use super::stream::{self, Entries, Source, Start, Told};
 use crate::effect::Publish;
-use crate::entry::{Entry, Event, Kind, Origin};
+use crate::entry::{Entry, Event, Kind, Offset, Origin};
+use crate::feed::Missed;
 use crate::host::Host;
 use crate::ident::{PeerName, Topic};
 use crate::interest::Party;
 use crate::outbox::API_QUOTA;
 use crate::plugin::MESSAGE_BYTES;
+use crate::store::StoreError;
 use crate::time::Timestamp;
 
 /// A topic that someone here listens to, and how well.
@@ -85,7 +87,7 @@ pub async fn peers(
 /// At most 61,440 bytes, whatever its content type.
 #[utoipa::path(post, path = "/topics/{topic}/messages", tag = "topics", operation_id = "publish_message",
     params(("topic" = Topic, Path, description = "The topic")),
-    request_body(content_type = "application/octet-stream"),
+    request_body(content = inline(Binary), content_type = "application/octet-stream"),
     responses((status = 202, description = "It is durable, and will be sent"), TooLarge))]
 pub async fn publish(
     Current(host): Current,
@@ -149,22 +151,24 @@ pub enum MessageOrigin {
 
 /// The messages of a topic from now on, as server-sent events.
 ///
-/// The data of an event `message` is the message, and the event's id the offset of its entry in the log.
-/// An event `lagged` says how many entries of the log came too fast and were missed; the stream goes on.
+/// The data of an event `message` is the message, and the event's id the offset of its entry in the log. A caller that
+/// was cut off sends the last id that it had as `Last-Event-ID`, and gets what came since. An event `lagged` says how
+/// many entries of the log were missed, because the log does not hold them any more; its data is null if that is not
+/// known, as when the host could not hear the topic for a time. The stream goes on.
 #[utoipa::path(get, path = "/topics/{topic}/messages", tag = "topics", operation_id = "subscribe_topic",
-    params(("topic" = Topic, Path, description = "The topic")),
+    params(
+        ("topic" = Topic, Path, description = "The topic"),
+        ("Last-Event-ID" = Option<String>, Header, description = "The last id that the caller had"),
+    ),
     responses((status = 200, body = Message, content_type = "text/event-stream",
         description = "A stream without end; the schema is that of the data of an event `message`")))]
 pub async fn subscribe(
     Current(host): Current,
     Path(topic): Path<String>,
-) -> Result<Stream<impl futures::Stream<Item = Result<Sse, Infallible>>>, ApiError> {
-    let listening = Listening::new(host, topic.parse()?);
-    let messages = futures::stream::unfold(listening, |mut listening| async {
-        let event = listening.next().await?;
-        Some((Ok(event), listening))
-    });
-    Ok(Stream::new(messages).keep_alive(KeepAlive::default()))
+    start: Start,
+) -> Result<Response, ApiError> {
+    let ended = host.ended.clone();
+    Ok(stream::answer(Listening::begin(host, topic.parse()?, start).await?, ended))
 }
 
 /// A caller that listens; the topic is wanted for as long as this lives.
@@ -172,41 +176,62 @@ struct Listening {
     host: Arc<Host>,
     topic: Topic,
     party: Party,
-    entries: broadcast::Receiver<Arc<Entry>>,
+    entries: Entries,
+    /// From when on it wants to hear.
+    since: Timestamp,
 }
 
 impl Listening {
-    fn new(host: Arc<Host>, topic: Topic) -> Self {
+    async fn begin(host: Arc<Host>, topic: Topic, start: Start) -> Result<Self, StoreError> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let party = Party::Caller(NEXT.fetch_add(1, Ordering::Relaxed));
-        let entries = host.log.listen();
-        host.interest.want_topic(&topic, party.clone(), true);
-        Self { host, topic, party, entries }
-    }
-
-    async fn next(&mut self) -> Option<Sse> {
-        loop {
-            let next = tokio::select! {
-                biased;
-                () = self.host.ended.cancelled() => return None,
-                next = self.entries.recv() => next,
-            };
-            match next {
-                Ok(entry) => {
-                    if let Some(message) = self.message(&entry) {
-                        let message = serde_json::json!(message).to_string();
-                        let event = Sse::default().event("message");
-                        return Some(event.id(entry.offset.to_string()).data(message));
-                    }
-                }
-                Err(broadcast::error::RecvError::Lagged(missed)) => {
-                    return Some(Sse::default().event("lagged").data(missed.to_string()));
-                }
-                Err(broadcast::error::RecvError::Closed) => return None,
+        let mut entries = Entries::from(&host, start);
+        let mut since = host.log.now();
+        if let Start::After(id) = start {
+            let log = host.log.clone();
+            let read = tokio::task::spawn_blocking(move || {
+                let mut had = VecDeque::new();
+                log.read(Offset(id), 1, &mut had).map(|()| had.pop_front())
+            });
+            let had = read.await.expect("reading does not panic")?;
+            since = had.map_or(since, |had| had.time);
+            // Nobody may have listened meanwhile. What is published here becomes an entry all the same.
+            let listened = host.hearings.listened_since(&topic).is_some_and(|listened| listened <= since);
+            if host.backend.network && !listened {
+                entries.doubt();
             }
         }
+        host.interest.want_topic(&topic, party.clone(), true);
+        Ok(Self { host, topic, party, entries, since })
+    }
+}
+
+impl Source for Listening {
+    fn opening(&self) -> Option<u64> {
+        self.entries.opening()
     }
 
+    async fn read(&mut self) -> Option<Told> {
+        let (mut told, entries) = self.entries.read().await?;
+        for entry in entries {
+            match &entry.kind {
+                Kind::Event(Event::Gap { topic, until, .. })
+                    if *topic == self.topic && *until > self.since =>
+                {
+                    told.missed = Missed::Unknown;
+                }
+                _ => {}
+            }
+            if let Some(message) = self.message(&entry) {
+                let data = serde_json::json!(message).to_string();
+                told.events.push((Some(entry.offset.0), "message", data));
+            }
+        }
+        Some(told)
+    }
+}
+
+impl Listening {
     fn message(&self, entry: &Entry) -> Option<Message> {
         let Kind::Event(Event::Message { topic, data, origin }) = &entry.kind else { return None };
         (*topic == self.topic).then(|| {

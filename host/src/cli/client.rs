@@ -144,7 +144,7 @@ impl Client {
             };
             let Some(event) = next.transpose()? else { return Ok(()) };
             match event.missed() {
-                Some(missed) => note(&format!("warning: {missed} entries came too fast to be shown")),
+                Some(missed) => note(&format!("warning: {}", ClientError::Lagged(missed))),
                 None => each(&event.data)?,
             }
         }

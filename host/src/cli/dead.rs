@@ -102,7 +102,10 @@ impl Command {
                 }
                 Ok(())
             }
-            Self::Show { id } => out.object(&client.get(&["dead-letters", &id.to_string()], &[]).await?),
+            Self::Show { id } => {
+                let letter = client.get(&["dead-letters", &id.to_string()], &[]).await?;
+                out.object_with_lists(&letter, &["stack", "log"])
+            }
             Self::Replay(Which { id: Some(id), .. }) => {
                 let path = ["dead-letters", &id.to_string(), "replay"];
                 client.send_json(Method::POST, &path, &[], &Value::Null).await?;

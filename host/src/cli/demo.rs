@@ -1,6 +1,7 @@
 //! `dim run --demo N`: simulated nodes that send heartbeats and run jobs, one of which falls silent
 //! now and then, and what the plugins make of it.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -145,9 +146,13 @@ impl Fleet {
 
     /// Says what happens, as it happens.
     async fn tell(&self) -> anyhow::Result<()> {
-        let mut entries = self.host.log.listen();
+        let mut log = self.host.log.follow(None);
+        let mut entries = VecDeque::new();
         loop {
-            let Ok(entry) = entries.recv().await else { continue };
+            let Some(entry) = entries.pop_front() else {
+                entries = log.read().await?.entries;
+                continue;
+            };
             let Kind::Event(Event::Message { topic, data, origin }) = &entry.kind else { continue };
             let Ok(message) = serde_json::from_slice::<Value>(data) else { continue };
             let word = |key: &str| message[key].as_str().unwrap_or("?").to_owned();

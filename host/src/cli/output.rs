@@ -86,6 +86,19 @@ impl Output {
         table::members(object).iter().try_for_each(|line| styled_line(line))
     }
 
+    /// The same, with the items of these members one a line, after the others.
+    pub fn object_with_lists(&self, object: &Value, lists: &[&str]) -> anyhow::Result<()> {
+        if self.format == Format::Json {
+            return self.json(object);
+        }
+        let mut rest = object.clone();
+        let listed: Vec<(&str, Option<Value>)> = match rest.as_object_mut() {
+            Some(members) => lists.iter().map(|name| (*name, members.remove(*name))).collect(),
+            None => Vec::new(),
+        };
+        table::members_with_lists(&rest, &listed).iter().try_for_each(|line| styled_line(line))
+    }
+
     /// Whether programs read this.
     pub fn is_json(&self) -> bool {
         self.format == Format::Json

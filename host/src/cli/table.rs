@@ -188,8 +188,20 @@ fn style_of(state: &str) -> Style {
 
 /// The lines of an object: its members, those of objects inside it under both names.
 pub fn members(object: &Value) -> Vec<String> {
+    members_with_lists(object, &[])
+}
+
+/// The members of an object a line each, and after them those of `lists` with an item a line.
+pub fn members_with_lists(object: &Value, lists: &[(&str, Option<Value>)]) -> Vec<String> {
     let mut members = Vec::new();
     flatten(&mut members, "", object);
+    for (name, items) in lists {
+        let items = items.iter().filter_map(Value::as_array).flatten().enumerate();
+        members.extend(items.map(|(index, item)| {
+            let name = if index == 0 { (*name).to_owned() } else { String::new() };
+            (name, word(Some(item)))
+        }));
+    }
     let width = members.iter().map(|(name, _)| name.width()).max().unwrap_or(0);
     let line = |(name, value): &(String, String)| {
         let blanks = " ".repeat(width - name.width() + 2);

@@ -39,7 +39,7 @@ pub struct GrantChange {
     refuse_pending: bool,
     /// The digest of the component that waits, as far as the operator has seen one: if another one waits by now,
     /// nothing is granted
-    #[schema(value_type = Option<String>, nullable = false)]
+    #[schema(value_type = Option<String>)]
     pending: Option<Digest>,
 }
 

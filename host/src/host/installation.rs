@@ -51,20 +51,20 @@ impl Host {
     ) -> Result<(), ReplaceError> {
         let name = proposal.plugin.clone();
         let turn = self.turns.of(&name);
-        if self.plugins.get(&name).is_some() {
-            match self.try_replace(under_way, proposal.clone(), grant).await {
-                // It was removed meanwhile.
-                Err(ReplaceError::NoPlugin(_)) => {}
-                outcome => return outcome,
+        loop {
+            if self.plugins.get(&name).is_some() {
+                match self.try_replace(under_way, proposal.clone(), grant).await {
+                    // It was removed meanwhile.
+                    Err(ReplaceError::NoPlugin(_)) => under_way.change.before = None,
+                    outcome => return outcome,
+                }
+            }
+            let _place = turn.line.lock().await;
+            // Of two that install one plugin the second one replaces what the first has installed.
+            if self.plugins.get(&name).is_none() {
+                return self.try_install(under_way, proposal, grant).await;
             }
         }
-        let place = turn.line.lock().await;
-        // Of two that install one plugin the second one replaces what the first has installed.
-        if self.plugins.get(&name).is_some() {
-            drop(place);
-            return self.try_replace(under_way, proposal, grant).await;
-        }
-        self.try_install(under_way, proposal, grant).await
     }
 
     async fn try_install(

@@ -12,6 +12,7 @@ use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use super::bindings;
 use super::engine::{Engine, Prepared};
+use super::exception;
 use super::limits::Limits;
 use super::session::{Answer, Mode, Refusal, Session};
 use super::wasi::{self, Console, EntryRandom, Numbers, Surroundings};
@@ -271,7 +272,9 @@ impl Instance {
             Err(error) => {
                 let mut guest = store.into_data();
                 guest.session.mode = mode;
-                let cause = cause(&mut guest, &console, &error);
+                let written = console.take_lines();
+                guest.session.lines.extend(written.iter().map(|line| escaped(line).into_owned()));
+                let cause = cause(&mut guest, &written, &error);
                 Err(Box::new((guest.session, cause)))
             }
         }
@@ -350,15 +353,16 @@ impl Instance {
         (guest.calls_left, guest.is_out_of_calls) = (self.limits.host_calls, false);
         self.store.set_epoch_deadline(1);
         let result = call(&self.plugin, &mut self.store);
-        for line in self.console.take_lines() {
-            self.session_mut().line(tracing::Level::INFO, line);
+        let written = self.console.take_lines();
+        for line in &written {
+            self.session_mut().line(tracing::Level::INFO, line.clone());
         }
-        result.map_err(|error| cause(self.store.data_mut(), &self.console, &error))
+        result.map_err(|error| cause(self.store.data_mut(), &written, &error))
     }
 }
 
-/// Why a call trapped, in the words of whoever has to mend it.
-fn cause(guest: &mut Guest, console: &Console, error: &wasmtime::Error) -> CallError {
+/// Why a call trapped during which the guest has written lines, in the words of whoever has to mend it.
+fn cause(guest: &mut Guest, written: &[String], error: &wasmtime::Error) -> CallError {
     if let Some(fault) = guest.fault.take() {
         return CallError::Host(fault);
     }
@@ -387,16 +391,26 @@ fn cause(guest: &mut Guest, console: &Console, error: &wasmtime::Error) -> CallE
         Some(trap) => trap.to_string(),
         None => error.root_cause().to_string(),
     };
+    let exception = exception::find(written);
+    if let Some(exception) = &exception {
+        text.clone_from(&exception.reason);
+    }
     let memory_struck = guest.memory.struck;
     if memory_struck {
         text = format!("{text} (the limit on memory, {} bytes, was met)", guest.memory.limit);
     }
-    let last_words = last_words(guest, console);
-    if !last_words.is_empty() {
-        text = format!("{text}: {last_words}");
-    }
+    let stack = match exception {
+        Some(exception) => exception.stack.iter().take(STACK.0).map(|frame| short(frame)).collect(),
+        None => {
+            let last_words = last_words(guest);
+            if !last_words.is_empty() {
+                text = format!("{text}: {last_words}");
+            }
+            stack(error)
+        }
+    };
     let (reason, limit) = (escaped(&text).into_owned(), memory_struck.then_some("memory"));
-    let trap = Trap { reason, stack: stack(error), limit };
+    let trap = Trap { reason, stack, limit };
     if memory_struck { CallError::Limit(trap) } else { CallError::Trap(trap) }
 }
 
@@ -404,20 +418,20 @@ fn cause(guest: &mut Guest, console: &Console, error: &wasmtime::Error) -> CallE
 fn stack(error: &wasmtime::Error) -> Vec<String> {
     let frames = error.downcast_ref::<WasmBacktrace>().map_or(&[][..], WasmBacktrace::frames);
     let named = frames.iter().take(STACK.0).map(|frame| match frame.func_name() {
-        Some(name) => {
-            let mut name = format!("{:#}", rustc_demangle::demangle(name));
-            name.truncate(name.floor_char_boundary(STACK.1));
-            name
-        }
+        Some(name) => short(&format!("{:#}", rustc_demangle::demangle(name))),
         None => format!("function {}", frame.func_index()),
     });
     named.collect()
 }
 
+/// The name of a function, as it is told.
+fn short(name: &str) -> String {
+    escaped(&name[..name.floor_char_boundary(STACK.1)]).into_owned()
+}
+
 /// The end of what the guest wrote during the call: a panic's place and message.
-fn last_words(guest: &Guest, console: &Console) -> String {
-    let fresh = console.take_lines();
-    let lines = guest.session.lines.iter().chain(&fresh);
+fn last_words(guest: &Guest) -> String {
+    let lines = guest.session.lines.iter();
     let telling: Vec<&str> =
         lines.map(String::as_str).filter(|line| !line.starts_with("note: run with")).collect();
     telling[telling.len().saturating_sub(2)..].join(" ")

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::broadcast;
 use utoipa::ToSchema;
 
+use crate::feed::Feed;
 use crate::ident::PluginName;
 use crate::time::Timestamp;
 
-/// Lines that wait for one listener; a slower one is told how many it missed.
-const LISTENER: usize = 512;
+/// Lines that are kept for those who listen; a slower one is told how many it missed.
+const KEPT: usize = 512;
 
 /// A line of a plugin's log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -30,28 +30,17 @@ pub struct Line {
 
 /// Where the lines of all plugins of a host go by.
 #[derive(Clone, Debug)]
-pub struct Lines(Arc<broadcast::Sender<Line>>);
+pub struct Lines(Arc<Feed<Line>>);
 
 impl Default for Lines {
     fn default() -> Self {
-        Self(Arc::new(broadcast::channel(LISTENER).0))
+        Self(Arc::new(Feed::new(KEPT)))
     }
 }
 
 impl Lines {
-    /// Every line from now on.
-    pub fn listen(&self) -> broadcast::Receiver<Line> {
-        self.0.subscribe()
-    }
-
-    /// Whether anyone listens.
-    pub fn has_listeners(&self) -> bool {
-        self.0.receiver_count() > 0
-    }
-
-    /// Tells a line.
-    pub fn tell(&self, line: Line) {
-        // No one listening any more is no error.
-        let _ = self.0.send(line);
+    /// The newest lines, and those to come.
+    pub fn feed(&self) -> &Arc<Feed<Line>> {
+        &self.0
     }
 }

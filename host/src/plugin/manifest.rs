@@ -157,7 +157,7 @@ pub struct Manifest {
     #[serde(default)]
     pub description: String,
     /// The version of its state's layout.
-    #[serde(default = "first_state_version")]
+    #[serde(default = "first_state_version", alias = "state_version")]
     pub state_version: u32,
     /// Topics.
     #[serde(default)]

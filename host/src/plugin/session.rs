@@ -352,11 +352,9 @@ impl Session {
             tracing::Level::DEBUG => tracing::debug!(target: "dim::plugin", %plugin, version, "{text}"),
             tracing::Level::TRACE => tracing::trace!(target: "dim::plugin", %plugin, version, "{text}"),
         }
-        if self.listeners.has_listeners() {
-            let level = level.as_str().to_ascii_lowercase();
-            let (plugin, version, time) = (plugin.clone(), version.clone(), Timestamp::wall());
-            self.listeners.tell(Line { plugin, version, time, level, text: text.clone() });
-        }
+        let level = level.as_str().to_ascii_lowercase();
+        let (plugin, version, time) = (plugin.clone(), version.clone(), Timestamp::wall());
+        self.listeners.feed().tell(Line { plugin, version, time, level, text: text.clone() });
         self.lines.push(text);
     }
 

@@ -24,6 +24,9 @@ const GONE_AFTER: u32 = 3;
 pub struct TopicHearing {
     /// Since when the stream is open.
     pub connected_since: Option<Timestamp>,
+    /// From when on whatever could not be heard is told as a gap.
+    #[serde(skip)]
+    listened_since: Option<Timestamp>,
     /// Since when there is no stream, because it was refused or cut.
     #[serde(skip)]
     pub cut_since: Option<Timestamp>,
@@ -81,6 +84,7 @@ impl Hearings {
         let mut topics = self.lock();
         let hearing = topics.entry(topic.clone()).or_default();
         hearing.proven_until = hearing.proven_until.max(Some(until));
+        hearing.listened_since = hearing.proven_until;
         hearing.expects_peers |= had_peers;
     }
 
@@ -89,6 +93,7 @@ impl Hearings {
         let mut topics = self.lock();
         let hearing = topics.entry(topic.clone()).or_default();
         (hearing.connected_since, hearing.cut_since) = (Some(now), None);
+        hearing.listened_since.get_or_insert(now);
     }
 
     /// Says that a topic has no stream, and why.
@@ -112,6 +117,11 @@ impl Hearings {
     /// Forgets a topic that no one wants any more.
     pub fn forget(&self, topic: &Topic) {
         self.lock().remove(topic);
+    }
+
+    /// From when on whatever could not be heard of a topic is told as a gap; none if nobody wants it.
+    pub fn listened_since(&self, topic: &Topic) -> Option<Timestamp> {
+        self.lock().get(topic)?.listened_since
     }
 
     /// How well each topic is listened to.

@@ -137,6 +137,8 @@ struct RawGiven {
     config: Map<String, Value>,
     state: Map<String, Value>,
     timers: BTreeMap<String, Value>,
+    /// As in the manifest; other members have no second word.
+    #[serde(rename = "state-version", alias = "state_version")]
     state_version: Option<u32>,
     denied: Grants,
     limits: SomeLimits,

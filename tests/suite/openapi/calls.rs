@@ -321,6 +321,8 @@ impl Answer {
                 let data = self.body.lines().find_map(|line| line.strip_prefix("data: "));
                 serde_json::from_str(data.expect("an event has data")).expect("the data is JSON")
             }
+            // Each line is JSON.
+            "application/x-ndjson" => text(),
             json if json.ends_with("json") => serde_json::from_str(&self.body).expect("the body is JSON"),
             _ => text(),
         }
@@ -393,7 +395,9 @@ async fn answer(mut response: Response, is_stream: bool) -> Answer {
     let read = async {
         while let Some(piece) = response.chunk().await.expect("a body") {
             body.extend_from_slice(&piece);
-            if is_stream && body.starts_with(b"event:") && body.ends_with(b"\n\n") {
+            // An id alone is no event.
+            let is_told = body.windows(6).any(|field| field == b"event:");
+            if is_stream && is_told && body.ends_with(b"\n\n") {
                 break;
             }
         }

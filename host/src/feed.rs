@@ -1,0 +1,166 @@
+//! Owns what is told as it happens: the newest of it, each under a number, for whoever listens and for whoever goes on
+//! where it was cut off.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
+
+use tokio::sync::watch;
+
+const UNHURT: &str = "no one panics while holding what is told";
+
+/// What is told as it happens.
+#[derive(Debug)]
+pub struct Feed<T> {
+    held: Mutex<Held<T>>,
+    /// The number that the next item will have.
+    next: watch::Sender<u64>,
+    /// The number of the first item that there was.
+    begin: u64,
+    most: usize,
+}
+
+#[derive(Debug)]
+struct Held<T> {
+    items: VecDeque<T>,
+    /// The number of the first of them.
+    first: u64,
+}
+
+/// What a reader did not get of what it asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Missed {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// So much.
+    Count(u64),
+    /// Something, and nobody knows how much.
+    Unknown,
+}
+
+impl<T: Clone> Feed<T> {
+    /// One that holds the newest `most` items. Its numbers are greater than those of one that was made earlier.
+    pub fn new(most: usize) -> Self {
+        let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+        let begin = u64::try_from(since.as_micros()).unwrap_or(1).max(1);
+        let held = Held { items: VecDeque::new(), first: begin };
+        Self { held: Mutex::new(held), next: watch::Sender::new(begin), begin, most }
+    }
+
+    /// Tells an item.
+    pub fn tell(&self, item: T) {
+        let mut held = self.held.lock().expect(UNHURT);
+        held.items.push_back(item);
+        if held.items.len() > self.most {
+            held.items.pop_front();
+            held.first += 1;
+        }
+        self.next.send_modify(|next| *next += 1);
+    }
+
+    /// Reads what is told from now on, or since the item under the number `after`.
+    pub fn follow(self: &Arc<Self>, after: Option<u64>) -> Reader<T> {
+        let held = self.held.lock().expect(UNHURT);
+        let end = *self.next.borrow();
+        let (next, missed) = match after {
+            None => (end, Missed::Nothing),
+            Some(after) if after < end && after + 1 >= self.begin => (after + 1, Missed::Nothing),
+            // Of an earlier feed: all that this one has told came after it.
+            Some(after) if after < end => (held.first, Missed::Unknown),
+            Some(_) => (end, Missed::Unknown),
+        };
+        Reader { feed: self.clone(), next, missed, told: self.next.subscribe() }
+    }
+}
+
+/// A reader of a feed.
+#[derive(Debug)]
+pub struct Reader<T> {
+    feed: Arc<Feed<T>>,
+    next: u64,
+    /// What it has missed already.
+    missed: Missed,
+    told: watch::Receiver<u64>,
+}
+
+/// What a reader reads at a time.
+#[derive(Debug)]
+pub struct Read<T> {
+    /// What it missed before these.
+    pub missed: Missed,
+    /// The items, each with its number.
+    pub items: Vec<(u64, T)>,
+}
+
+impl<T: Clone> Reader<T> {
+    /// The number of the next item that is read.
+    pub fn next_number(&self) -> u64 {
+        self.next
+    }
+
+    /// Whether it is to be told that it has missed something, before all else.
+    pub fn has_missed(&self) -> bool {
+        self.missed != Missed::Nothing
+    }
+
+    /// Waits until there is something that was not read yet. Cancel safe.
+    pub async fn read(&mut self) -> Read<T> {
+        let missed = std::mem::take(&mut self.missed);
+        if missed != Missed::Nothing {
+            return Read { missed, items: Vec::new() };
+        }
+        // The feed outlives its readers.
+        self.told.wait_for(|next| *next > self.next).await.expect("the feed is there");
+        let held = self.feed.held.lock().expect(UNHURT);
+        let first = self.next.max(held.first);
+        let missed = match first - self.next {
+            0 => Missed::Nothing,
+            count => Missed::Count(count),
+        };
+        let from = usize::try_from(first - held.first).unwrap_or(usize::MAX);
+        let items: Vec<(u64, T)> = (first..).zip(held.items.iter().skip(from).cloned()).collect();
+        self.next = first + items.len() as u64;
+        Read { missed, items }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn read(reader: &mut Reader<u32>) -> (Missed, Vec<u32>) {
+        let Read { missed, items } = reader.read().await;
+        (missed, items.into_iter().map(|(_, item)| item).collect())
+    }
+
+    #[tokio::test]
+    async fn a_reader_goes_on_after_what_it_had_last() {
+        let feed = Arc::new(Feed::new(3));
+        let mut reader = feed.follow(None);
+        let before = reader.next_number() - 1;
+        feed.tell(1);
+        feed.tell(2);
+        let Read { items, .. } = reader.read().await;
+        feed.tell(3);
+        assert_eq!(read(&mut feed.follow(Some(items[0].0))).await, (Missed::Nothing, vec![2, 3]));
+        assert_eq!(read(&mut feed.follow(Some(before))).await, (Missed::Nothing, vec![1, 2, 3]));
+        feed.tell(4);
+        feed.tell(5);
+        assert_eq!(read(&mut reader).await, (Missed::Nothing, vec![3, 4, 5]));
+        assert_eq!(read(&mut feed.follow(Some(before))).await, (Missed::Count(2), vec![3, 4, 5]));
+    }
+
+    #[tokio::test]
+    async fn what_another_feed_told_last_is_not_known() {
+        let feed = Arc::new(Feed::new(3));
+        feed.tell(1);
+        let mut earlier = feed.follow(Some(7));
+        assert_eq!(read(&mut earlier).await, (Missed::Unknown, vec![]));
+        assert_eq!(read(&mut earlier).await, (Missed::Nothing, vec![1]));
+        let mut later = feed.follow(Some(u64::MAX));
+        assert_eq!(read(&mut later).await, (Missed::Unknown, vec![]));
+        feed.tell(2);
+        assert_eq!(read(&mut later).await, (Missed::Nothing, vec![2]));
+    }
+}

@@ -1,0 +1,58 @@
+//! Owns how a reader outside the plugins goes through the log: from an offset on, durable entries alone, each once.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::EventLog;
+use crate::entry::{Entry, Offset};
+use crate::store::StoreError;
+
+/// Most entries that are read at a time.
+const AT_A_TIME: usize = 256;
+
+/// A reader of the log. It holds no entry that it has not been asked for, however far it lags behind.
+#[derive(Debug)]
+pub struct Follower {
+    log: Arc<EventLog>,
+    next: Offset,
+    durable: watch::Receiver<Offset>,
+}
+
+/// What a follower reads at a time.
+#[derive(Debug)]
+pub struct Followed {
+    /// How many entries before these the log does not hold any more.
+    pub missed: u64,
+    /// The entries, in order.
+    pub entries: VecDeque<Arc<Entry>>,
+}
+
+impl Follower {
+    /// A reader of the entries from `next` on.
+    pub(super) fn new(log: Arc<EventLog>, next: Offset, durable: watch::Receiver<Offset>) -> Self {
+        Self { log, next, durable }
+    }
+
+    /// The offset of the next entry that is read.
+    pub fn next_offset(&self) -> Offset {
+        self.next
+    }
+
+    /// Waits until there are entries, and reads some of them. Cancel safe.
+    pub async fn read(&mut self) -> Result<Followed, StoreError> {
+        // The log outlives its readers.
+        let durable = *self.durable.wait_for(|durable| *durable > self.next).await.expect("the log is there");
+        let (log, next) = (self.log.clone(), self.next);
+        let read = tokio::task::spawn_blocking(move || {
+            let mut entries = VecDeque::new();
+            log.read(next, AT_A_TIME, &mut entries).map(|()| entries)
+        });
+        let mut entries = read.await.expect("reading does not panic")?;
+        entries.retain(|entry| entry.offset < durable);
+        let first = entries.front().map_or(durable, |first| first.offset);
+        self.next = entries.back().map_or(durable, |last| Offset(last.offset.0 + 1));
+        Ok(Followed { missed: first.0 - next.0, entries })
+    }
+}

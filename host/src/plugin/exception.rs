@@ -56,20 +56,19 @@ fn python_frame(line: &str) -> Option<Frame<'_>> {
 /// A stack begins after what the exception says, with the innermost frame.
 fn javascript<'a>(lines: &[&'a str]) -> Option<(String, Vec<Frame<'a>>)> {
     let is_own = |line: &&str| javascript_frame(line).is_some_and(|frame| !frame.is_of_tool());
-    let Some(outermost) = lines.iter().rposition(|line| is_own(line)) else {
-        // What is thrown need not be an error, and then has no stack.
-        let said = lines.iter().rev().find_map(|line| line.split_once("(received `")?.1.split_once("`)"));
-        return Some((said?.0.to_owned(), Vec::new()));
-    };
-    let frames = lines[..=outermost].iter().rev().map_while(|line| javascript_frame(line));
-    let mut frames: Vec<Frame> = frames.collect();
+    let end = lines.iter().rposition(|line| is_own(line)).map_or(0, |outermost| outermost + 1);
+    let mut frames: Vec<Frame> = lines[..end].iter().rev().map_while(|line| javascript_frame(line)).collect();
     frames.reverse();
-    let head = &lines[..=outermost - frames.len() + 1];
-    let head = &head[..head.len() - 1];
     // A message may have several lines.
+    let before = &lines[..end - frames.len()];
     let is_begin = |line: &&str| line.split_once(':').is_some_and(|(kind, _)| kind.ends_with("Error"));
-    let said = head.iter().rev().take(8).find(|line| is_begin(line)).or(head.last())?;
-    Some(((*said).to_owned(), frames))
+    let said = before.iter().rev().take(8).copied().find(is_begin).or(before.last().copied());
+    // What is thrown need not be an error, and of a long stack the console has kept the end.
+    let received = || {
+        let told = |line: &&'a str| Some(line.split_once("(received `")?.1.split_once("`)")?.0);
+        lines.iter().rev().find_map(told)
+    };
+    Some((said.or_else(received)?.to_owned(), frames))
 }
 
 /// A line `handle@plugin.js:11:24`.
@@ -165,6 +164,9 @@ Redirecting call to abort() to mozalloc_abort";
         let thrown = "some text\ninvalid variant tag value `undefined` (received `some text`) specified for `Failure`\n\
             Stack:\n  export_handle@/tmp/9/sources/initializer.js:1:1\nRedirecting call to abort() to mozalloc_abort";
         assert_eq!(found(thrown).unwrap(), ("some text".to_owned(), vec![]));
+        // The console keeps the end of what is too long.
+        let (reason, stack) = found(STACK.split_once("n1\n").unwrap().1).unwrap();
+        assert_eq!((reason.as_str(), stack.len()), ("RangeError: bad node: n1 (plugin.js:37)", 3));
     }
 
     #[test]

@@ -131,7 +131,7 @@ fn a_filter_with_a_value_that_nothing_has_is_refused() {
     });
     for (args, code, names) in [
         (&["job", "ls", "--status", "runing"][..], 2, &["running", "completed"][..]),
-        (&["node", "ls", "--status", "onlin"], 5, &["online", "suspect", "dead", "busy"]),
+        (&["node", "ls", "--status", "onlin"], 5, &["did you mean \"online\"?", "suspect", "dead"]),
         (&["dead", "ls", "--plugin", "job-traker"], 5, &["job-tracker", "node-registry"]),
         (&["dead", "drop", "--plugin", "job-traker"], 5, &["job-tracker"]),
         (&["dead", "replay", "--plugin", "job-traker"], 5, &["job-tracker"]),
@@ -143,6 +143,8 @@ fn a_filter_with_a_value_that_nothing_has_is_refused() {
     }
     assert_eq!(host.json(&["node", "ls", "--status", "busy"])[0]["node_id"], "n1");
     assert_eq!(host.json(&["node", "ls", "--status", "dead"]), json!([]));
+    // What a node may call itself is asked for before one does.
+    assert_eq!(host.json(&["node", "ls", "--status", "draining"]), json!([]));
     assert_eq!(host.json(&["dead", "ls", "--plugin", "job-tracker"]), json!([]));
     for (path, name) in [
         ("/v1/jobs?status=runing", "running"),

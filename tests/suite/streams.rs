@@ -286,3 +286,32 @@ async fn a_stream_of_lines_goes_on_after_the_last_line() {
     assert_eq!(stream.lagged().await, 603 - 512, "of all plugins");
     host.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_that_come_from_another_host_are_told_to_who_watches_jobs() {
+    // What another plugin publishes stands for the document of another host.
+    let yaml = "plugins:\n  job-tracker:\n    config: { jobs_ipns: [probe-key] }\n";
+    let host = SupervisedHost::start(&Setup::bundled().yaml(yaml).and_probe("probe", json!({}))).await;
+    let api = Api::of(&host).await;
+    let document = |jobs: Value| {
+        let document = json!({ "active_jobs": jobs, "updated_at": "2026-01-01T00:00:00Z" }).to_string();
+        json!([{ "do": "update-state", "key": "probe-key", "data": document }])
+    };
+    host.works("probe").await;
+    let mut jobs = api.stream("/v1/watch/jobs", None).await;
+    let job = json!({ "job_id": "far", "status": "running", "updated_at": "2026-01-01T00:00:00Z" });
+    host.try_run("probe", document(json!({ "far": job }))).await.unwrap();
+    assert_eq!(jobs.lagged().await, Value::Null);
+    assert_eq!(api.send(Method::GET, "/v1/jobs/far", "").await["status"], "running");
+    // The same once more is no news.
+    let more = json!({ "far": job, "bad": { "job_id": "other" } });
+    host.try_run("probe", document(more)).await.unwrap();
+    eventually("it is merged", async || {
+        api.send(Method::GET, "/v1/merged-jobs", "").await[0]["refused"] == 1
+    })
+    .await;
+    let near = json!({ "event_type": "running" }).to_string();
+    api.send(Method::POST, "/v1/jobs/near/events", near).await;
+    assert_eq!(jobs.next().await.data["job_id"], "near");
+    host.stop().await;
+}

@@ -169,12 +169,19 @@ pub async fn merged(Current(host): Current) -> Result<Response, ApiError> {
 
 /// How the last merges went; none if no tracker that merges any can say so.
 pub async fn reports(host: &Host) -> Vec<MergedJobs> {
-    let Some(tracker) = host.plugins.get(PLUGIN) else { return Vec::new() };
-    if tracker.handle.code().reach.granted.read.is_empty() {
-        return Vec::new();
-    }
+    let Some(tracker) = host.plugins.get(PLUGIN).filter(|tracker| merges(tracker)) else { return Vec::new() };
     let reply = tracker.handle.query("merged".to_owned(), String::new()).await;
     reply.ok().and_then(|reports| serde_json::from_str(&reports).ok()).unwrap_or_default()
+}
+
+/// Whether a tracker merges the jobs of other hosts.
+fn merges(tracker: &Loaded) -> bool {
+    !tracker.handle.code().reach.granted.read.is_empty()
+}
+
+/// How many jobs were taken over from other hosts, or removed with them, ever.
+async fn merged_so_far(host: &Host) -> u64 {
+    reports(host).await.iter().map(|report| report.taken + report.removed).sum()
 }
 
 /// What happened to a job.
@@ -230,7 +237,8 @@ pub async fn update(
 /// While the tracker is paused nothing is told; it is as soon as it goes on. A caller that was cut off sends the last id
 /// that it had as `Last-Event-ID`, and gets the jobs that have changed since. An event `lagged` says how many entries of
 /// the log were missed, because the log does not hold them any more; its data is null if that is not known, and then any
-/// job may have changed. The stream goes on.
+/// job may have changed. The stream goes on. Jobs that
+/// were taken over from another host, or imported, are told so, too: with an event `lagged` whose data is null.
 // No id of a job stands in its way.
 #[utoipa::path(get, path = "/watch/jobs", tag = "jobs", operation_id = "watch_jobs",
     params(("Last-Event-ID" = Option<String>, Header, description = "The last id that the caller had")),
@@ -238,8 +246,10 @@ pub async fn update(
         description = "A stream without end; the schema is that of the data of an event `job`")))]
 pub async fn watch(Current(host): Current, start: Start) -> Response {
     let ended = host.ended.clone();
+    // Whoever goes on may have missed a merge.
+    let merged = if matches!(start, Start::Now) { Some(merged_so_far(&host).await) } else { None };
     let entries = Entries::from(&host, start);
-    stream::answer(Watching { host, entries, told: HashMap::new() }, ended)
+    stream::answer(Watching { host, entries, told: HashMap::new(), merged }, ended)
 }
 
 struct Watching {
@@ -247,6 +257,8 @@ struct Watching {
     entries: Entries,
     /// What each job was when it was last told.
     told: HashMap<String, Value>,
+    /// How many jobs were taken over from other hosts, or removed with them, when it was last looked.
+    merged: Option<u64>,
 }
 
 /// What is asked of the tracker.
@@ -256,6 +268,10 @@ enum Question {
     Job(String),
     /// The jobs that run on a node: a verdict on it is one on them.
     Node(String),
+    /// How many jobs were taken over from other hosts.
+    Merged,
+    /// All of them: the operator has had a document taken over.
+    All,
 }
 
 impl Source for Watching {
@@ -286,6 +302,10 @@ impl Source for Watching {
         if let Some(last) = last {
             let tracker = self.tracker(Offset(last.0 + 1)).await;
             for question in questions {
+                if self.is_about_many(&question).await {
+                    told.missed = Missed::Unknown;
+                    continue;
+                }
                 match answers(&tracker, question).await {
                     Ok(jobs) => told.events.extend(jobs.into_iter().filter_map(|job| self.news(job))),
                     Err(error) => {
@@ -314,6 +334,18 @@ impl Watching {
         }
     }
 
+    /// Whether a question is about more jobs than can be told of one by one, and they have changed.
+    async fn is_about_many(&mut self, question: &Question) -> bool {
+        match question {
+            Question::All => true,
+            Question::Merged => {
+                let merged = merged_so_far(&self.host).await;
+                self.merged.replace(merged) != Some(merged)
+            }
+            Question::Job(_) | Question::Node(_) => false,
+        }
+    }
+
     /// The event that tells of a job, if it is not as it was told last.
     fn news(&mut self, job: Value) -> Option<(Option<u64>, &'static str, String)> {
         let id = job["job_id"].as_str().unwrap_or_default().to_owned();
@@ -331,13 +363,19 @@ fn question(entry: &Entry, tracker: &Loaded) -> Option<Question> {
     let event = match &entry.kind {
         Kind::Event(event) => event,
         Kind::Again { plugin, event, .. } if plugin.as_str() == PLUGIN => event,
+        Kind::Command { plugin, method, .. } if plugin.as_str() == PLUGIN && method == "import" => {
+            return Some(Question::All);
+        }
         Kind::Command { plugin, body, .. } if plugin.as_str() == PLUGIN => return asked_by(body.as_bytes()),
+        // A merge goes on by a timer.
+        Kind::Tick(plugin) if plugin.as_str() == PLUGIN && merges(tracker) => return Some(Question::Merged),
         _ => return None,
     };
     match event {
         Event::Message { topic, data, .. } if tracker.handle.code().reach.may_subscribe(topic) => {
             asked_by(data)
         }
+        Event::NameChanged(_) if merges(tracker) => Some(Question::Merged),
         _ => None,
     }
 }
@@ -367,6 +405,7 @@ async fn answers(tracker: &Loaded, question: Question) -> Result<Vec<Value>, Rep
             };
         }
         Question::Node(node) => node,
+        Question::Merged | Question::All => return Ok(Vec::new()),
     };
     let mut jobs: Vec<Value> = Vec::new();
     loop {

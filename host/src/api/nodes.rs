@@ -1,6 +1,5 @@
 //! `/v1/nodes`: the node registry, by the words of its domain.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::response::Response;
@@ -13,9 +12,9 @@ use super::extract::{Current, Path, Plain, Query};
 use super::openapi::Missing;
 use super::plugins::{command_to, query_to, reply_of};
 use crate::cause::listed;
+use crate::config::findings::nearest;
 use crate::host::Host;
 use crate::ident::IpnsName;
-use crate::plugin::ReplyError;
 use crate::time::Timestamp;
 
 const PLUGIN: &str = "node-registry";
@@ -181,7 +180,7 @@ pub struct Replaced {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct Filter {
-    /// Nodes with this status only: `online`, `suspect`, `dead`, `unknown`, or a word that a node gives itself now
+    /// Nodes with this status only: `online`, `suspect`, `dead`, `unknown`, or what nodes call themselves
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<String>,
     /// Nodes that hold this model only
@@ -213,25 +212,18 @@ pub async fn list(Current(host): Current, Query(filter): Query<Filter>) -> Resul
     query_to(&host, PLUGIN, "list", json!(filter).to_string()).await
 }
 
-/// Refuses a status that no node can have: a slip of the finger is no empty list.
+/// Refuses a status that is a slip of the finger: it is no empty list. Any other word may be what a node calls itself,
+/// today or tomorrow.
 async fn check_status(host: &Arc<Host>, status: &str) -> Result<(), ApiError> {
-    let ask = async |filter: Value| -> Result<Vec<Value>, ApiError> {
-        let reply = reply_of(host, PLUGIN, "list", filter.to_string()).await?;
-        serde_json::from_str(&reply).map_err(|error| ReplyError::Failed(error.to_string()).into())
-    };
-    if STATUSES.contains(&status) || !ask(json!({ "status": status, "limit": 1 })).await?.is_empty() {
+    let Some(meant) = nearest(status, STATUSES).filter(|meant| *meant != status) else { return Ok(()) };
+    let filter = json!({ "status": status, "limit": 1 }).to_string();
+    if reply_of(host, PLUGIN, "list", filter).await? != "[]" {
         return Ok(());
     }
-    let mut statuses: BTreeSet<String> = STATUSES.map(str::to_owned).into();
-    let mut after = None;
-    loop {
-        let page = ask(json!({ "after": after })).await?;
-        let Some(last) = page.last() else { break };
-        after = last["node_id"].as_str().map(str::to_owned);
-        statuses.extend(page.iter().filter_map(|node| node["status"].as_str()).map(str::to_owned));
-    }
-    let statuses: Vec<_> = statuses.into_iter().collect();
-    Err(ApiError::invalid(format!("no node has the status {status:?}; there are {}", listed(&statuses))))
+    let known = listed(&STATUSES.map(str::to_owned));
+    Err(ApiError::invalid(format!(
+        "no node has the status {status:?}; did you mean {meant:?}? There are {known}, and what nodes call themselves"
+    )))
 }
 
 /// One node.

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
 use crate::state::{self, Map};
-use crate::{Failure, Refusal};
+use crate::{Failure, Refusal, verbatim};
 
 /// Most bytes of unknown members of one document or row that are kept.
 const MOST_UNKNOWN: usize = 64 << 10;
@@ -53,10 +53,19 @@ impl Document {
         Ok(rows.iter().map(|row| Row::of(row, None, id_member)).collect())
     }
 
+    /// A member; none if it is absent, null or of another type.
+    pub fn get<T: DeserializeOwned>(&self, member: &str) -> Option<T> {
+        get(&self.members, member)
+    }
+
     /// The members that are none of `known`.
     pub fn unknown(&self, known: &[&str]) -> Unknown {
         Unknown::of(&self.members, known)
     }
+}
+
+fn get<T: DeserializeOwned>(members: &Members, member: &str) -> Option<T> {
+    serde_json::from_str::<Option<T>>(members.get(member)?.get()).ok()?
 }
 
 /// A row of a document.
@@ -77,7 +86,7 @@ impl Row {
 
     /// A member; none if it is absent, null or of another type.
     pub fn get<T: DeserializeOwned>(&self, member: &str) -> Option<T> {
-        serde_json::from_str::<Option<T>>(self.members.get(member)?.get()).ok()?
+        get(&self.members, member)
     }
 
     /// The members that are none of `known`.
@@ -93,7 +102,11 @@ pub struct Unknown(String);
 impl Unknown {
     fn of(members: &Members, known: &[&str]) -> Self {
         let mut object = String::from("{");
-        for (name, value) in members.iter().filter(|(name, _)| !known.contains(&name.as_str())) {
+        let is_unknown = |name: &str| !known.contains(&name);
+        // What others cannot read would cost them the whole document.
+        let kept =
+            members.iter().filter(|(name, value)| is_unknown(name) && verbatim::check(value.get()).is_ok());
+        for (name, value) in kept {
             let name = serde_json::to_string(name).expect("a string is JSON");
             if object.len() + name.len() + value.get().len() < MOST_UNKNOWN {
                 let comma = if object.len() > 1 { "," } else { "" };

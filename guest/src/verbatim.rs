@@ -61,21 +61,52 @@ impl PartialEq for Verbatim {
 /// A value of a record that was kept before depth was bounded: none where it is deeper. For `deserialize_with`.
 pub fn if_readable<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Verbatim>, D::Error> {
     let raw = Option::<Box<RawValue>>::deserialize(deserializer)?;
-    Ok(raw.filter(|raw| depth(raw.get()) <= DEPTH).map(Verbatim))
+    Ok(raw.filter(|raw| check(raw.get()).is_ok()).map(Verbatim))
 }
 
 impl<'de> Deserialize<'de> for Verbatim {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let raw = Box::<RawValue>::deserialize(deserializer)?;
-        if depth(raw.get()) > DEPTH {
-            return Err(D::Error::custom(format!("it has more than {DEPTH} levels")));
-        }
+        check(raw.get()).map_err(D::Error::custom)?;
         Ok(Self(raw))
     }
 }
 
-/// The levels of a value that is JSON.
-fn depth(json: &str) -> usize {
+/// Why a value that is JSON cannot be read by others wherever it will stand, if so.
+pub fn check(json: &str) -> Result<(), String> {
+    let Look { depth, is_unicode, is_reserved } = look(json);
+    if depth > DEPTH {
+        return Err(format!("it has more than {DEPTH} levels"));
+    }
+    if is_reserved {
+        return Err(format!(
+            "a text in it begins with {RESERVED}, which readers in Rust take for something else"
+        ));
+    }
+    if !is_unicode {
+        return Err("a text in it has half of a surrogate pair, which is no character".to_owned());
+    }
+    Ok(())
+}
+
+/// How the names begin under which serde_json has values of its own: an object with such a member is read as another
+/// value, or not at all.
+const RESERVED: &str = "$serde_json::private::";
+
+/// What is seen of a value that is JSON.
+#[derive(Debug, PartialEq, Eq)]
+struct Look {
+    /// Its levels.
+    depth: usize,
+    /// Whether all its texts are Unicode: half of a surrogate pair has no form in UTF-8, and no reader takes it.
+    is_unicode: bool,
+    /// Whether one of its texts begins as no text may.
+    is_reserved: bool,
+}
+
+fn look(json: &str) -> Look {
+    let (mut is_unicode, mut is_reserved) = (true, false);
+
     let (mut depth, mut deepest) = (0_usize, 0);
     let mut bytes = json.bytes();
     while let Some(byte) = bytes.next() {
@@ -86,16 +117,39 @@ fn depth(json: &str) -> usize {
             }
             b']' | b'}' => depth = depth.saturating_sub(1),
             b'"' => {
+                // The first half of a pair that waits for the second, which follows at once.
+                let mut half = false;
+                // How much of the text is as a reserved one; none once it is not.
+                let mut alike = Some(0);
                 while let Some(byte) = bytes.next().filter(|byte| *byte != b'"') {
-                    if byte == b'\\' {
-                        bytes.next();
+                    let escape = if byte == b'\\' { bytes.next() } else { None };
+                    let unit = escape.filter(|escape| *escape == b'u').and_then(|_| unit(&mut bytes));
+                    let character = match escape {
+                        None => Some(byte),
+                        Some(_) => unit.and_then(|unit| u8::try_from(unit).ok()),
+                    };
+                    let reserved = alike.and_then(|alike| RESERVED.as_bytes().get(alike));
+                    alike = alike.filter(|_| character.as_ref() == reserved).map(|alike| alike + 1);
+                    if alike == Some(RESERVED.len()) {
+                        (is_reserved, alike) = (true, None);
                     }
+                    let is_second = matches!(unit, Some(0xdc00..=0xdfff));
+                    is_unicode &= half == is_second;
+                    half = matches!(unit, Some(0xd800..=0xdbff));
                 }
+                is_unicode &= !half;
             }
             _ => {}
         }
     }
-    deepest
+    Look { depth: deepest, is_unicode, is_reserved }
+}
+
+/// The four digits of an escape.
+fn unit(bytes: &mut impl Iterator<Item = u8>) -> Option<u16> {
+    let mut digits = bytes.take(4).map(|digit| (digit as char).to_digit(16));
+    let unit = digits.try_fold(0, |unit, digit| Some(unit << 4 | digit?))?;
+    u16::try_from(unit).ok()
 }
 
 #[cfg(test)]
@@ -116,7 +170,44 @@ mod tests {
         let nested = |levels: usize| format!("{}1{}", "[".repeat(levels), "]".repeat(levels));
         assert!(serde_json::from_str::<Verbatim>(&nested(DEPTH)).is_ok());
         assert!(serde_json::from_str::<Verbatim>(&nested(DEPTH + 1)).is_err());
-        assert_eq!(depth("\"[[\\\"[\""), 0);
+        assert_eq!(look("\"[[\\\"[\""), Look { depth: 0, is_unicode: true, is_reserved: false });
+    }
+
+    #[test]
+    fn half_of_a_surrogate_pair_is_refused_wherever_it_stands() {
+        for json in
+            [r#""\ud83d\ude00""#, r#"{"a\u0000":["\\ud800","\uD83D\uDE00 \n\uffff"]}"#, r#""\\\\ud800""#]
+        {
+            assert_eq!(check(json), Ok(()), "{json}");
+            assert!(serde_json::from_str::<serde_json::Value>(json).is_ok(), "{json}");
+        }
+        for json in [
+            r#""\ud800""#,
+            r#"{"\udfff":1}"#,
+            r#"["\ud83d \ude00"]"#,
+            r#""\ude00\ud83d""#,
+            r#""\ud83d\ud83d\ude00""#,
+            r#""\ud83d\n""#,
+            r#""\ud83dx""#,
+        ] {
+            assert!(check(json).unwrap_err().contains("surrogate"), "{json}");
+            assert!(serde_json::from_str::<serde_json::Value>(json).is_err(), "{json}");
+        }
+    }
+
+    #[test]
+    fn what_readers_take_for_something_else_is_refused() {
+        for json in [
+            r#"{"$serde_json::private::Number":"xyz"}"#,
+            r#"[{"a":{"\u0024serde\u005fjson::private::RawValue":"]]"}}]"#,
+        ] {
+            assert!(check(json).unwrap_err().contains("begins with $serde_json"), "{json}");
+        }
+        for json in
+            [r#"{"serde_json":"private"}"#, r#""$serde_json::""#, r#"{"a $serde_json::private::Number":1}"#]
+        {
+            assert_eq!(check(json), Ok(()), "{json}");
+        }
     }
 
     #[test]

@@ -22,6 +22,8 @@ mod status;
 mod table;
 mod topic;
 
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -210,6 +212,7 @@ impl Global {
 
 /// Does what the command line says.
 pub fn main() -> ExitCode {
+    without_empty_variables();
     let cli = Cli::parse();
     cli.global.color.apply();
     match dispatch(cli) {
@@ -219,6 +222,25 @@ pub fn main() -> ExitCode {
             ExitCode::from(exit_code(&error))
         }
     }
+}
+
+/// Goes on without the variables of `dim` that are empty: as in the XDG base directory specification, these count as
+/// unset. A process cannot safely change its environment, and so begins anew.
+fn without_empty_variables() {
+    let is_ours = |name: &OsString| name.to_str().is_some_and(|name| name.starts_with("DIM_"));
+    let empty: Vec<OsString> = std::env::vars_os()
+        .filter(|(name, value)| is_ours(name) && value.is_empty())
+        .map(|(name, _)| name)
+        .collect();
+    let (false, Ok(program)) = (empty.is_empty(), std::env::current_exe()) else { return };
+    let mut args = std::env::args_os();
+    let mut again = std::process::Command::new(program);
+    again.arg0(args.next().unwrap_or_default()).args(args);
+    for name in empty {
+        again.env_remove(name);
+    }
+    // It returns only if that fails; then they are what they are.
+    let _ = again.exec();
 }
 
 fn dispatch(Cli { global, command }: Cli) -> anyhow::Result<()> {

@@ -443,6 +443,20 @@ pub fn read_text(path: &Path) -> Result<String, ConfigError> {
     std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })
 }
 
+/// Reads the text of a config file once more. What is no file is refused: a pipe is read once. So is an empty one: who
+/// writes it has not finished.
+pub fn read_text_again(path: &Path) -> Result<String, ConfigError> {
+    let refused = |why: &str| ConfigError::Read {
+        path: path.to_owned(),
+        source: std::io::Error::new(std::io::ErrorKind::InvalidInput, why),
+    };
+    if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+        return Err(refused("it is no regular file"));
+    }
+    let text = read_text(path)?;
+    if text.trim().is_empty() { Err(refused("it is empty")) } else { Ok(text) }
+}
+
 impl Config {
     /// Reads a config file.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {

@@ -13,6 +13,7 @@ mod exception;
 mod grants;
 mod imports;
 mod instance;
+mod instances;
 mod limits;
 mod lines;
 mod manifest;

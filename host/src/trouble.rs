@@ -38,6 +38,8 @@ pub enum Code {
     PluginFailing,
     /// Another host of the fleet lacks what this one knows of jobs.
     JobsDiffer,
+    /// The operator has paused a plugin.
+    PluginPaused,
     /// New code of a plugin was taken back.
     PluginTakenBack,
     /// The folder of plugins is empty, cannot be read or is gone.

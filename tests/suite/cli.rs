@@ -107,9 +107,70 @@ fn a_job_that_could_not_be_read_again_is_set_aside_and_costs_nobody_the_list() {
     soon(|| host.json(&["dead", "ls"]).as_array().unwrap().len() == 4);
     let why = host.json(&["dead", "ls"])[0]["reason"].as_str().unwrap().to_owned();
     assert!(why.contains("more than 64 levels"), "{why}");
+    // Half of a surrogate pair is no text, and what begins so is another value to readers in Rust.
+    for data in [r#""\ud800""#, r#"{"\udc00":1}"#, r#"{"a":[{"$serde_json::private::Number":"xyz"}]}"#] {
+        let text = format!("{{\"job_id\":\"deep\",\"event_type\":\"running\",\"data\":{data}}}");
+        host.json(&["topic", "pub", "dim.jobs.updates", &text]);
+        let body = format!("{{\"event_type\":\"running\",\"data\":{data}}}");
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--unix-socket"]).arg(host.socket()).args(["--json", &body]);
+        let answer = curl.arg("http://dim.localhost/v1/jobs/deep/events").output().unwrap();
+        let problem: serde_json::Value = serde_json::from_slice(&answer.stdout).unwrap();
+        assert_eq!(problem["status"], 400, "{problem}");
+        let heartbeat = format!("{{\"node_id\":\"n1\",\"resources\":{{\"cpu_available\":{data}}}}}");
+        host.json(&["topic", "pub", "dim.nodes.heartbeat", &heartbeat]);
+    }
+    soon(|| host.json(&["dead", "ls"]).as_array().unwrap().len() == 7);
+    soon(|| host.json(&["node", "ls"]).as_array().unwrap().len() == 1);
     assert_eq!(host.json(&["job", "ls"]).as_array().unwrap().len(), 1);
     let told = host.dim(&["job", "update", "deep", "running", "--data", &"[".repeat(200)]);
     assert_eq!(told.status.code(), Some(2), "{told:?}");
+}
+
+#[test]
+fn nothing_but_a_regular_file_is_replaced_by_force() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path());
+    let (pipe, link, secret) = (dir.path().join("pipe"), dir.path().join("link"), dir.path().join("secret"));
+    std::fs::write(&secret, "a long passphrase").unwrap();
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    std::os::unix::fs::symlink(dir.path().join("nowhere"), &link).unwrap();
+    for there in [&pipe, &link] {
+        let there = there.to_str().unwrap();
+        let secret = secret.to_str().unwrap();
+        for args in [
+            &["backup", there, "--force", "--passphrase-file", secret][..],
+            &["events", "export", "--to", there, "--force"],
+        ] {
+            let (code, error) = exit_code(&host.dim(args));
+            assert!(code != 0 && error.contains("no regular file"), "{args:?}: {error}");
+        }
+    }
+    assert!(!pipe.is_file() && link.is_symlink());
+}
+
+#[test]
+fn an_empty_variable_counts_as_unset_and_a_word_that_is_no_level_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path());
+    let dim = |name: &str, value: &str, args: &[&str]| {
+        Command::new(PROGRAM).args(args).env(name, value).output().unwrap()
+    };
+    let state = dir.path().join("state");
+    let status = ["status", "--state-dir", state.to_str().unwrap()];
+    for name in ["DIM_TOKEN", "DIM_TOKEN_FILE", "DIM_API", "DIM_CONFIG", "DIM_AGENT_DIR", "DIM_LOG"] {
+        let output = dim(name, "", &status);
+        assert!(output.status.success(), "{name}: {output:?}");
+    }
+    for (filter, named) in
+        [("nonsense", "\"nonsense\" is no level"), ("dim=debug,wran", "\"wran\" is no level")]
+    {
+        let second = dir.path().join("second");
+        let output = dim("DIM_LOG", filter, &["run", "--embedded", "--state-dir", second.to_str().unwrap()]);
+        let (code, error) = exit_code(&output);
+        assert!(code != 0 && error.contains(named), "{error}");
+    }
+    drop(host);
 }
 
 #[test]

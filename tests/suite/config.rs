@@ -210,6 +210,25 @@ fn a_hangup_has_a_running_host_take_over_what_can_change_and_never_ends_it() {
 }
 
 #[test]
+fn a_file_that_is_half_written_or_no_file_is_not_taken_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.yaml");
+    std::fs::write(&file, "ipfs:\n  follow_every: 7\n").unwrap();
+    let args = ["--embedded", "--config", file.to_str().unwrap()];
+    let host = Program::start(Path::new(PROGRAM), &dir.path().join("state"), &args);
+    let refused = |why: &str| {
+        let output = host.dim(&["config", "reload"]);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && error.contains(why), "{error}");
+    };
+    std::fs::write(&file, "\n").unwrap();
+    refused("it is empty");
+    std::fs::remove_file(&file).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&file).status().unwrap().success());
+    refused("no regular file");
+}
+
+#[test]
 fn a_hangup_does_not_end_a_host_without_a_config_file() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");

@@ -154,6 +154,46 @@ async fn hosts_that_missed_messages_know_the_same_jobs_once_they_follow_each_oth
     assert_eq!(known(&first).await, known(&second).await);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_of_more_jobs_than_one_entry_looks_at_is_merged_to_its_end() {
+    // What another plugin publishes stands for the document of another host.
+    let yaml = "plugins:\n  job-tracker:\n    config: { jobs_ipns: [probe-key] }\n";
+    let host = Setup::bundled().yaml(yaml).and_probe("probe", json!({})).start().await;
+    let (now, count) = ("2026-01-01T00:00:00Z", 12_000);
+    let jobs = |status: &str| -> serde_json::Value {
+        let row = |number| {
+            let id = format!("j{number}");
+            (id.clone(), json!({ "job_id": id, "status": status, "updated_at": now }))
+        };
+        serde_json::Value::Object((0..count).map(row).collect())
+    };
+    let publish = async |document: serde_json::Value| {
+        let step = json!({ "do": "update-state", "key": "probe-key", "data": document.to_string() });
+        assert_eq!(host.run(json!([step])).await, [json!({ "ok": null })]);
+    };
+    let report = async || host.query("job-tracker", "merged", json!({})).await.unwrap()[0].clone();
+    publish(json!({ "active_jobs": jobs("queued"), "\\ud800": {}, "left_out": "x", "updated_at": "9999-01-01T00:00:00Z" }))
+        .await;
+    // Another one comes meanwhile.
+    publish(json!({ "active_jobs": jobs("running"), "updated_at": now })).await;
+    let is_merged = async || {
+        let report = report().await;
+        report["taken"].as_u64() >= Some(count) && report["under_way"].is_null()
+    };
+    eventually("all are merged", is_merged).await;
+    eventually("the newest document is", async || {
+        let last = host.query("job-tracker", "get", json!({ "job_id": "j9999" })).await;
+        last.is_ok_and(|job| job["status"] == "running")
+    })
+    .await;
+    assert_eq!(host.dead_letters(), Vec::<String>::new());
+    // A document that cannot be read is told, and the next one mends it.
+    publish(json!([1])).await;
+    eventually("it is told", async || report().await["error"].is_string()).await;
+    publish(json!({ "active_jobs": {} })).await;
+    eventually("it is mended", async || report().await["error"].is_null()).await;
+}
+
 fn quick() -> Setup {
     dead_after(3_000)
 }

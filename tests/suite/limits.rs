@@ -141,6 +141,29 @@ async fn publishes_a_second_are_limited_by_number_and_bytes() {
     met(&host, "publish-bytes-per-second", 1).await;
 }
 
+#[test]
+fn a_component_of_components_that_multiply_is_refused_before_it_is_compiled() {
+    let manifest = "name = \"bomb\"\nversion = \"1.0.0\"\nstate-version = 1\n";
+    let judged = |text: &str| dim::plugin::inspect(&with_manifest(&wat::parse_str(text).unwrap(), manifest));
+    let twice = "(core module $m) (core instance (instantiate $m)) (core instance (instantiate $m))";
+    judged(&format!("(component (component $c {twice}) (instance (instantiate $c)))")).unwrap();
+    let nested = |most: usize, instance: &str| {
+        let mut text = format!("(component $c0 {twice})");
+        for depth in 1..=12 {
+            let instances = instance.replace('N', &(depth - 1).to_string()).repeat(most);
+            text = format!("(component $c{depth} {text} {instances})");
+        }
+        judged(&text).map_err(|error| error.to_string())
+    };
+    let direct = "(instance (instantiate $cN))";
+    assert!(nested(1, direct).is_ok());
+    let aliased = "(component (alias outer 1 $cN (component $d)) (instance (instantiate $d)) (instance (instantiate $d)))";
+    for why in [nested(30, direct).unwrap_err(), nested(60, direct).unwrap_err()] {
+        assert!(why.contains("1000 are the limit"), "{why}");
+    }
+    assert!(nested(1, aliased).is_ok(), "a component that nobody instantiates makes nothing");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn documents_a_second_are_limited_by_bytes() {
     let host = limited(json!({ "document-bytes-per-second": 10 })).await;

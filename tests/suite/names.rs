@@ -287,6 +287,12 @@ fn the_jobs_and_nodes_of_a_fleet_survive_an_empty_host_and_its_import() {
     heartbeat("n2");
     soon(|| host.json(&["node", "ls"]).as_array().is_some_and(|nodes| nodes.len() == 1));
     assert_eq!(fleets_document(&kubo)["fleet"], "north", "the registry without its nodes is not published");
+    // What is shown is what the name points to, and not what is held back.
+    let shown = host.dim(&["ipns", "get-state", "dim-state-key"]).stdout;
+    assert_eq!(serde_json::from_slice::<Value>(&shown).unwrap()["fleet"], "north");
+    let names = host.json(&["status"])["names"].clone();
+    let name = names.as_array().unwrap().iter().find(|name| name["key"] == "dim-state-key").unwrap();
+    assert_eq!(host.json(&["ipns", "resolve", "dim-state-key"])["path"], name["hold"]["path"]);
 
     // What a plugin writes, nobody writes by accident.
     let file = dir.path().join("file");
@@ -315,6 +321,19 @@ fn the_jobs_and_nodes_of_a_fleet_survive_an_empty_host_and_its_import() {
 
     let forced = host.dim(&["ipns", "update-state", "dim-state-key", file, "--force"]);
     assert!(forced.status.success(), "{forced:?}");
+}
+
+#[test]
+fn a_value_for_a_name_that_is_then_on_hold_is_told_as_that() {
+    let Some((kubo, _path)) = with_a_fleet("{}") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let host = Program::start(DIM.as_ref(), &dir.path().join("state"), &["--kubo", kubo.api()]);
+    let file = dir.path().join("file");
+    std::fs::write(&file, "mine").unwrap();
+    let set = host.dim(&["ipns", "update-state", "probe-key", file.to_str().unwrap()]);
+    let warning = String::from_utf8_lossy(&set.stderr);
+    assert!(warning.contains("on hold") && warning.contains("dim ipns adopt probe-key"), "{warning}");
+    assert!(!warning.contains("goes on trying"), "{warning}");
 }
 
 #[test]

@@ -246,6 +246,22 @@ fn a_daemon_that_is_killed_shows_in_seconds_and_the_host_stays_alive_and_ready()
 }
 
 #[test]
+fn a_plugin_that_is_paused_is_a_warning() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path(), &["--embedded"], &json!({}));
+    let health = || {
+        let (status, body) = get(&host.socket(), "/healthz", "application/json");
+        (status, serde_json::from_str::<Value>(&body).unwrap()["troubles"].clone())
+    };
+    soon(|| health() == (200, json!([])));
+    host.json(&["plugin", "pause", "job-tracker"]);
+    soon(|| health().1[0]["code"] == "plugin-paused" && health().1[0]["subject"] == "job-tracker");
+    assert_eq!((health().0, &health().1[0]["severity"]), (200, &json!("warning")));
+    host.json(&["plugin", "resume", "job-tracker"]);
+    soon(|| health() == (200, json!([])));
+}
+
+#[test]
 fn a_daemon_that_is_away_shows_in_seconds_though_nothing_listens() {
     let Some(mut kubo) = dim_tests::Kubo::start() else { return };
     let dir = tempfile::tempdir().unwrap();

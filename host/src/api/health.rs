@@ -91,6 +91,10 @@ pub async fn all_troubles(host: &Host) -> Result<Vec<Trouble>, ApiError> {
     let mut found = troubles(host)?;
     let reports = tokio::time::timeout(ASKING, jobs::reports(host)).await.unwrap_or_default();
     found.extend(reports.into_iter().filter_map(|report| {
+        if let Some(error) = report.error {
+            let message = format!("the jobs of {} cannot be merged: {error}", report.name);
+            return Some(Trouble::warning(Code::JobsDiffer, message).about(report.name));
+        }
         let since = report.differs_since?;
         let message = format!(
             "another host of the fleet lacks what this one knows of jobs since {since:.0}: {} active jobs are not in {}, and of {} it has an earlier state (such as {}); it follows this host's document if its `ipfs.jobs_ipns` names it",
@@ -195,6 +199,12 @@ fn of_plugins(host: &Host) -> Vec<Trouble> {
                 ),
             };
             troubles.push(trouble.since(since).about(&name));
+        }
+        if status.state == "paused" {
+            let message = format!(
+                "plugin {name} is paused: what comes for it waits, and orders are refused, until `dim plugin resume {name}`"
+            );
+            troubles.push(Trouble::warning(Code::PluginPaused, message).about(&name));
         }
         for (key, limit) in status.too_large {
             let message = format!("the document of {key} has more than {limit} bytes and is not published");

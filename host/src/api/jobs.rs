@@ -156,6 +156,14 @@ pub struct MergedJobs {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub differs_since: Option<Timestamp>,
+    /// Whether a newer document is being merged.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[schema(required = false)]
+    under_way: bool,
+    /// Why the last document could not be merged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub error: Option<String>,
 }
 
 /// How the last merge of each other host's jobs went, and what differs.

@@ -103,8 +103,13 @@ pub struct Published {
     path: ContentPath,
     /// Counts the values of the name.
     sequence: u64,
-    /// Whether the backend has accepted it. If not, the value is committed and the host goes on trying.
+    /// Whether the backend has accepted it. If not, the value is committed and the host goes on trying, unless the name
+    /// is on hold.
     published: bool,
+    /// Why the name is on hold: the value is committed, and nothing is published until the operator decides.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    hold: Option<String>,
 }
 
 /// Points a key's name at a path. The key is made if there is none.
@@ -168,8 +173,8 @@ async fn set(
         host.commit.names.notify_one();
     }
     let known = published(host, &key).await?;
-    let published = known.is_published();
-    Ok(Json(Published { key, name, path: known.path, sequence: known.sequence, published }))
+    let (published, hold) = (known.is_published(), known.hold.as_ref().map(|hold| hold.explain(&key)));
+    Ok(Json(Published { key, name, path: known.path, sequence: known.sequence, published, hold }))
 }
 
 /// What a plugin publishes is what its fleet reads: a value from elsewhere takes its place only if that is meant.
@@ -223,7 +228,7 @@ async fn published(host: &Host, key: &KeyName) -> Result<Known, ApiError> {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
         let known = names::known(&host.store.snapshot()?, key)?.ok_or_else(|| ApiError::not_found(key))?;
-        if known.is_published() || tokio::time::Instant::now() >= deadline {
+        if known.is_published() || known.hold.is_some() || tokio::time::Instant::now() >= deadline {
             return Ok(known);
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -289,6 +294,8 @@ async fn resolution(host: &Host, text: &str) -> Result<Resolution, ApiError> {
     let own = host.keys.all().into_iter().find(|(_, key)| key.name() == name);
     if let Some((key, _)) = own
         && let Some(known) = names::known(&host.store.snapshot()?, &key)?
+        // What is held back is not what the name points to.
+        && known.hold.is_none()
     {
         return Ok(known.resolution(name));
     }

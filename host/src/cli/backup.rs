@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::client::{self, Client};
-use super::output::Output;
+use super::output::{self, Output};
 use super::signals::Signals;
 use crate::backup::{self, BackupError, Head, Passphrase};
 
@@ -76,9 +76,7 @@ impl Secret {
 
 impl Backup {
     pub async fn execute(self, client: &Client, out: &Output) -> anyhow::Result<()> {
-        if self.file.exists() && !self.force {
-            anyhow::bail!("{} is there already; --force replaces it", self.file.display());
-        }
+        output::check_replaceable(&self.file, self.force)?;
         let text = self.secret.text(Asked::Twice)?;
         let passphrase = Passphrase::new(text.clone())?;
         let chunks = client.chunks(&["backup"], &json!({ "passphrase": text })).await?;

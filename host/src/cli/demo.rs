@@ -44,7 +44,7 @@ pub async fn run(host: Arc<Host>, nodes: u32, out: LineQueue, stop: Cancellation
     host.all_loaded().await;
     let fleet = Fleet::new(host, nodes, out);
     fleet.say(format_args!(
-        "{nodes} simulated nodes; one of them falls silent now and then. Stop with Ctrl-C.\n"
+        "{nodes} simulated nodes; one of them falls silent now and then. Stop with Ctrl-C."
     ));
     tokio::select! {
         biased;

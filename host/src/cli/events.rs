@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use futures::StreamExt as _;
 use serde_json::json;
@@ -81,9 +81,7 @@ impl Export {
             }
             return Ok(std::io::stdout().flush()?);
         }
-        if self.out.exists() && !self.force {
-            bail!("{} is there already; --force replaces it", self.out.display());
-        }
+        output::check_replaceable(&self.out, self.force)?;
         let path = std::path::absolute(&self.out)?;
         let directory = path.parent().unwrap_or(Path::new("/"));
         // It appears whole or not at all.

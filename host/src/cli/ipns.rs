@@ -109,7 +109,9 @@ impl Command {
 
 fn tell(out: &Output, set: &Value) -> anyhow::Result<()> {
     out.object(set)?;
-    if set["published"] == false {
+    if let Some(why) = set["hold"].as_str() {
+        note(&format!("warning: the name is on hold, and the value is not published: {why}"));
+    } else if set["published"] == false {
         note("warning: the backend has not accepted it yet; the host goes on trying");
     }
     Ok(())

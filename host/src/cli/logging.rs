@@ -62,6 +62,25 @@ pub struct Logging {
     exported: Option<SdkLoggerProvider>,
 }
 
+/// Refuses a word that is neither a level nor a part of a program: as a filter it would mean a part of that name, and
+/// nothing would be logged.
+fn check_filter(filter: &str) -> anyhow::Result<()> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let words = filter.split(',').map(str::trim).filter(|word| !word.is_empty());
+    let is_meant = |word: &str| {
+        let is_level =
+            LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word)) || word.parse::<u8>().is_ok();
+        is_level || word.contains(['=', '[', ':']) || word.starts_with("dim")
+    };
+    for word in words.filter(|word| !is_meant(word)) {
+        anyhow::bail!(
+            "DIM_LOG: {word:?} is no level; levels are {}, alone or as in dim=debug",
+            LEVELS.join(", ")
+        );
+    }
+    Ok(())
+}
+
 impl Logging {
     /// Starts the log of this process; `default` filters where `DIM_LOG` does not.
     pub fn start(
@@ -71,8 +90,11 @@ impl Logging {
         runtime: &Handle,
     ) -> anyhow::Result<Self> {
         let filter = || match std::env::var("DIM_LOG") {
-            Ok(filter) => EnvFilter::try_new(filter).context("DIM_LOG is no filter"),
-            Err(_) => Ok(EnvFilter::new(default)),
+            Ok(filter) if !filter.trim().is_empty() => {
+                check_filter(&filter)?;
+                EnvFilter::try_new(filter).context("DIM_LOG is no filter")
+            }
+            _ => Ok(EnvFilter::new(default)),
         };
         let lines = LineQueue::start(std::io::stderr(), |dropped| {
             tracing::warn!(dropped, "lines of the log were dropped because nobody read standard error");

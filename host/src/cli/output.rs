@@ -1,6 +1,7 @@
 //! How results are written: tables for people, JSON for programs.
 
 use std::io::{self, IsTerminal as _, Write as _};
+use std::path::Path;
 use std::time::Duration;
 
 use anstream::AutoStream;
@@ -189,6 +190,17 @@ pub fn end_if_unread() {
         && polled[0].revents().contains(PollFlags::ERR);
     if is_closed {
         std::process::exit(OK.into());
+    }
+}
+
+/// Refuses to write a file in the place of what is there: without `force` at all, and with it what is no regular file.
+pub fn check_replaceable(path: &Path, force: bool) -> anyhow::Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Ok(there) if !there.is_file() => {
+            anyhow::bail!("{} is no regular file, and is not replaced: name another", path.display())
+        }
+        Ok(_) if !force => anyhow::bail!("{} is there already; --force replaces it", path.display()),
+        Ok(_) | Err(_) => Ok(()),
     }
 }
 

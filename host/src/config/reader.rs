@@ -124,11 +124,11 @@ fn kind(found: &de::Unexpected<'_>) -> &'static str {
     }
 }
 
-/// What YAML 1.1 takes for a boolean beside `true` and `false`.
+/// What YAML 1.1 takes for a boolean, quoted or not.
 fn boolean(text: &str) -> Option<bool> {
     match text.to_ascii_lowercase().as_str() {
-        "yes" | "on" | "y" => Some(true),
-        "no" | "off" | "n" => Some(false),
+        "true" | "yes" | "on" | "y" => Some(true),
+        "false" | "no" | "off" | "n" => Some(false),
         _ => None,
     }
 }

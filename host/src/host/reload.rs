@@ -127,7 +127,7 @@ impl Host {
         let _turn = file.turn.lock().await;
         let (path, id) = (file.path.clone(), self.id.clone());
         let examined =
-            tokio::task::spawn_blocking(move || config::read_text(&path).map(|text| check(&text, &id)));
+            tokio::task::spawn_blocking(move || config::read_text_again(&path).map(|text| check(&text, &id)));
         let examined = examined.await.expect("a check does not panic")?;
         let wrong = |findings| ReloadError::Wrong { path: file.path.clone(), findings };
         let is_wrong = examined.is_wrong();

@@ -254,13 +254,17 @@ pub enum NameOrKey {
     Key(KeyName),
 }
 
+/// How names begin, as paths, as CIDs of keys in base 36 and 32, and as peer ids.
+const NAMES_BEGIN: [&str; 6] = ["/ipns/", "k51", "k2k4", "bafz", "12D3Koo", "Qm"];
+
 impl FromStr for NameOrKey {
     type Err = InvalidWord;
 
     fn from_str(text: &str) -> Result<Self, InvalidWord> {
         match text.parse() {
             Ok(name) => Ok(Self::Name(name)),
-            Err(error) if text.starts_with("/ipns/") => Err(error),
+            // What begins as names do is meant as one: a slip of the finger is no key.
+            Err(error) if NAMES_BEGIN.iter().any(|begin| text.starts_with(begin)) => Err(error),
             Err(_) => text.parse().map(Self::Key),
         }
     }
@@ -286,6 +290,16 @@ impl From<NameOrKey> for String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_begins_as_a_name_does_is_one_or_nothing() {
+        for slip in ["k51abc", "/ipns/nothing", "12D3KooW", "QmNotThere", "bafzaa"] {
+            assert!(slip.parse::<NameOrKey>().is_err(), "{slip}");
+        }
+        for key in ["dim-state-key", "k5", "other"] {
+            assert!(matches!(key.parse(), Ok(NameOrKey::Key(_))), "{key}");
+        }
+    }
 
     #[test]
     fn a_prefix_covers_what_lies_under_it_and_nothing_beside() {

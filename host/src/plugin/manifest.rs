@@ -13,7 +13,7 @@ use thiserror::Error;
 use utoipa::ToSchema;
 use wasmparser::{ComponentTypeRef, Parser, Payload};
 
-use super::{Grants, SomeLimits};
+use super::{Grants, SomeLimits, instances};
 use crate::change::Version;
 use crate::config::findings::meant;
 use crate::ident::{Digest, InvalidWord, KeyName, PeerName, PluginName};
@@ -54,6 +54,9 @@ pub enum ManifestError {
     /// Damaged or cut off.
     #[error("the component is damaged or cut off: {0}")]
     Damaged(String),
+    /// It makes too many instances of what it holds.
+    #[error("the component makes {0} instances of the modules and components in it; {most} are the limit", most = instances::MOST)]
+    TooManyInstances(u64),
     /// There is none.
     #[error(
         "the component has no `{SECTION}` section: export the plugin with a manifest, or append one with `wasm-tools`"
@@ -567,6 +570,10 @@ pub fn inspect(component: &[u8]) -> Result<Inspection, ManifestError> {
     }
     if Parser::is_core_wasm(component) {
         return Err(ManifestError::CoreModule);
+    }
+    let made = instances::count(component).map_err(|error| ManifestError::Damaged(error.to_string()))?;
+    if made > instances::MOST {
+        return Err(ManifestError::TooManyInstances(made));
     }
     let sections = Sections::read(component)?;
     let manifest = Manifest::parse(sections.manifest()?)?;

@@ -1,12 +1,13 @@
 //! Takes over the jobs of a document that somebody else has published: this tracker's own form, and that of fleets
 //! which keep `{"jobs":{ID:{"state",…}}}`.
 
-use dim_guest::foreign::{self, Document, Row};
+use dim_guest::foreign::{self, Document, Members, Row};
 use dim_guest::time::Time;
 use dim_guest::{Refusal, json};
 use serde_json::json;
 
 use crate::job::{self, Job, Status};
+use crate::merge;
 use crate::store;
 use crate::tracker::JobTracker;
 
@@ -32,7 +33,7 @@ const MEMBERS: [&str; 11] = [
 /// is, unless the document knows a later status.
 pub fn import(tracker: &JobTracker, body: &str) -> Result<String, Refusal> {
     let document = Document::read(body)?;
-    let (mut taken, mut refused) = (0, 0);
+    let (mut taken, mut removed, mut refused) = (0, 0, 0);
     for list in LISTS {
         for row in document.rows(list, "job_id")? {
             match row.as_ref().and_then(read) {
@@ -41,12 +42,22 @@ pub fn import(tracker: &JobTracker, body: &str) -> Result<String, Refusal> {
             }
         }
     }
+    for (id, at) in document.get::<Members>("removed_jobs").unwrap_or_default() {
+        match merge::read_time(&id, &at) {
+            // What was removed stays removed, whatever comes late.
+            Some(at) => {
+                removed +=
+                    u64::from(merge::remove(tracker, &id, at.min(Time::now())).map_err(foreign::refusal)?)
+            }
+            None => refused += 1,
+        }
+    }
     if document.key == tracker.key() {
         let known = [LISTS.as_slice(), &["removed_jobs", "updated_at", "left_out"]].concat();
         foreign::keep("", &document.unknown(&known))?;
     }
     tracker.publish().map_err(foreign::refusal)?;
-    json::write(&json!({ "jobs": taken, "refused": refused }))
+    json::write(&json!({ "jobs": taken, "removed": removed, "refused": refused }))
 }
 
 fn read(row: &Row) -> Option<Job> {
@@ -62,7 +73,7 @@ fn read(row: &Row) -> Option<Job> {
         result: row.get("result"),
         result_cid: row.get("result_cid"),
         node_id: row.get("node_id").filter(|node: &String| job::check_node_id(node).is_ok()),
-        node_dead: None,
+        node_dead: row.get("node_dead").filter(|_| Status::of(&status) == Some(Status::Running)),
     })
 }
 

@@ -3,13 +3,16 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Bound;
 use std::time::Duration;
 
 use dim_guest::log::{self, Level};
 use dim_guest::state::{self, Map};
 use dim_guest::time::Time;
 use dim_guest::{Failure, ipns, timers};
-use serde::{Deserialize, Serialize};
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use crate::job::{self, Job};
@@ -23,6 +26,9 @@ pub const MORE: &str = "merge";
 /// Jobs that are taken over at a time: an entry may have a bounded number of effects.
 const TOGETHER: usize = 2_000;
 
+/// Rows that are looked at at a time: a call has a bounded time.
+const ROWS: usize = 10_000;
+
 /// What has changed here for less than this, as of the other's document, has not come to the other yet.
 const GRACE: Duration = Duration::from_secs(60);
 
@@ -32,8 +38,8 @@ const EXAMPLES: usize = 5;
 /// How the last merge of each other host's jobs went, by the name of its document.
 const REPORTS: Map<str, Report> = Map::new("merged/");
 
-/// The names whose documents are not taken over to the end.
-const HALF_MERGED: Map<str, bool> = Map::new("merging/");
+/// The merges that are not at their end, by the name of the document.
+const ROUNDS: Map<str, Round> = Map::new("merging/");
 
 /// How the last merge of another host's jobs went, and what differs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -59,8 +65,14 @@ pub struct Report {
     /// Some of those, by their ids.
     pub examples: Vec<String>,
     /// Since when there are any.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub differs_since: Option<Time>,
+    /// Whether a newer document is being merged.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub under_way: bool,
+    /// Why the last document could not be merged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 impl Report {
@@ -73,7 +85,14 @@ impl Report {
 
 /// How the last merges went.
 pub fn reports() -> Result<Vec<Report>, state::Error> {
-    REPORTS.iter(None).map(|row| Ok(row?.1)).collect()
+    let mut reports: BTreeMap<String, Report> = REPORTS.iter(None).collect::<Result<_, _>>()?;
+    for round in ROUNDS.iter(None) {
+        let (name, Round { report: Report { taken, removed, refused, .. }, .. }) = round?;
+        let report = reports.entry(name.clone()).or_default();
+        (report.name, report.under_way) = (name, true);
+        (report.taken, report.removed, report.refused) = (taken, removed, refused);
+    }
+    Ok(reports.into_values().collect())
 }
 
 /// Forgets the documents that are followed no more.
@@ -86,7 +105,7 @@ pub fn forget_all_but(names: &[String]) -> Result<(), state::Error> {
         let may_be = names.iter().any(|other| ipns::resolve(other).is_err());
         if !is_followed && !may_be {
             REPORTS.delete(&name)?;
-            HALF_MERGED.delete(&name)?;
+            ROUNDS.delete(&name)?;
         }
     }
     Ok(())
@@ -98,13 +117,16 @@ pub fn name_changed(tracker: &JobTracker, name: &str) -> Result<(), Failure> {
     if ipns::key_id(&tracker.key())? == name || !tracker.others().iter().any(is) {
         return Ok(());
     }
-    merge(tracker, name)
+    match ROUNDS.get(name)? {
+        // It is taken over to its end, and then the other one from its beginning.
+        Some(round) => go_on_later(name, Round { again: true, ..round }, Time::now()),
+        None => merge(tracker, name),
+    }
 }
 
 /// Goes on with the documents that are not taken over to the end.
 pub fn go_on(tracker: &JobTracker) -> Result<(), Failure> {
-    let names: Vec<String> =
-        HALF_MERGED.iter(None).map(|row| Ok(row?.0)).collect::<Result<_, state::Error>>()?;
+    let names: Vec<String> = ROUNDS.iter(None).map(|row| Ok(row?.0)).collect::<Result<_, state::Error>>()?;
     for name in names {
         merge(tracker, &name)?;
     }
@@ -115,76 +137,203 @@ pub fn go_on(tracker: &JobTracker) -> Result<(), Failure> {
 #[derive(Deserialize)]
 struct Document<'a> {
     #[serde(borrow, default)]
-    active_jobs: BTreeMap<Cow<'a, str>, &'a RawValue>,
+    active_jobs: Rows<'a>,
     #[serde(borrow, default)]
-    finished_jobs: BTreeMap<Cow<'a, str>, &'a RawValue>,
+    finished_jobs: Rows<'a>,
     #[serde(borrow, default)]
-    removed_jobs: BTreeMap<Cow<'a, str>, &'a RawValue>,
-    #[serde(default)]
-    left_out: u64,
-    #[serde(default)]
-    updated_at: Option<Time>,
+    removed_jobs: Rows<'a>,
+    #[serde(borrow, default)]
+    left_out: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    updated_at: Option<&'a RawValue>,
 }
 
-/// Takes over a document, a bounded number of jobs at a time. Merged twice, it changes nothing any more: two hosts that
-/// follow each other come to rest.
+type Rows<'a> = BTreeMap<Id<'a>, &'a RawValue>;
+
+/// The id of a row; none if it is no text.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Id<'a>(Option<Cow<'a, str>>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Id<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Bytes;
+
+        impl<'de> Visitor<'de> for Bytes {
+            type Value = Id<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text")
+            }
+
+            fn visit_borrowed_bytes<E>(self, bytes: &'de [u8]) -> Result<Self::Value, E> {
+                Ok(Id(std::str::from_utf8(bytes).ok().map(Cow::Borrowed)))
+            }
+
+            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Self::Value, E> {
+                Ok(Id(std::str::from_utf8(bytes).ok().map(|text| Cow::Owned(text.to_owned()))))
+            }
+        }
+
+        // Half of a surrogate pair is bytes, and no text.
+        deserializer.deserialize_bytes(Bytes)
+    }
+}
+
+impl Document<'_> {
+    /// When the other host has made it, by its clock; not later than now.
+    fn made(&self, now: Time) -> Option<Time> {
+        serde_json::from_str::<Time>(self.updated_at?.get()).ok().map(|made| made.min(now))
+    }
+
+    /// Whether it lists all active jobs of the other host.
+    fn is_whole(&self) -> bool {
+        self.left_out.is_none_or(|left_out| left_out.get() == "0")
+    }
+
+    fn knows(&self, id: &str) -> bool {
+        let id = Id(Some(Cow::Borrowed(id)));
+        [&self.active_jobs, &self.finished_jobs, &self.removed_jobs].iter().any(|rows| rows.contains_key(&id))
+    }
+}
+
+/// A merge that is not at its end.
+#[derive(Default, Serialize, Deserialize)]
+struct Round {
+    /// The list of the document that is taken over: active, finished and removed jobs.
+    list: usize,
+    /// The last row of it that was.
+    after: Option<String>,
+    /// Whether another document has come meanwhile.
+    again: bool,
+    /// What was found so far.
+    report: Report,
+}
+
+/// Takes over a document, or the next part of it. Merged twice, it changes nothing any more: two hosts that follow each
+/// other come to rest.
 fn merge(tracker: &JobTracker, name: &str) -> Result<(), Failure> {
-    // Not held any more: a newer one has come, and with it another event.
-    let Ok(held) = ipns::get_state(name) else { return HALF_MERGED.delete(name).map_err(Failure::from) };
-    let document: Document<'_> = serde_json::from_slice(&held.data)
-        .map_err(|error| Failure::Reject(format!("{name} holds no jobs: {error}")))?;
     let now = Time::now();
     let before = REPORTS.get(name)?.unwrap_or_default();
-    let mut report = Report {
-        name: name.to_owned(),
-        at: Some(now),
-        updated_at: document.updated_at,
-        jobs: (document.active_jobs.len() + document.finished_jobs.len()) as u64,
-        taken: before.taken,
-        removed: before.removed,
-        ..Report::default()
+    // Not held any more: a newer one has come, and with it another event.
+    let Ok(held) = ipns::get_state(name) else { return ROUNDS.delete(name).map_err(Failure::from) };
+    let document: Document<'_> = match serde_json::from_slice(&held.data) {
+        Ok(document) => document,
+        Err(error) => {
+            ROUNDS.delete(name)?;
+            let error = format!("it holds no jobs: {error}");
+            log::line(
+                Level::Warn,
+                "the jobs of another host cannot be merged",
+                &[("name", name), ("why", &error)],
+            );
+            let failed = Report { name: name.to_owned(), at: Some(now), error: Some(error), ..before };
+            return Ok(REPORTS.set(name, &failed)?);
+        }
     };
-    let mut left = TOGETHER;
-    let rows = document.active_jobs.iter().chain(&document.finished_jobs);
-    for (id, row) in rows {
-        if left == 0 {
-            break;
-        }
-        let Some(told) = read(id, row) else {
-            report.refused += 1;
-            continue;
-        };
-        match take(tracker, told.as_told(now), now)? {
-            Taken::Changed => (left, report.taken) = (left - 1, report.taken + 1),
-            Taken::BehindThere(job) if is_settled(&job, &document) => {
-                report.behind_there += 1;
-                report.differs(id);
+    let made = document.made(now);
+    let mut round = ROUNDS.get(name)?.unwrap_or_else(|| Round {
+        report: Report { taken: before.taken, removed: before.removed, ..Report::default() },
+        ..Round::default()
+    });
+    let (mut rows, mut changes) = (ROWS, TOGETHER);
+    let lists = [&document.active_jobs, &document.finished_jobs, &document.removed_jobs];
+    while let Some(list) = lists.get(round.list) {
+        let after = round.after.take().map(|after| Id(Some(Cow::Owned(after))));
+        let from = after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+        for (Id(id), row) in list.range((from, Bound::Unbounded)) {
+            if rows == 0 || changes == 0 {
+                return go_on_later(name, round, now);
             }
-            Taken::NoRoom => report.refused += 1,
-            Taken::BehindThere(_) | Taken::Same => {}
+            rows -= 1;
+            let Some(id) = id else {
+                round.report.refused += 1;
+                continue;
+            };
+            let is_changed = match round.list {
+                2 => take_removed(tracker, id, row, now, &mut round.report)?,
+                _ => take_row(tracker, id, row, made, now, &mut round.report)?,
+            };
+            changes -= usize::from(is_changed);
+            round.after = Some(id.clone().into_owned());
         }
+        (round.list, round.after) = (round.list + 1, None);
     }
-    for (id, at) in &document.removed_jobs {
-        if left == 0 {
-            break;
-        }
-        let Some(at) = read_time(id, at) else {
-            report.refused += 1;
-            continue;
-        };
-        if remove(tracker, id, at.min(now))? {
-            (left, report.removed) = (left - 1, report.removed + 1);
-        }
+    let Round { again, mut report, .. } = round;
+    report.name = name.to_owned();
+    (report.at, report.updated_at) = (Some(now), made);
+    report.jobs = (document.active_jobs.len() + document.finished_jobs.len()) as u64;
+    if document.is_whole() {
+        count_missing(&document, made, &mut report)?;
     }
-    if left == 0 {
-        HALF_MERGED.set(name, &true)?;
-        timers::set(MORE, now.timestamp())?;
-    } else {
-        HALF_MERGED.delete(name)?;
-    }
-    count_missing(&document, &mut report)?;
     tell(&before, &mut report, now);
-    Ok(REPORTS.set(name, &report)?)
+    REPORTS.set(name, &report)?;
+    if again {
+        return go_on_later(
+            name,
+            Round {
+                report: Report {
+                    examples: Vec::new(),
+                    missing_there: 0,
+                    behind_there: 0,
+                    refused: 0,
+                    ..report
+                },
+                ..Round::default()
+            },
+            now,
+        );
+    }
+    Ok(ROUNDS.delete(name)?)
+}
+
+fn go_on_later(name: &str, round: Round, now: Time) -> Result<(), Failure> {
+    ROUNDS.set(name, &round)?;
+    Ok(timers::set(MORE, now.timestamp())?)
+}
+
+/// Takes over a row of active or finished jobs; returns whether that has changed anything.
+fn take_row(
+    tracker: &JobTracker,
+    id: &str,
+    row: &RawValue,
+    made: Option<Time>,
+    now: Time,
+    report: &mut Report,
+) -> Result<bool, Failure> {
+    let Some(told) = read(id, row) else {
+        report.refused += 1;
+        return Ok(false);
+    };
+    match take(tracker, told.as_told(now), now)? {
+        Taken::Changed => {
+            report.taken += 1;
+            return Ok(true);
+        }
+        Taken::BehindThere(job) if is_settled(&job, made) => {
+            report.behind_there += 1;
+            report.differs(id);
+        }
+        Taken::NoRoom => report.refused += 1,
+        Taken::BehindThere(_) | Taken::Same => {}
+    }
+    Ok(false)
+}
+
+/// Takes over a row of removed jobs; returns whether that has changed anything.
+fn take_removed(
+    tracker: &JobTracker,
+    id: &str,
+    at: &RawValue,
+    now: Time,
+    report: &mut Report,
+) -> Result<bool, Failure> {
+    let Some(at) = read_time(id, at) else {
+        report.refused += 1;
+        return Ok(false);
+    };
+    let is_removed = remove(tracker, id, at.min(now))?;
+    report.removed += u64::from(is_removed);
+    Ok(is_removed)
 }
 
 fn read(id: &str, row: &RawValue) -> Option<Job> {
@@ -195,9 +344,11 @@ fn read(id: &str, row: &RawValue) -> Option<Job> {
     is_sound.then_some(job)
 }
 
-fn read_time(id: &str, at: &RawValue) -> Option<Time> {
+/// The time of a removed job; none if it cannot be read.
+pub fn read_time(id: &str, at: &RawValue) -> Option<Time> {
     job::check_job_id(id).ok()?;
-    serde_json::from_str(at.get()).ok()
+    // Before 1970 there were no jobs.
+    serde_json::from_str(at.get()).ok().filter(|at| *at > Time::default())
 }
 
 /// What became of a row.
@@ -236,7 +387,9 @@ fn take(tracker: &JobTracker, told: Job, now: Time) -> Result<Taken, Failure> {
     };
     let joined = known.joined(&told);
     if joined == known {
-        let is_behind = Job { node_dead: None, ..known.clone() } != told;
+        // Two hosts that hear one message put times of their own on it: that is no difference.
+        let alike = Job { node_dead: None, updated_at: told.updated_at, ..known.clone() };
+        let is_behind = alike != told;
         return Ok(if is_behind { Taken::BehindThere(known) } else { Taken::Same });
     }
     tracker.keep(Some(&known), &tracker.judged(joined)?)?;
@@ -244,7 +397,7 @@ fn take(tracker: &JobTracker, told: Job, now: Time) -> Result<Taken, Failure> {
 }
 
 /// Removes a job that was removed there; one that has changed here since stays.
-fn remove(tracker: &JobTracker, id: &str, at: Time) -> Result<bool, Failure> {
+pub fn remove(tracker: &JobTracker, id: &str, at: Time) -> Result<bool, Failure> {
     match store::get(id)? {
         Some(job) if job.updated_at <= at => {
             tracker.take_away(&job, at)?;
@@ -264,22 +417,15 @@ fn remove(tracker: &JobTracker, id: &str, at: Time) -> Result<bool, Failure> {
 }
 
 /// Whether the other host has had time to learn of a job's last change before it made its document.
-fn is_settled(job: &Job, document: &Document<'_>) -> bool {
-    document.updated_at.is_some_and(|made| made.since(job.updated_at) > GRACE)
+fn is_settled(job: &Job, made: Option<Time>) -> bool {
+    made.is_some_and(|made| made.since(job.updated_at) > GRACE)
 }
 
 /// Counts the active jobs of this host that the other does not know.
-fn count_missing(document: &Document<'_>, report: &mut Report) -> Result<(), Failure> {
-    // It does not say which ones it has left out.
-    if document.left_out > 0 {
-        return Ok(());
-    }
+fn count_missing(document: &Document<'_>, made: Option<Time>, report: &mut Report) -> Result<(), Failure> {
     for row in store::active_raw() {
         let (id, record) = row?;
-        let is_there = [&document.active_jobs, &document.finished_jobs, &document.removed_jobs]
-            .iter()
-            .any(|jobs| jobs.contains_key(id.as_str()));
-        if !is_there && is_settled(&state::decode(&record)?, document) {
+        if !document.knows(&id) && is_settled(&state::decode(&record)?, made) {
             report.missing_there += 1;
             report.differs(&id);
         }

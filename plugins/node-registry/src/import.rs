@@ -63,6 +63,9 @@ fn take(registry: &NodeRegistry, row: &Row) -> Result<bool, Refusal> {
         last_seen,
         resources: row.get("resources").unwrap_or_default(),
         cached_models: row.get("cached_models").unwrap_or_default(),
+        said: row.get("said"),
+        observer: row.get("observer"),
+        hint: row.get("hint"),
         ..Node::default()
     };
     let bytes = NODES.put(&row.id, &node)?;

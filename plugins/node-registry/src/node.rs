@@ -206,7 +206,7 @@ impl<'de> Deserialize<'de> for Node {
 
 /// A record as any reader of JSON can read it; none if it is no node.
 pub fn readable(record: &[u8]) -> Option<Cow<'_, [u8]>> {
-    if !resources::may_be_too_deep(record) {
+    if !resources::may_be_unreadable(record) {
         return Some(Cow::Borrowed(record));
     }
     let node: Node = state::decode(record).ok()?;
@@ -228,6 +228,12 @@ mod tests {
         assert_eq!(read["status"], "busy");
         assert_eq!(read["resources"], serde_json::json!({}));
         assert!(readable(deep.as_bytes()).is_none());
+        let half = record.replace(&deep, "\"\\ud800\"");
+        let read: serde_json::Value = serde_json::from_slice(&readable(half.as_bytes()).unwrap()).unwrap();
+        assert_eq!(
+            (&read["status"], &read["resources"]),
+            (&serde_json::json!("busy"), &serde_json::json!({}))
+        );
     }
 
     #[test]

@@ -28,7 +28,10 @@ pub fn amount(figure: Option<&Verbatim>) -> f64 {
 /// document adds three levels.
 const BRACKETS: usize = 100;
 
-/// Whether a record may lie too deep to be read again. None does that has few brackets.
-pub fn may_be_too_deep(record: &[u8]) -> bool {
+/// Whether a record may lie too deep to be read again, or hold half of a surrogate pair. None does that has few brackets
+/// no escapes of
+/// that kind and no reserved words.
+pub fn may_be_unreadable(record: &[u8]) -> bool {
     record.iter().filter(|byte| matches!(byte, b'[' | b'{')).count() > BRACKETS
+        || record.windows(2).any(|bytes| matches!(bytes, [b'\\', b'u'] | [b'$', b's']))
 }

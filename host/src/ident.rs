@@ -29,7 +29,8 @@ pub struct InvalidWord {
 }
 
 fn invalid(what: &'static str, text: &str, why: &'static str) -> InvalidWord {
-    let text = text.chars().take(80).collect();
+    // Whoever has put a URL there may have put a secret into it.
+    let text = dim_client::masked(text).chars().take(80).collect();
     InvalidWord { what, text, why }
 }
 

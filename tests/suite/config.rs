@@ -152,6 +152,23 @@ fn a_check_of_a_right_file_is_well_and_without_a_file_the_one_of_run_is_checked(
     );
 }
 
+#[test]
+fn limits_and_topics_with_which_nothing_works_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "limits:\n  plugins: 0\n  default: { memory: 99999999999 }\nstore: { max_bytes: 1 }\n\
+                ipfs:\n  pubsub: { job_updates: same, node_heartbeat: same }\n";
+    let output = check(dir.path(), text, &["--output", "json"]);
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let paths = told["findings"].as_array().unwrap().iter().map(|it| it["path"].as_str().unwrap());
+    let expected = ["limits.plugins", "limits.default", "store.max_bytes", "ipfs.pubsub.node_heartbeat"];
+    assert_eq!(paths.collect::<Vec<_>>(), expected, "{told}");
+    let slip = check(dir.path(), "ipfs: { registry_ipns: k51abc, jobs_ipns: [k51abc] }\n", &[]);
+    let told = String::from_utf8_lossy(&slip.stdout);
+    assert!(told.contains("ipfs.registry_ipns") && told.contains("ipfs.jobs_ipns"), "{told}");
+    let quoted = check(dir.path(), "plugins: { job-tracker: { disabled: \"true\" } }\n", &[]);
+    assert!(quoted.status.success(), "{}", String::from_utf8_lossy(&quoted.stdout));
+}
+
 fn hang_up(host: &Program) {
     let sent = Command::new("kill").args(["-HUP", &host.pid().to_string()]).status().unwrap();
     assert!(sent.success());

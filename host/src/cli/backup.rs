@@ -77,6 +77,11 @@ impl Secret {
 impl Backup {
     pub async fn execute(self, client: &Client, out: &Output) -> anyhow::Result<()> {
         output::check_replaceable(&self.file, self.force)?;
+        // The host makes one backup at a time: what cannot be written is not begun.
+        let directory = std::path::absolute(&self.file)?.parent().map_or_else(PathBuf::new, Path::to_owned);
+        if !directory.is_dir() {
+            anyhow::bail!("there is no folder {}", directory.display());
+        }
         let text = self.secret.text(Asked::Twice)?;
         let passphrase = Passphrase::new(text.clone())?;
         let chunks = client.chunks(&["backup"], &json!({ "passphrase": text })).await?;

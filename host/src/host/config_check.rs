@@ -1,13 +1,15 @@
 //! Owns the check of a config file beyond what its text says: the addresses, secrets, files and manifests that it names.
 //! Nothing is started, and nothing is asked over the network.
 
+use std::collections::BTreeMap;
+
 use super::candidate::{Candidate, Terms, values};
 use crate::backend::kubo;
 use crate::bundled;
 use crate::cause::{chain, listed};
 use crate::config::findings::Severity;
 use crate::config::{Config, Examined};
-use crate::ident::{ContentPath, PluginName};
+use crate::ident::{ContentPath, PluginName, Topic};
 use crate::plugin::roster::Setup;
 use crate::plugin::{Inspection, ManifestError, NameOrKey};
 use crate::secret::{HeaderText, Secret};
@@ -20,11 +22,15 @@ pub fn check(text: &str, host_id: &str) -> Examined {
         check.addresses();
         check.secrets();
         check.topics();
+        check.limits();
         check.plugins();
         examined.sort();
     }
     examined
 }
+
+/// A store that may hold less than this, in bytes, is full after a few documents.
+const LITTLE: u64 = 1 << 20;
 
 struct Check<'a> {
     examined: &'a mut Examined,
@@ -89,6 +95,36 @@ impl Check<'_> {
         for (pattern, _) in silent {
             let why = "no peer is named: every message on it is refused";
             self.examined.tell(Severity::Warning, &["topics", &pattern.to_string(), "peers"], why);
+        }
+        let topics = &self.config.ipfs.pubsub;
+        let mut named: BTreeMap<&Topic, &str> = BTreeMap::new();
+        for (key, topic) in [
+            ("job_updates", &topics.job_updates),
+            ("node_heartbeat", &topics.node_heartbeat),
+            ("results_ready", &topics.results_ready),
+            ("node_status", &topics.node_status),
+        ] {
+            if let Some(other) = named.insert(topic, key) {
+                let why = format!(
+                    "it is the topic of `{other}`, too: what is meant for one is a dead letter of the other"
+                );
+                self.examined.tell(Severity::Warning, &["ipfs", "pubsub", key], why);
+            }
+        }
+    }
+
+    /// Limits with which nothing works.
+    fn limits(&mut self) {
+        let Config { limits, store, .. } = self.config;
+        if limits.plugins == 0 {
+            self.examined.tell(Severity::Warning, &["limits", "plugins"], "no plugin is loaded");
+        }
+        if let Some(why) = limits.over_ceiling(&limits.default) {
+            self.examined.tell(Severity::Warning, &["limits", "default"], why);
+        }
+        if let Some(most) = store.max_bytes.filter(|most| *most < LITTLE) {
+            let why = format!("{most} bytes are soon full: nothing is taken in then");
+            self.examined.tell(Severity::Warning, &["store", "max_bytes"], why);
         }
     }
 

@@ -22,6 +22,9 @@ use crate::signing::{Signer, SigningError, signer_of};
 /// The custom section that holds the manifest.
 const SECTION: &str = "dim-manifest";
 
+/// Longest version, in bytes: it stands in every list of plugins.
+const MAX_VERSION: usize = 256;
+
 /// Longest manifest, in bytes.
 const MAX_MANIFEST: usize = 64 << 10;
 
@@ -348,7 +351,12 @@ impl ConfigValue {
 impl Manifest {
     /// Reads a manifest.
     pub fn parse(text: &str) -> Result<Self, ManifestError> {
-        toml::from_str(text).map_err(|error| ManifestError::Unreadable(error.to_string()))
+        let manifest: Self =
+            toml::from_str(text).map_err(|error| ManifestError::Unreadable(error.to_string()))?;
+        if manifest.version.len() > MAX_VERSION {
+            return Err(ManifestError::Unreadable(format!("its version is longer than {MAX_VERSION} bytes")));
+        }
+        Ok(manifest)
     }
 
     /// Puts the operator's values and those of the host (`${host.id}`) into the manifest.
@@ -653,6 +661,16 @@ mod tests {
 
     use super::*;
     use crate::plugin::Reach;
+
+    #[test]
+    fn a_version_is_bounded() {
+        let of = |length: usize| {
+            let version = "1".repeat(length);
+            Manifest::parse(&format!("name = \"a\"\nversion = \"{version}\"\nstate-version = 1\n"))
+        };
+        assert!(of(MAX_VERSION).is_ok());
+        assert!(of(MAX_VERSION + 1).unwrap_err().to_string().contains("256 bytes"));
+    }
 
     const MANIFEST: &str = r#"
         name = "counter"

@@ -1,5 +1,6 @@
 //! What an operator orders of the registry, and what it forgets by itself.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use dim_guest::foreign;
@@ -36,11 +37,15 @@ impl NodeRegistry {
     /// Replaces the registry. A node without `last_seen` was seen at the time of the order.
     pub fn put(&self, body: &str) -> Result<String, Refusal> {
         let nodes = read_all(&json::read::<Vec<Box<RawValue>>>(body)?)?;
+        let mut ids = BTreeSet::new();
+        if let Some(twice) = nodes.iter().find(|node| !ids.insert(node.node_id.as_str())) {
+            return Err(Refusal::Invalid(format!("node {} is there twice", twice.node_id)));
+        }
         for known in NODES.iter_raw(None) {
             let (id, _) = known?;
             NODES.delete(&id)?;
             foreign::UNKNOWN.delete(&id)?;
-            if !nodes.iter().any(|node| node.node_id == id) {
+            if !ids.contains(id.as_str()) {
                 self.speakers.forget(&id)?;
             }
         }

@@ -278,7 +278,7 @@ mod tests {
         // A name that is followed by the honest one, too, has its place.
         let shared = names.iter().find(|name| !turns.asked.contains_key(*name)).unwrap().clone();
         followers.get_mut(&shared).unwrap().insert(party("honest"));
-        assert_eq!(turns.take_due(&followers, later), [shared.clone()]);
+        assert_eq!(turns.take_due(&followers, later), std::slice::from_ref(&shared));
         turns.hasten(&names[8]);
         turns.end(&shared, later);
         followers.clear();

@@ -184,7 +184,7 @@ impl Fleet {
         tokio::join!(self.trouble(), dying);
         self.troubled.store(false, Ordering::SeqCst);
         let over = Instant::now();
-        let patience = Duration::from_secs(60) + self.what.dead_after * 3;
+        let patience = Duration::from_secs(120) + self.what.dead_after * 3;
         let found = async {
             self.until("the dead node is found", patience, async || {
                 self.standing("dead").await == [json!(DYING)]

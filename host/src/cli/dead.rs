@@ -94,7 +94,7 @@ impl Command {
                 if watch.is_set() {
                     return out.list(watch, &COLUMNS, letters).await;
                 }
-                let letters: Value = letters().await.map_err(anyhow::Error::from)?;
+                let letters: Value = letters().await?;
                 out.rows(&letters, &COLUMNS)?;
                 let page = letters.as_array().map_or(&[][..], Vec::as_slice);
                 if let Some(last) = page.last().filter(|_| page.len() >= limit.min(PAGE)) {

@@ -66,13 +66,13 @@ pub struct Logging {
 /// nothing would be logged.
 fn check_filter(filter: &str) -> anyhow::Result<()> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-    let words = filter.split(',').map(str::trim).filter(|word| !word.is_empty());
+    let mut words = filter.split(',').map(str::trim).filter(|word| !word.is_empty());
     let is_meant = |word: &str| {
         let is_level =
             LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word)) || word.parse::<u8>().is_ok();
         is_level || word.contains(['=', '[', ':']) || word.starts_with("dim")
     };
-    for word in words.filter(|word| !is_meant(word)) {
+    if let Some(word) = words.find(|word| !is_meant(word)) {
         anyhow::bail!(
             "DIM_LOG: {word:?} is no level; levels are {}, alone or as in dim=debug",
             LEVELS.join(", ")

@@ -85,7 +85,7 @@ impl Command {
                 if watch.is_set() || out.is_json() {
                     return out.list(watch, &COLUMNS, nodes).await;
                 }
-                let nodes: Value = nodes().await.map_err(anyhow::Error::from)?;
+                let nodes: Value = nodes().await?;
                 out.rows(&nodes, &COLUMNS)?;
                 notes(&nodes, client).await;
                 Ok(())

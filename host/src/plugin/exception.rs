@@ -56,7 +56,7 @@ fn python_frame(line: &str) -> Option<Frame<'_>> {
 /// A stack begins after what the exception says, with the innermost frame.
 fn javascript<'a>(lines: &[&'a str]) -> Option<(String, Vec<Frame<'a>>)> {
     let is_own = |line: &&str| javascript_frame(line).is_some_and(|frame| !frame.is_of_tool());
-    let end = lines.iter().rposition(|line| is_own(line)).map_or(0, |outermost| outermost + 1);
+    let end = lines.iter().rposition(is_own).map_or(0, |outermost| outermost + 1);
     let mut frames: Vec<Frame> = lines[..end].iter().rev().map_while(|line| javascript_frame(line)).collect();
     frames.reverse();
     // A message may have several lines.

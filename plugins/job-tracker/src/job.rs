@@ -312,7 +312,7 @@ impl Job {
     }
 
     /// The job as another host says it, with a time of its own that is not to be believed taken for now.
-    pub fn as_told(self, now: Time) -> Job {
+    pub fn believed(self, now: Time) -> Job {
         Job { updated_at: believed(Some(self.updated_at), now), node_dead: None, ..self }
     }
 

@@ -304,7 +304,7 @@ fn take_row(
         report.refused += 1;
         return Ok(false);
     };
-    match take(tracker, told.as_told(now), now)? {
+    match take(tracker, told.believed(now), now)? {
         Taken::Changed => {
             report.taken += 1;
             return Ok(true);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::civil::DateTime;
 use jiff::fmt::temporal::Pieces;
 use jiff::tz::Offset;
-use serde::de::{Unexpected, Visitor};
+use serde::de::{MapAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A point in time, in milliseconds since 1970-01-01T00:00:00Z.
@@ -114,7 +114,7 @@ fn unit_of(number: f64) -> Option<&'static str> {
     units.into_iter().find(|(_, in_a_second)| LIKELY.contains(&(number / in_a_second))).map(|(unit, _)| unit)
 }
 
-impl Visitor<'_> for TimeVisitor {
+impl<'de> Visitor<'de> for TimeVisitor {
     type Value = Time;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -127,6 +127,18 @@ impl Visitor<'_> for TimeVisitor {
             (Some(time), _) => Ok(time),
             (None, Some(number)) => self.visit_f64(number),
             (None, None) => Err(E::invalid_value(Unexpected::Str(text), &self)),
+        }
+    }
+
+    /// A number as serde_json hands it on where a program has its feature `arbitrary_precision`.
+    fn visit_map<A: MapAccess<'de>>(self, mut number: A) -> Result<Time, A::Error> {
+        use serde::de::Error as _;
+        match number.next_entry::<String, String>()? {
+            Some((key, text)) if key == "$serde_json::private::Number" => match text.parse() {
+                Ok(seconds) => self.visit_f64(seconds),
+                Err(_) => Err(A::Error::invalid_value(Unexpected::Str(&text), &self)),
+            },
+            _ => Err(A::Error::invalid_type(Unexpected::Map, &self)),
         }
     }
 

@@ -483,27 +483,14 @@ impl Config {
     /// The registry to merge. What is no name is told and left out: the host's own registry is
     /// worth more than another's.
     fn registry(&self) -> Option<&str> {
-        let name = self.ipfs.registry_ipns.as_deref().map(str::trim).filter(|name| !name.is_empty())?;
-        match name.parse::<NameOrKey>() {
-            Ok(_) => Some(name),
-            Err(error) => {
-                tracing::warn!("ipfs.registry_ipns is left out, no registry is merged: {error}");
-                None
-            }
-        }
+        let name = self.ipfs.registry_ipns.as_deref().filter(|name| !name.trim().is_empty())?;
+        to_merge(name, "ipfs.registry_ipns is left out, no registry is merged")
     }
 
     /// The documents of jobs to merge; what is no name is told and left out.
     fn jobs(&self) -> Vec<&str> {
-        let names = self.ipfs.jobs_ipns.iter().map(|name| name.trim());
-        let named = names.filter(|name| match name.parse::<NameOrKey>() {
-            Ok(_) => true,
-            Err(error) => {
-                tracing::warn!("a name of ipfs.jobs_ipns is left out, its jobs are not merged: {error}");
-                false
-            }
-        });
-        named.collect()
+        let left_out = "a name of ipfs.jobs_ipns is left out, its jobs are not merged";
+        self.ipfs.jobs_ipns.iter().filter_map(|name| to_merge(name, left_out)).collect()
     }
 
     /// How long to wait between two rounds of questions for followed names.
@@ -546,6 +533,18 @@ impl Config {
             self.plugins.iter().find(|(name, _)| name.as_str() == plugin).map(|(_, own)| own.config.clone());
         set.extend(own.unwrap_or_default());
         set
+    }
+}
+
+/// A name whose document is merged; of what is no name, `left_out` is told.
+fn to_merge<'a>(name: &'a str, left_out: &str) -> Option<&'a str> {
+    let name = name.trim();
+    match name.parse::<NameOrKey>() {
+        Ok(_) => Some(name),
+        Err(error) => {
+            tracing::warn!("{left_out}: {error}");
+            None
+        }
     }
 }
 

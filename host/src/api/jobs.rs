@@ -278,7 +278,8 @@ enum Question {
     Node(String),
     /// How many jobs were taken over from other hosts.
     Merged,
-    /// All of them: the operator has had a document taken over.
+    /// All of them: the operator has had a document taken over, or they are as they were before code that was taken back,
+    /// and what came since is handled again.
     All,
 }
 
@@ -292,15 +293,7 @@ impl Source for Watching {
         let tracker = self.tracker(Offset(0)).await;
         let (mut questions, mut last) = (Vec::new(), None);
         for entry in &entries {
-            let question = question(entry, &tracker);
-            if let Kind::Code { plugin, voids: Some(_), .. } = &entry.kind
-                && plugin.as_str() == PLUGIN
-            {
-                // The jobs are as they were, and what came since is handled again.
-                told.missed = Missed::Unknown;
-                last = Some(entry.offset);
-            }
-            if let Some(question) = question {
+            if let Some(question) = question(entry, &tracker) {
                 last = Some(entry.offset);
                 if !questions.contains(&question) {
                     questions.push(question);
@@ -310,11 +303,17 @@ impl Source for Watching {
         if let Some(last) = last {
             let tracker = self.tracker(Offset(last.0 + 1)).await;
             for question in questions {
-                if self.is_about_many(&question).await {
-                    told.missed = Missed::Unknown;
-                    continue;
-                }
-                match answers(&tracker, question).await {
+                let jobs = match question {
+                    Question::Job(job) => of_job(&tracker, &job).await,
+                    Question::Node(node) => on_node(&tracker, &node).await,
+                    Question::Merged if !self.has_merged().await => continue,
+                    // More jobs than can be told of one by one.
+                    Question::Merged | Question::All => {
+                        told.missed = Missed::Unknown;
+                        continue;
+                    }
+                };
+                match jobs {
                     Ok(jobs) => told.events.extend(jobs.into_iter().filter_map(|job| self.news(job))),
                     Err(error) => {
                         tracing::debug!("jobs may have changed, and the tracker does not say: {error}");
@@ -342,16 +341,10 @@ impl Watching {
         }
     }
 
-    /// Whether a question is about more jobs than can be told of one by one, and they have changed.
-    async fn is_about_many(&mut self, question: &Question) -> bool {
-        match question {
-            Question::All => true,
-            Question::Merged => {
-                let merged = merged_so_far(&self.host).await;
-                self.merged.replace(merged) != Some(merged)
-            }
-            Question::Job(_) | Question::Node(_) => false,
-        }
+    /// Whether jobs were taken over from other hosts since this was last asked.
+    async fn has_merged(&mut self) -> bool {
+        let merged = merged_so_far(&self.host).await;
+        self.merged.replace(merged) != Some(merged)
     }
 
     /// The event that tells of a job, if it is not as it was told last.
@@ -374,6 +367,7 @@ fn question(entry: &Entry, tracker: &Loaded) -> Option<Question> {
         Kind::Command { plugin, method, .. } if plugin.as_str() == PLUGIN && method == "import" => {
             return Some(Question::All);
         }
+        Kind::Code { plugin, voids: Some(_), .. } if plugin.as_str() == PLUGIN => return Some(Question::All),
         Kind::Command { plugin, body, .. } if plugin.as_str() == PLUGIN => return asked_by(body.as_bytes()),
         // A merge goes on by a timer.
         Kind::Tick(plugin) if plugin.as_str() == PLUGIN && merges(tracker) => return Some(Question::Merged),
@@ -397,24 +391,24 @@ fn asked_by(message: &[u8]) -> Option<Question> {
     }
 }
 
-/// The jobs that a question is about.
-async fn answers(tracker: &Loaded, question: Question) -> Result<Vec<Value>, ReplyError> {
-    let ask = async |method: &str, body: Value| -> Result<Value, ReplyError> {
-        let reply = tracker.handle.query(method.to_owned(), body.to_string()).await?;
-        serde_json::from_str(&reply).map_err(|error| ReplyError::Failed(error.to_string()))
-    };
-    let node = match question {
-        Question::Job(job) => {
-            return match ask("get", json!({ "job_id": job })).await {
-                Ok(job) => Ok(vec![job]),
-                // It is none, or gone by now.
-                Err(ReplyError::NotFound(_) | ReplyError::Invalid(_)) => Ok(Vec::new()),
-                Err(error) => Err(error),
-            };
-        }
-        Question::Node(node) => node,
-        Question::Merged | Question::All => return Ok(Vec::new()),
-    };
+/// What the tracker answers.
+async fn ask(tracker: &Loaded, method: &str, body: Value) -> Result<Value, ReplyError> {
+    let reply = tracker.handle.query(method.to_owned(), body.to_string()).await?;
+    serde_json::from_str(&reply).map_err(|error| ReplyError::Failed(error.to_string()))
+}
+
+/// A job, if it is one.
+async fn of_job(tracker: &Loaded, job: &str) -> Result<Vec<Value>, ReplyError> {
+    match ask(tracker, "get", json!({ "job_id": job })).await {
+        Ok(job) => Ok(vec![job]),
+        // It is none, or gone by now.
+        Err(ReplyError::NotFound(_) | ReplyError::Invalid(_)) => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// The jobs that run on a node.
+async fn on_node(tracker: &Loaded, node: &str) -> Result<Vec<Value>, ReplyError> {
     let mut jobs: Vec<Value> = Vec::new();
     loop {
         let after = jobs.last().map_or(Value::Null, |job| job["job_id"].clone());
@@ -422,7 +416,7 @@ async fn answers(tracker: &Loaded, question: Question) -> Result<Vec<Value>, Rep
         if !after.is_null() {
             filter["after"] = after;
         }
-        match ask("list", filter).await {
+        match ask(tracker, "list", filter).await {
             Ok(Value::Array(page)) if !page.is_empty() => jobs.extend(page),
             // No node has such an id.
             Ok(_) | Err(ReplyError::Invalid(_)) => return Ok(jobs),

@@ -293,11 +293,12 @@ impl Job {
     /// The job as two hosts know it together: the later one, with what only the other knows. Of two that are equally
     /// late both hosts choose the same.
     pub fn joined(&self, other: &Job) -> Job {
-        let weight = |job: &Job| {
+        let text = |job: &Job| {
             let members = (job.status.name(), &job.node_id, job.data.as_ref().map(Verbatim::get));
-            (job.stage(), serde_json::to_string(&(members, &job.result, &job.result_cid)).unwrap_or_default())
+            serde_json::to_string(&(members, &job.result, &job.result_cid)).unwrap_or_default()
         };
-        let (late, early) = if weight(self) >= weight(other) { (self, other) } else { (other, self) };
+        let order = self.stage().cmp(&other.stage()).then_with(|| text(self).cmp(&text(other)));
+        let (late, early) = if order.is_ge() { (self, other) } else { (other, self) };
         Job {
             data: late.data.clone().or_else(|| early.data.clone()),
             result: late.result.clone().or_else(|| early.result.clone()),
@@ -309,6 +310,13 @@ impl Job {
                 .filter(|_| late.status == Status::Running && late.node_id == self.node_id),
             ..late.clone()
         }
+    }
+
+    /// Whether another host knows the same of the job. Two hosts that hear one message put times of their own on it, and
+    /// each has its own verdict on the node: that is no difference.
+    pub fn is_alike(&self, other: &Job) -> bool {
+        let own = (&self.job_id, self.status, &self.node_id, &self.data, &self.result, &self.result_cid);
+        own == (&other.job_id, other.status, &other.node_id, &other.data, &other.result, &other.result_cid)
     }
 
     /// The job as another host says it, with a time of its own that is not to be believed taken for now.

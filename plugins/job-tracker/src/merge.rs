@@ -209,6 +209,14 @@ struct Round {
     report: Report,
 }
 
+impl Round {
+    /// One that begins. What was taken over before it counts on.
+    fn after(last: &Report) -> Self {
+        let report = Report { taken: last.taken, removed: last.removed, ..Report::default() };
+        Self { report, ..Self::default() }
+    }
+}
+
 /// Takes over a document, or the next part of it. Merged twice, it changes nothing any more: two hosts that follow each
 /// other come to rest.
 fn merge(tracker: &JobTracker, name: &str) -> Result<(), Failure> {
@@ -231,10 +239,7 @@ fn merge(tracker: &JobTracker, name: &str) -> Result<(), Failure> {
         }
     };
     let made = document.made(now);
-    let mut round = ROUNDS.get(name)?.unwrap_or_else(|| Round {
-        report: Report { taken: before.taken, removed: before.removed, ..Report::default() },
-        ..Round::default()
-    });
+    let mut round = ROUNDS.get(name)?.unwrap_or_else(|| Round::after(&before));
     let (mut rows, mut changes) = (ROWS, TOGETHER);
     let lists = [&document.active_jobs, &document.finished_jobs, &document.removed_jobs];
     while let Some(list) = lists.get(round.list) {
@@ -268,20 +273,7 @@ fn merge(tracker: &JobTracker, name: &str) -> Result<(), Failure> {
     tell(&before, &mut report, now);
     REPORTS.set(name, &report)?;
     if again {
-        return go_on_later(
-            name,
-            Round {
-                report: Report {
-                    examples: Vec::new(),
-                    missing_there: 0,
-                    behind_there: 0,
-                    refused: 0,
-                    ..report
-                },
-                ..Round::default()
-            },
-            now,
-        );
+        return go_on_later(name, Round::after(&report), now);
     }
     Ok(ROUNDS.delete(name)?)
 }
@@ -385,12 +377,14 @@ fn take(tracker: &JobTracker, told: Job, now: Time) -> Result<Taken, Failure> {
         tracker.keep(None, &tracker.judged(Job { result_cid, ..told })?)?;
         return Ok(Taken::Changed);
     };
+    let is_alike = known.is_alike(&told);
+    // Most are: nothing is to be joined.
+    if is_alike && known.updated_at >= told.updated_at {
+        return Ok(Taken::Same);
+    }
     let joined = known.joined(&told);
     if joined == known {
-        // Two hosts that hear one message put times of their own on it: that is no difference.
-        let alike = Job { node_dead: None, updated_at: told.updated_at, ..known.clone() };
-        let is_behind = alike != told;
-        return Ok(if is_behind { Taken::BehindThere(known) } else { Taken::Same });
+        return Ok(if is_alike { Taken::Same } else { Taken::BehindThere(known) });
     }
     tracker.keep(Some(&known), &tracker.judged(joined)?)?;
     Ok(Taken::Changed)

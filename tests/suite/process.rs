@@ -59,7 +59,7 @@ fn compiling_leaves_the_processor_to_the_host() {
     let mut compiler = compiler.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let own = niceness("self").unwrap();
     // It waits for the component.
-    soon(|| niceness(&compiler.id().to_string()) == Some((own + 10).min(19)));
+    soon(|| niceness(&compiler.id().to_string()) == Some((own + 5).min(19)));
     compiler.kill().unwrap();
     compiler.wait().unwrap();
 }

@@ -245,14 +245,17 @@ fn secrets_come_from_the_environment_or_a_file_and_are_shown_nowhere() {
     let args = ["--config", config.to_str().unwrap(), "--listen", "127.0.0.1:0"];
     let host = Program::start(Path::new(PROGRAM), &path("state"), &args);
     assert!(!path("state").join(dim_client::TOKEN).exists(), "the operator's own is used");
-    let ask = |token: &str| {
+    let ask = |token: &str, what: &[&str]| {
         let mut command = std::process::Command::new(PROGRAM);
-        command.args(["--api", &host.url(), "status"]).env("DIM_TOKEN", token).env_remove("DIM_TOKEN_FILE");
+        command.args(["--api", &host.url()]).args(what).env("DIM_TOKEN", token).env_remove("DIM_TOKEN_FILE");
         command.output().unwrap()
     };
-    let status = ask(secret);
-    assert!(status.status.success(), "{}", String::from_utf8_lossy(&status.stderr));
-    let wrong = ask("another-one-altogether");
+    let taken = ask(secret, &["plugin", "ls"]);
+    assert!(taken.status.success(), "{}", String::from_utf8_lossy(&taken.stderr));
+    // Well or not: there is no daemon.
+    let status = ask(secret, &["status"]);
+    assert!(String::from_utf8_lossy(&status.stdout).contains("unix:/nowhere/kubo.sock"), "{status:?}");
+    let wrong = ask("another-one-altogether", &["plugin", "ls"]);
     assert_eq!(wrong.status.code(), Some(5));
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("the API's token is required"));
     for (shown, what) in [

@@ -77,11 +77,17 @@ pub struct Row {
 }
 
 impl Row {
+    /// A row that stands under another id than the one in it is none: nobody knows which of the two is meant.
     fn of(raw: &RawValue, id: Option<String>, id_member: &str) -> Option<Self> {
         let members: Members = serde_json::from_str(raw.get()).ok()?;
-        let says = || serde_json::from_str(members.get(id_member)?.get()).ok();
-        let id = id.or_else(says)?;
-        Some(Self { id, members })
+        let own: Option<String> = match members.get(id_member) {
+            Some(own) => Some(serde_json::from_str(own.get()).ok()?),
+            None => None,
+        };
+        if id.is_some() && own.is_some() && id != own {
+            return None;
+        }
+        Some(Self { id: id.or(own)?, members })
     }
 
     /// A member; none if it is absent, null or of another type.
@@ -177,11 +183,11 @@ mod tests {
     #[test]
     fn a_document_is_read_in_each_form_and_keeps_what_is_unknown() {
         let _host = Host::new();
-        let body = r#"{"key":"k","document":{"jobs":{"a":{"state":"running","progress":0.10},"b":7},"nodes":[{"node_id":"n","rack":"r1"},{"x":1}],"fleet":"north","updated_at":"-"}}"#;
+        let body = r#"{"key":"k","document":{"jobs":{"a":{"state":"running","progress":0.10},"b":7,"c":{"job_id":"d"}},"nodes":[{"node_id":"n","rack":"r1"},{"x":1}],"fleet":"north","updated_at":"-"}}"#;
         let document = Document::read(body).unwrap();
         let jobs = document.rows("jobs", "job_id").unwrap();
         assert_eq!(jobs.iter().flatten().map(|row| row.id.as_str()).collect::<Vec<_>>(), ["a"]);
-        assert_eq!(jobs.iter().filter(|row| row.is_none()).count(), 1, "a bad row costs itself");
+        assert_eq!(jobs.iter().filter(|row| row.is_none()).count(), 2, "a bad row costs itself");
         let job = jobs[0].as_ref().unwrap();
         assert_eq!(job.get::<String>("state").as_deref(), Some("running"));
         assert_eq!(job.unknown(&["state"]).0, r#"{"progress":0.10}"#);

@@ -2,7 +2,7 @@
 //! content are checked, and a change becomes an event.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -23,12 +23,16 @@ use crate::room::Room;
 use crate::store::Store;
 use crate::store::followed::{self, Followed};
 use crate::time::Timestamp;
+use crate::trouble::{Code, Trouble};
 
 /// How long one name may take.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How many names that one party follows are asked for at one time.
 const AT_ONCE: usize = 4;
+
+/// How long a name may be followed and not be found before the operator is told.
+const LATE: Duration = Duration::from_secs(60);
 
 /// How often it is noted that a name still has its value.
 const CONFIRM_EVERY: Duration = Duration::from_secs(60);
@@ -50,6 +54,52 @@ pub struct Follower {
     pub config: Live,
     /// Whether names are taken in.
     pub room: Arc<Room>,
+    /// Which of them cannot be resolved.
+    pub unresolved: Arc<Unresolved>,
+}
+
+/// The names of others that cannot be resolved.
+#[derive(Debug, Default)]
+pub struct Unresolved(Mutex<BTreeMap<IpnsName, Failing>>);
+
+/// Since when a name cannot be resolved, and why.
+#[derive(Debug)]
+struct Failing {
+    since: Timestamp,
+    /// Why, the last time.
+    why: String,
+}
+
+impl Unresolved {
+    /// The names that cannot be resolved for longer than another host may take to publish one.
+    pub fn troubles(&self, now: Timestamp) -> Vec<Trouble> {
+        let failing = self.lock();
+        let late = failing.iter().filter(|(_, failing)| now.since(failing.since) > LATE);
+        let troubles = late.map(|(name, Failing { since, why })| {
+            let message = format!("{name}, which is followed, cannot be resolved since {since:.0}: {why}");
+            Trouble::warning(Code::NameNotFound, message).since(*since).about(name)
+        });
+        troubles.collect()
+    }
+
+    fn failed(&self, name: &IpnsName, why: String) {
+        tracing::debug!(%name, "not resolved: {why}");
+        let mut failing = self.lock();
+        let since = failing.get(name).map_or_else(Timestamp::wall, |before| before.since);
+        failing.insert(name.clone(), Failing { since, why });
+    }
+
+    fn resolved(&self, name: &IpnsName) {
+        self.lock().remove(name);
+    }
+
+    fn retain(&self, followed: impl Fn(&IpnsName) -> bool) {
+        self.lock().retain(|name, _| followed(name));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<IpnsName, Failing>> {
+        self.0.lock().expect("no one panics while holding the names")
+    }
 }
 
 impl Follower {
@@ -72,7 +122,9 @@ impl Follower {
             if let Err(error @ CommitError::Closed) = self.tell_again(&mut turns).await {
                 return error;
             }
-            for name in turns.take_due(&self.interest.followers(), Instant::now()) {
+            let followers = self.interest.followers();
+            self.unresolved.retain(|name| followers.contains_key(name));
+            for name in turns.take_due(&followers, Instant::now()) {
                 asked.push(async move { (self.ask_in_time(&name).await, name) });
             }
             tokio::select! {
@@ -107,13 +159,14 @@ impl Follower {
     /// Asks for one name. The host's own are in the log as they change.
     async fn ask_in_time(&self, name: &IpnsName) -> Result<(), CommitError> {
         if self.own(name).is_some() {
+            self.unresolved.resolved(name);
             return Ok(());
         }
         match tokio::time::timeout(TIMEOUT, self.ask(name)).await {
-            Ok(Ok(())) => {}
+            Ok(Ok(())) => self.unresolved.resolved(name),
             Ok(Err(FollowError::Commit(error))) => return Err(error),
-            Ok(Err(FollowError::Backend(error))) => tracing::debug!(%name, "not resolved: {error}"),
-            Err(_) => tracing::debug!(%name, "not resolved in {TIMEOUT:?}"),
+            Ok(Err(FollowError::Backend(error))) => self.unresolved.failed(name, error.to_string()),
+            Err(_) => self.unresolved.failed(name, format!("no answer within {TIMEOUT:?}")),
         }
         Ok(())
     }
@@ -249,6 +302,23 @@ mod tests {
     fn name(number: u64) -> IpnsName {
         let key = cid::multihash::Multihash::<64>::wrap(0, &number.to_be_bytes()).unwrap();
         IpnsName::from_multihash(key)
+    }
+
+    #[test]
+    fn a_name_that_is_never_found_is_told_with_the_reason_until_it_is_or_nobody_follows_it() {
+        let unresolved = Unresolved::default();
+        unresolved.failed(&name(1), "first".to_owned());
+        let now = Timestamp::wall();
+        unresolved.failed(&name(1), "last".to_owned());
+        unresolved.failed(&name(2), "gone".to_owned());
+        assert_eq!(unresolved.troubles(now), [], "it may be published in a moment");
+        let later = now.after(LATE + Duration::from_secs(5));
+        let troubles = unresolved.troubles(later);
+        let told: Vec<_> = troubles.iter().map(|trouble| trouble.message.as_str()).collect();
+        assert!(told.len() == 2 && told.iter().any(|message| message.ends_with(": last")), "{told:?}");
+        unresolved.resolved(&name(1));
+        unresolved.retain(|followed| *followed != name(2));
+        assert_eq!(unresolved.troubles(later), []);
     }
 
     #[test]

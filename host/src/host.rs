@@ -35,6 +35,7 @@ use crate::commit::Commit;
 use crate::config::{Config, Live};
 use crate::echo::Echoes;
 use crate::feed::Feed;
+use crate::followed::Unresolved;
 use crate::ident::{InvalidWord, PluginName};
 use crate::interest::Interest;
 use crate::keys::{KeyError, Keyring};
@@ -50,6 +51,7 @@ use crate::subscription::{self, Hearings};
 use crate::time::{Clock, MachineClock, Timestamp};
 use crate::trouble::{Acknowledged, Trouble};
 
+use adoption::LeftOut;
 pub use adoption::{AdoptError, Adopted, Adoption};
 pub(crate) use candidate::{Candidate, Ready, Terms, candidates};
 pub use config_check::check as check_config;
@@ -239,6 +241,8 @@ pub struct Host {
     pub interest: Arc<Interest>,
     /// What is listened to.
     pub hearings: Arc<Hearings>,
+    /// The names of others that cannot be resolved.
+    pub(crate) unresolved: Arc<Unresolved>,
     /// Counts of what came in.
     pub received: Arc<subscription::Tally>,
     /// Counts of what went out.
@@ -254,6 +258,8 @@ pub struct Host {
     not_loaded: Mutex<BTreeMap<PluginName, String>>,
     /// The past events that the operator has acknowledged.
     pub(crate) acknowledged: Acknowledged,
+    /// What imports have left out.
+    pub(crate) left_out: LeftOut,
     /// How many dead letters were dropped before this start.
     pub(crate) letters_dropped_before: u64,
     /// What is wrong with the folder of plugins.

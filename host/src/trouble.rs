@@ -70,6 +70,12 @@ pub enum Code {
     MessagesLost,
     /// Dead letters were dropped.
     LettersDropped,
+    /// Rows of an imported document were left out.
+    RowsLeftOut,
+    /// The registry of another host cannot be merged.
+    RegistryNotMerged,
+    /// A name that is followed has not been found.
+    NameNotFound,
 }
 
 /// What is wrong, or was.

@@ -128,8 +128,10 @@ async fn notices_given_while_the_host_is_away_arrive_with_the_time_when_they_wer
     })
     .await;
     assert_eq!(node.waiting().await, 30);
-    let shown = String::from_utf8(node.agent.dim(&["status"]).stdout).unwrap();
+    let status = node.agent.dim(&["status"]);
+    let shown = String::from_utf8(status.stdout).unwrap();
     assert!(shown.contains("! notices do not get through since"), "{shown}");
+    assert_eq!(status.status.code(), Some(1));
     // Those that come at once bear times a millisecond apart, so that their order can be told.
     let given = jiff::Timestamp::now() + Duration::from_millis(30);
     let _host = place.host(&["--embedded"]);

@@ -87,6 +87,10 @@ fn what_goes_with_a_job_is_passed_on_to_the_letter() {
     }
     assert_eq!(shown(&["job", "ls"]).matches(FIGURES).count(), 2);
     soon(|| shown(&["ipns", "get-state", "dim-state-key-jobs"]).matches(FIGURES).count() == 2);
+    // The command line neither orders members nor spells numbers and texts its own way.
+    let exact = r#"{"e":1E5,"b":1,"a":2,"b":3,"s":"\u00e9\/"}"#;
+    host.json(&["job", "update", "exact", "running", "--data", exact]);
+    soon(|| shown(&["ipns", "get-state", "dim-state-key-jobs"]).contains(exact));
 }
 
 #[test]

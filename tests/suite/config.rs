@@ -128,6 +128,17 @@ fn a_check_tells_all_that_is_wrong_or_suspicious_at_once_and_starts_nothing() {
 }
 
 #[test]
+fn a_component_that_is_a_pipe_is_refused_and_nobody_waits_for_its_writer() {
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = dir.path().join("pipe.wasm");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    let text = format!("plugins: {{ mine: {{ file: {} }} }}\n", pipe.display());
+    let checked = check(dir.path(), &text, &[]);
+    let shown = String::from_utf8_lossy(&checked.stdout).into_owned();
+    assert!(checked.status.code() == Some(1) && shown.contains("it is no regular file"), "{checked:?}");
+}
+
+#[test]
 fn a_check_of_a_right_file_is_well_and_without_a_file_the_one_of_run_is_checked() {
     let dir = tempfile::tempdir().unwrap();
     let right = "ipfs: { follow_every: 3 }\nplugins: { node-registry: { config: { bind_nodes: no } } }\nregistry: {}\n";

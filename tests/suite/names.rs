@@ -252,7 +252,7 @@ async fn a_name_that_points_to_a_domain_is_read_as_plain_ipfs_reads_it() {
 }
 
 /// The state of a fleet of plain Kubo programs, which keep all of it in one document.
-const FLEET: &str = r#"{"nodes":[{"node_id":"n1","status":"online","last_seen":"2026-01-01T00:00:00Z","resources":null,"rack":"r7"},{"status":"no id"}],"jobs":{"j1":{"state":"running","node_id":"n1","progress":0.10},"j2":{"state":"completed"}},"fleet":"north","updated_at":"2026-01-01T00:00:00Z"}"#;
+const FLEET: &str = r#"{"nodes":[{"node_id":"n1","status":"online","last_seen":"2026-01-01T00:00:00Z","resources":null,"rack":"r7"},{"status":"no id"}],"jobs":{"j1":{"state":"running","node_id":"n1","progress":0.10,"data":{"e":1E5,"b":1,"a":2,"b":3}},"j2":{"state":"COMPLETED"},"j3":{"state":"paused"},"x":{"state":"running","job_id":"y"}},"fleet":"north","updated_at":"2026-01-01T00:00:00Z"}"#;
 
 /// A daemon with that state, and an empty host of the bundled plugins on it.
 fn fleet_and_host() -> Option<(Kubo, Program, tempfile::TempDir)> {
@@ -305,7 +305,15 @@ fn the_jobs_and_nodes_of_a_fleet_survive_an_empty_host_and_its_import() {
     let refused = host.dim(&["ipns", "publish", "dim-state-key", ELSEWHERE]);
     assert!(!refused.status.success());
 
-    let adopted = host.json(&["ipns", "adopt", "dim-state-key", "import"]);
+    let adopted = host.dim(&["ipns", "adopt", "dim-state-key", "import", "--output", "json"]);
+    // A row without an id is counted by the registry and the watchdog; two jobs cannot be read.
+    let warning = String::from_utf8_lossy(&adopted.stderr);
+    assert!(warning.contains("4 rows cannot be read and are left out; /ipfs/"), "{warning}");
+    let adopted: Value = serde_json::from_slice(&adopted.stdout).unwrap();
+    let counts = (&adopted["refused"], &adopted["answers"]["job-tracker"]["refused"]);
+    assert_eq!(counts, (&json!(4), &json!(2)));
+    let told = String::from_utf8_lossy(&status().stdout).into_owned();
+    assert!(told.contains("could not be read and are left out: 4"), "{told}");
     let importers = ["heartbeat-watchdog", "job-tracker", "node-registry"];
     assert_eq!(adopted["imported_by"], json!(importers));
     soon(|| fleets_document(&kubo)["nodes"].as_array().is_some_and(|nodes| nodes.len() == 2));
@@ -316,6 +324,8 @@ fn the_jobs_and_nodes_of_a_fleet_survive_an_empty_host_and_its_import() {
     assert_eq!(host.json(&["job", "get", "j1"])["node_id"], "n1");
     assert_eq!(host.json(&["job", "get", "j2"])["status"], "completed");
     soon(|| fleets_document(&kubo)["active_jobs"]["j1"]["progress"] == 0.1);
+    let text = String::from_utf8(host.dim(&["ipns", "get-state", "dim-state-key"]).stdout).unwrap();
+    assert!(text.contains(r#"{"e":1E5,"b":1,"a":2,"b":3}"#), "to the letter: {text}");
     let status = status();
     assert!(!String::from_utf8_lossy(&status.stdout).contains("on hold"));
 

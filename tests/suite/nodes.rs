@@ -202,6 +202,18 @@ fn a_bad_row_of_a_merged_registry_costs_itself_and_is_shown() {
     let notes = String::from_utf8_lossy(&listed.stderr);
     assert!(notes.contains("3 rows set aside, 1 incomplete: row 2: "), "{notes}");
     assert!(host.log().contains("rows of a merged registry cannot be read"), "{}", host.log());
+    // A document that is none changes nothing, and is told until there is a better one.
+    let good = std::fs::read(&file).unwrap();
+    std::fs::write(&file, "garbage{").unwrap();
+    assert!(host.dim(&["ipns", "update-state", "other", file.to_str().unwrap()]).status.success());
+    let told = || String::from_utf8_lossy(&host.dim(&["node", "ls"]).stderr).into_owned();
+    soon(|| told().contains("the last document cannot be merged: it holds no registry"));
+    assert_eq!(host.json(&["node", "ls"]).as_array().unwrap().len(), 3);
+    let status = String::from_utf8(host.dim(&["status"]).stdout).unwrap();
+    assert!(status.contains("cannot be merged, and its nodes are shown as they were"), "{status}");
+    std::fs::write(&file, good).unwrap();
+    assert!(host.dim(&["ipns", "update-state", "other", file.to_str().unwrap()]).status.success());
+    soon(|| !told().contains("cannot be merged"));
     let there = host.dim(&["node", "rm", "n1"]);
     let why = String::from_utf8_lossy(&there.stderr);
     assert!(why.contains("remove it on the host that publishes it") && !there.status.success(), "{why}");

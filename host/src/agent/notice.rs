@@ -1,7 +1,8 @@
 //! Owns notices: what a node's daemon says of a job, as it comes in, is kept and is told.
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::Value;
+use serde_json::value::RawValue;
 use thiserror::Error;
 
 use crate::ident::{CidText, JobId, NodeId};
@@ -35,10 +36,28 @@ pub struct JobEvent {
     pub event_type: EventType,
     /// What goes with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub data: Option<Value>,
+    pub data: Option<Verbatim>,
     /// The job's result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub result: Option<Value>,
+    pub result: Option<Verbatim>,
+}
+
+/// JSON that is passed on to the letter.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Verbatim(Box<RawValue>);
+
+impl Verbatim {
+    /// The value; null if no reader of this kind takes it.
+    pub fn value(&self) -> Value {
+        serde_json::from_str(self.0.get()).unwrap_or_default()
+    }
+}
+
+impl PartialEq for Verbatim {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.get() == other.0.get()
+    }
 }
 
 /// What a node can say of a job that it runs, in the words of the job tracker.
@@ -76,23 +95,44 @@ impl Word {
 
 impl Notice {
     /// What is said of the job, without its id: the body of a call.
-    pub fn body(&self, node: &NodeId) -> Map<String, Value> {
-        let what = match &self.word {
-            Word::Event(event) => json!(event),
-            Word::Result(cid) => json!({ "result_cid": cid }),
+    pub fn body<'a>(&'a self, node: &'a NodeId) -> Body<'a> {
+        let (event, result_cid) = match &self.word {
+            Word::Event(event) => (Some(event), None),
+            Word::Result(cid) => (None, Some(cid)),
         };
-        let Value::Object(mut body) = what else { unreachable!("an object was written") };
-        body.insert("timestamp".to_owned(), json!(self.given));
-        body.insert("node_id".to_owned(), json!(node));
-        body
+        Body {
+            job_id: None,
+            event_type: event.map(|event| event.event_type),
+            data: event.and_then(|event| event.data.as_ref()),
+            result: event.and_then(|event| event.result.as_ref()),
+            result_cid,
+            timestamp: self.given,
+            node_id: node,
+        }
     }
 
     /// The message that says it on a topic, as any program of a fleet says it.
     pub fn message(&self, node: &NodeId) -> String {
-        let mut message = self.body(node);
-        message.insert("job_id".to_owned(), json!(self.job));
-        Value::Object(message).to_string()
+        let message = Body { job_id: Some(&self.job), ..self.body(node) };
+        serde_json::to_string(&message).expect("a notice is plain data")
     }
+}
+
+/// A notice as others read it.
+#[derive(Debug, Serialize)]
+pub struct Body<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    job_id: Option<&'a JobId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    event_type: Option<EventType>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<&'a Verbatim>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result: Option<&'a Verbatim>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result_cid: Option<&'a CidText>,
+    timestamp: Timestamp,
+    node_id: &'a NodeId,
 }
 
 /// A notice as the node's daemon writes it.
@@ -102,8 +142,8 @@ pub struct Given {
     job_id: JobId,
     event_type: Option<EventType>,
     result_cid: Option<CidText>,
-    data: Option<Value>,
-    result: Option<Value>,
+    data: Option<Verbatim>,
+    result: Option<Verbatim>,
 }
 
 /// Why what was written says nothing of a job.
@@ -133,6 +173,8 @@ impl Given {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn read(text: &str) -> Result<(JobId, Word), String> {
@@ -155,6 +197,18 @@ mod tests {
         assert_eq!(message, said);
         let kept: Notice = serde_json::from_slice(&serde_json::to_vec(&notice).unwrap()).unwrap();
         assert_eq!(kept, notice);
+    }
+
+    #[test]
+    fn what_goes_with_a_notice_is_passed_on_to_the_letter() {
+        let exact = r#"{"e":1E5, "d":{"b":1,"a":2.50},"s":"\u00e9\/"}"#;
+        let (job, word) =
+            read(&format!(r#"{{"job_id":"j","event_type":"completed","data":{exact},"result":{exact}}}"#))
+                .unwrap();
+        let notice = Notice { job, given: Timestamp(0), word };
+        let kept: Notice = serde_json::from_slice(&serde_json::to_vec(&notice).unwrap()).unwrap();
+        let message = kept.message(&"n".parse().unwrap());
+        assert_eq!(message.matches(exact).count(), 2, "{message}");
     }
 
     #[test]

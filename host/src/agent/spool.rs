@@ -227,7 +227,7 @@ mod tests {
         spool.taken(1).unwrap();
         let long = Word::Event(JobEvent {
             event_type: EventType::Failed,
-            data: Some("x".repeat(1_000).into()),
+            data: serde_json::from_str(&format!("\"{}\"", "x".repeat(1_000))).unwrap(),
             result: None,
         });
         assert!(matches!(spool.keep(job(3), long), Err(SpoolError::Full { notices: 1, .. })));

@@ -77,7 +77,7 @@ impl ApiError {
 
     /// Who asks has not shown the token.
     pub fn unauthorized() -> Self {
-        let detail = "over TCP the API's token is required, as `Authorization: Bearer TOKEN`";
+        let detail = "over TCP the API's token is required, as `Authorization: Bearer TOKEN`: none was sent, or it is another one";
         Self::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
     }
 

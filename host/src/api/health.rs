@@ -15,6 +15,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::extract::Current;
+use super::nodes::{self, MergeFailure};
 use super::queues::{Queue, queues};
 use super::{ApiError, jobs};
 use crate::change::Version;
@@ -105,6 +106,13 @@ pub async fn all_troubles(host: &Host) -> Result<Vec<Trouble>, ApiError> {
         );
         Some(Trouble::warning(Code::JobsDiffer, message).since(since).about(report.name))
     }));
+    let report = tokio::time::timeout(ASKING, nodes::report(host)).await.unwrap_or_default();
+    found.extend(report.map(|MergeFailure { registry, error }| {
+        let message = format!(
+            "the registry {registry} cannot be merged, and its nodes are shown as they were: {error}"
+        );
+        Trouble::warning(Code::RegistryNotMerged, message).about(registry)
+    }));
     Ok(found)
 }
 
@@ -123,6 +131,7 @@ fn troubles(host: &Host) -> Result<Vec<Trouble>, ApiError> {
     troubles.extend(away(host));
     troubles.extend(waiting(host, now)?);
     troubles.extend(overlong_log(host, &snapshot)?);
+    troubles.extend(unresolved(host, now));
     for (key, known) in names::all(&snapshot)? {
         troubles.extend(of_name(&key, &known, now));
     }
@@ -134,6 +143,7 @@ fn troubles(host: &Host) -> Result<Vec<Trouble>, ApiError> {
 /// Past events since the host started of which the operator should know.
 fn past(host: &Host) -> Result<Vec<Trouble>, ApiError> {
     let (mut past, away) = (taken_back(host)?, host.echoes.lost());
+    past.extend(host.left_out.troubles());
     for (topic, hearing) in host.hearings.all() {
         let refused = Trouble::events(Code::MessagesRefused, hearing.refused, || {
             let last = hearing
@@ -299,6 +309,14 @@ fn away(host: &Host) -> Option<Trouble> {
     let contact::State::Offline { since, why } = host.backend.contact.state() else { return None };
     let message = format!("the daemon does not answer since {since:.0}: {why}");
     Some(Trouble::error(Code::DaemonAway, message).since(since))
+}
+
+/// The names of others that cannot be resolved. Whether the daemon answers at all is told elsewhere.
+fn unresolved(host: &Host, now: Timestamp) -> Vec<Trouble> {
+    if away(host).is_some() {
+        return Vec::new();
+    }
+    host.unresolved.troubles(now)
 }
 
 /// The topics that are not listened to for certain; those with one reason are told together.

@@ -146,6 +146,10 @@ pub struct MergedJobs {
     removed: u64,
     /// Rows of it that cannot be read.
     refused: u64,
+    /// Rows that are taken without a member that cannot be passed on.
+    #[serde(default)]
+    #[schema(required = false)]
+    incomplete: u64,
     /// Active jobs of this host that it should have and does not.
     pub missing_there: u64,
     /// Jobs of which it has an earlier state than this host for more than a minute.

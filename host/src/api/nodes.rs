@@ -15,6 +15,7 @@ use crate::cause::listed;
 use crate::config::findings::nearest;
 use crate::host::Host;
 use crate::ident::IpnsName;
+use crate::interest::Party;
 use crate::time::Timestamp;
 
 const PLUGIN: &str = "node-registry";
@@ -133,6 +134,28 @@ pub struct MergeReport {
     incomplete: u64,
     /// Why, the first few.
     reasons: Vec<String>,
+    /// Why the last document could not be merged; what was merged before it stays.
+    #[schema(nullable = false)]
+    error: Option<String>,
+}
+
+/// Why another host's registry could not be merged.
+#[derive(Debug, Deserialize)]
+pub struct MergeFailure {
+    /// The registry's name.
+    pub registry: IpnsName,
+    /// Why.
+    pub error: String,
+}
+
+/// Why the registry of another host could not be merged; none if it could, or if no registry merges any.
+pub async fn report(host: &Host) -> Option<MergeFailure> {
+    // It follows the jobs that it publishes, and the registry that it merges.
+    let party = Party::Plugin(PLUGIN.parse().ok()?);
+    let followed = host.interest.followers().into_values().filter(|parties| parties.contains(&party)).count();
+    let registry = host.plugins.get(PLUGIN).filter(|_| followed > 1)?;
+    let reply = registry.handle.query("merged".to_owned(), String::new()).await.ok()?;
+    serde_json::from_str(&reply).ok()
 }
 
 /// A node to be put into the registry. What is absent is unknown.

@@ -7,6 +7,8 @@ use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, Subcommand};
 use dim_client::{Address, Client, ClientError, Http};
 use reqwest::Method;
+use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 use thiserror::Error;
 
@@ -72,19 +74,19 @@ enum Command {
         /// The job
         job: JobId,
         /// JSON that goes with it; @FILE for a file's content
-        #[arg(long, value_name = "JSON", value_parser = input::json_or_file)]
-        data: Option<Value>,
+        #[arg(long, value_name = "JSON", value_parser = input::verbatim_or_file)]
+        data: Option<Box<RawValue>>,
     },
     /// Says that a job is done
     Completed {
         /// The job
         job: JobId,
         /// The job's result; @FILE for a file's content
-        #[arg(long, value_name = "JSON", value_parser = input::json_or_file)]
-        result: Option<Value>,
+        #[arg(long, value_name = "JSON", value_parser = input::verbatim_or_file)]
+        result: Option<Box<RawValue>>,
         /// JSON that goes with it; @FILE for a file's content
-        #[arg(long, value_name = "JSON", value_parser = input::json_or_file)]
-        data: Option<Value>,
+        #[arg(long, value_name = "JSON", value_parser = input::verbatim_or_file)]
+        data: Option<Box<RawValue>>,
     },
     /// Says that a job has failed
     Failed {
@@ -94,8 +96,8 @@ enum Command {
         #[arg(long, value_name = "TEXT", conflicts_with = "data")]
         reason: Option<String>,
         /// JSON that goes with it; @FILE for a file's content
-        #[arg(long, value_name = "JSON", value_parser = input::json_or_file)]
-        data: Option<Value>,
+        #[arg(long, value_name = "JSON", value_parser = input::verbatim_or_file)]
+        data: Option<Box<RawValue>>,
     },
     /// Says that the result of a job lies under a CID
     Result {
@@ -104,7 +106,7 @@ enum Command {
         /// The result's CID
         cid: CidText,
     },
-    /// Says how the agent is doing
+    /// Says how the agent is doing; exit code 1 if notices or heartbeats do not get through
     Status,
 }
 
@@ -143,44 +145,52 @@ impl Agent {
 impl Command {
     async fn execute(self, dir: &Path, out: &Output) -> anyhow::Result<()> {
         match self {
-            Self::Status => show(&ask(dir, Method::GET, "status", None).await?, out),
+            Self::Status => {
+                let status = ask(dir, Method::GET, "status", None).await?;
+                show(&status, out)?;
+                if offline(&status).next().is_some() { Err(NotWell.into()) } else { Ok(()) }
+            }
             command => out.object(&ask(dir, Method::POST, "notices", Some(command.notice())).await?),
         }
     }
 
     /// What is told.
-    fn notice(self) -> Value {
-        let event = |job: JobId, event_type: &str, members: [(&str, Option<Value>); 2]| {
-            let mut notice = json!({ "job_id": job, "event_type": event_type });
-            for (name, value) in members {
-                if let Some(value) = value {
-                    notice[name] = value;
-                }
-            }
-            notice
-        };
-        match self {
-            Self::Running { job, data } => event(job, "running", [("data", data), ("result", None)]),
-            Self::Completed { job, result, data } => {
-                event(job, "completed", [("data", data), ("result", result)])
-            }
+    fn notice(self) -> Notice {
+        let (job_id, event_type, data, result, result_cid) = match self {
+            Self::Running { job, data } => (job, Some("running"), data, None, None),
+            Self::Completed { job, result, data } => (job, Some("completed"), data, result, None),
             Self::Failed { job, reason, data } => {
-                let data = data.or_else(|| Some(json!({ "reason": reason? })));
-                event(job, "failed", [("data", data), ("result", None)])
+                let because = |reason| to_raw_value(&json!({ "reason": reason })).expect("it is JSON");
+                (job, Some("failed"), data.or_else(|| reason.map(because)), None, None)
             }
-            Self::Result { job, cid } => json!({ "job_id": job, "result_cid": cid }),
+            Self::Result { job, cid } => (job, None, None, None, Some(cid)),
             Self::Status => unreachable!("a question"),
-        }
+        };
+        Notice { job_id, event_type, data, result, result_cid }
     }
 }
 
+/// What an agent is told of a job.
+#[derive(Serialize)]
+struct Notice {
+    job_id: JobId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    event_type: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<Box<RawValue>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result: Option<Box<RawValue>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result_cid: Option<CidText>,
+}
+
 /// Asks the agent whose directory it is.
-async fn ask(dir: &Path, method: Method, what: &str, body: Option<Value>) -> anyhow::Result<Value> {
+async fn ask(dir: &Path, method: Method, what: &str, body: Option<Notice>) -> anyhow::Result<Value> {
     let socket = dir.join(SOCKET);
     let http = Http::new(Address::Unix(socket.clone()))?;
     let request = http.request(method, &[what])?;
     let answer = match body {
-        Some(body) => http.json(request.body(body.to_string())).await,
+        Some(body) => http.json(request.json(&body)).await,
         None => http.json(request).await,
     };
     answer.map_err(|error| match error {
@@ -263,6 +273,19 @@ const REFUSED: [Column; 5] = [
     Column::text("REASON", "/reason"),
 ];
 
+/// What an agent is well about, or not.
+const CONTACTS: [&str; 2] = ["notices", "heartbeats"];
+
+/// What does not get through.
+fn offline(status: &Value) -> impl Iterator<Item = &'static str> {
+    CONTACTS.into_iter().filter(|what| status[what]["contact"]["state"] == "offline")
+}
+
+/// The agent answers, and something does not get through.
+#[derive(Debug, Error)]
+#[error("the agent is not well")]
+pub struct NotWell;
+
 fn show(status: &Value, out: &Output) -> anyhow::Result<()> {
     if out.is_json() {
         return out.object(status);
@@ -272,9 +295,7 @@ fn show(status: &Value, out: &Output) -> anyhow::Result<()> {
         let time = status.pointer(pointer).and_then(Value::as_str).and_then(human::read);
         time.map_or_else(|| text(pointer), |time| human::ago(time, jiff::Timestamp::now()))
     };
-    let troubles: Vec<String> = ["notices", "heartbeats"]
-        .into_iter()
-        .filter(|what| status[what]["contact"]["state"] == "offline")
+    let troubles: Vec<String> = offline(status)
         .map(|what| {
             let contact = |member: &str| text(&format!("/{what}/contact/{member}"));
             let (since, why) = (time(&format!("/{what}/contact/since")), contact("why"));

@@ -9,6 +9,7 @@ use dim_client::{Address, ClientError, Http, ServerEvent};
 use futures::{Stream, StreamExt as _};
 use reqwest::Method;
 use secrecy::SecretString;
+use serde::Serialize;
 use serde_json::Value;
 
 use super::human;
@@ -81,7 +82,7 @@ impl Client {
         method: Method,
         segments: &[&str],
         query: &[(&str, String)],
-        body: &Value,
+        body: &(impl Serialize + ?Sized),
     ) -> Result<Value, ClientError> {
         self.telling(self.http.send_json(method, segments, query, body)).await
     }

@@ -1,6 +1,7 @@
 //! What the user hands over: files, standard input, JSON and times. Of what is more than a host takes there is a
 //! byte too much, for the client to refuse.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
@@ -8,6 +9,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use clap::ValueEnum;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::api::MAX_BODY;
 use crate::time::Since;
@@ -32,15 +34,27 @@ pub fn json(text: &str) -> Result<Value, String> {
     serde_json::from_str(text).map_err(|error| format!("not JSON: {error}"))
 }
 
+/// JSON on the command line that is passed on to the letter.
+pub fn verbatim(text: &str) -> Result<Box<RawValue>, String> {
+    serde_json::from_str(text).map_err(|error| format!("not JSON: {error}"))
+}
+
+/// The same, or in a file after an @.
+pub fn verbatim_or_file(text: &str) -> Result<Box<RawValue>, String> {
+    let text = text_or_file(text)?;
+    verbatim(&text)
+}
+
 /// JSON on the command line, or in a file after an @.
 pub fn json_or_file(text: &str) -> Result<Value, String> {
-    match text.strip_prefix('@') {
-        Some(path) => {
-            let bytes = file(path.as_ref()).map_err(|error| format!("{error:#}"))?;
-            serde_json::from_slice(&bytes).map_err(|error| format!("no JSON in {path}: {error}"))
-        }
-        None => json(text),
-    }
+    let text = text_or_file(text)?;
+    json(&text)
+}
+
+fn text_or_file(text: &str) -> Result<Cow<'_, str>, String> {
+    let Some(path) = text.strip_prefix('@') else { return Ok(Cow::Borrowed(text)) };
+    let bytes = file(path.as_ref()).map_err(|error| format!("{error:#}"))?;
+    String::from_utf8(bytes).map(Cow::Owned).map_err(|error| format!("no JSON in {path}: {error}"))
 }
 
 /// From when on something is meant. The host reads it again: a duration counts by its clock.

@@ -12,7 +12,7 @@ use crate::time::duration_of;
 
 use super::client::Client;
 use super::input;
-use super::output::{Output, bytes, note};
+use super::output::{Output, bytes, cell, note};
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -96,7 +96,16 @@ impl Command {
             Self::Adopt { key, how } => {
                 let body = json!({ "how": how });
                 let path = &["keys", &key, "adopt"];
-                out.object(&client.send_json(Method::POST, path, &[], &body).await?)
+                let adopted = client.send_json(Method::POST, path, &[], &body).await?;
+                out.object(&adopted)?;
+                if adopted["refused"].as_u64().is_some_and(|rows| rows > 0) {
+                    note(&format!(
+                        "warning: {} rows cannot be read and are left out; {} still has them",
+                        adopted["refused"],
+                        cell(adopted.get("path"))
+                    ));
+                }
+                Ok(())
             }
             Self::Resolve { name } => out.object(&client.get(&["names", &name], &[]).await?),
             Self::GetState { name } => bytes(&client.get_bytes(&["names", &name, "state"]).await?),

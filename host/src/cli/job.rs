@@ -2,7 +2,8 @@
 
 use clap::Subcommand;
 use reqwest::Method;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::value::RawValue;
 
 use crate::api::JobStatus;
 
@@ -36,11 +37,11 @@ pub enum Command {
         /// What happened: queued, running, completed, failed or cancelled
         event: String,
         /// JSON that goes with the event; a "node_id" in it names the node
-        #[arg(long, value_name = "JSON", value_parser = input::json)]
-        data: Option<Value>,
+        #[arg(long, value_name = "JSON", value_parser = input::verbatim)]
+        data: Option<Box<RawValue>>,
         /// The job's result
-        #[arg(long, value_name = "JSON", value_parser = input::json)]
-        result: Option<Value>,
+        #[arg(long, value_name = "JSON", value_parser = input::verbatim)]
+        result: Option<Box<RawValue>>,
     },
     /// Shows one job
     Get {
@@ -77,12 +78,7 @@ impl Command {
     pub async fn execute(self, client: &Client, out: &Output) -> anyhow::Result<()> {
         match self {
             Self::Update { id, event, data, result } => {
-                let mut body = json!({ "event_type": event });
-                for (name, value) in [("data", data), ("result", result)] {
-                    if let Some(value) = value {
-                        body[name] = value;
-                    }
-                }
+                let body = JobEvent { event_type: &event, data, result };
                 out.object(&client.send_json(Method::POST, &["jobs", &id, "events"], &[], &body).await?)
             }
             Self::Get { id } => out.object(&client.get(&["jobs", &id], &[]).await?),
@@ -107,12 +103,34 @@ impl Command {
     }
 }
 
+/// What has happened to a job.
+#[derive(Serialize)]
+struct JobEvent<'a> {
+    event_type: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<Box<RawValue>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result: Option<Box<RawValue>>,
+}
+
 /// Writes how the jobs of other hosts differ, below the list.
 async fn notes(client: &Client) {
     // A host before this one does not know the question.
     let Ok(reports) = client.get(&["merged-jobs"], &[]).await else { return };
     for report in reports.as_array().into_iter().flatten() {
         let word = |name: &str| cell(report.get(name));
+        if report.get("error").is_some() {
+            note(&format!("{}: it cannot be merged: {}", word("name"), word("error")));
+        }
+        let count = |name: &str| report[name].as_u64().unwrap_or(0);
+        if count("refused") + count("incomplete") > 0 {
+            note(&format!(
+                "{}: {} rows of it are left out, {} are taken without a member that cannot be read",
+                word("name"),
+                count("refused"),
+                count("incomplete")
+            ));
+        }
         if report.get("differs_since").is_some() {
             note(&format!(
                 "{}: since {} it lacks {} of these jobs, and has an earlier state of {} (such as {})",

@@ -135,6 +135,10 @@ async fn notes(nodes: &Value, client: &Client) {
     }
     // A host before this one does not know the question.
     let Ok(report) = client.get(&["merged-registry"], &[]).await else { return };
+    if report.get("error").is_some() {
+        let (registry, why) = (cell(report.get("registry")), cell(report.get("error")));
+        note(&format!("merged registry {registry}: the last document cannot be merged: {why}"));
+    }
     let count = |name: &str| report[name].as_u64().unwrap_or(0);
     let (set_aside, incomplete) = (count("set_aside"), count("incomplete"));
     if set_aside + incomplete > 0 {

@@ -108,6 +108,7 @@ pub enum PluginCommand {
         name: String,
     },
     /// Unloads a plugin once it has handled what has come; its state is kept
+    #[command(visible_alias = "rm")]
     Remove {
         /// The plugin
         name: String,

@@ -1,15 +1,16 @@
 //! Owns the adoption of names that are on hold: what somebody else has published under a key of this host is taken
 //! over by the plugins, or overwritten, as the operator says.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::Value;
 use serde_json::value::RawValue;
 use thiserror::Error;
 use utoipa::ToSchema;
 
-use super::Host;
+use super::{Host, UNHURT};
 use crate::backend::{BackendError, Current};
 use crate::commit::{CommitError, NameChange};
 use crate::effect::{NameUpdate, NameValue};
@@ -18,6 +19,7 @@ use crate::names::published_file;
 use crate::plugin::ReplyError;
 use crate::store::names::{self, Cause, Hold, Known};
 use crate::store::{StoreError, documents};
+use crate::trouble::{Code, Trouble};
 
 /// The command by which a plugin takes over a document. Its body is `{"key": KEY, "document": JSON}`.
 const IMPORT: &str = "import";
@@ -45,6 +47,38 @@ pub struct Adopted {
     /// The plugins that took its content over.
     #[schema(value_type = Vec<String>)]
     pub imported_by: Vec<PluginName>,
+    /// What each of them answered, as numbers by their names: how many rows it has taken, and how many not.
+    #[schema(value_type = BTreeMap<String, Value>)]
+    pub answers: BTreeMap<PluginName, Value>,
+    /// Rows that plugins could not read: the documents that are published from now on do not have them. The document
+    /// that was imported still does, as long as someone holds it.
+    pub refused: u64,
+}
+
+/// Rows of imported documents that were left out since the host started, by key, with the document that has them.
+#[derive(Debug, Default)]
+pub struct LeftOut(Mutex<BTreeMap<KeyName, (u64, ContentPath)>>);
+
+impl LeftOut {
+    /// Notes what an import has left out.
+    fn note(&self, key: &KeyName, rows: u64, path: &ContentPath) {
+        if rows > 0 {
+            tracing::warn!(%key, %path, rows, "rows of the imported document cannot be read and are left out");
+            self.0.lock().expect(UNHURT).insert(key.clone(), (rows, path.clone()));
+        }
+    }
+
+    /// The past events that the operator should know of.
+    pub fn troubles(&self) -> Vec<Trouble> {
+        let left_out = self.0.lock().expect(UNHURT);
+        let troubles = left_out.iter().filter_map(|(key, (rows, path))| {
+            let message = || {
+                format!("rows of the document that was imported for {key} could not be read and are left out: {rows}; {path} still has them")
+            };
+            Some(Trouble::events(Code::RowsLeftOut, *rows, message)?.about(key))
+        });
+        troubles.collect()
+    }
 }
 
 /// Why a name stays on hold.
@@ -104,16 +138,20 @@ impl Host {
         let known = names::known(&self.store.snapshot()?, key)?;
         let held = known.and_then(|known| Some((known.hold.clone()?, known)));
         let (hold, known) = held.ok_or_else(|| AdoptError::NotHeld(key.clone()))?;
-        let imported_by = match how {
+        let imported = match how {
             Adoption::Import => self.import(key, &hold, &known).await?,
             Adoption::Replace => Vec::new(),
         };
+        let refused = imported.iter().filter_map(|(_, answer)| answer["refused"].as_u64()).sum();
         let released = key.clone();
         self.commit.write(move |write| names::release(write, &released)).await?;
         self.commit.names.notify_one();
         let Hold { path, sequence, .. } = hold;
         tracing::info!(%key, %path, ?how, "adopted the name");
-        Ok(Adopted { key: key.clone(), path, sequence, imported_by })
+        self.left_out.note(key, refused, &path);
+        let imported_by = imported.iter().map(|(plugin, _)| plugin.clone()).collect();
+        let answers = imported.into_iter().collect();
+        Ok(Adopted { key: key.clone(), path, sequence, imported_by, answers, refused })
     }
 
     /// Adopts what is on hold since the host began, for it was never published from here, as the config says.
@@ -131,13 +169,13 @@ impl Host {
     }
 
     /// Has plugins take over the document that the name points to. The plugin that publishes under the key is the
-    /// last: it may publish what the others have taken over.
+    /// last: it may publish what the others have taken over. Returns what each has answered.
     async fn import(
         self: &Arc<Self>,
         key: &KeyName,
         hold: &Hold,
         known: &Known,
-    ) -> Result<Vec<PluginName>, AdoptError> {
+    ) -> Result<Vec<(PluginName, Value)>, AdoptError> {
         let importers = self.importers(key);
         let is_writer = |name: &PluginName| self.writers(key).contains(name);
         if !importers.iter().any(is_writer) {
@@ -153,14 +191,16 @@ impl Host {
         let update = NameUpdate { name, value, lifetime };
         self.commit.change_name(NameChange::TakenOver { key: key.clone(), update, current }).await?;
         let (last, first): (Vec<_>, Vec<_>) = importers.into_iter().partition(is_writer);
-        let in_order = [first, last].concat();
-        for plugin in &in_order {
-            let Some(loaded) = self.plugins.get(plugin) else { continue };
+        let mut answers = Vec::new();
+        for plugin in [first, last].concat() {
+            let Some(loaded) = self.plugins.get(&plugin) else { continue };
             let reply = loaded.handle.command(IMPORT.to_owned(), body.clone()).await;
             let refused = |source| AdoptError::Refused { plugin: plugin.clone(), path: path.clone(), source };
-            reply.map_err(refused)?;
+            let answer = reply.map_err(refused)?;
+            // A plugin answers as it likes.
+            answers.push((plugin, serde_json::from_str(&answer).unwrap_or_default()));
         }
-        Ok(in_order)
+        Ok(answers)
     }
 
     async fn published_document(&self, current: &Current, known: &Known) -> Result<NameValue, AdoptError> {
@@ -196,9 +236,17 @@ impl Host {
     }
 }
 
+/// The body of the command `import`.
+#[derive(Serialize)]
+struct Import<'a> {
+    key: &'a KeyName,
+    document: &'a RawValue,
+}
+
 fn body_of(key: &KeyName, path: &ContentPath, value: &NameValue) -> Result<String, AdoptError> {
     let not_json = |why: String| AdoptError::NotJson { path: path.clone(), why };
     let NameValue::Document { data, .. } = value else { return Err(not_json("it is no file".to_owned())) };
     let document: &RawValue = serde_json::from_slice(data).map_err(|error| not_json(error.to_string()))?;
-    Ok(json!({ "key": key, "document": document }).to_string())
+    // To the letter: a reader would order members and spell numbers its own way.
+    Ok(serde_json::to_string(&Import { key, document }).expect("a key and JSON are JSON"))
 }

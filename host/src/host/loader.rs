@@ -14,6 +14,7 @@ use crate::cause::listed;
 use crate::commit::Commit;
 use crate::config::Live;
 use crate::entry::{Generation, Kind, Offset};
+use crate::followed::Unresolved;
 use crate::ident::{IpnsName, KeyName, PluginName, Topic};
 use crate::interest::{Interest, Party};
 use crate::keys::Keyring;
@@ -54,6 +55,8 @@ pub struct Loader {
     pub backlog: Arc<Backlog>,
     /// What is listened to.
     pub hearings: Arc<Hearings>,
+    /// The names of others that cannot be resolved.
+    pub unresolved: Arc<Unresolved>,
     /// The writer.
     pub commit: Arc<Commit>,
     /// The log.

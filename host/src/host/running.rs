@@ -221,6 +221,7 @@ impl Start {
             keys: self.loader.keys.clone(),
             config: self.loader.config.clone(),
             room: self.loader.room.clone(),
+            unresolved: self.loader.unresolved.clone(),
         };
         tasks.spawn(follower.run(stop.clone()));
         Ok(tasks)

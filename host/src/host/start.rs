@@ -10,6 +10,7 @@ use rand::Rng as _;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::adoption::LeftOut;
 use super::candidate::{Candidate, Terms, candidates};
 use super::claims::Claims;
 use super::following::plugins_of;
@@ -88,6 +89,7 @@ impl Start {
             interest,
             backlog,
             hearings: Arc::default(),
+            unresolved: Arc::default(),
             commit,
             log,
             room,
@@ -199,6 +201,7 @@ impl Start {
             bus,
             interest: loader.interest.clone(),
             hearings: loader.hearings.clone(),
+            unresolved: loader.unresolved.clone(),
             received,
             sent,
             room: loader.room.clone(),
@@ -207,6 +210,7 @@ impl Start {
             echoes,
             not_loaded: Mutex::default(),
             acknowledged: Acknowledged::default(),
+            left_out: LeftOut::default(),
             letters_dropped_before: dead::dropped(&loader.store)?,
             folder_trouble: Mutex::default(),
             candidates: Mutex::new(candidates),

@@ -563,6 +563,10 @@ impl Inspection {
 
 /// Reads a component file, no more of it than a component may have and one byte beyond.
 pub fn read(path: &Path) -> io::Result<Vec<u8>> {
+    // A pipe would have the reader wait for a writer, and a device may have no end.
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
     let mut bytes = Vec::new();
     File::open(path)?.take(MAX_COMPONENT as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)

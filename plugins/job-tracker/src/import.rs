@@ -63,17 +63,18 @@ pub fn import(tracker: &JobTracker, body: &str) -> Result<String, Refusal> {
 fn read(row: &Row) -> Option<Job> {
     job::check_job_id(&row.id).ok()?;
     let status: String = row.get("status").or_else(|| row.get("state"))?;
+    let status = Status::of(&status.to_ascii_lowercase())?;
     let updated_at: Option<Time> = row.get("updated_at").or_else(|| row.get("timestamp"));
     let now = Time::now();
     Some(Job {
         job_id: row.id.clone(),
-        status: Status::of(&status)?,
+        status,
         updated_at: updated_at.filter(|at| *at <= now).unwrap_or(now),
         data: row.get("data"),
         result: row.get("result"),
         result_cid: row.get("result_cid"),
         node_id: row.get("node_id").filter(|node: &String| job::check_node_id(node).is_ok()),
-        node_dead: row.get("node_dead").filter(|_| Status::of(&status) == Some(Status::Running)),
+        node_dead: row.get("node_dead").filter(|_| status == Status::Running),
     })
 }
 

@@ -114,7 +114,10 @@ impl JobEvent {
             id::check("a node_id", &node, MAX_NODE_ID)?;
         }
         if Status::of(&self.event_type).is_none() {
-            return Err(format!("unknown event_type {:?}", self.event_type));
+            return Err(format!(
+                "unknown event_type {:?}: it is queued, running, completed, failed or cancelled",
+                self.event_type
+            ));
         }
         Ok(())
     }

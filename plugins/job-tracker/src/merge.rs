@@ -58,6 +58,9 @@ pub struct Report {
     pub removed: u64,
     /// Rows of it that cannot be read, or for which there is no room.
     pub refused: u64,
+    /// Rows that are taken without a member that cannot be passed on.
+    #[serde(default)]
+    pub incomplete: u64,
     /// Active jobs that it should have and does not: the other host has missed that they exist.
     pub missing_there: u64,
     /// Jobs of which it has an earlier status than this host for more than a minute.
@@ -87,10 +90,11 @@ impl Report {
 pub fn reports() -> Result<Vec<Report>, state::Error> {
     let mut reports: BTreeMap<String, Report> = REPORTS.iter(None).collect::<Result<_, _>>()?;
     for round in ROUNDS.iter(None) {
-        let (name, Round { report: Report { taken, removed, refused, .. }, .. }) = round?;
+        let (name, Round { report: Report { taken, removed, refused, incomplete, .. }, .. }) = round?;
         let report = reports.entry(name.clone()).or_default();
         (report.name, report.under_way) = (name, true);
-        (report.taken, report.removed, report.refused) = (taken, removed, refused);
+        (report.taken, report.removed) = (taken, removed);
+        (report.refused, report.incomplete) = (refused, incomplete);
     }
     Ok(reports.into_values().collect())
 }
@@ -296,6 +300,7 @@ fn take_row(
         report.refused += 1;
         return Ok(false);
     };
+    report.incomplete += u64::from(is_incomplete(&told, row));
     match take(tracker, told.believed(now), now)? {
         Taken::Changed => {
             report.taken += 1;
@@ -334,6 +339,23 @@ fn read(id: &str, row: &RawValue) -> Option<Job> {
         && job::check_job_id(id).is_ok()
         && job.node_id.as_ref().is_none_or(|node| job::check_node_id(node).is_ok());
     is_sound.then_some(job)
+}
+
+/// Whether a row has something to go with its job that cannot be passed on.
+fn is_incomplete(job: &Job, row: &RawValue) -> bool {
+    #[derive(Deserialize)]
+    struct Said<'a> {
+        #[serde(borrow)]
+        data: Option<&'a RawValue>,
+        #[serde(borrow)]
+        result: Option<&'a RawValue>,
+    }
+    if job.data.is_some() && job.result.is_some() {
+        return false;
+    }
+    let said: Option<Said<'_>> = serde_json::from_str(row.get()).ok();
+    let lacks = |said: Option<&RawValue>, has: bool| !has && said.is_some_and(|said| said.get() != "null");
+    said.is_some_and(|said| lacks(said.data, job.data.is_some()) || lacks(said.result, job.result.is_some()))
 }
 
 /// The time of a removed job; none if it cannot be read.

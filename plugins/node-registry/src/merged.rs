@@ -44,6 +44,9 @@ pub struct Report {
     pub incomplete: u64,
     /// Why, the first few.
     pub reasons: Vec<String>,
+    /// Why the last document could not be merged; what was merged before it stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 impl Report {
@@ -92,9 +95,17 @@ pub fn merge(name: &str) -> Result<(), Failure> {
     }
     // Not held any more: a newer one has come, and with it another event.
     let Ok(document) = ipns::get_state(name) else { return Ok(()) };
-    let registry: Registry<'_> = serde_json::from_slice(&document.data)
-        .map_err(|error| Failure::Reject(format!("{name} holds no registry: {error}")))?;
     let now = Time::now();
+    let registry: Registry<'_> = match serde_json::from_slice(&document.data) {
+        Ok(registry) => registry,
+        Err(error) => {
+            let error = format!("it holds no registry: {error}");
+            let fields = [("name", name), ("why", &error)];
+            log::line(Level::Warn, "the registry of another host cannot be merged", &fields);
+            let failed = Report { registry: Some(name.to_owned()), error: Some(error), ..report()? };
+            return Ok(REPORT.set(&failed)?);
+        }
+    };
     let mut report = Report { registry: Some(name.to_owned()), at: Some(now), ..Report::default() };
     let nodes = read_all(&registry.nodes, now, &mut report);
     set_json(MERGED_FROM, &name)?;

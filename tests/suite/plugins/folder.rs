@@ -28,6 +28,8 @@ async fn a_file_of_the_folder_is_installed_replaced_and_unloaded_with_its_state_
     let host = setup.start().await;
     // One of several that goes is removed; the last one is not, for its folder may only be away.
     put(folder.path(), "broken.wasm", b"no component");
+    // What leads nowhere holds up no other file.
+    std::os::unix::fs::symlink("loop.wasm", folder.path().join("loop.wasm")).unwrap();
     put(folder.path(), "late.wasm", &late("1.0.0"));
     runs(&host, "late", "1.0.0").await;
     host.from_peer("probe.in", count()).await;

@@ -85,9 +85,17 @@ impl New {
     /// Makes it; refuses to write over what is there.
     pub fn execute(&self, out: &Output) -> anyhow::Result<()> {
         let root = within(&self.dir, self.name.as_str());
-        let is_free = std::fs::read_dir(&root).map_or(true, |mut files| files.next().is_none());
-        if !is_free {
-            bail!("{} is there and not empty", root.display());
+        match std::fs::read_dir(&root) {
+            Ok(mut files) => {
+                if files.next().is_some() {
+                    bail!("{} is there and not empty", root.display());
+                }
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
+                bail!("{} is there and is no directory", root.display());
+            }
+            // It is made, or that fails.
+            Err(_) => {}
         }
         let files = self.files()?;
         for (path, text) in &files {

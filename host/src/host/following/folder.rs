@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use rustix::io::Errno;
 
 use super::{Errand, Look, offer, refuse};
 use crate::change::{Change, State};
@@ -354,6 +355,8 @@ fn files_of(folder: &Path) -> std::io::Result<BTreeMap<PathBuf, Seen>> {
             Ok(known) => known,
             // One that goes while it is looked at is seen next time.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            // It leads nowhere, and holds up no other file.
+            Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => continue,
             // It is there, and not gone.
             Err(error) => {
                 return Err(std::io::Error::new(error.kind(), format!("{}: {error}", path.display())));

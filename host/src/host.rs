@@ -39,6 +39,7 @@ use crate::ident::{InvalidWord, PluginName};
 use crate::interest::Interest;
 use crate::keys::{KeyError, Keyring};
 use crate::log::EventLog;
+use crate::names::Failures;
 use crate::outbox::Sent;
 use crate::plugin::{EngineError, Handle, Line};
 use crate::retention::Awaited;
@@ -239,6 +240,8 @@ pub struct Host {
     pub interest: Arc<Interest>,
     /// What is listened to.
     pub hearings: Arc<Hearings>,
+    /// Why names could not be published.
+    pub(crate) failures: Arc<Failures>,
     /// Counts of what came in.
     pub received: Arc<subscription::Tally>,
     /// Counts of what went out.

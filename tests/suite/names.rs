@@ -361,3 +361,61 @@ fn a_second_empty_host_on_a_daemon_does_not_replace_the_state_of_the_first() {
     assert!(fleets_document(&kubo)["nodes"].as_array().is_some_and(|nodes| nodes.len() >= 3));
     assert!(of_nodes(&first).is_some_and(|name| name["hold"].is_null()));
 }
+
+/// The trouble of a kind, if `/healthz` tells of one.
+fn trouble(host: &Program, code: &str) -> Option<Value> {
+    let troubles = host.json(&["status"])["trouble_details"].clone();
+    troubles.as_array()?.iter().find(|trouble| trouble["code"] == code).cloned()
+}
+
+#[test]
+fn a_name_that_can_never_be_published_is_an_error_at_once_however_often_its_value_changes() {
+    let Some((kubo, host, _dir)) = fleet_and_host() else { return };
+    soon(|| trouble(&host, "name-on-hold").is_some());
+    host.json(&["ipns", "adopt", "dim-state-key", "replace"]);
+    let heartbeat = |node: &str| {
+        let heartbeat = format!(r#"{{"node_id":"{node}","status":"online"}}"#);
+        assert!(host.dim(&["topic", "pub", "dim.nodes.heartbeat", &heartbeat]).status.success());
+    };
+    heartbeat("n1");
+    soon(|| fleets_document(&kubo)["nodes"].as_array().is_some_and(|nodes| !nodes.is_empty()));
+    assert_eq!(trouble(&host, "name-late"), None);
+    kubo.ipfs(&["key", "rm", "dim-state-key"]);
+    heartbeat("n2");
+    soon(|| trouble(&host, "name-late").is_some());
+    let first = trouble(&host, "name-late").unwrap();
+    assert_eq!((&first["severity"], &first["subject"]), (&json!("error"), &json!("dim-state-key")));
+    let message = first["message"].as_str().unwrap();
+    assert!(message.contains("ipfs key import dim-state-key"), "it says why and what to do: {message}");
+    let sequence = |host: &Program| {
+        let names = host.json(&["status"])["names"].clone();
+        let of_nodes = |name: &&Value| name["key"] == "dim-state-key";
+        names.as_array().unwrap().iter().find(of_nodes).unwrap()["sequence"].as_u64().unwrap()
+    };
+    let before = sequence(&host);
+    heartbeat("n3");
+    soon(|| sequence(&host) > before);
+    let later = trouble(&host, "name-late").unwrap();
+    assert_eq!(later["since"], first["since"], "a newer value has waited no shorter");
+    let waits = "dim_name_waiting_seconds{key=\"dim-state-key\"} ";
+    let metrics = host.metrics();
+    let waited = metrics.lines().find_map(|line| line.strip_prefix(waits)).unwrap();
+    assert!(waited.parse::<f64>().unwrap() > 0.0, "{waited}");
+}
+
+#[test]
+fn a_daemon_with_another_key_of_the_name_is_an_error_at_once() {
+    let Some(mut kubo) = Kubo::start() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let host = Program::start(DIM.as_ref(), &dir.path().join("state"), &["--kubo", kubo.api()]);
+    assert!(host.dim(&["topic", "pub", "dim.nodes.heartbeat", r#"{"node_id":"n1"}"#]).status.success());
+    soon(|| kubo.ipfs(&["key", "list"]).contains("dim-state-key"));
+    soon(|| fleets_document(&kubo)["nodes"].as_array().is_some_and(|nodes| !nodes.is_empty()));
+    kubo.kill();
+    kubo.ipfs(&["key", "rm", "dim-state-key"]);
+    kubo.ipfs(&["key", "gen", "--type=ed25519", "dim-state-key"]);
+    kubo.restart();
+    soon(|| trouble(&host, "name-late").is_some());
+    let told = trouble(&host, "name-late").unwrap()["message"].clone();
+    assert!(told.as_str().unwrap().contains("another key of the name dim-state-key"), "{told}");
+}

@@ -169,7 +169,7 @@ async fn set(
     host.commit.change_name(NameChange::Own { key: key.clone(), update }).await?;
     if how.force {
         let released = key.clone();
-        host.commit.write(move |write| names::release(write, &released)).await?;
+        host.commit.write(move |write| names::release(write, &released, Timestamp::wall())).await?;
         host.commit.names.notify_one();
     }
     let known = published(host, &key).await?;

@@ -18,6 +18,7 @@ use crate::names::published_file;
 use crate::plugin::ReplyError;
 use crate::store::names::{self, Cause, Hold, Known};
 use crate::store::{StoreError, documents};
+use crate::time::Timestamp;
 
 /// The command by which a plugin takes over a document. Its body is `{"key": KEY, "document": JSON}`.
 const IMPORT: &str = "import";
@@ -109,7 +110,7 @@ impl Host {
             Adoption::Replace => Vec::new(),
         };
         let released = key.clone();
-        self.commit.write(move |write| names::release(write, &released)).await?;
+        self.commit.write(move |write| names::release(write, &released, Timestamp::wall())).await?;
         self.commit.names.notify_one();
         let Hold { path, sequence, .. } = hold;
         tracing::info!(%key, %path, ?how, "adopted the name");

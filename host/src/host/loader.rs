@@ -18,6 +18,7 @@ use crate::ident::{IpnsName, KeyName, PluginName, Topic};
 use crate::interest::{Interest, Party};
 use crate::keys::Keyring;
 use crate::log::EventLog;
+use crate::names::Failures;
 use crate::plugin::mark;
 use crate::plugin::roster::{self, Stored};
 use crate::plugin::{
@@ -54,6 +55,8 @@ pub struct Loader {
     pub backlog: Arc<Backlog>,
     /// What is listened to.
     pub hearings: Arc<Hearings>,
+    /// Why names could not be published.
+    pub failures: Arc<Failures>,
     /// The writer.
     pub commit: Arc<Commit>,
     /// The log.

@@ -245,6 +245,7 @@ impl Start {
             backend: backend.clone(),
             keys: self.loader.keys.clone(),
             hearings: self.loader.hearings.clone(),
+            failures: self.loader.failures.clone(),
         };
         tasks.spawn(publisher.run(stop.clone()));
         let retries = Retries { store: store.clone(), commit: commit.clone(), log: self.loader.log.clone() };

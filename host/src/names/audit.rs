@@ -157,10 +157,11 @@ impl Audit {
                     self.looked_up.insert(key);
                 }
                 Err(super::PublishError::Commit(error)) => return Err(error),
-                Err(super::PublishError::Backend(error)) => {
+                Err(error) => {
                     tracing::debug!(%key, "cannot audit: {error}");
                     // Whether there is a record is asked again when the name is published, or the next time.
-                    if error.is_deadline_of_daemon() {
+                    if matches!(&error, super::PublishError::Backend(error) if error.is_deadline_of_daemon())
+                    {
                         self.looked_up.insert(key);
                     }
                 }
@@ -218,8 +219,8 @@ impl Audit {
     }
 
     async fn lose(&self, key: &KeyName, accepted: &Accepted, why: &'static str) -> Result<(), CommitError> {
-        let (lost, seen) = (key.clone(), accepted.clone());
-        if self.publisher.commit.write(move |write| names::lose(write, &lost, &seen)).await? {
+        let (lost, seen, now) = (key.clone(), accepted.clone(), Timestamp::wall());
+        if self.publisher.commit.write(move |write| names::lose(write, &lost, &seen, now)).await? {
             tracing::warn!(%key, "the name is published again: {why}");
             self.publisher.commit.names.notify_one();
         }

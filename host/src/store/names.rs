@@ -27,6 +27,10 @@ pub struct Known {
     pub lifetime: u64,
     /// When it got this value, in nanoseconds since 1970.
     pub since: u64,
+    /// Since when there is a value that the backend has not accepted, in nanoseconds since 1970: newer values do not
+    /// change it. Absent: since the name got its value, or it does not wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<u64>,
     /// Bytes of the document, if the host holds it.
     pub document: Option<u64>,
     /// What the backend last accepted.
@@ -110,6 +114,11 @@ impl Known {
         !self.is_published() && self.hold.is_none()
     }
 
+    /// Since when there is a value that the backend has not accepted; none if there is none.
+    pub fn waiting_since(&self) -> Option<Timestamp> {
+        (!self.is_published()).then(|| Timestamp(self.waiting.unwrap_or(self.since)))
+    }
+
     /// The record that the host signed.
     pub fn record(&self) -> Option<&[u8]> {
         self.published.as_ref()?.record.as_deref()
@@ -158,7 +167,8 @@ pub fn set(
     if let Some(known) = before.as_ref().filter(has_it) {
         // Of two records with one sequence the one that is valid for longer counts.
         let sequence = known.sequence + u64::from(lifetime < known.lifetime);
-        put(write, key, &Known { lifetime, sequence, ..known.clone() })?;
+        let waiting = Some(known.waiting_since().unwrap_or(now).0);
+        put(write, key, &Known { lifetime, sequence, waiting, ..known.clone() })?;
         return Ok(None);
     }
     let document = match &update.value {
@@ -170,9 +180,11 @@ pub fn set(
     };
     let superseded = before.as_ref().and_then(Known::document_cid);
     let sequence = before.as_ref().map_or(1, |known| known.sequence + 1);
+    let waiting = Some(before.as_ref().and_then(Known::waiting_since).unwrap_or(now).0);
     let (published, attempts, hold) =
         before.map_or_else(Default::default, |known| (known.published, known.attempts, known.hold));
-    let known = Known { path, sequence, lifetime, since: now.0, document, published, attempts, hold };
+    let since = now.0;
+    let known = Known { path, sequence, lifetime, since, waiting, document, published, attempts, hold };
     put(write, key, &known)?;
     Ok(Some(Changed { resolution: known.resolution(update.name.clone()), superseded }))
 }
@@ -201,8 +213,9 @@ pub fn restore(
     }
     let superseded = known.document_cid();
     let sequence = known.sequence + 1;
+    let waiting = Some(known.waiting_since().unwrap_or(now).0);
     let Known { published, attempts, hold, .. } = known;
-    let known = Known { sequence, since: now.0, published, attempts, hold, ..before };
+    let known = Known { sequence, since: now.0, waiting, published, attempts, hold, ..before };
     put(write, key, &known)?;
     Ok(Some(Changed { resolution: known.resolution(name), superseded }))
 }
@@ -227,8 +240,15 @@ pub fn accept(write: &WriteTransaction, key: &KeyName, accepted: Accepted) -> Re
     if let Some(before) = known.published.as_ref().and_then(Accepted::document) {
         documents::release(write, &before)?;
     }
+    let waiting = match accepted.of {
+        of if of == known.sequence => None,
+        // It stands for no value of the host.
+        0 => known.waiting,
+        // What was committed while this was published.
+        _ => Some(known.since),
+    };
     let published = Some(Accepted { is_held, ..accepted });
-    put(write, key, &Known { published, attempts: Vec::new(), ..known })
+    put(write, key, &Known { published, waiting, attempts: Vec::new(), ..known })
 }
 
 /// After a restore from a backup: others may have seen records that are newer than what the backup knows
@@ -240,6 +260,7 @@ pub fn overtake(write: &WriteTransaction) -> Result<(), StoreError> {
             (accepted.of, accepted.by) = (0, None);
             accepted.backed_up.get_or_insert(accepted.sequence);
             accepted.sequence = accepted.sequence.saturating_add(OVERTAKING);
+            known.waiting = Some(Timestamp::wall().0);
         }
         put(write, &key, &known)?;
     }

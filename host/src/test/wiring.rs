@@ -177,6 +177,7 @@ impl Ground {
             interest,
             backlog,
             hearings: Arc::default(),
+            failures: Arc::default(),
             commit,
             log: event_log,
             room,

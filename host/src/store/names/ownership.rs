@@ -105,15 +105,24 @@ pub fn attempt(write: &WriteTransaction, key: &KeyName, path: &ContentPath) -> R
     Ok(())
 }
 
-/// Notes that the backend has lost what it had accepted of a name, so that it is published again at once; nothing if
-/// something was accepted since `seen`.
-pub fn lose(write: &WriteTransaction, key: &KeyName, seen: &Accepted) -> Result<bool, StoreError> {
+/// Notes at `now` that the backend has lost what it had accepted of a name, so that it is published again at once;
+/// nothing if something was accepted since `seen`.
+pub fn lose(
+    write: &WriteTransaction,
+    key: &KeyName,
+    seen: &Accepted,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
     let Some(mut known) = read(&write.open_table(NAMES)?, key)? else { return Ok(false) };
     let Some(accepted) = known.published.as_mut().filter(|accepted| *accepted == seen && accepted.of != 0)
     else {
         return Ok(false);
     };
+    let is_published = accepted.of == known.sequence;
     (accepted.of, accepted.by) = (0, None);
+    if is_published {
+        known.waiting = Some(now.0);
+    }
     put(write, key, &known)?;
     Ok(true)
 }
@@ -178,10 +187,12 @@ pub fn take_over(
     Ok(changed)
 }
 
-/// Ends the hold on a name: from now on the host publishes over what was there.
-pub fn release(write: &WriteTransaction, key: &KeyName) -> Result<(), StoreError> {
+/// Ends the hold on a name: from `now` on the host publishes over what was there.
+pub fn release(write: &WriteTransaction, key: &KeyName, now: Timestamp) -> Result<(), StoreError> {
     let Some(mut known) = read(&write.open_table(NAMES)?, key)? else { return Ok(()) };
     let Some(hold) = known.hold.take() else { return Ok(()) };
+    // Until now it has waited for the operator.
+    known.waiting = (!known.is_published()).then_some(now.0);
     put(write, key, &known)?;
     let is_taken_over = known.published.as_ref().is_some_and(|accepted| accepted.path == hold.path);
     if is_taken_over {

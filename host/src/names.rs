@@ -20,7 +20,7 @@ use crate::commit::{Commit, CommitError};
 use crate::effect::NameValue;
 use crate::entry::{Kind, Resolution};
 use crate::ident::{IpnsName, KeyName};
-use crate::keys::Keyring;
+use crate::keys::{Key, Keyring};
 use crate::plugin::DOCUMENT_BYTES;
 use crate::store::names::{self, Accepted, Finding, Known};
 use crate::store::{Store, StoreError, documents};
@@ -145,6 +145,10 @@ impl Publisher {
             self.hold(key, current.clone()).await?;
             return Ok(None);
         }
+        if current.is_none() && matches!(held, Key::Adopted(_)) && known.awaits_record() {
+            self.hold_without_record(key, held.name()).await?;
+            return Ok(None);
+        }
         self.note_attempt(key, known).await?;
         if let (Some((cid, _)), Some(data)) = (known.path.ipfs(), data) {
             self.backend.content.put(&cid, data.into()).await?;
@@ -175,6 +179,16 @@ impl Publisher {
         let is_news = self.commit.write(move |write| names::hold(write, &held, &found, now)).await?;
         if is_news {
             tracing::error!(%key, path = %current.path, sequence = current.sequence, "the name points to what this host has not published: it publishes nothing under it until `dim ipns adopt` says what is meant");
+        }
+        Ok(())
+    }
+
+    /// Publishes nothing under an adopted key of which there is no record, until there is one or the operator decides.
+    async fn hold_without_record(&self, key: &KeyName, name: IpnsName) -> Result<(), CommitError> {
+        let (held, now) = (key.clone(), Timestamp::wall());
+        let hold = move |write: &redb::WriteTransaction| names::hold_without_record(write, &held, &name, now);
+        if self.commit.write(hold).await? {
+            tracing::error!(%key, "the daemon holds this key and shows no record of it: nothing is published under it until there is one, or `dim ipns adopt {key} replace`");
         }
         Ok(())
     }

@@ -419,3 +419,69 @@ fn a_daemon_with_another_key_of_the_name_is_an_error_at_once() {
     let told = trouble(&host, "name-late").unwrap()["message"].clone();
     assert!(told.as_str().unwrap().contains("another key of the name dim-state-key"), "{told}");
 }
+
+/// A daemon with the probe's key, under which a fleet has published `document` with a record that has expired.
+fn with_an_expired_record(document: &str) -> Option<(Kubo, String)> {
+    let kubo = Kubo::start()?;
+    let path = add(&kubo, document);
+    kubo.ipfs(&["key", "gen", "--type=ed25519", "probe-key"]);
+    kubo.ipfs(&["name", "publish", "--key=probe-key", "--resolve=false", "--lifetime=2s", &path]);
+    let listed = kubo.ipfs(&["key", "list", "-l", "--ipns-base=base36"]);
+    let name = listed.lines().find(|line| line.ends_with("probe-key")).unwrap().split_whitespace().next();
+    let name = name.unwrap().to_owned();
+    soon(|| kubo.try_ipfs(&["--timeout=2s", "name", "get", &name]).is_err());
+    Some((kubo, path))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_adopted_key_whose_record_has_expired_is_on_hold_until_the_record_is_back() {
+    let Some((mut kubo, path)) = with_an_expired_record(r#"{"jobs":2500}"#) else { return };
+    let host = Setup::probe().on_kubo(kubo.api()).start().await;
+    update(&host, r#"{"jobs":0}"#).await;
+    let without = held(&host).await;
+    assert_eq!((without.cause, without.sequence), (Cause::NoRecord, None));
+    assert_eq!(without.path.as_str(), format!("/ipns/{}", host.host.keys.name(&key()).unwrap()));
+    assert!(explained(&host).contains("dim ipns adopt probe-key replace"), "{}", explained(&host));
+    let refused = host.host.adopt(&key(), Adoption::Import).await;
+    assert!(matches!(refused, Err(AdoptError::NoRecord(_))), "{refused:?}");
+    assert_eq!(read(&kubo, &host), "", "nothing was published over the record");
+    // As the daemon does by itself a minute after its start.
+    kubo.ipfs(&["name", "publish", "--key=probe-key", "--resolve=false", &path]);
+    kubo.kill();
+    kubo.restart();
+    eventually("the record is seen", async || {
+        hold(&host).is_some_and(|hold| hold.cause == Cause::NeverPublished && hold.path.as_str() == path)
+    })
+    .await;
+    let adopted = host.host.adopt(&key(), Adoption::Import).await.unwrap();
+    assert_eq!(adopted.imported_by, ["probe".parse().unwrap()]);
+    published(&host).await;
+    let document: Value = serde_json::from_str(&read(&kubo, &host)).unwrap();
+    assert_eq!(document["was"], json!({ "jobs": 2500 }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_with_adopt_replace_publishes_under_a_key_without_a_record() {
+    let Some((kubo, _)) = with_an_expired_record("expired") else { return };
+    let host = Setup::probe().yaml("ipfs:\n  adopt: replace\n").on_kubo(kubo.api()).start().await;
+    publish(&host, "the host's own").await;
+    assert_eq!(read(&kubo, &host), "the host's own");
+    publish(&host, "and what came next").await;
+    assert_eq!(hold(&host), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_with_adopt_import_waits_for_a_record_that_has_expired() {
+    let Some((mut kubo, path)) = with_an_expired_record(r#"{"jobs":2500}"#) else { return };
+    let host = Setup::probe().yaml("ipfs:\n  adopt: import\n").on_kubo(kubo.api()).start().await;
+    update(&host, "made before the import").await;
+    assert_eq!(held(&host).await.cause, Cause::NoRecord);
+    kubo.ipfs(&["name", "publish", "--key=probe-key", "--resolve=false", &path]);
+    kubo.kill();
+    kubo.restart();
+    eventually("the fleet's document is imported", async || {
+        serde_json::from_str::<Value>(&read(&kubo, &host)).is_ok_and(|document| document["now"] == "imported")
+    })
+    .await;
+    assert_eq!(hold(&host), None);
+}

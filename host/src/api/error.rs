@@ -235,7 +235,7 @@ impl From<AdoptError> for ApiError {
             AdoptError::NotHeld(_) | AdoptError::NoKey(_) => Self::conflict(detail),
             AdoptError::Unread { source, .. } => Self { detail, ..source.into() },
             AdoptError::Refused { source, .. } => Self { detail, ..source.into() },
-            AdoptError::NoImporter(_) | AdoptError::NotJson { .. } => {
+            AdoptError::NoRecord(_) | AdoptError::NoImporter(_) | AdoptError::NotJson { .. } => {
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, "refused", detail)
             }
             AdoptError::Commit(error) => error.into(),

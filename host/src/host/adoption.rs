@@ -38,7 +38,7 @@ pub enum Adoption {
 pub struct Adopted {
     /// The key.
     pub key: KeyName,
-    /// What the name pointed to.
+    /// What the name pointed to; the name itself if there was no record.
     pub path: ContentPath,
     /// The record's sequence; null if the backend did not show it.
     #[schema(required)]
@@ -54,6 +54,11 @@ pub enum AdoptError {
     /// It is not.
     #[error("{0} is not on hold: there is nothing to adopt")]
     NotHeld(KeyName),
+    /// There is no record to import.
+    #[error(
+        "the daemon shows no record of {0}, so there is nothing to import yet: wait until it signs one anew, or publish with `dim ipns adopt {0} replace`"
+    )]
+    NoRecord(KeyName),
     /// No plugin can take over what is there.
     #[error(
         "no running plugin publishes under {0} and imports its documents (`ipns.import` in the manifest): `dim ipns adopt {0} replace` overwrites what is there"
@@ -106,6 +111,9 @@ impl Host {
         let held = known.and_then(|known| Some((known.hold.clone()?, known)));
         let (hold, known) = held.ok_or_else(|| AdoptError::NotHeld(key.clone()))?;
         let imported_by = match how {
+            Adoption::Import if hold.cause == Cause::NoRecord => {
+                return Err(AdoptError::NoRecord(key.clone()));
+            }
             Adoption::Import => self.import(key, &hold, &known).await?,
             Adoption::Replace => Vec::new(),
         };
@@ -121,10 +129,14 @@ impl Host {
     pub(super) async fn adopt_at_start(self: &Arc<Self>) -> Result<(), StoreError> {
         let Some(how) = self.config.now().ipfs.adopt else { return Ok(()) };
         for (key, known) in names::all(&self.store.snapshot()?)? {
-            // Another writer may still be at work: that is for a person to decide.
-            if known.hold.is_some_and(|hold| hold.cause != Cause::OtherWriter)
-                && let Err(error) = self.adopt(&key, how).await
-            {
+            let is_decided = known.hold.is_some_and(|hold| match hold.cause {
+                Cause::NeverPublished | Cause::Restored => true,
+                // There is something to import once a record appears.
+                Cause::NoRecord => how == Adoption::Replace,
+                // It may still be at work: that is for a person to decide.
+                Cause::OtherWriter => false,
+            });
+            if is_decided && let Err(error) = self.adopt(&key, how).await {
                 tracing::error!(%key, "cannot adopt the name yet: {}", crate::cause::chain(&error));
             }
         }

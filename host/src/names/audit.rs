@@ -12,7 +12,7 @@ use crate::backend::{BackendError, Current, Keeper};
 use crate::commit::{CommitError, NameChange};
 use crate::effect::{LIFETIME, NameUpdate, NameValue};
 use crate::ident::{IpnsName, KeyName};
-use crate::store::names::{self, Accepted, Finding, Known};
+use crate::store::names::{self, Accepted, Cause, Finding, Known};
 use crate::store::pins;
 use crate::time::Timestamp;
 
@@ -184,6 +184,10 @@ impl Audit {
         {
             return Ok(self.publisher.hold(key, current.clone()).await?);
         }
+        let is_held_without = known.hold.as_ref().is_some_and(|hold| hold.cause == Cause::NoRecord);
+        if is_held_without && current.is_some() {
+            return Ok(self.recognize(key).await?);
+        }
         let Some(accepted) = known.published.as_ref().filter(|it| it.of != 0 && known.hold.is_none()) else {
             return Ok(());
         };
@@ -216,6 +220,14 @@ impl Audit {
         let is_noted = pins::is_noted(&self.publisher.store.snapshot()?, &cid)?;
         let is_lost = is_noted && !self.publisher.backend.content.is_pinned(&cid).await?;
         Ok(is_lost.then_some("the daemon has lost its document"))
+    }
+
+    /// Ends the hold on a name whose record has come back, and has the host's own value.
+    async fn recognize(&self, key: &KeyName) -> Result<(), CommitError> {
+        let key = key.clone();
+        self.publisher.commit.write(move |write| names::release(write, &key, Timestamp::wall())).await?;
+        self.publisher.commit.names.notify_one();
+        Ok(())
     }
 
     async fn lose(&self, key: &KeyName, accepted: &Accepted, why: &'static str) -> Result<(), CommitError> {

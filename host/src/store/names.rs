@@ -14,7 +14,9 @@ use crate::entry::Resolution;
 use crate::ident::{ContentPath, IpnsName, KeyName};
 use crate::time::{Timestamp, nanoseconds};
 
-pub use ownership::{Cause, Finding, Hold, attempt, find, hold, lose, release, take_over};
+pub use ownership::{
+    Cause, Finding, Hold, attempt, find, hold, hold_without_record, lose, release, take_over,
+};
 
 /// One of the host's names, as it was committed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -38,6 +40,9 @@ pub struct Known {
     /// What was sent to the backend since, and may have been accepted without the host hearing of it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attempts: Vec<ContentPath>,
+    /// Whether the operator has had the host publish under an adopted key although there was no record of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub claimed: bool,
     /// Why nothing is published under the name until the operator decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold: Option<Hold>,
@@ -181,10 +186,11 @@ pub fn set(
     let superseded = before.as_ref().and_then(Known::document_cid);
     let sequence = before.as_ref().map_or(1, |known| known.sequence + 1);
     let waiting = Some(before.as_ref().and_then(Known::waiting_since).unwrap_or(now).0);
-    let (published, attempts, hold) =
-        before.map_or_else(Default::default, |known| (known.published, known.attempts, known.hold));
+    let (published, attempts, hold, claimed) = before
+        .map_or_else(Default::default, |known| (known.published, known.attempts, known.hold, known.claimed));
     let since = now.0;
-    let known = Known { path, sequence, lifetime, since, waiting, document, published, attempts, hold };
+    let known =
+        Known { path, sequence, lifetime, since, waiting, document, published, attempts, claimed, hold };
     put(write, key, &known)?;
     Ok(Some(Changed { resolution: known.resolution(update.name.clone()), superseded }))
 }
@@ -214,8 +220,8 @@ pub fn restore(
     let superseded = known.document_cid();
     let sequence = known.sequence + 1;
     let waiting = Some(known.waiting_since().unwrap_or(now).0);
-    let Known { published, attempts, hold, .. } = known;
-    let known = Known { sequence, since: now.0, waiting, published, attempts, hold, ..before };
+    let Known { published, attempts, hold, claimed, .. } = known;
+    let known = Known { sequence, since: now.0, waiting, published, attempts, hold, claimed, ..before };
     put(write, key, &known)?;
     Ok(Some(Changed { resolution: known.resolution(name), superseded }))
 }
@@ -248,7 +254,7 @@ pub fn accept(write: &WriteTransaction, key: &KeyName, accepted: Accepted) -> Re
         _ => Some(known.since),
     };
     let published = Some(Accepted { is_held, ..accepted });
-    put(write, key, &Known { published, waiting, attempts: Vec::new(), ..known })
+    put(write, key, &Known { published, waiting, attempts: Vec::new(), claimed: false, ..known })
 }
 
 /// After a restore from a backup: others may have seen records that are newer than what the backup knows

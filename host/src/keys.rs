@@ -156,6 +156,14 @@ impl Keyring {
         Ok(())
     }
 
+    /// Forgets a key, and deletes what the host has of it.
+    pub fn forget(&self, key: &KeyName) -> Result<(), KeyError> {
+        let _making = self.making.lock().expect("no one panics while making a key");
+        self.keys.write().expect("no one panics while holding the keys").remove(key);
+        remove(&self.dir, key)?;
+        remove(&self.adopted, key)
+    }
+
     /// A key in the form of its file, for a backup.
     pub fn export(&self, key: &KeyName) -> Option<KeyFile> {
         Some(match self.get(key)? {
@@ -213,6 +221,16 @@ fn read(dir: &Dir, key: &KeyName) -> Result<Vec<u8>, KeyError> {
     let mut bytes = Vec::new();
     dir.open(key.as_str()).map_err(io)?.take(16 << 10).read_to_end(&mut bytes).map_err(io)?;
     Ok(bytes)
+}
+
+/// Removes the file of a key, if there is one.
+fn remove(dir: &Dir, key: &KeyName) -> Result<(), KeyError> {
+    let io = |source| KeyError::File { key: key.clone(), source };
+    match dir.remove_file(key.as_str()) {
+        Ok(()) => dir.open(".").and_then(|dir| dir.sync_all()).map_err(io),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(io(error)),
+    }
 }
 
 fn write_new(dir: &Dir, key: &KeyName, bytes: &[u8]) -> Result<(), KeyError> {

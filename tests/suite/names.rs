@@ -69,7 +69,7 @@ fn with_a_fleet(document: &str) -> Option<(Kubo, String)> {
 }
 
 fn explained(host: &TestHost) -> String {
-    hold(host).unwrap().explain(&key())
+    hold(host).unwrap().explain(&key(), host.host.key_use(&key()))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -484,4 +484,99 @@ async fn a_start_with_adopt_import_waits_for_a_record_that_has_expired() {
     })
     .await;
     assert_eq!(hold(&host), None);
+}
+
+/// What `dim ipns ls` shows of a key.
+fn listed(host: &Program, key: &str) -> Option<Value> {
+    host.json(&["ipns", "ls"]).as_array().unwrap().iter().find(|row| row["key"] == key).cloned()
+}
+
+/// The first host of a daemon, which publishes nodes under `dim-state-key`, and the name's target.
+fn first_host(kubo: &Kubo, dir: &std::path::Path) -> Program {
+    let host = Program::start(DIM.as_ref(), &dir.join("first"), &["--kubo", kubo.api()]);
+    assert!(host.dim(&["topic", "pub", "dim.nodes.heartbeat", r#"{"node_id":"n1"}"#]).status.success());
+    soon(|| listed(&host, "dim-state-key").is_some_and(|row| row["published"] == true));
+    host
+}
+
+#[test]
+fn another_hosts_key_that_was_only_asked_for_is_no_error_and_can_be_forgotten() {
+    let Some(kubo) = Kubo::start() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let first = first_host(&kubo, dir.path());
+    let config = dir.path().join("config.yaml");
+    std::fs::write(&config, "ipfs: { ipns_key_name: mine }").unwrap();
+    let args = ["--kubo", kubo.api(), "--config", config.to_str().unwrap()];
+    let second = Program::start(DIM.as_ref(), &dir.path().join("second"), &args);
+    second.json(&["ipns", "key-id", "dim-state-key"]);
+    soon(|| listed(&second, "dim-state-key").is_some_and(|row| row["hold"]["cause"] == "never-published"));
+    let row = listed(&second, "dim-state-key").unwrap();
+    assert_eq!((&row["held_by"], &row["used_by"]), (&json!("daemon"), &json!([])));
+    assert_eq!(listed(&second, "mine").unwrap()["held_by"], "host");
+    assert_eq!(trouble(&second, "name-on-hold"), None, "it keeps nothing of this host back");
+    let refused = second.dim(&["ipns", "adopt", "dim-state-key", "import"]);
+    let error = String::from_utf8_lossy(&refused.stderr);
+    assert!(error.contains("dim ipns forget dim-state-key"), "{error}");
+    let forgotten = second.json(&["ipns", "forget", "dim-state-key"]);
+    assert_eq!((&forgotten["name"], &forgotten["deleted_key"]), (&row["name"], &json!(false)));
+    assert_eq!(listed(&second, "dim-state-key"), None);
+    assert_eq!(second.dim(&["ipns", "forget", "dim-state-key"]).status.code(), Some(4));
+    // What runs has its key, and another host its record.
+    let refused = second.dim(&["ipns", "forget", "mine"]);
+    let error = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && error.contains("node-registry"), "{error}");
+    assert!(kubo.ipfs(&["key", "list"]).contains("dim-state-key"));
+    assert_eq!(fleets_document(&kubo)["nodes"][0]["node_id"], "n1");
+    assert_eq!(listed(&first, "dim-state-key").unwrap()["hold"], Value::Null);
+}
+
+#[test]
+fn a_key_that_the_config_named_by_mistake_is_forgotten_without_touching_its_record() {
+    let Some(kubo) = Kubo::start() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let _first = first_host(&kubo, dir.path());
+    let state = dir.path().join("second");
+    let mistaken = Program::start(DIM.as_ref(), &state, &["--kubo", kubo.api()]);
+    assert!(mistaken.dim(&["topic", "pub", "dim.nodes.heartbeat", r#"{"node_id":"n2"}"#]).status.success());
+    soon(|| trouble(&mistaken, "name-on-hold").is_some());
+    let refused = mistaken.dim(&["ipns", "forget", "dim-state-key"]);
+    let error = String::from_utf8_lossy(&refused.stderr);
+    assert!(error.contains("plugin") && error.contains("ipns_key_name"), "{error}");
+    mistaken.interrupt();
+    mistaken.wait();
+    let config = dir.path().join("config.yaml");
+    std::fs::write(&config, "ipfs: { ipns_key_name: mine }").unwrap();
+    let args = ["--kubo", kubo.api(), "--config", config.to_str().unwrap()];
+    let mended = Program::start(DIM.as_ref(), &state, &args);
+    soon(|| trouble(&mended, "name-on-hold").is_some_and(|it| it["subject"] == "dim-state-key"));
+    let told = trouble(&mended, "name-on-hold").unwrap()["message"].clone();
+    let told = told.as_str().unwrap();
+    assert!(told.contains("dim ipns forget dim-state-key") && !told.contains("import"), "{told}");
+    for key in ["dim-state-key", "dim-state-key-jobs"] {
+        if listed(&mended, key).is_some() {
+            mended.json(&["ipns", "forget", key]);
+        }
+    }
+    assert_eq!(trouble(&mended, "name-on-hold"), None);
+    assert_eq!(fleets_document(&kubo)["nodes"][0]["node_id"], "n1");
+    mended.interrupt();
+    mended.wait();
+    let again = Program::start(DIM.as_ref(), &state, &args);
+    assert_eq!(listed(&again, "dim-state-key"), None, "it stays forgotten");
+}
+
+#[test]
+fn a_key_that_the_host_made_is_forgotten_only_with_its_private_half() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let host = Program::start(DIM.as_ref(), &state, &["--embedded"]);
+    host.json(&["ipns", "publish", "old-name", ELSEWHERE]);
+    let refused = host.dim(&["ipns", "forget", "old-name"]);
+    let error = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(5) && error.contains("--delete-key"), "{error}");
+    assert!(state.join("keys/old-name").exists());
+    let forgotten = host.json(&["ipns", "forget", "old-name", "--delete-key"]);
+    assert_eq!(forgotten["deleted_key"], true);
+    assert!(!state.join("keys/old-name").exists());
+    assert!(!host.dim(&["ipns", "resolve", "old-name"]).status.success());
 }

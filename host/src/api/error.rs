@@ -14,7 +14,7 @@ use super::MAX_BODY;
 use super::body_time::Late;
 use crate::backend::BackendError;
 use crate::commit::CommitError;
-use crate::host::{AdoptError, ReloadError, ReplaceError};
+use crate::host::{AdoptError, ForgetError, ReloadError, ReplaceError};
 use crate::ident::{Digest, InvalidWord};
 use crate::keys::KeyError;
 use crate::plugin::ReplyError;
@@ -239,6 +239,17 @@ impl From<AdoptError> for ApiError {
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, "refused", detail)
             }
             AdoptError::Commit(error) => error.into(),
+        }
+    }
+}
+
+impl From<ForgetError> for ApiError {
+    fn from(error: ForgetError) -> Self {
+        match error {
+            ForgetError::NoKey(_) => Self::not_found(error),
+            ForgetError::InUse { .. } | ForgetError::OwnKey(_) => Self::conflict(error),
+            ForgetError::Key(error) => error.into(),
+            ForgetError::Commit(error) => error.into(),
         }
     }
 }

@@ -25,7 +25,7 @@ use crate::ident::{KeyName, PluginName};
 use crate::names::Lasting;
 use crate::plugin::{DOCUMENT_BYTES, roster};
 use crate::room::Shortage;
-use crate::store::names::{self, Known};
+use crate::store::names::{self, KeyUse, Known};
 use crate::store::{self, META, Snapshot, history, outbox};
 use crate::time::Timestamp;
 use crate::trouble::{Code, Trouble};
@@ -259,9 +259,12 @@ fn of_name(host: &Host, key: &KeyName, known: &Known, now: Timestamp) -> Vec<Tro
         let message = format!("the record of {key} ends at {:.0}", accepted.valid_until());
         troubles.push(Trouble::error(Code::RecordEnding, message));
     }
-    if let Some(hold) = &known.hold {
+    let used = host.key_use(key);
+    // Under a key that nothing here publishes under, the value of somebody else keeps nothing back.
+    let is_idle = used == KeyUse::Nobody && known.is_of_another();
+    if let Some(hold) = known.hold.as_ref().filter(|_| !is_idle) {
         let since = Timestamp(hold.since);
-        let message = format!("{key} is on hold since {since:.0}: {}", hold.explain(key));
+        let message = format!("{key} is on hold since {since:.0}: {}", hold.explain(key, used));
         troubles.push(Trouble::error(Code::NameOnHold, message).since(since));
     }
     let document = known.document.unwrap_or_default();

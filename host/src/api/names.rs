@@ -173,7 +173,8 @@ async fn set(
         host.commit.names.notify_one();
     }
     let known = published(host, &key).await?;
-    let (published, hold) = (known.is_published(), known.hold.as_ref().map(|hold| hold.explain(&key)));
+    let (published, hold) =
+        (known.is_published(), known.hold.as_ref().map(|hold| hold.explain(&key, host.key_use(&key))));
     Ok(Json(Published { key, name, path: known.path, sequence: known.sequence, published, hold }))
 }
 
@@ -193,7 +194,9 @@ fn refuse_what_is_on_hold(host: &Host, key: &KeyName) -> Result<(), ApiError> {
     let known = names::known(&host.store.snapshot()?, key)?;
     match known.and_then(|known| known.hold) {
         None => Ok(()),
-        Some(hold) => Err(ApiError::conflict(format!("{key} is on hold: {}", hold.explain(key)))),
+        Some(hold) => {
+            Err(ApiError::conflict(format!("{key} is on hold: {}", hold.explain(key, host.key_use(key)))))
+        }
     }
 }
 

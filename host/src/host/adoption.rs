@@ -16,7 +16,7 @@ use crate::effect::{NameUpdate, NameValue};
 use crate::ident::{ContentPath, KeyName, PluginName};
 use crate::names::published_file;
 use crate::plugin::ReplyError;
-use crate::store::names::{self, Cause, Hold, Known};
+use crate::store::names::{self, Cause, Hold, KeyUse, Known};
 use crate::store::{StoreError, documents};
 use crate::time::Timestamp;
 
@@ -61,7 +61,7 @@ pub enum AdoptError {
     NoRecord(KeyName),
     /// No plugin can take over what is there.
     #[error(
-        "no running plugin publishes under {0} and imports its documents (`ipns.import` in the manifest): `dim ipns adopt {0} replace` overwrites what is there"
+        "no running plugin publishes under {0} and imports its documents (`ipns.import` in the manifest): `dim ipns adopt {0} replace` overwrites what is there, `dim ipns forget {0}` leaves it to others"
     )]
     NoImporter(KeyName),
     /// The document cannot be read.
@@ -151,11 +151,11 @@ impl Host {
         hold: &Hold,
         known: &Known,
     ) -> Result<Vec<PluginName>, AdoptError> {
-        let importers = self.importers(key);
-        let is_writer = |name: &PluginName| self.writers(key).contains(name);
-        if !importers.iter().any(is_writer) {
+        if self.key_use(key) != KeyUse::Importer {
             return Err(AdoptError::NoImporter(key.clone()));
         }
+        let importers = self.importers(key);
+        let is_writer = |name: &PluginName| self.writers(key).contains(name);
         let Hold { path, sequence, .. } = hold.clone();
         let current = Current { path: path.clone(), sequence };
         let value = self.published_document(&current, known).await?;
@@ -188,6 +188,16 @@ impl Host {
         }
         let read = published_file(&self.backend, current).await;
         read.map_err(|source| AdoptError::Unread { path: current.path.clone(), source })
+    }
+
+    /// Who uses a key.
+    pub fn key_use(&self, key: &KeyName) -> KeyUse {
+        let writers = self.writers(key);
+        match self.importers(key).iter().any(|importer| writers.contains(importer)) {
+            true => KeyUse::Importer,
+            false if writers.is_empty() => KeyUse::Nobody,
+            false => KeyUse::Publisher,
+        }
     }
 
     /// The running plugins that take over documents of a key.

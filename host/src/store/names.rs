@@ -7,7 +7,7 @@ use cid::Cid;
 use redb::{ReadableTable, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
-use super::{NAMES, Snapshot, StoreError, documents};
+use super::{NAMES, Snapshot, StoreError, documents, pins};
 use crate::backend::Keeper;
 use crate::effect::{NameUpdate, NameValue};
 use crate::entry::Resolution;
@@ -15,7 +15,7 @@ use crate::ident::{ContentPath, IpnsName, KeyName};
 use crate::time::{Timestamp, nanoseconds};
 
 pub use ownership::{
-    Cause, Finding, Hold, attempt, find, hold, hold_without_record, lose, release, take_over,
+    Cause, Finding, Hold, KeyUse, attempt, find, hold, hold_without_record, lose, release, take_over,
 };
 
 /// One of the host's names, as it was committed.
@@ -141,6 +141,11 @@ impl Known {
         }
     }
 
+    /// What the name points to, and what the backend has or may have of it.
+    fn paths(&self) -> impl Iterator<Item = &ContentPath> {
+        [&self.path].into_iter().chain(self.published.as_ref().map(|it| &it.path)).chain(&self.attempts)
+    }
+
     fn document_cid(&self) -> Option<Cid> {
         self.path.ipfs().map(|(cid, _)| cid).filter(|_| self.document.is_some())
     }
@@ -234,6 +239,27 @@ pub fn hold_document(write: &WriteTransaction, known: &Known) -> Result<(), Stor
 /// Lets go of the document of a name once.
 pub fn release_document(write: &WriteTransaction, known: &Known) -> Result<(), StoreError> {
     known.document_cid().map_or(Ok(()), |cid| documents::release(write, &cid))
+}
+
+/// Forgets a name: its value, what was accepted of it and its hold. What the backend has of it stays as it is, pinned
+/// and published.
+pub fn forget(write: &WriteTransaction, key: &KeyName) -> Result<(), StoreError> {
+    let Some(known) = read(&write.open_table(NAMES)?, key)? else { return Ok(()) };
+    release_document(write, &known)?;
+    if let Some(cid) = known.published.as_ref().and_then(Accepted::document) {
+        documents::release(write, &cid)?;
+    }
+    write.open_table(NAMES)?.remove(key.as_str())?;
+    let others = rows(&write.open_table(NAMES)?)?;
+    let is_of_another =
+        |path: &ContentPath| others.iter().any(|(_, other)| other.paths().any(|it| it == path));
+    // What is noted and no name points to would be unpinned.
+    for path in known.paths().filter(|path| !is_of_another(path)) {
+        if let Some((cid, _)) = path.ipfs() {
+            pins::forget(write, &cid)?;
+        }
+    }
+    Ok(())
 }
 
 /// Notes that the backend has a value, whose document is held for those who read the record.

@@ -30,23 +30,45 @@ pub struct Hold {
 
 impl Hold {
     /// Says why the name is on hold and what the operator can do.
-    pub fn explain(&self, key: &KeyName) -> String {
+    pub fn explain(&self, key: &KeyName, used: KeyUse) -> String {
+        let forget = format!("`dim ipns forget {key}` leaves it to others");
         let why = match self.cause {
             Cause::NeverPublished => "this host has never published under it",
             Cause::Restored => "it was published after the backup that this host was restored from",
             Cause::OtherWriter => "another writer has published it since",
             Cause::NoRecord => {
+                let later = match used {
+                    KeyUse::Importer => "then `import` is possible",
+                    KeyUse::Publisher => "then the hold shows what it points to",
+                    KeyUse::Nobody => &forget,
+                };
                 return format!(
-                    "the daemon holds this key and shows no record of it: it may have expired, and the daemon may sign it anew within minutes; then it can be imported. If nothing was ever published under the key, `dim ipns adopt {key} replace` publishes"
+                    "the daemon holds this key and shows no record of it: it may have expired, and the daemon may sign it anew within minutes; {later}. If nothing was ever published under the key, `dim ipns adopt {key} replace` publishes"
                 );
             }
         };
         let sequence = self.sequence.map(|sequence| format!(" (sequence {sequence})")).unwrap_or_default();
+        let instead = match used {
+            KeyUse::Importer => format!("`dim ipns adopt {key} import` takes its content over first, "),
+            KeyUse::Publisher => String::new(),
+            KeyUse::Nobody => format!("no running plugin publishes under the key: {forget}, "),
+        };
         format!(
-            "the name points to {}{sequence}, and {why}; `dim ipns adopt {key} import` takes its content over first, `dim ipns adopt {key} replace` overwrites it",
+            "the name points to {}{sequence}, and {why}; {instead}`dim ipns adopt {key} replace` overwrites it",
             self.path
         )
     }
+}
+
+/// Who uses a key on this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyUse {
+    /// A running plugin publishes under it, and imports its documents.
+    Importer,
+    /// A plugin publishes under it.
+    Publisher,
+    /// No plugin publishes under it.
+    Nobody,
 }
 
 /// Why a host does not know what is published under its name.
@@ -98,6 +120,11 @@ impl Known {
             _ if accepted.backed_up.is_some() => Finding::Unknown(Cause::Restored),
             _ => Finding::Unknown(Cause::OtherWriter),
         }
+    }
+
+    /// Whether the value is what somebody else had published under the name: the host has given it none of its own.
+    pub fn is_of_another(&self) -> bool {
+        self.is_published() && self.published.as_ref().is_some_and(|accepted| accepted.by.is_none())
     }
 
     /// Whether nothing may be published while the backend shows no record: nothing was ever sent or seen under the

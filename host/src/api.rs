@@ -92,6 +92,7 @@ fn described() -> OpenApiRouter<Arc<Supervised>> {
         .routes(routes!(topics::peers))
         .routes(routes!(names::key_id, names::make_key, keys::forget))
         .routes(routes!(keys::list))
+        .routes(routes!(keys::import))
         .routes(routes!(names::publish))
         .routes(routes!(names::update_state))
         .routes(routes!(names::adopt))

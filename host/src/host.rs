@@ -34,13 +34,14 @@ use crate::backend::kubo::{AddressError, ClientError};
 use crate::change::Changes;
 use crate::commit::Commit;
 use crate::config::{Config, Live};
+use crate::contact;
 use crate::echo::Echoes;
 use crate::feed::Feed;
 use crate::ident::{InvalidWord, PluginName};
 use crate::interest::Interest;
 use crate::keys::{KeyError, Keyring};
 use crate::log::EventLog;
-use crate::names::Failures;
+use crate::names::{Failures, Looks};
 use crate::outbox::Sent;
 use crate::plugin::{EngineError, Handle, Line};
 use crate::retention::Awaited;
@@ -244,6 +245,8 @@ pub struct Host {
     pub hearings: Arc<Hearings>,
     /// Why names could not be published.
     pub(crate) failures: Arc<Failures>,
+    /// Which names the daemon was asked about.
+    looks: Arc<Looks>,
     /// Counts of what came in.
     pub received: Arc<subscription::Tally>,
     /// Counts of what went out.
@@ -308,6 +311,16 @@ impl Host {
     /// How long it took until all plugins were loaded; none before.
     pub fn start_took(&self) -> Option<Duration> {
         self.loaded_after.get().copied()
+    }
+
+    /// Whether the host, which has just started, does not know yet what is published under each of its names. A daemon
+    /// that is away or slow is not waited for.
+    pub fn is_looking(&self) -> bool {
+        let Some(took) = self.start_took().filter(|_| self.backend.network) else { return false };
+        let is_away = matches!(self.backend.contact.state(), contact::State::Offline { .. });
+        !is_away
+            && self.begun.elapsed() < took + Looks::PATIENCE
+            && self.keys.all().iter().any(|(key, _)| !self.looks.has(key))
     }
 
     /// The plugins that could not be loaded.

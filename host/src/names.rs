@@ -5,6 +5,7 @@
 
 mod audit;
 mod failures;
+mod looks;
 mod pins;
 
 use std::collections::BTreeMap;
@@ -20,7 +21,7 @@ use crate::commit::{Commit, CommitError};
 use crate::effect::NameValue;
 use crate::entry::{Kind, Resolution};
 use crate::ident::{IpnsName, KeyName};
-use crate::keys::{Key, Keyring};
+use crate::keys::Keyring;
 use crate::plugin::DOCUMENT_BYTES;
 use crate::store::names::{self, Accepted, Finding, Known};
 use crate::store::{Store, StoreError, documents};
@@ -30,6 +31,7 @@ use crate::time::Timestamp;
 use audit::Audit;
 
 pub use failures::{Failure, Failures, Lasting};
+pub use looks::Looks;
 
 /// How long others may keep a record before they ask again.
 const TTL: Duration = Duration::from_secs(60);
@@ -52,6 +54,8 @@ pub struct Publisher {
     pub hearings: Arc<Hearings>,
     /// Why names could not be published.
     pub failures: Arc<Failures>,
+    /// Which names the daemon was asked about.
+    pub looks: Arc<Looks>,
 }
 
 impl Publisher {
@@ -145,7 +149,7 @@ impl Publisher {
             self.hold(key, current.clone()).await?;
             return Ok(None);
         }
-        if current.is_none() && matches!(held, Key::Adopted(_)) && known.awaits_record() {
+        if current.is_none() && self.keys.is_foreign(key) && known.awaits_record() {
             self.hold_without_record(key, held.name()).await?;
             return Ok(None);
         }
@@ -289,7 +293,7 @@ enum PublishError {
     #[error("the host has no key {0}: stop the host and restore the file keys/{0} from a backup")]
     NoKey(KeyName),
     #[error(
-        "key {0} was adopted from a daemon, which alone has its private half, and this daemon does not have it: put it back with `ipfs key import {0} FILE`"
+        "key {0} was adopted from a daemon, which alone has its private half, and this daemon does not have it: put it back with `ipfs key import {0} FILE`, and keep a copy in the host with `dim ipns import-key {0} FILE`"
     )]
     Gone(KeyName),
     #[error(

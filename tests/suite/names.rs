@@ -3,6 +3,7 @@
 
 use dim::host::{AdoptError, Adoption};
 use dim::ident::KeyName;
+use dim::keys::TakeKeyError;
 use dim::store::names::{Cause, Hold, Known, known};
 use dim_tests::{Kubo, Program, Setup, TestHost, eventually, soon};
 use serde_json::{Value, json};
@@ -520,7 +521,7 @@ fn another_hosts_key_that_was_only_asked_for_is_no_error_and_can_be_forgotten() 
     let forgotten = second.json(&["ipns", "forget", "dim-state-key"]);
     assert_eq!((&forgotten["name"], &forgotten["deleted_key"]), (&row["name"], &json!(false)));
     assert_eq!(listed(&second, "dim-state-key"), None);
-    assert_eq!(second.dim(&["ipns", "forget", "dim-state-key"]).status.code(), Some(4));
+    assert_eq!(second.dim(&["ipns", "forget", "dim-state-key"]).status.code(), Some(3));
     // What runs has its key, and another host its record.
     let refused = second.dim(&["ipns", "forget", "mine"]);
     let error = String::from_utf8_lossy(&refused.stderr);
@@ -552,11 +553,7 @@ fn a_key_that_the_config_named_by_mistake_is_forgotten_without_touching_its_reco
     let told = trouble(&mended, "name-on-hold").unwrap()["message"].clone();
     let told = told.as_str().unwrap();
     assert!(told.contains("dim ipns forget dim-state-key") && !told.contains("import"), "{told}");
-    for key in ["dim-state-key", "dim-state-key-jobs"] {
-        if listed(&mended, key).is_some() {
-            mended.json(&["ipns", "forget", key]);
-        }
-    }
+    mended.json(&["ipns", "forget", "dim-state-key"]);
     assert_eq!(trouble(&mended, "name-on-hold"), None);
     assert_eq!(fleets_document(&kubo)["nodes"][0]["node_id"], "n1");
     mended.interrupt();
@@ -579,4 +576,109 @@ fn a_key_that_the_host_made_is_forgotten_only_with_its_private_half() {
     assert_eq!(forgotten["deleted_key"], true);
     assert!(!state.join("keys/old-name").exists());
     assert!(!host.dim(&["ipns", "resolve", "old-name"]).status.success());
+}
+
+#[test]
+fn a_host_that_has_just_started_adopts_what_its_names_point_to() {
+    let Some((kubo, host, _dir)) = fleet_and_host() else { return };
+    let adopted = host.json(&["ipns", "adopt", "dim-state-key", "import"]);
+    assert_eq!(adopted["imported_by"], json!(["heartbeat-watchdog", "job-tracker", "node-registry"]));
+    soon(|| fleets_document(&kubo)["active_jobs"]["j1"]["progress"] == 0.1);
+    // One that has nothing to adopt is told so.
+    assert_eq!(host.dim(&["ipns", "adopt", "dim-state-key", "import"]).status.code(), Some(5));
+}
+
+#[test]
+fn a_host_that_is_ready_tells_of_the_names_on_hold() {
+    let Some((_kubo, host, _dir)) = fleet_and_host() else { return };
+    let ready = || {
+        let curl = std::process::Command::new("curl")
+            .args(["--silent", "--fail", "--unix-socket"])
+            .arg(host.socket())
+            .arg("http://dim.localhost/readyz")
+            .output();
+        curl.unwrap().status.success()
+    };
+    soon(ready);
+    assert!(trouble(&host, "name-on-hold").is_some());
+}
+
+/// A file with what `ipfs key export` writes of a key.
+fn exported(kubo: &Kubo, key: &str, options: &[&str]) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().to_str().unwrap();
+    kubo.ipfs(&[&["key", "export", "-o", path], options, &[key]].concat());
+    file
+}
+
+#[test]
+fn the_exported_key_of_a_daemon_becomes_the_hosts_own_and_survives_an_emptied_daemon() {
+    let Some((mut kubo, host, dir)) = fleet_and_host() else { return };
+    host.json(&["ipns", "adopt", "dim-state-key", "import"]);
+    soon(|| listed(&host, "dim-state-key").is_some_and(|row| row["published"] == true));
+    let file = exported(&kubo, "dim-state-key", &[]);
+    let import = |key: &str, file: &tempfile::NamedTempFile| {
+        host.dim(&["ipns", "import-key", key, file.path().to_str().unwrap()])
+    };
+    kubo.ipfs(&["key", "gen", "--type=ed25519", "other"]);
+    let refused = import("dim-state-key", &exported(&kubo, "other", &[]));
+    assert_eq!(refused.status.code(), Some(5), "it is the key of another name");
+    assert_eq!(listed(&host, "dim-state-key").unwrap()["held_by"], "daemon");
+    assert!(import("dim-state-key", &file).status.success());
+    let row = listed(&host, "dim-state-key").unwrap();
+    assert_eq!(row["held_by"], "host");
+    let kept = std::fs::metadata(dir.path().join("state/keys/dim-state-key")).unwrap();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&kept.permissions()) & 0o777, 0o600);
+    let secret = std::fs::read(file.path()).unwrap();
+    assert!(!host.log().as_bytes().windows(16).any(|part| part == &secret[4..20]), "it is not logged");
+    kubo.replace_by_an_empty_one();
+    soon(|| kubo.ipfs(&["key", "list"]).contains("dim-state-key"));
+    soon(|| kubo.try_ipfs(&["--timeout=2s", "name", "get", row["name"].as_str().unwrap()]).is_ok());
+    assert_eq!(fleets_document(&kubo)["fleet"], "north");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_in_pem_is_the_same_key_and_what_is_no_key_is_refused() {
+    let Some(kubo) = Kubo::start() else { return };
+    kubo.ipfs(&["key", "gen", "--type=ed25519", "probe-key"]);
+    let host = Setup::probe().on_kubo(kubo.api()).start().await;
+    let name = host.host.keys.name(&key()).unwrap();
+    let refused = host.host.keys.take_private(&key(), b"no key");
+    assert!(matches!(refused, Err(TakeKeyError::Exported(_))), "{refused:?}");
+    let file = exported(&kubo, "probe-key", &["--format=pem-pkcs8-cleartext"]);
+    let pem = std::fs::read(file.path()).unwrap();
+    assert_eq!(host.host.keys.take_private(&key(), &pem).unwrap(), name);
+    // There may be a record of it that has expired, whoever has the private half.
+    update(&host, "under the key of another").await;
+    assert_eq!(held(&host).await.cause, Cause::NoRecord);
+    let host = Setup::probe().on_kubo(kubo.api()).start_in(host.stop().await).await;
+    assert!(matches!(host.host.keys.get(&key()), Some(dim::keys::Key::Own(_))));
+    assert!(host.host.keys.is_foreign(&key()));
+    kubo.ipfs(&["key", "gen", "--type=rsa", "--size=2048", "of-rsa"]);
+    let rsa = std::fs::read(exported(&kubo, "of-rsa", &[]).path()).unwrap();
+    let refused = host.host.keys.take_private(&key(), &rsa).unwrap_err().to_string();
+    assert!(refused.contains("RSA"), "{refused}");
+}
+
+#[test]
+fn a_backup_names_the_keys_that_are_in_the_daemon_alone() {
+    let Some((kubo, host, dir)) = fleet_and_host() else { return };
+    std::fs::write(dir.path().join("passphrase"), "correct horse battery staple").unwrap();
+    let passphrase = dir.path().join("passphrase");
+    let backup = |name: &str| {
+        let file = dir.path().join(name);
+        let args = ["backup", file.to_str().unwrap(), "--passphrase-file", passphrase.to_str().unwrap()];
+        host.dim(&[&args[..], &["--output", "json"]].concat())
+    };
+    let made = backup("first");
+    let warning = String::from_utf8_lossy(&made.stderr);
+    assert!(made.status.success() && warning.contains("ipfs key export -o FILE dim-state-key"), "{warning}");
+    let told: Value = serde_json::from_slice(&made.stdout).unwrap();
+    assert_eq!(told["keys_not_in_backup"], json!(["dim-state-key"]));
+    let file = exported(&kubo, "dim-state-key", &[]);
+    host.json(&["ipns", "import-key", "dim-state-key", file.path().to_str().unwrap()]);
+    let made = backup("second");
+    assert_eq!(String::from_utf8_lossy(&made.stderr), "");
+    let told: Value = serde_json::from_slice(&made.stdout).unwrap();
+    assert_eq!(told["keys_not_in_backup"], json!([]));
 }

@@ -16,7 +16,7 @@ use crate::backend::BackendError;
 use crate::commit::CommitError;
 use crate::host::{AdoptError, ForgetError, ReloadError, ReplaceError};
 use crate::ident::{Digest, InvalidWord};
-use crate::keys::KeyError;
+use crate::keys::{KeyError, TakeKeyError};
 use crate::plugin::ReplyError;
 use crate::store::StoreError;
 
@@ -239,6 +239,17 @@ impl From<AdoptError> for ApiError {
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, "refused", detail)
             }
             AdoptError::Commit(error) => error.into(),
+        }
+    }
+}
+
+impl From<TakeKeyError> for ApiError {
+    fn from(error: TakeKeyError) -> Self {
+        match error {
+            TakeKeyError::NoKey(_) => Self::not_found(error),
+            TakeKeyError::OtherName { .. } => Self::conflict(error),
+            TakeKeyError::Exported(_) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "refused", error),
+            TakeKeyError::Key(error) => error.into(),
         }
     }
 }

@@ -1,14 +1,15 @@
 //! `/v1/keys`: which keys the host has, where their private halves are, and how it forgets one.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 
 use axum::Json;
+use axum::body::Bytes;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::ApiError;
-use super::extract::{Current, Path, Query};
-use super::openapi::{Conflict, Missing};
+use super::extract::{Current, Path, Plain, Query};
+use super::openapi::{Binary, Conflict, Missing, Refused};
 use super::status::OnHold;
 use crate::host::{Forgotten, Host, PrivateKey};
 use crate::ident::{ContentPath, IpnsName, KeyName, PluginName};
@@ -66,7 +67,7 @@ pub async fn list(Current(host): Current) -> Result<Json<Vec<ListedKey>>, ApiErr
 }
 
 fn listed(host: &Host) -> Result<Vec<ListedKey>, ApiError> {
-    let mut known: std::collections::BTreeMap<_, _> =
+    let mut known: BTreeMap<_, _> =
         names::all(&host.store.snapshot()?)?.into_iter().map(|(key, known)| (key, Some(known))).collect();
     for (key, _) in host.keys.all() {
         known.entry(key).or_insert(None);
@@ -84,6 +85,41 @@ fn listed(host: &Host) -> Result<Vec<ListedKey>, ApiError> {
         }
     };
     Ok(known.into_iter().map(describe).collect())
+}
+
+/// A key whose private half the host has.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct TakenKey {
+    /// The key.
+    key: KeyName,
+    /// The name that belongs to it.
+    name: IpnsName,
+    /// Where its private half is: here.
+    held_by: Holder,
+}
+
+/// Takes the private half of an adopted key, as `ipfs key export` writes it.
+///
+/// From then on the key is the host's own: backups have it, and the host puts it again into a daemon that has lost it.
+/// The body is the file, in the format libp2p-protobuf-cleartext or, for Ed25519, pem-pkcs8-cleartext. A key of another
+/// name is refused with 409.
+#[utoipa::path(put, path = "/keys/{key}/private", tag = "names", operation_id = "import_key",
+    params(("key" = KeyName, Path, description = "The key")),
+    request_body(content = inline(Binary), content_type = "application/octet-stream"),
+    responses((status = 200, body = TakenKey), Missing, Conflict, Refused))]
+pub async fn import(
+    Current(host): Current,
+    Path(key): Path<String>,
+    Plain(file): Plain<Bytes>,
+) -> Result<Json<TakenKey>, ApiError> {
+    let key: KeyName = key.parse()?;
+    let (keys, taken) = (host.keys.clone(), key.clone());
+    let name = tokio::task::spawn_blocking(move || keys.take_private(&taken, &file)).await;
+    let name = name.expect("taking a key does not panic")?;
+    tracing::info!(%key, %name, "the host has the private half of the key");
+    // It may wait for this.
+    host.commit.names.notify_one();
+    Ok(Json(TakenKey { key, name, held_by: Holder::Host }))
 }
 
 /// What is forgotten.
@@ -111,7 +147,6 @@ pub async fn forget(
     let key = key.parse()?;
     let private = if delete_key { PrivateKey::Delete } else { PrivateKey::Keep };
     // What has begun is finished, also if the caller goes away.
-    let host: Arc<Host> = host;
     let forgotten = tokio::spawn(async move { host.forget(&key, private).await });
     Ok(Json(forgotten.await.expect("forgetting does not panic")?))
 }

@@ -165,6 +165,10 @@ async fn set(
         refuse_what_is_on_hold(host, &key)?;
     }
     let name = key_name(host, &key).await?;
+    if how.force {
+        // What is not known to be on hold cannot be released.
+        host.looked_at(&key).await;
+    }
     let update = NameUpdate { name: name.clone(), value, lifetime };
     host.commit.change_name(NameChange::Own { key: key.clone(), update }).await?;
     if how.force {

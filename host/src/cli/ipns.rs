@@ -67,6 +67,16 @@ pub enum Command {
         #[arg(long)]
         delete_key: bool,
     },
+    /// Take the private half of an adopted key
+    ///
+    /// From then on the key is in backups, and the host puts it again into a daemon that has lost it. Example:
+    /// ipfs key export -o fleet.key dim-state-key && dim ipns import-key dim-state-key fleet.key
+    ImportKey {
+        /// The key, as `dim ipns ls` shows it
+        key: String,
+        /// The file that `ipfs key export` has written; delete it afterwards
+        file: PathBuf,
+    },
     /// List the keys, their names, and where their private halves are
     ///
     /// HELD BY is `host` for a key in the state directory, which is in backups, and `daemon` for an adopted key, which is
@@ -119,6 +129,10 @@ impl Command {
                 let query = [("delete_key", delete_key.to_string())];
                 let path = &["keys", key.as_str()];
                 out.object(&client.send_bytes(Method::DELETE, path, &query, Vec::new()).await?)
+            }
+            Self::ImportKey { key, file } => {
+                let path = &["keys", key.as_str(), "private"];
+                out.object(&client.send_bytes(Method::PUT, path, &[], input::file(&file)?).await?)
             }
             Self::Ls => {
                 const COLUMNS: [Column; 6] = [

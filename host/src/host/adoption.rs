@@ -107,9 +107,16 @@ impl From<StoreError> for AdoptError {
 impl Host {
     /// Ends the hold on a name. Imports again from where it stopped if it is repeated after a failure.
     pub async fn adopt(self: &Arc<Self>, key: &KeyName, how: Adoption) -> Result<Adopted, AdoptError> {
-        let known = names::known(&self.store.snapshot()?, key)?;
-        let held = known.and_then(|known| Some((known.hold.clone()?, known)));
-        let (hold, known) = held.ok_or_else(|| AdoptError::NotHeld(key.clone()))?;
+        let held = || -> Result<_, StoreError> {
+            let known = names::known(&self.store.snapshot()?, key)?;
+            Ok(known.and_then(|known| Some((known.hold.clone()?, known))))
+        };
+        let mut found = held()?;
+        if found.is_none() {
+            self.looked_at(key).await;
+            found = held()?;
+        }
+        let (hold, known) = found.ok_or_else(|| AdoptError::NotHeld(key.clone()))?;
         let imported_by = match how {
             Adoption::Import if hold.cause == Cause::NoRecord => {
                 return Err(AdoptError::NoRecord(key.clone()));
@@ -123,6 +130,14 @@ impl Host {
         let Hold { path, sequence, .. } = hold;
         tracing::info!(%key, %path, ?how, "adopted the name");
         Ok(Adopted { key: key.clone(), path, sequence, imported_by })
+    }
+
+    /// Waits until the host knows what one of its names points to, if it has started just now or has just made the key;
+    /// a daemon that does not say so is waited for 5 s at most.
+    pub async fn looked_at(&self, key: &KeyName) {
+        if self.backend.network && self.keys.get(key).is_some() {
+            self.looks.at(key).await;
+        }
     }
 
     /// Adopts what is on hold since the host began, for it was never published from here, as the config says.

@@ -178,6 +178,7 @@ impl Ground {
             backlog,
             hearings: Arc::default(),
             failures: Arc::default(),
+            looks: Arc::default(),
             commit,
             log: event_log,
             room,

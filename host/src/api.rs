@@ -13,6 +13,7 @@ mod extract;
 mod grants;
 mod jobs;
 mod health;
+mod keys;
 mod linger;
 mod metrics;
 mod names;
@@ -89,7 +90,9 @@ fn described() -> OpenApiRouter<Arc<Supervised>> {
         .routes(routes!(topics::list))
         .routes(routes!(topics::subscribe, topics::publish))
         .routes(routes!(topics::peers))
-        .routes(routes!(names::key_id, names::make_key))
+        .routes(routes!(names::key_id, names::make_key, keys::forget))
+        .routes(routes!(keys::list))
+        .routes(routes!(keys::import))
         .routes(routes!(names::publish))
         .routes(routes!(names::update_state))
         .routes(routes!(names::adopt))

@@ -137,6 +137,8 @@ pub enum Prepared {
     Ready,
     /// It has another key of that name.
     Taken(IpnsName),
+    /// It has no such key, and the host cannot give it the private half: the key was adopted.
+    Gone,
 }
 
 /// What a backend knows to be published under a name.

@@ -272,7 +272,8 @@ pub struct Ipfs {
     pub jobs_ipns: Vec<String>,
     /// What becomes of a name that this host has never published under, or not since the backup that it was restored
     /// from, and that points to something already: `import` has the plugins take its content over first, `replace`
-    /// overwrites it. Absent: nothing is published under it until the operator decides with `dim ipns adopt`.
+    /// overwrites it. A key that the daemon had first and of which it shows no record counts as one whose record may come
+    /// back. Absent: nothing is published under it until the operator decides with `dim ipns adopt`.
     pub adopt: Option<Adoption>,
     /// Seconds between two questions for a followed name. Default 10; higher is kinder to the
     /// network and notices changes later.

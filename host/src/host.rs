@@ -5,6 +5,7 @@ mod candidate;
 mod claims;
 mod config_check;
 mod following;
+mod forgetting;
 mod granting;
 mod installation;
 mod judging;
@@ -33,6 +34,7 @@ use crate::backend::kubo::{AddressError, ClientError};
 use crate::change::Changes;
 use crate::commit::Commit;
 use crate::config::{Config, Live};
+use crate::contact;
 use crate::echo::Echoes;
 use crate::feed::Feed;
 use crate::followed::Unresolved;
@@ -40,6 +42,7 @@ use crate::ident::{InvalidWord, PluginName};
 use crate::interest::Interest;
 use crate::keys::{KeyError, Keyring};
 use crate::log::EventLog;
+use crate::names::{Failures, Looks};
 use crate::outbox::Sent;
 use crate::plugin::{EngineError, Handle, Line};
 use crate::retention::Awaited;
@@ -55,6 +58,7 @@ use adoption::LeftOut;
 pub use adoption::{AdoptError, Adopted, Adoption};
 pub(crate) use candidate::{Candidate, Ready, Terms, candidates};
 pub use config_check::check as check_config;
+pub use forgetting::{ForgetError, Forgotten, PrivateKey};
 pub use granting::{GrantChange, Granted};
 pub use installation::Grant;
 pub(crate) use loader::{Loader, ToRun, Wired};
@@ -243,6 +247,10 @@ pub struct Host {
     pub hearings: Arc<Hearings>,
     /// The names of others that cannot be resolved.
     pub(crate) unresolved: Arc<Unresolved>,
+    /// Why names could not be published.
+    pub(crate) failures: Arc<Failures>,
+    /// Which names the daemon was asked about.
+    looks: Arc<Looks>,
     /// Counts of what came in.
     pub received: Arc<subscription::Tally>,
     /// Counts of what went out.
@@ -309,6 +317,16 @@ impl Host {
     /// How long it took until all plugins were loaded; none before.
     pub fn start_took(&self) -> Option<Duration> {
         self.loaded_after.get().copied()
+    }
+
+    /// Whether the host, which has just started, does not know yet what is published under each of its names. A daemon
+    /// that is away or slow is not waited for.
+    pub fn is_looking(&self) -> bool {
+        let Some(took) = self.start_took().filter(|_| self.backend.network) else { return false };
+        let is_away = matches!(self.backend.contact.state(), contact::State::Offline { .. });
+        !is_away
+            && self.begun.elapsed() < took + Looks::PATIENCE
+            && self.keys.all().iter().any(|(key, _)| !self.looks.has(key))
     }
 
     /// The plugins that could not be loaded.

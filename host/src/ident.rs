@@ -347,6 +347,11 @@ impl ContentPath {
         Self(format!("/ipfs/{cid}").into())
     }
 
+    /// The path of a name.
+    pub fn of_name(name: &IpnsName) -> Self {
+        Self(format!("/ipns/{name}").into())
+    }
+
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.0

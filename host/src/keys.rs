@@ -1,7 +1,9 @@
 //! Owns the private keys behind the host's IPNS names: made here, kept with mode 0600 in the state
 //! directory, so that names are known without a daemon and can be backed up.
 
-use std::collections::BTreeMap;
+mod exported;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::sync::{Arc, Mutex, RwLock};
 
@@ -11,6 +13,8 @@ use thiserror::Error;
 
 use crate::ident::{IpnsName, KeyName};
 use crate::store::Store;
+
+pub use exported::ExportedKeyError;
 
 /// The directory of the keys, inside the state directory.
 const DIRECTORY: &str = "keys";
@@ -37,6 +41,30 @@ pub enum KeyError {
         /// Which.
         key: KeyName,
     },
+}
+
+/// Why the private half of a key is not taken.
+#[derive(Debug, Error)]
+pub enum TakeKeyError {
+    /// There is no such key.
+    #[error("the host has no key {0}: `dim ipns key-id {0}` adopts the daemon's key of that name")]
+    NoKey(KeyName),
+    /// It is no key, or one that cannot be kept.
+    #[error(transparent)]
+    Exported(#[from] ExportedKeyError),
+    /// It is another key.
+    #[error("the file holds the key of the name {theirs}, and {key} has the name {ours}")]
+    OtherName {
+        /// Which key it should be.
+        key: KeyName,
+        /// The name of the host's key.
+        ours: IpnsName,
+        /// The name of the key in the file.
+        theirs: IpnsName,
+    },
+    /// It cannot be stored.
+    #[error(transparent)]
+    Key(#[from] KeyError),
 }
 
 /// A key of the host.
@@ -80,6 +108,8 @@ pub struct Keyring {
     dir: Dir,
     adopted: Dir,
     keys: RwLock<BTreeMap<KeyName, Key>>,
+    /// Those that a daemon had before the host did, also where the private half was handed over since.
+    foreign: RwLock<BTreeSet<KeyName>>,
     /// Held while a key is made, so that two who ask for it at once get the same.
     making: Mutex<()>,
 }
@@ -98,12 +128,22 @@ impl Keyring {
             dir.create_dir_with(ADOPTED, &builder).map_err(file)?;
         }
         let adopted = dir.open_dir(ADOPTED).map_err(file)?;
-        let ring = Self { dir, adopted, keys: RwLock::default(), making: Mutex::default() };
+        let ring = Self {
+            dir,
+            adopted,
+            keys: RwLock::default(),
+            foreign: RwLock::default(),
+            making: Mutex::default(),
+        };
         for key in keys_in(&ring.dir).map_err(file)? {
             ring.put(&key, read_own(&ring.dir, &key)?);
         }
         for key in keys_in(&ring.adopted).map_err(file)? {
-            ring.put(&key, read_adopted(&ring.adopted, &key)?);
+            let adopted = read_adopted(&ring.adopted, &key)?;
+            ring.note_foreign(&key);
+            if ring.get(&key).is_none() {
+                ring.put(&key, adopted);
+            }
         }
         Ok(ring)
     }
@@ -152,8 +192,42 @@ impl Keyring {
             self.dir.rename(key.as_str(), &self.dir, format!(".{key}.replaced")).map_err(io)?;
         }
         write_new(&self.adopted, key, name.as_str().as_bytes())?;
+        self.note_foreign(key);
         self.put(key, Key::Adopted(name.clone()));
         Ok(())
+    }
+
+    /// Whether a daemon had the key before the host did: others may have published under it.
+    pub fn is_foreign(&self, key: &KeyName) -> bool {
+        self.foreign.read().expect("no one panics while holding the keys").contains(key)
+    }
+
+    /// Takes the private half of an adopted key, as `ipfs key export` writes it. From then on the key is the host's own.
+    /// The private half of a key that the host has already is read and changes nothing.
+    pub fn take_private(&self, key: &KeyName, exported: &[u8]) -> Result<IpnsName, TakeKeyError> {
+        let _making = self.making.lock().expect("no one panics while making a key");
+        let held = self.get(key).ok_or_else(|| TakeKeyError::NoKey(key.clone()))?;
+        let pair = exported::read(exported)?;
+        let (ours, theirs) = (held.name(), name_of(&pair));
+        if ours != theirs {
+            return Err(TakeKeyError::OtherName { key: key.clone(), ours, theirs });
+        }
+        if let Key::Adopted(_) = held {
+            let bytes = pair.to_protobuf_encoding().expect("it was read as one that has this form");
+            // The file of the adoption stays: it tells that others may have published under the key.
+            write_new(&self.dir, key, &bytes)?;
+            self.put(key, Key::Own(Arc::new(pair)));
+        }
+        Ok(ours)
+    }
+
+    /// Forgets a key, and deletes what the host has of it.
+    pub fn forget(&self, key: &KeyName) -> Result<(), KeyError> {
+        let _making = self.making.lock().expect("no one panics while making a key");
+        self.keys.write().expect("no one panics while holding the keys").remove(key);
+        self.foreign.write().expect("no one panics while holding the keys").remove(key);
+        remove(&self.dir, key)?;
+        remove(&self.adopted, key)
     }
 
     /// A key in the form of its file, for a backup.
@@ -172,8 +246,15 @@ impl Keyring {
         let (dir, read): (_, fn(&Dir, &KeyName) -> _) =
             if file.is_adopted { (&self.adopted, read_adopted) } else { (&self.dir, read_own) };
         write_new(dir, key, &file.bytes)?;
+        if file.is_adopted {
+            self.note_foreign(key);
+        }
         self.put(key, read(dir, key)?);
         Ok(())
+    }
+
+    fn note_foreign(&self, key: &KeyName) {
+        self.foreign.write().expect("no one panics while holding the keys").insert(key.clone());
     }
 
     fn put(&self, key: &KeyName, held: Key) {
@@ -213,6 +294,16 @@ fn read(dir: &Dir, key: &KeyName) -> Result<Vec<u8>, KeyError> {
     let mut bytes = Vec::new();
     dir.open(key.as_str()).map_err(io)?.take(16 << 10).read_to_end(&mut bytes).map_err(io)?;
     Ok(bytes)
+}
+
+/// Removes the file of a key, if there is one.
+fn remove(dir: &Dir, key: &KeyName) -> Result<(), KeyError> {
+    let io = |source| KeyError::File { key: key.clone(), source };
+    match dir.remove_file(key.as_str()) {
+        Ok(()) => dir.open(".").and_then(|dir| dir.sync_all()).map_err(io),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(io(error)),
+    }
 }
 
 fn write_new(dir: &Dir, key: &KeyName, bytes: &[u8]) -> Result<(), KeyError> {

@@ -4,6 +4,8 @@
 //! (`pins`).
 
 mod audit;
+mod failures;
+mod looks;
 mod pins;
 
 use std::collections::BTreeMap;
@@ -28,6 +30,9 @@ use crate::time::Timestamp;
 
 use audit::Audit;
 
+pub use failures::{Failure, Failures, Lasting};
+pub use looks::Looks;
+
 /// How long others may keep a record before they ask again.
 const TTL: Duration = Duration::from_secs(60);
 
@@ -47,6 +52,10 @@ pub struct Publisher {
     pub keys: Arc<Keyring>,
     /// What is listened to: when a topic was subscribed to anew, the daemon was away.
     pub hearings: Arc<Hearings>,
+    /// Why names could not be published.
+    pub failures: Arc<Failures>,
+    /// Which names the daemon was asked about.
+    pub looks: Arc<Looks>,
 }
 
 impl Publisher {
@@ -95,14 +104,17 @@ impl Publisher {
             match self.publish(&key, &known).await {
                 Ok(Some((published, by))) => {
                     waits.remove(&key);
+                    self.failures.clear(&key);
                     self.accept(key, known, published, by).await?;
                 }
                 Ok(None) => {
                     waits.remove(&key);
+                    self.failures.clear(&key);
                 }
                 Err(PublishError::Commit(error)) => return Err(error),
-                Err(PublishError::Backend(error)) => {
+                Err(error) => {
                     tracing::warn!(%key, "cannot publish the name yet: {error}");
+                    self.failures.note(&key, error.to_string(), error.lasting());
                     pause = pause.min(waits.entry(key).or_default().longer());
                     // However long it is refused: no more than the newest is held for it.
                     self.unpin_superseded().await?;
@@ -118,13 +130,13 @@ impl Publisher {
         key: &KeyName,
         known: &Known,
     ) -> Result<Option<(Published, Keeper)>, PublishError> {
-        let held = self.keys.get(key).ok_or_else(|| BackendError::NotFound(format!("key {key}")))?;
+        let held = self.keys.get(key).ok_or_else(|| PublishError::NoKey(key.clone()))?;
         let data = documents::get(&self.store.snapshot()?, &known.path)?;
         let by = self.backend.keeper().await?;
-        if let Prepared::Taken(other) = self.backend.names.prepare(key, &held).await? {
-            self.settle_whose_key(key, known, &other)?;
-            let message = format!("{key} is taken");
-            return Err(BackendError::Refused { call: "key/import", message }.into());
+        match self.backend.names.prepare(key, &held).await? {
+            Prepared::Ready => {}
+            Prepared::Gone => return Err(PublishError::Gone(key.clone())),
+            Prepared::Taken(other) => return Err(self.settle_whose_key(key, known, other)?),
         }
         let current = match self.backend.names.current(&held.name()).await {
             // A name without a record is looked for on the whole network, for as long as the call may take.
@@ -135,6 +147,10 @@ impl Publisher {
             && let Finding::Unknown(_) = known.compare(current)
         {
             self.hold(key, current.clone()).await?;
+            return Ok(None);
+        }
+        if current.is_none() && self.keys.is_foreign(key) && known.awaits_record() {
+            self.hold_without_record(key, held.name()).await?;
             return Ok(None);
         }
         self.note_attempt(key, known).await?;
@@ -171,15 +187,31 @@ impl Publisher {
         Ok(())
     }
 
+    /// Publishes nothing under an adopted key of which there is no record, until there is one or the operator decides.
+    async fn hold_without_record(&self, key: &KeyName, name: IpnsName) -> Result<(), CommitError> {
+        let (held, now) = (key.clone(), Timestamp::wall());
+        let hold = move |write: &redb::WriteTransaction| names::hold_without_record(write, &held, &name, now);
+        if self.commit.write(hold).await? {
+            tracing::error!(%key, "the daemon holds this key and shows no record of it: nothing is published under it until there is one, or `dim ipns adopt {key} replace`");
+        }
+        Ok(())
+    }
+
     /// The daemon has another key of this name. If nothing was ever published under the host's own,
     /// which was made while the daemon was away, the daemon's is adopted.
-    fn settle_whose_key(&self, key: &KeyName, known: &Known, other: &IpnsName) -> Result<(), BackendError> {
+    /// Returns why nothing is published this time.
+    fn settle_whose_key(
+        &self,
+        key: &KeyName,
+        known: &Known,
+        other: IpnsName,
+    ) -> Result<PublishError, BackendError> {
         if known.published.is_some() {
-            tracing::error!(%key, "the daemon has another key of this name ({other}): rename one of the two");
-            return Ok(());
+            return Ok(PublishError::Taken { key: key.clone(), other });
         }
         tracing::info!(%key, name = %other, "adopted the key that the daemon has under this name");
-        self.keys.adopt(key, other).map_err(|error| BackendError::Store(chain(&error)))
+        self.keys.adopt(key, &other).map_err(|error| BackendError::Store(chain(&error)))?;
+        Ok(PublishError::Adopted(key.clone()))
     }
 
     /// Notes that the backend has a value, and unpins what no name points to any more.
@@ -258,6 +290,27 @@ enum PublishError {
     Commit(#[from] CommitError),
     #[error(transparent)]
     Backend(#[from] BackendError),
+    #[error("the host has no key {0}: stop the host and restore the file keys/{0} from a backup")]
+    NoKey(KeyName),
+    #[error(
+        "key {0} was adopted from a daemon, which alone has its private half, and this daemon does not have it: put it back with `ipfs key import {0} FILE`, and keep a copy in the host with `dim ipns import-key {0} FILE`"
+    )]
+    Gone(KeyName),
+    #[error(
+        "the daemon has another key of the name {key} ({other}): rename one of the two, as with `ipfs key rename`"
+    )]
+    Taken { key: KeyName, other: IpnsName },
+    #[error("the key {0} of the daemon was adopted just now")]
+    Adopted(KeyName),
+}
+
+impl PublishError {
+    fn lasting(&self) -> Lasting {
+        match self {
+            Self::NoKey(_) | Self::Gone(_) | Self::Taken { .. } => Lasting::UntilMended,
+            Self::Commit(_) | Self::Backend(_) | Self::Adopted(_) => Lasting::ForNow,
+        }
+    }
 }
 
 impl From<StoreError> for PublishError {

@@ -5,8 +5,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use dim::backend::record::Record;
 use dim::backend::{Backend, BackendError, Publication, unixfs};
+use dim::host::Adoption;
 use dim::ident::{ContentPath, KeyName, Topic};
 use dim::keys::{Key, name_of};
+use dim::store::names::Cause;
 use dim::store::{NAMES, names};
 use dim::time::{Timestamp, nanoseconds};
 use dim_tests::{Kubo, Setup, TestHost, eventually, script};
@@ -239,6 +241,15 @@ async fn a_record_goes_through_the_gateways_routing_both_ways() {
     assert_eq!(Record::verify(&got, &name, Timestamp::wall()).unwrap(), record);
 }
 
+/// Waits until the probe's name is on hold because there is no record of its key, and has the host publish.
+async fn replaced(host: &TestHost) {
+    let key = "probe-key".parse().unwrap();
+    let hold = || names::known(&host.host.store.snapshot().unwrap(), &key).unwrap().and_then(|it| it.hold);
+    eventually("the name is on hold", async || hold().is_some_and(|hold| hold.cause == Cause::NoRecord))
+        .await;
+    host.host.adopt(&key, Adoption::Replace).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_kubo_has_already_is_adopted() {
     let Some(kubo) = Kubo::start() else { return };
@@ -247,8 +258,11 @@ async fn a_key_that_kubo_has_already_is_adopted() {
     let there =
         listed.lines().find(|line| line.ends_with("probe-key")).unwrap().split_whitespace().next().unwrap();
     let host = Setup::probe().on_kubo(kubo.api()).start().await;
-    assert_eq!(host.host.keys.name(&"probe-key".parse().unwrap()).unwrap().as_str(), there);
-    publish(&host, "under the adopted key", 1).await;
+    let key = "probe-key".parse().unwrap();
+    assert_eq!(host.host.keys.name(&key).unwrap().as_str(), there);
+    host.run(json!([{ "do": "update-state", "key": "probe-key", "data": "under the adopted key" }])).await;
+    replaced(&host).await;
+    published(&host).await;
     assert_eq!(kubo.ipfs(&["cat", &format!("/ipns/{there}")]), "under the adopted key");
 }
 
@@ -265,6 +279,7 @@ async fn a_key_of_a_daemon_that_was_away_at_the_first_start_is_adopted_on_its_re
     assert_ne!(host.host.keys.name(&key).unwrap().as_str(), there);
     host.run(json!([{ "do": "update-state", "key": "probe-key", "data": "made without it" }])).await;
     kubo.restart();
+    replaced(&host).await;
     published(&host).await;
     assert_eq!(host.host.keys.name(&key).unwrap().as_str(), there);
     assert_eq!(kubo.ipfs(&["cat", &format!("/ipns/{there}")]), "made without it");

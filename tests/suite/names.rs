@@ -3,6 +3,7 @@
 
 use dim::host::{AdoptError, Adoption};
 use dim::ident::KeyName;
+use dim::keys::TakeKeyError;
 use dim::store::names::{Cause, Hold, Known, known};
 use dim_tests::{Kubo, Program, Setup, TestHost, eventually, soon};
 use serde_json::{Value, json};
@@ -69,7 +70,7 @@ fn with_a_fleet(document: &str) -> Option<(Kubo, String)> {
 }
 
 fn explained(host: &TestHost) -> String {
-    hold(host).unwrap().explain(&key())
+    hold(host).unwrap().explain(&key(), host.host.key_use(&key()))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -370,4 +371,324 @@ fn a_second_empty_host_on_a_daemon_does_not_replace_the_state_of_the_first() {
     soon(|| of_nodes(&second).is_some_and(|name| name["published"] == false));
     assert!(fleets_document(&kubo)["nodes"].as_array().is_some_and(|nodes| nodes.len() >= 3));
     assert!(of_nodes(&first).is_some_and(|name| name["hold"].is_null()));
+}
+
+/// The trouble of a kind, if `/healthz` tells of one.
+fn trouble(host: &Program, code: &str) -> Option<Value> {
+    let troubles = host.json(&["status"])["trouble_details"].clone();
+    troubles.as_array()?.iter().find(|trouble| trouble["code"] == code).cloned()
+}
+
+#[test]
+fn a_name_that_can_never_be_published_is_an_error_at_once_however_often_its_value_changes() {
+    let Some((kubo, host, _dir)) = fleet_and_host() else { return };
+    soon(|| trouble(&host, "name-on-hold").is_some());
+    host.json(&["ipns", "adopt", "dim-state-key", "replace"]);
+    let heartbeat = |node: &str| {
+        let heartbeat = format!(r#"{{"node_id":"{node}","status":"online"}}"#);
+        assert!(host.dim(&["topic", "pub", "dim.nodes.heartbeat", &heartbeat]).status.success());
+    };
+    heartbeat("n1");
+    soon(|| fleets_document(&kubo)["nodes"].as_array().is_some_and(|nodes| !nodes.is_empty()));
+    assert_eq!(trouble(&host, "name-late"), None);
+    kubo.ipfs(&["key", "rm", "dim-state-key"]);
+    heartbeat("n2");
+    soon(|| trouble(&host, "name-late").is_some());
+    let first = trouble(&host, "name-late").unwrap();
+    assert_eq!((&first["severity"], &first["subject"]), (&json!("error"), &json!("dim-state-key")));
+    let message = first["message"].as_str().unwrap();
+    assert!(message.contains("ipfs key import dim-state-key"), "it says why and what to do: {message}");
+    let sequence = |host: &Program| {
+        let names = host.json(&["status"])["names"].clone();
+        let of_nodes = |name: &&Value| name["key"] == "dim-state-key";
+        names.as_array().unwrap().iter().find(of_nodes).unwrap()["sequence"].as_u64().unwrap()
+    };
+    let before = sequence(&host);
+    heartbeat("n3");
+    soon(|| sequence(&host) > before);
+    let later = trouble(&host, "name-late").unwrap();
+    assert_eq!(later["since"], first["since"], "a newer value has waited no shorter");
+    let waits = "dim_name_waiting_seconds{key=\"dim-state-key\"} ";
+    let metrics = host.metrics();
+    let waited = metrics.lines().find_map(|line| line.strip_prefix(waits)).unwrap();
+    assert!(waited.parse::<f64>().unwrap() > 0.0, "{waited}");
+}
+
+#[test]
+fn a_daemon_with_another_key_of_the_name_is_an_error_at_once() {
+    let Some(mut kubo) = Kubo::start() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let host = Program::start(DIM.as_ref(), &dir.path().join("state"), &["--kubo", kubo.api()]);
+    assert!(host.dim(&["topic", "pub", "dim.nodes.heartbeat", r#"{"node_id":"n1"}"#]).status.success());
+    soon(|| kubo.ipfs(&["key", "list"]).contains("dim-state-key"));
+    soon(|| fleets_document(&kubo)["nodes"].as_array().is_some_and(|nodes| !nodes.is_empty()));
+    kubo.kill();
+    kubo.ipfs(&["key", "rm", "dim-state-key"]);
+    kubo.ipfs(&["key", "gen", "--type=ed25519", "dim-state-key"]);
+    kubo.restart();
+    soon(|| trouble(&host, "name-late").is_some());
+    let told = trouble(&host, "name-late").unwrap()["message"].clone();
+    assert!(told.as_str().unwrap().contains("another key of the name dim-state-key"), "{told}");
+}
+
+/// A daemon with the probe's key, under which a fleet has published `document` with a record that has expired.
+fn with_an_expired_record(document: &str) -> Option<(Kubo, String)> {
+    let kubo = Kubo::start()?;
+    let path = add(&kubo, document);
+    kubo.ipfs(&["key", "gen", "--type=ed25519", "probe-key"]);
+    kubo.ipfs(&["name", "publish", "--key=probe-key", "--resolve=false", "--lifetime=2s", &path]);
+    let listed = kubo.ipfs(&["key", "list", "-l", "--ipns-base=base36"]);
+    let name = listed.lines().find(|line| line.ends_with("probe-key")).unwrap().split_whitespace().next();
+    let name = name.unwrap().to_owned();
+    soon(|| kubo.try_ipfs(&["--timeout=2s", "name", "get", &name]).is_err());
+    Some((kubo, path))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_adopted_key_whose_record_has_expired_is_on_hold_until_the_record_is_back() {
+    let Some((mut kubo, path)) = with_an_expired_record(r#"{"jobs":2500}"#) else { return };
+    let host = Setup::probe().on_kubo(kubo.api()).start().await;
+    update(&host, r#"{"jobs":0}"#).await;
+    let without = held(&host).await;
+    assert_eq!((without.cause, without.sequence), (Cause::NoRecord, None));
+    assert_eq!(without.path.as_str(), format!("/ipns/{}", host.host.keys.name(&key()).unwrap()));
+    assert!(explained(&host).contains("dim ipns adopt probe-key replace"), "{}", explained(&host));
+    let refused = host.host.adopt(&key(), Adoption::Import).await;
+    assert!(matches!(refused, Err(AdoptError::NoRecord(_))), "{refused:?}");
+    assert_eq!(read(&kubo, &host), "", "nothing was published over the record");
+    // As the daemon does by itself a minute after its start.
+    kubo.ipfs(&["name", "publish", "--key=probe-key", "--resolve=false", &path]);
+    kubo.kill();
+    kubo.restart();
+    eventually("the record is seen", async || {
+        hold(&host).is_some_and(|hold| hold.cause == Cause::NeverPublished && hold.path.as_str() == path)
+    })
+    .await;
+    let adopted = host.host.adopt(&key(), Adoption::Import).await.unwrap();
+    assert_eq!(adopted.imported_by, ["probe".parse().unwrap()]);
+    published(&host).await;
+    let document: Value = serde_json::from_str(&read(&kubo, &host)).unwrap();
+    assert_eq!(document["was"], json!({ "jobs": 2500 }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_with_adopt_replace_publishes_under_a_key_without_a_record() {
+    let Some((kubo, _)) = with_an_expired_record("expired") else { return };
+    let host = Setup::probe().yaml("ipfs:\n  adopt: replace\n").on_kubo(kubo.api()).start().await;
+    publish(&host, "the host's own").await;
+    assert_eq!(read(&kubo, &host), "the host's own");
+    publish(&host, "and what came next").await;
+    assert_eq!(hold(&host), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_with_adopt_import_waits_for_a_record_that_has_expired() {
+    let Some((mut kubo, path)) = with_an_expired_record(r#"{"jobs":2500}"#) else { return };
+    let host = Setup::probe().yaml("ipfs:\n  adopt: import\n").on_kubo(kubo.api()).start().await;
+    update(&host, "made before the import").await;
+    assert_eq!(held(&host).await.cause, Cause::NoRecord);
+    kubo.ipfs(&["name", "publish", "--key=probe-key", "--resolve=false", &path]);
+    kubo.kill();
+    kubo.restart();
+    eventually("the fleet's document is imported", async || {
+        serde_json::from_str::<Value>(&read(&kubo, &host)).is_ok_and(|document| document["now"] == "imported")
+    })
+    .await;
+    assert_eq!(hold(&host), None);
+}
+
+/// What `dim ipns ls` shows of a key.
+fn listed(host: &Program, key: &str) -> Option<Value> {
+    host.json(&["ipns", "ls"]).as_array().unwrap().iter().find(|row| row["key"] == key).cloned()
+}
+
+/// The first host of a daemon, which publishes nodes under `dim-state-key`, and the name's target.
+fn first_host(kubo: &Kubo, dir: &std::path::Path) -> Program {
+    let host = Program::start(DIM.as_ref(), &dir.join("first"), &["--kubo", kubo.api()]);
+    assert!(host.dim(&["topic", "pub", "dim.nodes.heartbeat", r#"{"node_id":"n1"}"#]).status.success());
+    soon(|| listed(&host, "dim-state-key").is_some_and(|row| row["published"] == true));
+    host
+}
+
+#[test]
+fn another_hosts_key_that_was_only_asked_for_is_no_error_and_can_be_forgotten() {
+    let Some(kubo) = Kubo::start() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let first = first_host(&kubo, dir.path());
+    let config = dir.path().join("config.yaml");
+    std::fs::write(&config, "ipfs: { ipns_key_name: mine }").unwrap();
+    let args = ["--kubo", kubo.api(), "--config", config.to_str().unwrap()];
+    let second = Program::start(DIM.as_ref(), &dir.path().join("second"), &args);
+    second.json(&["ipns", "key-id", "dim-state-key"]);
+    soon(|| listed(&second, "dim-state-key").is_some_and(|row| row["hold"]["cause"] == "never-published"));
+    let row = listed(&second, "dim-state-key").unwrap();
+    assert_eq!((&row["held_by"], &row["used_by"]), (&json!("daemon"), &json!([])));
+    assert_eq!(listed(&second, "mine").unwrap()["held_by"], "host");
+    assert_eq!(trouble(&second, "name-on-hold"), None, "it keeps nothing of this host back");
+    let refused = second.dim(&["ipns", "adopt", "dim-state-key", "import"]);
+    let error = String::from_utf8_lossy(&refused.stderr);
+    assert!(error.contains("dim ipns forget dim-state-key"), "{error}");
+    let forgotten = second.json(&["ipns", "forget", "dim-state-key"]);
+    assert_eq!((&forgotten["name"], &forgotten["deleted_key"]), (&row["name"], &json!(false)));
+    assert_eq!(listed(&second, "dim-state-key"), None);
+    assert_eq!(second.dim(&["ipns", "forget", "dim-state-key"]).status.code(), Some(3));
+    // What runs has its key, and another host its record.
+    let refused = second.dim(&["ipns", "forget", "mine"]);
+    let error = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && error.contains("node-registry"), "{error}");
+    assert!(kubo.ipfs(&["key", "list"]).contains("dim-state-key"));
+    assert_eq!(fleets_document(&kubo)["nodes"][0]["node_id"], "n1");
+    assert_eq!(listed(&first, "dim-state-key").unwrap()["hold"], Value::Null);
+}
+
+#[test]
+fn a_key_that_the_config_named_by_mistake_is_forgotten_without_touching_its_record() {
+    let Some(kubo) = Kubo::start() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let _first = first_host(&kubo, dir.path());
+    let state = dir.path().join("second");
+    let mistaken = Program::start(DIM.as_ref(), &state, &["--kubo", kubo.api()]);
+    assert!(mistaken.dim(&["topic", "pub", "dim.nodes.heartbeat", r#"{"node_id":"n2"}"#]).status.success());
+    soon(|| trouble(&mistaken, "name-on-hold").is_some());
+    let refused = mistaken.dim(&["ipns", "forget", "dim-state-key"]);
+    let error = String::from_utf8_lossy(&refused.stderr);
+    assert!(error.contains("plugin") && error.contains("ipns_key_name"), "{error}");
+    mistaken.interrupt();
+    mistaken.wait();
+    let config = dir.path().join("config.yaml");
+    std::fs::write(&config, "ipfs: { ipns_key_name: mine }").unwrap();
+    let args = ["--kubo", kubo.api(), "--config", config.to_str().unwrap()];
+    let mended = Program::start(DIM.as_ref(), &state, &args);
+    soon(|| trouble(&mended, "name-on-hold").is_some_and(|it| it["subject"] == "dim-state-key"));
+    let told = trouble(&mended, "name-on-hold").unwrap()["message"].clone();
+    let told = told.as_str().unwrap();
+    assert!(told.contains("dim ipns forget dim-state-key") && !told.contains("import"), "{told}");
+    mended.json(&["ipns", "forget", "dim-state-key"]);
+    assert_eq!(trouble(&mended, "name-on-hold"), None);
+    assert_eq!(fleets_document(&kubo)["nodes"][0]["node_id"], "n1");
+    mended.interrupt();
+    mended.wait();
+    let again = Program::start(DIM.as_ref(), &state, &args);
+    assert_eq!(listed(&again, "dim-state-key"), None, "it stays forgotten");
+}
+
+#[test]
+fn a_key_that_the_host_made_is_forgotten_only_with_its_private_half() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let host = Program::start(DIM.as_ref(), &state, &["--embedded"]);
+    host.json(&["ipns", "publish", "old-name", ELSEWHERE]);
+    let refused = host.dim(&["ipns", "forget", "old-name"]);
+    let error = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(5) && error.contains("--delete-key"), "{error}");
+    assert!(state.join("keys/old-name").exists());
+    let forgotten = host.json(&["ipns", "forget", "old-name", "--delete-key"]);
+    assert_eq!(forgotten["deleted_key"], true);
+    assert!(!state.join("keys/old-name").exists());
+    assert!(!host.dim(&["ipns", "resolve", "old-name"]).status.success());
+}
+
+#[test]
+fn a_host_that_has_just_started_adopts_what_its_names_point_to() {
+    let Some((kubo, host, _dir)) = fleet_and_host() else { return };
+    let adopted = host.json(&["ipns", "adopt", "dim-state-key", "import"]);
+    assert_eq!(adopted["imported_by"], json!(["heartbeat-watchdog", "job-tracker", "node-registry"]));
+    soon(|| fleets_document(&kubo)["active_jobs"]["j1"]["progress"] == 0.1);
+    // One that has nothing to adopt is told so.
+    assert_eq!(host.dim(&["ipns", "adopt", "dim-state-key", "import"]).status.code(), Some(5));
+}
+
+#[test]
+fn a_host_that_is_ready_tells_of_the_names_on_hold() {
+    let Some((_kubo, host, _dir)) = fleet_and_host() else { return };
+    let ready = || {
+        let curl = std::process::Command::new("curl")
+            .args(["--silent", "--fail", "--unix-socket"])
+            .arg(host.socket())
+            .arg("http://dim.localhost/readyz")
+            .output();
+        curl.unwrap().status.success()
+    };
+    soon(ready);
+    assert!(trouble(&host, "name-on-hold").is_some());
+}
+
+/// A file with what `ipfs key export` writes of a key.
+fn exported(kubo: &Kubo, key: &str, options: &[&str]) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().to_str().unwrap();
+    kubo.ipfs(&[&["key", "export", "-o", path], options, &[key]].concat());
+    file
+}
+
+#[test]
+fn the_exported_key_of_a_daemon_becomes_the_hosts_own_and_survives_an_emptied_daemon() {
+    let Some((mut kubo, host, dir)) = fleet_and_host() else { return };
+    host.json(&["ipns", "adopt", "dim-state-key", "import"]);
+    soon(|| listed(&host, "dim-state-key").is_some_and(|row| row["published"] == true));
+    let file = exported(&kubo, "dim-state-key", &[]);
+    let import = |key: &str, file: &tempfile::NamedTempFile| {
+        host.dim(&["ipns", "import-key", key, file.path().to_str().unwrap()])
+    };
+    kubo.ipfs(&["key", "gen", "--type=ed25519", "other"]);
+    let refused = import("dim-state-key", &exported(&kubo, "other", &[]));
+    assert_eq!(refused.status.code(), Some(5), "it is the key of another name");
+    assert_eq!(listed(&host, "dim-state-key").unwrap()["held_by"], "daemon");
+    assert!(import("dim-state-key", &file).status.success());
+    let row = listed(&host, "dim-state-key").unwrap();
+    assert_eq!(row["held_by"], "host");
+    let kept = std::fs::metadata(dir.path().join("state/keys/dim-state-key")).unwrap();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&kept.permissions()) & 0o777, 0o600);
+    let secret = std::fs::read(file.path()).unwrap();
+    assert!(!host.log().as_bytes().windows(16).any(|part| part == &secret[4..20]), "it is not logged");
+    kubo.replace_by_an_empty_one();
+    soon(|| kubo.ipfs(&["key", "list"]).contains("dim-state-key"));
+    soon(|| kubo.try_ipfs(&["--timeout=2s", "name", "get", row["name"].as_str().unwrap()]).is_ok());
+    assert_eq!(fleets_document(&kubo)["fleet"], "north");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_in_pem_is_the_same_key_and_what_is_no_key_is_refused() {
+    let Some(kubo) = Kubo::start() else { return };
+    kubo.ipfs(&["key", "gen", "--type=ed25519", "probe-key"]);
+    let host = Setup::probe().on_kubo(kubo.api()).start().await;
+    let name = host.host.keys.name(&key()).unwrap();
+    let refused = host.host.keys.take_private(&key(), b"no key");
+    assert!(matches!(refused, Err(TakeKeyError::Exported(_))), "{refused:?}");
+    let file = exported(&kubo, "probe-key", &["--format=pem-pkcs8-cleartext"]);
+    let pem = std::fs::read(file.path()).unwrap();
+    assert_eq!(host.host.keys.take_private(&key(), &pem).unwrap(), name);
+    // There may be a record of it that has expired, whoever has the private half.
+    update(&host, "under the key of another").await;
+    assert_eq!(held(&host).await.cause, Cause::NoRecord);
+    let host = Setup::probe().on_kubo(kubo.api()).start_in(host.stop().await).await;
+    assert!(matches!(host.host.keys.get(&key()), Some(dim::keys::Key::Own(_))));
+    assert!(host.host.keys.is_foreign(&key()));
+    kubo.ipfs(&["key", "gen", "--type=rsa", "--size=2048", "of-rsa"]);
+    let rsa = std::fs::read(exported(&kubo, "of-rsa", &[]).path()).unwrap();
+    let refused = host.host.keys.take_private(&key(), &rsa).unwrap_err().to_string();
+    assert!(refused.contains("RSA"), "{refused}");
+}
+
+#[test]
+fn a_backup_names_the_keys_that_are_in_the_daemon_alone() {
+    let Some((kubo, host, dir)) = fleet_and_host() else { return };
+    std::fs::write(dir.path().join("passphrase"), "correct horse battery staple").unwrap();
+    let passphrase = dir.path().join("passphrase");
+    let backup = |name: &str| {
+        let file = dir.path().join(name);
+        let args = ["backup", file.to_str().unwrap(), "--passphrase-file", passphrase.to_str().unwrap()];
+        host.dim(&[&args[..], &["--output", "json"]].concat())
+    };
+    let made = backup("first");
+    let warning = String::from_utf8_lossy(&made.stderr);
+    assert!(made.status.success() && warning.contains("ipfs key export -o FILE dim-state-key"), "{warning}");
+    let told: Value = serde_json::from_slice(&made.stdout).unwrap();
+    assert_eq!(told["keys_not_in_backup"], json!(["dim-state-key"]));
+    let file = exported(&kubo, "dim-state-key", &[]);
+    host.json(&["ipns", "import-key", "dim-state-key", file.path().to_str().unwrap()]);
+    let made = backup("second");
+    assert_eq!(String::from_utf8_lossy(&made.stderr), "");
+    let told: Value = serde_json::from_slice(&made.stdout).unwrap();
+    assert_eq!(told["keys_not_in_backup"], json!([]));
 }

@@ -14,9 +14,9 @@ use super::MAX_BODY;
 use super::body_time::Late;
 use crate::backend::BackendError;
 use crate::commit::CommitError;
-use crate::host::{AdoptError, ReloadError, ReplaceError};
+use crate::host::{AdoptError, ForgetError, ReloadError, ReplaceError};
 use crate::ident::{Digest, InvalidWord};
-use crate::keys::KeyError;
+use crate::keys::{KeyError, TakeKeyError};
 use crate::plugin::ReplyError;
 use crate::store::StoreError;
 
@@ -235,10 +235,32 @@ impl From<AdoptError> for ApiError {
             AdoptError::NotHeld(_) | AdoptError::NoKey(_) => Self::conflict(detail),
             AdoptError::Unread { source, .. } => Self { detail, ..source.into() },
             AdoptError::Refused { source, .. } => Self { detail, ..source.into() },
-            AdoptError::NoImporter(_) | AdoptError::NotJson { .. } => {
+            AdoptError::NoRecord(_) | AdoptError::NoImporter(_) | AdoptError::NotJson { .. } => {
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, "refused", detail)
             }
             AdoptError::Commit(error) => error.into(),
+        }
+    }
+}
+
+impl From<TakeKeyError> for ApiError {
+    fn from(error: TakeKeyError) -> Self {
+        match error {
+            TakeKeyError::NoKey(_) => Self::not_found(error),
+            TakeKeyError::OtherName { .. } => Self::conflict(error),
+            TakeKeyError::Exported(_) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "refused", error),
+            TakeKeyError::Key(error) => error.into(),
+        }
+    }
+}
+
+impl From<ForgetError> for ApiError {
+    fn from(error: ForgetError) -> Self {
+        match error {
+            ForgetError::NoKey(_) => Self::not_found(error),
+            ForgetError::InUse { .. } | ForgetError::OwnKey(_) => Self::conflict(error),
+            ForgetError::Key(error) => error.into(),
+            ForgetError::Commit(error) => error.into(),
         }
     }
 }

@@ -23,9 +23,10 @@ use crate::contact;
 use crate::escape::escaped;
 use crate::host::{Host, NotLoaded, Standing, Supervised};
 use crate::ident::{KeyName, PluginName};
+use crate::names::Lasting;
 use crate::plugin::{DOCUMENT_BYTES, roster};
 use crate::room::Shortage;
-use crate::store::names::{self, Known};
+use crate::store::names::{self, KeyUse, Known};
 use crate::store::{self, META, Snapshot, history, outbox};
 use crate::time::Timestamp;
 use crate::trouble::{Code, Trouble};
@@ -133,7 +134,7 @@ fn troubles(host: &Host) -> Result<Vec<Trouble>, ApiError> {
     troubles.extend(overlong_log(host, &snapshot)?);
     troubles.extend(unresolved(host, now));
     for (key, known) in names::all(&snapshot)? {
-        troubles.extend(of_name(&key, &known, now));
+        troubles.extend(of_name(host, &key, &known, now));
     }
     troubles.extend(past(host)?);
     troubles.retain(|trouble| host.acknowledged.shows(trouble));
@@ -262,20 +263,18 @@ fn waiting(host: &Host, now: Timestamp) -> Result<Vec<Trouble>, ApiError> {
 }
 
 /// An own name that is late, nearly over, someone else's too, or nearly too large.
-fn of_name(key: &KeyName, known: &Known, now: Timestamp) -> Vec<Trouble> {
-    let mut troubles = Vec::new();
-    if known.is_waiting() && now.since(Timestamp(known.since)) > LATE {
-        let since = Timestamp(known.since);
-        let message = format!("name {key} is not published since {since:.0}");
-        troubles.push(Trouble::error(Code::NameLate, message).since(since));
-    }
+fn of_name(host: &Host, key: &KeyName, known: &Known, now: Timestamp) -> Vec<Trouble> {
+    let mut troubles: Vec<_> = late(host, key, known, now).into_iter().collect();
     if let Some(accepted) = known.published.as_ref().filter(|accepted| accepted.is_nearly_over(now)) {
         let message = format!("the record of {key} ends at {:.0}", accepted.valid_until());
         troubles.push(Trouble::error(Code::RecordEnding, message));
     }
-    if let Some(hold) = &known.hold {
+    let used = host.key_use(key);
+    // Under a key that nothing here publishes under, the value of somebody else keeps nothing back.
+    let is_idle = used == KeyUse::Nobody && known.is_of_another();
+    if let Some(hold) = known.hold.as_ref().filter(|_| !is_idle) {
         let since = Timestamp(hold.since);
-        let message = format!("{key} is on hold since {since:.0}: {}", hold.explain(key));
+        let message = format!("{key} is on hold since {since:.0}: {}", hold.explain(key, used));
         troubles.push(Trouble::error(Code::NameOnHold, message).since(since));
     }
     let document = known.document.unwrap_or_default();
@@ -284,6 +283,21 @@ fn of_name(key: &KeyName, known: &Known, now: Timestamp) -> Vec<Trouble> {
         troubles.push(Trouble::warning(Code::DocumentNearLimit, message));
     }
     troubles.into_iter().map(|trouble| trouble.about(key)).collect()
+}
+
+/// A name that has waited for long, or that no attempt will publish until the operator mends the cause.
+fn late(host: &Host, key: &KeyName, known: &Known, now: Timestamp) -> Option<Trouble> {
+    let failure = host.failures.of(key).filter(|_| known.hold.is_none());
+    let lasts = failure.as_ref().is_some_and(|failure| failure.lasts == Lasting::UntilMended);
+    let since = match known.waiting_since().filter(|_| known.is_waiting()) {
+        Some(since) if lasts || now.since(since) > LATE => since,
+        // What is published is to be signed anew.
+        None if lasts => failure.as_ref()?.since,
+        _ => return None,
+    };
+    let why = failure.map_or_else(String::new, |failure| format!(": {}", failure.why));
+    let message = format!("name {key} is not published since {since:.0}{why}");
+    Some(Trouble::error(Code::NameLate, message).since(since))
 }
 
 /// A log that has grown past its size, for one of the plugins has not read it.

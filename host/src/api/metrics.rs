@@ -206,10 +206,11 @@ fn own_names(registry: &mut Registry, host: &Host) -> Result<(), ApiError> {
     of_each("name_confirmed_age_seconds", "Age of the last record that the backend accepted", &|known| {
         known.published.as_ref().map(|accepted| now.since(Timestamp(accepted.at)).as_secs_f64())
     });
-    of_each("name_waiting_seconds", "How long its newest value has waited for the backend", &|known| {
-        let waits = !known.is_published();
-        Some(if waits { now.since(Timestamp(known.since)).as_secs_f64() } else { 0.0 })
-    });
+    of_each(
+        "name_waiting_seconds",
+        "How long the backend has accepted no value although there is a newer one",
+        &|known| Some(known.waiting_since().map_or(0.0, |since| now.since(since).as_secs_f64())),
+    );
     of_each("name_document_bytes", "Its document", &|known| known.document.map(|bytes| bytes as f64));
     let mut others = Vec::new();
     for name in host.interest.names() {

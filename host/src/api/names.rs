@@ -165,15 +165,20 @@ async fn set(
         refuse_what_is_on_hold(host, &key)?;
     }
     let name = key_name(host, &key).await?;
+    if how.force {
+        // What is not known to be on hold cannot be released.
+        host.looked_at(&key).await;
+    }
     let update = NameUpdate { name: name.clone(), value, lifetime };
     host.commit.change_name(NameChange::Own { key: key.clone(), update }).await?;
     if how.force {
         let released = key.clone();
-        host.commit.write(move |write| names::release(write, &released)).await?;
+        host.commit.write(move |write| names::release(write, &released, Timestamp::wall())).await?;
         host.commit.names.notify_one();
     }
     let known = published(host, &key).await?;
-    let (published, hold) = (known.is_published(), known.hold.as_ref().map(|hold| hold.explain(&key)));
+    let (published, hold) =
+        (known.is_published(), known.hold.as_ref().map(|hold| hold.explain(&key, host.key_use(&key))));
     Ok(Json(Published { key, name, path: known.path, sequence: known.sequence, published, hold }))
 }
 
@@ -193,7 +198,9 @@ fn refuse_what_is_on_hold(host: &Host, key: &KeyName) -> Result<(), ApiError> {
     let known = names::known(&host.store.snapshot()?, key)?;
     match known.and_then(|known| known.hold) {
         None => Ok(()),
-        Some(hold) => Err(ApiError::conflict(format!("{key} is on hold: {}", hold.explain(key)))),
+        Some(hold) => {
+            Err(ApiError::conflict(format!("{key} is on hold: {}", hold.explain(key, host.key_use(key)))))
+        }
     }
 }
 

@@ -153,7 +153,7 @@ pub struct OwnName {
 pub struct OnHold {
     /// Why the host does not know it.
     cause: Cause,
-    /// What it points to.
+    /// What it points to; the name itself if the daemon shows no record of it.
     path: ContentPath,
     /// The record's sequence; null if the backend does not show it.
     #[schema(required)]

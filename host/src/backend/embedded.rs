@@ -84,8 +84,11 @@ impl Content for Files {
 
 #[async_trait]
 impl Names for Files {
-    async fn prepare(&self, _: &KeyName, _: &Key) -> Result<Prepared, BackendError> {
-        Ok(Prepared::Ready)
+    async fn prepare(&self, _: &KeyName, key: &Key) -> Result<Prepared, BackendError> {
+        Ok(match key {
+            Key::Own(_) => Prepared::Ready,
+            Key::Adopted(_) => Prepared::Gone,
+        })
     }
 
     async fn publish(&self, publication: &Publication) -> Result<Published, BackendError> {

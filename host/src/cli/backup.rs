@@ -87,7 +87,7 @@ impl Backup {
         let chunks = client.chunks(&["backup"], &json!({ "passphrase": text })).await?;
         let kept = self.keep(chunks, passphrase).await;
         let (head, bytes) = kept.with_context(|| format!("no backup was made in {}", self.file.display()))?;
-        tell(out, &self.file, bytes, &head)
+        tell(out, &self.file, bytes, &head, Some(left_out(client).await?))
     }
 
     /// Keeps what comes, once it is seen that it opens: a backup appears whole or not at all.
@@ -156,10 +156,31 @@ impl io::Read for Interruptible {
     }
 }
 
-fn tell(out: &Output, file: &Path, bytes: u64, head: &Head) -> anyhow::Result<()> {
+/// The keys whose private half the daemon alone has.
+async fn left_out(client: &Client) -> anyhow::Result<Vec<String>> {
+    let keys = client.get(&["keys"], &[]).await?;
+    let of_daemon = keys.as_array().into_iter().flatten().filter(|row| row["held_by"] == "daemon");
+    Ok(of_daemon.filter_map(|row| Some(row["key"].as_str()?.to_owned())).collect())
+}
+
+fn tell(
+    out: &Output,
+    file: &Path,
+    bytes: u64,
+    head: &Head,
+    left_out: Option<Vec<String>>,
+) -> anyhow::Result<()> {
     let mut told = json!(head);
     told["file"] = json!(file);
     told["bytes"] = json!(bytes);
+    for key in left_out.iter().flatten() {
+        output::note(&format!(
+            "warning: the private half of the key {key} is in the daemon alone and not in this backup: `ipfs key export -o FILE {key}`, then `dim ipns import-key {key} FILE`, and make the backup again"
+        ));
+    }
+    if let Some(left_out) = left_out {
+        told["keys_not_in_backup"] = json!(left_out);
+    }
     out.object(&told)
 }
 
@@ -171,6 +192,6 @@ impl Restore {
         let place = state_dir.clone();
         let restored = interruptible(file, move |file| backup::restore(file, passphrase, &place)).await;
         let head = restored.with_context(|| format!("{} is not restored", state_dir.display()))?;
-        tell(out, &state_dir, bytes, &head)
+        tell(out, &state_dir, bytes, &head, None)
     }
 }

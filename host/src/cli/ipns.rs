@@ -12,7 +12,7 @@ use crate::time::duration_of;
 
 use super::client::Client;
 use super::input;
-use super::output::{Output, bytes, cell, note};
+use super::output::{Column, Output, bytes, cell, note};
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -55,6 +55,33 @@ pub enum Command {
         #[arg(value_enum)]
         how: Adoption,
     },
+    /// Forget a name: its value, its hold and its key
+    ///
+    /// Nothing is deleted in the daemon and nothing is published. Use it for another host's key that this host has
+    /// adopted by mistake, and for the old key after `ipfs.ipns_key_name` was changed: the host keeps its record alive
+    /// otherwise. A key that a plugin uses is refused.
+    Forget {
+        /// The key, as `dim ipns ls` shows it
+        key: String,
+        /// Delete the private key if this host has made it: the name is lost for good
+        #[arg(long)]
+        delete_key: bool,
+    },
+    /// Take the private half of an adopted key
+    ///
+    /// From then on the key is in backups, and the host puts it again into a daemon that has lost it. Example:
+    /// ipfs key export -o fleet.key dim-state-key && dim ipns import-key dim-state-key fleet.key
+    ImportKey {
+        /// The key, as `dim ipns ls` shows it
+        key: String,
+        /// The file that `ipfs key export` has written; delete it afterwards
+        file: PathBuf,
+    },
+    /// List the keys, their names, and where their private halves are
+    ///
+    /// HELD BY is `host` for a key in the state directory, which is in backups, and `daemon` for an adopted key, which is
+    /// in the daemon alone.
+    Ls,
     /// Says the name that belongs to a key
     KeyId {
         /// The key, made if there is none
@@ -106,6 +133,26 @@ impl Command {
                     ));
                 }
                 Ok(())
+            }
+            Self::Forget { key, delete_key } => {
+                let query = [("delete_key", delete_key.to_string())];
+                let path = &["keys", key.as_str()];
+                out.object(&client.send_bytes(Method::DELETE, path, &query, Vec::new()).await?)
+            }
+            Self::ImportKey { key, file } => {
+                let path = &["keys", key.as_str(), "private"];
+                out.object(&client.send_bytes(Method::PUT, path, &[], input::file(&file)?).await?)
+            }
+            Self::Ls => {
+                const COLUMNS: [Column; 6] = [
+                    Column::word("KEY", "/key"),
+                    Column::word("HELD BY", "/held_by"),
+                    Column::word("PUBLISHED", "/published"),
+                    Column::word("HOLD", "/hold/cause"),
+                    Column::word("USED BY", "/used_by"),
+                    Column::word("NAME", "/name"),
+                ];
+                out.rows(&client.get(&["keys"], &[]).await?, &COLUMNS)
             }
             Self::Resolve { name } => out.object(&client.get(&["names", &name], &[]).await?),
             Self::GetState { name } => bytes(&client.get_bytes(&["names", &name, "state"]).await?),

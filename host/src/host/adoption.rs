@@ -17,8 +17,9 @@ use crate::effect::{NameUpdate, NameValue};
 use crate::ident::{ContentPath, KeyName, PluginName};
 use crate::names::published_file;
 use crate::plugin::ReplyError;
-use crate::store::names::{self, Cause, Hold, Known};
+use crate::store::names::{self, Cause, Hold, KeyUse, Known};
 use crate::store::{StoreError, documents};
+use crate::time::Timestamp;
 use crate::trouble::{Code, Trouble};
 
 /// The command by which a plugin takes over a document. Its body is `{"key": KEY, "document": JSON}`.
@@ -39,7 +40,7 @@ pub enum Adoption {
 pub struct Adopted {
     /// The key.
     pub key: KeyName,
-    /// What the name pointed to.
+    /// What the name pointed to; the name itself if there was no record.
     pub path: ContentPath,
     /// The record's sequence; null if the backend did not show it.
     #[schema(required)]
@@ -87,9 +88,14 @@ pub enum AdoptError {
     /// It is not.
     #[error("{0} is not on hold: there is nothing to adopt")]
     NotHeld(KeyName),
+    /// There is no record to import.
+    #[error(
+        "the daemon shows no record of {0}, so there is nothing to import yet: wait until it signs one anew, or publish with `dim ipns adopt {0} replace`"
+    )]
+    NoRecord(KeyName),
     /// No plugin can take over what is there.
     #[error(
-        "no running plugin publishes under {0} and imports its documents (`ipns.import` in the manifest): `dim ipns adopt {0} replace` overwrites what is there"
+        "no running plugin publishes under {0} and imports its documents (`ipns.import` in the manifest): `dim ipns adopt {0} replace` overwrites what is there, `dim ipns forget {0}` leaves it to others"
     )]
     NoImporter(KeyName),
     /// The document cannot be read.
@@ -135,16 +141,26 @@ impl From<StoreError> for AdoptError {
 impl Host {
     /// Ends the hold on a name. Imports again from where it stopped if it is repeated after a failure.
     pub async fn adopt(self: &Arc<Self>, key: &KeyName, how: Adoption) -> Result<Adopted, AdoptError> {
-        let known = names::known(&self.store.snapshot()?, key)?;
-        let held = known.and_then(|known| Some((known.hold.clone()?, known)));
-        let (hold, known) = held.ok_or_else(|| AdoptError::NotHeld(key.clone()))?;
+        let held = || -> Result<_, StoreError> {
+            let known = names::known(&self.store.snapshot()?, key)?;
+            Ok(known.and_then(|known| Some((known.hold.clone()?, known))))
+        };
+        let mut found = held()?;
+        if found.is_none() {
+            self.looked_at(key).await;
+            found = held()?;
+        }
+        let (hold, known) = found.ok_or_else(|| AdoptError::NotHeld(key.clone()))?;
         let imported = match how {
+            Adoption::Import if hold.cause == Cause::NoRecord => {
+                return Err(AdoptError::NoRecord(key.clone()));
+            }
             Adoption::Import => self.import(key, &hold, &known).await?,
             Adoption::Replace => Vec::new(),
         };
         let refused = imported.iter().filter_map(|(_, answer)| answer["refused"].as_u64()).sum();
         let released = key.clone();
-        self.commit.write(move |write| names::release(write, &released)).await?;
+        self.commit.write(move |write| names::release(write, &released, Timestamp::wall())).await?;
         self.commit.names.notify_one();
         let Hold { path, sequence, .. } = hold;
         tracing::info!(%key, %path, ?how, "adopted the name");
@@ -154,14 +170,26 @@ impl Host {
         Ok(Adopted { key: key.clone(), path, sequence, imported_by, answers, refused })
     }
 
+    /// Waits until the host knows what one of its names points to, if it has started just now or has just made the key;
+    /// a daemon that does not say so is waited for 5 s at most.
+    pub async fn looked_at(&self, key: &KeyName) {
+        if self.backend.network && self.keys.get(key).is_some() {
+            self.looks.at(key).await;
+        }
+    }
+
     /// Adopts what is on hold since the host began, for it was never published from here, as the config says.
     pub(super) async fn adopt_at_start(self: &Arc<Self>) -> Result<(), StoreError> {
         let Some(how) = self.config.now().ipfs.adopt else { return Ok(()) };
         for (key, known) in names::all(&self.store.snapshot()?)? {
-            // Another writer may still be at work: that is for a person to decide.
-            if known.hold.is_some_and(|hold| hold.cause != Cause::OtherWriter)
-                && let Err(error) = self.adopt(&key, how).await
-            {
+            let is_decided = known.hold.is_some_and(|hold| match hold.cause {
+                Cause::NeverPublished | Cause::Restored => true,
+                // There is something to import once a record appears.
+                Cause::NoRecord => how == Adoption::Replace,
+                // It may still be at work: that is for a person to decide.
+                Cause::OtherWriter => false,
+            });
+            if is_decided && let Err(error) = self.adopt(&key, how).await {
                 tracing::error!(%key, "cannot adopt the name yet: {}", crate::cause::chain(&error));
             }
         }
@@ -176,11 +204,11 @@ impl Host {
         hold: &Hold,
         known: &Known,
     ) -> Result<Vec<(PluginName, Value)>, AdoptError> {
-        let importers = self.importers(key);
-        let is_writer = |name: &PluginName| self.writers(key).contains(name);
-        if !importers.iter().any(is_writer) {
+        if self.key_use(key) != KeyUse::Importer {
             return Err(AdoptError::NoImporter(key.clone()));
         }
+        let importers = self.importers(key);
+        let is_writer = |name: &PluginName| self.writers(key).contains(name);
         let Hold { path, sequence, .. } = hold.clone();
         let current = Current { path: path.clone(), sequence };
         let value = self.published_document(&current, known).await?;
@@ -215,6 +243,16 @@ impl Host {
         }
         let read = published_file(&self.backend, current).await;
         read.map_err(|source| AdoptError::Unread { path: current.path.clone(), source })
+    }
+
+    /// Who uses a key.
+    pub fn key_use(&self, key: &KeyName) -> KeyUse {
+        let writers = self.writers(key);
+        match self.importers(key).iter().any(|importer| writers.contains(importer)) {
+            true => KeyUse::Importer,
+            false if writers.is_empty() => KeyUse::Nobody,
+            false => KeyUse::Publisher,
+        }
     }
 
     /// The running plugins that take over documents of a key.

@@ -19,6 +19,7 @@ use crate::ident::{IpnsName, KeyName, PluginName, Topic};
 use crate::interest::{Interest, Party};
 use crate::keys::Keyring;
 use crate::log::EventLog;
+use crate::names::{Failures, Looks};
 use crate::plugin::mark;
 use crate::plugin::roster::{self, Stored};
 use crate::plugin::{
@@ -57,6 +58,10 @@ pub struct Loader {
     pub hearings: Arc<Hearings>,
     /// The names of others that cannot be resolved.
     pub unresolved: Arc<Unresolved>,
+    /// Why names could not be published.
+    pub failures: Arc<Failures>,
+    /// Which names the daemon was asked about.
+    pub looks: Arc<Looks>,
     /// The writer.
     pub commit: Arc<Commit>,
     /// The log.

@@ -46,6 +46,7 @@ impl Host {
             loaded?;
         }
         let _ = self.loaded_after.set(self.begun.elapsed());
+        self.looks.want();
         self.tidy().await?;
         if let Some(running) = self.running.lock().expect(UNHURT).as_ref() {
             running.spawn_task(follow(Arc::downgrade(self)));

@@ -246,6 +246,8 @@ impl Start {
             backend: backend.clone(),
             keys: self.loader.keys.clone(),
             hearings: self.loader.hearings.clone(),
+            failures: self.loader.failures.clone(),
+            looks: self.loader.looks.clone(),
         };
         tasks.spawn(publisher.run(stop.clone()));
         let retries = Retries { store: store.clone(), commit: commit.clone(), log: self.loader.log.clone() };

@@ -12,7 +12,8 @@ use crate::backend::{BackendError, Current, Keeper};
 use crate::commit::{CommitError, NameChange};
 use crate::effect::{LIFETIME, NameUpdate, NameValue};
 use crate::ident::{IpnsName, KeyName};
-use crate::store::names::{self, Accepted, Finding, Known};
+use crate::keys::Key;
+use crate::store::names::{self, Accepted, Cause, Finding, Known};
 use crate::store::pins;
 use crate::time::Timestamp;
 
@@ -49,6 +50,8 @@ struct Subject {
     key: KeyName,
     name: IpnsName,
     known: Option<Known>,
+    /// Whether a daemon had the key before the host did.
+    is_foreign: bool,
 }
 
 impl Audit {
@@ -65,7 +68,10 @@ impl Audit {
                 Err(CommitError::Closed) => return,
                 Err(error) => tracing::error!("cannot audit the names: {error}"),
             }
-            tokio::time::sleep(PRESENCE_EVERY).await;
+            tokio::select! {
+                () = tokio::time::sleep(PRESENCE_EVERY) => {}
+                () = self.publisher.looks.wanted() => {}
+            }
         }
     }
 
@@ -101,7 +107,10 @@ impl Audit {
         }
         let subjects: Vec<_> = subjects
             .into_iter()
-            .filter(|it| is_due || (it.known.is_none() && !self.looked_up.contains(&it.key)))
+            .filter(|it| {
+                let is_new = it.known.is_none() && !self.looked_up.contains(&it.key);
+                is_due || is_new || !self.publisher.looks.has(&it.key)
+            })
             .collect();
         if is_due {
             self.next = Instant::now() + AUDIT_EVERY;
@@ -111,9 +120,10 @@ impl Audit {
 
     fn subjects(&self) -> Result<Vec<Subject>, CommitError> {
         let snapshot = self.publisher.store.snapshot()?;
-        let subject = |(key, held): (KeyName, crate::keys::Key)| {
+        let subject = |(key, held): (KeyName, Key)| {
             let known = names::known(&snapshot, &key)?;
-            Ok(Subject { name: held.name(), key, known })
+            let is_foreign = self.publisher.keys.is_foreign(&key);
+            Ok(Subject { name: held.name(), key, known, is_foreign })
         };
         self.publisher.keys.all().into_iter().map(subject).collect()
     }
@@ -152,15 +162,17 @@ impl Audit {
         });
         let outcomes: Vec<_> = audits.buffer_unordered(TOGETHER).collect().await;
         for (key, outcome) in outcomes {
+            self.publisher.looks.note(&key);
             match outcome {
                 Ok(()) => {
                     self.looked_up.insert(key);
                 }
                 Err(super::PublishError::Commit(error)) => return Err(error),
-                Err(super::PublishError::Backend(error)) => {
+                Err(error) => {
                     tracing::debug!(%key, "cannot audit: {error}");
                     // Whether there is a record is asked again when the name is published, or the next time.
-                    if error.is_deadline_of_daemon() {
+                    if matches!(&error, super::PublishError::Backend(error) if error.is_deadline_of_daemon())
+                    {
                         self.looked_up.insert(key);
                     }
                 }
@@ -170,7 +182,7 @@ impl Audit {
     }
 
     async fn audit_one(&self, subject: &Subject, is_listed: bool) -> Result<(), super::PublishError> {
-        let Subject { key, name, known } = subject;
+        let Subject { key, name, known, is_foreign } = subject;
         let current = self.publisher.backend.names.current(name).await?;
         let Some(known) = known else {
             if let Some(current) = current {
@@ -182,6 +194,13 @@ impl Audit {
             && let Finding::Unknown(_) = known.compare(current)
         {
             return Ok(self.publisher.hold(key, current.clone()).await?);
+        }
+        let is_held_without = known.hold.as_ref().is_some_and(|hold| hold.cause == Cause::NoRecord);
+        if is_held_without && current.is_some() {
+            return Ok(self.recognize(key).await?);
+        }
+        if current.is_none() && *is_foreign && known.awaits_record() {
+            return Ok(self.publisher.hold_without_record(key, name.clone()).await?);
         }
         let Some(accepted) = known.published.as_ref().filter(|it| it.of != 0 && known.hold.is_none()) else {
             return Ok(());
@@ -217,9 +236,17 @@ impl Audit {
         Ok(is_lost.then_some("the daemon has lost its document"))
     }
 
+    /// Ends the hold on a name whose record has come back, and has the host's own value.
+    async fn recognize(&self, key: &KeyName) -> Result<(), CommitError> {
+        let key = key.clone();
+        self.publisher.commit.write(move |write| names::release(write, &key, Timestamp::wall())).await?;
+        self.publisher.commit.names.notify_one();
+        Ok(())
+    }
+
     async fn lose(&self, key: &KeyName, accepted: &Accepted, why: &'static str) -> Result<(), CommitError> {
-        let (lost, seen) = (key.clone(), accepted.clone());
-        if self.publisher.commit.write(move |write| names::lose(write, &lost, &seen)).await? {
+        let (lost, seen, now) = (key.clone(), accepted.clone(), Timestamp::wall());
+        if self.publisher.commit.write(move |write| names::lose(write, &lost, &seen, now)).await? {
             tracing::warn!(%key, "the name is published again: {why}");
             self.publisher.commit.names.notify_one();
         }

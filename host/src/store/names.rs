@@ -7,14 +7,16 @@ use cid::Cid;
 use redb::{ReadableTable, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
-use super::{NAMES, Snapshot, StoreError, documents};
+use super::{NAMES, Snapshot, StoreError, documents, pins};
 use crate::backend::Keeper;
 use crate::effect::{NameUpdate, NameValue};
 use crate::entry::Resolution;
 use crate::ident::{ContentPath, IpnsName, KeyName};
 use crate::time::{Timestamp, nanoseconds};
 
-pub use ownership::{Cause, Finding, Hold, attempt, find, hold, lose, release, take_over};
+pub use ownership::{
+    Cause, Finding, Hold, KeyUse, attempt, find, hold, hold_without_record, lose, release, take_over,
+};
 
 /// One of the host's names, as it was committed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -27,6 +29,10 @@ pub struct Known {
     pub lifetime: u64,
     /// When it got this value, in nanoseconds since 1970.
     pub since: u64,
+    /// Since when there is a value that the backend has not accepted, in nanoseconds since 1970: newer values do not
+    /// change it. Absent: since the name got its value, or it does not wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<u64>,
     /// Bytes of the document, if the host holds it.
     pub document: Option<u64>,
     /// What the backend last accepted.
@@ -34,6 +40,9 @@ pub struct Known {
     /// What was sent to the backend since, and may have been accepted without the host hearing of it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attempts: Vec<ContentPath>,
+    /// Whether the operator has had the host publish under an adopted key although there was no record of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub claimed: bool,
     /// Why nothing is published under the name until the operator decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold: Option<Hold>,
@@ -110,6 +119,11 @@ impl Known {
         !self.is_published() && self.hold.is_none()
     }
 
+    /// Since when there is a value that the backend has not accepted; none if there is none.
+    pub fn waiting_since(&self) -> Option<Timestamp> {
+        (!self.is_published()).then(|| Timestamp(self.waiting.unwrap_or(self.since)))
+    }
+
     /// The record that the host signed.
     pub fn record(&self) -> Option<&[u8]> {
         self.published.as_ref()?.record.as_deref()
@@ -125,6 +139,11 @@ impl Known {
             }
             _ => Timestamp(0),
         }
+    }
+
+    /// What the name points to, and what the backend has or may have of it.
+    fn paths(&self) -> impl Iterator<Item = &ContentPath> {
+        [&self.path].into_iter().chain(self.published.as_ref().map(|it| &it.path)).chain(&self.attempts)
     }
 
     fn document_cid(&self) -> Option<Cid> {
@@ -158,7 +177,8 @@ pub fn set(
     if let Some(known) = before.as_ref().filter(has_it) {
         // Of two records with one sequence the one that is valid for longer counts.
         let sequence = known.sequence + u64::from(lifetime < known.lifetime);
-        put(write, key, &Known { lifetime, sequence, ..known.clone() })?;
+        let waiting = Some(known.waiting_since().unwrap_or(now).0);
+        put(write, key, &Known { lifetime, sequence, waiting, ..known.clone() })?;
         return Ok(None);
     }
     let document = match &update.value {
@@ -170,9 +190,12 @@ pub fn set(
     };
     let superseded = before.as_ref().and_then(Known::document_cid);
     let sequence = before.as_ref().map_or(1, |known| known.sequence + 1);
-    let (published, attempts, hold) =
-        before.map_or_else(Default::default, |known| (known.published, known.attempts, known.hold));
-    let known = Known { path, sequence, lifetime, since: now.0, document, published, attempts, hold };
+    let waiting = Some(before.as_ref().and_then(Known::waiting_since).unwrap_or(now).0);
+    let (published, attempts, hold, claimed) = before
+        .map_or_else(Default::default, |known| (known.published, known.attempts, known.hold, known.claimed));
+    let since = now.0;
+    let known =
+        Known { path, sequence, lifetime, since, waiting, document, published, attempts, claimed, hold };
     put(write, key, &known)?;
     Ok(Some(Changed { resolution: known.resolution(update.name.clone()), superseded }))
 }
@@ -201,8 +224,9 @@ pub fn restore(
     }
     let superseded = known.document_cid();
     let sequence = known.sequence + 1;
-    let Known { published, attempts, hold, .. } = known;
-    let known = Known { sequence, since: now.0, published, attempts, hold, ..before };
+    let waiting = Some(known.waiting_since().unwrap_or(now).0);
+    let Known { published, attempts, hold, claimed, .. } = known;
+    let known = Known { sequence, since: now.0, waiting, published, attempts, hold, claimed, ..before };
     put(write, key, &known)?;
     Ok(Some(Changed { resolution: known.resolution(name), superseded }))
 }
@@ -217,6 +241,27 @@ pub fn release_document(write: &WriteTransaction, known: &Known) -> Result<(), S
     known.document_cid().map_or(Ok(()), |cid| documents::release(write, &cid))
 }
 
+/// Forgets a name: its value, what was accepted of it and its hold. What the backend has of it stays as it is, pinned
+/// and published.
+pub fn forget(write: &WriteTransaction, key: &KeyName) -> Result<(), StoreError> {
+    let Some(known) = read(&write.open_table(NAMES)?, key)? else { return Ok(()) };
+    release_document(write, &known)?;
+    if let Some(cid) = known.published.as_ref().and_then(Accepted::document) {
+        documents::release(write, &cid)?;
+    }
+    write.open_table(NAMES)?.remove(key.as_str())?;
+    let others = rows(&write.open_table(NAMES)?)?;
+    let is_of_another =
+        |path: &ContentPath| others.iter().any(|(_, other)| other.paths().any(|it| it == path));
+    // What is noted and no name points to would be unpinned.
+    for path in known.paths().filter(|path| !is_of_another(path)) {
+        if let Some((cid, _)) = path.ipfs() {
+            pins::forget(write, &cid)?;
+        }
+    }
+    Ok(())
+}
+
 /// Notes that the backend has a value, whose document is held for those who read the record.
 pub fn accept(write: &WriteTransaction, key: &KeyName, accepted: Accepted) -> Result<(), StoreError> {
     let Some(known) = read(&write.open_table(NAMES)?, key)? else { return Ok(()) };
@@ -227,8 +272,15 @@ pub fn accept(write: &WriteTransaction, key: &KeyName, accepted: Accepted) -> Re
     if let Some(before) = known.published.as_ref().and_then(Accepted::document) {
         documents::release(write, &before)?;
     }
+    let waiting = match accepted.of {
+        of if of == known.sequence => None,
+        // It stands for no value of the host.
+        0 => known.waiting,
+        // What was committed while this was published.
+        _ => Some(known.since),
+    };
     let published = Some(Accepted { is_held, ..accepted });
-    put(write, key, &Known { published, attempts: Vec::new(), ..known })
+    put(write, key, &Known { published, waiting, attempts: Vec::new(), claimed: false, ..known })
 }
 
 /// After a restore from a backup: others may have seen records that are newer than what the backup knows
@@ -240,6 +292,7 @@ pub fn overtake(write: &WriteTransaction) -> Result<(), StoreError> {
             (accepted.of, accepted.by) = (0, None);
             accepted.backed_up.get_or_insert(accepted.sequence);
             accepted.sequence = accepted.sequence.saturating_add(OVERTAKING);
+            known.waiting = Some(Timestamp::wall().0);
         }
         put(write, &key, &known)?;
     }

@@ -178,6 +178,8 @@ impl Ground {
             backlog,
             hearings: Arc::default(),
             unresolved: Arc::default(),
+            failures: Arc::default(),
+            looks: Arc::default(),
             commit,
             log: event_log,
             room,

@@ -22,11 +22,22 @@ pub fn call(operation: &'static str, path: impl Into<String>, body: impl Into<Ve
     Call { operation, path: path.into(), body: body.into(), status }
 }
 
+/// Which key `held` is.
+const HELD: u8 = 7;
+
+/// A private key as `ipfs key export` writes it.
+fn exported(seed: u8) -> Vec<u8> {
+    let pair = libp2p_identity::Keypair::ed25519_from_bytes([seed; 32]).expect("a key");
+    pair.to_protobuf_encoding().expect("it has this form")
+}
+
 /// Makes a state directory in which the name of the key `held` is on hold.
 pub async fn hold_a_name_in(state: &Path) {
     let host = dim_tests::Setup::default().start().await;
     let key: dim::ident::KeyName = "held".parse().expect("a key");
-    let name = host.host.keys.get_or_create(&key).expect("a key").name();
+    let file = dim::keys::KeyFile { is_adopted: false, bytes: exported(HELD) };
+    host.host.keys.import(&key, &file).expect("the key is stored");
+    let name = host.host.keys.name(&key).expect("a key");
     let value = dim::effect::NameValue::document("its own".into());
     let update = dim::effect::NameUpdate { name, value, lifetime: dim::effect::LIFETIME };
     let change = dim::commit::NameChange::Own { key: key.clone(), update };
@@ -222,6 +233,18 @@ pub fn of_a_sound_host() -> Vec<Call> {
         call("publish_path", "/v1/keys/other/path?lifetime_seconds=3600", PATH, 200),
         call("publish_path", "/v1/keys/other/path", "{", 400),
         call("publish_path", "/v1/keys/other/path", r#"{"path":"nowhere"}"#, 422),
+        call("list_keys", "/v1/keys", "", 200),
+        call("make_key", "/v1/keys/mistaken", "", 200),
+        call("import_key", "/v1/keys/mistaken/private", exported(8), 409),
+        call("import_key", "/v1/keys/mistaken/private", "no key", 422),
+        call("import_key", "/v1/keys/nobody/private", "no key", 404),
+        call("import_key", "/v1/keys/self/private", "no key", 400),
+        call("import_key", "/v1/keys/held/private", exported(HELD), 200),
+        call("forget_key", "/v1/keys/mistaken", "", 409),
+        call("forget_key", "/v1/keys/mistaken?delete_key=true", "", 200),
+        call("forget_key", "/v1/keys/mistaken", "", 404),
+        call("forget_key", "/v1/keys/self", "", 400),
+        call("forget_key", "/v1/keys/dim-state-key?delete_key=true", "", 409),
         call("resolve_name", "/v1/names/policy", "", 200),
         call("resolve_name", "/v1/names/nobody", "", 404),
         call("resolve_name", "/v1/names/x%2Fy", "", 400),

@@ -37,6 +37,9 @@ fn obstacle(host: &Host) -> Option<String> {
     if let Some(Shortage { reason, since, .. }) = host.room.shortage() {
         return Some(format!("nothing is taken in since {since:.0}: {reason}"));
     }
+    if host.is_looking() {
+        return Some("the host does not know yet what is published under its names".to_owned());
+    }
     let loading = host.loading();
     let names: Vec<_> = loading.iter().map(PluginName::as_str).collect();
     (!names.is_empty()).then(|| format!("these plugins are not loaded yet: {}", names.join(", ")))

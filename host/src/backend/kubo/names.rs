@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use libp2p_identity::Keypair;
 use serde::Deserialize;
 use tokio::sync::Mutex;
 
@@ -52,11 +53,7 @@ impl Names {
         Ok(keys.into_iter().find(|(name, _)| name == key).map(|(_, name)| name))
     }
 
-    async fn import(&self, name: &KeyName, key: &Key) -> Result<(), BackendError> {
-        let Key::Own(pair) = key else {
-            let message = format!("key {name} was adopted from a daemon, and this one does not have it");
-            return Err(BackendError::Refused { call: "key/import", message });
-        };
+    async fn import(&self, name: &KeyName, pair: &Keypair) -> Result<(), BackendError> {
         let bytes = pair
             .to_protobuf_encoding()
             .map_err(|error| BackendError::Refused { call: "key/import", message: error.to_string() })?;
@@ -98,7 +95,8 @@ impl Backend for Names {
     async fn prepare(&self, name: &KeyName, key: &Key) -> Result<Prepared, BackendError> {
         let mut there = self.find(name).await?;
         if there.is_none() {
-            self.import(name, key).await?;
+            let Key::Own(pair) = key else { return Ok(Prepared::Gone) };
+            self.import(name, pair).await?;
             there = self.find(name).await?;
         }
         match there {

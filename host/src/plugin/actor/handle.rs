@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::{Order, PluginStatus};
 use crate::entry::{Kind, Offset};
-use crate::ident::PluginName;
+use crate::ident::{KeyName, PluginName};
 use crate::log::{EventLog, Mailbox};
 use crate::plugin::roster::Claim;
 use crate::plugin::{Reply, ReplyError, Runnable};
@@ -284,6 +284,12 @@ impl Handle {
     /// The keys of what runs, and of what runs again if that fails.
     pub fn claims(&self) -> impl Iterator<Item = Claim> + use<> {
         [Some(self.code()), self.fallback()].into_iter().flatten().map(|run| Claim::of(&run.reach))
+    }
+
+    /// Whether what runs publishes under a key or reads it, or what runs again if that fails.
+    pub fn uses(&self, key: &KeyName) -> bool {
+        let runs = [Some(self.code()), self.fallback()];
+        runs.into_iter().flatten().any(|run| run.reach.keys().any(|used| used == key))
     }
 
     /// Lets other code go on between two entries; an order before it must have been obeyed. Who waits is told

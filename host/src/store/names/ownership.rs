@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use super::{Accepted, Changed, Known, accept, put, read, set};
 use crate::backend::Current;
 use crate::effect::NameUpdate;
-use crate::ident::{ContentPath, KeyName};
+use crate::ident::{ContentPath, IpnsName, KeyName};
 use crate::store::{NAMES, StoreError};
 use crate::time::Timestamp;
 
@@ -18,7 +18,7 @@ use crate::time::Timestamp;
 pub struct Hold {
     /// Why the host does not know the record.
     pub cause: Cause,
-    /// What the record points to.
+    /// What the record points to; the name itself where there is no record.
     pub path: ContentPath,
     /// The record's sequence, where the backend shows it.
     pub sequence: Option<u64>,
@@ -30,18 +30,45 @@ pub struct Hold {
 
 impl Hold {
     /// Says why the name is on hold and what the operator can do.
-    pub fn explain(&self, key: &KeyName) -> String {
+    pub fn explain(&self, key: &KeyName, used: KeyUse) -> String {
+        let forget = format!("`dim ipns forget {key}` leaves it to others");
         let why = match self.cause {
             Cause::NeverPublished => "this host has never published under it",
             Cause::Restored => "it was published after the backup that this host was restored from",
             Cause::OtherWriter => "another writer has published it since",
+            Cause::NoRecord => {
+                let later = match used {
+                    KeyUse::Importer => "then `import` is possible",
+                    KeyUse::Publisher => "then the hold shows what it points to",
+                    KeyUse::Nobody => &forget,
+                };
+                return format!(
+                    "the daemon holds this key and shows no record of it: it may have expired, and the daemon may sign it anew within minutes; {later}. If nothing was ever published under the key, `dim ipns adopt {key} replace` publishes"
+                );
+            }
         };
         let sequence = self.sequence.map(|sequence| format!(" (sequence {sequence})")).unwrap_or_default();
+        let instead = match used {
+            KeyUse::Importer => format!("`dim ipns adopt {key} import` takes its content over first, "),
+            KeyUse::Publisher => String::new(),
+            KeyUse::Nobody => format!("no running plugin publishes under the key: {forget}, "),
+        };
         format!(
-            "the name points to {}{sequence}, and {why}; `dim ipns adopt {key} import` takes its content over first, `dim ipns adopt {key} replace` overwrites it",
+            "the name points to {}{sequence}, and {why}; {instead}`dim ipns adopt {key} replace` overwrites it",
             self.path
         )
     }
+}
+
+/// Who uses a key on this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyUse {
+    /// A running plugin publishes under it, and imports its documents.
+    Importer,
+    /// A plugin publishes under it.
+    Publisher,
+    /// No plugin publishes under it.
+    Nobody,
 }
 
 /// Why a host does not know what is published under its name.
@@ -54,6 +81,9 @@ pub enum Cause {
     Restored,
     /// Another writer has published under the name since the host did.
     OtherWriter,
+    /// The daemon has the key, which the host has adopted, and shows no record of it: it may have expired, and come
+    /// back when the daemon signs it anew.
+    NoRecord,
 }
 
 /// Values that may have been accepted without the host hearing of it, at most.
@@ -91,6 +121,18 @@ impl Known {
             _ => Finding::Unknown(Cause::OtherWriter),
         }
     }
+
+    /// Whether the value is what somebody else had published under the name: the host has given it none of its own.
+    pub fn is_of_another(&self) -> bool {
+        self.is_published() && self.published.as_ref().is_some_and(|accepted| accepted.by.is_none())
+    }
+
+    /// Whether nothing may be published while the backend shows no record: nothing was ever sent or seen under the
+    /// name, and the operator has not decided. It counts for an adopted key, of which there may be a record that has
+    /// expired.
+    pub fn awaits_record(&self) -> bool {
+        self.published.is_none() && self.attempts.is_empty() && !self.claimed
+    }
 }
 
 /// Notes that a value is about to be sent to the backend, which may accept it without the host hearing of it.
@@ -105,15 +147,24 @@ pub fn attempt(write: &WriteTransaction, key: &KeyName, path: &ContentPath) -> R
     Ok(())
 }
 
-/// Notes that the backend has lost what it had accepted of a name, so that it is published again at once; nothing if
-/// something was accepted since `seen`.
-pub fn lose(write: &WriteTransaction, key: &KeyName, seen: &Accepted) -> Result<bool, StoreError> {
+/// Notes at `now` that the backend has lost what it had accepted of a name, so that it is published again at once;
+/// nothing if something was accepted since `seen`.
+pub fn lose(
+    write: &WriteTransaction,
+    key: &KeyName,
+    seen: &Accepted,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
     let Some(mut known) = read(&write.open_table(NAMES)?, key)? else { return Ok(false) };
     let Some(accepted) = known.published.as_mut().filter(|accepted| *accepted == seen && accepted.of != 0)
     else {
         return Ok(false);
     };
+    let is_published = accepted.of == known.sequence;
     (accepted.of, accepted.by) = (0, None);
+    if is_published {
+        known.waiting = Some(now.0);
+    }
     put(write, key, &known)?;
     Ok(true)
 }
@@ -129,14 +180,33 @@ pub fn hold(
     let Some(mut known) = read(&write.open_table(NAMES)?, key)? else { return Ok(false) };
     let Finding::Unknown(cause) = known.compare(current) else { return Ok(false) };
     let Current { path, sequence } = current.clone();
-    let is_news = known.hold.is_none();
-    known.hold = Some(match known.hold.take() {
+    let held = known.hold.take().filter(|held| held.cause != Cause::NoRecord);
+    let is_news = held.is_none();
+    known.hold = Some(match held {
         Some(held) if (&held.path, held.sequence) == (&path, sequence) => return Ok(false),
         Some(held) => Hold { path, sequence, changed: now.0, ..held },
         None => Hold { cause, path, sequence, since: now.0, changed: now.0 },
     });
     put(write, key, &known)?;
     Ok(is_news)
+}
+
+/// Stops publishing under a name of whose adopted key the backend shows no record, unless the host has published under
+/// it or the operator has decided; returns whether that is news.
+pub fn hold_without_record(
+    write: &WriteTransaction,
+    key: &KeyName,
+    name: &IpnsName,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
+    let Some(mut known) = read(&write.open_table(NAMES)?, key)? else { return Ok(false) };
+    if known.hold.is_some() || !known.awaits_record() {
+        return Ok(false);
+    }
+    let (path, cause) = (ContentPath::of_name(name), Cause::NoRecord);
+    known.hold = Some(Hold { cause, path, sequence: None, since: now.0, changed: now.0 });
+    put(write, key, &known)?;
+    Ok(true)
 }
 
 /// Takes note of what is published under a name that the host has never given a value: it is the name's value from
@@ -178,11 +248,17 @@ pub fn take_over(
     Ok(changed)
 }
 
-/// Ends the hold on a name: from now on the host publishes over what was there.
-pub fn release(write: &WriteTransaction, key: &KeyName) -> Result<(), StoreError> {
+/// Ends the hold on a name: from `now` on the host publishes over what was there.
+pub fn release(write: &WriteTransaction, key: &KeyName, now: Timestamp) -> Result<(), StoreError> {
     let Some(mut known) = read(&write.open_table(NAMES)?, key)? else { return Ok(()) };
-    let Some(hold) = known.hold.take() else { return Ok(()) };
+    let hold = known.hold.take();
+    known.claimed = known.published.is_none();
+    // Until now it has waited for the operator.
+    if hold.is_some() && !known.is_published() {
+        known.waiting = Some(now.0);
+    }
     put(write, key, &known)?;
+    let Some(hold) = hold.filter(|hold| hold.cause != Cause::NoRecord) else { return Ok(()) };
     let is_taken_over = known.published.as_ref().is_some_and(|accepted| accepted.path == hold.path);
     if is_taken_over {
         return Ok(());

@@ -173,7 +173,8 @@ impl Actor {
         let Parts { run, probation, fallback, rules, failed, is_paused, quarantine, rates, .. } = parts;
         let Parts { state_version, session, secret, numbers, log, commit, room, .. } = parts;
         let plugin = session.plugin.clone();
-        let session = Session::new(session, run.version().to_owned())?;
+        let mut session = Session::new(session, run.version().to_owned())?;
+        let world_changed = session.world.forget_ended_but(&run.topics) == Change::Some;
         let cursor = session.effects.batch.cursor;
         let (handle, inbox) = handle::pair(plugin.clone(), &run, log.clone(), room.clone());
         let mut actor = Self {
@@ -199,7 +200,7 @@ impl Actor {
             batch_begun: None,
             stored_cursor: cursor,
             stored_at: Instant::now(),
-            world_changed: false,
+            world_changed,
             failing: Failing::from_before(quarantine.is_some()),
             ticked_at: None,
             tried: None,
@@ -427,6 +428,7 @@ impl Actor {
         if world.observe(&plugin, entry) == Change::Some {
             self.world_changed = true;
             if matches!(entry.kind, Kind::Subscription { .. }) {
+                self.forget_ended_topics();
                 self.watch();
             }
         }
@@ -589,6 +591,13 @@ impl Actor {
         self.tally.effects.add(&batch);
         self.commit.submit(batch, self.progress.clone());
         true
+    }
+
+    /// Has the world hold no more topics than the manifest has, and those that it is subscribed to.
+    fn forget_ended_topics(&mut self) {
+        let topics = std::mem::take(&mut self.run.topics);
+        self.session_mut().world.forget_ended_but(&topics);
+        self.run.topics = topics;
     }
 
     /// Has the log wake this thread for what the plugin is subscribed to.

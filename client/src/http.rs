@@ -165,7 +165,11 @@ impl Http {
                 query.push(("after", after));
             }
             let page: Vec<Value> = self.get(segments, &query).await?;
-            after = page.last().and_then(|last| last[id].as_str()).map(str::to_owned);
+            after = page.last().and_then(|last| match &last[id] {
+                Value::String(id) => Some(id.clone()),
+                Value::Number(id) => Some(id.to_string()),
+                _ => None,
+            });
             for row in page {
                 rows.push(serde_json::from_value(row).map_err(|error| self.strange(error.to_string()))?);
             }

@@ -21,6 +21,7 @@ mod nodes;
 mod openapi;
 mod plugins;
 mod queues;
+mod rows;
 mod server;
 mod status;
 mod stream;

@@ -14,7 +14,11 @@ use utoipa::ToSchema;
 use crate::entry::Offset;
 use crate::feed::Feed;
 use crate::ident::PluginName;
+use crate::plugin::REASON_BYTES;
 use crate::time::Timestamp;
+
+/// Longest text of where a component came from, and of who asked for a change, in bytes; what is longer is cut.
+pub const SOURCE_BYTES: usize = 2_048;
 
 /// The topic on which every host tells of changes of its plugins, as JSON of a [`Change`].
 pub const TOPIC: &str = "dim.plugins.changes";
@@ -173,12 +177,12 @@ pub struct Pause {
 impl Change {
     /// A change that begins now.
     pub fn new(plugin: PluginName, state: State, by: String, source: String) -> Self {
-        let (steps, source) = (vec![Step { state, at: Timestamp::wall() }], masked(&source));
+        let steps = vec![Step { state, at: Timestamp::wall() }];
         Self {
             plugin,
             state,
-            by,
-            source,
+            by: cut(by, SOURCE_BYTES),
+            source: cut(masked(&source), SOURCE_BYTES),
             before: None,
             after: None,
             reason: None,
@@ -205,12 +209,25 @@ impl Change {
         self.reach(State::OnProbation);
     }
 
+    /// Notes why; what is too long is cut.
+    pub fn because(&mut self, reason: String) {
+        self.reason = Some(cut(reason, REASON_BYTES));
+    }
+
     /// The code comes to its end for a reason.
     pub fn ended(&mut self, state: State, reason: Option<String>, replayed: Option<u64>) {
-        self.reason = reason.or_else(|| self.reason.take());
+        if let Some(reason) = reason {
+            self.because(reason);
+        }
         self.replayed = replayed;
         self.reach(state);
     }
+}
+
+/// A text of at most so many bytes.
+fn cut(mut text: String, most: usize) -> String {
+    text.truncate(text.floor_char_boundary(most));
+    text
 }
 
 /// States of changes that are kept for those who listen.
@@ -350,5 +367,19 @@ impl Drop for UnderWay {
             self.changes.tell(&told);
         }
         self.changes.under_way.lock().expect(UNHURT).remove(&self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stays_on_record_of_a_change_is_bounded() {
+        let long = || "ö".repeat(50_000);
+        let mut change = Change::new("probe".parse().unwrap(), State::Judging, long(), long());
+        change.ended(State::Refused, Some(long()), None);
+        assert_eq!((change.by.len(), change.source.len()), (SOURCE_BYTES, SOURCE_BYTES));
+        assert_eq!(change.reason.unwrap().len(), REASON_BYTES);
     }
 }

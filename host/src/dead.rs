@@ -1,13 +1,17 @@
 //! Owns what becomes of dead letters: the operator has each replayed or dropped once, however many ask, and those
 //! that are too old go.
 
+use std::ops::ControlFlow;
+
 use redb::WriteTransaction;
 
 use crate::commit::{Commit, CommitError};
 use crate::effect::DeadLetter;
 use crate::entry::{Kind, Offset};
 use crate::host::Host;
+use crate::ident::PluginName;
 use crate::store::dead::{self, Filter};
+use crate::store::{Store, StoreError};
 
 /// Gives a dead letter's event to its plugin again, in place of the letter.
 /// Returns false if there is no such letter.
@@ -45,7 +49,7 @@ pub enum Fate {
     Drop,
 }
 
-/// Letters that are taken together: each may hold a message of 1 MiB.
+/// Letters that are taken together.
 const PAGE: usize = 100;
 
 /// Does the same with all letters that are meant and are there by now; returns with how many. Those of plugins that
@@ -55,7 +59,7 @@ pub async fn all(host: &Host, filter: Filter, fate: Fate) -> Result<u64, CommitE
     let (mut after, mut done) = (None, 0);
     loop {
         let (store, filter) = (host.store.clone(), filter.clone());
-        let page = tokio::task::spawn_blocking(move || dead::list(&store, &filter, after, PAGE)).await;
+        let page = tokio::task::spawn_blocking(move || page(&store, &filter, after)).await;
         let page = page.expect("reading does not panic")?;
         let Some((end, _)) = page.last() else { return Ok(done) };
         after = Some(*end);
@@ -63,10 +67,20 @@ pub async fn all(host: &Host, filter: Filter, fate: Fate) -> Result<u64, CommitE
         let is_old = |id: u64| last.is_some_and(|last| id <= last);
         let is_over = !is_old(*end);
         let runs = |plugin| fate == Fate::Drop || host.plugins.get(plugin).is_some();
-        let meant = page.iter().filter(|(id, letter)| is_old(*id) && runs(&letter.plugin));
+        let meant = page.iter().filter(|(id, plugin)| is_old(*id) && runs(plugin));
         done += each(&host.commit, meant.map(|(id, _)| *id).collect(), fate).await?;
         if is_over {
             return Ok(done);
         }
     }
+}
+
+/// The next letters after one, by number, each with its plugin.
+fn page(store: &Store, filter: &Filter, after: Option<u64>) -> Result<Vec<(u64, PluginName)>, StoreError> {
+    let mut page = Vec::new();
+    dead::walk(store, filter, after, |id, letter| {
+        page.push((id, letter.plugin));
+        if page.len() < PAGE { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    Ok(page)
 }

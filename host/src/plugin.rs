@@ -44,7 +44,9 @@ pub use effects::{Batch, Effects, PendingReply, Reply, ReplyError, Timers};
 pub use engine::{Engine, EngineError, Prepared, judge};
 pub use grants::{Grants, NameOrKey, Reach, TopicPattern};
 pub use imports::{lacking, ways_to_wait};
-pub use limits::{DOCUMENT_BYTES, KEY_BYTES, LIMITS, LimitPolicy, Limits, MESSAGE_BYTES, SomeLimits};
+pub use limits::{
+    DOCUMENT_BYTES, KEY_BYTES, LIMITS, LimitPolicy, Limits, MESSAGE_BYTES, REASON_BYTES, SomeLimits,
+};
 pub use lines::{Line, Lines};
 pub use manifest::{
     Inspection, MAX_COMPONENT, Manifest, ManifestError, Resolved, inspect, leb128, read, section,

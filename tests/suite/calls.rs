@@ -1,5 +1,7 @@
 //! Each import function: what it answers, what it refuses, and its limits.
 
+use std::collections::BTreeSet;
+
 use dim_tests::{Setup, TestHost, eventually, script};
 use serde_json::{Value, json};
 
@@ -404,6 +406,35 @@ async fn changes_of_subscriptions_are_limited_by_the_rate_of_publishes() {
     let answers = host.run(json!((0..11).map(subscribe).collect::<Vec<_>>())).await;
     let refused = json!({ "error": "Error::LimitExceeded(\"publishes-per-second\")" });
     assert_eq!((&answers[9], &answers[10]), (&json!({ "ok": null }), &refused));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_of_subscriptions_that_are_not_in_the_log_are_limited() {
+    let host = Setup::probe().start().await;
+    host.plugin("probe").handle.pause(true);
+    // All of these come before what they ask for.
+    for number in 0..300 {
+        let topic = format!("probe.{number}");
+        for step in ["subscribe", "unsubscribe"] {
+            host.from_peer("probe.in", script(json!([{ "do": step, "topic": topic }])).to_string()).await;
+        }
+    }
+    let head = host.host.log.head();
+    host.plugin("probe").handle.pause(false);
+    // To end what has not begun is nothing: one change of each topic beyond is refused.
+    let met = || host.plugin("probe").handle.status().met.get("topics").copied().unwrap_or_default();
+    eventually("the last one is refused", async || met() == 300 - 256).await;
+    let count = || {
+        let entries = host.host.store.read_log(head, 1_000).unwrap().into_iter();
+        let topics: BTreeSet<_> = entries
+            .filter_map(|entry| match entry.kind {
+                dim::entry::Kind::Subscription { topic, .. } => Some(topic),
+                _ => None,
+            })
+            .collect();
+        topics.len()
+    };
+    eventually("what was asked for is in the log", async || count() == 256).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use dim::plugin::ReplyError;
-use dim_tests::{Setup, eventually, script};
+use dim_tests::{Setup, SupervisedHost, eventually, script, with_token};
 use serde_json::{Value, json};
 
 fn message(steps: Value, then: &str) -> String {
@@ -40,6 +40,35 @@ async fn a_rejected_event_leaves_no_trace_and_becomes_a_dead_letter() {
     assert_eq!(host.host.interest.topics().len(), 1);
     let letters = dim::store::dead::list(&host.host.store, &Default::default(), None, 10).unwrap();
     assert_eq!(letters[0].1.log, ["about to be rejected"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_dead_letters_has_the_beginning_of_a_long_log_and_one_letter_all_of_it() {
+    let host = SupervisedHost::start(&Setup::probe()).await;
+    let (http, url) = (with_token(), host.serve().await);
+    let get = async |path: &str| -> String {
+        let answer = http.get(format!("{url}/v1/dead-letters{path}")).send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        answer.text().await.unwrap()
+    };
+    let count = async || serde_json::from_str::<Vec<Value>>(&get("").await).unwrap().len();
+    for (lines, long) in [(1, "short".to_owned()), (100, "L".repeat(4_000)), (100, "L".repeat(4_000))] {
+        let log = message(json!([{ "do": "log", "line": long, "times": lines }]), "reject");
+        let url = format!("{url}/v1/topics/probe.in/messages");
+        assert_eq!(http.post(url).body(log).send().await.unwrap().status(), 202);
+    }
+    eventually("they are set aside", async || count().await == 3).await;
+    let page = get("").await;
+    assert!(page.len() < 20_000, "{}", page.len());
+    let page: Vec<Value> = serde_json::from_str(&page).unwrap();
+    assert_eq!((&page[0]["log"], &page[0]["log_lines"]), (&json!(["short"]), &Value::Null));
+    assert_eq!((&page[2]["log"], &page[2]["log_lines"]), (&json!(["L".repeat(1_000)]), &json!(100)));
+    let last: Value = serde_json::from_str(&get(&format!("/{}", page[2]["id"])).await).unwrap();
+    assert_eq!(last["log"], json!(vec!["L".repeat(4_000); 100]));
+    assert_eq!(last["log_lines"], Value::Null);
+    let next: Vec<Value> = serde_json::from_str(&get("?limit=1&after=1").await).unwrap();
+    assert_eq!(next.len(), 1);
+    host.stop().await;
 }
 
 /// How many messages of plugins are in the log.

@@ -1,7 +1,9 @@
 //! Each limit, at the limit and one past it; and the table of the documentation, which names them all.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::time::Duration;
 
 use dim::host::Grant;
 use dim::plugin::{LIMITS, LimitPolicy, ReplyError};
@@ -271,6 +273,32 @@ async fn cpu_time_is_limited_for_calls_questions_and_starts() {
     met(&host, "start-cpu-ms", 1).await;
     let reason = host.plugin("probe").handle.status().reason.unwrap_or_default();
     assert!(reason.contains("more than 100ms of CPU time"), "{reason}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_that_ask_without_end_leave_half_of_the_time_to_orders() {
+    let host = limited(json!({})).await;
+    let asked = Cell::new(0);
+    // Long enough for the other callers to ask again meanwhile.
+    let ask = async || {
+        loop {
+            let burn = script(json!([{ "do": "burn", "steps": 3_000_000 }]));
+            host.query("probe", "run", burn).await.unwrap();
+            asked.set(asked.get() + 1);
+        }
+    };
+    let order = async {
+        for number in 1..=20 {
+            assert_eq!(run_one(&host, json!({ "do": "add", "key": "n" })).await, json!({ "ok": number }));
+        }
+    };
+    tokio::select! {
+        () = ask() => {}
+        () = ask() => {}
+        () = ask() => {}
+        done = tokio::time::timeout(Duration::from_secs(60), order) => done.expect("orders are carried out"),
+    }
+    assert!(asked.get() > 3, "questions are answered, too: {}", asked.get());
 }
 
 #[tokio::test(flavor = "multi_thread")]

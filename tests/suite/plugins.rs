@@ -11,6 +11,7 @@ use dim_tests::alone::proposal;
 use dim_tests::component::probe;
 use dim_tests::{
     Kubo, Program, Setup, SupervisedHost, TestHost, begin_request, directly, downtime, eventually, script,
+    with_token,
 };
 use serde_json::{Value, json};
 
@@ -619,4 +620,28 @@ fn an_author_sees_each_change_of_a_source_run_and_a_mistake_changes_nothing() {
     child.wait().unwrap();
     // What was confirmed last: 0.3.0 was on probation, too.
     assert_eq!(host.json(&["plugin", "inspect", "greeter"])["version"], "0.1.0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_a_component_came_from_is_said_in_few_bytes() {
+    let host = SupervisedHost::start(&Setup::default()).await;
+    let (http, url) = (with_token(), host.serve().await);
+    let install = async |bytes: usize| {
+        let url = format!("{url}/v1/plugins/zz/component?source={}", "s".repeat(bytes));
+        let answer = http.put(url).body("no component").send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    let record = || {
+        let host = host.host().unwrap();
+        history::of(&host.store.snapshot().unwrap(), &"zz".parse().unwrap(), 10).unwrap()
+    };
+    let (status, why) = install(2_049).await;
+    assert_eq!(status, 400);
+    assert!(why.contains("`source` has 2049 bytes; it may have 2048"), "{why}");
+    assert_eq!(record(), []);
+    assert_eq!(install(2_048).await.0, 422);
+    let [change] = record().try_into().unwrap();
+    assert_eq!(change.source.len(), 2_048);
+    assert!(change.reason.unwrap().len() <= 4_096);
+    host.stop().await;
 }

@@ -1,6 +1,7 @@
 //! Streams of server-sent events: whoever was cut off goes on after the id that it had last, and is told when it has
 //! missed something.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use dim_tests::{Setup, SupervisedHost, TestHost, downtime, eventually, script, with_token};
@@ -208,6 +209,64 @@ async fn a_stream_of_jobs_goes_on_with_what_has_changed() {
     assert_eq!(told, expected.map(|(job, how)| (job.to_owned(), how.to_owned())));
     let mut stream = api.stream(path, Some("99999999999")).await;
     assert_eq!(stream.lagged().await, Value::Null);
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_of_jobs_asks_about_nodes_for_verdicts_alone() {
+    let host = SupervisedHost::start(&Setup::bundled()).await;
+    let api = Api::of(&host).await;
+    let running = json!({ "event_type": "running", "node_id": "n1" }).to_string();
+    api.send(Method::POST, "/v1/jobs/a/events", running.clone()).await;
+    let mut stream = api.stream("/v1/watch/jobs", None).await;
+    let tell = async |topic: &str, status: Value| {
+        api.publish(topic, json!({ "node_id": "n1", "status": status, "observer": "w" })).await;
+    };
+    tell("dim.jobs.updates", Value::Null).await;
+    tell("dim.jobs.updates", json!("dead")).await;
+    tell("dim.results.ready", json!("dead")).await;
+    tell("dim.nodes.status", json!("busy")).await;
+    tell("dim.nodes.status", json!(7)).await;
+    api.send(Method::POST, "/v1/jobs/b/events", running.clone()).await;
+    assert_eq!(stream.says("job", "job_id").await, "b", "nothing was said of the node");
+    tell("dim.nodes.status", json!("dead")).await;
+    assert_eq!(stream.says("job", "job_id").await, "a");
+    assert_eq!(stream.says("job", "job_id").await, "b");
+    // Verdicts on more nodes than are asked about one by one.
+    api.send(Method::POST, "/v1/plugins/job-tracker/pause", "").await;
+    for node in 0..150 {
+        api.publish("dim.nodes.status", json!({ "node_id": format!("z{node}"), "status": "dead" })).await;
+    }
+    api.send(Method::POST, "/v1/plugins/job-tracker/resume", "").await;
+    assert_eq!(stream.lagged().await, Value::Null);
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_large_jobs_of_a_node_are_told_in_parts() {
+    let host = SupervisedHost::start(&Setup::bundled()).await;
+    let api = Api::of(&host).await;
+    let mut stream = api.stream("/v1/watch/jobs", None).await;
+    let large = |job: usize| {
+        let data = vec![1; 20_000];
+        json!({ "job_id": format!("j{job:03}"), "event_type": "running", "node_id": "n1", "data": data })
+    };
+    // Together they are more than is told at a time, and more than are asked for at a time.
+    for job in 0..110 {
+        api.publish("dim.jobs.updates", large(job)).await;
+    }
+    let last = async |stream: &mut Stream| {
+        let mut told = BTreeSet::new();
+        while told.len() < 110 {
+            let job = stream.next().await;
+            assert_eq!(job.kind, "job");
+            assert_eq!(job.data["data"].as_array().map(Vec::len), Some(20_000));
+            told.insert(job.data["job_id"].as_str().unwrap().to_owned());
+        }
+    };
+    last(&mut stream).await;
+    api.publish("dim.nodes.status", json!({ "node_id": "n1", "status": "dead", "observer": "w" })).await;
+    last(&mut stream).await;
     host.stop().await;
 }
 

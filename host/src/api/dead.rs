@@ -4,14 +4,15 @@ use std::collections::BTreeSet;
 
 use axum::Json;
 use axum::http::StatusCode;
+use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::{IntoParams, ToSchema};
 
-use super::ApiError;
 use super::extract::{Current, Path, Query};
 use super::names::Resolved;
 use super::openapi::{Conflict, Missing};
+use super::{ApiError, rows};
 use crate::cause::listed;
 use crate::dead::{self, Fate};
 use crate::effect::DeadLetter;
@@ -24,7 +25,7 @@ use crate::time::{Since, Timestamp};
 /// Most letters of one page.
 const PAGE: usize = 1_000;
 
-/// Bytes of an event's data in a list.
+/// Bytes of an event's data in a list, and of the lines of a log and of a stack.
 const IN_LIST: usize = 1_000;
 
 /// Which letters are meant.
@@ -85,8 +86,16 @@ pub struct Letter {
     /// Where the plugin trapped, if it did: its functions, innermost first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     stack: Vec<String>,
+    /// Set in a list, if the stack is so long that this is its beginning: how many functions it has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    stack_lines: Option<usize>,
     /// What the plugin logged meanwhile.
     log: Vec<String>,
+    /// Set in a list, if the log is so long that this is its beginning: how many lines it has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    log_lines: Option<usize>,
     /// `message`, `timer`, `name-changed` or `gap`.
     kind: &'static str,
     /// The event.
@@ -133,17 +142,27 @@ pub enum DeadEvent {
     },
 }
 
-/// Letters in the order in which they were set aside.
+/// Letters in the order in which they were set aside, in pages.
+///
+/// The next page begins after the last letter of this one; an empty page is the end. Of long data, of a long log and of a
+/// long stack it has the beginning: one letter alone has all.
 #[utoipa::path(get, path = "/dead-letters", tag = "dead letters", operation_id = "list_dead_letters",
     params(Page), responses((status = 200, body = [Letter])))]
 pub async fn list(
     Current(host): Current,
     Query(Page { plugin, topic, since, after, limit }): Query<Page>,
-) -> Result<Json<Vec<Letter>>, ApiError> {
-    check_plugin(&host, plugin.as_ref())?;
+) -> Result<Response, ApiError> {
+    check_plugin(&host, plugin.as_ref()).await?;
     let filter = Meant { plugin, topic, since }.filter(&host);
-    let letters = store::dead::list(&host.store, &filter, after, limit.unwrap_or(PAGE).min(PAGE))?;
-    Ok(Json(letters.into_iter().map(|(id, letter)| cut(describe(id, letter))).collect()))
+    rows::list(limit.unwrap_or(PAGE).min(PAGE), move |rows| {
+        if rows.room().is_continue() {
+            store::dead::walk(&host.store, &filter, after, |id, letter| {
+                rows.push(&cut(describe(id, letter)))
+            })?;
+        }
+        Ok(())
+    })
+    .await
 }
 
 /// One letter.
@@ -189,7 +208,7 @@ pub async fn replay_all(
     Current(host): Current,
     Query(meant): Query<Meant>,
 ) -> Result<(StatusCode, Json<Done>), ApiError> {
-    check_plugin(&host, meant.plugin.as_ref())?;
+    check_plugin(&host, meant.plugin.as_ref()).await?;
     let count = dead::all(&host, meant.filter(&host), Fate::Replay).await?;
     Ok((StatusCode::ACCEPTED, Json(Done { count })))
 }
@@ -198,12 +217,12 @@ pub async fn replay_all(
 #[utoipa::path(delete, path = "/dead-letters", tag = "dead letters", operation_id = "drop_dead_letters",
     params(Meant), responses((status = 200, body = Done)))]
 pub async fn remove_all(Current(host): Current, Query(meant): Query<Meant>) -> Result<Json<Done>, ApiError> {
-    check_plugin(&host, meant.plugin.as_ref())?;
+    check_plugin(&host, meant.plugin.as_ref()).await?;
     Ok(Json(Done { count: dead::all(&host, meant.filter(&host), Fate::Drop).await? }))
 }
 
 /// Refuses a plugin that does not exist and has left no letter: a slip of the finger is no empty list.
-fn check_plugin(host: &Host, plugin: Option<&PluginName>) -> Result<(), ApiError> {
+async fn check_plugin(host: &Host, plugin: Option<&PluginName>) -> Result<(), ApiError> {
     let Some(plugin) = plugin else { return Ok(()) };
     let mut names: BTreeSet<PluginName> = host.plugins.all().into_keys().collect();
     names.extend(host.not_loaded().into_iter().map(|refused| refused.name));
@@ -211,7 +230,9 @@ fn check_plugin(host: &Host, plugin: Option<&PluginName>) -> Result<(), ApiError
     names.extend(host.config.now().plugins.keys().cloned());
     names.extend(host.changes().under_way().into_keys());
     let of_plugin = Filter { plugin: Some(plugin.clone()), ..Filter::default() };
-    if names.contains(plugin) || !store::dead::list(&host.store, &of_plugin, None, 1)?.is_empty() {
+    let store = host.store.clone();
+    let left_one = tokio::task::spawn_blocking(move || store::dead::list(&store, &of_plugin, None, 1));
+    if names.contains(plugin) || !left_one.await.expect("reading does not panic")?.is_empty() {
         return Ok(());
     }
     let names: Vec<_> = names.iter().map(ToString::to_string).collect();
@@ -222,18 +243,66 @@ fn missing(id: u64) -> ApiError {
     ApiError::not_found(format!("there is no dead letter {id}"))
 }
 
-/// A list says of a large event how it begins.
+/// A list says of a large event, of a long log and of a long stack how they begin.
 fn cut(mut letter: Letter) -> Letter {
     if let Some(data) = letter.event["data"].as_str().filter(|data| data.len() > IN_LIST) {
         letter.event["data"] = json!(data[..data.floor_char_boundary(IN_LIST)]);
         letter.event["cut"] = json!(true);
     }
+    letter.log_lines = cut_lines(&mut letter.log);
+    letter.stack_lines = cut_lines(&mut letter.stack);
     letter
+}
+
+/// Leaves as much of the first lines as a list has; returns how many there were, if something is missing.
+fn cut_lines(lines: &mut Vec<String>) -> Option<usize> {
+    let (count, mut left) = (lines.len(), IN_LIST);
+    for (number, line) in lines.iter_mut().enumerate() {
+        if line.len() > left {
+            line.truncate(line.floor_char_boundary(left));
+            lines.truncate(number + 1);
+            return Some(count);
+        }
+        left -= line.len();
+    }
+    None
 }
 
 fn describe(id: u64, letter: DeadLetter) -> Letter {
     let (kind, event) = letter.event.describe();
     let DeadLetter { plugin, version, offset, attempts, reason, stack, log, .. } = letter;
-    let time = Timestamp(letter.time);
-    Letter { id, plugin, version, offset, time, attempts, reason, stack, log, kind, event }
+    let (time, stack_lines, log_lines) = (Timestamp(letter.time), None, None);
+    Letter {
+        id,
+        plugin,
+        version,
+        offset,
+        time,
+        attempts,
+        reason,
+        stack,
+        stack_lines,
+        log,
+        log_lines,
+        kind,
+        event,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_cut_where_a_list_has_no_more() {
+        let cut = |lines: &[usize]| {
+            let mut lines: Vec<String> = lines.iter().map(|length| "x".repeat(*length)).collect();
+            let count = cut_lines(&mut lines);
+            (count, lines.iter().map(String::len).collect::<Vec<_>>())
+        };
+        assert_eq!(cut(&[400, 600]), (None, vec![400, 600]));
+        assert_eq!(cut(&[400, 601, 5]), (Some(3), vec![400, 600]));
+        assert_eq!(cut(&[1_000, 0, 1]), (Some(3), vec![1_000, 0, 0]));
+        assert_eq!(cut(&[]), (None, vec![]));
+    }
 }

@@ -1,11 +1,13 @@
 //! `/v1/jobs`: the job tracker, by the words of its domain.
 
-use std::collections::HashMap;
+use std::collections::hash_map::RandomState;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::BuildHasher as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::response::Response;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use utoipa::{IntoParams, ToSchema};
@@ -15,9 +17,10 @@ use super::extract::{Body, Current, Path, Query};
 use super::openapi::{Conflict, Missing, Refused};
 use super::plugins::{command_to, query_to};
 use super::stream::{self, Entries, Source, Start, Told};
-use crate::entry::{Entry, Event, Kind, Offset};
+use crate::entry::{Entry, Event, Kind, Offset, Origin};
 use crate::feed::Missed;
 use crate::host::{Host, Loaded};
+use crate::ident::Topic;
 use crate::plugin::ReplyError;
 use crate::time::Timestamp;
 
@@ -29,8 +32,19 @@ const LOOK: Duration = Duration::from_millis(5);
 /// The same for one that is paused, or away, for long.
 const RARE_LOOK: Duration = Duration::from_millis(200);
 
-/// Jobs that a watch remembers; when there are more it begins anew, and may tell one twice.
+/// Jobs that a watch remembers, each by a digest of what it told; when there are more it begins anew, and may tell one
+/// twice.
 const REMEMBERED: usize = 10_000;
+
+/// Nodes of which a watch asks for the jobs at a time. When there are verdicts on more it says that it has missed
+/// something.
+const NODES: usize = 64;
+
+/// Jobs of a node that are asked for at a time.
+const NODE_JOBS: usize = 100;
+
+/// Bytes of events that a watch makes at a time; the last one may go beyond.
+const EVENT_BYTES: usize = 1 << 20;
 
 /// A job, as the job tracker answers it.
 #[derive(ToSchema)]
@@ -261,30 +275,94 @@ pub async fn watch(Current(host): Current, start: Start) -> Response {
     // Whoever goes on may have missed a merge.
     let merged = if matches!(start, Start::Now) { Some(merged_so_far(&host).await) } else { None };
     let entries = Entries::from(&host, start);
-    stream::answer(Watching { host, entries, told: HashMap::new(), merged }, ended)
+    let (told, questions) = (Remembered::default(), Questions::default());
+    let upto = entries.opening().unwrap_or_default();
+    let watching = Watching { host, entries, told, merged, questions, upto, resumes_at: upto };
+    stream::answer(watching, ended)
 }
 
 struct Watching {
     host: Arc<Host>,
     entries: Entries,
-    /// What each job was when it was last told.
-    told: HashMap<String, Value>,
+    told: Remembered,
     /// How many jobs were taken over from other hosts, or removed with them, when it was last looked.
     merged: Option<u64>,
+    /// What is still to be asked because of the entries that were read last.
+    questions: Questions,
+    /// The id after those entries.
+    upto: u64,
+    /// The id before them, until all of that was asked: a caller that is cut off meanwhile goes on before them.
+    resumes_at: u64,
 }
 
 /// What is asked of the tracker.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Question {
     /// A job.
     Job(String),
     /// The jobs that run on a node: a verdict on it is one on them.
-    Node(String),
+    Node {
+        /// Which.
+        node: String,
+        /// Those after this one.
+        after: Option<String>,
+    },
     /// How many jobs were taken over from other hosts.
     Merged,
     /// All of them: the operator has had a document taken over, or they are as they were before code that was taken back,
     /// and what came since is handled again.
     All,
+}
+
+/// What is to be asked because of the entries that were read together: each question once.
+#[derive(Debug, Default)]
+struct Questions {
+    /// They are asked once the tracker has handled what lies before this offset.
+    after: Offset,
+    waiting: VecDeque<Question>,
+}
+
+impl Questions {
+    /// The questions because of these entries, and whether there would be too many.
+    fn of(entries: &VecDeque<Arc<Entry>>, tracker: &Loaded) -> (Self, Missed) {
+        let (mut questions, mut missed) = (Self::default(), Missed::Nothing);
+        let (mut known, mut nodes) = (HashSet::new(), 0);
+        let verdicts = Verdicts::of(tracker);
+        for entry in entries {
+            let Some(question) = question(entry, tracker, &verdicts) else { continue };
+            questions.after = Offset(entry.offset.0 + 1);
+            if !known.insert(question.clone()) {
+                continue;
+            }
+            nodes += usize::from(matches!(question, Question::Node { .. }));
+            if matches!(question, Question::Node { .. }) && nodes > NODES {
+                missed = Missed::Unknown;
+            } else {
+                questions.waiting.push_back(question);
+            }
+        }
+        (questions, missed)
+    }
+}
+
+/// What each job was when it was last told.
+#[derive(Default)]
+struct Remembered {
+    /// Keyed, so that nobody can make two jobs that look alike.
+    digests: RandomState,
+    /// By the digest of its id.
+    told: HashMap<u64, u64>,
+}
+
+impl Remembered {
+    /// Whether a job is not as it was told last.
+    fn is_news(&mut self, id: &str, job: &str) -> bool {
+        if self.told.len() >= REMEMBERED {
+            self.told.clear();
+        }
+        let digest = self.digests.hash_one(job);
+        self.told.insert(self.digests.hash_one(id), digest) != Some(digest)
+    }
 }
 
 impl Source for Watching {
@@ -293,44 +371,62 @@ impl Source for Watching {
     }
 
     async fn read(&mut self) -> Option<Told> {
-        let (mut told, entries) = self.entries.read().await?;
-        let tracker = self.tracker(Offset(0)).await;
-        let (mut questions, mut last) = (Vec::new(), None);
-        for entry in &entries {
-            if let Some(question) = question(entry, &tracker) {
-                last = Some(entry.offset);
-                if !questions.contains(&question) {
-                    questions.push(question);
-                }
-            }
+        let mut told = Told::default();
+        if self.questions.waiting.is_empty() {
+            let (read, entries) = self.entries.read().await?;
+            let tracker = self.tracker(Offset(0)).await;
+            let (questions, missed) = Questions::of(&entries, &tracker);
+            self.upto = read.upto;
+            self.questions = questions;
+            told.missed = if missed == Missed::Nothing { read.missed } else { missed };
         }
-        if let Some(last) = last {
-            let tracker = self.tracker(Offset(last.0 + 1)).await;
-            for question in questions {
-                let jobs = match question {
-                    Question::Job(job) => of_job(&tracker, &job).await,
-                    Question::Node(node) => on_node(&tracker, &node).await,
-                    Question::Merged if !self.has_merged().await => continue,
-                    // More jobs than can be told of one by one.
-                    Question::Merged | Question::All => {
-                        told.missed = Missed::Unknown;
-                        continue;
-                    }
-                };
-                match jobs {
-                    Ok(jobs) => told.events.extend(jobs.into_iter().filter_map(|job| self.news(job))),
-                    Err(error) => {
-                        tracing::debug!("jobs may have changed, and the tracker does not say: {error}");
-                        told.missed = Missed::Unknown;
-                    }
-                }
-            }
+        self.ask_some(&mut told).await;
+        if self.questions.waiting.is_empty() {
+            self.resumes_at = self.upto;
         }
+        told.upto = self.resumes_at;
         Some(told)
     }
 }
 
 impl Watching {
+    /// Asks what is to be asked, until there is enough to tell.
+    async fn ask_some(&mut self, told: &mut Told) {
+        if self.questions.waiting.is_empty() {
+            return;
+        }
+        let tracker = self.tracker(self.questions.after).await;
+        let mut bytes = 0;
+        while bytes < EVENT_BYTES {
+            let Some(question) = self.questions.waiting.pop_front() else { break };
+            let jobs = match &question {
+                Question::Job(job) => of_job(&tracker, job).await,
+                Question::Node { node, after } => on_node(&tracker, node, after.as_deref()).await,
+                Question::Merged if !self.has_merged().await => continue,
+                // More jobs than can be told of one by one.
+                Question::Merged | Question::All => {
+                    told.missed = Missed::Unknown;
+                    continue;
+                }
+            };
+            let jobs = jobs.unwrap_or_else(|error| {
+                tracing::debug!("jobs may have changed, and the tracker does not say: {error}");
+                told.missed = Missed::Unknown;
+                Vec::new()
+            });
+            if let (Question::Node { node, .. }, Some((last, _))) = (question, jobs.last()) {
+                let after = Some(last.clone());
+                self.questions.waiting.push_front(Question::Node { node, after });
+            }
+            for (id, job) in jobs {
+                if self.told.is_news(&id, &job) {
+                    bytes += job.len();
+                    told.events.push((None, "job", job));
+                }
+            }
+        }
+    }
+
     /// The tracker, once it has handled all that lies before an offset: it may be paused, or away.
     async fn tracker(&self, handled: Offset) -> Arc<Loaded> {
         let mut pause = LOOK;
@@ -350,21 +446,42 @@ impl Watching {
         let merged = merged_so_far(&self.host).await;
         self.merged.replace(merged) != Some(merged)
     }
+}
 
-    /// The event that tells of a job, if it is not as it was told last.
-    fn news(&mut self, job: Value) -> Option<(Option<u64>, &'static str, String)> {
-        let id = job["job_id"].as_str().unwrap_or_default().to_owned();
-        if self.told.len() > REMEMBERED {
-            self.told.clear();
-        }
-        let data = job.to_string();
-        let before = self.told.insert(id, job.clone());
-        (before != Some(job)).then_some((None, "job", data))
+/// Which messages the tracker takes for verdicts on nodes.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Verdicts {
+    /// The topic.
+    status_topic: Option<Topic>,
+    /// The peers that are believed beside this host.
+    trusted_observers: HashSet<String>,
+}
+
+impl Verdicts {
+    /// By the tracker's config. What cannot be read there counts as absent.
+    fn of(tracker: &Loaded) -> Self {
+        serde_json::from_str(&tracker.handle.code().config).unwrap_or_default()
+    }
+
+    /// Whether the tracker believes what comes on a topic from there.
+    fn believes(&self, topic: &Topic, origin: &Origin) -> bool {
+        let is_heard = self.status_topic.as_ref().is_none_or(|status| status == topic);
+        is_heard
+            && match origin {
+                Origin::Peer(peer) => self.trusted_observers.contains(peer.as_str()),
+                Origin::Plugin(_) | Origin::Host => true,
+            }
+    }
+
+    /// Whether a status says whether a node is dead.
+    fn is_one(status: &str) -> bool {
+        matches!(status, "dead" | "alive" | "recovered")
     }
 }
 
 /// What to ask the tracker because of an entry.
-fn question(entry: &Entry, tracker: &Loaded) -> Option<Question> {
+fn question(entry: &Entry, tracker: &Loaded, verdicts: &Verdicts) -> Option<Question> {
     let event = match &entry.kind {
         Kind::Event(event) => event,
         Kind::Again { plugin, event, .. } if plugin.as_str() == PLUGIN => event,
@@ -372,59 +489,91 @@ fn question(entry: &Entry, tracker: &Loaded) -> Option<Question> {
             return Some(Question::All);
         }
         Kind::Code { plugin, voids: Some(_), .. } if plugin.as_str() == PLUGIN => return Some(Question::All),
-        Kind::Command { plugin, body, .. } if plugin.as_str() == PLUGIN => return asked_by(body.as_bytes()),
+        Kind::Command { plugin, body, .. } if plugin.as_str() == PLUGIN => {
+            return Named::read(body.as_bytes())?.job_id.map(Question::Job);
+        }
         // A merge goes on by a timer.
         Kind::Tick(plugin) if plugin.as_str() == PLUGIN && merges(tracker) => return Some(Question::Merged),
         _ => return None,
     };
     match event {
-        Event::Message { topic, data, .. } if tracker.handle.code().reach.may_subscribe(topic) => {
-            asked_by(data)
+        Event::Message { topic, data, origin } if tracker.handle.code().reach.may_subscribe(topic) => {
+            match Named::read(data)? {
+                Named { job_id: Some(job), .. } => Some(Question::Job(job)),
+                Named { node_id: Some(node), status: Some(status), .. }
+                    if Verdicts::is_one(&status) && verdicts.believes(topic, origin) =>
+                {
+                    Some(Question::Node { node, after: None })
+                }
+                Named { .. } => None,
+            }
         }
         Event::NameChanged(_) if merges(tracker) => Some(Question::Merged),
         _ => None,
     }
 }
 
-fn asked_by(message: &[u8]) -> Option<Question> {
-    let message: Value = serde_json::from_slice(message).ok()?;
-    match (message["job_id"].as_str(), message["node_id"].as_str()) {
-        (Some(job), _) => Some(Question::Job(job.to_owned())),
-        (None, Some(node)) => Some(Question::Node(node.to_owned())),
-        (None, None) => None,
+/// What a message or an order is about. A member that is no text is absent.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Named {
+    #[serde(deserialize_with = "text")]
+    job_id: Option<String>,
+    #[serde(deserialize_with = "text")]
+    node_id: Option<String>,
+    #[serde(deserialize_with = "text")]
+    status: Option<String>,
+}
+
+impl Named {
+    fn read(message: &[u8]) -> Option<Self> {
+        serde_json::from_slice(message).ok()
     }
 }
 
+fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let member = Box::<RawValue>::deserialize(deserializer)?;
+    Ok(serde_json::from_str(member.get()).ok())
+}
+
+/// A job as the tracker answers it, with its id.
+type Answered = (String, String);
+
 /// What the tracker answers.
-async fn ask(tracker: &Loaded, method: &str, body: Value) -> Result<Value, ReplyError> {
-    let reply = tracker.handle.query(method.to_owned(), body.to_string()).await?;
-    serde_json::from_str(&reply).map_err(|error| ReplyError::Failed(error.to_string()))
+async fn ask(tracker: &Loaded, method: &str, body: Value) -> Result<String, ReplyError> {
+    tracker.handle.query(method.to_owned(), body.to_string()).await
+}
+
+fn read<'a, T: Deserialize<'a>>(answer: &'a str) -> Result<T, ReplyError> {
+    serde_json::from_str(answer).map_err(|error| ReplyError::Failed(error.to_string()))
+}
+
+/// A job with its id, on one line: a line break in JSON means nothing.
+fn answered(job: &RawValue) -> Result<Answered, ReplyError> {
+    let Named { job_id, .. } = read(job.get())?;
+    Ok((job_id.unwrap_or_default(), job.get().replace(['\n', '\r'], " ")))
 }
 
 /// A job, if it is one.
-async fn of_job(tracker: &Loaded, job: &str) -> Result<Vec<Value>, ReplyError> {
+async fn of_job(tracker: &Loaded, job: &str) -> Result<Vec<Answered>, ReplyError> {
     match ask(tracker, "get", json!({ "job_id": job })).await {
-        Ok(job) => Ok(vec![job]),
+        Ok(job) => Ok(vec![answered(read(&job)?)?]),
         // It is none, or gone by now.
         Err(ReplyError::NotFound(_) | ReplyError::Invalid(_)) => Ok(Vec::new()),
         Err(error) => Err(error),
     }
 }
 
-/// The jobs that run on a node.
-async fn on_node(tracker: &Loaded, node: &str) -> Result<Vec<Value>, ReplyError> {
-    let mut jobs: Vec<Value> = Vec::new();
-    loop {
-        let after = jobs.last().map_or(Value::Null, |job| job["job_id"].clone());
-        let mut filter = json!({ "node_id": node, "status": "running" });
-        if !after.is_null() {
-            filter["after"] = after;
-        }
-        match ask(tracker, "list", filter).await {
-            Ok(Value::Array(page)) if !page.is_empty() => jobs.extend(page),
-            // No node has such an id.
-            Ok(_) | Err(ReplyError::Invalid(_)) => return Ok(jobs),
-            Err(error) => return Err(error),
-        }
+/// Some jobs that run on a node, by id, after one; none at the end.
+async fn on_node(tracker: &Loaded, node: &str, after: Option<&str>) -> Result<Vec<Answered>, ReplyError> {
+    let mut filter = json!({ "node_id": node, "status": "running", "limit": NODE_JOBS });
+    if let Some(after) = after {
+        filter["after"] = json!(after);
+    }
+    match ask(tracker, "list", filter).await {
+        Ok(page) => read::<Vec<&RawValue>>(&page)?.into_iter().map(answered).collect(),
+        // No node has such an id.
+        Err(ReplyError::Invalid(_)) => Ok(Vec::new()),
+        Err(error) => Err(error),
     }
 }

@@ -13,10 +13,10 @@ use futures::StreamExt as _;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::ApiError;
 use super::extract::{self, Caller, Current, Path, Plain, Query};
 use super::openapi::{Binary, Conflict, Missing, Refused};
-use crate::change::{Change, State};
+use super::{ApiError, rows};
+use crate::change::{Change, SOURCE_BYTES, State};
 use crate::entry::Offset;
 use crate::host::{Grant, Host, Loaded, Proposal, ReplaceError, RolledBack};
 use crate::ident::{ContentPath, Digest, PluginName};
@@ -201,7 +201,7 @@ fn describe(
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct Origin {
-    /// What is told of it: a file's name, a URL.
+    /// What is told of it: a file's name, a URL. At most 2,048 bytes
     #[serde(default = "unnamed")]
     source: String,
     /// Whether it is granted all that it asks for. Otherwise what asks for more than its plugin is granted waits.
@@ -238,6 +238,12 @@ pub async fn install(
     body: Body,
 ) -> Result<Json<Change>, ApiError> {
     let plugin: PluginName = name.parse()?;
+    if source.len() > SOURCE_BYTES {
+        return Err(ApiError::invalid(format!(
+            "`source` has {} bytes; it may have {SOURCE_BYTES}",
+            source.len()
+        )));
+    }
     let source = masked(&source);
     let change = Change::new(plugin.clone(), State::Fetching, by.clone(), source.clone());
     let mut under_way = host.changes().begin(change);
@@ -381,7 +387,7 @@ pub async fn remove(
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct Recent {
-    /// How many at most, newest first; no more than 1,000
+    /// How many at most, newest first; no more than 1,000, and no more than 8 MiB
     #[serde(default = "page")]
     limit: usize,
 }
@@ -400,11 +406,12 @@ pub async fn history(
     Current(host): Current,
     Path(name): Path<String>,
     Query(Recent { limit }): Query<Recent>,
-) -> Result<Json<Vec<Change>>, ApiError> {
+) -> Result<Response, ApiError> {
     let name: PluginName = name.parse()?;
-    let store = host.store.clone();
-    let read = tokio::task::spawn_blocking(move || history::of(&store.snapshot()?, &name, limit.min(1_000)));
-    Ok(Json(read.await.expect("reading does not panic")?))
+    rows::list(limit.min(1_000), move |rows| {
+        Ok(history::walk(&host.store.snapshot()?, &name, |change| rows.push(&change))?)
+    })
+    .await
 }
 
 /// Where to go back to.

@@ -88,16 +88,17 @@ impl Command {
         match self {
             Self::Ls { filter, after, limit, watch } => {
                 let mut query = filter.query();
-                query.push(("limit", limit.to_string()));
                 query.extend(after.map(|after| ("after", after.to_string())));
-                let letters = async || Ok(client.get(&["dead-letters"], &query).await?);
+                let limit = limit.min(PAGE);
+                let letters =
+                    async || Ok(client.rows(&["dead-letters"], query.clone(), "id", Some(limit)).await?);
                 if watch.is_set() {
                     return out.list(watch, &COLUMNS, letters).await;
                 }
                 let letters: Value = letters().await?;
                 out.rows(&letters, &COLUMNS)?;
                 let page = letters.as_array().map_or(&[][..], Vec::as_slice);
-                if let Some(last) = page.last().filter(|_| page.len() >= limit.min(PAGE)) {
+                if let Some(last) = page.last().filter(|_| page.len() >= limit) {
                     note(&format!("There may be more: --after {}", last["id"]));
                 }
                 Ok(())

@@ -289,7 +289,8 @@ pub fn take_back(
         let mut change = Change::new(batch.plugin.clone(), state, by, row.code.source());
         change.before = Some(target.before.as_version());
         change.after = Some(row.as_version());
-        (change.reason, change.replayed) = (Some(order.reason.clone()), replayed);
+        change.because(order.reason.clone());
+        change.replayed = replayed;
         told.record(write, &change, now)?;
     }
     for (key, SavedName { name, before, last }) in saved_names {

@@ -178,7 +178,8 @@ impl Host {
         if !words.is_empty() {
             let mut told =
                 Change::new(name.clone(), State::GrantsChanged, by.to_owned(), code.source.clone());
-            (told.after, told.reason) = (Some(row.as_version()), Some(words));
+            told.after = Some(row.as_version());
+            told.because(words);
             let (whose, claim) = (name.clone(), Claim::of(&allowance.reach));
             let (now, setup, pending) = (self.log.now(), setup.clone(), pending.clone());
             self.commit

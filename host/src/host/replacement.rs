@@ -150,7 +150,8 @@ impl Host {
     ) -> Result<Change, ReplaceError> {
         let Err(error) = outcome else { return Ok(under_way.change.clone()) };
         let change = under_way.refused(crate::cause::chain(&error));
-        tracing::warn!(plugin = %change.plugin, source = change.source, "refused: {error}");
+        let why = change.reason.as_deref().unwrap_or_default();
+        tracing::warn!(plugin = %change.plugin, source = change.source, "refused: {why}");
         if let Err(unrecorded) = self.commit.record(change, self.log.now(), |_| Ok(())).await {
             tracing::warn!("that it was refused is not on record: {unrecorded}");
         }

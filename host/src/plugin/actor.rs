@@ -68,6 +68,8 @@ const TICK_EVERY: Duration = Duration::from_millis(10);
 const COMMIT_POLL: Duration = Duration::from_millis(1);
 /// How often it is looked whether there is room again.
 const STANDSTILL: Duration = Duration::from_millis(100);
+/// For how long questions are answered before the plugin's thread looks at what else there is to do.
+const QUESTION_TIME: Duration = Duration::from_millis(20);
 /// Why an actor ended before it was told to.
 #[derive(Debug, Error)]
 #[error("plugin {plugin} cannot go on")]
@@ -155,6 +157,10 @@ pub struct Actor {
     starts: Starts,
     /// The limits that struck when a recorded log was handled first.
     recorded: Option<Recorded>,
+    /// How much longer questions have taken than the entries that waited meanwhile: those are handled for as long first.
+    ahead: Duration,
+    /// Whether questions may be left that were not answered in this turn.
+    has_questions: bool,
     warned_at: Option<Instant>,
     /// Events that were set aside without a word since.
     unwarned: u64,
@@ -167,7 +173,8 @@ impl Actor {
         let Parts { run, probation, fallback, rules, failed, is_paused, quarantine, rates, .. } = parts;
         let Parts { state_version, session, secret, numbers, log, commit, room, .. } = parts;
         let plugin = session.plugin.clone();
-        let session = Session::new(session, run.version().to_owned())?;
+        let mut session = Session::new(session, run.version().to_owned())?;
+        let world_changed = session.world.forget_ended_but(&run.topics) == Change::Some;
         let cursor = session.effects.batch.cursor;
         let (handle, inbox) = handle::pair(plugin.clone(), &run, log.clone(), room.clone());
         let mut actor = Self {
@@ -193,12 +200,14 @@ impl Actor {
             batch_begun: None,
             stored_cursor: cursor,
             stored_at: Instant::now(),
-            world_changed: false,
+            world_changed,
             failing: Failing::from_before(quarantine.is_some()),
             ticked_at: None,
             tried: None,
             starts: Starts::default(),
             recorded: None,
+            ahead: Duration::ZERO,
+            has_questions: false,
             warned_at: None,
             unwarned: 0,
             tally: PluginStatus { state: "starting", ..PluginStatus::default() },
@@ -224,6 +233,8 @@ impl Actor {
         while !stop.is_cancelled() {
             match self.turn() {
                 Ok(None) => {}
+                // Callers have rung already.
+                Ok(Some(_)) if self.has_questions => {}
                 Ok(Some(pause)) => self.inbox.mailbox.wait(pause),
                 Err(source) => return Err(ActorError { plugin: self.plugin, source }),
             }
@@ -237,6 +248,7 @@ impl Actor {
 
     /// One turn of the loop; returns how long there is nothing to do.
     fn turn(&mut self) -> Result<Option<Duration>, StoreError> {
+        self.has_questions = false;
         let committed = self.progress.committed();
         self.session_mut().settle(committed)?;
         self.give_way()?;
@@ -262,14 +274,21 @@ impl Actor {
             // What was handled before must not wait for a start, nor the store for the snapshot.
             self.hand_over();
             self.session_mut().renew_snapshot()?;
-            self.answer_queries()?;
+            self.answer_queries_alone()?;
             return Ok(Some(self.failing.until_restart()));
         }
-        self.answer_queries()?;
         if self.room.is_at_standstill() {
+            self.answer_queries_alone()?;
             self.hand_over();
             return Ok(Some(STANDSTILL));
         }
+        if self.batch_is_too_large() && !self.hand_over() {
+            // The commit is behind: it rings when it takes the batch that waits.
+            self.answer_queries_alone()?;
+            return Ok(Some(Duration::from_millis(100)));
+        }
+        self.answer_queries()?;
+        let begun = Instant::now();
         if self.buffer.is_empty() {
             let cursor = self.cursor();
             self.log.read(cursor, READ, &mut self.buffer)?;
@@ -279,11 +298,11 @@ impl Actor {
             return self.idle();
         }
         self.handle_some()?;
+        self.ahead = self.ahead.saturating_sub(begun.elapsed());
         self.judge();
         self.show();
-        if self.batch_is_full() && !self.hand_over() {
-            // The commit is behind: it rings when it takes the batch that waits.
-            return Ok(self.batch_is_too_large().then_some(Duration::from_millis(100)));
+        if self.batch_is_full() {
+            self.hand_over();
         }
         Ok(None)
     }
@@ -294,14 +313,15 @@ impl Actor {
             return Ok(Some(Duration::from_millis(100)));
         }
         self.make_ready()?;
-        self.answer_queries()?;
+        self.answer_queries_alone()?;
         self.session_mut().renew_snapshot()?;
         self.show();
-        Ok(Some(IDLE))
+        Ok(Some(self.failing.rest().map_or(IDLE, |rest| rest.min(IDLE))))
     }
 
     /// Nothing to read: hands over what there is and waits for the next timer.
     fn idle(&mut self) -> Result<Option<Duration>, StoreError> {
+        self.ahead = Duration::ZERO;
         self.judge();
         if self.failed.is_some() {
             return Ok(None);
@@ -408,6 +428,7 @@ impl Actor {
         if world.observe(&plugin, entry) == Change::Some {
             self.world_changed = true;
             if matches!(entry.kind, Kind::Subscription { .. }) {
+                self.forget_ended_topics();
                 self.watch();
             }
         }
@@ -424,15 +445,55 @@ impl Actor {
         }
     }
 
+    /// Answers questions. While entries wait it is one question, and the next one once entries were handled for as long:
+    /// callers that ask without end take half of the plugin's time at most.
     fn answer_queries(&mut self) -> Result<(), StoreError> {
-        while self.failing.rest().is_none()
-            && let Ok(query) = self.inbox.queries.try_recv()
-        {
-            let reply = self.answer(&query.method, &query.body)?;
-            // Whoever asked may have gone away.
-            let _ = query.to.send(reply);
+        let until = Instant::now() + QUESTION_TIME;
+        loop {
+            if !self.ahead.is_zero() && self.entries_wait() {
+                self.has_questions = true;
+                return Ok(());
+            }
+            let begun = Instant::now();
+            if !self.answer_next()? {
+                self.has_questions = false;
+                return Ok(());
+            }
+            self.ahead = begun.elapsed();
+            // What failed is started anew before it is asked again.
+            let is_live = matches!(self.body, Body::Live(_)) && self.failing.rest().is_none();
+            if !is_live || Instant::now() >= until {
+                self.has_questions = true;
+                return Ok(());
+            }
+        }
+    }
+
+    /// Answers questions while no entry can be handled.
+    fn answer_queries_alone(&mut self) -> Result<(), StoreError> {
+        self.ahead = Duration::ZERO;
+        let until = Instant::now() + QUESTION_TIME;
+        while self.failing.rest().is_none() && self.answer_next()? {
+            if Instant::now() >= until {
+                self.has_questions = true;
+                return Ok(());
+            }
         }
         Ok(())
+    }
+
+    /// Whether there are entries that were not looked at.
+    fn entries_wait(&self) -> bool {
+        !self.buffer.is_empty() || self.cursor() < self.log.head()
+    }
+
+    /// Answers the question that has waited longest; returns whether there was one.
+    fn answer_next(&mut self) -> Result<bool, StoreError> {
+        let Ok(query) = self.inbox.queries.try_recv() else { return Ok(false) };
+        let reply = self.answer(&query.method, &query.body)?;
+        // Whoever asked may have gone away.
+        let _ = query.to.send(reply);
+        Ok(true)
     }
 
     fn answer(&mut self, method: &str, body: &str) -> Result<Reply, StoreError> {
@@ -530,6 +591,13 @@ impl Actor {
         self.tally.effects.add(&batch);
         self.commit.submit(batch, self.progress.clone());
         true
+    }
+
+    /// Has the world hold no more topics than the manifest has, and those that it is subscribed to.
+    fn forget_ended_topics(&mut self) {
+        let topics = std::mem::take(&mut self.run.topics);
+        self.session_mut().world.forget_ended_but(&topics);
+        self.run.topics = topics;
     }
 
     /// Has the log wake this thread for what the plugin is subscribed to.

@@ -34,6 +34,12 @@ pub const MAX_WORDS: usize = 1_000;
 /// Bytes that they may have together.
 pub const MAX_WORD_BYTES: usize = 64 << 10;
 
+/// Longest text of a section that is shown, in bytes; what is longer is cut.
+const MAX_TEXT: usize = 4 << 10;
+
+/// Bytes that the names of a component's imports may have together; what a host offers has less than 2,000.
+const MAX_IMPORT_BYTES: usize = 64 << 10;
+
 /// Largest component file, in bytes.
 pub const MAX_COMPONENT: usize = 256 << 20;
 
@@ -60,6 +66,9 @@ pub enum ManifestError {
     /// It makes too many instances of what it holds.
     #[error("the component makes {0} instances of the modules and components in it; {most} are the limit", most = instances::MOST)]
     TooManyInstances(u64),
+    /// It imports more than any host offers.
+    #[error("the names of what the component imports have more than {MAX_IMPORT_BYTES} bytes")]
+    TooManyImports,
     /// There is none.
     #[error(
         "the component has no `{SECTION}` section: export the plugin with a manifest, or append one with `wasm-tools`"
@@ -529,11 +538,11 @@ pub struct Inspection {
     pub signer: Option<Signer>,
     /// The manifest.
     pub manifest: Manifest,
-    /// Its `authors` section.
+    /// Its `authors` section; of more than 4,096 bytes the beginning, with `…`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub authors: Option<String>,
-    /// Its `licenses` section.
+    /// Its `licenses` section; of more than 4,096 bytes the beginning, with `…`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub licenses: Option<String>,
@@ -611,7 +620,7 @@ impl<'a> Sections<'a> {
     fn read(component: &'a [u8]) -> Result<Self, ManifestError> {
         let damaged = |error: wasmparser::BinaryReaderError| ManifestError::Damaged(error.to_string());
         let mut sections = Self::default();
-        let mut depth = 0;
+        let (mut depth, mut import_bytes) = (0, 0);
         for payload in Parser::new(0).parse_all(component) {
             match payload.map_err(damaged)? {
                 Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
@@ -626,6 +635,10 @@ impl<'a> Sections<'a> {
                         let import = import.map_err(damaged)?;
                         // Types that the world uses are imports too, but nothing that a host offers.
                         if matches!(import.ty, ComponentTypeRef::Instance(_)) {
+                            import_bytes += import.name.name.len();
+                            if import_bytes > MAX_IMPORT_BYTES {
+                                return Err(ManifestError::TooManyImports);
+                            }
                             sections.imports.push(import.name.name.to_owned());
                         }
                     }
@@ -655,7 +668,13 @@ impl<'a> Sections<'a> {
     fn text(&self, name: &str) -> Option<String> {
         let (_, _, data) =
             self.custom.iter().filter(|(_, found, _)| *found == name).min_by_key(|(depth, ..)| *depth)?;
-        Some(String::from_utf8_lossy(data).into_owned())
+        let shown = &data[..data.len().min(MAX_TEXT)];
+        let text = String::from_utf8_lossy(shown);
+        if shown.len() == data.len() {
+            return Some(text.into_owned());
+        }
+        // The last character may be cut, too.
+        Some(format!("{}…", text.trim_end_matches(char::REPLACEMENT_CHARACTER)))
     }
 }
 
@@ -723,6 +742,31 @@ mod tests {
         assert_eq!(with(&largest).unwrap().manifest.version, "1.2.3");
         let why = with(&format!("{largest}x")).unwrap_err().to_string();
         assert!(why.contains("it is longer than 65536 bytes"), "{why}");
+    }
+
+    #[test]
+    fn what_a_component_says_of_itself_is_bounded() {
+        let empty = b"\0asm\x0d\0\x01\0";
+        let of = |text: &[u8]| {
+            let sections = [(SECTION, MANIFEST.as_bytes()), ("authors", text), ("licenses", text)];
+            let inspection = inspect(&with_sections(empty, &sections)).unwrap();
+            assert_eq!(inspection.authors, inspection.licenses);
+            inspection.authors.unwrap()
+        };
+        let longest = "x".repeat(MAX_TEXT);
+        assert_eq!(of(longest.as_bytes()), longest);
+        assert_eq!(of(format!("{longest}x").as_bytes()), format!("{longest}…"));
+        let wide = "ö".repeat(MAX_TEXT);
+        assert_eq!(of(format!("x{wide}").as_bytes()), format!("x{}…", &wide[..MAX_TEXT - 2]));
+        assert!(of(&vec![0xff; 1 << 20]).len() < 4 * MAX_TEXT);
+        let importing = |length: usize| {
+            let name = format!("a:b/c@1.0.0+{}", "x".repeat(length));
+            let import = [&[1, 0], leb128(name.len()).as_slice(), name.as_bytes(), &[5, 0]].concat();
+            let instance_type = section(7, &[1, 0x42, 0]);
+            inspect(&[empty.as_slice(), &instance_type, &section(10, &import)].concat())
+        };
+        assert!(matches!(importing(1_000), Err(ManifestError::Missing)));
+        assert!(matches!(importing(MAX_IMPORT_BYTES), Err(ManifestError::TooManyImports)));
     }
 
     #[test]

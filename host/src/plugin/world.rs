@@ -23,7 +23,8 @@ pub struct World {
     /// Nanoseconds since 1970: the time of the last entry before the cursor.
     time: u64,
     subscriptions: BTreeSet<Topic>,
-    /// Topics to which the plugin was subscribed at any time and may still be.
+    /// Topics of the manifest to which the plugin was subscribed at any time and may still be: it may have ended a
+    /// subscription, which is not to begin again.
     #[serde(default)]
     once: BTreeSet<Topic>,
     /// Subscriptions (true) and their ends that were asked for and are not in the log yet.
@@ -204,9 +205,24 @@ impl World {
         };
     }
 
-    /// Whether the plugin was never subscribed to a topic, and has not asked for it.
+    /// Whether the plugin was never subscribed to a topic of its manifest, and has not asked for it.
     pub fn is_new(&self, topic: &Topic) -> bool {
-        !self.once.contains(topic) && !self.asked.contains_key(topic)
+        let is_known = self.once.contains(topic) || self.subscriptions.contains(topic);
+        !is_known && !self.asked.contains_key(topic)
+    }
+
+    /// Forgets the ended subscriptions to other topics than those of the manifest: they count for nothing, and a plugin
+    /// may subscribe to ever new topics.
+    pub fn forget_ended_but(&mut self, manifest: &[Topic]) -> Change {
+        let before = self.once.len();
+        let kept: BTreeSet<&Topic> = manifest.iter().chain(&self.subscriptions).collect();
+        self.once.retain(|topic| kept.contains(topic));
+        if self.once.len() < before { Change::Some } else { Change::None }
+    }
+
+    /// How many subscriptions and ends of them would wait for the log with one that concerns `topic`.
+    pub fn count_asked_with(&self, topic: &Topic) -> usize {
+        self.asked.len() + usize::from(!self.asked.contains_key(topic))
     }
 
     /// Ends a subscription that is not granted any more; granted again, it is a new one.
@@ -422,6 +438,34 @@ mod tests {
     fn heard(topic: &Topic, since: u64, until: u64) -> Entry {
         let hearing = Hearing { topic: topic.clone(), since: Timestamp(since), until: Timestamp(until) };
         Entry { offset: Offset(0), time: Timestamp(until), kind: Kind::Heard(vec![hearing]) }
+    }
+
+    #[test]
+    fn a_world_does_not_grow_with_the_topics_that_were_ended() {
+        let plugin: PluginName = "probe".parse().unwrap();
+        let topic = |number: usize| format!("probe.{number}").parse::<Topic>().unwrap();
+        let manifest = [topic(0), topic(1)];
+        let mut world = World::default();
+        let tell = |world: &mut World, topic: Topic, subscribed: bool| {
+            let kind = Kind::Subscription { plugin: plugin.clone(), topic, subscribed, by: Generation(0) };
+            world.observe(&plugin, &Entry { offset: Offset(0), time: Timestamp(0), kind });
+        };
+        for number in 0..1_000 {
+            tell(&mut world, topic(number), true);
+            if number != 7 {
+                tell(&mut world, topic(number), false);
+            }
+        }
+        // As a host has stored it that did not forget.
+        let stored = world.to_bytes();
+        assert!(stored.len() > 10_000);
+        let mut world = World::from_bytes(&stored).unwrap();
+        assert_eq!(world.forget_ended_but(&manifest), Change::Some);
+        assert_eq!(world.forget_ended_but(&manifest), Change::None);
+        assert!(world.to_bytes().len() < 1_000);
+        assert!(!world.is_new(&topic(0)), "it has ended a subscription of the manifest");
+        assert!(!world.is_new(&topic(7)), "it is subscribed");
+        assert!(world.is_new(&topic(8)));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 mod senders;
 
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use redb::{ReadableTable, ReadableTableMetadata as _, WriteTransaction};
@@ -206,26 +207,44 @@ pub fn dropped(store: &Store) -> Result<u64, StoreError> {
     counter(&store.snapshot()?.table(META)?, DROPPED)
 }
 
-/// The dead letters that are meant, from `after` on, at most `limit`.
+/// The dead letters that are meant, after the one with number `after`, at most `limit`.
 pub fn list(
     store: &Store,
     filter: &Filter,
     after: Option<u64>,
     limit: usize,
 ) -> Result<Vec<(u64, DeadLetter)>, StoreError> {
-    let table = store.snapshot()?.table(DEAD)?;
     let mut letters = Vec::new();
-    for row in table.range(after.map_or(0, |id| id.saturating_add(1))..)? {
-        if letters.len() == limit {
-            break;
-        }
-        let (id, bytes) = row?;
-        let letter = read(bytes.value())?;
-        if filter.means(&letter) {
-            letters.push((id.value(), letter));
-        }
+    let room = |letters: &Vec<_>| match letters.len() < limit {
+        true => ControlFlow::Continue(()),
+        false => ControlFlow::Break(()),
+    };
+    if room(&letters).is_continue() {
+        walk(store, filter, after, |id, letter| {
+            letters.push((id, letter));
+            room(&letters)
+        })?;
     }
     Ok(letters)
+}
+
+/// Goes through the dead letters that are meant, after the one with number `after`, until `each` breaks. They are read
+/// one by one: each may hold a message of 1 MiB.
+pub fn walk(
+    store: &Store,
+    filter: &Filter,
+    after: Option<u64>,
+    mut each: impl FnMut(u64, DeadLetter) -> ControlFlow<()>,
+) -> Result<(), StoreError> {
+    let table = store.snapshot()?.table(DEAD)?;
+    for row in table.range(after.map_or(0, |id| id.saturating_add(1))..)? {
+        let (id, bytes) = row?;
+        let letter = read(bytes.value())?;
+        if filter.means(&letter) && each(id.value(), letter).is_break() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// The number of the newest letter.

@@ -1,6 +1,7 @@
 //! Owns the rows of changes of plugins' code, in the order in which they began.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 use redb::{ReadableTable, ReadableTableMetadata as _, WriteTransaction};
 
@@ -46,18 +47,31 @@ pub fn get(snapshot: &Snapshot, number: u64) -> Result<Option<Change>, StoreErro
     snapshot.table(HISTORY)?.get(number)?.map(|change| decode(change.value())).transpose()
 }
 
-/// The changes of a plugin, newest first, at most `limit`.
-pub fn of(snapshot: &Snapshot, plugin: &PluginName, limit: usize) -> Result<Vec<Change>, StoreError> {
-    let mut changes = Vec::new();
+/// Goes through the changes of a plugin, newest first, until `each` breaks.
+pub fn walk(
+    snapshot: &Snapshot,
+    plugin: &PluginName,
+    mut each: impl FnMut(Change) -> ControlFlow<()>,
+) -> Result<(), StoreError> {
     for row in snapshot.table(HISTORY)?.iter()?.rev() {
         let change = decode(row?.1.value())?;
-        if change.plugin == *plugin {
-            changes.push(change);
-        }
-        if changes.len() == limit {
+        if change.plugin == *plugin && each(change).is_break() {
             break;
         }
     }
+    Ok(())
+}
+
+/// The changes of a plugin, newest first, at most `limit`.
+pub fn of(snapshot: &Snapshot, plugin: &PluginName, limit: usize) -> Result<Vec<Change>, StoreError> {
+    let mut changes = Vec::new();
+    if limit == 0 {
+        return Ok(changes);
+    }
+    walk(snapshot, plugin, |change| {
+        changes.push(change);
+        if changes.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
     Ok(changes)
 }
 

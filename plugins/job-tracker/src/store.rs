@@ -102,16 +102,23 @@ pub fn indices(job: &Job) -> (Option<String>, Option<String>) {
 }
 
 pub fn running_on(node: &str) -> Result<Vec<Job>, Error> {
+    running_raw(node, None).map(|record| state::decode(&record?)).collect()
+}
+
+/// The running jobs of a node as they stand in the state, by id, after one.
+fn running_raw(node: &str, after: Option<&str>) -> impl Iterator<Item = Result<Vec<u8>, Error>> {
     let prefix = format!("{node}\n");
-    let mut jobs = Vec::new();
-    for row in BY_NODE.iter(Some(&prefix)) {
-        let (key, id) = row?;
-        if !key.starts_with(&prefix) {
-            break;
-        }
-        jobs.extend(ACTIVE.get(&id)?);
-    }
-    Ok(jobs)
+    let rows = BY_NODE.iter_raw(Some(&format!("{prefix}{}", after.unwrap_or_default())));
+    let of_node = rows.map_while(move |row| match row {
+        Ok((key, _)) => key.strip_prefix(&prefix).map(|id| Ok(id.to_owned())),
+        Err(error) => Some(Err(error)),
+    });
+    of_node.filter_map(|id| id.and_then(|id| active_record(&id)).transpose())
+}
+
+/// An active job as it stands in the state.
+fn active_record(id: &str) -> Result<Option<Vec<u8>>, Error> {
+    state::get(format!("active/{id}").as_bytes())
 }
 
 /// The active jobs as they stand in the state, by id.
@@ -192,15 +199,33 @@ impl Filter {
 }
 
 /// A page of the jobs that match, by id. The next one begins after its last job; an empty one is the
-/// end.
+/// end. Finished jobs are not read where none can match.
 pub fn list(filter: &Filter) -> Result<Vec<Job>, Error> {
     let after = filter.after.as_deref();
-    let mut page = Page::new(filter.limit);
-    let mut rows = SideBySide::new(ACTIVE.iter_raw(after), FINISHED.iter_raw(after));
+    match (filter.status, &filter.node_id) {
+        (Some(Status::Running), Some(node)) => page_of(filter, running_raw(node, after)),
+        (Some(status), _) if status.is_final() => page_of(filter, records(FINISHED.iter_raw(after))),
+        (Some(_), _) => page_of(filter, records(ACTIVE.iter_raw(after))),
+        (None, _) => {
+            let rows = SideBySide::new(ACTIVE.iter_raw(after), FINISHED.iter_raw(after));
+            // No job is in both.
+            let record = |Both { one: active, other: finished }: Both| active.or(finished);
+            page_of(filter, rows.filter_map(|row| row.map(record).transpose()))
+        }
+    }
+}
+
+fn records(rows: state::Pages) -> impl Iterator<Item = Result<Vec<u8>, Error>> {
+    rows.map(|row| Ok(row?.1))
+}
+
+fn page_of(
+    filter: &Filter,
+    records: impl IntoIterator<Item = Result<Vec<u8>, Error>>,
+) -> Result<Vec<Job>, Error> {
+    let (mut page, mut records) = (Page::new(filter.limit), records.into_iter());
     while page.has_room() {
-        let Some(Both { one: active, other: finished }) = rows.next().transpose()? else { break };
-        // No job is in both.
-        let Some(record) = active.or(finished) else { continue };
+        let Some(record) = records.next().transpose()? else { break };
         let job: Job = state::decode(&record)?;
         if filter.matches(&job) {
             page.push(job, record.len());

@@ -6,6 +6,13 @@ use super::{Answer, Refusal, Session, allowed, word};
 use crate::effect::Publish;
 use crate::ident::Topic;
 
+/// How many changes of subscriptions may wait for the log, in terms of the topics that a plugin may be subscribed to: a
+/// plugin that is far behind does not see its own for long.
+const CHANGES: usize = 4;
+
+/// So many may wait at any rate.
+const FEW_CHANGES: usize = 256;
+
 impl Session {
     /// Publishes on a topic.
     pub fn publish(&mut self, topic: &str, data: Bytes) -> Answer<()> {
@@ -46,6 +53,10 @@ impl Session {
         }
         if self.effects.unsays(&topic) {
             self.outgoing.give_back_change();
+        } else if self.world.count_asked_with(&topic)
+            > self.limits.topics.saturating_mul(CHANGES).max(FEW_CHANGES)
+        {
+            return Ok(Err(Refusal::Limit("topics")));
         } else if let Err(limit) = self.outgoing.take_change() {
             return Ok(Err(Refusal::Limit(limit)));
         }

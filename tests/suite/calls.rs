@@ -460,6 +460,8 @@ async fn changes_of_subscriptions_that_are_not_in_the_log_are_limited() {
             host.from_peer("probe.in", script(json!([{ "do": step, "topic": topic }])).to_string()).await;
         }
     }
+    let received = || host.host.received.received.load(std::sync::atomic::Ordering::Relaxed);
+    eventually("all are in the log", async || received() == 600).await;
     let head = host.host.log.head();
     host.plugin("probe").handle.pause(false);
     // To end what has not begun is nothing: one change of each topic beyond is refused.

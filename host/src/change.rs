@@ -1,6 +1,7 @@
 //! Owns what is told of a change of a plugin's code: the states that it goes through, with times, and the
 //! record that stays of it.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -209,6 +210,22 @@ impl Change {
         self.reach(State::OnProbation);
     }
 
+    /// The same as it stays on record: with no more words for what is missing than a reason may have bytes.
+    pub fn for_the_record(&self) -> Cow<'_, Self> {
+        let mut bytes = 0;
+        let kept = self.missing.iter().take_while(|words| {
+            bytes += words.len();
+            bytes <= REASON_BYTES
+        });
+        let kept: Vec<_> = kept.cloned().collect();
+        let left = self.missing.len() - kept.len();
+        if left == 0 {
+            return Cow::Borrowed(self);
+        }
+        let missing = kept.into_iter().chain([format!("{left} more")]).collect();
+        Cow::Owned(Self { missing, ..self.clone() })
+    }
+
     /// Notes why; what is too long is cut.
     pub fn because(&mut self, reason: String) {
         self.reason = Some(cut(reason, REASON_BYTES));
@@ -380,6 +397,12 @@ mod tests {
         let mut change = Change::new("probe".parse().unwrap(), State::Judging, long(), long());
         change.ended(State::Refused, Some(long()), None);
         assert_eq!((change.by.len(), change.source.len()), (SOURCE_BYTES, SOURCE_BYTES));
-        assert_eq!(change.reason.unwrap().len(), REASON_BYTES);
+        assert_eq!(change.reason.as_ref().unwrap().len(), REASON_BYTES);
+        change.missing = vec!["x".repeat(1_024); 4];
+        assert_eq!(change.for_the_record().missing, change.missing);
+        change.missing.extend(vec!["y".to_owned(); 996]);
+        let record = change.for_the_record();
+        let missing = &record.missing;
+        assert_eq!((missing.len(), missing[4].as_str()), (5, "996 more"));
     }
 }

@@ -9,6 +9,9 @@ use tokio::sync::watch;
 
 const UNHURT: &str = "no one panics while holding what is told";
 
+/// Most items that are read at a time: there may be many readers, and slow ones.
+const AT_A_TIME: usize = 64;
+
 /// What is told as it happens.
 #[derive(Debug)]
 pub struct Feed<T> {
@@ -119,7 +122,8 @@ impl<T: Clone> Reader<T> {
             count => Missed::Count(count),
         };
         let from = usize::try_from(first - held.first).unwrap_or(usize::MAX);
-        let items: Vec<(u64, T)> = (first..).zip(held.items.iter().skip(from).cloned()).collect();
+        let items: Vec<(u64, T)> =
+            (first..).zip(held.items.iter().skip(from).take(AT_A_TIME).cloned()).collect();
         self.next = first + items.len() as u64;
         Read { missed, items }
     }
@@ -149,6 +153,15 @@ mod tests {
         feed.tell(5);
         assert_eq!(read(&mut reader).await, (Missed::Nothing, vec![3, 4, 5]));
         assert_eq!(read(&mut feed.follow(Some(before))).await, (Missed::Count(2), vec![3, 4, 5]));
+    }
+
+    #[tokio::test]
+    async fn a_reader_reads_a_bounded_number_at_a_time() {
+        let feed = Arc::new(Feed::new(100));
+        let mut reader = feed.follow(None);
+        (0..100).for_each(|item| feed.tell(item));
+        assert_eq!(read(&mut reader).await, (Missed::Nothing, (0..64).collect()));
+        assert_eq!(read(&mut reader).await, (Missed::Nothing, (64..100).collect()));
     }
 
     #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use dim::store::WORLDS;
 use dim_tests::{Setup, TestHost, eventually, script};
 use serde_json::{Value, json};
 
@@ -408,6 +409,46 @@ async fn changes_of_subscriptions_are_limited_by_the_rate_of_publishes() {
     assert_eq!((&answers[9], &answers[10]), (&json!({ "ok": null }), &refused));
 }
 
+/// The world of the one plugin of a host, as it is stored.
+fn stored_world(host: &TestHost) -> Value {
+    let worlds = host.host.store.snapshot().unwrap().table(WORLDS).unwrap();
+    let (_, world) = redb::ReadableTable::first(&worlds).unwrap().unwrap();
+    serde_json::from_slice(world.value()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn subscriptions_to_ever_new_topics_leave_nothing_behind() {
+    let setup = Setup::probe();
+    let host = setup.start().await;
+    let change = |what: &str, topic: String| json!([{ "do": what, "topic": topic }]);
+    for number in 0..20 {
+        host.run(change("subscribe", format!("probe.{number}"))).await;
+        host.run(change("unsubscribe", format!("probe.{number}"))).await;
+    }
+    host.run(change("unsubscribe", "probe.in".to_owned())).await;
+    let is_small = |host: &TestHost| {
+        let world = stored_world(host);
+        world["once"] == json!(["probe.in"]) && world["asked"] == json!({})
+    };
+    eventually("the topic of the manifest is left", async || is_small(&host)).await;
+    // As a host has left it that did not forget.
+    let mut world = stored_world(&host);
+    let once = (0..2_000).map(|number| json!(format!("probe.{number}"))).chain([json!("probe.in")]);
+    world["once"] = once.collect();
+    let write = move |write: &redb::WriteTransaction| {
+        let mut worlds = write.open_table(WORLDS)?;
+        let (plugin, _) =
+            worlds.pop_first()?.map(|(plugin, world)| (plugin.value(), world.value().len())).unwrap();
+        worlds.insert(plugin, world.to_string().as_bytes())?;
+        Ok(())
+    };
+    host.host.commit.write(write).await.unwrap();
+    assert!(!is_small(&host));
+    let host = setup.start_in(host.stop().await).await;
+    eventually("the topic of the manifest is left again", async || is_small(&host)).await;
+    assert!(host.host.interest.topics().is_empty(), "what was ended does not begin again");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_of_subscriptions_that_are_not_in_the_log_are_limited() {
     let host = Setup::probe().start().await;
@@ -419,6 +460,8 @@ async fn changes_of_subscriptions_that_are_not_in_the_log_are_limited() {
             host.from_peer("probe.in", script(json!([{ "do": step, "topic": topic }])).to_string()).await;
         }
     }
+    let received = || host.host.received.received.load(std::sync::atomic::Ordering::Relaxed);
+    eventually("all are in the log", async || received() == 600).await;
     let head = host.host.log.head();
     host.plugin("probe").handle.pause(false);
     // To end what has not begun is nothing: one change of each topic beyond is refused.

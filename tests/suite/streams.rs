@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use dim::entry::{Event, Kind};
 use dim_tests::{Setup, SupervisedHost, TestHost, downtime, eventually, script, with_token};
 use reqwest::{Client, Method, Response};
 use serde_json::{Value, json};
@@ -172,6 +173,30 @@ async fn a_stream_goes_on_after_a_restart_and_says_how_much_the_log_has_lost() {
     let mut stream = api.stream("/v1/topics/talk/messages", Some("2")).await;
     let missed = stream.lagged().await.as_u64().unwrap();
     assert!((8..=head).contains(&missed), "{missed} of {head}");
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_of_the_log_reads_a_bounded_number_of_bytes_at_a_time() {
+    let host = Setup::probe().start().await;
+    let from = host.host.log.head();
+    for _ in 0..60 {
+        host.from_peer("probe.in", vec![b'x'; 50_000]).await;
+    }
+    host.settled().await;
+    let (mut follower, mut messages) = (host.host.log.follow(Some(from)), 0);
+    while messages < 60 {
+        let read = follower.read().await.unwrap();
+        let sizes = read.entries.iter().filter_map(|entry| match &entry.kind {
+            Kind::Event(Event::Message { data, .. }) => Some(data.len()),
+            _ => None,
+        });
+        let sizes: Vec<_> = sizes.collect();
+        assert!(sizes.iter().sum::<usize>() <= (1 << 20) + 50_000, "{sizes:?}");
+        assert_eq!(read.missed, 0);
+        messages += sizes.len();
+    }
+    assert_eq!(messages, 60);
     host.stop().await;
 }
 

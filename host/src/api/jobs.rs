@@ -264,7 +264,8 @@ pub async fn update(
 /// that it had as `Last-Event-ID`, and gets the jobs that have changed since. An event `lagged` says how many entries of
 /// the log were missed, because the log does not hold them any more; its data is null if that is not known, and then any
 /// job may have changed. The stream goes on. Jobs that
-/// were taken over from another host, or imported, are told so, too: with an event `lagged` whose data is null.
+/// were taken over from another host, or imported, are told so, too: with an event `lagged` whose data is null. So are
+/// the jobs of nodes where watchdogs speak on more than 64 nodes at once.
 // No id of a job stands in its way.
 #[utoipa::path(get, path = "/watch/jobs", tag = "jobs", operation_id = "watch_jobs",
     params(("Last-Event-ID" = Option<String>, Header, description = "The last id that the caller had")),

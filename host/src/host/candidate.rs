@@ -103,17 +103,22 @@ impl Ready {
     /// What an actor runs.
     pub fn into_runnable(self) -> Runnable {
         let Self { source, code, prepared, config, allowance } = self;
-        let topics = allowance.topics();
+        let (topics, asked_topics) = (allowance.topics(), allowance.asked_topics());
         let Allowance { reach, limits, .. } = allowance;
-        Runnable { prepared, config, topics, reach: Arc::new(reach), limits, code, source }
+        Runnable { prepared, config, topics, asked_topics, reach: Arc::new(reach), limits, code, source }
     }
 }
 
 impl Allowance {
     /// The topics that a manifest asks for and that may be subscribed to.
     pub fn topics(&self) -> Vec<Topic> {
-        let asked = self.asks.subscribe.iter().filter_map(|pattern| pattern.exact());
-        asked.filter(|topic| self.reach.may_subscribe(topic)).cloned().collect()
+        let asked = self.asked_topics().into_iter();
+        asked.filter(|topic| self.reach.may_subscribe(topic)).collect()
+    }
+
+    /// The topics that a manifest asks for.
+    pub fn asked_topics(&self) -> Vec<Topic> {
+        self.asks.subscribe.iter().filter_map(|pattern| pattern.exact()).cloned().collect()
     }
 
     /// What it asks for and may not, in words.

@@ -203,11 +203,12 @@ impl Host {
         let (code, fallback) = (loaded.handle.code(), loaded.handle.fallback());
         let within = |code: &Arc<Runnable>, given: Setup| {
             let (config, allowance) = self.settled(name, code, given)?;
-            let topics = allowance.topics();
+            let (topics, asked_topics) = (allowance.topics(), allowance.asked_topics());
             let Allowance { reach, limits, .. } = allowance;
             Ok::<_, ReplaceError>(Runnable {
                 reach: Arc::new(reach),
                 topics,
+                asked_topics,
                 limits,
                 config,
                 ..(**code).clone()

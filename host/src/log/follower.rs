@@ -5,12 +5,15 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::EventLog;
+use super::{EventLog, weight};
 use crate::entry::{Entry, Offset};
 use crate::store::StoreError;
 
 /// Most entries that are read at a time.
 const AT_A_TIME: usize = 256;
+
+/// Bytes that are read at a time, which the last entry may go beyond: there may be many readers, and slow ones.
+const BYTES_AT_A_TIME: usize = 1 << 20;
 
 /// A reader of the log. It holds no entry that it has not been asked for, however far it lags behind.
 #[derive(Debug)]
@@ -51,6 +54,14 @@ impl Follower {
         });
         let mut entries = read.await.expect("reading does not panic")?;
         entries.retain(|entry| entry.offset < durable);
+        let mut bytes = 0;
+        let few = entries.iter().take_while(|entry| {
+            let is_read = bytes < BYTES_AT_A_TIME;
+            bytes += weight(entry);
+            is_read
+        });
+        let few = few.count();
+        entries.truncate(few);
         let first = entries.front().map_or(durable, |first| first.offset);
         self.next = entries.back().map_or(durable, |last| Offset(last.offset.0 + 1));
         Ok(Followed { missed: first.0 - next.0, entries })

@@ -174,7 +174,7 @@ impl Actor {
         let Parts { state_version, session, secret, numbers, log, commit, room, .. } = parts;
         let plugin = session.plugin.clone();
         let mut session = Session::new(session, run.version().to_owned())?;
-        let world_changed = session.world.forget_ended_but(&run.topics) == Change::Some;
+        let world_changed = session.world.forget_ended_but(&run.asked_topics) == Change::Some;
         let cursor = session.effects.batch.cursor;
         let (handle, inbox) = handle::pair(plugin.clone(), &run, log.clone(), room.clone());
         let mut actor = Self {
@@ -595,9 +595,9 @@ impl Actor {
 
     /// Has the world hold no more topics than the manifest has, and those that it is subscribed to.
     fn forget_ended_topics(&mut self) {
-        let topics = std::mem::take(&mut self.run.topics);
+        let topics = std::mem::take(&mut self.run.asked_topics);
         self.session_mut().world.forget_ended_but(&topics);
-        self.run.topics = topics;
+        self.run.asked_topics = topics;
     }
 
     /// Has the log wake this thread for what the plugin is subscribed to.

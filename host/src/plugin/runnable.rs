@@ -15,6 +15,8 @@ pub struct Runnable {
     pub config: String,
     /// The topics that its manifest asks for and that it may subscribe to.
     pub topics: Vec<Topic>,
+    /// All topics that its manifest asks for, granted or not.
+    pub asked_topics: Vec<Topic>,
     /// What it may reach.
     pub reach: Arc<Reach>,
     /// What it may take.

@@ -37,7 +37,7 @@ pub fn amend(
 }
 
 fn put(write: &WriteTransaction, number: u64, change: &Change) -> Result<(), StoreError> {
-    let bytes = serde_json::to_vec(change).expect("a change is plain data");
+    let bytes = serde_json::to_vec(&change.for_the_record()).expect("a change is plain data");
     write.open_table(HISTORY)?.insert(number, bytes.as_slice())?;
     Ok(())
 }

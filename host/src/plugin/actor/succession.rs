@@ -283,7 +283,6 @@ impl Actor {
         let (version, reach, limits) =
             (self.run.version().to_owned(), self.run.reach.clone(), self.run.limits);
         self.session_mut().run_as(version, reach, limits);
-        self.forget_ended_topics();
         before
     }
 

@@ -145,7 +145,9 @@ impl FromStr for PeerName {
         // Any other multihash is none of a key.
         let peer = PeerId::from_bytes(&multihash.to_bytes())
             .map_err(|_| refuse("it is not the multihash of a public key"))?;
-        Ok(Self(peer.to_base58().into()))
+        // A value has one text in base58, and to write it again for each entry that is read from the log takes long.
+        let text = if is_base58(text) { Arc::from(text) } else { peer.to_base58().into() };
+        Ok(Self(text))
     }
 }
 
@@ -175,6 +177,11 @@ impl fmt::Debug for PeerName {
     }
 }
 
+/// Whether a text can only be a multihash in base58: what begins like this is no multibase.
+fn is_base58(text: &str) -> bool {
+    text.starts_with('1') || text.starts_with("Qm")
+}
+
 /// The multihash of a public key, as a peer id or an IPNS name has it: in base58, or in a CIDv1 with codec `libp2p-key`.
 fn key_multihash(text: &str) -> Result<cid::multihash::Multihash<64>, &'static str> {
     if text.is_empty() {
@@ -183,8 +190,7 @@ fn key_multihash(text: &str) -> Result<cid::multihash::Multihash<64>, &'static s
     if text.len() > 128 {
         return Err("it is too long");
     }
-    // What begins like this is no multibase.
-    if text.starts_with("1") || text.starts_with("Qm") {
+    if is_base58(text) {
         let bytes = Base::Base58Btc.decode(text).map_err(|_| "it is not base58")?;
         return cid::multihash::Multihash::from_bytes(&bytes).map_err(|_| "it is not a multihash");
     }

@@ -111,7 +111,8 @@ impl Plugin for NodeRegistry {
 
 impl NodeRegistry {
     fn heartbeat(&self, message: &Message) -> Result<(), Failure> {
-        let said = Said::read(&message.data, Time::now())?;
+        let now = Time::now();
+        let said = Said::read(&message.data, now)?;
         self.speakers.check(&said.node_id, &message.origin)?;
         let record = NODES.get_raw(&said.node_id)?;
         if record.is_none() {
@@ -120,7 +121,7 @@ impl NodeRegistry {
         // A record that cannot be read is replaced.
         let before = record.as_deref().and_then(|record| state::decode::<Before<'_>>(record).ok());
         let before = before.unwrap_or_default();
-        let node = Node::heard(record.as_deref(), &before, said, Time::now());
+        let node = Node::heard(record.as_deref(), &before, said, now);
         log_news(&before, &node);
         let bytes = NODES.put(&node.node_id, &node)?;
         self.document.counts(record.as_ref().map(Vec::len), Some(bytes))?;

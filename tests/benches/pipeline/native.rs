@@ -13,7 +13,9 @@ use dim::host::Host;
 use dim::log::Mailbox;
 use dim::plugin::{Batch, Effects, Limits, Mode, Session, SessionParts, Timers, World};
 use dim::store::PluginId;
-use serde_json::{Value, json};
+use dim::time::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 /// A native stand-in for a plugin.
 pub struct Registry {
@@ -87,17 +89,40 @@ fn run(host: &Host, shown: &AtomicU64, stop: &AtomicBool) {
 
 /// Parses the heartbeat, reads the node's record and writes it anew.
 fn heartbeat(session: &mut Session, data: &[u8]) {
-    let beat: Value = serde_json::from_slice(data).expect("a heartbeat");
-    let key = format!("node/{}", beat["node_id"].as_str().expect("a node"));
+    let beat: Beat<'_> = serde_json::from_slice(data).expect("a heartbeat");
+    let key = format!("node/{}", beat.node_id);
     let known = session.get_state(key.as_bytes()).expect("the store").expect("a key");
-    let known: Option<Value> = known.map(|record| serde_json::from_slice(&record).expect("a record"));
-    let record = json!({
-        "node_id": beat["node_id"], "status": beat["status"], "resources": beat["resources"],
-        "cached_models": beat["cached_models"], "last_seen": session.world.time(),
-        "sent_at": known.map_or(beat["timestamp"].clone(), |known| known["sent_at"].clone()),
-    });
-    session
-        .set_state(key.as_bytes(), Some(record.to_string().as_bytes()))
-        .expect("the store")
-        .expect("granted");
+    let known: Option<Record> = known.map(|record| serde_json::from_slice(&record).expect("a record"));
+    let record = Record {
+        node_id: beat.node_id.to_owned(),
+        status: beat.status.to_owned(),
+        resources: beat.resources.to_owned(),
+        cached_models: beat.cached_models,
+        last_seen: session.world.time(),
+        sent_at: known.map_or(beat.timestamp.to_owned(), |known| known.sent_at),
+    };
+    let record = serde_json::to_vec(&record).expect("it is JSON");
+    session.set_state(key.as_bytes(), Some(&record)).expect("the store").expect("granted");
+}
+
+/// A heartbeat, as far as it is read.
+#[derive(Deserialize)]
+struct Beat<'a> {
+    node_id: &'a str,
+    timestamp: &'a str,
+    status: &'a str,
+    #[serde(borrow)]
+    resources: &'a RawValue,
+    cached_models: Vec<String>,
+}
+
+/// What is kept of a node.
+#[derive(Deserialize, Serialize)]
+struct Record {
+    node_id: String,
+    status: String,
+    resources: Box<RawValue>,
+    cached_models: Vec<String>,
+    last_seen: Timestamp,
+    sent_at: String,
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dim_tests::{tier, FailingDisk, Kubo, Program, Setup, SupervisedHost, TearingDisk, Witness, eventually};
+use dim_tests::{FailingDisk, Kubo, Program, Setup, SupervisedHost, TearingDisk, Witness, eventually, tier};
 use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::StdRng};
 use serde_json::{Value, json};
 

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use dim_tests::tier;
 use dim_tests::endurance::{Endurance, TROUBLES, Trouble, endure};
+use dim_tests::tier;
 
 /// How much longer than on an idle machine anything may take.
 const BUSY: Duration = Duration::from_secs(30);

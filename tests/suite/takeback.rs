@@ -521,7 +521,7 @@ async fn code_on_probation_that_cannot_be_loaded_after_a_restart_is_taken_back()
     let digest = dim::ident::Digest::of(&new).to_string();
     replace(&host, new).await.unwrap();
     host.from_peer("probe.in", count(1)).await;
-    host.settled().await;
+    eventually("both are counted", async || host.state_of("probe", "count").await == 2).await;
     let dir = host.stop().await;
     std::fs::write(dir.path().join("components").join(&digest).with_extension("wasm"), b"damaged").unwrap();
     let host = setup.start_in(dir).await;

@@ -215,19 +215,23 @@ async fn after_an_error_of_the_disk_the_host_goes_on_by_itself() {
     host.stop().await;
 }
 
+/// A command that changes a little of everything.
+fn steps_of(key: &str) -> Value {
+    json!([
+        { "do": "set", "key": key, "value": "1" },
+        { "do": "add", "key": "count" },
+        { "do": "publish", "topic": "probe.in", "data": heard(key) },
+        { "do": "timer", "key": "t", "in": 1_000_000 },
+        { "do": "update-state", "key": "probe-key", "data": key },
+    ])
+}
+
 /// One worker of a load on a host that loses power now and then: what was acknowledged of it.
 async fn work(host: &SupervisedHost, worker: usize, stop: &AtomicBool) -> Vec<String> {
     let mut acknowledged = Vec::new();
     for number in (0..).take_while(|_| !stop.load(Ordering::Relaxed)) {
         let key = format!("n/{worker}/{number:08}");
-        let steps = json!([
-            { "do": "set", "key": key, "value": "1" },
-            { "do": "add", "key": "count" },
-            { "do": "publish", "topic": "probe.in", "data": heard(&key) },
-            { "do": "timer", "key": "t", "in": 1_000_000 },
-            { "do": "update-state", "key": "probe-key", "data": key },
-        ]);
-        match host.try_run("probe", steps).await {
+        match host.try_run("probe", steps_of(&key)).await {
             Some(_) => acknowledged.push(key),
             None => tokio::time::sleep(Duration::from_millis(1)).await,
         }
@@ -259,6 +263,16 @@ async fn lose_power_in_a_loop(disk: TearingDisk, setup: Setup, times: usize, wit
     let acknowledged: Vec<String> = acknowledged.concat();
     println!("{times} losses of power, {} acknowledged commands", acknowledged.len());
     assert!(acknowledged.len() > times, "there was load: {}", acknowledged.len());
+    let committed = check_whole(&host, &acknowledged).await;
+    if let Some(witness) = witness {
+        let all_accepted = async || accepted(&witness).is_superset(&committed);
+        eventually("the daemon has accepted each committed publish", all_accepted).await;
+    }
+    host.stop().await;
+}
+
+/// Checks that what was acknowledged is there, and that all that is there was applied once and whole; returns the keys.
+async fn check_whole(host: &SupervisedHost, acknowledged: &[String]) -> BTreeSet<String> {
     for keys in acknowledged.chunks(500) {
         let steps: Vec<Value> = keys.iter().map(|key| json!({ "do": "get", "key": key })).collect();
         for (key, read) in keys.iter().zip(host.try_run("probe", json!(steps)).await.unwrap()) {
@@ -276,14 +290,37 @@ async fn lose_power_in_a_loop(disk: TearingDisk, setup: Setup, times: usize, wit
         applied += keys.len() as u64;
         committed.extend(keys);
     }
-    assert_eq!(number_in(&host, "probe", "count").await, applied, "a command was applied in part or twice");
-    eventually("each publish was heard", async || number_in(&host, "other", "heard").await >= applied).await;
-    assert_eq!(number_in(&host, "other", "heard").await, applied, "a publish was heard twice");
-    if let Some(witness) = witness {
-        let all_accepted = async || accepted(&witness).is_superset(&committed);
-        eventually("the daemon has accepted each committed publish", all_accepted).await;
+    assert_eq!(number_in(host, "probe", "count").await, applied, "a command was applied in part or twice");
+    eventually("each publish was heard", async || number_in(host, "other", "heard").await >= applied).await;
+    assert_eq!(number_in(host, "other", "heard").await, applied, "a publish was heard twice");
+    committed
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn power_that_is_lost_at_any_sync_point_loses_and_doubles_nothing() {
+    let seed = tier::seed("what arrives of the last writes");
+    for sync in 0_u64.. {
+        let disk = TearingDisk::default();
+        let setup = Setup::probe().and_probe("other", json!({}));
+        let host = SupervisedHost::start(&setup.on_disk(disk.clone())).await;
+        host.works("probe").await;
+        disk.lose_power_after(sync, seed.wrapping_add(sync));
+        let mut acknowledged = Vec::new();
+        for number in 0..6 {
+            let key = format!("n/{number}");
+            if host.try_run("probe", steps_of(&key)).await.is_some() {
+                acknowledged.push(key);
+            }
+        }
+        let is_past_the_end = disk.losses() == 0;
+        host.works("probe").await;
+        check_whole(&host, &acknowledged).await;
+        host.stop().await;
+        if is_past_the_end {
+            assert!(sync >= 6, "each command is synced: {sync}");
+            return;
+        }
     }
-    host.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

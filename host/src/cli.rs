@@ -59,7 +59,7 @@ const REFUSED: u8 = 5;
 /// A component waits until it is granted what it asks for.
 const WAITS: u8 = 6;
 
-/// Coordinates a fleet through sandboxed plugins, over IPFS or with nothing installed.
+/// Coordinate a fleet with sandboxed plugins, over IPFS or with the embedded backend.
 #[derive(Debug, Parser)]
 #[command(name = "dim", version, propagate_version = true, after_help = EXIT_CODES)]
 struct Cli {
@@ -75,19 +75,19 @@ const EXIT_CODES: &str = "Exit codes: 0 well, 1 failed, 2 wrong usage, 3 not fou
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Global options")]
 struct Global {
-    /// How to write results
+    /// Output format
     #[arg(long, global = true, value_enum, default_value_t = Format::Table)]
     output: Format,
-    /// Whether to colour what people read; auto: on a terminal, unless NO_COLOR is set
+    /// When to use colours; auto: on a terminal, unless NO_COLOR is set
     #[arg(long, global = true, value_enum, default_value_t = Color::Auto)]
     color: Color,
-    /// The host's API: unix:PATH or http://127.0.0.1:PORT [default: the socket in the state directory]
+    /// Address of the host's API: unix:PATH or http://127.0.0.1:PORT [default: the socket in the state directory]
     #[arg(long, global = true, env = "DIM_API", value_name = "ADDR")]
     api: Option<String>,
-    /// A file with the token of an API at http:// [default: what DIM_TOKEN holds, or api-token in the state directory]
+    /// File with the token for an API at http:// [default: the value of DIM_TOKEN, or api-token in the state directory]
     #[arg(long, global = true, env = "DIM_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Where the host keeps its state [default: STATE_DIRECTORY of systemd, else dim in XDG_STATE_HOME or
+    /// State directory of the host [default: STATE_DIRECTORY of systemd, else dim in XDG_STATE_HOME or
     /// ~/.local/state]
     #[arg(long, global = true, env = "DIM_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
@@ -95,19 +95,19 @@ struct Global {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// For people
+    /// Tables and text for people
     Table,
-    /// For programs
+    /// JSON for programs
     Json,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Color {
-    /// On a terminal
+    /// Use colours on a terminal
     Auto,
-    /// Anywhere
+    /// Always use colours
     Always,
-    /// Nowhere
+    /// Never use colours
     Never,
 }
 
@@ -125,41 +125,41 @@ impl Color {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Runs a host in the foreground
+    /// Run a host in the foreground
     Run(run::Run),
-    /// Runs the agent of a node in the foreground, or tells a running one what happened to a job
+    /// Run the agent of a node in the foreground, or report job events to a running agent
     Agent(agent::Agent),
-    /// Shows how the host is doing
+    /// Show the status of the host
     Status(status::Status),
-    /// Writes a backup of the running host, with its keys, encrypted with a passphrase
+    /// Write an encrypted backup of the running host, with its keys
     Backup(backup::Backup),
-    /// Makes the state directory of a backup
+    /// Restore a backup into an empty state directory
     Restore(backup::Restore),
-    /// The config file
+    /// Check or reload the config file
     #[command(subcommand)]
     Config(config::Command),
-    /// Jobs of the fleet
+    /// Manage jobs
     #[command(subcommand)]
     Job(job::Command),
-    /// Nodes of the fleet
+    /// Manage nodes
     #[command(subcommand)]
     Node(node::Command),
-    /// Pubsub topics
+    /// Use pubsub topics
     #[command(subcommand)]
     Topic(topic::Command),
-    /// IPNS names
+    /// Manage IPNS names and keys
     #[command(subcommand)]
     Ipns(ipns::Command),
-    /// Plugins
+    /// Manage and develop plugins
     #[command(subcommand)]
     Plugin(plugin::PluginCommand),
-    /// Dead letters: events that a plugin could not handle
+    /// Manage dead letters: events that a plugin could not handle
     #[command(subcommand)]
     Dead(dead::Command),
-    /// What came from outside, as the log holds it
+    /// Export recorded events from the log
     #[command(subcommand)]
     Events(events::Command),
-    /// Writes the description of the HTTP API, an OpenAPI document
+    /// Print the OpenAPI document of the HTTP API
     Openapi,
     /// Compiles the component on standard input, for a host that has this done in a process of its own
     #[command(hide = true, name = compiler::SUBCOMMAND)]
@@ -169,9 +169,9 @@ enum Command {
         /// Bytes of memory
         memory: u64,
     },
-    /// Writes the completion script of a shell
+    /// Print the completion script for a shell
     Completions {
-        /// Which shell
+        /// Shell
         shell: Shell,
     },
 }

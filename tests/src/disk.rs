@@ -212,6 +212,29 @@ struct Torn {
     since: Vec<Change>,
     /// Counts the losses of power: who opened the disk before one sees nothing of it any more.
     life: u64,
+    /// How many syncs there are until power is lost in one, and what becomes of the writes then.
+    ends: Option<(u64, u64)>,
+}
+
+impl Torn {
+    fn lose_power(&mut self, seed: u64) {
+        let mut random = StdRng::seed_from_u64(seed);
+        let mut image = std::mem::take(&mut self.synced);
+        for change in std::mem::take(&mut self.since) {
+            match (change, random.random_range(0..3)) {
+                (_, 0) => {}
+                (Change::Bytes { at, mut data }, 1) => {
+                    data.truncate(random.random_range(0..=data.len() / SECTOR) * SECTOR);
+                    Change::Bytes { at, data }.apply(&mut image);
+                }
+                (change, _) => change.apply(&mut image),
+            }
+        }
+        self.seen.clone_from(&image);
+        self.synced = image;
+        self.life += 1;
+        self.ends = None;
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -242,22 +265,17 @@ impl TearingDisk {
 
     /// Loses power. What becomes of the writes since the last sync follows from `seed`.
     pub fn lose_power(&self, seed: u64) {
-        let mut random = StdRng::seed_from_u64(seed);
-        let mut torn = self.lock();
-        let mut image = std::mem::take(&mut torn.synced);
-        for change in std::mem::take(&mut torn.since) {
-            match (change, random.random_range(0..3)) {
-                (_, 0) => {}
-                (Change::Bytes { at, mut data }, 1) => {
-                    data.truncate(random.random_range(0..=data.len() / SECTOR) * SECTOR);
-                    Change::Bytes { at, data }.apply(&mut image);
-                }
-                (change, _) => change.apply(&mut image),
-            }
-        }
-        torn.seen.clone_from(&image);
-        torn.synced = image;
-        torn.life += 1;
+        self.lock().lose_power(seed);
+    }
+
+    /// Loses power in the sync after the next `syncs`, before anything of it is certain.
+    pub fn lose_power_after(&self, syncs: u64, seed: u64) {
+        self.lock().ends = Some((syncs, seed));
+    }
+
+    /// How often power was lost.
+    pub fn losses(&self) -> u64 {
+        self.lock().life
     }
 
     fn lock(&self) -> MutexGuard<'_, Torn> {
@@ -323,6 +341,14 @@ impl StorageBackend for Tearing {
 
     fn sync_data(&self) -> io::Result<()> {
         let mut torn = self.lock()?;
+        match torn.ends {
+            Some((0, seed)) => {
+                torn.lose_power(seed);
+                return Err(io::Error::other("the power is gone"));
+            }
+            Some((syncs, seed)) => torn.ends = Some((syncs - 1, seed)),
+            None => {}
+        }
         let since = std::mem::take(&mut torn.since);
         for change in since {
             change.apply(&mut torn.synced);

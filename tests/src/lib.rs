@@ -14,6 +14,7 @@ mod link;
 mod program;
 mod proxy;
 pub mod python;
+pub mod tier;
 mod witness;
 
 pub use agent::Agent;

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use dim_client::Client;
-use dim_tests::{Agent, Kubo, Link, Program, downtime, eventually, eventually_within};
+use dim_tests::{Agent, Kubo, Link, Program, downtime, eventually, eventually_within, tier};
 use serde_json::{Value, json};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_dim-under-test");
@@ -216,7 +216,8 @@ async fn what_the_host_knows_already_is_taken_and_what_contradicts_it_is_set_asi
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_minute_without_a_link_to_the_host_loses_no_notice() {
+async fn time_without_a_link_to_the_host_loses_no_notice() {
+    let seconds = tier::repeats(6, 60);
     let place = Place::new();
     let host = place.host(&["--embedded", "--listen", "127.0.0.1:0"]);
     let url = host.url();
@@ -228,16 +229,16 @@ async fn a_minute_without_a_link_to_the_host_loses_no_notice() {
     node.all_taken(3).await;
     eventually("a heartbeat comes", async || place.last_seen().await.is_some()).await;
     link.cut();
-    for second in 0..60 {
+    for second in 0..seconds {
         node.give_life_of(&format!("j{second}")).await;
         downtime(Duration::from_secs(1)).await;
     }
-    assert_eq!(node.waiting().await, 180, "nothing comes through");
+    assert_eq!(node.waiting().await, 3 * seconds as u64, "nothing comes through");
     assert_eq!(node.status().await["heartbeats"]["contact"]["state"], "offline");
     let heard = place.last_seen().await;
     link.mend();
-    node.all_taken(183).await;
-    for second in 0..60 {
+    node.all_taken(3 + 3 * seconds as u64).await;
+    for second in 0..seconds {
         becomes_complete(&place.client(), &format!("j{second}")).await;
     }
     // The heart beats again; what it missed is not made up for.
@@ -260,7 +261,8 @@ async fn linked() -> Option<(Kubo, Kubo, Link, String)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_minute_without_a_link_between_two_daemons_loses_no_notice() {
+async fn time_without_a_link_between_two_daemons_loses_no_notice() {
+    let seconds = tier::repeats(6, 60);
     let Some((ours, theirs, link, through)) = linked().await else { return };
     let place = Place::new();
     let _host = place.host(&["--kubo", theirs.api()]);
@@ -269,7 +271,7 @@ async fn a_minute_without_a_link_between_two_daemons_loses_no_notice() {
     eventually("a heartbeat comes", async || place.last_seen().await.is_some()).await;
     link.cut();
     // The daemon takes these, for it does not know yet.
-    for second in 0..60 {
+    for second in 0..seconds {
         node.give_life_of(&format!("j{second}")).await;
         downtime(Duration::from_secs(1)).await;
     }
@@ -279,7 +281,7 @@ async fn a_minute_without_a_link_between_two_daemons_loses_no_notice() {
         ours.try_ipfs(&["swarm", "connect", &through]).is_ok()
     })
     .await;
-    for second in 0..60 {
+    for second in 0..seconds {
         let job = format!("j{second}");
         // What a burst has lost is told again, the last time after a hundred seconds.
         let patience = Duration::from_secs(120);

@@ -7,7 +7,7 @@ use dim::effect::NameValue;
 use dim::entry::exported::{Header, Record};
 use dim::test::{Bench, Comparison, Events, Given, Identity, Plugin, Runs, Scenario, compare, try_on};
 use dim::time::Timestamp;
-use dim_tests::{Program, component};
+use dim_tests::{Program, component, tier};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -66,16 +66,17 @@ fn numbers(dir: &TempDir, count: u64) -> PathBuf {
 fn a_difference_in_one_event_of_many_is_found_and_none_between_equal_versions() {
     let dir = tempfile::tempdir().unwrap();
     let bench = Bench::new().unwrap();
-    let file = numbers(&dir, 100_000);
+    let many = tier::repeats(10_000, 100_000) as u64;
+    let file = numbers(&dir, many);
     let old = counter(&bench, "0.1.0", None);
     let equal = compared(&bench, &old, &old, &file, None);
     assert!(equal.is_same(), "{equal:?}");
-    assert_eq!((equal.records, equal.old.calls), (100_000, 100_000));
+    assert_eq!((equal.records, equal.old.calls), (many, many));
     assert_eq!(equal.old.effects, equal.new.effects);
-    let planted = compared(&bench, &old, &counter(&bench, "0.2.0", Some(71_717)), &file, None);
+    let planted = compared(&bench, &old, &counter(&bench, "0.2.0", Some(7_717)), &file, None);
     assert_eq!(planted.differing, 1, "{:?}", planted.first);
     let [found] = planted.first.as_slice() else { panic!("{:?}", planted.first) };
-    assert_eq!(found.offset, Some(71_717));
+    assert_eq!(found.offset, Some(7_717));
     assert_eq!(found.differences[0].place, "state.last/00000000000000000717");
     assert_eq!(planted.old.effects, equal.old.effects, "two runs are the same to the byte");
     assert_ne!(planted.old.effects, planted.new.effects);
@@ -129,14 +130,16 @@ fn messages_as_large_as_may_be_are_handled_however_many() {
     let dir = tempfile::tempdir().unwrap();
     let bench = Bench::new().unwrap();
     let large = "x".repeat(1 << 20);
-    let file = recorded(&dir, 150, |_| message("forgetful.in", &large));
+    // More than may wait for the commit, many times over in the exhaustive tier.
+    let count = tier::repeats(40, 150) as u64;
+    let file = recorded(&dir, count, |_| message("forgetful.in", &large));
     let plugin = counter(&bench, "0.1.0", None);
     let runs = Runs::default();
     let (report, did) = try_on(&bench, &plugin, &given(&file), || Events::open(&file), &runs).unwrap();
     assert!(report.is_well(), "{report}");
-    assert_eq!(did.dead, 150);
+    assert_eq!(did.dead, count);
     let compared = compared(&bench, &plugin, &plugin, &file, None);
-    assert!(compared.is_same() && compared.records == 150);
+    assert!(compared.is_same() && compared.records == count);
 }
 
 /// A document that was replaced may still be read by its path, as on a host that keeps it.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dim_tests::{FailingDisk, Kubo, Program, Setup, SupervisedHost, TearingDisk, Witness, eventually};
+use dim_tests::{FailingDisk, Kubo, Program, Setup, SupervisedHost, TearingDisk, Witness, eventually, tier};
 use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::StdRng};
 use serde_json::{Value, json};
 
@@ -129,9 +129,7 @@ fn check_state(host: &Program, acknowledged: &Acknowledged, round: usize) -> u64
 }
 
 fn kill_in_a_loop(kills: usize, args: &[&str], kubo: Option<&Kubo>) {
-    let seed = rand::rng().next_u64();
-    println!("seed {seed}");
-    let mut random = StdRng::seed_from_u64(seed);
+    let mut random = StdRng::seed_from_u64(tier::seed("kills"));
     let dir = tempfile::tempdir().expect("a temporary directory");
     let state_dir = dir.path().join("state");
     std::fs::create_dir(&state_dir).expect("a state directory");
@@ -170,14 +168,14 @@ fn kill_in_a_loop(kills: usize, args: &[&str], kubo: Option<&Kubo>) {
 }
 
 #[test]
-fn two_hundred_kills_on_the_embedded_backend_lose_and_double_nothing() {
-    kill_in_a_loop(200, &["--embedded"], None);
+fn kills_on_the_embedded_backend_lose_and_double_nothing() {
+    kill_in_a_loop(tier::repeats(15, 200), &["--embedded"], None);
 }
 
 #[test]
-fn twenty_kills_on_kubo_lose_and_double_nothing() {
+fn kills_on_kubo_lose_and_double_nothing() {
     let Some(kubo) = Kubo::start() else { return };
-    kill_in_a_loop(20, &["--kubo", kubo.api()], Some(&kubo));
+    kill_in_a_loop(tier::repeats(4, 20), &["--kubo", kubo.api()], Some(&kubo));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -217,19 +215,23 @@ async fn after_an_error_of_the_disk_the_host_goes_on_by_itself() {
     host.stop().await;
 }
 
+/// A command that changes a little of everything.
+fn steps_of(key: &str) -> Value {
+    json!([
+        { "do": "set", "key": key, "value": "1" },
+        { "do": "add", "key": "count" },
+        { "do": "publish", "topic": "probe.in", "data": heard(key) },
+        { "do": "timer", "key": "t", "in": 1_000_000 },
+        { "do": "update-state", "key": "probe-key", "data": key },
+    ])
+}
+
 /// One worker of a load on a host that loses power now and then: what was acknowledged of it.
 async fn work(host: &SupervisedHost, worker: usize, stop: &AtomicBool) -> Vec<String> {
     let mut acknowledged = Vec::new();
     for number in (0..).take_while(|_| !stop.load(Ordering::Relaxed)) {
         let key = format!("n/{worker}/{number:08}");
-        let steps = json!([
-            { "do": "set", "key": key, "value": "1" },
-            { "do": "add", "key": "count" },
-            { "do": "publish", "topic": "probe.in", "data": heard(&key) },
-            { "do": "timer", "key": "t", "in": 1_000_000 },
-            { "do": "update-state", "key": "probe-key", "data": key },
-        ]);
-        match host.try_run("probe", steps).await {
+        match host.try_run("probe", steps_of(&key)).await {
             Some(_) => acknowledged.push(key),
             None => tokio::time::sleep(Duration::from_millis(1)).await,
         }
@@ -243,10 +245,8 @@ async fn number_in(host: &SupervisedHost, plugin: &str, key: &str) -> u64 {
 }
 
 /// Loses power `times` times under load, at moments that follow from a seed.
-async fn lose_power_in_a_loop(disk: TearingDisk, setup: Setup, times: u32, witness: Option<Witness>) {
-    let seed = rand::rng().next_u64();
-    println!("seed {seed}");
-    let mut random = StdRng::seed_from_u64(seed);
+async fn lose_power_in_a_loop(disk: TearingDisk, setup: Setup, times: usize, witness: Option<Witness>) {
+    let mut random = StdRng::seed_from_u64(tier::seed("losses of power"));
     let host = SupervisedHost::start(&setup.on_disk(disk.clone())).await;
     let stop = AtomicBool::new(false);
     let crashes = async {
@@ -262,7 +262,17 @@ async fn lose_power_in_a_loop(disk: TearingDisk, setup: Setup, times: u32, witne
     let (acknowledged, ()) = tokio::join!(workers, crashes);
     let acknowledged: Vec<String> = acknowledged.concat();
     println!("{times} losses of power, {} acknowledged commands", acknowledged.len());
-    assert!(acknowledged.len() > times as usize, "there was load: {}", acknowledged.len());
+    assert!(acknowledged.len() > times, "there was load: {}", acknowledged.len());
+    let committed = check_whole(&host, &acknowledged).await;
+    if let Some(witness) = witness {
+        let all_accepted = async || accepted(&witness).is_superset(&committed);
+        eventually("the daemon has accepted each committed publish", all_accepted).await;
+    }
+    host.stop().await;
+}
+
+/// Checks that what was acknowledged is there, and that all that is there was applied once and whole; returns the keys.
+async fn check_whole(host: &SupervisedHost, acknowledged: &[String]) -> BTreeSet<String> {
     for keys in acknowledged.chunks(500) {
         let steps: Vec<Value> = keys.iter().map(|key| json!({ "do": "get", "key": key })).collect();
         for (key, read) in keys.iter().zip(host.try_run("probe", json!(steps)).await.unwrap()) {
@@ -280,33 +290,56 @@ async fn lose_power_in_a_loop(disk: TearingDisk, setup: Setup, times: u32, witne
         applied += keys.len() as u64;
         committed.extend(keys);
     }
-    assert_eq!(number_in(&host, "probe", "count").await, applied, "a command was applied in part or twice");
-    eventually("each publish was heard", async || number_in(&host, "other", "heard").await >= applied).await;
-    assert_eq!(number_in(&host, "other", "heard").await, applied, "a publish was heard twice");
-    if let Some(witness) = witness {
-        let all_accepted = async || accepted(&witness).is_superset(&committed);
-        eventually("the daemon has accepted each committed publish", all_accepted).await;
-    }
-    host.stop().await;
+    assert_eq!(number_in(host, "probe", "count").await, applied, "a command was applied in part or twice");
+    eventually("each publish was heard", async || number_in(host, "other", "heard").await >= applied).await;
+    assert_eq!(number_in(host, "other", "heard").await, applied, "a publish was heard twice");
+    committed
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn twenty_losses_of_power_on_kubo_lose_and_double_nothing() {
+async fn power_that_is_lost_at_any_sync_point_loses_and_doubles_nothing() {
+    let seed = tier::seed("what arrives of the last writes");
+    for sync in 0_u64.. {
+        let disk = TearingDisk::default();
+        let setup = Setup::probe().and_probe("other", json!({}));
+        let host = SupervisedHost::start(&setup.on_disk(disk.clone())).await;
+        host.works("probe").await;
+        disk.lose_power_after(sync, seed.wrapping_add(sync));
+        let mut acknowledged = Vec::new();
+        for number in 0..6 {
+            let key = format!("n/{number}");
+            if host.try_run("probe", steps_of(&key)).await.is_some() {
+                acknowledged.push(key);
+            }
+        }
+        let is_past_the_end = disk.losses() == 0;
+        host.works("probe").await;
+        check_whole(&host, &acknowledged).await;
+        host.stop().await;
+        if is_past_the_end {
+            assert!(sync >= 6, "each command is synced: {sync}");
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn losses_of_power_on_kubo_lose_and_double_nothing() {
     let Some(kubo) = Kubo::start() else { return };
     let witness = Witness::of(&kubo, "probe.in").await;
     let setup = Setup::probe().and_probe("other", json!({})).on_kubo(kubo.api());
-    lose_power_in_a_loop(TearingDisk::default(), setup, 20, Some(witness)).await;
+    lose_power_in_a_loop(TearingDisk::default(), setup, tier::repeats(5, 20), Some(witness)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_hundred_losses_of_power_lose_and_double_nothing() {
+async fn losses_of_power_lose_and_double_nothing() {
     let setup = Setup::probe().and_probe("other", json!({}));
-    lose_power_in_a_loop(TearingDisk::default(), setup, 200, None).await;
+    lose_power_in_a_loop(TearingDisk::default(), setup, tier::repeats(40, 200), None).await;
 }
 
 /// A large database is committed in another way, so that it opens soon.
 #[tokio::test(flavor = "multi_thread")]
 async fn losses_of_power_lose_and_double_nothing_in_a_large_database() {
     let setup = Setup::probe().and_probe("other", json!({}));
-    lose_power_in_a_loop(TearingDisk::seeming_large(), setup, 50, None).await;
+    lose_power_in_a_loop(TearingDisk::seeming_large(), setup, tier::repeats(10, 50), None).await;
 }

@@ -169,6 +169,9 @@ async fn a_log_that_would_fill_the_disk_is_trimmed_and_the_intake_goes_on() {
         eventually("there is room", async || host.try_run("probe", steps.clone()).await.is_some()).await;
     }
     host.works("probe").await;
+    let held = host.host().unwrap().store.read_log(dim::entry::Offset(0), usize::MAX).unwrap();
+    let first = held.first().map_or(0, |entry| entry.offset.0);
+    assert!(first > 100, "what filled the log is gone from it: the first entry that is held is {first}");
     host.stop().await;
 }
 

@@ -4,6 +4,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use dim_fuzz::{TARGETS, Target};
+use dim_tests::tier;
 use rand::{Rng, RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
@@ -14,8 +15,9 @@ fn target(name: &str) -> &'static Target {
     TARGETS.iter().find(|target| target.name == name).expect("there is such a target")
 }
 
-/// Runs a target over its corpus, then over so many changes of it.
+/// Runs a target over its corpus, then over so many changes of it; a tenth of them in the usual tier.
 fn run(name: &str, changes: usize) {
+    let changes = tier::repeats(changes / 10, changes);
     let target = target(name);
     let corpus = kept(target);
     assert!(!corpus.is_empty(), "the corpus of {name} is not there");

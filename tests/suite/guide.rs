@@ -204,6 +204,7 @@ fn the_guide_for_recorded_events_is_what_happens() {
 }
 
 #[test]
+#[ignore = "exhaustive tier: installs the tools of Python and builds with them"]
 fn the_guide_for_python_is_what_happens() {
     if python::tool().is_some() {
         check("## In Python", tempfile::tempdir().unwrap(), BTreeMap::new());
@@ -211,6 +212,7 @@ fn the_guide_for_python_is_what_happens() {
 }
 
 #[test]
+#[ignore = "exhaustive tier: installs the tools of JavaScript and builds with them"]
 fn the_guide_for_javascript_is_what_happens() {
     if javascript::place().is_some() {
         check("## In JavaScript", tempfile::tempdir().unwrap(), BTreeMap::new());

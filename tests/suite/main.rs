@@ -15,6 +15,7 @@ mod config;
 mod contract;
 mod crash;
 mod disk;
+mod documentation;
 mod failing;
 mod failures;
 mod fake;

@@ -195,9 +195,9 @@ fn an_answer_that_is_not_as_described_is_noticed() {
 }
 
 #[test]
-fn the_readme_lists_what_is_described() {
-    let readme = std::fs::read_to_string(dim_tests::data("../README.md")).unwrap();
-    let table = readme.split("| path | |").nth(1).and_then(|rest| rest.split("\n\n").next());
+fn the_documentation_lists_what_is_described() {
+    let page = std::fs::read_to_string(dim_tests::data("../docs/http-api.md")).unwrap();
+    let table = page.split("| path | |").nth(1).and_then(|rest| rest.split("\n\n").next());
     let mut listed = BTreeSet::new();
     // Every second piece is code: methods, then a path whose words in capitals are parameters.
     for code in table.expect("the table of paths").split('`').skip(1).step_by(2) {

@@ -35,7 +35,7 @@ const EVERY: Duration = Duration::from_secs(30);
 pub struct Agent {
     #[command(flatten)]
     run: Run,
-    /// Where the agent keeps what it could not send, and its socket [default: dim-agent in the user's state directory]
+    /// Directory of the agent: its socket and the notices that wait [default: dim-agent in the user's state directory]
     #[arg(long, global = true, env = "DIM_AGENT_DIR", value_name = "DIR")]
     agent_dir: Option<PathBuf>,
     #[command(subcommand)]
@@ -44,69 +44,69 @@ pub struct Agent {
 
 #[derive(Debug, Args)]
 struct Run {
-    /// Who this node is
+    /// Id of this node
     #[arg(long, value_name = "ID", required = true)]
     node_id: Option<NodeId>,
-    /// Time between two heartbeats, 1s to 1h [default: 30s]
+    /// Interval between heartbeats, 1s to 1h [default: 30s]
     #[arg(long, value_name = "TIME", value_parser = parse_every)]
     every: Option<Duration>,
-    /// Tell whoever listens through a Kubo daemon's API, not a host: /ip4/127.0.0.1/tcp/5001, /unix/PATH or http://HOST:5001
+    /// Publish through a Kubo daemon instead of a host; address of its API: /ip4/127.0.0.1/tcp/5001, /unix/PATH or http://HOST:5001
     #[arg(long, value_name = "ADDR", value_parser = parse_kubo)]
     kubo: Option<String>,
-    /// The fleet's config file, YAML: its topics, and the daemon's `api_authorization`
+    /// Config file of the fleet, YAML, for its topics and the `api_authorization` of the daemon
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// A model that the node holds; may be given more than once
+    /// Model that the node has cached; repeat for more
     #[arg(long = "model", value_name = "NAME")]
     models: Vec<String>,
-    /// Begin without notices where those of an earlier agent are missing: the ones that waited are lost
+    /// Start with an empty store if the store of an earlier agent is missing; its waiting notices are lost
     #[arg(long)]
     new_store: bool,
-    /// How to write the log [default: text]
+    /// Log format [default: text]
     #[arg(long, value_enum)]
     log_format: Option<LogFormat>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Says that a job is running
+    /// Report that a job is running
     Running {
-        /// The job
+        /// Job id
         job: JobId,
-        /// JSON that goes with it; @FILE for a file's content
+        /// Data of the event, as JSON; @FILE reads a file
         #[arg(long, value_name = "JSON", value_parser = input::verbatim_or_file)]
         data: Option<Box<RawValue>>,
     },
-    /// Says that a job is done
+    /// Report that a job is completed
     Completed {
-        /// The job
+        /// Job id
         job: JobId,
-        /// The job's result; @FILE for a file's content
+        /// Result of the job, as JSON; @FILE reads a file
         #[arg(long, value_name = "JSON", value_parser = input::verbatim_or_file)]
         result: Option<Box<RawValue>>,
-        /// JSON that goes with it; @FILE for a file's content
+        /// Data of the event, as JSON; @FILE reads a file
         #[arg(long, value_name = "JSON", value_parser = input::verbatim_or_file)]
         data: Option<Box<RawValue>>,
     },
-    /// Says that a job has failed
+    /// Report that a job has failed
     Failed {
-        /// The job
+        /// Job id
         job: JobId,
-        /// Why
+        /// Reason
         #[arg(long, value_name = "TEXT", conflicts_with = "data")]
         reason: Option<String>,
-        /// JSON that goes with it; @FILE for a file's content
+        /// Data of the event, as JSON; @FILE reads a file
         #[arg(long, value_name = "JSON", value_parser = input::verbatim_or_file)]
         data: Option<Box<RawValue>>,
     },
-    /// Says that the result of a job lies under a CID
+    /// Report the CID of the result of a job
     Result {
-        /// The job
+        /// Job id
         job: JobId,
-        /// The result's CID
+        /// CID of the result
         cid: CidText,
     },
-    /// Says how the agent is doing; exit code 1 if notices or heartbeats do not get through
+    /// Show the status of the agent; exit code 1 if notices or heartbeats are not delivered
     Status,
 }
 

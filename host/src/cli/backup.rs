@@ -19,25 +19,25 @@ use crate::backup::{self, BackupError, Head, Passphrase};
 /// Where a passphrase comes from.
 #[derive(Debug, Args)]
 struct Secret {
-    /// The file with the passphrase, in its first line [default: DIM_PASSPHRASE, or asked for]
+    /// File with the passphrase in its first line [default: the value of DIM_PASSPHRASE, else a prompt]
     #[arg(long, value_name = "FILE")]
     passphrase_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
 pub struct Backup {
-    /// Where the backup goes
+    /// Output file
     file: PathBuf,
     #[command(flatten)]
     secret: Secret,
-    /// Replace a file that is there
+    /// Overwrite the file if it exists
     #[arg(long)]
     force: bool,
 }
 
 #[derive(Debug, Args)]
 pub struct Restore {
-    /// The backup
+    /// Backup file
     file: PathBuf,
     #[command(flatten)]
     secret: Secret,

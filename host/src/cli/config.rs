@@ -28,18 +28,18 @@ const NO_HOST: &str = "host";
 pub enum Command {
     /// Check a config file without starting anything
     ///
-    /// Shows all errors and warnings at once, with their lines. Reads the secrets, components and folders that the file
-    /// names, and asks nothing over the network. Exit code 0: no errors and no warnings. Exit code 1: at least one.
-    /// Sections of other programs are notes. Example: dim config check /etc/dim/config.yaml
+    /// The command shows all errors and warnings at once, with their lines. It reads the secrets, components and folders
+    /// that the file names, and does not use the network. Exit code 0: no errors and no warnings. Exit code 1: at least
+    /// one. Sections of other programs are notes. Example: dim config check /etc/dim/config.yaml
     Check {
-        /// The config file, YAML [default: the file of `dim run` without --config: what DIM_CONFIG names]
+        /// Config file, YAML [default: the file that DIM_CONFIG names, as for `dim run` without --config]
         #[arg(value_name = "FILE", env = CONFIG)]
         file: Option<PathBuf>,
     },
-    /// Have the running host read its config file again
+    /// Reload the config file of the running host
     ///
-    /// Shows the changed keys that are in effect, and those that need a restart. If the file has an error nothing is
-    /// changed; exit code 5. SIGHUP does the same. Example: dim config reload
+    /// The command shows the changed keys that are in effect, and those that need a restart. If the file has an error,
+    /// nothing changes and the exit code is 5. SIGHUP does the same. Example: dim config reload
     Reload,
 }
 

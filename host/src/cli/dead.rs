@@ -23,41 +23,41 @@ const PAGE: usize = 1_000;
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Lists dead letters
+    /// List dead letters
     Ls {
         #[command(flatten)]
         filter: Filter,
-        /// Only those after this number, for the next page
+        /// Start after this number, for the next page
         #[arg(long, value_name = "ID")]
         after: Option<u64>,
-        /// At most so many, 1,000 at a time
+        /// Maximum number of dead letters; the API returns 1,000 at a time
         #[arg(long, default_value_t = 100)]
         limit: usize,
         #[command(flatten)]
         watch: Watch,
     },
-    /// Shows one, with the event, the plugin's log, and its stack if it trapped
+    /// Show a dead letter with its event, the log of the plugin, and the stack if the plugin trapped
     Show {
-        /// Its number
+        /// Number of the dead letter
         id: u64,
     },
-    /// Gives events to their plugins again
+    /// Replay dead letters: deliver their events to their plugins again
     Replay(Which),
-    /// Forgets letters
+    /// Delete dead letters
     Drop(Which),
 }
 
 /// Which letters.
 #[derive(Debug, Args)]
 pub struct Filter {
-    /// Only those of this plugin
+    /// Select dead letters of this plugin
     #[arg(long)]
     plugin: Option<String>,
-    /// Only those of events on this topic
+    /// Select dead letters of events on this topic
     #[arg(long)]
     topic: Option<String>,
-    /// Only those set aside at this time or later, as in 2026-01-31T12:00:00Z or in seconds since 1970, or within this
-    /// time, as in 10m, 2h or 1d
+    /// Select dead letters since this time (RFC 3339, such as 2026-01-31T12:00:00Z, or seconds since 1970) or within this
+    /// duration (10m, 2h, 1d)
     #[arg(long, value_name = "TIME", value_parser = input::since)]
     since: Option<String>,
 }
@@ -65,12 +65,12 @@ pub struct Filter {
 /// One letter, or all that are meant.
 #[derive(Debug, Args)]
 pub struct Which {
-    /// Its number
+    /// Number of the dead letter
     #[arg(conflicts_with_all = ["plugin", "topic", "since", "all"])]
     id: Option<u64>,
     #[command(flatten)]
     filter: Filter,
-    /// All that there are
+    /// Select all dead letters
     #[arg(long, conflicts_with_all = ["plugin", "topic", "since"])]
     all: bool,
 }

@@ -16,10 +16,10 @@ use super::output::{self, Output};
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Writes what the log holds of what came from outside, as lines of JSON
+    /// Export the recorded input events of the log as lines of JSON
     ///
-    /// A plugin can be tried on it, `dim plugin test --events FILE`, and two versions of one be compared, `dim plugin
-    /// compare OLD NEW --events FILE`. What random follows from stands in it in place of the host's secret.
+    /// `dim plugin test --events FILE` runs a plugin on the export; `dim plugin compare OLD NEW --events FILE` compares two
+    /// versions of a plugin. The export contains the seed of the random numbers instead of the host's secret.
     Export(Export),
 }
 
@@ -27,10 +27,10 @@ pub enum Command {
 pub struct Export {
     #[command(flatten)]
     wanted: Wanted,
-    /// The file, or - for standard output
+    /// Output file, or - for standard output
     #[arg(short, long = "to", value_name = "FILE")]
     out: PathBuf,
-    /// Replace the file if it is there
+    /// Overwrite the file if it exists
     #[arg(long)]
     force: bool,
 }
@@ -38,14 +38,14 @@ pub struct Export {
 /// Which entries.
 #[derive(Debug, Default, Args)]
 pub struct Wanted {
-    /// Only what this plugin can react to: its topics, its names and its commands
+    /// Select the input of this plugin: its topics, names and commands
     #[arg(long)]
     pub plugin: Option<String>,
-    /// Only what concerns this topic
+    /// Select the events of this topic
     #[arg(long)]
     pub topic: Option<String>,
-    /// Only what came at this time or later, as in 2026-01-31T12:00:00Z or in seconds since 1970, or within this time, as
-    /// in 10m, 2h or 1d
+    /// Select events since this time (RFC 3339, such as 2026-01-31T12:00:00Z, or seconds since 1970) or within this
+    /// duration (10m, 2h, 1d)
     #[arg(long, value_name = "TIME", value_parser = input::since)]
     pub since: Option<String>,
 }

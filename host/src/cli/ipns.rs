@@ -16,42 +16,42 @@ use super::output::{Column, Output, bytes, cell, note};
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Points a key's name at a path
+    /// Publish a path under the name of a key
     Publish {
-        /// The key, made if there is none
+        /// Key; the host creates it if it does not exist
         key: String,
-        /// Where it points: /ipfs/CID or /ipns/NAME, with or without a path below it
+        /// Path to publish: /ipfs/CID or /ipns/NAME, optionally followed by a path below it
         path: String,
         #[command(flatten)]
         how: How,
     },
-    /// Says what a name points to
+    /// Resolve a name
     Resolve {
-        /// A name, or a key of this host
+        /// IPNS name, or a key of this host
         name: String,
     },
-    /// Stores a file and points a key's name at it
+    /// Store a file and publish it under the name of a key
     UpdateState {
-        /// The key, made if there is none
+        /// Key; the host creates it if it does not exist
         key: String,
-        /// The file
+        /// File to store
         file: PathBuf,
         #[command(flatten)]
         how: How,
     },
-    /// Writes the file behind a name to standard output
+    /// Write the file that a name points to to standard output
     GetState {
-        /// A name, or a key of this host
+        /// IPNS name, or a key of this host
         name: String,
     },
-    /// Decide what becomes of a document that this host has not published under its name
+    /// Decide about a document that this host has not published under its name
     ///
-    /// The host publishes nothing under a name that points to what it does not know: a fleet's state from before,
-    /// or another writer's. `dim status` shows such names.
+    /// The host publishes nothing under a name on hold: the name points to a document that the host does not know, such as
+    /// the earlier state of a fleet or the document of another writer. `dim status` shows such names.
     Adopt {
-        /// The key of a name that is on hold
+        /// Key of a name on hold
         key: String,
-        /// `import`: plugins take the document's content over first; `replace`: it is overwritten
+        /// `import`: plugins import the document, then the host publishes; `replace`: the host overwrites the document
         #[arg(value_enum)]
         how: Adoption,
     },
@@ -67,7 +67,7 @@ pub enum Command {
         #[arg(long)]
         delete_key: bool,
     },
-    /// Take the private half of an adopted key
+    /// Import the private part of an adopted key
     ///
     /// From then on the key is in backups, and the host puts it again into a daemon that has lost it. Example:
     /// ipfs key export -o fleet.key dim-state-key && dim ipns import-key dim-state-key fleet.key
@@ -82,20 +82,20 @@ pub enum Command {
     /// HELD BY is `host` for a key in the state directory, which is in backups, and `daemon` for an adopted key, which is
     /// in the daemon alone.
     Ls,
-    /// Says the name that belongs to a key
+    /// Show the name of a key
     KeyId {
-        /// The key, made if there is none
+        /// Key; the host creates it if it does not exist
         key: String,
     },
 }
 
 #[derive(Debug, Args)]
 pub struct How {
-    /// How long the record is valid, as in 90s, 30m or 24h; it is signed anew at half of it
+    /// Lifetime of the record, as in 90s, 30m or 24h; the host renews the record at half of its lifetime
     #[arg(long, value_parser = duration_of, default_value = "24h")]
     lifetime: Duration,
-    /// Publish under a key that a plugin publishes under, or whose name is on hold: the fleet reads the value as the
-    /// plugin's own until the plugin's next one takes its place
+    /// Publish even if a plugin publishes under the key or the name is on hold: the fleet reads the value as the value of
+    /// the plugin until the plugin publishes its next one
     #[arg(long)]
     force: bool,
 }

@@ -30,47 +30,47 @@ const CHANGES: [Column; 5] = [
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Changes a job and publishes the event
+    /// Update a job and publish the event
     Update {
-        /// The job
+        /// Job id
         id: String,
-        /// What happened: queued, running, completed, failed or cancelled
+        /// Event type: queued, running, completed, failed or cancelled
         event: String,
-        /// JSON that goes with the event; a "node_id" in it names the node
+        /// Data of the event, as JSON; its member "node_id" names the node
         #[arg(long, value_name = "JSON", value_parser = input::verbatim)]
         data: Option<Box<RawValue>>,
-        /// The job's result
+        /// Result of the job, as JSON
         #[arg(long, value_name = "JSON", value_parser = input::verbatim)]
         result: Option<Box<RawValue>>,
     },
-    /// Shows one job
+    /// Show a job
     Get {
-        /// The job
+        /// Job id
         id: String,
     },
-    /// Lists jobs
+    /// List jobs
     Ls {
-        /// Only those with this status
+        /// Select jobs with this status
         #[arg(long, value_enum)]
         status: Option<JobStatus>,
-        /// Only those of this node
+        /// Select jobs on this node
         #[arg(long, value_name = "ID")]
         node: Option<String>,
-        /// Only those after this one, for the next page
+        /// Start after this job id, for the next page
         #[arg(long, value_name = "ID")]
         after: Option<String>,
-        /// At most so many
+        /// Maximum number of jobs
         #[arg(long, value_name = "N")]
         limit: Option<usize>,
         #[command(flatten)]
         watch: Watch,
     },
-    /// Removes a job
+    /// Remove a job
     Rm {
-        /// The job
+        /// Job id
         id: String,
     },
-    /// Shows jobs as they change, until interrupted
+    /// Show jobs as they change, until interrupted
     Watch,
 }
 

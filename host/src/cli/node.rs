@@ -23,45 +23,45 @@ const COLUMNS: [Column; 7] = [
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Lists nodes
+    /// List nodes
     Ls {
-        /// Only those with this status: online, suspect, dead, unknown, or a word that a node gives itself
+        /// Select nodes with this status: online, suspect, dead, unknown, or a status that a node reports itself
         #[arg(long)]
         status: Option<String>,
-        /// Only those that hold this model
+        /// Select nodes that have this model cached
         #[arg(long, value_name = "MODEL")]
         model: Option<String>,
-        /// Only those with this much memory to spare
+        /// Select nodes with at least this much available memory
         #[arg(long, value_name = "AMOUNT")]
         min_memory: Option<f64>,
-        /// Only those with a GPU to spare; --gpu=false: only those without
+        /// Select nodes with an available GPU; --gpu=false: nodes without
         #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
         gpu: Option<bool>,
-        /// Only those after this one, for the next page
+        /// Start after this node id, for the next page
         #[arg(long, value_name = "ID")]
         after: Option<String>,
-        /// At most this many
+        /// Maximum number of nodes
         #[arg(long, value_name = "N")]
         limit: Option<usize>,
         #[command(flatten)]
         watch: Watch,
     },
-    /// Shows one node
+    /// Show a node
     Get {
-        /// The node
+        /// Node id
         id: String,
     },
-    /// Remove a node; the watchdog forgets it, too
+    /// Remove a node from the registry and the watchdog
     ///
-    /// A node that still sends heartbeats comes back with the next one. A node that only a merged registry lists is
-    /// removed on the host that publishes that registry. Exit code 3: there is no such node.
+    /// A node that still sends heartbeats reappears with the next heartbeat. Remove a node of a merged registry on the
+    /// host that publishes that registry. Exit code 3: the node does not exist.
     Rm {
-        /// The node
+        /// Node id
         id: String,
     },
-    /// Replaces the registry by the nodes in a file, a JSON array
+    /// Replace the registry with the nodes in a file, a JSON array
     Put {
-        /// The file
+        /// File with a JSON array of nodes
         file: PathBuf,
     },
 }

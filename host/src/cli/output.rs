@@ -27,7 +27,7 @@ pub struct Output {
 /// Whether a list is shown once or over and over.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct Watch {
-    /// Show the list again each second, until interrupted
+    /// Refresh the list each second, until interrupted
     #[arg(long)]
     watch: bool,
 }

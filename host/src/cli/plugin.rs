@@ -67,116 +67,116 @@ const LINE: [Column; 4] = [
 
 #[derive(Debug, Subcommand)]
 pub enum PluginCommand {
-    /// Lists plugins
+    /// List plugins
     Ls {
         #[command(flatten)]
         watch: Watch,
     },
-    /// Shows a plugin's manifest: of a running one, or of a file without running it
+    /// Show the manifest of a running plugin, or of a component file without running it
     Inspect {
-        /// A plugin's name, or a component file
+        /// Plugin name, or component file
         #[arg(value_name = "FILE_OR_NAME")]
         subject: String,
     },
-    /// Installs a component: as a new plugin, or in place of what runs under its name
+    /// Install a component as a new plugin, or replace the running plugin of its name
     ///
-    /// What it asks for and is not granted is shown, and granted if you agree. What runs is replaced between two
-    /// entries, with all that it has. The new code is on probation; if it fails there, the old code goes on as if
-    /// it had never come.
+    /// The command shows the requested permissions that are not granted yet, and grants them if you agree. The host
+    /// replaces a running plugin between two entries and keeps its state. The new code starts on probation. If it fails
+    /// on probation, the host rolls back to the old code and its state.
     Install {
-        /// The component: a file, http(s)://…, /ipfs/CID, or /ipns/NAME, which is followed from then on
+        /// Component: a file, http(s)://…, /ipfs/CID, or /ipns/NAME, which the host follows from then on
         #[arg(value_name = "FILE|URL|/ipfs/CID|/ipns/NAME")]
         from: install::From,
-        /// The plugin whose code it is [default: the name in its manifest]
+        /// Plugin name [default: the name in the manifest]
         #[arg(long)]
         name: Option<String>,
-        /// The SHA-256 that the component must have, in hex: you vouch for what nobody whom the host trusts has signed
+        /// Required SHA-256 of the component, in hex; trusts a component without a trusted signature
         #[arg(long, value_name = "DIGEST")]
         trust: Option<Digest>,
-        /// Grant it all that it asks for, without being asked
+        /// Grant all requested permissions without a prompt
         #[arg(long)]
         grant: bool,
-        /// Wait until its probation is over
+        /// Wait until the probation ends
         #[arg(long)]
         wait: bool,
     },
     #[command(flatten)]
     Signing(signing::Command),
-    /// Goes back to the component that the config names, or that comes with the host
+    /// Restore the component that the config names or that is bundled with the host
     Restore {
-        /// The plugin
+        /// Plugin name
         name: String,
     },
-    /// Unloads a plugin once it has handled what has come; its state is kept
+    /// Remove a plugin after it has handled its queue; keep its state
     #[command(visible_alias = "rm")]
     Remove {
-        /// The plugin
+        /// Plugin name
         name: String,
-        /// Its state goes too
+        /// Delete the state of the plugin
         #[arg(long)]
         purge: bool,
     },
-    /// Has a plugin handle nothing until it is resumed; what comes meanwhile waits
+    /// Pause a plugin; its events wait until it is resumed
     Pause {
-        /// The plugin
+        /// Plugin name
         name: String,
     },
-    /// Has a plugin go on that was paused
+    /// Resume a paused or quarantined plugin
     Resume {
-        /// The plugin
+        /// Plugin name
         name: String,
     },
-    /// Shows what a plugin asks for and may, or changes that
+    /// Show or change requested and granted permissions
     Grants {
-        /// The plugin
+        /// Plugin name
         name: String,
         #[command(subcommand)]
         command: Option<grants::Command>,
     },
-    /// Shows what has become of the components that were to run as a plugin
+    /// Show the installations, replacements and rollbacks of a plugin
     History {
-        /// The plugin
+        /// Plugin name
         name: String,
-        /// How many changes to show, newest first
+        /// Maximum number of changes, newest first
         #[arg(long, default_value_t = 20)]
         limit: usize,
     },
-    /// Goes back to the code that ran before, with the state from then
+    /// Roll back to an earlier version with the state from then
     ///
-    /// What came since is handled again. What the code that is taken back had sent stays sent.
+    /// The earlier version handles the events since then again. Messages that the newer version has sent remain sent.
     Rollback {
-        /// The plugin
+        /// Plugin name
         name: String,
-        /// The version to go back to [default: the one that was confirmed last before what runs]
+        /// Target version [default: the last confirmed version before the running one]
         #[arg(long, value_name = "VERSION")]
         to: Option<String>,
     },
-    /// Shows what a plugin logs from now on
+    /// Follow the log of a plugin
     Log {
-        /// The plugin
+        /// Plugin name
         name: String,
     },
     #[command(flatten)]
     Author(Author),
-    /// Builds a plugin whenever its source changes, replaces it, and shows what becomes of it
+    /// Rebuild and replace a plugin whenever its source changes, and show the result
     Dev(dev::Dev),
-    /// Gives an order to a plugin
+    /// Send a command to a plugin
     Command {
-        /// The plugin
+        /// Plugin name
         name: String,
-        /// Which order
+        /// Method
         method: String,
-        /// Its body
+        /// Body
         #[arg(default_value = "{}")]
         json: String,
     },
-    /// Asks a plugin a question
+    /// Send a query to a plugin
     Query {
-        /// The plugin
+        /// Plugin name
         name: String,
-        /// Which question
+        /// Method
         method: String,
-        /// Its body
+        /// Body
         #[arg(default_value = "{}")]
         json: String,
     },
@@ -185,15 +185,15 @@ pub enum PluginCommand {
 /// What an author does, for which no host need run.
 #[derive(Debug, Subcommand)]
 pub enum Author {
-    /// Makes a directory with a plugin that builds
+    /// Create a plugin from a template
     New(new::New),
-    /// Builds a plugin with the tool of its language
+    /// Build a plugin with the tool of its language
     Build(build::Build),
-    /// Judges a component without running it
+    /// Check a component without running it
     Check(check::Check),
-    /// Runs a plugin's scenarios, or has it handle recorded events, in virtual time
+    /// Run the scenarios of a plugin, or replay recorded events, in virtual time
     Test(test::Test),
-    /// Runs two versions of a plugin over the same events and shows where what they do differs
+    /// Run two versions of a plugin on the same events and show the differences
     Compare(compare::Compare),
 }
 

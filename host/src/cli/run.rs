@@ -29,29 +29,29 @@ const FLUSH: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
 pub struct Run {
-    /// The config file, YAML [default: the defaults of all values]
+    /// Config file, YAML [default: no file, all keys at their defaults]
     #[arg(long, value_name = "FILE", env = super::config::CONFIG)]
     config: Option<PathBuf>,
-    /// A Kubo daemon's API: /ip4/127.0.0.1/tcp/5001, /unix/PATH or http://HOST:5001
+    /// Address of a Kubo daemon's API: /ip4/127.0.0.1/tcp/5001, /unix/PATH or http://HOST:5001
     #[arg(long, value_name = "ADDR", conflicts_with = "embedded", value_parser = parse_kubo)]
     kubo: Option<String>,
-    /// Use no daemon, whatever the config says
+    /// Use the embedded backend, even if the config names a daemon
     #[arg(long)]
     embedded: bool,
-    /// What becomes of a name that points to something this host has not published: take its content over first, or
-    /// overwrite it. Without it nothing is published under such a name until `dim ipns adopt` decides
+    /// Decide about names on hold at the start: import their documents, or replace them. Without this option the host
+    /// publishes nothing under such a name until `dim ipns adopt` decides
     #[arg(long, value_enum)]
     adopt: Option<Adoption>,
     /// Simulate N nodes that send heartbeats and run jobs
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     demo: Option<u32>,
-    /// Listen on a loopback address too, as in 127.0.0.1:7080
+    /// Also listen on a loopback address, such as 127.0.0.1:7080
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
-    /// Create an empty store where an earlier host's database is missing: its jobs, nodes and plugin state are lost
+    /// Create an empty store if the database of an earlier host is missing; its jobs, nodes and plugin state are lost
     #[arg(long)]
     new_store: bool,
-    /// How to write the log
+    /// Log format
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
 }

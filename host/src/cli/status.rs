@@ -10,7 +10,7 @@ use super::output::{BAD, DOUBTFUL, GOOD, Output, cell, line, styled, styled_line
 
 #[derive(Debug, Args)]
 pub struct Status {
-    /// Put aside the warnings of past events until the next such event, and show which
+    /// Acknowledge the warnings about past events: hide them until the next such event, and list them
     #[arg(long)]
     acknowledge: bool,
 }

@@ -10,26 +10,26 @@ use super::output::{Column, Output, Watch, line};
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Publishes a message
+    /// Publish a message
     Pub {
-        /// The topic
+        /// Topic
         topic: String,
-        /// The message; @FILE for a file's content, - for standard input
+        /// Message; @FILE reads a file, - reads standard input
         data: String,
     },
-    /// Shows messages as they come, until interrupted
+    /// Show messages as they arrive, until interrupted
     Sub {
-        /// The topic
+        /// Topic
         topic: String,
     },
-    /// Lists the topics that the host listens to
+    /// List the topics that the host is subscribed to
     Ls {
         #[command(flatten)]
         watch: Watch,
     },
-    /// Lists the peers of a topic
+    /// List the peers of a topic
     Peers {
-        /// The topic
+        /// Topic
         topic: String,
     },
 }

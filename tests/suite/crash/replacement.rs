@@ -8,14 +8,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use dim_tests::component::{probe, probe_with};
-use dim_tests::{Program, begin_request};
-use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::StdRng};
+use dim_tests::{Program, begin_request, tier};
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use serde_json::{Value, json};
 
 use super::{Acknowledged, PROGRAM, check, check_state, config_file, load};
 
-/// How often the host is killed at each state.
-const KILLS: usize = 20;
+/// How often the host is killed at each state: two rounds show that what the first has left is whole, too.
+fn kills() -> usize {
+    tier::repeats(2, 20)
+}
 
 const SOON: Duration = Duration::from_millis(3);
 
@@ -140,9 +142,8 @@ fn put(host: &Program, component: &[u8], with: &[&str]) {
 }
 
 fn kill_amid(what: &str, plan: &Plan<'_>) {
-    let seed = rand::rng().next_u64();
-    println!("{what}: seed {seed}");
-    let mut random = StdRng::seed_from_u64(seed);
+    let kills = kills();
+    let mut random = StdRng::seed_from_u64(tier::seed(what));
     let dir = tempfile::tempdir().expect("a temporary directory");
     let place = Place { state_dir: dir.path().join("state"), file: dir.path().join("new.wasm") };
     std::fs::create_dir(&place.state_dir).expect("a state directory");
@@ -157,7 +158,7 @@ fn kill_amid(what: &str, plan: &Plan<'_>) {
     let args = ["--config", config.as_str(), "--embedded"];
     let (acknowledged, mut next) = (Acknowledged::default(), 0);
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    for round in 0..=KILLS {
+    for round in 0..=kills {
         let host = Program::start(Path::new(PROGRAM), &place.state_dir, &args);
         if plan.fails {
             check_state(&host, &acknowledged, round);
@@ -165,7 +166,7 @@ fn kill_amid(what: &str, plan: &Plan<'_>) {
             check(&host, &acknowledged, round);
         }
         (plan.after)(&host, round);
-        if round == KILLS {
+        if round == kills {
             break;
         }
         (plan.before)(&host, round);
@@ -196,7 +197,7 @@ fn kill_amid(what: &str, plan: &Plan<'_>) {
             killing.join().expect("it is killed");
         });
     }
-    println!("{KILLS} kills: {what}, {} acknowledged commands", acknowledged.lock().unwrap().len());
+    println!("{kills} kills: {what}, {} acknowledged commands", acknowledged.lock().unwrap().len());
 }
 
 fn version(round: usize) -> String {

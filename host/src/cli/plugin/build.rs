@@ -21,10 +21,10 @@ pub const COMPONENTIZE_PY: &str = "componentize-py==0.25.1";
 
 #[derive(Debug, Args)]
 pub struct Build {
-    /// The plugin's directory
+    /// Directory of the plugin
     #[arg(value_name = "DIR", default_value = ".")]
     dir: PathBuf,
-    /// Build it although neither its source nor the tool has changed
+    /// Build even if neither the source nor the tool has changed
     #[arg(long)]
     force: bool,
 }

@@ -16,10 +16,10 @@ use crate::test::Bench;
 
 #[derive(Debug, Args)]
 pub struct Check {
-    /// The component
+    /// Component file
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// The config of the host that is to run it: who may sign there, and its limits
+    /// Config file of the target host, for its signers and limits
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }

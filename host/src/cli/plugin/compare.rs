@@ -20,23 +20,23 @@ use crate::time::Since;
 
 #[derive(Debug, Args)]
 pub struct Compare {
-    /// The component that has handled the events
+    /// Old component
     #[arg(value_name = "OLD")]
     old: PathBuf,
-    /// The component that is to be compared with it
+    /// New component
     #[arg(value_name = "NEW")]
     new: PathBuf,
-    /// The events, as `dim events export` writes them; without it, those of the host that runs, with --since
+    /// Events from `dim events export` [default: the events of the running host; requires --since]
     #[arg(long, value_name = "FILE", required_unless_present = "since")]
     events: Option<PathBuf>,
-    /// Compare from this time on, as in 2026-01-31T12:00:00Z or in seconds since 1970, or 2h before the events end;
-    /// what came before makes the state that both begin with
+    /// Compare from this time on (RFC 3339, such as 2026-01-31T12:00:00Z, or seconds since 1970), or from this duration
+    /// before the end (2h); the events before it produce the initial state of both versions
     #[arg(long, value_name = "TIME")]
     since: Option<Since>,
-    /// The plugin's config, a JSON object or @FILE [default: what it has on the host that the events come from]
+    /// Plugin config, a JSON object or @FILE [default: the config on the host that recorded the events]
     #[arg(long, value_name = "JSON", value_parser = input::json_or_file)]
     config: Option<Value>,
-    /// How many of the records that differ are shown
+    /// Maximum number of differing records to show
     #[arg(long, value_name = "N", default_value_t = 10)]
     detail: usize,
 }

@@ -21,19 +21,19 @@ use super::watch::{LOOK_EVERY, Source};
 
 #[derive(Debug, Args)]
 pub struct Dev {
-    /// The plugin's directory
+    /// Directory of the plugin
     #[arg(value_name = "DIR", default_value = ".")]
     dir: PathBuf,
-    /// The command that builds it, for the shell [default: as `dim plugin build` does]
+    /// Build command for the shell [default: the build of `dim plugin build`]
     #[arg(long, value_name = "COMMAND", requires = "component")]
     build: Option<String>,
-    /// The file that the command makes
+    /// File that the build command writes
     #[arg(long, value_name = "FILE", requires = "build")]
     component: Option<PathBuf>,
-    /// Grant a new plugin all that it asks for
+    /// Grant a new plugin all requested permissions
     #[arg(long)]
     grant: bool,
-    /// The plugin whose code it is [default: the name in its manifest]
+    /// Plugin name [default: the name in the manifest]
     #[arg(long)]
     name: Option<String>,
 }

@@ -16,50 +16,50 @@ use super::install;
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Shows what it asks for, what it may, and what waits for a grant
+    /// Show requested, granted and pending permissions
     Show,
-    /// Grants it something, also what was denied before
+    /// Grant permissions, including denied ones
     Allow {
-        /// All that it asks for, also by a component that waits; shows what that is and asks first
+        /// Grant all requested permissions, including those of a pending component, after a prompt
         #[arg(long)]
         all: bool,
-        /// Does not ask
+        /// Skip the prompt
         #[arg(long, requires = "all")]
         yes: bool,
         #[command(flatten)]
         what: What,
     },
-    /// Denies it something, whoever grants it
+    /// Deny permissions, even if the config grants them
     Deny {
-        /// Gives up the component that waits
+        /// Discard the pending component
         #[arg(long)]
         pending: bool,
         #[command(flatten)]
         what: What,
     },
-    /// Takes back all that was granted and denied here: what the config says counts again
+    /// Reset grants and denials to those of the config
     Reset,
 }
 
 /// What is granted or denied.
 #[derive(Debug, Args)]
 pub struct What {
-    /// A topic to publish on, or all below a prefix, as in jobs.*
+    /// Topic to publish on, or a prefix such as jobs.*
     #[arg(long, value_name = "TOPIC")]
     publish: Vec<String>,
-    /// A topic to subscribe to, or all below a prefix
+    /// Topic to subscribe to, or a prefix such as jobs.*
     #[arg(long, value_name = "TOPIC")]
     subscribe: Vec<String>,
-    /// An IPNS key to publish under
+    /// IPNS key to publish under
     #[arg(long, value_name = "KEY")]
     write: Vec<String>,
-    /// An IPNS name to read, or a key of this host
+    /// IPNS name to read, or a key of this host
     #[arg(long, value_name = "NAME")]
     read: Vec<String>,
-    /// A key that another plugin publishes under, too; both need this
+    /// IPNS key to share with another publishing plugin; both plugins need this grant
     #[arg(long, value_name = "KEY")]
     share: Vec<String>,
-    /// A limit beyond the default, as in timers=500000
+    /// Limit above the default, such as timers=500000
     #[arg(long, value_name = "NAME=VALUE", value_parser = limit)]
     limit: Vec<(String, u64)>,
 }

@@ -16,15 +16,15 @@ include!(concat!(env!("OUT_DIR"), "/sdk.rs"));
 
 #[derive(Debug, Args)]
 pub struct New {
-    /// The plugin's name, and that of its directory
+    /// Plugin name, also the name of its directory
     name: PluginName,
-    /// In which language
+    /// Language
     #[arg(long, value_enum, default_value_t = Language::Rust)]
     lang: Language,
-    /// What it does to begin with
+    /// Template
     #[arg(long, value_enum, default_value_t = Template::Heartbeats)]
     template: Template,
-    /// Where to make the directory
+    /// Parent directory
     #[arg(long, value_name = "DIR", default_value = ".")]
     dir: PathBuf,
 }
@@ -32,11 +32,11 @@ pub struct New {
 /// What a plugin does to begin with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Template {
-    /// Says what comes on a topic
+    /// Log the messages of a topic
     Empty,
-    /// Publishes which jobs are running, under an IPNS name
+    /// Publish the running jobs under an IPNS name
     Jobs,
-    /// Counts heartbeats, and says which node has fallen silent
+    /// Count heartbeats and report silent nodes
     Heartbeats,
 }
 

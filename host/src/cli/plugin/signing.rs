@@ -15,27 +15,27 @@ use crate::signing::{Signer, SigningKey, signer_of};
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Makes a key to sign components with
+    /// Generate a key for signing components
     Keygen {
-        /// Where the secret key goes; the public one goes beside it, into FILE.pub
+        /// Output file for the secret key; the public key is written to FILE.pub
         file: PathBuf,
     },
-    /// Signs a component
+    /// Sign a component
     Sign {
-        /// The component
+        /// Component file
         file: PathBuf,
-        /// The secret key: a PEM file
+        /// Secret key, a PEM file
         #[arg(long, value_name = "FILE")]
         key: PathBuf,
-        /// Where the signed component goes [default: in place of the other]
+        /// Output file [default: overwrite the component]
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
-    /// Says who has signed a component, and whether it was changed since
+    /// Verify the signature of a component
     Verify {
-        /// The component
+        /// Component file
         file: PathBuf,
-        /// One of those who may have signed it: a public key, or its PEM file
+        /// Accepted signer: a public key, or its PEM file
         #[arg(long, value_name = "KEY")]
         key: Vec<String>,
     },

@@ -21,35 +21,34 @@ pub const SCENARIOS: &str = "scenarios";
 
 #[derive(Debug, Args)]
 pub struct Test {
-    /// The plugin: its directory, which is built first, or a component file
+    /// Plugin: its directory, which is built first, or a component file
     #[arg(value_name = "DIR|FILE", default_value = ".")]
     subject: PathBuf,
-    /// A scenario, or a directory of them [default: scenarios in the plugin's directory]
+    /// Scenario file, or a directory of scenarios [default: scenarios in the directory of the plugin]
     #[arg(long = "scenario", value_name = "FILE|DIR")]
     scenarios: Vec<PathBuf>,
-    /// Recorded events that it is to handle, as `dim events export` writes them, in place of scenarios
+    /// Replay recorded events from `dim events export` instead of scenarios
     #[arg(long, value_name = "FILE", conflicts_with_all = ["scenarios", "only", "bless"])]
     events: Option<PathBuf>,
-    /// The plugin's config for recorded events, a JSON object or @FILE [default: what it has on the host that they come
-    /// from]
+    /// Plugin config for recorded events, a JSON object or @FILE [default: the config on the host that recorded them]
     #[arg(long, value_name = "JSON", value_parser = input::json_or_file, requires = "events")]
     config: Option<Value>,
-    /// Only the scenarios whose names hold this
+    /// Run the scenarios whose names contain this text
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
-    /// Do not run each scenario again with a crash and a restart between each two entries
+    /// Skip the runs with a crash and a restart between each two entries
     #[arg(long)]
     no_crash: bool,
-    /// Do not run each scenario again with the plugin replaced by itself between each two entries
+    /// Skip the runs with a replacement of the plugin by itself between each two entries
     #[arg(long)]
     no_replace: bool,
-    /// Write what happens into the scenarios, as what is expected
+    /// Write the results into the scenarios as the expected ones
     #[arg(long)]
     bless: bool,
-    /// Write the results to a file, in the form of JUnit
+    /// Write the results to a JUnit file
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
-    /// Run them again whenever the plugin or a scenario changes
+    /// Run again whenever the plugin or a scenario changes
     #[arg(long)]
     watch: bool,
 }

@@ -1,0 +1,157 @@
+//! The documentation: its links lead somewhere, its summary is complete, and the README is short.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// Most lines of the README.
+const README_LINES: usize = 200;
+
+fn read(page: &Path) -> String {
+    std::fs::read_to_string(page).unwrap_or_else(|error| panic!("{}: {error}", page.display()))
+}
+
+/// The files of a directory with an extension, in order.
+fn files_in(dir: &str, extension: &str) -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> = std::fs::read_dir(dim_tests::data(dir))
+        .unwrap()
+        .map(|file| file.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|kind| kind == extension))
+        .collect();
+    files.sort();
+    files
+}
+
+fn pages() -> Vec<PathBuf> {
+    let mut pages: Vec<PathBuf> = Vec::new();
+    for page in ["../README.md", "../CONTRIBUTING.md", "../SECURITY.md", "../CHANGELOG.md"] {
+        pages.push(dim_tests::data(page));
+    }
+    pages.extend(files_in("../docs", "md"));
+    pages
+}
+
+/// The lines of a page outside blocks of code.
+fn prose(text: &str) -> Vec<&str> {
+    let mut lines = Vec::new();
+    let mut is_code = false;
+    for line in text.lines() {
+        if line.trim_start().starts_with("```") {
+            is_code = !is_code;
+        } else if !is_code {
+            lines.push(line);
+        }
+    }
+    lines
+}
+
+/// The anchor that GitHub makes of a heading.
+fn anchor(heading: &str) -> String {
+    let mut anchor = String::new();
+    for c in heading.to_lowercase().chars() {
+        if c == ' ' {
+            anchor.push('-');
+        } else if c.is_alphanumeric() || c == '-' || c == '_' {
+            anchor.push(c);
+        }
+    }
+    anchor
+}
+
+fn anchors(text: &str) -> BTreeSet<String> {
+    let mut anchors = BTreeSet::new();
+    for line in prose(text) {
+        let heading = line.trim_start_matches('#');
+        if heading.len() == line.len() || !heading.starts_with(' ') {
+            continue;
+        }
+        let first = anchor(heading.trim());
+        let mut unique = first.clone();
+        let mut number = 0;
+        // A heading that occurs again gets a number.
+        while !anchors.insert(unique.clone()) {
+            number += 1;
+            unique = format!("{first}-{number}");
+        }
+    }
+    anchors
+}
+
+/// The targets of the links of a page, outside code.
+fn links(text: &str) -> Vec<String> {
+    let mut links = Vec::new();
+    for line in prose(text) {
+        let without_code: String = line.split('`').step_by(2).collect();
+        for rest in without_code.split("](").skip(1) {
+            links.push(rest.split(')').next().unwrap_or_default().to_owned());
+        }
+    }
+    links
+}
+
+fn is_elsewhere(link: &str) -> bool {
+    ["http://", "https://", "mailto:"].iter().any(|scheme| link.starts_with(scheme))
+}
+
+fn leads_somewhere(page: &Path, link: &str) -> bool {
+    let (path, anchor) = match link.split_once('#') {
+        Some((path, anchor)) => (path, Some(anchor)),
+        None => (link, None),
+    };
+    let target = if path.is_empty() { page.to_owned() } else { page.with_file_name("").join(path) };
+    target.exists() && anchor.is_none_or(|anchor| anchors(&read(&target)).contains(anchor))
+}
+
+#[test]
+fn an_anchor_is_made_as_github_makes_it() {
+    assert_eq!(anchor("The files of a host"), "the-files-of-a-host");
+    assert_eq!(anchor("`api`"), "api");
+    assert_eq!(anchor("What it doesn't promise: roles, undo"), "what-it-doesnt-promise-roles-undo");
+    let twice = anchors("# Limits\n\n## Limits\n\n```console\n# no heading\n```\n");
+    assert_eq!(twice.into_iter().collect::<Vec<_>>(), ["limits", "limits-1"]);
+}
+
+#[test]
+fn every_link_of_the_documentation_leads_somewhere() {
+    let mut broken = Vec::new();
+    let mut checked = 0;
+    for page in pages() {
+        for link in links(&read(&page)) {
+            if is_elsewhere(&link) {
+                continue;
+            }
+            checked += 1;
+            if !leads_somewhere(&page, &link) {
+                broken.push(format!("{}: {link}", page.display()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "links that lead nowhere: {broken:#?}");
+    assert!(checked > 50, "only {checked} links were found");
+}
+
+#[test]
+fn the_readme_has_at_most_200_lines() {
+    let lines = read(&dim_tests::data("../README.md")).lines().count();
+    assert!(lines <= README_LINES, "the README has {lines} lines");
+}
+
+#[test]
+fn the_summary_lists_each_page() {
+    let summary = read(&dim_tests::data("../docs/SUMMARY.md"));
+    let listed: BTreeSet<String> = links(&summary).into_iter().collect();
+    let mut pages = BTreeSet::new();
+    for page in files_in("../docs", "md") {
+        pages.insert(page.file_name().unwrap().to_string_lossy().into_owned());
+    }
+    pages.remove("SUMMARY.md");
+    assert_eq!(listed, pages);
+}
+
+#[test]
+fn the_page_on_security_names_each_fuzz_target() {
+    let security = read(&dim_tests::data("../docs/security.md"));
+    for target in files_in("../fuzz/fuzz_targets", "rs") {
+        let name = target.file_stem().unwrap().to_string_lossy().into_owned();
+        assert!(security.contains(&format!("`{name}`")), "docs/security.md does not name {name}");
+    }
+}

@@ -173,7 +173,7 @@ fn kind_of(wire: wire::entry::Kind) -> Result<Kind, MalformedEntry> {
         W::NameConfirmed(resolution) => Kind::NameConfirmed(resolution_of(resolution)?),
         W::Peers(peers) => Kind::Peers {
             topic: word(&peers.topic)?,
-            peers: peers.peers.iter().map(|peer| word(peer)).collect::<Result<_, _>>()?,
+            peers: peers.peers.into_iter().map(PeerName::stored).collect(),
         },
         W::Command(command) => {
             Kind::Command { plugin: word(&command.plugin)?, method: command.method, body: command.body }
@@ -222,7 +222,7 @@ fn message_of(message: wire::Message) -> Result<(Topic, Bytes, Origin), Malforme
     let origin = match message.origin {
         None => Origin::Host,
         Some(wire::message::Origin::Plugin(plugin)) => Origin::Plugin(word(&plugin)?),
-        Some(wire::message::Origin::Peer(peer)) => Origin::Peer(word(&peer)?),
+        Some(wire::message::Origin::Peer(peer)) => Origin::Peer(PeerName::stored(peer)),
     };
     Ok((word(&message.topic)?, message.data, origin))
 }

@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 
 use crate::child::Owned;
 
+/// The exit code of commands that reach nobody.
+const UNREACHABLE: i32 = 4;
+
 /// A running `dim agent`; it is killed with the value.
 pub struct Agent {
     child: Owned,
@@ -22,7 +25,8 @@ impl Agent {
         let child = Owned::spawn_logging(&mut command, &dir.with_extension("log"));
         let mut agent = Self { child, dir: dir.to_owned(), program: program.to_owned() };
         let deadline = Instant::now() + Duration::from_secs(30);
-        while !agent.dim(&["status"]).status.success() {
+        // Whatever it says of itself.
+        while agent.dim(&["status"]).status.code() == Some(UNREACHABLE) {
             assert!(!agent.child.has_ended(), "the agent ended: {}", agent.log());
             assert!(Instant::now() < deadline, "the agent does not answer: {}", agent.log());
             std::thread::sleep(Duration::from_millis(10));

@@ -261,8 +261,9 @@ async fn linked() -> Option<(Kubo, Kubo, Link, String)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn time_without_a_link_between_two_daemons_loses_no_notice() {
-    let seconds = tier::repeats(6, 60);
+async fn a_minute_without_a_link_between_two_daemons_loses_no_notice() {
+    // A daemon takes so long to find out that a connection is dead.
+    let seconds = 60;
     let Some((ours, theirs, link, through)) = linked().await else { return };
     let place = Place::new();
     let _host = place.host(&["--kubo", theirs.api()]);

@@ -1,6 +1,7 @@
 //! Owns notices: what a node's daemon says of a job, as it comes in, is kept and is told.
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use thiserror::Error;
@@ -42,10 +43,20 @@ pub struct JobEvent {
     pub result: Option<Verbatim>,
 }
 
-/// JSON that is passed on to the letter.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// JSON that is passed on to the letter, and that readers of JSON take: not deeper than they read, and with texts that
+/// are Unicode.
+#[derive(Clone, Debug, Serialize)]
 #[serde(transparent)]
 pub struct Verbatim(Box<RawValue>);
+
+impl<'de> Deserialize<'de> for Verbatim {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let raw = Box::<RawValue>::deserialize(deserializer)?;
+        let read: Result<Value, _> = serde_json::from_str(raw.get());
+        read.map_err(D::Error::custom)?;
+        Ok(Self(raw))
+    }
+}
 
 impl Verbatim {
     /// The value; null if no reader of this kind takes it.

@@ -273,9 +273,11 @@ impl TearingDisk {
         self.lock().ends = Some((syncs, seed));
     }
 
-    /// How often power was lost.
-    pub fn losses(&self) -> u64 {
-        self.lock().life
+    /// Loses power no more; returns how often that has happened.
+    pub fn keep_power(&self) -> u64 {
+        let mut torn = self.lock();
+        torn.ends = None;
+        torn.life
     }
 
     fn lock(&self) -> MutexGuard<'_, Torn> {

@@ -453,6 +453,7 @@ async fn subscriptions_to_ever_new_topics_leave_nothing_behind() {
 async fn changes_of_subscriptions_that_are_not_in_the_log_are_limited() {
     let host = Setup::probe().start().await;
     host.plugin("probe").handle.pause(true);
+    eventually("it is paused", async || host.plugin("probe").handle.status().state == "paused").await;
     // All of these come before what they ask for.
     for number in 0..300 {
         let topic = format!("probe.{number}");

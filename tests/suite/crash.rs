@@ -312,7 +312,7 @@ async fn power_that_is_lost_at_any_sync_point_loses_and_doubles_nothing() {
                 acknowledged.push(key);
             }
         }
-        let is_past_the_end = disk.losses() == 0;
+        let is_past_the_end = disk.keep_power() == 0;
         host.works("probe").await;
         check_whole(&host, &acknowledged).await;
         host.stop().await;

@@ -80,10 +80,8 @@ impl Row {
     /// A row that stands under another id than the one in it is none: nobody knows which of the two is meant.
     fn of(raw: &RawValue, id: Option<String>, id_member: &str) -> Option<Self> {
         let members: Members = serde_json::from_str(raw.get()).ok()?;
-        let own: Option<String> = match members.get(id_member) {
-            Some(own) => Some(serde_json::from_str(own.get()).ok()?),
-            None => None,
-        };
+        let own = members.get(id_member).map(|own| serde_json::from_str::<String>(own.get()));
+        let own = own.transpose().ok()?;
         if id.is_some() && own.is_some() && id != own {
             return None;
         }

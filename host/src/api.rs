@@ -58,6 +58,11 @@ pub const MAX_BODY: usize = dim_client::MAX_BODY;
 
 const _: () = assert!(MAX_BODY > DOCUMENT_BYTES, "a document is a body");
 
+/// Does work to its end that has begun, also if the caller goes away.
+async fn to_its_end<R: Send + 'static>(work: impl Future<Output = R> + Send + 'static) -> R {
+    tokio::spawn(work).await.expect("no order panics")
+}
+
 /// The routes with their descriptions; their paths stand at the handlers.
 fn described() -> OpenApiRouter<Arc<Supervised>> {
     let v1 = OpenApiRouter::default()

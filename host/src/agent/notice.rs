@@ -59,9 +59,9 @@ impl<'de> Deserialize<'de> for Verbatim {
 }
 
 impl Verbatim {
-    /// The value; null if no reader of this kind takes it.
+    /// The value.
     pub fn value(&self) -> Value {
-        serde_json::from_str(self.0.get()).unwrap_or_default()
+        serde_json::from_str(self.0.get()).expect("it was read before")
     }
 }
 

@@ -2,9 +2,9 @@
 
 use axum::Json;
 
-use super::ApiError;
 use super::extract::{Caller, Current};
 use super::openapi::{Conflict, Refused};
+use super::{ApiError, to_its_end};
 use crate::host::Reloaded;
 
 /// Read the config file again.
@@ -15,7 +15,5 @@ use crate::host::Reloaded;
 #[utoipa::path(post, path = "/config/reload", tag = "host", operation_id = "reload_config",
     responses((status = 200, body = Reloaded), Conflict, Refused))]
 pub async fn reload(Current(host): Current, caller: Caller) -> Result<Json<Reloaded>, ApiError> {
-    // Also when the caller goes away: what has begun comes to its end.
-    let reloading = tokio::spawn(async move { host.reload(&caller.0).await });
-    Ok(Json(reloading.await.expect("a reload does not panic")?))
+    Ok(Json(to_its_end(async move { host.reload(&caller.0).await }).await?))
 }

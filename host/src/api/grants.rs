@@ -2,9 +2,9 @@
 
 use axum::Json;
 
-use super::ApiError;
 use super::extract::{Body, Caller, Current, Path};
 use super::openapi::{Conflict, Missing, Refused};
+use super::{ApiError, to_its_end};
 use crate::host::{GrantChange, Granted};
 use crate::ident::PluginName;
 
@@ -33,6 +33,5 @@ pub async fn change(
     Body(change): Body<GrantChange>,
 ) -> Result<Json<Granted>, ApiError> {
     let name: PluginName = name.parse()?;
-    let granting = tokio::spawn(async move { host.grant(&name, change, &by).await });
-    Ok(Json(granting.await.expect("granting does not panic")?))
+    Ok(Json(to_its_end(async move { host.grant(&name, change, &by).await }).await?))
 }

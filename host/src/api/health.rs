@@ -91,7 +91,11 @@ const ASKING: Duration = Duration::from_millis(500);
 /// What is wrong, and how other hosts of the fleet differ.
 pub async fn all_troubles(host: &Host) -> Result<Vec<Trouble>, ApiError> {
     let mut found = troubles(host)?;
-    let reports = tokio::time::timeout(ASKING, jobs::reports(host)).await.unwrap_or_default();
+    let (reports, report) = tokio::join!(
+        tokio::time::timeout(ASKING, jobs::reports(host)),
+        tokio::time::timeout(ASKING, nodes::report(host)),
+    );
+    let reports = reports.unwrap_or_default();
     found.extend(reports.into_iter().filter_map(|report| {
         if let Some(error) = report.error {
             let message = format!("the jobs of {} cannot be merged: {error}", report.name);
@@ -107,8 +111,7 @@ pub async fn all_troubles(host: &Host) -> Result<Vec<Trouble>, ApiError> {
         );
         Some(Trouble::warning(Code::JobsDiffer, message).since(since).about(report.name))
     }));
-    let report = tokio::time::timeout(ASKING, nodes::report(host)).await.unwrap_or_default();
-    found.extend(report.map(|MergeFailure { registry, error }| {
+    found.extend(report.unwrap_or_default().map(|MergeFailure { registry, error }| {
         let message = format!(
             "the registry {registry} cannot be merged, and its nodes are shown as they were: {error}"
         );

@@ -7,13 +7,13 @@ use axum::body::Bytes;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::ApiError;
 use super::extract::{Current, Path, Plain, Query};
 use super::openapi::{Binary, Conflict, Missing, Refused};
 use super::status::OnHold;
+use super::{ApiError, to_its_end};
 use crate::host::{Forgotten, Host, PrivateKey};
 use crate::ident::{ContentPath, IpnsName, KeyName, PluginName};
-use crate::keys;
+use crate::keys::Key;
 use crate::store::names;
 
 /// A key of the host, and what is published under it.
@@ -50,11 +50,11 @@ pub enum Holder {
     Daemon,
 }
 
-impl From<&keys::Key> for Holder {
-    fn from(key: &keys::Key) -> Self {
+impl From<&Key> for Holder {
+    fn from(key: &Key) -> Self {
         match key {
-            keys::Key::Own(_) => Self::Host,
-            keys::Key::Adopted(_) => Self::Daemon,
+            Key::Own(_) => Self::Host,
+            Key::Adopted(_) => Self::Daemon,
         }
     }
 }
@@ -69,14 +69,15 @@ pub async fn list(Current(host): Current) -> Result<Json<Vec<ListedKey>>, ApiErr
 fn listed(host: &Host) -> Result<Vec<ListedKey>, ApiError> {
     let mut known: BTreeMap<_, _> =
         names::all(&host.store.snapshot()?)?.into_iter().map(|(key, known)| (key, Some(known))).collect();
-    for (key, _) in host.keys.all() {
-        known.entry(key).or_insert(None);
+    let keys: BTreeMap<_, _> = host.keys.all().into_iter().collect();
+    for key in keys.keys() {
+        known.entry(key.clone()).or_insert(None);
     }
     let describe = |(key, known): (KeyName, Option<names::Known>)| {
-        let held = host.keys.get(&key);
+        let held = keys.get(&key);
         ListedKey {
-            name: held.as_ref().map(keys::Key::name),
-            held_by: held.as_ref().map(Holder::from),
+            name: held.map(Key::name),
+            held_by: held.map(Holder::from),
             used_by: host.users(&key),
             published: known.as_ref().is_some_and(names::Known::is_published),
             path: known.as_ref().map(|known| known.path.clone()),
@@ -146,7 +147,5 @@ pub async fn forget(
 ) -> Result<Json<Forgotten>, ApiError> {
     let key = key.parse()?;
     let private = if delete_key { PrivateKey::Delete } else { PrivateKey::Keep };
-    // What has begun is finished, also if the caller goes away.
-    let forgotten = tokio::spawn(async move { host.forget(&key, private).await });
-    Ok(Json(forgotten.await.expect("forgetting does not panic")?))
+    Ok(Json(to_its_end(async move { host.forget(&key, private).await }).await?))
 }

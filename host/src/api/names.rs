@@ -10,9 +10,9 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::ApiError;
 use super::extract::{Body, Current, Path, Plain, Query};
 use super::openapi::{Binary, Conflict, Missing, Refused, TooLarge};
+use super::{ApiError, to_its_end};
 use crate::commit::NameChange;
 use crate::effect::{LIFETIME, LIFETIMES, NameUpdate, NameValue};
 use crate::entry::Resolution;
@@ -225,9 +225,7 @@ pub async fn adopt(
     Body(Adopt { how }): Body<Adopt>,
 ) -> Result<Json<Adopted>, ApiError> {
     let key = key.parse()?;
-    // What has begun is finished, also if the caller goes away.
-    let adopted = tokio::spawn(async move { host.adopt(&key, how).await });
-    Ok(Json(adopted.await.expect("adopting does not panic")?))
+    Ok(Json(to_its_end(async move { host.adopt(&key, how).await }).await?))
 }
 
 /// Waits a while for the backend to accept the newest value.

@@ -15,7 +15,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::extract::{self, Caller, Current, Path, Plain, Query};
 use super::openapi::{Binary, Conflict, Missing, Refused};
-use super::{ApiError, rows};
+use super::{ApiError, rows, to_its_end};
 use crate::change::{Change, SOURCE_BYTES, State};
 use crate::entry::Offset;
 use crate::host::{Grant, Host, Loaded, Proposal, ReplaceError, RolledBack};
@@ -258,9 +258,8 @@ pub async fn install(
     };
     let proposal = Proposal { plugin, component, source, by, follows: None, is_named: false, trust };
     let grants = if grant { Grant::AllThatIsAsked } else { Grant::AsBefore };
-    // Also when the caller goes away: what has begun comes to its end.
-    let installing = tokio::spawn(async move { host.install_under_way(under_way, proposal, grants).await });
-    Ok(Json(installing.await.expect("an installation does not panic")?))
+    let installing = async move { host.install_under_way(under_way, proposal, grants).await };
+    Ok(Json(to_its_end(installing).await?))
 }
 
 /// Reads a component of at most `most` bytes as it comes; `received` hears how many bytes have.
@@ -307,8 +306,8 @@ pub async fn fetch(
     extract::Body(Fetch { from, trust, name, grant }): extract::Body<Fetch>,
 ) -> Result<Json<Change>, ApiError> {
     let grant = if grant { Grant::AllThatIsAsked } else { Grant::AsBefore };
-    let fetching = tokio::spawn(async move { host.install_from(from, trust, name, grant, by).await });
-    Ok(Json(fetching.await.expect("an installation does not panic")?))
+    let fetching = async move { host.install_from(from, trust, name, grant, by).await };
+    Ok(Json(to_its_end(fetching).await?))
 }
 
 /// Goes back to the component that the config names: of a bundled plugin, to the one that comes with the host.
@@ -321,8 +320,7 @@ pub async fn restore(
     Caller(by): Caller,
 ) -> Result<Json<Change>, ApiError> {
     let name: PluginName = name.parse()?;
-    let restoring = tokio::spawn(async move { host.restore(&name, &by).await });
-    Ok(Json(restoring.await.expect("a restoration does not panic")?))
+    Ok(Json(to_its_end(async move { host.restore(&name, &by).await }).await?))
 }
 
 /// Has a plugin handle nothing from the next entry on; what comes meanwhile waits.
@@ -378,8 +376,7 @@ pub async fn remove(
 ) -> Result<Json<Change>, ApiError> {
     let name: PluginName = name.parse()?;
     host.loaded(name.as_str()).await;
-    let removing = tokio::spawn(async move { host.remove(&name, purge, &by).await });
-    Ok(Json(removing.await.expect("a removal does not panic")?))
+    Ok(Json(to_its_end(async move { host.remove(&name, purge, &by).await }).await?))
 }
 
 /// Which changes are asked for.
@@ -437,8 +434,7 @@ pub async fn roll_back(
     Caller(by): Caller,
 ) -> Result<Json<RolledBack>, ApiError> {
     let name: PluginName = name.parse()?;
-    let back = tokio::spawn(async move { host.roll_back(&name, to.as_deref(), &by).await });
-    Ok(Json(back.await.expect("a rollback does not panic")?))
+    Ok(Json(to_its_end(async move { host.roll_back(&name, to.as_deref(), &by).await }).await?))
 }
 
 /// Gives an order; the answer comes once its effects are durable.

@@ -74,7 +74,7 @@ enum Command {
         /// Job id
         job: JobId,
         /// Data of the event, as JSON; @FILE reads a file
-        #[arg(long, value_name = "JSON", value_parser = input::verbatim_or_file)]
+        #[arg(long, value_name = "JSON", value_parser = input::json_or_file::<Box<RawValue>>)]
         data: Option<Box<RawValue>>,
     },
     /// Report that a job is completed
@@ -82,10 +82,10 @@ enum Command {
         /// Job id
         job: JobId,
         /// Result of the job, as JSON; @FILE reads a file
-        #[arg(long, value_name = "JSON", value_parser = input::verbatim_or_file)]
+        #[arg(long, value_name = "JSON", value_parser = input::json_or_file::<Box<RawValue>>)]
         result: Option<Box<RawValue>>,
         /// Data of the event, as JSON; @FILE reads a file
-        #[arg(long, value_name = "JSON", value_parser = input::verbatim_or_file)]
+        #[arg(long, value_name = "JSON", value_parser = input::json_or_file::<Box<RawValue>>)]
         data: Option<Box<RawValue>>,
     },
     /// Report that a job has failed
@@ -96,7 +96,7 @@ enum Command {
         #[arg(long, value_name = "TEXT", conflicts_with = "data")]
         reason: Option<String>,
         /// Data of the event, as JSON; @FILE reads a file
-        #[arg(long, value_name = "JSON", value_parser = input::verbatim_or_file)]
+        #[arg(long, value_name = "JSON", value_parser = input::json_or_file::<Box<RawValue>>)]
         data: Option<Box<RawValue>>,
     },
     /// Report the CID of the result of a job

@@ -8,8 +8,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use clap::ValueEnum;
-use serde_json::Value;
-use serde_json::value::RawValue;
+use serde::de::DeserializeOwned;
 
 use crate::api::MAX_BODY;
 use crate::time::Since;
@@ -29,24 +28,13 @@ pub fn word(value: impl ValueEnum) -> String {
     value.to_possible_value().expect("no value is hidden").get_name().to_owned()
 }
 
-/// JSON on the command line.
-pub fn json(text: &str) -> Result<Value, String> {
+/// JSON on the command line: a value, or `Box<RawValue>` for what is passed on to the letter.
+pub fn json<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     serde_json::from_str(text).map_err(|error| format!("not JSON: {error}"))
-}
-
-/// JSON on the command line that is passed on to the letter.
-pub fn verbatim(text: &str) -> Result<Box<RawValue>, String> {
-    serde_json::from_str(text).map_err(|error| format!("not JSON: {error}"))
-}
-
-/// The same, or in a file after an @.
-pub fn verbatim_or_file(text: &str) -> Result<Box<RawValue>, String> {
-    let text = text_or_file(text)?;
-    verbatim(&text)
 }
 
 /// JSON on the command line, or in a file after an @.
-pub fn json_or_file(text: &str) -> Result<Value, String> {
+pub fn json_or_file<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     let text = text_or_file(text)?;
     json(&text)
 }

@@ -37,10 +37,10 @@ pub enum Command {
         /// Event type: queued, running, completed, failed or cancelled
         event: String,
         /// Data of the event, as JSON; its member "node_id" names the node
-        #[arg(long, value_name = "JSON", value_parser = input::verbatim)]
+        #[arg(long, value_name = "JSON", value_parser = input::json::<Box<RawValue>>)]
         data: Option<Box<RawValue>>,
         /// Result of the job, as JSON
-        #[arg(long, value_name = "JSON", value_parser = input::verbatim)]
+        #[arg(long, value_name = "JSON", value_parser = input::json::<Box<RawValue>>)]
         result: Option<Box<RawValue>>,
     },
     /// Show a job

@@ -34,7 +34,7 @@ pub struct Compare {
     #[arg(long, value_name = "TIME")]
     since: Option<Since>,
     /// Plugin config, a JSON object or @FILE [default: the config on the host that recorded the events]
-    #[arg(long, value_name = "JSON", value_parser = input::json_or_file)]
+    #[arg(long, value_name = "JSON", value_parser = input::json_or_file::<Value>)]
     config: Option<Value>,
     /// Maximum number of differing records to show
     #[arg(long, value_name = "N", default_value_t = 10)]

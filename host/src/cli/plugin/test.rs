@@ -31,7 +31,7 @@ pub struct Test {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["scenarios", "only", "bless"])]
     events: Option<PathBuf>,
     /// Plugin config for recorded events, a JSON object or @FILE [default: the config on the host that recorded them]
-    #[arg(long, value_name = "JSON", value_parser = input::json_or_file, requires = "events")]
+    #[arg(long, value_name = "JSON", value_parser = input::json_or_file::<Value>, requires = "events")]
     config: Option<Value>,
     /// Run the scenarios whose names contain this text
     #[arg(long, value_name = "TEXT")]

@@ -1,4 +1,4 @@
-//! Where a host's API is: the socket in its state directory, or a loopback address.
+//! The address of a host's API: a Unix socket, or an HTTP URL.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -9,23 +9,23 @@ use reqwest::Url;
 
 use crate::{ClientError, masked};
 
-/// The name of the API's socket inside a host's state directory.
+/// The file name of the API's socket in the state directory of a host.
 pub const SOCKET: &str = "api.sock";
 
-/// The name of the file inside a host's state directory that holds the token of its API over TCP.
+/// The file name of the token for the API over TCP, in the state directory of a host.
 pub const TOKEN: &str = "api-token";
 
-/// Where a host's API is.
+/// The address of a host's API.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
     /// A Unix socket.
     Unix(PathBuf),
-    /// Plain HTTP.
+    /// An HTTP URL without a path.
     Http(Url),
 }
 
 impl Address {
-    /// Whether it is on this machine.
+    /// Returns whether the address is on this machine: a socket, `localhost` or a loopback IP address.
     pub fn is_loopback(&self) -> bool {
         match self {
             Self::Unix(_) => true,
@@ -39,7 +39,7 @@ impl Address {
         }
     }
 
-    /// The socket of the host whose state is in `state_dir`.
+    /// Returns the socket of the host with the state directory `state_dir`.
     pub fn in_state_dir(state_dir: &Path) -> Self {
         Self::Unix(state_dir.join(SOCKET))
     }
@@ -48,7 +48,7 @@ impl Address {
 impl FromStr for Address {
     type Err = ClientError;
 
-    /// Reads `unix:PATH`, `/unix/PATH`, `/PATH` or `http://HOST:PORT`.
+    /// Parses `unix:PATH`, `/unix/PATH`, `/PATH` or `http://HOST:PORT`. Any other text is a [`ClientError::Address`].
     fn from_str(text: &str) -> Result<Self, ClientError> {
         let refuse = || ClientError::Address(masked(text));
         if text.starts_with("http://") {

@@ -1,4 +1,4 @@
-//! Jobs and nodes, as the bundled plugins keep them.
+//! Jobs and nodes of the fleet, from the bundled plugins.
 
 use reqwest::Method;
 use serde::{Deserialize, Serialize};
@@ -9,7 +9,7 @@ use crate::http::Http;
 use crate::pubsub::Subscription;
 use crate::{ClientError, Pubsub};
 
-/// The jobs and nodes of a host's fleet.
+/// Access to the jobs and nodes of a host's fleet.
 #[derive(Clone, Debug)]
 pub struct Fleet {
     http: Http,
@@ -21,86 +21,86 @@ pub struct Fleet {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Job {
-    /// Its id.
+    /// The job's id.
     pub job_id: String,
     /// `queued`, `running`, `completed`, `failed` or `cancelled`.
     pub status: String,
-    /// When it last changed.
+    /// The time of the last change.
     pub updated_at: jiff::Timestamp,
-    /// What came with its events.
+    /// The data of its events.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<Value>,
-    /// Its result.
+    /// The result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<Value>,
-    /// Where its result is.
+    /// The CID of the result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result_cid: Option<String>,
-    /// The node that it runs on.
+    /// The id of the node that runs it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_id: Option<String>,
-    /// Set while the node of a running job is dead.
+    /// The verdict that the node is dead, while the job is running.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_dead: Option<NodeDead>,
 }
 
-/// Who says since when that a job's node is dead.
+/// A verdict that the node of a job is dead.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeDead {
-    /// Whose watchdog: a host's id.
+    /// The observer: the id of the host whose watchdog published the verdict.
     pub observer: String,
-    /// Since when.
+    /// The time of the verdict.
     pub since: jiff::Timestamp,
 }
 
 /// A node.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Node {
-    /// Its id.
+    /// The node's id.
     pub node_id: String,
-    /// What it says of itself, or `suspect` or `dead` as a watchdog says.
+    /// The status that the node reports, or `suspect` or `dead` after a verdict of a watchdog.
     pub status: String,
-    /// When it was last heard.
+    /// The time of the last heartbeat.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_seen: Option<jiff::Timestamp>,
-    /// What it has to spare: `cpu_available`, `memory_available`, `gpu_available`.
+    /// The free resources: `cpu_available`, `memory_available`, `gpu_available`.
     #[serde(default)]
     pub resources: serde_json::Map<String, Value>,
-    /// The models that it holds.
+    /// The models that the node has cached.
     #[serde(default)]
     pub cached_models: Vec<String>,
-    /// The time that the node put on its last heartbeat.
+    /// The timestamp in the last heartbeat, by the node's clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sent_at: Option<jiff::Timestamp>,
-    /// The registry that it was merged from.
+    /// The name of the registry of another host that lists the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// Set while several agents send heartbeats under this id.
+    /// The conflict, while several agents send heartbeats under this id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conflict: Option<NodeConflict>,
-    /// What could not be read in its last heartbeat, and why.
+    /// The unreadable members of the last heartbeat, with the reasons.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ignored: Vec<String>,
-    /// What the watchdog adds to its verdict.
+    /// The hint of the watchdog with its verdict.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
 }
 
-/// Several agents that send heartbeats under one id.
+/// A conflict of several agents that send heartbeats under one id.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeConflict {
-    /// Their instances: each start of an agent is another one.
+    /// The instances of the agents. Each start of an agent creates a new instance.
     pub instances: Vec<String>,
-    /// Since when.
+    /// The start of the conflict.
     pub since: jiff::Timestamp,
 }
 
-/// What happened to a job.
+/// An event of a job.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct JobUpdate {
     /// `queued`, `running`, `completed`, `failed` or `cancelled`.
     pub event_type: String,
-    /// Whatever goes with it; a `node_id` in it names the node.
+    /// Further data of any shape. A `node_id` in it names the node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data: Option<Value>,
     /// The job's result.
@@ -109,18 +109,18 @@ pub struct JobUpdate {
 }
 
 impl JobUpdate {
-    /// An update without data.
+    /// Creates an update without data.
     pub fn new(event_type: impl Into<String>) -> Self {
         Self { event_type: event_type.into(), ..Self::default() }
     }
 
-    /// With data.
+    /// Adds data.
     pub fn data(mut self, data: Value) -> Self {
         self.data = Some(data);
         self
     }
 
-    /// With the job's result.
+    /// Adds the job's result.
     pub fn result(mut self, result: Value) -> Self {
         self.result = Some(result);
         self
@@ -132,14 +132,17 @@ impl Fleet {
         Self { http, pubsub, stop }
     }
 
-    /// Changes a job and publishes the event, both or neither; returns the job once that is durable.
-    /// An update that changes nothing is a problem with status 409.
+    /// Changes a job and publishes the event, both or neither. Returns the job when the change is durable.
+    ///
+    /// # Errors
+    ///
+    /// An update that changes nothing is a [`ClientError::Problem`] with status 409.
     pub async fn update_job_status(&self, job_id: &str, update: &JobUpdate) -> Result<Job, ClientError> {
         self.http.send_json(Method::POST, &["jobs", job_id, "events"], &[], update).await
     }
 
-    /// Publishes a job event on `topic`, as any program of the fleet does: the job tracker judges it
-    /// when it comes. Returns once it is durable.
+    /// Publishes a job event on `topic`, like other programs of the fleet. The job tracker validates the event when it
+    /// receives it. Returns when the publish is durable.
     pub async fn publish_job_event(
         &self,
         topic: &str,
@@ -152,7 +155,7 @@ impl Fleet {
         self.pubsub.publish(topic, event.to_string()).await
     }
 
-    /// Each job as it changes.
+    /// Subscribes to jobs: each item is a job after a change.
     pub async fn subscribe_to_job_updates(&self) -> Result<Subscription<Job>, ClientError> {
         let events = self.http.events(&["watch", "jobs"]).await?;
         let http = self.http.clone();
@@ -162,25 +165,33 @@ impl Fleet {
         }))
     }
 
-    /// One job.
+    /// Returns a job.
+    ///
+    /// # Errors
+    ///
+    /// An unknown job is a [`ClientError::Problem`] with status 404.
     pub async fn get_job(&self, job_id: &str) -> Result<Job, ClientError> {
         self.http.get(&["jobs", job_id], &[]).await
     }
 
-    /// Removes a node and returns it as it was. One that still sends heartbeats comes back with the next one. An unknown
-    /// node is a problem with status 404, one of a merged registry alone with status 409.
+    /// Removes a node and returns it as it was. A node that still sends heartbeats is added again by the next one.
+    ///
+    /// # Errors
+    ///
+    /// An unknown node is a [`ClientError::Problem`] with status 404. For a node that only a merged registry lists the
+    /// status is 409.
     pub async fn remove_node(&self, node_id: &str) -> Result<Node, ClientError> {
         let removed = self.http.delete(&["nodes", node_id]).await?;
         serde_json::from_value(removed).map_err(|error| self.http.strange(error.to_string()))
     }
 
-    /// Replaces the registry by `nodes`.
+    /// Replaces all nodes of the registry by `nodes`.
     pub async fn update_node_registry(&self, nodes: &[Node]) -> Result<(), ClientError> {
         let body = serde_json::to_vec(nodes).expect("nodes are plain data");
         self.http.send_bytes::<Value>(Method::PUT, &["nodes"], &[], body).await.map(drop)
     }
 
-    /// All nodes, by id.
+    /// Returns all nodes, sorted by id.
     pub async fn get_node_registry(&self) -> Result<Vec<Node>, ClientError> {
         self.http.rows(&["nodes"], &[], "node_id", None).await
     }

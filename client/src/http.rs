@@ -1,4 +1,4 @@
-//! Owns the way to the API: requests, answers and streams of events.
+//! Owns the HTTP connection to the API: requests, responses and event streams.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use serde_json::Value;
 
 use crate::{Address, ClientError, Problem};
 
-/// Largest body that a host takes, in bytes: the largest document, and a little.
+/// Maximum size of a request body in bytes: the largest document and 4,096 bytes more. Components may be larger.
 pub const MAX_BODY: usize = (16 << 20) + 4096;
 
-/// A connection to one host. Cheap to clone.
+/// An HTTP client of one host. Cheap to clone.
 #[derive(Clone)]
 pub struct Http {
     inner: Arc<Inner>,
@@ -35,37 +35,41 @@ impl fmt::Debug for Http {
     }
 }
 
-/// An event of a stream: its kind and its data.
+/// A server-sent event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerEvent {
-    /// Which kind.
+    /// The kind of the event.
     pub kind: String,
-    /// What it says.
+    /// The data of the event.
     pub data: String,
 }
 
 impl ServerEvent {
-    /// How many entries were missed before this, if that is what it says; 0 if that is not known.
+    /// Returns the number of missed entries if this is an event `lagged`; 0 if the number is unknown.
     pub fn missed(&self) -> Option<u64> {
         (self.kind == "lagged").then(|| self.data.parse().unwrap_or(0))
     }
 
-    /// An error if this says that entries were missed.
+    /// Returns [`ClientError::Lagged`] if this is an event `lagged`.
     pub(crate) fn check_lagged(&self) -> Result<(), ClientError> {
         self.missed().map_or(Ok(()), |missed| Err(ClientError::Lagged(missed)))
     }
 }
 
 impl Http {
-    /// A connection to the host at `address`, which need not be there yet.
+    /// Creates a client of the host at `address`, without a token. The host does not need to run yet.
     pub fn new(address: Address) -> Result<Self, ClientError> {
         Self::with_token(address, None)
     }
 
-    /// A connection that shows a token, which a host asks for over TCP.
+    /// Creates a client that sends a token. A host requires the token over TCP.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`ClientError::Token`] if the token contains characters that are invalid in a header.
     pub fn with_token(address: Address, token: Option<&SecretString>) -> Result<Self, ClientError> {
         crate::install_tls();
-        // A host redirects nobody: the token would go along.
+        // A host never redirects, and a redirect would send the token to another server.
         let mut builder = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none());
         if let Some(token) = token {
             let value = HeaderValue::from_str(&format!("Bearer {}", token.expose_secret()));
@@ -85,22 +89,31 @@ impl Http {
         Ok(Self { inner: Arc::new(Inner { http, base, address }) })
     }
 
-    /// Where the host is.
+    /// Returns the address of the host.
     pub fn address(&self) -> &Address {
         &self.inner.address
     }
 
-    /// A request below `/v1`; each segment is one part of the path, whatever is in it.
+    /// Creates a request to a path under `/v1`. Each segment is one part of the path and is escaped.
+    ///
+    /// # Errors
+    ///
+    /// Returns a [`ClientError::Problem`] with status 400 if a segment is empty, `.` or `..`, or contains control
+    /// characters.
     pub fn request(&self, method: Method, segments: &[&str]) -> Result<RequestBuilder, ClientError> {
         if let Some(none) = segments.iter().find(|segment| !is_id(segment)) {
-            return Err(ClientError::Problem(Problem::refused(400, "invalid", format!("{none:?} is no id"))));
+            return Err(ClientError::Problem(Problem::refused(
+                400,
+                "invalid",
+                format!("{none:?} is not a valid id"),
+            )));
         }
         let mut url = self.inner.base.clone();
         url.path_segments_mut().expect("the base has a host").pop_if_empty().push("v1").extend(segments);
         Ok(self.inner.http.request(method, url))
     }
 
-    /// Sends a request; what is not a success is an error.
+    /// Sends a request. A response without a success status is an error.
     pub async fn send(&self, request: RequestBuilder) -> Result<Response, ClientError> {
         let response = request.send().await.map_err(|source| self.unreachable(source))?;
         if response.status().is_success() {
@@ -114,13 +127,13 @@ impl Http {
         })
     }
 
-    /// Sends a request and reads bytes as they are.
+    /// Sends a request and returns the response body.
     pub async fn bytes(&self, request: RequestBuilder) -> Result<Bytes, ClientError> {
         let response = self.send(request).await?;
         response.bytes().await.map_err(|source| self.unreachable(source))
     }
 
-    /// Sends a request and reads bytes as they come.
+    /// Sends a request and returns the response body as a stream.
     pub async fn chunks(
         &self,
         request: RequestBuilder,
@@ -131,14 +144,14 @@ impl Http {
         }))
     }
 
-    /// Sends a request and reads JSON; no body is null.
+    /// Sends a request and reads JSON. An empty body is read as null.
     pub async fn json<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, ClientError> {
         let body = self.bytes(request).await?;
         let body = if body.is_empty() { Bytes::from_static(b"null") } else { body };
         serde_json::from_slice(&body).map_err(|error| self.strange(error.to_string()))
     }
 
-    /// Reads JSON.
+    /// Sends a GET request and reads JSON.
     pub async fn get<T: DeserializeOwned>(
         &self,
         segments: &[&str],
@@ -147,8 +160,7 @@ impl Http {
         self.json(self.request(Method::GET, segments)?.query(query)).await
     }
 
-    /// Reads the rows of a list page by page, `limit` of them or all; `id` is the member that they are
-    /// ordered by.
+    /// Reads the rows of a list page by page: at most `limit`, or all. The list is sorted by the member `id`.
     pub async fn rows<T: DeserializeOwned>(
         &self,
         segments: &[&str],
@@ -190,7 +202,11 @@ impl Http {
         self.json(self.request(method, segments)?.query(query).json(body)).await
     }
 
-    /// Sends bytes as they are and reads JSON.
+    /// Sends a body and reads JSON.
+    ///
+    /// # Errors
+    ///
+    /// Returns a [`ClientError::Problem`] with status 413, without a request, if the body is larger than [`MAX_BODY`].
     pub async fn send_bytes<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -199,15 +215,15 @@ impl Http {
         body: impl Into<Bytes>,
     ) -> Result<T, ClientError> {
         let body = body.into();
-        // The host would break off in the middle of a body that is too large.
+        // The host would close the connection in the middle of a body that is too large, without a readable error.
         if body.len() > MAX_BODY {
-            let detail = format!("it is too large: the host takes at most {MAX_BODY} bytes");
+            let detail = format!("the body is too large: the host accepts at most {MAX_BODY} bytes");
             return Err(ClientError::Problem(Problem::refused(413, "too-large", detail)));
         }
         self.json(self.request(method, segments)?.query(query).body(body)).await
     }
 
-    /// Sends a plugin's component and reads JSON. How large it may be the host says: more than any other body.
+    /// Sends a plugin's component and reads JSON. The host checks its size: a component may exceed [`MAX_BODY`].
     pub async fn send_component<T: DeserializeOwned>(
         &self,
         plugin: &str,
@@ -218,12 +234,12 @@ impl Http {
         self.json(request.query(query).body(component.into())).await
     }
 
-    /// Deletes.
+    /// Sends a DELETE request and reads JSON.
     pub async fn delete(&self, segments: &[&str]) -> Result<Value, ClientError> {
         self.json(self.request(Method::DELETE, segments)?).await
     }
 
-    /// The server-sent events of a stream, until it ends or fails.
+    /// Opens a stream of server-sent events. It ends with the response or after the first error.
     pub async fn events(
         &self,
         segments: &[&str],
@@ -245,18 +261,19 @@ impl Http {
         ClientError::Unreachable { address: self.inner.address.to_string(), source: source.without_url() }
     }
 
-    /// The error of an answer that no host gives.
+    /// Creates the error for a response that is not one of a host's API.
     pub(crate) fn strange(&self, why: String) -> ClientError {
         ClientError::Strange { address: self.inner.address.to_string(), why }
     }
 }
 
-/// Whether a URL can hold a text as a part of its path: dots mean the directory, and control characters
-/// are dropped without a word.
+/// Returns whether a text can be a segment of a URL path. `.` and `..` mean a directory, and URL parsers drop control
+/// characters silently.
 fn is_id(text: &str) -> bool {
     !["", ".", ".."].contains(&text) && !text.chars().any(char::is_control)
 }
 
+/// The state of a stream of server-sent events: the response and its unparsed bytes.
 struct Reading {
     http: Http,
     chunks: stream::BoxStream<'static, reqwest::Result<Bytes>>,
@@ -268,13 +285,13 @@ impl Reading {
         loop {
             while let Some(end) = self.text.windows(2).position(|pair| pair == b"\n\n") {
                 let event: Vec<u8> = self.text.drain(..end + 2).collect();
-                // One without data keeps the connection alive.
+                // An event without data only keeps the connection alive.
                 if let Some(event) = event_of(&String::from_utf8_lossy(&event)) {
                     return Some(Ok(event));
                 }
             }
             if self.text.len() > MAX_BODY {
-                return Some(Err(self.http.strange("an event without an end".to_owned())));
+                return Some(Err(self.http.strange("an event without end".to_owned())));
             }
             match self.chunks.next().await? {
                 Ok(chunk) => self.text.extend_from_slice(&chunk),

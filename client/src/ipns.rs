@@ -1,4 +1,4 @@
-//! IPNS names: publishing under the host's keys, and reading any name.
+//! IPNS names: publishes under the host's keys and reads any name.
 
 use std::time::Duration;
 
@@ -10,39 +10,39 @@ use serde_json::json;
 use crate::ClientError;
 use crate::http::Http;
 
-/// The names of a host.
+/// Access to IPNS names through a host.
 #[derive(Clone, Debug)]
 pub struct Ipns {
     http: Http,
 }
 
-/// A name that was given a new value.
+/// A name after a publish.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Published {
-    /// The key.
+    /// The key of the name.
     pub key: String,
-    /// Its name, `k51…`.
+    /// The name, `k51…`.
     pub name: String,
-    /// What the name points to: `/ipfs/CID` or `/ipns/NAME`.
+    /// The path that the name points to: `/ipfs/CID` or `/ipns/NAME`.
     pub path: String,
-    /// Counts the values of the name.
+    /// The number of this value of the name. It increases with each value.
     pub sequence: u64,
-    /// Whether the backend has accepted it. If not, the value is committed and the host goes on trying.
+    /// Whether the backend accepted the value. If not, the value is committed and the host retries.
     pub published: bool,
 }
 
-/// What is known of a name.
+/// The record of a name that the host knows.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Resolution {
     /// The name in canonical form, `k51…`.
     pub name: String,
-    /// What it points to.
+    /// The path that the name points to.
     pub path: String,
-    /// The record's sequence; of a name of the host the count of its values.
+    /// The record's sequence number, or for a name of the host the number of its value.
     pub sequence: u64,
-    /// When the record stops being valid.
+    /// The end of the record's validity.
     pub valid_until: jiff::Timestamp,
-    /// When the host last had the record confirmed; long ago means stale.
+    /// The last time at which the backend confirmed the record. An old time means that the record may be stale.
     pub confirmed_at: jiff::Timestamp,
 }
 
@@ -56,10 +56,10 @@ impl Ipns {
         Self { http }
     }
 
-    /// Points the name of `key` at `path`. The key is made if there is none; the record is valid for
-    /// `lifetime`, a minute to a year (a day if none is given), and signed anew at half of it.
+    /// Points the name of `key` at `path`. The host creates the key if it does not exist.
     ///
-    /// Returns once the value is committed and the backend has accepted it, or after 20 s without.
+    /// The record is valid for `lifetime`, from one minute to one year (default 24 h). The host renews it after half of
+    /// that time. Returns when the value is committed and the backend has accepted it, at the latest after 20 s.
     pub async fn publish(
         &self,
         key: &str,
@@ -70,8 +70,7 @@ impl Ipns {
         self.http.send_json(Method::PUT, &["keys", key, "path"], &query(lifetime), &body).await
     }
 
-    /// Stores `data`, at most 16 MiB, as a file and points the name of `key` at it, as
-    /// [`Ipns::publish`] does.
+    /// Stores `data`, at most 16 MiB, as a file and points the name of `key` at it, like [`Ipns::publish`].
     pub async fn update_state(
         &self,
         key: &str,
@@ -81,17 +80,17 @@ impl Ipns {
         self.http.send_bytes(Method::PUT, &["keys", key, "state"], &query(lifetime), data).await
     }
 
-    /// What a name, or a key of the host, points to.
+    /// Resolves a name or a key of the host.
     pub async fn resolve(&self, name: &str) -> Result<Resolution, ClientError> {
         self.http.get(&["names", bare(name)], &[]).await
     }
 
-    /// The file behind a name, or behind a key of the host.
+    /// Returns the file of a name or of a key of the host.
     pub async fn get_state(&self, name: &str) -> Result<Bytes, ClientError> {
         self.http.bytes(self.http.request(Method::GET, &["names", bare(name), "state"])?).await
     }
 
-    /// The name that belongs to a key, which is made if there is none.
+    /// Returns the name of a key. The host creates the key if it does not exist.
     pub async fn get_key_id(&self, key: &str) -> Result<String, ClientError> {
         let id: KeyId = self.http.send_bytes(Method::PUT, &["keys", key], &[], Bytes::new()).await?;
         Ok(id.name)

@@ -1,5 +1,5 @@
-//! The client of a `dim` host, for programs that are no host themselves: it opens no store and runs no
-//! plugin, it talks to the host's HTTP API.
+//! The client of a `dim` host, for programs that are not hosts. It uses the HTTP API of a host; it opens no
+//! store and runs no plugin.
 //!
 //! ```no_run
 //! use dim_client::{Client, JobUpdate};
@@ -44,13 +44,13 @@ pub use ipns::{Ipns, Published, Resolution};
 pub use mask::masked;
 pub use pubsub::{Message, Origin, Pubsub, Subscription, Topic};
 
-/// Chooses who does the cryptography of TLS, once for the process.
+/// Installs the TLS crypto provider of the process. Has no effect if one is already installed.
 pub fn install_tls() {
-    // Another part of the process may have chosen already.
+    // The error means that another part of the process has installed a provider.
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-/// A client of one host. Cheap to clone; clones share their connections and end together.
+/// A client of one host. Cheap to clone. Clones share connections, and [`Client::stop`] affects all of them.
 #[derive(Clone, Debug)]
 pub struct Client {
     http: Http,
@@ -58,37 +58,37 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client for the host at `address`, which need not be there yet.
+    /// Creates a client of the host at `address`, without a token. The host does not need to run yet.
     pub fn new(address: Address) -> Result<Self, ClientError> {
         Ok(Self { http: Http::new(address)?, stop: CancellationToken::new() })
     }
 
-    /// A client that shows a token, which a host asks for over TCP.
+    /// Creates a client that sends a token. A host requires the token over TCP.
     pub fn with_token(address: Address, token: Option<&SecretString>) -> Result<Self, ClientError> {
         Ok(Self { http: Http::with_token(address, token)?, stop: CancellationToken::new() })
     }
 
-    /// The API itself, for what has no call of its own.
+    /// Returns the HTTP client, for calls that have no method here.
     pub fn http(&self) -> &Http {
         &self.http
     }
 
-    /// Names.
+    /// Returns the access to IPNS names.
     pub fn ipns(&self) -> Ipns {
         Ipns::new(self.http.clone())
     }
 
-    /// Topics.
+    /// Returns the access to topics.
     pub fn pubsub(&self) -> Pubsub {
         Pubsub::new(self.http.clone(), self.stop.clone())
     }
 
-    /// Jobs and nodes.
+    /// Returns the access to jobs and nodes.
     pub fn fleet(&self) -> Fleet {
         Fleet::new(self.http.clone(), self.pubsub(), self.stop.clone())
     }
 
-    /// Ends all subscriptions.
+    /// Ends all subscriptions of this client and its clones.
     pub fn stop(&self) {
         self.stop.cancel();
     }

@@ -1,12 +1,13 @@
-//! Owns how a URL is shown: without what may be a secret in it.
+//! Masks possible secrets in a URL before it is shown.
 
 use reqwest::Url;
 
-/// What stands for a secret.
+/// The text that replaces a secret.
 const MASK: &str = "***";
 
-/// A URL as it may be shown: its user information, query and fragment are masked, because passwords and tokens stand
-/// there. Of what only looks like a URL nothing but the scheme is shown. Any other text is left as it is.
+/// Masks the user information, query and fragment of a URL, because they can contain passwords and tokens.
+///
+/// A text that looks like a URL but is not valid is masked except for the scheme. Any other text is returned unchanged.
 ///
 /// ```
 /// assert_eq!(dim_client::masked("http://ada:pw@host:5001/x?token=t"), "http://***@host:5001/x?***");

@@ -1,4 +1,4 @@
-//! Topics: publishing, listening, and who else is there.
+//! Pubsub topics: publishes, subscribes, and lists topics and peers.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -14,23 +14,23 @@ use tokio_util::sync::CancellationToken;
 use crate::ClientError;
 use crate::http::{Http, ServerEvent};
 
-/// The topics of a host.
+/// Access to topics through a host.
 #[derive(Clone, Debug)]
 pub struct Pubsub {
     http: Http,
     stop: CancellationToken,
 }
 
-/// A topic that the host listens to.
+/// A topic that the host is subscribed to.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Topic {
-    /// Its name.
+    /// The name of the topic.
     pub topic: String,
-    /// Since when the host's stream is open.
+    /// The time at which the host opened its current stream of the topic.
     pub connected_since: Option<jiff::Timestamp>,
-    /// Until when it is proven that the host could hear.
+    /// The time until which the host proved that it could receive messages.
     pub listening_proven_until: Option<jiff::Timestamp>,
-    /// How many peers are known on it.
+    /// The number of known peers.
     pub peers: u64,
 }
 
@@ -41,18 +41,18 @@ pub struct Message {
     pub topic: String,
     /// The sender's bytes.
     pub data: Bytes,
-    /// When it came into the host's log.
+    /// The log time at which the host received it.
     pub time: jiff::Timestamp,
-    /// Who published it.
+    /// The publisher.
     pub origin: Origin,
 }
 
-/// Who published a message.
+/// The publisher of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// A plugin of the host.
+    /// A plugin of the host, by its name.
     Plugin(String),
-    /// The operator or a program, through the host's API.
+    /// The operator or a program that uses the host's API.
     Host,
     /// A peer of the network, by its base58 peer id.
     Peer(String),
@@ -63,32 +63,33 @@ impl Pubsub {
         Self { http, stop }
     }
 
-    /// Publishes `data`, at most 60 KiB, on `topic`: to the host's plugins at once, to the network
-    /// through the host's outbox. Returns once it is durable.
+    /// Publishes `data`, at most 60 KiB, on `topic`. Returns when the publish is durable.
+    ///
+    /// The host's plugins receive the message immediately. The host's outbox sends it to the network.
     pub async fn publish(&self, topic: &str, data: impl Into<Bytes>) -> Result<(), ClientError> {
         self.http.send_bytes::<Value>(Method::POST, &["topics", topic, "messages"], &[], data).await.map(drop)
     }
 
-    /// Subscribes to `topic`; returns once the host has taken note. Messages from before are not told.
+    /// Subscribes to `topic`. Returns when the subscription is active; earlier messages are not delivered.
     pub async fn subscribe(&self, topic: &str) -> Result<Subscription<Message>, ClientError> {
         let events = self.http.events(&["topics", topic, "messages"]).await?;
         let http = self.http.clone();
         Ok(Subscription::new(events, self.stop.clone(), move |event| message_of(&http, &event)))
     }
 
-    /// The peers of a topic, as the host's backend knows them now: base58 peer ids.
+    /// Returns the peers that the host's backend knows on a topic now, as base58 peer ids.
     pub async fn list_peers(&self, topic: &str) -> Result<Vec<String>, ClientError> {
         self.http.get(&["topics", topic, "peers"], &[]).await
     }
 
-    /// The topics that anyone at the host listens to.
+    /// Returns the topics that the host is subscribed to, for plugins or clients.
     pub async fn list_topics(&self) -> Result<Vec<Topic>, ClientError> {
         self.http.get(&["topics"], &[]).await
     }
 }
 
-/// What a host tells, as it happens. It ends with [`Subscription::unsubscribe`] or when it is dropped,
-/// when the client is stopped, and with the host.
+/// A stream of items from a host. It ends with [`Subscription::unsubscribe`] or when it is dropped, with
+/// [`Client::stop`](crate::Client::stop), and when the host ends.
 pub struct Subscription<T> {
     items: BoxStream<'static, Result<T, ClientError>>,
 }
@@ -109,12 +110,12 @@ impl<T: Send + 'static> Subscription<T> {
         Self { items: items.take_until(stop.cancelled_owned()).boxed() }
     }
 
-    /// The next item; none at the end. Cancel safe.
+    /// Returns the next item, or none at the end. Cancel safe.
     pub async fn next(&mut self) -> Option<Result<T, ClientError>> {
         StreamExt::next(self).await
     }
 
-    /// Ends it.
+    /// Ends the subscription.
     pub fn unsubscribe(self) {}
 }
 
@@ -124,7 +125,7 @@ impl<T: Send + 'static> Stream for Subscription<T> {
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let next = self.items.poll_next_unpin(context);
         if let Poll::Ready(None) = next {
-            // What was stopped lets go of its connection, by which the host sees that no one listens.
+            // Close the connection, so that the host sees the end of the subscription.
             self.items = stream::empty().boxed();
         }
         next

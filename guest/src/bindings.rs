@@ -1,4 +1,4 @@
-//! The bindings that `wit-bindgen` makes of `wit/`, and nothing else.
+//! Contains only the bindings that `wit-bindgen` generates from `wit/`.
 
 #![allow(missing_docs, clippy::all)]
 

@@ -10,7 +10,10 @@ use crate::Refusal;
 
 /// Reads the method and the body of a command or a query.
 ///
-/// A method that is no variant is refused as an unknown one, and a body that does not fit its variant as invalid.
+/// # Errors
+///
+/// Returns [`Refusal::UnknownMethod`] if no variant has the name `method`, and [`Refusal::Invalid`] if `body` does not
+/// fit the variant. A unit variant accepts any body.
 ///
 /// ```
 /// use dim_guest::{Refusal, call};
@@ -38,12 +41,13 @@ pub fn read<T: DeserializeOwned>(method: &str, body: &str) -> Result<T, Refusal>
     })
 }
 
+/// A deserializer whose input is one enum: the method is the variant, the body is its content.
 struct Call<'a> {
     method: &'a str,
     body: &'a str,
 }
 
-/// Why a call cannot be read.
+/// The error of a call that cannot be deserialized.
 #[derive(Debug)]
 enum Error {
     UnknownMethod,
@@ -53,7 +57,7 @@ enum Error {
 impl std::fmt::Display for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::UnknownMethod => f.write_str("there is no such method"),
+            Self::UnknownMethod => f.write_str("unknown method"),
             Self::Body(why) => f.write_str(why),
         }
     }
@@ -120,7 +124,7 @@ impl Body<'_> {
 impl<'de> VariantAccess<'de> for Body<'_> {
     type Error = Error;
 
-    /// What needs no body takes any.
+    /// Ignores the body: a method without parameters accepts any body.
     fn unit_variant(self) -> Result<(), Error> {
         Ok(())
     }

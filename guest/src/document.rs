@@ -1,4 +1,4 @@
-//! A state document that follows the plugin's state at a distance.
+//! Publishes a document that shows the plugin's state, with a delay and within size limits.
 
 use std::cell::Cell;
 use std::io;
@@ -11,44 +11,43 @@ use crate::log::{self, Level};
 use crate::time::Time;
 use crate::{DueTimer, Failure, ipns, state, timers};
 
-/// Publishes a document some time after the state that it shows has changed.
+/// A published document that is rebuilt some time after the state that it shows has changed.
 ///
-/// Building it for each event would cost more than everything else together, so a change only
-/// arms a timer. The clock stands still during a call; the time that building takes is therefore
-/// judged by the size of the last document, and the timer is set so that building takes no more
-/// than about 5 % of a core.
+/// To rebuild the document for each event would cost more than all other work, so a change only sets a timer. The
+/// clock does not advance during a call, so the cost of a build is estimated from the size of the last document. The
+/// delay of the timer limits builds to about 5 % of a core.
 #[derive(Debug)]
 pub struct Document {
     key: String,
     timer: &'static str,
     least: Duration,
-    /// Whether the timer is known to be armed; a cache of what [`timers`] knows.
+    /// Whether the timer is known to be set. A cache: the host's [`timers`] are authoritative.
     armed: Cell<bool>,
 }
 
-/// What building and handing over a byte is taken to cost.
+/// Estimated cost of building and publishing one byte, in nanoseconds.
 const NANOSECONDS_A_BYTE: u64 = 10;
 
-/// Largest document that any host takes, in bytes.
+/// Maximum size of a document that any host accepts, in bytes.
 const LARGEST: usize = 16 << 20;
 
-/// Bytes of the records that documents are built of, from which on no new ones are taken: to build one must not take
-/// more than a call may.
+/// Maximum total size of the records of a document, in bytes. Beyond it new records are refused, because one call must
+/// be able to build the document.
 const MOST: u64 = 24 << 20;
 
-/// For how long a limit that a document has met is kept to; it may be higher by then.
+/// The time for which the plugin obeys a size limit that the host reported. The operator may raise it meanwhile.
 const KEPT_TO: Duration = Duration::from_secs(3_600);
 
-/// The inverse of the share of a core that building may take.
+/// The inverse of the share of a core that builds may use.
 const SHARE: u64 = 20;
 
 impl Document {
-    /// A document under the IPNS key `key`, built by `timer` at least `least` after a change.
+    /// Creates a document under the IPNS key `key`. The timer `timer` triggers a build at least `least` after a change.
     pub fn new(key: String, timer: &'static str, least: Duration) -> Self {
         Self { key, timer, least, armed: Cell::new(false) }
     }
 
-    /// Says that what the document shows has changed.
+    /// Schedules a build because the content of the document has changed.
     pub fn touch(&self) -> Result<(), Failure> {
         if self.armed.get() {
             return Ok(());
@@ -62,7 +61,7 @@ impl Document {
         Ok(())
     }
 
-    /// Whether `timer` says that it is time to build the document.
+    /// Returns whether `timer` is the timer of this document. If so, the caller builds and publishes the document.
     pub fn is_due(&self, timer: &DueTimer) -> bool {
         let due = timer.key == self.timer;
         if due {
@@ -71,19 +70,21 @@ impl Document {
         due
     }
 
-    /// How many bytes the document may have, as far as that is known.
+    /// Returns the maximum size of the document in bytes, as far as it is known.
     pub fn room(&self) -> Result<usize, Failure> {
         let met: Option<Met> = state::get_json(self.limit_key().as_bytes())?;
         let met = met.filter(|met| Time::now().since(met.at) < KEPT_TO);
         Ok(met.map_or(LARGEST, |met| met.limit))
     }
 
-    /// Publishes the document. One that is too large is told to the operator and left: the one before stays, and the
-    /// next is built when there is something new to show, or soon if there is less [room](Self::room) than was known.
-    /// One for which the rate of documents leaves no room is built anew a little later.
+    /// Publishes the document.
+    ///
+    /// If the document is too large, this logs an error for the operator and the previous document stays published.
+    /// The next build follows the next change, or comes soon if the limit is lower than the known [room](Self::room).
+    /// If the rate of documents is exceeded, the document is built again later.
     pub fn publish(&self, data: &[u8]) -> Result<(), Failure> {
         state::set_json(self.size_key().as_bytes(), &data.len())?;
-        // No host takes more; what goes over the border in one call is limited, too.
+        // No host accepts more, and the limit `border-bytes` would trap the call.
         let shown = &data[..data.len().min(LARGEST + 1)];
         match ipns::update_state(&self.key, shown, None) {
             Err(ipns::Error::TooLarge(met)) => {
@@ -93,17 +94,18 @@ impl Document {
                 let limit = usize::try_from(met).unwrap_or(LARGEST);
                 let is_news = limit < self.room()?;
                 state::set_json(self.limit_key().as_bytes(), &Met { limit, at: Time::now() })?;
-                // Who takes no notice of it would be no better off the next time.
+                // A caller that ignores the known limit would build the same document again.
                 if is_news { self.touch() } else { Ok(()) }
             }
-            // It is built once there is room again.
+            // The next build comes when the rate allows it again.
             Err(ipns::Error::LimitExceeded(limit)) if is_met_for_a_while(&limit) => self.touch(),
             published => Ok(published?),
         }
     }
 
-    /// Takes in that a record of the document has come, gone or changed: how many bytes it had and has, as
-    /// [`size`] tells.
+    /// Updates the count and the total size of the document's records after a record was added, removed or changed.
+    ///
+    /// `before` and `after` are the record's sizes in bytes, as [`size`] returns them; `None` if there was or is none.
     pub fn counts(&self, before: Option<usize>, after: Option<usize>) -> Result<(), state::Error> {
         if before == after {
             return Ok(());
@@ -117,22 +119,23 @@ impl Document {
         })
     }
 
-    /// Refuses a new record, one of `what`, while there are too many.
+    /// Rejects a new record while the records have more than 24 MiB together. `what` names them in the error.
     pub fn check_room(&self, what: &str) -> Result<(), Failure> {
         if self.tally()?.is_none_or(|tally| tally.bytes <= MOST) {
             return Ok(());
         }
         Err(Failure::Reject(format!(
-            "there are more than {} MiB of {what}: no new ones are taken",
+            "there are more than {} MiB of {what}: new ones are refused",
             MOST >> 20
         )))
     }
 
-    /// Puts records into a document that is being built: all of them, if they take no more than `room` bytes.
-    /// Otherwise those come first that take no more than their share of it, and others as far as there is room, so
-    /// that a few large ones crowd nobody out. Returns how many are left out.
+    /// Appends records to a document that is being built, and returns the number of records that do not fit.
     ///
-    /// `put` writes the record of an id, with whatever stands before it.
+    /// If not all records fit into `room` bytes, those that need at most an equal share of it come first, then larger
+    /// ones while they fit. So a few large records do not displace many small ones.
+    ///
+    /// `put` writes one record with its id and any separator. `rows` starts a new iteration over all records.
     pub fn fill<Rows: Iterator<Item = Result<(String, Vec<u8>), state::Error>>>(
         &self,
         document: &mut Vec<u8>,
@@ -150,7 +153,7 @@ impl Document {
             }
             fits
         };
-        // Puts in those of a size, and counts all.
+        // Appends the records that `is_meant` selects by size, and counts all records.
         let put_those = |document: &mut Vec<u8>, is_meant: &dyn Fn(usize) -> bool| {
             let (mut tally, mut done) = (Tally::default(), 0);
             for row in rows() {
@@ -167,12 +170,12 @@ impl Document {
         let known = self.tally()?;
         let mut share = known.filter(|tally| tally.bytes > room as u64).map(|tally| share_of(tally.count));
         let (tally, mut done) = put_those(document, &|size| share.is_none_or(|share| size <= share))?;
-        // What was taken in between may be off by a little.
+        // The stored tally may be inexact; this iteration has the exact one.
         if known != Some(tally) {
             self.set_tally(tally)?;
         }
         if share.is_none() && done < tally.count {
-            // That they do not all fit was not known.
+            // The tally wrongly promised that all records fit: start again with shares.
             document.truncate(begin);
             let found = share_of(tally.count);
             share = Some(found);
@@ -205,21 +208,21 @@ impl Document {
     }
 }
 
-/// A limit that a document has met.
+/// A size limit that the host reported for a document.
 #[derive(Serialize, Deserialize)]
 struct Met {
     limit: usize,
     at: Time,
 }
 
-/// How many records there are, and their bytes.
+/// The number of records and their total size in bytes.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Tally {
     count: u64,
     bytes: u64,
 }
 
-/// How many bytes a record has in the state.
+/// Returns the size of a record in the state, in bytes.
 pub fn size<T: Serialize>(record: &T) -> usize {
     struct Count(usize);
     impl io::Write for Count {
@@ -233,7 +236,7 @@ pub fn size<T: Serialize>(record: &T) -> usize {
         }
     }
     let mut count = Count(0);
-    // What cannot be written is not kept, either.
+    // A record that cannot be serialized is not in the state either.
     let _ = serde_json::to_writer(&mut count, record);
     count.0
 }
@@ -268,12 +271,12 @@ mod tests {
         assert!(all.contains("xx") && all.contains("small") && all.contains("yy"), "{all}");
         assert_eq!(left_out, 0);
         let without_the_largest = || ("[\"small\",\"yyyyyyyyyyyyyyyyyyyy\",".to_owned(), 1);
-        // A share of 13 bytes each.
+        // The share of each record is 13 bytes.
         for _ in 0..2 {
             assert_eq!(filled(40), without_the_largest());
             assert_eq!(filled(70), without_the_largest());
         }
-        // Their bytes fit, and what stands around them does not.
+        // The records fit, but not with their separators.
         assert_eq!(filled(82), without_the_largest());
         assert_eq!(filled(82), without_the_largest());
         assert_eq!(filled(10).0, "[\"small\",");

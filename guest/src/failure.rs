@@ -1,4 +1,4 @@
-//! Errors that become, on purpose, a refusal of the event or another try.
+//! Converts errors into a rejection or a retry of the event.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -7,32 +7,31 @@ use serde::de::DeserializeOwned;
 
 use crate::{Failure, Message};
 
-/// The limits that are met for a while only: how many publishes may wait for the backend, and how many of them and how
-/// large documents there may be a second.
+/// The limits that an event may exceed temporarily: the outbox, and the rates of publishes and documents.
 const FOR_A_WHILE: [&str; 4] =
     ["outbox", "publishes-per-second", "publish-bytes-per-second", "document-bytes-per-second"];
 
-/// How long until there may be room again.
+/// The delay of a retry after a temporary limit.
 pub(crate) const A_WHILE: Duration = Duration::from_secs(1);
 
-/// Whether the limit that was met leaves room again by itself.
+/// Returns whether the exceeded limit is temporary, so that a retry can succeed.
 pub(crate) fn is_met_for_a_while(limit: &str) -> bool {
     FOR_A_WHILE.contains(&limit)
 }
 
 impl Failure {
-    /// The event is wrong and will stay wrong: it is set aside as a dead letter, with the reason.
+    /// Creates a failure that rejects the event: the host stores it as a dead letter with the reason.
     pub fn reject(reason: impl Display) -> Self {
         Self::Reject(reason.to_string())
     }
 
-    /// The event may go better after a while: it comes again, a bounded number of times.
+    /// Creates a failure that retries the event after `pause`. The limit `retries` bounds the number of retries.
     pub fn retry_after(pause: Duration) -> Self {
         Self::Retry(u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX))
     }
 }
 
-/// What becomes of an event when something is not as it should be.
+/// Conversion of an error or a missing value into a [`Failure`] of the event.
 ///
 /// ```
 /// use std::time::Duration;
@@ -47,10 +46,10 @@ impl Failure {
 /// assert!(matches!(nothing.or_retry(Duration::from_secs(1)), Err(Failure::Retry(1_000_000_000))));
 /// ```
 pub trait OrFail<T> {
-    /// The value, or the event is set aside: `what` says what is wrong, and the error follows.
+    /// Returns the value, or rejects the event with the reason `what`, followed by the error if there is one.
     fn or_reject(self, what: &str) -> Result<T, Failure>;
 
-    /// The value, or the event comes again after `pause`.
+    /// Returns the value, or retries the event after `pause`.
     fn or_retry(self, pause: Duration) -> Result<T, Failure>;
 }
 
@@ -75,7 +74,7 @@ impl<T> OrFail<T> for Option<T> {
 }
 
 impl Message {
-    /// What it says, as JSON; what cannot be read is set aside.
+    /// Reads the data as JSON. Invalid JSON, or JSON of another shape, rejects the event.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, Failure> {
         serde_json::from_slice(&self.data).or_reject("the message cannot be read")
     }

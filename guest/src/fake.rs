@@ -1,8 +1,8 @@
-//! A fake host, so that a plugin can be tried in plain unit tests, natively and without WebAssembly.
+//! A fake host for unit tests of a plugin in a native build, without WebAssembly.
 //!
-//! Each thread has one. What a call asks for shows in it if the call went well, and leaves no trace if not; time
-//! passes when the test says so. It takes any text for a topic, a key or a name, and refuses what the test has it refuse:
-//! what is [denied](Host::deny), and every effect while a limit is [met](Host::meet).
+//! Each thread has its own fake host. The effects of a successful call become visible in it; those of a failed call
+//! are dropped. Time passes only when the test advances it. The fake accepts any text as a topic, a key or a name. It
+//! refuses [denied](Host::deny) topics, keys and names, and every effect while a limit is [exceeded](Host::meet).
 //!
 //! ```
 //! use dim_guest::fake::Host;
@@ -51,28 +51,28 @@ thread_local! {
     static WORLD: RefCell<World> = RefCell::default();
 }
 
-/// All that a plugin can see and ask for.
+/// The data of the fake host: everything that a plugin can read and change.
 #[derive(Clone, Default)]
 struct World {
     now: Time,
     state: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// The version of the state, once an instance has started.
+    /// The version of the state; none until an instance has started.
     state_version: Option<u32>,
     timers: BTreeMap<String, u64>,
     published: Vec<Published>,
     topics: BTreeSet<String>,
-    /// By canonical name.
+    /// The followed names, as the plugin wrote them.
     followed: BTreeSet<String>,
-    /// By key or by name.
+    /// The published and known names, by key or name.
     names: BTreeMap<String, Named>,
-    /// When was not listened, from and until.
+    /// The spans in which the host could not receive messages: start and end.
     deaf: Vec<(Time, Time)>,
     lines: Vec<Line>,
-    /// A query is answered.
+    /// Whether the plugin is answering a query.
     is_read_only: bool,
     /// The topics, keys and names that are not granted.
     denied: BTreeSet<String>,
-    /// The limit that every effect meets.
+    /// The limit that every effect exceeds; none if effects succeed.
     met: Option<String>,
 }
 
@@ -82,55 +82,58 @@ impl World {
     }
 }
 
-/// The time of the entry.
+/// Returns the time of the entry.
 pub(crate) fn now() -> Time {
     World::with(|world| world.now)
 }
 
-/// What is known of a name.
+/// The record and the file of a name.
 #[derive(Clone)]
 struct Named {
     source: Resolution,
-    /// The file, if it is one that is here.
+    /// The file; none if the fake host does not hold it.
     data: Option<Vec<u8>>,
 }
 
-/// A message that a plugin has published.
+/// A message that the plugin published.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Published {
-    /// On which topic.
+    /// The topic.
     pub topic: String,
-    /// Its bytes.
+    /// The data.
     pub data: Vec<u8>,
 }
 
-/// A line that a plugin has written to the log.
+/// A log line that the plugin wrote.
 #[derive(Clone, Debug)]
 pub struct Line {
-    /// How much it matters.
+    /// The severity.
     pub level: Level,
-    /// The line.
+    /// The message.
     pub message: String,
-    /// Its named values.
+    /// The named values.
     pub fields: Vec<(String, String)>,
 }
 
 /// The fake host of this thread.
 #[derive(Debug)]
 pub struct Host {
-    /// It is of its thread.
+    /// Keeps the handle on its thread, because the data is thread-local.
     thread: PhantomData<*const ()>,
 }
 
 impl Host {
-    /// An empty host at 2026-01-01T00:00:00Z; the one before is gone, with all that it held.
+    /// Creates an empty host at 2026-01-01T00:00:00Z. It replaces the thread's previous host and its data.
     pub fn new() -> Self {
         World::with(|world| *world = World { now: Time::of_millis(1_767_225_600_000), ..World::default() });
         Self { thread: PhantomData }
     }
 
-    /// Starts an instance with a config in JSON, on the state that is there; `state_version` is what the manifest says.
-    /// What a start asks for that fails is dropped.
+    /// Starts an instance with a config in JSON, on the existing state. `state_version` is the one of the manifest.
+    ///
+    /// # Errors
+    ///
+    /// Returns the plugin's error, or a text if the config does not fit. The effects of a failed start are dropped.
     pub fn start<P: Plugin>(&self, config: &str, state_version: u32) -> Result<P, String> {
         let from = World::with(|world| world.state_version);
         let started = self.all_or_nothing(|| {
@@ -141,17 +144,17 @@ impl Host {
         Ok(started)
     }
 
-    /// Has `plugin` handle an event. If it fails, its effects are dropped; lines of its log are not.
+    /// Calls `plugin` with an event. If it fails, its effects are dropped, but not its log lines.
     pub fn handle<P: Plugin>(&self, plugin: &mut P, event: Event) -> Result<(), Failure> {
         self.all_or_nothing(|| plugin.handle(event))
     }
 
-    /// Gives `plugin` an order.
+    /// Sends a command to `plugin`. If it refuses, its effects are dropped, but not its log lines.
     pub fn command<P: Plugin>(&self, plugin: &mut P, method: &str, body: &str) -> Result<String, Refusal> {
         self.all_or_nothing(|| plugin.command(method, body))
     }
 
-    /// Asks `plugin` a question, for which it can have no effects.
+    /// Sends a query to `plugin`. Every effect returns an error meanwhile.
     pub fn query<P: Plugin>(&self, plugin: &P, method: &str, body: &str) -> Result<String, Refusal> {
         struct Reading;
         impl Drop for Reading {
@@ -164,14 +167,18 @@ impl Host {
         plugin.query(method, body)
     }
 
-    /// Lets time pass; `plugin` handles each timer that falls due, at its time. Those that it sets meanwhile fire,
-    /// too, if they fall due.
+    /// Advances the time. `plugin` handles each timer that is due, at its time. This includes timers that it sets
+    /// meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// Returns the first failure of `plugin`. The time then stays at the timer that failed.
     pub fn pass<P: Plugin>(&self, plugin: &mut P, time: Duration) -> Result<(), Failure> {
         let until = self.now().after(time);
         while let Some((due, key)) = self.next_timer().filter(|(due, _)| *due <= until.timestamp()) {
             World::with(|world| {
                 world.timers.remove(&key);
-                // The clock is never before what is due.
+                // A timestamp in nanoseconds is rounded up, so that the clock is not before the due time.
                 world.now = world.now.max(Time::from_timestamp(due.saturating_add(999_999)));
             });
             self.handle(plugin, Event::Timer(DueTimer { key, due }))?;
@@ -180,7 +187,7 @@ impl Host {
         Ok(())
     }
 
-    /// Lets time pass in which nobody looks at the timers, as while a host is down.
+    /// Advances the time without firing timers, as if the host were down.
     pub fn skip(&self, time: Duration) {
         World::with(|world| world.now = world.now.after(time));
     }
@@ -201,62 +208,63 @@ impl Host {
         result
     }
 
-    /// Has a topic, a key or a name be one that is not granted.
+    /// Denies a topic, a key or a name: calls with it return `not-granted`.
     pub fn deny(&self, word: &str) {
         World::with(|world| world.denied.insert(word.to_owned()));
     }
 
-    /// Has every effect meet a limit from now on, as in `outbox`; none has that end.
+    /// Makes every effect exceed a limit from now on, for example `outbox`. None ends this.
     pub fn meet(&self, limit: Option<&str>) {
         World::with(|world| world.met = limit.map(str::to_owned));
     }
 
-    /// The time of the entry.
+    /// Returns the time of the entry.
     pub fn now(&self) -> Time {
         now()
     }
 
-    /// Keeps the last `time` from counting as listened to, on every topic.
+    /// Excludes the last `time` from the time in which the host could receive messages, on every topic.
     pub fn was_deaf_for(&self, time: Duration) {
         World::with(|world| world.deaf.push((world.now.before(time), world.now)));
     }
 
-    /// Points a name at a file, as if somebody had published it; the event that tells so is the test's to make.
+    /// Points a name at a file, as if its owner had published it. The test itself must send the event
+    /// [`Event::NameChanged`].
     pub fn set_name(&self, name: &str, data: Vec<u8>) -> Resolution {
         World::with(|world| world.point(name, data))
     }
 
-    /// The state, by key.
+    /// Returns the state, by key.
     pub fn state(&self) -> BTreeMap<Vec<u8>, Vec<u8>> {
         World::with(|world| world.state.clone())
     }
 
-    /// The timers that are set, and when they fall due, in nanoseconds since 1970-01-01T00:00:00Z.
+    /// Returns the timers by key, with their due times in nanoseconds since 1970-01-01T00:00:00Z.
     pub fn timers(&self) -> BTreeMap<String, u64> {
         World::with(|world| world.timers.clone())
     }
 
-    /// What was published since this was asked last, in order.
+    /// Returns the messages that were published since the last call, in order.
     pub fn take_published(&self) -> Vec<Published> {
         World::with(|world| std::mem::take(&mut world.published))
     }
 
-    /// The lines of the log since this was asked last.
+    /// Returns the log lines since the last call.
     pub fn take_lines(&self) -> Vec<Line> {
         World::with(|world| std::mem::take(&mut world.lines))
     }
 
-    /// The file that a key or a name points to.
+    /// Returns the file of a key or a name.
     pub fn document(&self, name: &str) -> Option<Vec<u8>> {
         World::with(|world| world.names.get(name)?.data.clone())
     }
 
-    /// The names that are followed.
+    /// Returns the followed names.
     pub fn followed(&self) -> BTreeSet<String> {
         World::with(|world| world.followed.clone())
     }
 
-    /// The topics that were subscribed to.
+    /// Returns the topics that the plugin subscribed to.
     pub fn topics(&self) -> BTreeSet<String> {
         World::with(|world| world.topics.clone())
     }
@@ -284,7 +292,7 @@ mod tests {
         pubsub::publish("open", b"").unwrap();
         host.meet(Some("outbox"));
         let refused = pubsub::publish("open", b"").unwrap_err();
-        assert!(matches!(Failure::from(refused), Failure::Retry(_)), "there may be room later");
+        assert!(matches!(Failure::from(refused), Failure::Retry(_)), "the outbox may be shorter later");
         assert!(
             matches!(state::set(b"k", b"v"), Err(state::Error::LimitExceeded(limit)) if limit == "outbox")
         );

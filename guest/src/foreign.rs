@@ -1,5 +1,7 @@
-//! What somebody else has published under a key of the plugin, for its command `import`: a document whose members and
-//! rows may be unknown, null or of another type. What a plugin does not know it keeps and publishes again.
+//! Reads a document that another program published under a key of the plugin, for the command `import`.
+//!
+//! Members and rows of the document may be unknown, null or of another type. The plugin keeps unknown members and
+//! publishes them again.
 
 use std::collections::BTreeMap;
 
@@ -10,13 +12,13 @@ use serde_json::value::RawValue;
 use crate::state::{self, Map};
 use crate::{Failure, Refusal, verbatim};
 
-/// Most bytes of unknown members of one document or row that are kept.
+/// Maximum total size of the unknown members that are kept of one document or row, in bytes.
 const MOST_UNKNOWN: usize = 64 << 10;
 
-/// The members of an object, to the letter.
+/// The members of an object, with their values as unparsed JSON.
 pub type Members = BTreeMap<String, Box<RawValue>>;
 
-/// A document to import.
+/// A document that the command `import` takes over.
 #[derive(Debug)]
 pub struct Document {
     /// The key under which it was published.
@@ -25,7 +27,8 @@ pub struct Document {
 }
 
 impl Document {
-    /// Reads the body of the command `import`: `{"key": KEY, "document": {…}}`.
+    /// Reads the body of the command `import`: `{"key": KEY, "document": {…}}`. Any other body is
+    /// [`Refusal::Invalid`].
     pub fn read(body: &str) -> Result<Self, Refusal> {
         #[derive(Deserialize)]
         struct Import {
@@ -34,12 +37,15 @@ impl Document {
         }
         let Import { key, document } = crate::json::read(body)?;
         let members = serde_json::from_str(document.get())
-            .map_err(|error| Refusal::Invalid(format!("the document is no JSON object: {error}")))?;
+            .map_err(|error| Refusal::Invalid(format!("the document is not a JSON object: {error}")))?;
         Ok(Self { key, members })
     }
 
-    /// The rows of a member that is a list, or an object of rows by their ids; none if there is no such member. The id
-    /// of a row of a list is in its member `id_member`; a row without one is `None`.
+    /// Returns the rows of a member, which is a list or an object with the ids as names. An absent or null member has
+    /// no rows; a member of another type is [`Refusal::Invalid`].
+    ///
+    /// `id_member` is the member of a row that contains its id. A row that is not an object or has no valid id is
+    /// `None`.
     pub fn rows(&self, member: &str, id_member: &str) -> Result<Vec<Option<Row>>, Refusal> {
         let Some(raw) = self.members.get(member).filter(|raw| raw.get() != "null") else {
             return Ok(Vec::new());
@@ -53,12 +59,12 @@ impl Document {
         Ok(rows.iter().map(|row| Row::of(row, None, id_member)).collect())
     }
 
-    /// A member; none if it is absent, null or of another type.
+    /// Reads a member. Returns none if it is absent, null or of another type.
     pub fn get<T: DeserializeOwned>(&self, member: &str) -> Option<T> {
         get(&self.members, member)
     }
 
-    /// The members that are none of `known`.
+    /// Returns the members whose names are not in `known`.
     pub fn unknown(&self, known: &[&str]) -> Unknown {
         Unknown::of(&self.members, known)
     }
@@ -71,13 +77,13 @@ fn get<T: DeserializeOwned>(members: &Members, member: &str) -> Option<T> {
 /// A row of a document.
 #[derive(Debug)]
 pub struct Row {
-    /// Its id.
+    /// The row's id.
     pub id: String,
     members: Members,
 }
 
 impl Row {
-    /// A row that stands under another id than the one in it is none: nobody knows which of the two is meant.
+    /// Reads a row. Returns none if `id` and the id in the row differ, because either could be meant.
     fn of(raw: &RawValue, id: Option<String>, id_member: &str) -> Option<Self> {
         let members: Members = serde_json::from_str(raw.get()).ok()?;
         let own = members.get(id_member).map(|own| serde_json::from_str::<String>(own.get()));
@@ -88,18 +94,18 @@ impl Row {
         Some(Self { id: id.or(own)?, members })
     }
 
-    /// A member; none if it is absent, null or of another type.
+    /// Reads a member. Returns none if it is absent, null or of another type.
     pub fn get<T: DeserializeOwned>(&self, member: &str) -> Option<T> {
         get(&self.members, member)
     }
 
-    /// The members that are none of `known`.
+    /// Returns the members whose names are not in `known`.
     pub fn unknown(&self, known: &[&str]) -> Unknown {
         Unknown::of(&self.members, known)
     }
 }
 
-/// Members that their reader does not know, as an object. Those that would be too large together are left out.
+/// The unknown members of a document or row, as a JSON object of at most 64 KiB. Members that do not fit are left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unknown(String);
 
@@ -107,7 +113,7 @@ impl Unknown {
     fn of(members: &Members, known: &[&str]) -> Self {
         let mut object = String::from("{");
         let is_unknown = |name: &str| !known.contains(&name);
-        // What others cannot read would cost them the whole document.
+        // Members that other readers refuse would make the whole document unreadable for them.
         let kept =
             members.iter().filter(|(name, value)| is_unknown(name) && verbatim::check(value.get()).is_ok());
         for (name, value) in kept {
@@ -126,10 +132,10 @@ impl Unknown {
     }
 }
 
-/// Unknown members by the id of their row. That of the document itself is empty.
+/// The stored unknown members by the id of their row. The empty id stands for the document itself.
 pub const UNKNOWN: Map<str, Box<RawValue>> = Map::new("unknown/");
 
-/// Keeps the unknown members of a row, or forgets those that it had.
+/// Stores the unknown members of a row. If there are none, deletes those stored earlier.
 pub fn keep(id: &str, unknown: &Unknown) -> Result<(), state::Error> {
     if unknown.is_empty() {
         return UNKNOWN.delete(id);
@@ -137,17 +143,17 @@ pub fn keep(id: &str, unknown: &Unknown) -> Result<(), state::Error> {
     state::set(format!("unknown/{id}").as_bytes(), unknown.0.as_bytes())
 }
 
-/// The unknown members that were kept, by the ids of their rows.
+/// All stored unknown members, by the ids of their rows.
 #[derive(Debug)]
 pub struct Kept(BTreeMap<String, Vec<u8>>);
 
 impl Kept {
-    /// Reads all of them: there are few, for only what was imported has any.
+    /// Reads all of them from the state. There are few, because only imported rows have any.
     pub fn read() -> Result<Self, state::Error> {
         UNKNOWN.iter_raw(None).collect::<Result<_, _>>().map(Self)
     }
 
-    /// A row's record with the unknown members of the row behind its own.
+    /// Returns a row's record with its unknown members appended.
     pub fn with<'a>(&self, id: &str, record: &'a [u8]) -> std::borrow::Cow<'a, [u8]> {
         match (self.0.get(id), record.strip_suffix(b"}")) {
             (Some(unknown), Some(own)) => [own, b",", unknown.get(1..).unwrap_or(b"}")].concat().into(),
@@ -155,7 +161,8 @@ impl Kept {
         }
     }
 
-    /// Adds the unknown members of the document to one that is being built and whose object is open.
+    /// Appends the unknown members of the document to `document`, whose JSON object is not closed yet. Appends nothing
+    /// if they would exceed `room` bytes.
     pub fn append(&self, document: &mut Vec<u8>, room: usize) {
         let Some(unknown) = self.0.get("").filter(|unknown| document.len() + unknown.len() < room) else {
             return;
@@ -165,11 +172,11 @@ impl Kept {
     }
 }
 
-/// A failure of a command that is one of an event, too.
+/// Converts a failure of an event into a refusal of a command.
 pub fn refusal(failure: Failure) -> Refusal {
     match failure {
         Failure::Reject(why) => Refusal::Invalid(why),
-        Failure::Retry(_) => Refusal::Other("it cannot be done now".to_owned()),
+        Failure::Retry(_) => Refusal::Other("the command cannot be executed now: try again later".to_owned()),
     }
 }
 
@@ -185,7 +192,7 @@ mod tests {
         let document = Document::read(body).unwrap();
         let jobs = document.rows("jobs", "job_id").unwrap();
         assert_eq!(jobs.iter().flatten().map(|row| row.id.as_str()).collect::<Vec<_>>(), ["a"]);
-        assert_eq!(jobs.iter().filter(|row| row.is_none()).count(), 2, "a bad row costs itself");
+        assert_eq!(jobs.iter().filter(|row| row.is_none()).count(), 2, "a bad row affects only itself");
         let job = jobs[0].as_ref().unwrap();
         assert_eq!(job.get::<String>("state").as_deref(), Some("running"));
         assert_eq!(job.unknown(&["state"]).0, r#"{"progress":0.10}"#);

@@ -1,7 +1,7 @@
-//! What a node sends: one reader for every plugin that hears heartbeats, and one rule for their order.
+//! Reads heartbeats and defines their order, for all plugins that receive them.
 //!
-//! A message that is an object with a valid `node_id` is a sign of life when it arrives, whatever its other members are.
-//! So no plugin counts a node as alive that another one does not know.
+//! A JSON object with a valid `node_id` is a heartbeat, whatever its other members are. So all plugins agree about
+//! which nodes are alive.
 
 use std::time::Duration;
 
@@ -11,24 +11,24 @@ use serde_json::value::RawValue;
 use crate::Failure;
 use crate::time::Time;
 
-/// A heartbeat. Its optional members are read with [`Members`](crate::member::Members).
+/// A heartbeat of a node. [`Members`](crate::member::Members) reads its optional members.
 #[derive(Debug, Deserialize)]
 pub struct Heartbeat<'a> {
-    /// The node that it speaks for.
+    /// The id of the node.
     pub node_id: String,
-    /// When it was sent, a [`Time`].
+    /// The time at which it was sent, a [`Time`].
     #[serde(borrow, default)]
     pub timestamp: Option<&'a RawValue>,
     /// The node's status, a string.
     #[serde(borrow, default)]
     pub status: Option<&'a RawValue>,
-    /// What the node has to spare, an object.
+    /// The free resources of the node, an object.
     #[serde(borrow, default)]
     pub resources: Option<&'a RawValue>,
-    /// The models that the node holds, strings.
+    /// The models that the node has cached, a list of strings.
     #[serde(borrow, default)]
     pub cached_models: Option<&'a RawValue>,
-    /// Which agent of the node sent it, a string; another one after each start of the agent.
+    /// The instance of the agent that sent it, a string. It changes with each start of the agent.
     #[serde(borrow, default)]
     pub instance: Option<&'a RawValue>,
     /// The time between two heartbeats, in milliseconds.
@@ -37,12 +37,12 @@ pub struct Heartbeat<'a> {
 }
 
 impl<'a> Heartbeat<'a> {
-    /// Reads a message. What has no valid `node_id` is set aside.
+    /// Reads a message. A message without a valid `node_id` is rejected.
     pub fn parse(data: &'a [u8]) -> Result<Self, Failure> {
         Self::read(text(data)?)
     }
 
-    /// Reads a message that is text.
+    /// Reads the text of a message. A message without a valid `node_id` is rejected.
     pub fn read(text: &'a str) -> Result<Self, Failure> {
         let heartbeat: Self = serde_json::from_str(text)
             .map_err(|error| Failure::Reject(format!("not a heartbeat: {error}")))?;
@@ -51,24 +51,25 @@ impl<'a> Heartbeat<'a> {
     }
 }
 
-/// The text of a message; JSON is UTF-8.
+/// Returns the data of a message as text. Data that is not UTF-8 is rejected.
 pub fn text(data: &[u8]) -> Result<&str, Failure> {
     std::str::from_utf8(data).map_err(|error| Failure::Reject(format!("not a heartbeat: {error}")))
 }
 
-/// Checks the id of a node.
+/// Checks the id of a node. The error is a text for the operator.
 pub fn check_id(id: &str) -> Result<(), String> {
     crate::id::check("a node_id", id, 256)
 }
 
-/// How close together two messages of one sender must arrive, and be sent, for its clock to order them. A network
-/// delays a message by less; a clock that was set differs by more, or is right again after this time.
+/// The maximum difference between the arrival times, and between the send times, of two messages that the sender's
+/// clock can order. Network delays are shorter; a clock that was adjusted usually differs by more.
 const ORDERED_WITHIN: Duration = Duration::from_secs(10);
 
-/// Whether a message that was `sent` then, as its sender says, was overtaken by one of the same sender: one that
-/// `arrived` before it, at a time of this host, and was sent at `known`.
+/// Returns whether a message was overtaken by an earlier arrived message of the same sender.
 ///
-/// A sender's clock says no more than this. What arrives later was sent later, unless both came within seconds.
+/// The sender sent this message at `sent` and the other one at `known`, by its own clock. This message arrives at `now`
+/// and the other one arrived at `arrived`, by the clock of this host. The sender's clock counts only if both messages
+/// were sent and arrived within 10 s; otherwise the later arrival is the later message.
 pub fn is_overtaken(sent: Time, now: Time, known: Time, arrived: Time) -> bool {
     sent < known && known.since(sent) <= ORDERED_WITHIN && now.since(arrived) <= ORDERED_WITHIN
 }

@@ -1,4 +1,4 @@
-//! The functions of the host: those of WIT in a component, those of [`fake`](crate::fake) in a native build.
+//! Selects the host functions: the WIT imports in a component, the [`fake`](crate::fake) host in a native build.
 
 #[cfg(target_family = "wasm")]
 pub use crate::bindings::dim::coordination::{ipns, log, pubsub, state, timers};

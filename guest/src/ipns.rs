@@ -1,4 +1,4 @@
-//! Mutable names: publishing under own keys, following the names of others.
+//! IPNS names: publishes under the plugin's keys and follows other names.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -8,36 +8,37 @@ use crate::failure::{A_WHILE, is_met_for_a_while};
 pub use crate::host::ipns::{follow, get_state, key_id, publish, resolve, unfollow, update_state};
 use crate::{Failure, Refusal};
 
-/// Publishes a value as a JSON document under an own key, for the usual time.
+/// Publishes a value as a JSON document under `key`, with the default lifetime (24 h).
 pub fn update_json<T: Serialize + ?Sized>(key: &str, value: &T) -> Result<(), Error> {
     let data = serde_json::to_vec(value).map_err(|error| Error::Other(error.to_string()))?;
     update_state(key, &data, None)
 }
 
-/// The JSON document behind a name of someone else, or behind an own key. One that is followed is read at once from what
-/// the host knows.
+/// The JSON document of a followed name or of an own key. It is read from the host's local data, without a wait.
 #[derive(Clone, Debug)]
 pub struct Followed {
     name: String,
 }
 
 impl Followed {
-    /// A name, `/ipns/…` or not, or a key of the host.
+    /// Refers to a name, with or without `/ipns/`, or to a key of the host.
     pub fn new(name: impl Into<String>) -> Self {
         Self { name: name.into() }
     }
 
-    /// Follows it: its value, and each that it has later, comes as [`Event::NameChanged`](crate::Event::NameChanged).
+    /// Follows the name: its value and each later value arrive as
+    /// [`Event::NameChanged`](crate::Event::NameChanged).
     pub fn follow(&self) -> Result<(), Error> {
         follow(&self.name)
     }
 
-    /// Stops following it.
+    /// Stops following the name.
     pub fn unfollow(&self) -> Result<(), Error> {
         unfollow(&self.name)
     }
 
-    /// The document, none if it is not known yet. One that cannot be read is an error, not an absence.
+    /// Reads the document. Returns none if the host does not know the name yet. A document that is not JSON of the type
+    /// `T` is [`Error::NotADocument`].
     pub fn get<T: DeserializeOwned>(&self) -> Result<Option<T>, Error> {
         match get_state(&self.name) {
             Ok(document) => {
@@ -51,7 +52,7 @@ impl Followed {
 }
 
 impl From<Error> for Failure {
-    /// An event for whose document there is no room comes again; the others are wrong and stay so.
+    /// Retries the event after a temporary limit, and rejects it after any other error.
     fn from(error: Error) -> Self {
         match error {
             Error::LimitExceeded(limit) if is_met_for_a_while(&limit) => Failure::retry_after(A_WHILE),
@@ -66,14 +67,14 @@ impl From<Error> for Refusal {
     }
 }
 
-/// A refusal in the words of the operator.
+/// Returns an error as a text for the operator.
 fn words(error: &Error) -> String {
     match error {
         Error::NotGranted(name) => format!("{name} is not granted"),
         Error::InvalidArgument(why) | Error::NotADocument(why) => why.clone(),
         Error::NotYetKnown => "the name is not known yet".to_owned(),
         Error::TooLarge(limit) => format!("a document has at most {limit} bytes"),
-        Error::LimitExceeded(limit) => format!("the call has used up its limit `{limit}`"),
+        Error::LimitExceeded(limit) => format!("the call exceeds the limit `{limit}`"),
         Error::ReadOnly => "a query has no effects".to_owned(),
         Error::Other(why) => why.clone(),
     }

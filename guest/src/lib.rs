@@ -1,11 +1,11 @@
 //! The SDK for plugins of `dim`: sandboxed WebAssembly components that coordinate a fleet.
 //!
 //! A plugin is a type that implements [`Plugin`] and is exported with [`export_plugin!`]. The host
-//! calls it with one entry of its log at a time. Whatever the call asks for through [`state`],
-//! [`pubsub`], [`ipns`] and [`timers`] becomes real together with the cursor past that entry, or
-//! not at all; a plugin's own memory is a cache.
+//! calls it with one entry of its log at a time. The effects of a call through [`state`], [`pubsub`],
+//! [`ipns`] and [`timers`] commit together with the cursor past that entry, or not at all. The
+//! memory of a plugin is a cache.
 //!
-//! A whole plugin, which says when a node has not been heard for a minute:
+//! A complete plugin that publishes a message when a node has sent no heartbeat for a minute:
 //!
 //! ```
 //! use std::time::Duration;
@@ -16,10 +16,10 @@
 //! use dim_guest::{Event, Failure, Plugin, Refusal, call, json, pubsub};
 //! use serde::{Deserialize, Serialize};
 //!
-//! /// When each node was heard last. Whatever must survive a crash lies in the state.
+//! /// The time of the last heartbeat of each node. Data that must survive a crash belongs in the state.
 //! const NODES: Map<str, Time> = Map::new("node/");
 //!
-//! /// Durable, and in the time of the log.
+//! /// Durable timers, in log time.
 //! const SILENCE: Timers<str> = Timers::new("silence/");
 //!
 //! #[derive(Deserialize)]
@@ -87,7 +87,7 @@
 //! }
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! // Natively a fake host takes the place of the real one.
+//! // A native build uses a fake host.
 //! let host = dim_guest::fake::Host::new();
 //! let mut watch: Watch = host.start(r#"{"status_topic":"status"}"#, 1)?;
 //! let message = dim_guest::Message {
@@ -102,7 +102,7 @@
 //! # }
 //! ```
 //!
-//! What ends up in the component has `export_plugin!(Watch, manifest: "../plugin.toml")`, too.
+//! A component also needs `export_plugin!(Watch, manifest: "../plugin.toml")`.
 
 mod bindings;
 mod failure;

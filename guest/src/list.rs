@@ -1,14 +1,14 @@
-//! Lists in pages: what a query answers is bounded in number and in bytes, and records that lie under
-//! two prefixes are one list.
+//! Builds pages of lists: bounds a query's answer in rows and bytes, and merges the records of two
+//! prefixes into one list.
 
 use std::iter::Peekable;
 
 use crate::state::{Error, Pages};
 
-/// Rows of one page, unless a caller asks for fewer.
+/// Maximum and default number of rows of a page.
 const ROWS: usize = 1_000;
 
-/// Bytes of one page: what goes over the border in one call is limited.
+/// Size in bytes at which a page is full. The limit `border-bytes` bounds the result of a call.
 const BYTES: usize = 8 << 20;
 
 /// One page of a list.
@@ -20,29 +20,29 @@ pub struct Page<T> {
 }
 
 impl<T> Page<T> {
-    /// An empty page for at most `limit` rows, and never more than 1,000.
+    /// Creates an empty page for at most `limit` rows. The default and the maximum are 1,000.
     pub fn new(limit: Option<usize>) -> Self {
         Self { rows: Vec::new(), limit: limit.unwrap_or(ROWS).min(ROWS), bytes: 0 }
     }
 
-    /// Whether there is room for another row, whatever its size.
+    /// Returns whether the page accepts another row, of any size.
     pub fn has_room(&self) -> bool {
         self.rows.len() < self.limit && self.bytes < BYTES
     }
 
-    /// Adds a row whose record has so many bytes.
+    /// Adds a row whose record has `bytes` bytes.
     pub fn push(&mut self, row: T, bytes: usize) {
         self.bytes += bytes;
         self.rows.push(row);
     }
 
-    /// The rows.
+    /// Returns the rows.
     pub fn into_rows(self) -> Vec<T> {
         self.rows
     }
 }
 
-/// Walks through two prefixes at once, by id: each item has the record of one or of both.
+/// Iterates over two prefixes together, sorted by id. Each item has the record of an id under one or both prefixes.
 #[derive(Debug)]
 pub struct SideBySide {
     one: Peekable<Pages>,
@@ -50,18 +50,18 @@ pub struct SideBySide {
 }
 
 impl SideBySide {
-    /// Begins where both begin.
+    /// Merges two iterations.
     pub fn new(one: Pages, other: Pages) -> Self {
         Self { one: one.peekable(), other: other.peekable() }
     }
 }
 
-/// The records of one id, as they stand in the state.
+/// The stored records of one id under the two prefixes.
 #[derive(Debug)]
 pub struct Both {
-    /// Under the first prefix.
+    /// The record under the first prefix.
     pub one: Option<Vec<u8>>,
-    /// Under the second.
+    /// The record under the second prefix.
     pub other: Option<Vec<u8>>,
 }
 
@@ -69,7 +69,7 @@ impl Iterator for SideBySide {
     type Item = Result<Both, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        // What cannot be read comes first, so that it is told.
+        // An error sorts first, so that the caller receives it.
         let id = |row: Option<&Result<(String, Vec<u8>), Error>>| {
             row.map(|row| row.as_ref().map_or_else(|_| String::new(), |(id, _)| id.clone()))
         };

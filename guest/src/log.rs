@@ -1,9 +1,9 @@
-//! Structured lines for the operator.
+//! Writes structured log lines for the operator.
 
 pub use crate::bindings::dim::coordination::log::{Field, Level};
 pub use crate::host::log::write;
 
-/// Writes a line with named values: `log::line(Level::Info, "recovered", &[("node_id", id)])`.
+/// Writes a log line with named values: `log::line(Level::Info, "recovered", &[("node_id", id)])`.
 pub fn line(level: Level, message: &str, fields: &[(&str, &str)]) {
     let fields: Vec<Field> = fields
         .iter()

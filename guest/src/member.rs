@@ -1,12 +1,12 @@
-//! Optional members of a JSON object, each read for itself: one that cannot be read costs itself, not the whole object.
+//! Reads the optional members of a JSON object one by one. An unreadable member affects only itself.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-/// Largest reason, in bytes: an error of the reader repeats what it has read.
+/// Maximum size of a reason, in bytes. An error of the JSON reader repeats its input.
 const REASON_BYTES: usize = 160;
 
-/// Reads the optional members of one object and collects why some of them cannot be read.
+/// Reads the optional members of one object and collects the reasons for unreadable ones.
 ///
 /// ```
 /// use dim_guest::member::Members;
@@ -26,14 +26,14 @@ pub struct Members {
 }
 
 impl Members {
-    /// Reads a member. It is absent if it is not there, `null`, or cannot be read; the last is noted with the reason.
+    /// Reads a member. Returns none if it is absent, `null` or unreadable, and notes the reason if it is unreadable.
     pub fn read<'a, T: Deserialize<'a>>(&mut self, name: &str, raw: Option<&'a RawValue>) -> Option<T> {
         let text = raw.map(RawValue::get).filter(|text| *text != "null")?;
         match serde_json::from_str(text) {
             Ok(value) => Some(value),
             Err(error) => {
                 let why = error.to_string();
-                // The position is one within the member.
+                // The position is relative to the member and would mislead the operator.
                 let why = why.rsplit_once(" at line ").map_or(why.as_str(), |(why, _)| why);
                 self.refuse(name, why);
                 None
@@ -41,14 +41,14 @@ impl Members {
         }
     }
 
-    /// Notes that a member was read and is not taken.
+    /// Notes that a member is ignored, with the reason. A reason of more than 160 bytes is cut.
     pub fn refuse(&mut self, name: &str, why: &str) {
         let cut = &why[..why.floor_char_boundary(REASON_BYTES)];
         let rest = if cut.len() < why.len() { "…" } else { "" };
         self.reasons.push(format!("{name}: {cut}{rest}"));
     }
 
-    /// The reasons, as in `timestamp: …`, in the order of the reads.
+    /// Returns the reasons, for example `timestamp: …`, in the order of the reads.
     pub fn into_reasons(self) -> Vec<String> {
         self.reasons
     }

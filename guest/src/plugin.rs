@@ -1,4 +1,4 @@
-//! The life of a plugin: the trait that an author implements, and the macro that exports it.
+//! Defines the trait of a plugin and the macro that exports it from a component.
 
 use std::cell::RefCell;
 
@@ -7,41 +7,51 @@ use serde::de::DeserializeOwned;
 
 use crate::{Event, Failure, Refusal};
 
-/// The coordination logic of a plugin.
+/// A plugin, as its author implements it.
 ///
-/// The host makes an instance with [`start`](Plugin::start) and then calls one method at a time.
+/// The host creates an instance with [`start`](Plugin::start) and then calls one method at a time.
 pub trait Plugin: Sized + 'static {
     /// The plugin's config, read from the JSON object that the host passes.
     type Config: DeserializeOwned;
 
-    /// Starts an instance. Called before the first entry of every instance, so after a trap and
-    /// after each start of the host as well.
+    /// Starts an instance. The host calls it before the first entry of every instance, also after a
+    /// trap and after each start of the host.
     ///
-    /// `from_state_version` is the version of the state that is there, none if there is no state
-    /// yet. An error keeps the plugin from starting, or refuses the upgrade.
+    /// `from_state_version` is the version of the existing state, or none if there is no state yet.
+    ///
+    /// # Errors
+    ///
+    /// After an error the plugin does not start, or the host refuses the upgrade.
     fn start(config: Self::Config, from_state_version: Option<u32>) -> Result<Self, String>;
 
     /// Handles one event.
+    ///
+    /// # Errors
+    ///
+    /// The host drops the effects of a failed event. It stores a rejected event as a dead letter and
+    /// delivers a retried one again.
     fn handle(&mut self, event: Event) -> Result<(), Failure>;
 
-    /// Carries out an order. JSON in and out; the reply is sent once the effects are durable.
+    /// Executes a command. `body` and the reply are JSON. The host sends the reply when the effects
+    /// are durable. The default refuses every method.
     fn command(&mut self, method: &str, body: &str) -> Result<String, Refusal> {
         let _ = (method, body);
         Err(Refusal::UnknownMethod)
     }
 
-    /// Answers a question. JSON in and out; every effect is refused.
+    /// Answers a query. `body` and the reply are JSON. Every effect returns an error. The default
+    /// refuses every method.
     fn query(&self, method: &str, body: &str) -> Result<String, Refusal> {
         let _ = (method, body);
         Err(Refusal::UnknownMethod)
     }
 }
 
-/// The config of a plugin that has none.
+/// The config type of a plugin without config.
 #[derive(Debug, Default, Deserialize)]
 pub struct NoConfig {}
 
-/// The one instance of a plugin in its component. A component has one thread.
+/// The single instance of a plugin in its component.
 #[doc(hidden)]
 pub struct Instance<P>(RefCell<Option<P>>);
 
@@ -72,7 +82,7 @@ impl<P: Plugin> Instance<P> {
     }
 
     fn with<R>(&self, call: impl FnOnce(&mut P) -> R) -> R {
-        call(self.0.borrow_mut().as_mut().expect("the host calls `start` first"))
+        call(self.0.borrow_mut().as_mut().expect("the host calls `start` before any other export"))
     }
 }
 
@@ -116,7 +126,8 @@ macro_rules! export_plugin {
             #[cfg(target_family = "wasm")]
     bindings::export_component!(Component with_types_in bindings);
 
-            // Natively the exports' names would be those of every plugin in the program. It is compiled all the same.
+            // In a native program the exports of several plugins would have the same names. The reference makes the
+            // compiler check the implementation nevertheless.
             #[cfg(not(target_family = "wasm"))]
             #[used]
             static HANDLE: fn($crate::Event) -> Result<(), $crate::Failure> =
@@ -126,7 +137,7 @@ macro_rules! export_plugin {
             #[cfg_attr(target_family = "wasm", unsafe(link_section = "dim-manifest"))]
             static MANIFEST: [u8; include_bytes!($manifest).len()] = *include_bytes!($manifest);
 
-            // The standard sections of WebAssembly's metadata.
+            // Standard metadata sections of WebAssembly.
             $crate::metadata_section!("version", env!("CARGO_PKG_VERSION"));
             $crate::metadata_section!("authors", env!("CARGO_PKG_AUTHORS"));
             $crate::metadata_section!("licenses", env!("CARGO_PKG_LICENSE"));
@@ -134,7 +145,7 @@ macro_rules! export_plugin {
     };
 }
 
-/// Puts a text into a custom section of the component.
+/// Writes a text into a custom section of the component.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! metadata_section {

@@ -1,4 +1,4 @@
-//! Topics: publishing, subscribing, and what the host can vouch for having heard.
+//! Pubsub topics: publishes, subscribes, and reports when the host could receive messages.
 
 use serde::Serialize;
 
@@ -7,14 +7,14 @@ use crate::failure::{A_WHILE, is_met_for_a_while};
 pub use crate::host::pubsub::{heard, list_peers, list_topics, publish, subscribe, unsubscribe};
 use crate::{Failure, Refusal};
 
-/// Publishes a value as JSON.
+/// Publishes a value as JSON on `topic`.
 pub fn publish_json<T: Serialize + ?Sized>(topic: &str, value: &T) -> Result<(), Error> {
     let data = serde_json::to_vec(value).map_err(|error| Error::Other(error.to_string()))?;
     publish(topic, &data)
 }
 
 impl From<Error> for Failure {
-    /// An event for whose publishes there is no room comes again; the others are wrong and stay so.
+    /// Retries the event after a temporary limit, and rejects it after any other error.
     fn from(error: Error) -> Self {
         match error {
             Error::LimitExceeded(limit) if is_met_for_a_while(&limit) => Failure::retry_after(A_WHILE),
@@ -29,13 +29,13 @@ impl From<Error> for Refusal {
     }
 }
 
-/// A refusal in the words of the operator.
+/// Returns an error as a text for the operator.
 fn words(error: &Error) -> String {
     match error {
         Error::NotGranted(topic) => format!("topic {topic} is not granted"),
         Error::InvalidArgument(why) => why.clone(),
         Error::TooLarge(limit) => format!("a message has at most {limit} bytes"),
-        Error::LimitExceeded(limit) => format!("the call has used up its limit `{limit}`"),
+        Error::LimitExceeded(limit) => format!("the call exceeds the limit `{limit}`"),
         Error::ReadOnly => "a query has no effects".to_owned(),
         Error::Other(why) => why.clone(),
     }

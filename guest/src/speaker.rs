@@ -1,7 +1,7 @@
-//! Who may speak for a thing of the fleet, a node for example: whoever spoke for it first, or whom the operator names.
+//! Binds ids, for example those of nodes, to the peers that may publish for them.
 //!
-//! The backend knows which peer has published a message, for that is signed. What comes from this host, through its API
-//! or from its plugins, is believed.
+//! An id is bound to the first peer that published for it, or to peers that the operator lists. Messages are signed, so
+//! the backend knows the publisher. Messages of this host, from its API or its plugins, are always accepted.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,38 +11,42 @@ use crate::bindings::dim::coordination::event::{Failure, Origin, Refusal};
 use crate::json;
 use crate::state::{Error, Map};
 
-/// The peer that each id is bound to.
+/// The first peer that published for each id.
 const BOUND: Map<str, String> = Map::new("speaker/");
 
-/// Whom an id is bound to.
+/// The rule that binds an id to peers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Binding {
-    /// To nobody: any peer may speak for it, unless the operator names its peers.
+    /// No binding: any peer may publish for an id, unless the operator lists peers for it.
     #[default]
     No,
-    /// To the first peer that speaks for it.
+    /// An id is bound to the first peer that publishes for it, unless the operator lists peers for it.
     First,
-    /// To the peers that the operator names; for any other id nobody speaks.
+    /// An id is bound to the peers that the operator lists. Without listed peers, no peer may publish for it.
     Listed,
 }
 
-/// Who may speak for which id.
+/// The peers that may publish for each id.
 #[derive(Debug, Default)]
 pub struct Speakers {
     binding: Binding,
     listed: BTreeMap<String, BTreeSet<String>>,
 }
 
-/// An id that is to be unbound.
+/// The body of the command `unbind`.
 #[derive(Debug, Deserialize)]
 pub struct Unbind {
-    /// Which.
+    /// The id of the node to unbind.
     node_id: String,
 }
 
 impl Speakers {
-    /// `listed` are pairs, as in `ID=PEER`; an id may stand there more than once.
+    /// Creates the rules from a binding and a list of `ID=PEER` pairs. An id may occur in several pairs.
+    ///
+    /// # Errors
+    ///
+    /// Returns a text for the operator if an item is not a pair or `PEER` is not a peer id.
     pub fn new(binding: Binding, listed: &[String]) -> Result<Self, String> {
         let mut speakers = Self { binding, listed: BTreeMap::new() };
         for pair in listed {
@@ -50,37 +54,39 @@ impl Speakers {
             let (id, peer) = split.ok_or_else(|| format!("{pair:?} is no pair, as in NODE=PEER"))?;
             let is_base58 = |c: char| c.is_ascii_alphanumeric() && !"0OIl".contains(c);
             if !(46..=64).contains(&peer.len()) || !peer.chars().all(is_base58) {
-                return Err(format!("{peer:?} is no peer id, as in 12D3Koo… or Qm…"));
+                return Err(format!("{peer:?} is not a peer id, as in 12D3Koo… or Qm…"));
             }
             speakers.listed.entry(id.to_owned()).or_default().insert(peer.to_owned());
         }
         Ok(speakers)
     }
 
-    /// Whether the sender of a message may speak for `id`; if it is the first that does, it is bound to it.
+    /// Rejects a message whose sender may not publish for `id`. Under [`Binding::First`] an unbound id is bound to the
+    /// sender.
     pub fn check(&self, id: &str, origin: &Origin) -> Result<(), Failure> {
         let Origin::Peer(peer) = origin else { return Ok(()) };
-        let no = |whose: &str| Err(Failure::Reject(format!("{peer} may not speak for {id}: {whose}")));
+        let no = |whose: &str| Err(Failure::Reject(format!("{peer} may not publish for {id}: {whose}")));
         if let Some(peers) = self.listed.get(id) {
-            return if peers.contains(peer) { Ok(()) } else { no("the config names its peers") };
+            return if peers.contains(peer) { Ok(()) } else { no("the config lists other peers for it") };
         }
         match self.binding {
             Binding::No => Ok(()),
-            Binding::Listed => no("the config names no peer for it"),
+            Binding::Listed => no("the config lists no peer for it"),
             Binding::First => match BOUND.get(id)? {
                 Some(bound) if bound == *peer => Ok(()),
-                Some(bound) => no(&format!("it is bound to {bound}, which was the first")),
+                Some(bound) => no(&format!("it is bound to {bound}, the first peer that published for it")),
                 None => Ok(BOUND.set(id, peer)?),
             },
         }
     }
 
-    /// Forgets whom an id is bound to.
+    /// Removes the binding of an id to its first peer.
     pub fn forget(&self, id: &str) -> Result<(), Error> {
         BOUND.delete(id)
     }
 
-    /// The command that unbinds an id: its peer is another one now.
+    /// Executes the command `unbind`, after which the id can be bound to another peer. The reply contains the id and
+    /// the previous peer as `was`.
     pub fn unbind(&self, body: &str) -> Result<String, Refusal> {
         let Unbind { node_id } = json::read(body)?;
         let bound = BOUND.get(&node_id)?;

@@ -1,4 +1,4 @@
-//! The plugin's own durable key-value space, and typed maps, counters and values in it.
+//! The plugin's durable key-value store, with typed maps, counters and values.
 
 use std::borrow::Cow;
 use std::marker::PhantomData;
@@ -11,18 +11,18 @@ pub use crate::host::state::{delete, get, scan, set};
 use crate::time::Time;
 use crate::{Failure, Refusal};
 
-/// How many pairs one page of [`Map::iter`] asks for.
+/// Number of pairs that one page of [`Map::iter`] requests.
 const PAGE: u32 = 256;
 
-/// What a typed key is in the state: bytes that sort as the keys do.
+/// A typed key, encoded in the state as bytes in the order of the keys.
 pub trait Key {
-    /// A key that was read.
+    /// The type of a decoded key.
     type Owned;
 
-    /// The key in the state, behind the prefix.
+    /// Encodes the key, without the prefix of the map.
     fn encode(&self) -> Cow<'_, [u8]>;
 
-    /// Reads a key; none if it is not one.
+    /// Decodes a key. Returns none if the bytes are not a key of this type.
     fn decode(bytes: &[u8]) -> Option<Self::Owned>;
 }
 
@@ -38,7 +38,7 @@ impl Key for str {
     }
 }
 
-/// Twenty digits, for people to read and for the state to sort.
+/// Encodes a number as twenty digits, which are readable and sort like the number.
 impl Key for u64 {
     type Owned = u64;
 
@@ -51,7 +51,7 @@ impl Key for u64 {
     }
 }
 
-/// By milliseconds since 1970-01-01T00:00:00Z.
+/// Encodes a time as its milliseconds since 1970-01-01T00:00:00Z. A time before 1970 becomes 0.
 impl Key for Time {
     type Owned = Time;
 
@@ -64,7 +64,7 @@ impl Key for Time {
     }
 }
 
-/// JSON values whose keys share a prefix, in the order of their keys.
+/// A map of JSON values whose keys share a prefix, sorted by key.
 ///
 /// ```
 /// use dim_guest::state::Map;
@@ -84,17 +84,17 @@ pub struct Map<K: ?Sized, V> {
 }
 
 impl<K: Key + ?Sized, V: Serialize + DeserializeOwned> Map<K, V> {
-    /// The values under `prefix`. No prefix of one map may begin another's.
+    /// Creates the map under `prefix`. No map's prefix may be the start of another map's prefix.
     pub const fn new(prefix: &'static str) -> Self {
         Self { prefix, value: PhantomData }
     }
 
-    /// The value of `key`. One that cannot be read is an error, not an absence.
+    /// Returns the value of `key`, or none if it has no value. A value that cannot be read is an error.
     pub fn get(&self, key: &K) -> Result<Option<V>, Error> {
         get_json(&self.key(key))
     }
 
-    /// The value of `key` as it stands in the state, for who reads only a part of it.
+    /// Returns the stored bytes of the value of `key`, for callers that read only a part of it.
     pub fn get_raw(&self, key: &K) -> Result<Option<Vec<u8>>, Error> {
         get(&self.key(key))
     }
@@ -104,13 +104,13 @@ impl<K: Key + ?Sized, V: Serialize + DeserializeOwned> Map<K, V> {
         set_json(&self.key(key), value)
     }
 
-    /// Sets the value of `key` and tells how many bytes it has in the state.
+    /// Sets the value of `key` and returns its size in the state, in bytes.
     pub fn put(&self, key: &K, value: &V) -> Result<usize, Error> {
         let value = encode(value)?;
         set(&self.key(key), &value).map(|()| value.len())
     }
 
-    /// Sets the value of `key` to what comes of the one that it has; none removes it.
+    /// Replaces the value of `key` by the result of `change`. If the result is none, removes it.
     pub fn update(&self, key: &K, change: impl FnOnce(Option<V>) -> Option<V>) -> Result<(), Error> {
         match change(self.get(key)?) {
             Some(value) => self.set(key, &value),
@@ -123,7 +123,7 @@ impl<K: Key + ?Sized, V: Serialize + DeserializeOwned> Map<K, V> {
         delete(&self.key(key))
     }
 
-    /// All keys with their values as they stand in the state, from `after` on.
+    /// Iterates over the keys after `after`, or all keys, with the stored bytes of their values.
     pub fn iter_raw(&self, after: Option<&K>) -> Pages {
         Pages {
             prefix: self.prefix.as_bytes().to_vec(),
@@ -132,7 +132,7 @@ impl<K: Key + ?Sized, V: Serialize + DeserializeOwned> Map<K, V> {
         }
     }
 
-    /// All keys with their values, from `after` on.
+    /// Iterates over the keys after `after`, or all keys, with their values.
     pub fn iter(&self, after: Option<&K>) -> impl Iterator<Item = Result<(K::Owned, V), Error>> {
         self.iter_raw(after).map(|pair| {
             let (key, value) = pair?;
@@ -147,11 +147,12 @@ impl<K: Key + ?Sized, V: Serialize + DeserializeOwned> Map<K, V> {
     }
 }
 
-/// Numbers that are counted up, one for each key of a prefix.
+/// A map of counters.
 pub type Counters<K> = Map<K, u64>;
 
 impl<K: Key + ?Sized> Counters<K> {
-    /// Adds to the number of `key` and returns what it is then; one that was never counted is 0.
+    /// Adds `more` to the counter of `key` and returns the new count. A new counter starts at 0; a counter saturates at
+    /// the maximum of `u64`.
     pub fn add(&self, key: &K, more: u64) -> Result<u64, Error> {
         let count = self.get(key)?.unwrap_or(0).saturating_add(more);
         self.set(key, &count)?;
@@ -159,7 +160,7 @@ impl<K: Key + ?Sized> Counters<K> {
     }
 }
 
-/// One JSON value.
+/// A single JSON value under a fixed key.
 #[derive(Debug)]
 pub struct Value<T> {
     key: &'static str,
@@ -167,28 +168,28 @@ pub struct Value<T> {
 }
 
 impl<T: Serialize + DeserializeOwned> Value<T> {
-    /// The value under `key`, with which no prefix of a map may begin.
+    /// Creates the value under `key`. No map's prefix may be the start of `key`.
     pub const fn new(key: &'static str) -> Self {
         Self { key, value: PhantomData }
     }
 
-    /// The value, if there is one.
+    /// Returns the value, or none if it is not set.
     pub fn get(&self) -> Result<Option<T>, Error> {
         get_json(self.key.as_bytes())
     }
 
-    /// Sets it.
+    /// Sets the value.
     pub fn set(&self, value: &T) -> Result<(), Error> {
         set_json(self.key.as_bytes(), value)
     }
 
-    /// Removes it.
+    /// Removes the value.
     pub fn delete(&self) -> Result<(), Error> {
         delete(self.key.as_bytes())
     }
 }
 
-/// Walks through a prefix page by page.
+/// An iterator over a prefix that reads page by page.
 #[derive(Debug)]
 pub struct Pages {
     prefix: Vec<u8>,
@@ -215,7 +216,7 @@ impl Iterator for Pages {
     }
 }
 
-/// The JSON value of `key`.
+/// Reads the JSON value of `key`. Returns none if it has no value.
 pub fn get_json<T: DeserializeOwned>(key: &[u8]) -> Result<Option<T>, Error> {
     get(key)?.map(|value| decode(&value)).transpose()
 }
@@ -229,7 +230,7 @@ fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, Error> {
     serde_json::to_vec(value).map_err(|error| Error::Other(error.to_string()))
 }
 
-/// Reads a record as it stands in the state.
+/// Reads the stored bytes of a record.
 pub fn decode<'a, T: Deserialize<'a>>(value: &'a [u8]) -> Result<T, Error> {
     serde_json::from_slice(value)
         .map_err(|error| Error::Other(format!("a stored record cannot be read: {error}")))
@@ -247,13 +248,13 @@ impl From<Error> for Refusal {
     }
 }
 
-/// A refusal in the words of the operator.
+/// Returns an error as a text for the operator.
 fn words(error: &Error) -> String {
     match error {
         Error::KeyLength(limit) => format!("a key has 1 to {limit} bytes"),
         Error::ValueTooLarge(limit) => format!("a value has at most {limit} bytes"),
         Error::QuotaExceeded(limit) => format!("the state has at most {limit} bytes"),
-        Error::LimitExceeded(limit) => format!("the call has used up its limit `{limit}`"),
+        Error::LimitExceeded(limit) => format!("the call exceeds the limit `{limit}`"),
         Error::ReadOnly => "a query has no effects".to_owned(),
         Error::Other(why) => why.clone(),
     }

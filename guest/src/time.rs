@@ -1,4 +1,4 @@
-//! Points in time: the time of the entry, and the timestamps that fleets send.
+//! Points in time: reads the time of the entry and the timestamps in messages.
 
 use std::fmt;
 use std::time::Duration;
@@ -11,13 +11,13 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A point in time, in milliseconds since 1970-01-01T00:00:00Z.
 ///
-/// It is written as RFC 3339 in UTC with milliseconds, and read from that, from ISO 8601 without a
-/// zone (taken as UTC, which is what Python's `isoformat` sends) and from seconds as a number.
+/// It is written as RFC 3339 in UTC with milliseconds. It is read from RFC 3339, from ISO 8601 without
+/// a zone (taken as UTC; Python's `isoformat` writes this) and from seconds as a number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Time(i64);
 
 impl Time {
-    /// The time of the entry that is being handled.
+    /// Returns the time of the current entry. The clock does not advance during a call.
     #[cfg(target_family = "wasm")]
     pub fn now() -> Self {
         use std::time::{SystemTime, UNIX_EPOCH};
@@ -25,43 +25,43 @@ impl Time {
         Self(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
     }
 
-    /// The time of the entry that is being handled, as the fake host has it.
+    /// Returns the time of the fake host.
     #[cfg(not(target_family = "wasm"))]
     pub fn now() -> Self {
         crate::fake::now()
     }
 
-    /// The time of a WIT `timestamp`, in nanoseconds.
+    /// Converts a WIT `timestamp`, in nanoseconds. Fractions of a millisecond are dropped.
     pub fn from_timestamp(nanoseconds: u64) -> Self {
         Self(i64::try_from(nanoseconds / 1_000_000).unwrap_or(i64::MAX))
     }
 
-    /// This time as a WIT `timestamp`, in nanoseconds; before 1970 there is none but 0.
+    /// Converts this time to a WIT `timestamp`, in nanoseconds. A time before 1970 becomes 0.
     pub fn timestamp(self) -> u64 {
         u64::try_from(self.0).unwrap_or(0).saturating_mul(1_000_000)
     }
 
-    /// The time so many milliseconds after 1970-01-01T00:00:00Z.
+    /// Creates a time from milliseconds since 1970-01-01T00:00:00Z.
     pub fn of_millis(millis: i64) -> Self {
         Self(millis)
     }
 
-    /// Milliseconds since 1970-01-01T00:00:00Z.
+    /// Returns the milliseconds since 1970-01-01T00:00:00Z.
     pub fn millis(self) -> i64 {
         self.0
     }
 
-    /// This time and `duration` more.
+    /// Returns the time `duration` after this one, in whole milliseconds.
     pub fn after(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)))
     }
 
-    /// This time and `duration` less.
+    /// Returns the time `duration` before this one, in whole milliseconds.
     pub fn before(self, duration: Duration) -> Self {
         Self(self.0.saturating_sub(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)))
     }
 
-    /// How much later this is than `earlier`; nothing if it is not.
+    /// Returns the duration from `earlier` to this time, or zero if this time is not later.
     pub fn since(self, earlier: Time) -> Duration {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
@@ -72,7 +72,7 @@ impl Time {
         let offset = match pieces.to_numeric_offset() {
             Some(offset) => offset,
             None if pieces.time_zone_annotation().is_none() => Offset::UTC,
-            // The rules of time zones are not at hand.
+            // A guest has no time zone database.
             None => return None,
         };
         Some(Self(offset.to_timestamp(local).ok()?.as_millisecond()))
@@ -102,16 +102,16 @@ impl<'de> Deserialize<'de> for Time {
 
 struct TimeVisitor;
 
-/// The largest number of seconds that is taken for a time: the year 9999.
+/// Largest accepted time in seconds since 1970: the end of the year 9999.
 const MAX_SECONDS: f64 = 253_402_300_799.0;
 
-/// Why a time is refused that is one.
+/// The error text of a well-formed time that is out of range.
 const OUT_OF_RANGE: &str = "a time must lie between 1970-01-01 and 9999-12-30";
 
-/// The times that a fleet sends, in seconds: of the years 2001 to 2100.
+/// Plausible times of messages, in seconds since 1970: the years 2001 to 2099.
 const LIKELY: std::ops::Range<f64> = 1e9..4.1e9;
 
-/// The unit of a number that is no time in seconds, if it is a likely time in that unit.
+/// Guesses the unit of a number that is not a time in seconds: the unit in which it is a plausible time.
 fn unit_of(number: f64) -> Option<&'static str> {
     let units = [("milliseconds", 1e3), ("microseconds", 1e6), ("nanoseconds", 1e9)];
     units.into_iter().find(|(_, in_a_second)| LIKELY.contains(&(number / in_a_second))).map(|(unit, _)| unit)
@@ -136,7 +136,7 @@ impl<'de> Visitor<'de> for TimeVisitor {
         }
     }
 
-    /// A number as serde_json hands it on where a program has its feature `arbitrary_precision`.
+    /// Reads a number as serde_json passes it if its feature `arbitrary_precision` is enabled.
     fn visit_map<A: MapAccess<'de>>(self, mut number: A) -> Result<Time, A::Error> {
         use serde::de::Error as _;
         match number.next_entry::<String, String>()? {
@@ -195,7 +195,7 @@ mod tests {
         for text in [
             "\"2026-01-01T12:00:00Z\"",
             "\"2026-01-01T14:00:00+02:00\"",
-            // What Python's `isoformat` sends.
+            // The format of Python's `isoformat`.
             "\"2026-01-01T12:00:00.000000\"",
             "\"2026-01-01 12:00:00\"",
             "1767268800",

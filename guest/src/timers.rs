@@ -1,4 +1,4 @@
-//! Durable timers, in log time.
+//! Durable timers in log time, with typed keys.
 
 use std::marker::PhantomData;
 use std::time::Duration;
@@ -21,18 +21,18 @@ impl From<Error> for Refusal {
     }
 }
 
-/// A refusal in the words of the operator.
+/// Returns an error as a text for the operator.
 fn words(error: &Error) -> String {
     match error {
         Error::KeyLength(limit) => format!("a key has 1 to {limit} bytes"),
         Error::TooMany(limit) => format!("there are at most {limit} timers"),
-        Error::LimitExceeded(limit) => format!("the call has used up its limit `{limit}`"),
+        Error::LimitExceeded(limit) => format!("the call exceeds the limit `{limit}`"),
         Error::ReadOnly => "a query has no effects".to_owned(),
         Error::Other(why) => why.clone(),
     }
 }
 
-/// Timers with typed keys, which share a prefix.
+/// Timers whose typed keys share a prefix.
 ///
 /// ```
 /// use std::time::Duration;
@@ -52,17 +52,17 @@ pub struct Timers<K: ?Sized> {
 }
 
 impl<K: Key + ?Sized> Timers<K> {
-    /// The timers under `prefix`. No prefix of some may begin another's.
+    /// Creates the timers under `prefix`. No prefix may be the start of another prefix.
     pub const fn new(prefix: &'static str) -> Self {
         Self { prefix, key: PhantomData }
     }
 
-    /// Sets the timer of `key` to fall due at `at`.
+    /// Sets the timer of `key` to `at`.
     pub fn set(&self, key: &K, at: Time) -> Result<(), Error> {
         set(&self.key(key), at.timestamp())
     }
 
-    /// Sets the timer of `key` to fall due after `after`.
+    /// Sets the timer of `key` to `after` from now.
     pub fn set_in(&self, key: &K, after: Duration) -> Result<(), Error> {
         self.set(key, Time::now().after(after))
     }
@@ -72,12 +72,12 @@ impl<K: Key + ?Sized> Timers<K> {
         clear(&self.key(key))
     }
 
-    /// When the timer of `key` falls due, if it is set.
+    /// Returns the time at which the timer of `key` is due, or none if it is not set.
     pub fn get(&self, key: &K) -> Result<Option<Time>, Error> {
         Ok(get(&self.key(key))?.map(Time::from_timestamp))
     }
 
-    /// The key of a timer that fell due, if it is one of these.
+    /// Returns the key of a due timer if it has this prefix.
     pub fn fired(&self, timer: &DueTimer) -> Option<K::Owned> {
         K::decode(timer.key.strip_prefix(self.prefix)?.as_bytes())
     }

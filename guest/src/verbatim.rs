@@ -1,4 +1,4 @@
-//! JSON that is passed on to the letter: its numbers are not read, and its depth is bounded.
+//! Passes JSON on unchanged: numbers are not parsed, the depth is bounded, and strings are valid Unicode.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -7,21 +7,22 @@ use serde::de::{DeserializeOwned, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-/// Most levels of arrays and objects. Readers of JSON take 128 as a rule, and documents and lists add a few.
+/// Maximum nesting of arrays and objects. Most JSON readers accept 128 levels; documents and lists add a few.
 const DEPTH: usize = 64;
 
-/// A JSON value as it came, not deeper than any reader takes wherever it will stand.
+/// A JSON value as it was received, which every JSON reader accepts, also inside a document or list.
 #[derive(Clone, Debug, Serialize)]
 #[serde(transparent)]
 pub struct Verbatim(Box<RawValue>);
 
 impl Verbatim {
-    /// The JSON.
+    /// Returns the JSON text.
     pub fn get(&self) -> &str {
         self.0.get()
     }
 
-    /// A member of an object, the last one of that name; none if it is no object, or has no such member of that type.
+    /// Reads a member of an object, the last one if the name occurs twice. Returns none if the value is not an object,
+    /// or if it has no such member of the type `T`.
     pub fn member<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
         struct Member<'a>(&'a str);
 
@@ -51,14 +52,15 @@ impl Verbatim {
     }
 }
 
-/// One is the other to the letter.
+/// Compares the JSON texts byte by byte.
 impl PartialEq for Verbatim {
     fn eq(&self, other: &Self) -> bool {
         self.get() == other.get()
     }
 }
 
-/// A value of a record that was kept before depth was bounded: none where it is deeper. For `deserialize_with`.
+/// Reads a stored value, and returns none if [`check`] refuses it: older versions stored values unchecked. For
+/// `deserialize_with`.
 pub fn if_readable<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Verbatim>, D::Error> {
     let raw = Option::<Box<RawValue>>::deserialize(deserializer)?;
     Ok(raw.filter(|raw| check(raw.get()).is_ok()).map(Verbatim))
@@ -72,7 +74,12 @@ impl<'de> Deserialize<'de> for Verbatim {
     }
 }
 
-/// Why a value that is JSON cannot be read by others wherever it will stand, if so.
+/// Checks that other JSON readers accept a JSON value, also inside a document or list.
+///
+/// # Errors
+///
+/// Returns a text for the operator if the value is too deep, contains half of a surrogate pair, or contains a string
+/// that begins with a reserved prefix of serde_json.
 pub fn check(json: &str) -> Result<(), String> {
     let Look { depth, is_unicode, is_reserved } = look(json);
     if depth > DEPTH {
@@ -80,30 +87,31 @@ pub fn check(json: &str) -> Result<(), String> {
     }
     if is_reserved {
         return Err(format!(
-            "a text in it begins with {RESERVED}, which readers in Rust take for something else"
+            "a string in it begins with {RESERVED}, which is reserved by the JSON reader serde_json"
         ));
     }
     if !is_unicode {
-        return Err("a text in it has half of a surrogate pair, which is no character".to_owned());
+        return Err("a string in it contains half of a surrogate pair, which is not a character".to_owned());
     }
     Ok(())
 }
 
-/// How the names begin under which serde_json has values of its own: an object with such a member is read as another
-/// value, or not at all.
+/// The prefix of the reserved names of serde_json. It reads an object with such a member as another value, or refuses
+/// it.
 const RESERVED: &str = "$serde_json::private::";
 
-/// What is seen of a value that is JSON.
+/// The result of a scan of a JSON value.
 #[derive(Debug, PartialEq, Eq)]
 struct Look {
-    /// Its levels.
+    /// The nesting of arrays and objects.
     depth: usize,
-    /// Whether all its texts are Unicode: half of a surrogate pair has no form in UTF-8, and no reader takes it.
+    /// Whether all strings are Unicode. Half of a surrogate pair has no UTF-8 encoding, and readers refuse it.
     is_unicode: bool,
-    /// Whether one of its texts begins as no text may.
+    /// Whether a string begins with [`RESERVED`].
     is_reserved: bool,
 }
 
+/// Scans a JSON value without parsing it.
 fn look(json: &str) -> Look {
     let (mut is_unicode, mut is_reserved) = (true, false);
 
@@ -117,9 +125,9 @@ fn look(json: &str) -> Look {
             }
             b']' | b'}' => depth = depth.saturating_sub(1),
             b'"' => {
-                // The first half of a pair that waits for the second, which follows at once.
+                // Whether the previous character was the first half of a pair; the second must follow immediately.
                 let mut half = false;
-                // How much of the text is as a reserved one; none once it is not.
+                // Number of characters that match `RESERVED` so far; none after a mismatch.
                 let mut alike = Some(0);
                 while let Some(byte) = bytes.next().filter(|byte| *byte != b'"') {
                     let escape = if byte == b'\\' { bytes.next() } else { None };
@@ -145,7 +153,7 @@ fn look(json: &str) -> Look {
     Look { depth: deepest, is_unicode, is_reserved }
 }
 
-/// The four digits of an escape.
+/// Reads the four hexadecimal digits of a `\u` escape.
 fn unit(bytes: &mut impl Iterator<Item = u8>) -> Option<u16> {
     let mut digits = bytes.take(4).map(|digit| (digit as char).to_digit(16));
     let unit = digits.try_fold(0, |unit, digit| Some(unit << 4 | digit?))?;

@@ -1,16 +1,17 @@
 /**
- * The SDK for plugins of dim in JavaScript: what a plugin may do during a call.
+ * The SDK for plugins of dim in JavaScript.
  *
- * Write `plugin.js` that exports any of these functions; the others need not be there:
+ * A plugin is a file `plugin.js` that exports any of these functions, all optional:
  *
- *   start(config, fromStateVersion)   before the first entry of every instance
- *   handle(event)                     event.type is 'message', 'timer', 'name-changed' or 'gap'
- *   command(method, body)             an order; what it returns is the reply
- *   query(method, body)               a question; it has no effects
+ *   start(config, fromStateVersion)   starts an instance, before its first entry
+ *   handle(event)                     handles an event; its type is 'message', 'timer', 'name-changed' or 'gap'
+ *   command(method, body)             executes a command and returns the reply
+ *   query(method, body)               answers a query; it has no effects
  *
- * Values are plain objects: they are kept, sent and published as JSON. A call never waits, and what it asks for becomes
- * real together with the cursor past its entry, or not at all. Memory is a cache: what must survive a crash lies in
- * `state`. An exception that is none of those below is a trap: the event is tried once more and then set aside.
+ * Values are plain objects. They are stored, sent and published as JSON. A call never waits. Its effects commit
+ * together with the cursor past its entry, or not at all. Memory is a cache: data that must survive a crash belongs in
+ * `state`. An exception that is not defined here is a trap: the host tries the event once more and then stores it as a
+ * dead letter.
  */
 
 import * as hostIpns from 'dim:coordination/ipns@0.1.0';
@@ -19,46 +20,49 @@ import * as hostPubsub from 'dim:coordination/pubsub@0.1.0';
 import * as hostState from 'dim:coordination/state@0.1.0';
 import * as hostTimers from 'dim:coordination/timers@0.1.0';
 
-/** The plugin's config, filled in before `start`. */
+/** The plugin's config. The SDK fills it before it calls `start`. */
 export const config = {};
 
-/** The event is wrong and will stay wrong: it is set aside as a dead letter, with the reason. */
+/** Rejects the event: the host stores it as a dead letter with the reason. */
 export class Reject extends Error {}
 
-/** The event may go better later: it comes again after so many seconds, a bounded number of times. */
+/** Retries the event after `after` seconds. The limit `retries` bounds the number of retries. */
 export class Retry extends Error {
   constructor(after = 1) {
-    super(`again after ${after} s`);
+    super(`retry after ${after} s`);
     this.after = after;
   }
 }
 
-/** The command or the query cannot be carried out, and why. */
+/** Refuses the command or query with a reason. */
 export class Refused extends Error {
   tag = 'other';
 }
 
-/** The body is wrong. */
+/** Refuses the command or query because the body is invalid. */
 export class Invalid extends Refused {
   tag = 'invalid';
 }
 
-/** What it is about does not exist. */
+/** Refuses the command or query because the requested object does not exist. */
 export class NotFound extends Refused {
   tag = 'not-found';
 }
 
-/** It cannot be carried out as things stand. */
+/** Refuses the command or query because it conflicts with the current state. */
 export class Conflict extends Refused {
   tag = 'conflict';
 }
 
-/** The plugin has no method of this name. */
+/** Refuses the command or query because the plugin has no method of this name. */
 export class UnknownMethod extends Refused {
   tag = 'unknown-method';
 }
 
-/** The host has refused a call: `kind` as in the interface (`not-granted`, `quota-exceeded`, …) and what it says. */
+/**
+ * The error of a refused call of the host. `kind` is the case of the WIT error (`not-granted`, `quota-exceeded`, …) and
+ * `detail` its payload, or undefined.
+ */
 export class HostError extends Error {
   constructor(kind, detail) {
     super(detail === undefined ? kind : `${kind}: ${detail}`);
@@ -67,7 +71,7 @@ export class HostError extends Error {
   }
 }
 
-/** Met for a while only: an event for which there is no room comes again. */
+/** Temporary limits: an event that exceeds one is retried. */
 const FOR_A_WHILE = ['outbox', 'publishes-per-second', 'publish-bytes-per-second', 'document-bytes-per-second'];
 
 const NANOSECONDS = 1_000_000_000;
@@ -75,6 +79,7 @@ const encoder = new TextEncoder();
 const decoder = new TextDecoder();
 const strict = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
 
+/** Calls a function of the host and converts its error to a HostError. */
 function asked(call) {
   try {
     return call();
@@ -85,22 +90,22 @@ function asked(call) {
   }
 }
 
-/** Bytes as they are, anything else as JSON. */
+/** Returns bytes unchanged, and any other value as JSON. */
 function encode(value) {
   if (value instanceof Uint8Array) return value;
   const json = JSON.stringify(value);
-  if (json === undefined) throw new TypeError(`${value} has no form in JSON`);
+  if (json === undefined) throw new TypeError(`${value} cannot be written as JSON`);
   return encoder.encode(json);
 }
 
 const decode = (bytes) => JSON.parse(decoder.decode(bytes));
 
-/** Half of a surrogate pair has no form in UTF-8. */
+/** Checks that a string is Unicode: half of a surrogate pair has no UTF-8 encoding. */
 const whole = (text) => {
-  if (!text.isWellFormed()) throw new SyntaxError('half of a surrogate pair');
+  if (!text.isWellFormed()) throw new SyntaxError('a string contains half of a surrogate pair');
 };
 
-/** JSON of someone else's: what is read can be written again. Of use to `dim_component.js`. */
+/** Reads untrusted JSON. A value that is read can be written again. For `dim_component.js`. */
 export function parse(text) {
   if (!/\\u[dD]/.test(text)) return JSON.parse(text);
   return JSON.parse(text, (name, value) => {
@@ -115,10 +120,10 @@ const timestamp = (date) => BigInt(date.getTime()) * 1_000_000n;
 const date = (at) => new Date(Number(at / 1_000_000n));
 const lifetimeOf = (seconds) => (seconds === undefined ? undefined : nanoseconds(seconds));
 
-/** The time of the entry. It stands still during a call. */
+/** Returns the time of the entry. It does not advance during a call. */
 export const now = () => new Date();
 
-/** All keys that begin so, in order, with their bytes. */
+/** Iterates over the keys with a prefix, after the key `after`, sorted, with their bytes. */
 function* scan(prefix = '', after = undefined) {
   let last = after === undefined ? undefined : encoder.encode(after);
   for (;;) {
@@ -131,7 +136,7 @@ function* scan(prefix = '', after = undefined) {
   }
 }
 
-/** A map in the state: its keys share a prefix, with which no other's begins, and are in order. */
+/** A map in the state, sorted by key. Its keys share a prefix, which must not start another prefix. */
 class StateMap {
   constructor(prefix) {
     this.prefix = prefix;
@@ -167,52 +172,52 @@ class StateMap {
   }
 }
 
-/** The plugin's own durable key-value space. */
+/** The durable key-value store of the plugin. */
 export const state = {
-  /** The value of a key; undefined if it has none. */
+  /** Returns the JSON value of a key, or undefined if it has none. */
   get(key) {
     const value = state.getBytes(key);
     return value === undefined ? undefined : decode(value);
   },
-  /** The bytes of a key, as they are. */
+  /** Returns the stored bytes of a key, or undefined. */
   getBytes: (key) => asked(() => hostState.get(encoder.encode(key))),
-  /** Sets a key. */
+  /** Sets a key. Bytes are stored unchanged, any other value as JSON. */
   set: (key, value) => asked(() => hostState.set(encoder.encode(key), encode(value))),
-  /** Removes a key; one that has no value is no error. */
+  /** Removes a key. A key without a value is not an error. */
   delete: (key) => asked(() => hostState.delete(encoder.encode(key))),
   scan,
   Map: StateMap,
 };
 
-/** Durable timers, in log time. */
+/** Durable timers in log time. */
 export const timers = {
   set: (key, at) => asked(() => hostTimers.set(key, timestamp(at))),
-  /** Sets a timer to fall due after so many seconds; like the other SDKs, in milliseconds. */
+  /** Sets a timer to `seconds` from now, rounded to milliseconds like in the other SDKs. */
   setIn: (key, seconds) =>
     asked(() => hostTimers.set(key, timestamp(now()) + BigInt(Math.round(seconds * 1_000)) * 1_000_000n)),
   clear: (key) => asked(() => hostTimers.clear(key)),
-  /** When a timer falls due; undefined if it is not set. */
+  /** Returns the time at which a timer is due, or undefined if it is not set. */
   get(key) {
     const due = asked(() => hostTimers.get(key));
     return due === undefined ? undefined : date(due);
   },
 };
 
-/** Topics. */
+/** Pubsub topics. */
 export const pubsub = {
   publish: (topic, data) => asked(() => hostPubsub.publish(topic, encode(data))),
   subscribe: (topic) => asked(() => hostPubsub.subscribe(topic)),
   unsubscribe: (topic) => asked(() => hostPubsub.unsubscribe(topic)),
   listPeers: (topic) => asked(() => hostPubsub.listPeers(topic)),
   listTopics: () => asked(() => hostPubsub.listTopics()),
-  /** For how many seconds a topic was listened to since then, and until when that is proven. */
+  /** Returns the seconds since `since` in which the host could receive messages, and the end of the proven time. */
   heard(topic, since) {
     const { listened, confirmedUntil } = asked(() => hostPubsub.heard(topic, timestamp(since)));
     return { listened: Number(listened) / NANOSECONDS, confirmedUntil: date(confirmedUntil) };
   },
 };
 
-/** Mutable names. A lifetime is in seconds. */
+/** IPNS names. A lifetime is in seconds. */
 export const ipns = {
   updateState: (key, data, lifetime) =>
     asked(() => hostIpns.updateState(key, encode(data), lifetimeOf(lifetime))),
@@ -221,7 +226,7 @@ export const ipns = {
   follow: (name) => asked(() => hostIpns.follow(name)),
   unfollow: (name) => asked(() => hostIpns.unfollow(name)),
   resolve: (name) => asked(() => hostIpns.resolve(name)),
-  /** The JSON document behind a followed name or an own key; undefined if it is not known yet. */
+  /** Returns the JSON document of a followed name or an own key, or undefined if the host does not know it yet. */
   getState(name) {
     try {
       return decode(asked(() => hostIpns.getState(name)).data);
@@ -241,7 +246,7 @@ const writes =
       Object.entries(fields).map(([name, value]) => ({ name, value: String(value) })),
     );
 
-/** Lines for the operator: `log.info('recovered', { node_id })`. */
+/** Log lines for the operator: `log.info('recovered', { node_id })`. */
 export const log = {
   trace: writes('trace'),
   debug: writes('debug'),
@@ -250,23 +255,23 @@ export const log = {
   error: writes('error'),
 };
 
-/** What is wrong with an object that should have these members; undefined if nothing is. */
+/** Checks that a value is an object with these members. Returns the reason if it is not, else undefined. */
 function lacking(value, kinds) {
   for (const [member, kind] of Object.entries(kinds)) {
-    if (value === null || typeof value !== 'object' || !Object.hasOwn(value, member)) return `it has no ${member}`;
-    if (typeof value[member] !== kind) return `${member} is no ${kind}`;
+    if (value === null || typeof value !== 'object' || !Object.hasOwn(value, member)) return `${member} is missing`;
+    if (typeof value[member] !== kind) return `${member} is not of type ${kind}`;
   }
   return undefined;
 }
 
-/** The body of a command or a query, an object with these members, as in `{ node_id: 'string' }`; what is none is invalid. */
+/** Returns the body of a call if it has these members, for example `{ node_id: 'string' }`. Else throws Invalid. */
 export function members(body, kinds) {
   const wrong = lacking(body, kinds);
   if (wrong !== undefined) throw new Invalid(wrong);
   return body;
 }
 
-/** A message. `origin` is 'host', 'plugin NAME' or 'peer ID'. Hostile until checked. */
+/** A message on a topic. `origin` is 'host', 'plugin NAME' or 'peer ID'. `data` is untrusted input. */
 class Message {
   type = 'message';
 
@@ -276,7 +281,7 @@ class Message {
     this.origin = origin.val === undefined ? origin.tag : `${origin.tag} ${origin.val}`;
   }
 
-  /** What it says, as JSON: an object with these members, as in `{ node_id: 'string' }`; what is none is set aside. */
+  /** Reads the data as JSON with these members, for example `{ node_id: 'string' }`. Else throws Reject. */
   json(kinds = {}) {
     let value;
     try {
@@ -290,7 +295,7 @@ class Message {
   }
 }
 
-/** An event of the interface as a plain object. Of use to `dim_component.js`. */
+/** Converts an event of the WIT interface to a plain object. For `dim_component.js`. */
 export function plain({ tag, val }) {
   switch (tag) {
     case 'message':
@@ -304,7 +309,7 @@ export function plain({ tag, val }) {
   }
 }
 
-/** What becomes of an event that failed so; undefined if that is a trap. Of use to `dim_component.js`. */
+/** Converts an exception to the failure of an event. Returns undefined if it is a trap. For `dim_component.js`. */
 export function failure(error) {
   if (error instanceof Reject) return { tag: 'reject', val: error.message };
   if (error instanceof Retry) return { tag: 'retry', val: nanoseconds(error.after) };
@@ -316,7 +321,7 @@ export function failure(error) {
   return undefined;
 }
 
-/** How a command or a query is refused that failed so; undefined if that is a trap. Of use to `dim_component.js`. */
+/** Converts an exception to the refusal of a call. Returns undefined if it is a trap. For `dim_component.js`. */
 export function refusal(error) {
   if (error instanceof UnknownMethod) return { tag: 'unknown-method' };
   if (error instanceof Refused) return { tag: error.tag, val: error.message };

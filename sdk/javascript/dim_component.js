@@ -1,21 +1,21 @@
-// What the host calls: it hands on to `plugin.js`. Built by `dim plugin build`; not for authors.
+// Exports the component and calls `plugin.js`. Used by `dim plugin build`; not for authors of plugins.
 
 import * as dim from './dim.js';
 import * as plugin from './plugin.js';
 
-/** An exception that is no failure on purpose is a trap, with its trace for the operator. */
+/** Traps with an exception that is not of the SDK. Writes its stack to standard error, for the operator. */
 function trap(error) {
   console.error(error?.stack ? `${error}\n${error.stack}` : String(error));
   throw error;
 }
 
-/** What a function of the plugin has returned: it has run to its end. */
+/** Returns the result of a function of the plugin. Throws a TypeError if the function is async. */
 function done(called, result) {
   if (typeof result?.then === 'function') throw new TypeError(`a call never waits: \`${called}\` must not be async`);
   return result;
 }
 
-/** What was thrown on purpose says why by itself; anything else with its kind and the line of the plugin. */
+/** Returns the reason of an exception. If it is not of the SDK, adds its type and its line in the plugin. */
 function why(error) {
   const onPurpose = error instanceof dim.Reject || error instanceof dim.Refused;
   if (onPurpose || !error?.stack) return String(error?.message ?? error);
@@ -42,6 +42,7 @@ export function handle(event) {
   }
 }
 
+/** Calls `command` or `query` of the plugin with the parsed body and returns the reply as JSON. */
 function answer(called, method, body) {
   const call = plugin[called];
   let parsed;

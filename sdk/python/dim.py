@@ -1,15 +1,15 @@
-"""The SDK for plugins of dim in Python: what a plugin may do during a call.
+"""The SDK for plugins of dim in Python.
 
-Write `plugin.py` with any of these functions; the others need not be there:
+A plugin is a file `plugin.py` with any of these functions, all optional:
 
-    start(config, from_state_version)   before the first entry of every instance
-    handle(event)                       a Message, Timer, NameChanged or Gap
-    command(method, body)               an order; what it returns is the reply
-    query(method, body)                 a question; it has no effects
+    start(config, from_state_version)   starts an instance, before its first entry
+    handle(event)                       handles a Message, Timer, NameChanged or Gap
+    command(method, body)               executes a command and returns the reply
+    query(method, body)                 answers a query; it has no effects
 
-Values are plain objects: they are kept, sent and published as JSON. A call never waits, and what it asks for becomes
-real together with the cursor past its entry, or not at all. Memory is a cache: what must survive a crash lies in
-`state`. An exception that is none of those below is a trap: the event is tried once more and then set aside.
+Values are plain objects. They are stored, sent and published as JSON. A call never waits. Its effects commit together
+with the cursor past its entry, or not at all. Memory is a cache: data that must survive a crash belongs in `state`. An
+exception that is not defined here is a trap: the host tries the event once more and then stores it as a dead letter.
 """
 
 import datetime
@@ -28,44 +28,47 @@ from wit_world.imports import pubsub as _pubsub
 from wit_world.imports import state as _state
 from wit_world.imports import timers as _timers
 
-# The plugin's config, filled in before `start`.
+# The plugin's config. The SDK fills it before it calls `start`.
 config = {}
 
 
 class Reject(Exception):
-    """The event is wrong and will stay wrong: it is set aside as a dead letter, with the reason."""
+    """Rejects the event: the host stores it as a dead letter with the reason."""
 
 
 class Retry(Exception):
-    """The event may go better later: it comes again after so many seconds, a bounded number of times."""
+    """Retries the event after `after` seconds. The limit `retries` bounds the number of retries."""
 
     def __init__(self, after=1.0):
-        super().__init__(f"again after {after} s")
+        super().__init__(f"retry after {after} s")
         self.after = after
 
 
 class Refused(Exception):
-    """The command or the query cannot be carried out, and why."""
+    """Refuses the command or query with a reason."""
 
 
 class Invalid(Refused):
-    """The body is wrong."""
+    """Refuses the command or query because the body is invalid."""
 
 
 class NotFound(Refused):
-    """What it is about does not exist."""
+    """Refuses the command or query because the requested object does not exist."""
 
 
 class Conflict(Refused):
-    """It cannot be carried out as things stand."""
+    """Refuses the command or query because it conflicts with the current state."""
 
 
 class UnknownMethod(Refused):
-    """The plugin has no method of this name."""
+    """Refuses the command or query because the plugin has no method of this name."""
 
 
 class HostError(Exception):
-    """The host has refused a call: `kind` as in the interface (`not-granted`, `quota-exceeded`, …) and what it says."""
+    """The error of a refused call of the host.
+
+    `kind` is the case of the WIT error (`not-granted`, `quota-exceeded`, …) and `detail` its payload, or None.
+    """
 
     def __init__(self, kind, detail):
         super().__init__(kind if detail is None else f"{kind}: {detail}")
@@ -73,11 +76,12 @@ class HostError(Exception):
         self.detail = detail
 
 
-# Met for a while only: an event for which there is no room comes again.
+# Temporary limits: an event that exceeds one is retried.
 _FOR_A_WHILE = ("outbox", "publishes-per-second", "publish-bytes-per-second", "document-bytes-per-second")
 
 
 def _asked(function, *arguments):
+    """Calls a function of the host and converts its error to a HostError."""
     try:
         return function(*arguments)
     except Err as error:
@@ -87,7 +91,7 @@ def _asked(function, *arguments):
 
 
 def now():
-    """The time of the entry, in UTC. It stands still during a call."""
+    """Returns the time of the entry, in UTC. It does not advance during a call."""
     return _datetime(time.time_ns())
 
 
@@ -103,7 +107,7 @@ def _timestamp(moment):
 
 
 def _encode(value):
-    """Bytes as they are, anything else as JSON."""
+    """Returns bytes unchanged, and any other value as JSON."""
     if isinstance(value, (bytes, bytearray)):
         return bytes(value)
     return _dumps(value).encode()
@@ -114,10 +118,11 @@ def _dumps(value):
 
 
 def _no_number(word):
-    raise ValueError(f"{word} is no number in JSON")
+    raise ValueError(f"{word} is not a number in JSON")
 
 
-# What is nested deeper would overflow the stack of an interpreter in WebAssembly; in Rust this is the limit, too.
+# Maximum nesting of JSON. Deeper values would overflow the stack of the interpreter in WebAssembly. serde_json has the
+# same limit.
 _DEEPEST = 128
 
 
@@ -134,33 +139,33 @@ def _is_too_deep(text):
 
 
 def _loads(text):
-    """JSON of someone else's. Every failure is a ValueError, and what is read can be written again."""
+    """Reads untrusted JSON. Every error is a ValueError, and a value that is read can be written again."""
     if isinstance(text, bytes):
         text = text.decode()
     if _is_too_deep(text):
-        raise ValueError("it is nested too deep")
+        raise ValueError(f"it has more than {_DEEPEST} levels")
     value = json.loads(text, parse_constant=_no_number)
     if re.search(r"\\u[dD]", text):
-        # Half of a surrogate pair has no form in UTF-8.
+        # Half of a surrogate pair has no UTF-8 encoding: this raises a UnicodeEncodeError, which is a ValueError.
         _encode(value)
     return value
 
 
 def _lacking(value, members):
-    """What is wrong with an object that should have these members; none if nothing is."""
+    """Checks that a value is an object with these members. Returns the reason if it is not, else None."""
     for member, kind in members.items():
         if not isinstance(value, dict) or member not in value:
-            return f"it has no {member}"
+            return f"{member} is missing"
         is_bool = isinstance(value[member], bool)
-        # JSON knows no difference between 1 and 1.0.
+        # JSON does not distinguish 1 and 1.0.
         kinds = (int, float) if kind is float else kind
         if not isinstance(value[member], kinds) or is_bool and kind in (int, float):
-            return f"{member} is no {kind.__name__}"
+            return f"{member} is not of type {kind.__name__}"
     return None
 
 
 def members(body, **kinds):
-    """The body of a command or a query, an object with these members, as in `node_id=str`; what is none is invalid."""
+    """Returns the body of a command or query if it has these members, for example `node_id=str`. Else raises Invalid."""
     lacking = _lacking(body, kinds)
     if lacking:
         raise Invalid(lacking)
@@ -169,14 +174,14 @@ def members(body, **kinds):
 
 @dataclass(frozen=True)
 class Message:
-    """A message on a topic. `origin` is "host", "plugin NAME" or "peer ID". Hostile until checked."""
+    """A message on a topic. `origin` is "host", "plugin NAME" or "peer ID". `data` is untrusted input."""
 
     topic: str
     data: bytes
     origin: str
 
     def json(self, **members):
-        """What it says, as JSON: an object with these members, as in `node_id=str`; what is none is set aside."""
+        """Reads the data as JSON with these members, for example `node_id=str`. Else raises Reject."""
         try:
             value = _loads(self.data)
         except ValueError as error:
@@ -189,7 +194,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Timer:
-    """A timer that fell due."""
+    """A timer that is due. `due` is the time that it was set to."""
 
     key: str
     due: datetime.datetime
@@ -197,7 +202,7 @@ class Timer:
 
 @dataclass(frozen=True)
 class NameChanged:
-    """A followed name has a new value."""
+    """A new value of a followed name."""
 
     name: str
     path: str
@@ -206,7 +211,7 @@ class NameChanged:
 
 @dataclass(frozen=True)
 class Gap:
-    """A time in which messages of a topic may have been missed."""
+    """A span of time in which the host or the plugin may have missed messages of a topic."""
 
     topic: str
     since: datetime.datetime
@@ -214,28 +219,28 @@ class Gap:
 
 
 def _get(key, default=None):
-    """The value of a key."""
+    """Returns the JSON value of a key, or `default` if it has none."""
     value = _asked(_state.get, key.encode())
     return default if value is None else json.loads(value)
 
 
 def _set(key, value):
-    """Sets a key."""
+    """Sets a key. Bytes are stored unchanged, any other value as JSON."""
     _asked(_state.set, key.encode(), _encode(value))
 
 
 def _delete(key):
-    """Removes a key; one that has no value is no error."""
+    """Removes a key. A key without a value is not an error."""
     _asked(_state.delete, key.encode())
 
 
 def _get_bytes(key):
-    """The bytes of a key, as they are."""
+    """Returns the stored bytes of a key, or None."""
     return _asked(_state.get, key.encode())
 
 
 def _scan(prefix="", after=None):
-    """All keys that begin so, in order, with their bytes."""
+    """Iterates over the keys with a prefix, after the key `after`, sorted, with their bytes."""
     after = None if after is None else after.encode()
     while page := _asked(_state.scan, prefix.encode(), after, 256):
         for pair in page:
@@ -244,7 +249,7 @@ def _scan(prefix="", after=None):
 
 
 class _Map(MutableMapping):
-    """A dictionary in the state: its keys share a prefix, with which no other's begins, and are in order."""
+    """A dictionary in the state, sorted by key. Its keys share a prefix, which must not start another prefix."""
 
     def __init__(self, prefix):
         self.prefix = prefix
@@ -276,22 +281,22 @@ class _Map(MutableMapping):
         return ((key.removeprefix(self.prefix), json.loads(value)) for key, value in _scan(self.prefix))
 
 
-# The plugin's own durable key-value space.
+# The durable key-value store of the plugin.
 state = SimpleNamespace(get=_get, set=_set, delete=_delete, get_bytes=_get_bytes, scan=_scan, Map=_Map)
 
 
 def _set_in(key, seconds):
-    """Sets a timer to fall due after so many seconds; like the other SDKs, in milliseconds."""
+    """Sets a timer to `seconds` from now, rounded to milliseconds like in the other SDKs."""
     _asked(_timers.set, key, (time.time_ns() // 1_000_000 + round(seconds * 1_000)) * 1_000_000)
 
 
 def _due(key):
-    """When a timer falls due, if it is set."""
+    """Returns the time at which a timer is due, or None if it is not set."""
     due = _asked(_timers.get, key)
     return None if due is None else _datetime(due)
 
 
-# Durable timers, in log time.
+# Durable timers in log time.
 timers = SimpleNamespace(
     set=lambda key, at: _asked(_timers.set, key, _timestamp(at)),
     set_in=_set_in,
@@ -301,12 +306,15 @@ timers = SimpleNamespace(
 
 
 def _heard(topic, since):
-    """For how many seconds a topic was listened to since then, and until when that is proven."""
+    """Returns for how many seconds since `since` the host could receive messages of a topic.
+
+    The second value is the end of the proven time.
+    """
     heard = _asked(_pubsub.heard, topic, _timestamp(since))
     return heard.listened / 1e9, _datetime(heard.confirmed_until)
 
 
-# Topics.
+# Pubsub topics.
 pubsub = SimpleNamespace(
     publish=lambda topic, data: _asked(_pubsub.publish, topic, _encode(data)),
     subscribe=lambda topic: _asked(_pubsub.subscribe, topic),
@@ -322,7 +330,7 @@ def _lifetime(seconds):
 
 
 def _document(name):
-    """The JSON document behind a followed name or an own key; none if it is not known yet."""
+    """Returns the JSON document of a followed name or an own key, or None if the host does not know it yet."""
     try:
         return json.loads(_asked(_ipns.get_state, name).data)
     except HostError as error:
@@ -331,7 +339,7 @@ def _document(name):
         raise
 
 
-# Mutable names. A lifetime is in seconds.
+# IPNS names. A lifetime is in seconds.
 ipns = SimpleNamespace(
     update_state=lambda key, data, lifetime=None: _asked(
         _ipns.update_state, key, _encode(data), _lifetime(lifetime)
@@ -352,12 +360,12 @@ def _writes(level):
     return write
 
 
-# Lines for the operator: `log.info("recovered", node_id=id)`.
+# Log lines for the operator: `log.info("recovered", node_id=id)`.
 log = SimpleNamespace(**{level.name.lower(): _writes(level) for level in _log.Level})
 
 
 def _plain(event):
-    """An event of the interface as a plain object."""
+    """Converts an event of the WIT interface to a plain object."""
     value = event.value
     match event:
         case _event.Event_Message():
@@ -373,7 +381,7 @@ def _plain(event):
 
 
 def _done(called, result):
-    """What a function of the plugin has returned: it has run to its end."""
+    """Returns the result of a function of the plugin. Raises TypeError if the function is async."""
     if hasattr(result, "__await__"):
         result.close()
         raise TypeError(f"a call never waits: `{called}` must not be async")
@@ -381,7 +389,7 @@ def _done(called, result):
 
 
 def _failure(error):
-    """What becomes of an event that failed so; none if that is a trap."""
+    """Converts an exception to the failure of an event. Returns None if the exception is a trap."""
     match error:
         case Reject():
             return _event.Failure_Reject(str(error))
@@ -394,7 +402,7 @@ def _failure(error):
 
 
 def _refusal(error):
-    """How a command or a query is refused that failed so; none if that is a trap."""
+    """Converts an exception to the refusal of a command or query. Returns None if the exception is a trap."""
     match error:
         case UnknownMethod():
             return _event.Refusal_UnknownMethod()

@@ -1,4 +1,4 @@
-"""What the host calls: it hands on to `plugin.py`. Built by `dim plugin build`; not for authors."""
+"""Exports the component and calls `plugin.py`. Used by `dim plugin build`; not for authors of plugins."""
 
 import json
 
@@ -9,6 +9,7 @@ from componentize_py_types import Err
 
 
 def _answer(called, method, body):
+    """Calls `command` or `query` of the plugin with the parsed body and returns the reply as JSON."""
     function = getattr(plugin, called, None)
     try:
         body = dim._loads(body)
@@ -26,13 +27,13 @@ def _answer(called, method, body):
 
 
 def _why(error):
-    """What was raised on purpose says why by itself; anything else with its kind and the line of the plugin."""
+    """Returns the reason of an exception. If it is not of the SDK, adds its type and its line in the plugin."""
     if isinstance(error, (dim.Reject, dim.Refused)):
         return str(error) or type(error).__name__
     place, trace = "", error.__traceback__
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename
-        # Files of the module path lie in a directory with a number, the standard library does not.
+        # Files of the module path are in a numbered directory; those of the standard library are not.
         _, number, *rest = file.split("/") if file.startswith("/") else ("", "", file)
         name = "/".join(rest)
         if number.isdigit() and name not in ("dim.py", "dim_component.py"):

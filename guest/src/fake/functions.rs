@@ -1,16 +1,16 @@
-//! The functions of WIT, as the fake host has them.
+//! Implements the WIT functions of the fake host.
 
 use super::World;
 
-/// Longest key of state and timers, in bytes, as in the real host.
+/// Maximum length of a key of state and timers in bytes, as in the real host.
 const KEY_BYTES: u32 = 512;
 
-/// Whether a key of so many bytes is one.
+/// Checks the length of a key, in bytes.
 fn fits<E>(bytes: usize, wrong: fn(u32) -> E) -> Result<(), E> {
     if (1..=KEY_BYTES as usize).contains(&bytes) { Ok(()) } else { Err(wrong(KEY_BYTES)) }
 }
 
-/// Whether a topic, a key or a name is not denied.
+/// Checks that a topic, a key or a name is not denied.
 fn granted<E>(word: &str, not_granted: fn(String) -> E) -> Result<(), E> {
     match World::with(|world| world.denied.contains(word)) {
         true => Err(not_granted(word.to_owned())),
@@ -18,16 +18,17 @@ fn granted<E>(word: &str, not_granted: fn(String) -> E) -> Result<(), E> {
     }
 }
 
-/// A page of a scan, as in the real host.
+/// Maximum size of a page of a scan in bytes, as in the real host.
 const PAGE_BYTES: usize = 1 << 20;
+/// Maximum number of pairs of a page of a scan, as in the real host.
 const PAGE_PAIRS: usize = 10_000;
 
-/// State.
+/// Implements `state`.
 pub mod state {
     use super::{PAGE_BYTES, PAGE_PAIRS, World, fits};
     use crate::bindings::dim::coordination::state::{Error, Pair};
 
-    /// The value of `key`.
+    /// Returns the value of `key`.
     pub fn get(key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
         fits(key.len(), Error::KeyLength)?;
         Ok(World::with(|world| world.state.get(key).cloned()))
@@ -49,7 +50,7 @@ pub mod state {
         })
     }
 
-    /// The next pairs.
+    /// Returns the next page of pairs.
     pub fn scan(prefix: &[u8], after: Option<&[u8]>, limit: u32) -> Result<Vec<Pair>, Error> {
         Ok(World::with(|world| {
             let pairs = world.state.range(after.unwrap_or(prefix).max(prefix).to_vec()..);
@@ -59,7 +60,7 @@ pub mod state {
                 .take_while(|(key, _)| key.starts_with(prefix))
                 .take(PAGE_PAIRS.min(limit as usize))
                 .enumerate()
-                // There is one at least, whatever its size.
+                // A page has at least one pair, of any size.
                 .take_while(|(index, (key, value))| {
                     let fits = key.len() + value.len() <= left || *index == 0;
                     left = left.saturating_sub(key.len() + value.len());
@@ -71,21 +72,21 @@ pub mod state {
     }
 }
 
-/// Timers.
+/// Implements `timers`.
 pub mod timers {
     use std::time::Duration;
 
     use super::{World, fits};
     use crate::bindings::dim::coordination::timers::Error;
 
-    /// What the fake's clock counts in.
+    /// The resolution of the fake's clock.
     const MILLISECOND: Duration = Duration::from_millis(1);
 
     /// Sets a timer.
     pub fn set(key: &str, at: u64) -> Result<(), Error> {
         fits(key.len(), Error::KeyLength)?;
         World::effect(Error::ReadOnly, Error::LimitExceeded, |world| {
-            // What is past falls due with the next entry, not within this one.
+            // A past time is due with the next entry, not within this one.
             world.timers.insert(key.to_owned(), at.max(world.now.after(MILLISECOND).timestamp()));
         })
     }
@@ -98,21 +99,21 @@ pub mod timers {
         })
     }
 
-    /// When a timer falls due.
+    /// Returns the due time of a timer.
     pub fn get(key: &str) -> Result<Option<u64>, Error> {
         fits(key.len(), Error::KeyLength)?;
         Ok(World::with(|world| world.timers.get(key).copied()))
     }
 }
 
-/// Topics.
+/// Implements `pubsub`.
 pub mod pubsub {
     use super::{World, granted};
     use crate::bindings::dim::coordination::pubsub::{Error, Hearing};
     use crate::fake::Published;
     use crate::time::Time;
 
-    /// Publishes.
+    /// Publishes a message.
     pub fn publish(topic: &str, data: &[u8]) -> Result<(), Error> {
         granted(topic, Error::NotGranted)?;
         World::effect(Error::ReadOnly, Error::LimitExceeded, |world| {
@@ -120,7 +121,7 @@ pub mod pubsub {
         })
     }
 
-    /// Subscribes.
+    /// Subscribes to a topic.
     pub fn subscribe(topic: &str) -> Result<(), Error> {
         granted(topic, Error::NotGranted)?;
         World::effect(Error::ReadOnly, Error::LimitExceeded, |world| {
@@ -135,17 +136,17 @@ pub mod pubsub {
         })
     }
 
-    /// The topics subscribed to.
+    /// Returns the subscribed topics.
     pub fn list_topics() -> Vec<String> {
         World::with(|world| world.topics.iter().cloned().collect())
     }
 
-    /// Nobody else is there.
+    /// Returns no peers: a fake host has none.
     pub fn list_peers(_topic: &str) -> Result<Vec<String>, Error> {
         Ok(Vec::new())
     }
 
-    /// How well was listened.
+    /// Returns for how long since `since` the fake host could receive messages.
     pub fn heard(_topic: &str, since: u64) -> Result<Hearing, Error> {
         Ok(World::with(|world| {
             let since = Time::from_timestamp(since);
@@ -157,7 +158,7 @@ pub mod pubsub {
     }
 }
 
-/// Names. A key's name is the key itself.
+/// Implements `ipns`. The name of a key is the key itself.
 pub mod ipns {
     use super::{World, granted};
     use crate::bindings::dim::coordination::ipns::{Document, Error, Resolution};
@@ -168,7 +169,7 @@ pub mod ipns {
         granted(key, Error::NotGranted)?;
         World::effect(Error::ReadOnly, Error::LimitExceeded, |world| {
             let source = Resolution { path: path.to_owned(), ..world.resolution(key) };
-            // The file of one that was published before, if it is there.
+            // A path that another name already has keeps its file.
             let known = world.names.values().find(|known| known.source.path == path);
             let data = known.and_then(|known| known.data.clone());
             world.names.insert(key.to_owned(), Named { source, data });
@@ -183,7 +184,7 @@ pub mod ipns {
         })
     }
 
-    /// A key's name.
+    /// Returns the name of a key.
     pub fn key_id(key: &str) -> Result<String, Error> {
         granted(key, Error::NotGranted)?;
         Ok(key.to_owned())
@@ -204,13 +205,13 @@ pub mod ipns {
         })
     }
 
-    /// The newest record of a name.
+    /// Returns the newest record of a name.
     pub fn resolve(name: &str) -> Result<Resolution, Error> {
         granted(name, Error::NotGranted)?;
         World::with(|world| Ok(world.known(name).ok_or(Error::NotYetKnown)?.source.clone()))
     }
 
-    /// The file that a name points to.
+    /// Returns the file of a name.
     pub fn get_state(name: &str) -> Result<Document, Error> {
         granted(name, Error::NotGranted)?;
         World::with(|world| {
@@ -221,13 +222,13 @@ pub mod ipns {
     }
 }
 
-/// The log.
+/// Implements `log`.
 pub mod log {
     use super::World;
     use crate::bindings::dim::coordination::log::{Field, Level};
     use crate::fake::Line;
 
-    /// Writes a line.
+    /// Writes a log line.
     pub fn write(level: Level, message: &str, fields: &[Field]) {
         let fields = fields.iter().map(|field| (field.name.clone(), field.value.clone())).collect();
         World::with(|world| world.lines.push(Line { level, message: message.to_owned(), fields }));
@@ -237,11 +238,11 @@ pub mod log {
 use super::Named;
 use crate::bindings::dim::coordination::ipns::Resolution;
 
-/// How long a record is valid, in nanoseconds: a day.
+/// Lifetime of a record, in nanoseconds: 24 h.
 const LIFETIME: u64 = 86_400_000_000_000;
 
 impl World {
-    /// Changes the world, unless a query is answered.
+    /// Applies an effect. Refuses it during a query and while a limit is exceeded.
     fn effect<E>(read_only: E, limit: fn(String) -> E, change: impl FnOnce(&mut World)) -> Result<(), E> {
         World::with(|world| {
             if world.is_read_only {
@@ -255,7 +256,7 @@ impl World {
         })
     }
 
-    /// What is known of a name, which is followed from then on as in the real host.
+    /// Returns the record and file of a name. As in the real host, the plugin now follows the name, except in a query.
     fn known(&mut self, name: &str) -> Option<&Named> {
         if !self.is_read_only {
             self.followed.insert(name.to_owned());
@@ -263,7 +264,7 @@ impl World {
         self.names.get(name)
     }
 
-    /// The next record of a name, without its path.
+    /// Creates the next record of a name, with an empty path.
     fn resolution(&self, name: &str) -> Resolution {
         let sequence = self.names.get(name).map_or(0, |known| known.source.sequence + 1);
         let now = self.now.timestamp();

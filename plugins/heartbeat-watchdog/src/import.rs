@@ -1,4 +1,4 @@
-//! Takes over the nodes of a registry that somebody else has published: from then on their silence is judged.
+//! Takes over the nodes of a published registry, so that the watchdog judges their silence from then on.
 
 use dim_guest::foreign::Document;
 use dim_guest::heartbeat::check_id;
@@ -9,7 +9,8 @@ use serde_json::json;
 use crate::Watchdog;
 use crate::silence::{NODES, Node, Standing};
 
-/// Takes over the nodes that are not dead. The time of their silence begins now: this host has not listened before.
+/// Executes the command `import`: adds the nodes of the document that are not dead and not known yet. Their silence
+/// counts from now on, because this host has not listened to them before.
 pub fn import(watchdog: &Watchdog, body: &str) -> Result<String, Refusal> {
     let document = Document::read(body)?;
     let (mut taken, mut refused, now) = (0, 0, Time::now());

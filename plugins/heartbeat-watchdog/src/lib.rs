@@ -1,7 +1,8 @@
-//! Who has gone silent, judged only for time in which the host could hear.
+//! Detects silent nodes and publishes verdicts. Only the time in which the host could receive heartbeats
+//! counts as silence.
 //!
-//! Each node has a durable timer, armed when the node is first heard. When it fires, the watchdog
-//! looks at the node's last heartbeat and arms it again, so that a heartbeat costs no timer write.
+//! Each node has a durable timer, set at its first heartbeat. When it fires, the watchdog checks the
+//! node's last heartbeat and sets the timer again. So a heartbeat needs no timer write.
 
 mod import;
 mod silence;
@@ -18,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use silence::{NODES, Node, Standing};
 
-/// The watchdog's config; the manifest describes it.
+/// The config of the plugin. The manifest describes the fields.
 #[derive(Debug, Deserialize)]
 pub struct Config {
     heartbeat_topic: String,
@@ -32,19 +33,19 @@ pub struct Config {
     node_peers: Vec<String>,
 }
 
-/// The watchdog.
+/// The plugin `heartbeat-watchdog`.
 pub struct Watchdog {
     config: Config,
     speakers: Speakers,
 }
 
-/// A node by its id.
+/// A command body that names a node.
 #[derive(Deserialize)]
 struct Named {
     node_id: String,
 }
 
-/// What the watchdog says of a node.
+/// A verdict on a node, as it is published.
 #[derive(Serialize)]
 struct Verdict<'a> {
     node_id: &'a str,
@@ -61,7 +62,9 @@ impl Plugin for Watchdog {
 
     fn start(config: Config, _: Option<u32>) -> Result<Self, String> {
         if config.suspect_after_ms == 0 || config.dead_after_ms <= config.suspect_after_ms {
-            return Err("dead_after_ms must be more than suspect_after_ms, and that more than 0".to_owned());
+            return Err(
+                "suspect_after_ms must be greater than 0, and dead_after_ms greater than that".to_owned()
+            );
         }
         let speakers = Speakers::new(config.bind_nodes, &config.node_peers)?;
         Ok(Self { config, speakers })
@@ -95,14 +98,14 @@ impl Plugin for Watchdog {
 impl Watchdog {
     fn heartbeat(&self, message: &Message) -> Result<(), Failure> {
         let heartbeat = Heartbeat::parse(&message.data)?;
-        // What else cannot be read is the registry's to say.
+        // The node registry reports the other unreadable members.
         let every_ms = Members::default().read("every_ms", heartbeat.every_ms);
         let id = heartbeat.node_id;
         self.speakers.check(&id, &message.origin)?;
         let known = NODES.get(&id)?;
         let now = Time::now();
-        // Asked of the timers themselves: one whose firing failed is gone and must be set anew. A dead
-        // node's is the one that forgets it.
+        // Reads the timer itself, because a timer whose event was rejected is gone and must be set again. The
+        // timer of a dead node is the one that removes it.
         let is_back = known.as_ref().is_some_and(|node| node.standing == Standing::Dead);
         if is_back || timers::get(&id)?.is_none() {
             timers::set(&id, now.after(self.suspect_after()).timestamp())?;
@@ -118,8 +121,8 @@ impl Watchdog {
         silence::heard_someone(now)
     }
 
-    /// Forgets a node at an operator's order. A dead one is kept out of sight until its time is over: whoever was told
-    /// that it is dead is told when it returns.
+    /// Executes the command `remove`. The record of a dead node stays hidden until its timer fires, so that the
+    /// watchdog publishes a verdict if the node returns.
     fn remove(&self, Named { node_id }: &Named) -> Result<String, Refusal> {
         check_id(node_id).map_err(Refusal::Invalid)?;
         let known = NODES.get(node_id)?.filter(|node| !node.removed);
@@ -134,7 +137,7 @@ impl Watchdog {
         json::write(&known)
     }
 
-    /// What keeps a node from being judged as it should be: it is silent for longer than the watchdog waits.
+    /// Returns a hint for the operator if a node's heartbeat interval is longer than the watchdog's limits.
     fn hint(&self, node: &Node) -> Option<String> {
         let every = Duration::from_millis(node.every_ms?);
         let (limit, becomes, option) = match () {
@@ -143,8 +146,8 @@ impl Watchdog {
             () => return None,
         };
         Some(format!(
-            "the node sends a heartbeat every {every:?} and is {becomes} after {limit:?} of silence: have it send them \
-             more often, or raise {option}"
+            "the node sends a heartbeat every {every:?} and is {becomes} after {limit:?} of silence: send \
+             heartbeats more often, or raise {option}"
         ))
     }
 
@@ -155,8 +158,8 @@ impl Watchdog {
         }
     }
 
-    /// A node's timer fired: judges its silence and arms the timer for when there is more to say. One
-    /// that has been dead for long is forgotten.
+    /// Handles the timer of a node: judges its silence and sets the timer to the next check. The timer of a dead node
+    /// removes the node.
     fn look(&self, timer: &DueTimer) -> Result<(), Failure> {
         let id = timer.key.as_str();
         let Some(mut node) = NODES.get(id)? else { return Ok(()) };
@@ -167,7 +170,7 @@ impl Watchdog {
         let hearing = pubsub::heard(&self.config.heartbeat_topic, node.last_seen.timestamp())?;
         let silent = Duration::from_nanos(hearing.listened);
         let standing = self.judge(silent)?;
-        // While there is no room for a verdict, the node stands as it was said last, and is looked at again soon.
+        // If a limit refuses the verdict, the node keeps its status and is checked again soon.
         let is_news = standing.is_worse_than(node.standing);
         let is_said = is_news && self.say_if_there_is_room(id, standing, &node)?;
         if is_said {
@@ -181,7 +184,7 @@ impl Watchdog {
                 () if silent < self.suspect_after() => self.suspect_after(),
                 () => self.dead_after(),
             };
-            // While the host is deaf the silence does not grow: look again in a while.
+            // The silence does not grow while the host cannot receive messages, so the pause has a minimum.
             let pause =
                 next.saturating_sub(silent).max(self.suspect_after() / 20).max(Duration::from_millis(50));
             timers::set(id, Time::now().after(pause).timestamp())?;
@@ -194,18 +197,19 @@ impl Watchdog {
         if silent < self.suspect_after() {
             return Ok(Standing::Alive);
         }
-        // When all fall silent in the same moment it is rather the host that is deaf: that takes
-        // twice as long to believe.
+        // If all nodes fall silent together, the host itself is probably at fault: the limit is doubled.
         let doubted = silent < self.dead_after() * 2 && self.all_are_silent()?;
         if silent < self.dead_after() || doubted { Ok(Standing::Suspect) } else { Ok(Standing::Dead) }
     }
 
-    /// Whether no node at all was heard for a while, of several that are not dead.
+    /// Returns whether no node sent a heartbeat for `suspect_after_ms`, although at least `mass_silence_min` nodes are
+    /// not dead.
     fn all_are_silent(&self) -> Result<bool, Failure> {
         let silence = Time::now().since(silence::last_heard()?);
         Ok(silence >= self.suspect_after() && silence::living_at_least(self.config.mass_silence_min)?)
     }
 
+    /// Publishes a verdict. Returns false if a limit refuses the publish.
     fn say_if_there_is_room(&self, id: &str, standing: Standing, node: &Node) -> Result<bool, Failure> {
         match self.say(id, standing, node) {
             Ok(()) => Ok(true),

@@ -1,21 +1,21 @@
-//! What the watchdog remembers of each node, and how several of them fell silent.
+//! Stores the status of each node and the time of the last heartbeat of any node.
 
 use dim_guest::state::{self, Map};
 use dim_guest::time::Time;
 use dim_guest::{Failure, Refusal, json};
 use serde::{Deserialize, Serialize};
 
-/// The nodes that were ever heard.
+/// The known nodes by id.
 pub const NODES: Map<str, Node> = Map::new("node/");
 
-/// How a node stands.
+/// The status of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Standing {
     Alive,
     Suspect,
     Dead,
-    /// Said once, when a suspect or dead node is heard again.
+    /// Only in verdicts: a suspect or dead node sent a heartbeat again.
     Recovered,
 }
 
@@ -30,33 +30,33 @@ impl Standing {
     }
 }
 
-/// What is remembered of a node.
+/// The record of a node.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Node {
     pub last_seen: Time,
     pub standing: Standing,
-    /// The time between two of its heartbeats, in milliseconds, if it says so.
+    /// The interval of its heartbeats in milliseconds, if the heartbeats contain it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub every_ms: Option<u64>,
-    /// An operator has removed it while it was dead. It is listed no more, and its return is still said.
+    /// Whether the operator removed the node while it was dead. It is not listed, but its return is still published.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub removed: bool,
 }
 
-/// When any node was last heard.
+/// The key of the time of the last heartbeat of any node.
 const LAST_HEARD: &[u8] = b"last-heard";
 
-/// Notes that some node was heard.
+/// Stores the time of a heartbeat of any node.
 pub fn heard_someone(now: Time) -> Result<(), Failure> {
     Ok(state::set_json(LAST_HEARD, &now)?)
 }
 
-/// When any node was last heard.
+/// Returns the time of the last heartbeat of any node.
 pub fn last_heard() -> Result<Time, Failure> {
     Ok(state::get_json(LAST_HEARD)?.unwrap_or_default())
 }
 
-/// Whether at least `least` nodes are not dead.
+/// Returns whether at least `least` nodes are not dead.
 pub fn living_at_least(least: usize) -> Result<bool, Failure> {
     let mut living = 0;
     for row in NODES.iter_raw(None) {
@@ -69,14 +69,14 @@ pub fn living_at_least(least: usize) -> Result<bool, Failure> {
     Ok(least == 0)
 }
 
-/// Which nodes are asked for.
+/// The body of the query `list`: a filter of nodes.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 pub struct Filter {
     standing: Option<Standing>,
 }
 
-/// The nodes that stand so. `hint` says what is wrong with one, if something is.
+/// Answers the query `list` with the nodes that match the filter. `hint` returns the hint of a node, if any.
 pub fn list(filter: &Filter, hint: impl Fn(&Node) -> Option<String>) -> Result<String, Refusal> {
     #[derive(Serialize)]
     struct Row {
@@ -89,7 +89,7 @@ pub fn list(filter: &Filter, hint: impl Fn(&Node) -> Option<String>) -> Result<S
     let mut rows = Vec::new();
     for row in NODES.iter_raw(None) {
         let (node_id, record) = row?;
-        // One that cannot be read costs nobody the others.
+        // An unreadable record affects only itself.
         let Ok(node) = state::decode::<Node>(&record) else { continue };
         if !node.removed && filter.standing.is_none_or(|wanted| node.standing == wanted) {
             rows.push(Row { node_id, hint: hint(&node), node });

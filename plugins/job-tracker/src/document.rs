@@ -1,6 +1,7 @@
-//! The tracker's document: `{"active_jobs":{ID:job},"finished_jobs":{ID:job},"updated_at"}`; `"removed_jobs":{ID:time}`
-//! if jobs were removed by order, and `"left_out"` with the number of active jobs for which there is no room, if there
-//! are any.
+//! Builds the tracker's document: `{"active_jobs":{ID:job},"finished_jobs":{ID:job},"updated_at"}`.
+//!
+//! If jobs were removed by command it contains `"removed_jobs":{ID:time}`. If not all active jobs fit, `"left_out"` is
+//! the number of the others.
 
 use dim_guest::Failure;
 use dim_guest::document::Document;
@@ -10,16 +11,16 @@ use dim_guest::time::Time;
 use crate::store;
 use crate::traces;
 
-/// Bytes that finished jobs may take: as many as fit, newest first.
+/// Maximum size of the finished jobs in bytes. The newest ones that fit are included.
 const FINISHED_BYTES: usize = 1 << 20;
 
-/// Bytes that removed jobs may take: as many as fit, newest first.
+/// Maximum size of the removed jobs in bytes. The newest ones that fit are included.
 const REMOVED_BYTES: usize = 128 << 10;
 
-/// What is around them.
+/// Bytes reserved for the other members.
 const FRAME_BYTES: usize = 256;
 
-/// Builds the document in as many bytes as there is room for.
+/// Builds the document within the known size limit.
 pub fn build(of: &Document) -> Result<Vec<u8>, Failure> {
     let (room, kept) = (of.room()?, Kept::read()?);
     let member = |object: &mut Vec<u8>, id: &str, job: &[u8]| member(object, id, &kept.with(id, job));
@@ -50,7 +51,7 @@ pub fn build(of: &Document) -> Result<Vec<u8>, Failure> {
     Ok(document)
 }
 
-/// The member with the jobs that were removed by order, in `room` bytes; nothing if there are none.
+/// Returns the member with the jobs that were removed by command, in at most `room` bytes. Empty if there are none.
 fn removed(room: usize) -> Result<Vec<u8>, Failure> {
     let mut removed = b",\"removed_jobs\":{".to_vec();
     let empty = removed.len();
@@ -70,7 +71,7 @@ fn removed(room: usize) -> Result<Vec<u8>, Failure> {
     Ok(removed)
 }
 
-/// Adds a member to an open object. Records are JSON already.
+/// Appends a member to a JSON object that is not closed yet. `job` is JSON.
 fn member(object: &mut Vec<u8>, id: &str, job: &[u8]) {
     if object.last() != Some(&b'{') {
         object.push(b',');

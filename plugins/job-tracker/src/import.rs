@@ -1,5 +1,5 @@
-//! Takes over the jobs of a document that somebody else has published: this tracker's own form, and that of fleets
-//! which keep `{"jobs":{ID:{"state",…}}}`.
+//! Takes over the jobs of a published document, in the tracker's own format or in the format of fleets that publish
+//! `{"jobs":{ID:{"state",…}}}`.
 
 use dim_guest::foreign::{self, Document, Members, Row};
 use dim_guest::time::Time;
@@ -11,10 +11,10 @@ use crate::merge;
 use crate::store;
 use crate::tracker::JobTracker;
 
-/// The members of a document in which jobs stand.
+/// The members of a document that contain jobs.
 const LISTS: [&str; 3] = ["active_jobs", "finished_jobs", "jobs"];
 
-/// The members of a job that are read, and those that are only the tracker's own.
+/// The known members of a job. Only the tracker itself writes some of them.
 const MEMBERS: [&str; 11] = [
     "job_id",
     "status",
@@ -29,8 +29,8 @@ const MEMBERS: [&str; 11] = [
     "left_out",
 ];
 
-/// Takes over the jobs of a document and publishes the tracker's own with them. A job that is known already stays as it
-/// is, unless the document knows a later status.
+/// Executes the command `import`: takes over the jobs of a document and publishes the tracker's document. A known job
+/// is unchanged, unless the document has a later status of it.
 pub fn import(tracker: &JobTracker, body: &str) -> Result<String, Refusal> {
     let document = Document::read(body)?;
     let (mut taken, mut removed, mut refused) = (0, 0, 0);
@@ -44,7 +44,7 @@ pub fn import(tracker: &JobTracker, body: &str) -> Result<String, Refusal> {
     }
     for (id, at) in document.get::<Members>("removed_jobs").unwrap_or_default() {
         match merge::read_time(&id, &at) {
-            // What was removed stays removed, whatever comes late.
+            // A removed job is recorded here, so that late events do not add it again.
             Some(at) => {
                 removed +=
                     u64::from(merge::remove(tracker, &id, at.min(Time::now())).map_err(foreign::refusal)?)
@@ -60,6 +60,7 @@ pub fn import(tracker: &JobTracker, body: &str) -> Result<String, Refusal> {
     json::write(&json!({ "jobs": taken, "removed": removed, "refused": refused }))
 }
 
+/// Reads a job of the document. Returns none without a valid id and status.
 fn read(row: &Row) -> Option<Job> {
     job::check_job_id(&row.id).ok()?;
     let status: String = row.get("status").or_else(|| row.get("state"))?;
@@ -78,6 +79,7 @@ fn read(row: &Row) -> Option<Job> {
     })
 }
 
+/// Stores a job of the document. Returns false if the known job is as recent.
 fn take(tracker: &JobTracker, job: &Job, row: Option<&Row>) -> Result<bool, Refusal> {
     let known = store::get(&job.job_id)?;
     if known.as_ref().is_some_and(|known| !job.comes_after(known)) {

@@ -1,4 +1,4 @@
-//! A job and its state machine: queued, running, then one of three ends, which stays the end.
+//! A job and its state machine: queued, running, then one of three final statuses, which never changes.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -9,10 +9,10 @@ use dim_guest::time::Time;
 use dim_guest::verbatim::{self, Verbatim};
 use serde::{Deserialize, Serialize};
 
-/// How far ahead of the host's clock a sender's clock may be before its time is not believed.
+/// Maximum lead of a sender's clock over the host's clock. A timestamp further ahead is replaced by the current time.
 const AHEAD: Duration = Duration::from_secs(300);
 
-/// How a job stands.
+/// The status of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
@@ -24,7 +24,7 @@ pub enum Status {
 }
 
 impl Status {
-    /// The status that an event leads to, by the words that fleets use.
+    /// Returns the status for an event type, or none if the type is unknown. Fleets use several words for a status.
     pub fn of(event_type: &str) -> Option<Self> {
         Some(match event_type {
             "queued" | "created" | "submitted" | "pending" => Self::Queued,
@@ -59,7 +59,7 @@ impl Status {
     }
 }
 
-/// One job.
+/// A job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Job {
     pub job_id: String,
@@ -73,19 +73,19 @@ pub struct Job {
     pub result_cid: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_id: Option<String>,
-    /// Set while the node of a running job is dead.
+    /// The verdict that the node is dead, while the job is running.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_dead: Option<NodeDead>,
 }
 
-/// Who says since when that a job's node is dead.
+/// A verdict that the node of a job is dead.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NodeDead {
     pub observer: String,
     pub since: Time,
 }
 
-/// What a fleet says of a job.
+/// An event of a job, from a message or a command.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct JobEvent {
     pub job_id: String,
@@ -115,7 +115,7 @@ impl JobEvent {
         }
         if Status::of(&self.event_type).is_none() {
             return Err(format!(
-                "unknown event_type {:?}: it is queued, running, completed, failed or cancelled",
+                "unknown event_type {:?}: expected queued, running, completed, failed or cancelled",
                 self.event_type
             ));
         }
@@ -132,10 +132,10 @@ impl JobEvent {
     }
 }
 
-/// Longest id of a job and longest CID, in bytes.
+/// Maximum length of a job's id and of a CID, in bytes.
 const MAX_ID: usize = 128;
 
-/// Longest id of a node, in bytes.
+/// Maximum length of a node's id, in bytes.
 const MAX_NODE_ID: usize = 256;
 
 /// Checks the id of a job.
@@ -148,12 +148,12 @@ pub fn check_node_id(id: &str) -> Result<(), String> {
     id::check("a node_id", id, MAX_NODE_ID)
 }
 
-/// A sender's time, unless it is missing or its clock is not to be believed.
+/// Returns a sender's timestamp, or the current time if it is missing or too far ahead.
 fn believed(time: Option<Time>, now: Time) -> Time {
     time.filter(|time| time.since(now) <= AHEAD).unwrap_or(now)
 }
 
-/// A result that was stored.
+/// The announcement of a stored result.
 #[derive(Debug, Deserialize)]
 pub struct ResultReady {
     pub job_id: String,
@@ -163,7 +163,7 @@ pub struct ResultReady {
 }
 
 impl ResultReady {
-    /// When the result was ready.
+    /// Returns the time at which the result was ready.
     pub fn time(&self, now: Time) -> Time {
         believed(self.timestamp, now)
     }
@@ -177,7 +177,7 @@ impl ResultReady {
     }
 }
 
-/// What a watchdog says of a node.
+/// A verdict of a watchdog on a node.
 #[derive(Debug, Deserialize)]
 pub struct Verdict {
     pub node_id: String,
@@ -188,7 +188,7 @@ pub struct Verdict {
     pub timestamp: Option<Time>,
 }
 
-/// What a verdict says of a node's death.
+/// The statement of a verdict about a node's death. Other verdicts, for example `suspect`, are `Unsaid`.
 pub enum Death {
     Dead(NodeDead),
     Alive,
@@ -203,12 +203,12 @@ impl Verdict {
         Ok(verdict)
     }
 
-    /// When it was spoken.
+    /// Returns the time of the verdict.
     pub fn time(&self, now: Time) -> Time {
         believed(self.timestamp, now)
     }
 
-    /// Whether the node is dead, as far as the verdict says so.
+    /// Returns the verdict's statement about the node's death.
     pub fn death(&self, now: Time) -> Death {
         match self.status.as_str() {
             "dead" => {
@@ -222,7 +222,7 @@ impl Verdict {
 }
 
 impl Job {
-    /// The job after an event; none if a late, repeated or impossible event changes nothing.
+    /// Returns the job after an event, or none if the event changes nothing: it is late, repeated or impossible.
     pub fn after(known: Option<&Job>, event: &JobEvent, now: Time) -> Option<Job> {
         let status = Status::of(&event.event_type)?;
         let time = believed(event.timestamp, now);
@@ -240,7 +240,7 @@ impl Job {
         };
         let moves_on = status.rank() > known.status.rank();
         let same = status == known.status && !status.is_final();
-        // A job that is known by its result alone learns the rest from a late event.
+        // A job without data and node accepts both from a late event.
         let learns = same && known.data.is_none() && known.node_id.is_none();
         let newer = same && time > known.updated_at;
         if !moves_on && !learns && !newer {
@@ -259,9 +259,10 @@ impl Job {
         })
     }
 
-    /// The job with what an event of the same status knows beside it; none if it knows nothing more. The clocks of
-    /// different senders differ: whoever assigns a job and whoever runs it put their own times on what they say, so an
-    /// earlier time does not make what is not known yet untrue. What is known stays.
+    /// Returns the job with missing members from an older event of the same status, or none if the event adds nothing.
+    ///
+    /// Known members are unchanged. An earlier timestamp does not make new members wrong, because the clocks of
+    /// different senders differ.
     fn completed_by(&self, event: &JobEvent, status: Status) -> Option<Job> {
         if status != self.status || status.is_final() {
             return None;
@@ -272,19 +273,20 @@ impl Job {
         adds.then(|| Job { node_id, data, ..self.clone() })
     }
 
-    /// The job with its result; none if that changes nothing.
+    /// Returns the job with its result, or none if that changes nothing.
     pub fn with_result(&self, result_cid: &str) -> Option<Job> {
         let changes = self.result_cid.as_deref() != Some(result_cid);
         changes.then(|| Job { result_cid: Some(result_cid.to_owned()), ..self.clone() })
     }
 
-    /// Whether an event can bring back a job that was removed at `removed`: it is queued anew since.
+    /// Returns whether an event can add a job that was removed at `removed`: the job was queued again later.
     pub fn comes_back(event: &JobEvent, removed: Time, now: Time) -> bool {
         let is_queued = Status::of(&event.event_type) == Some(Status::Queued);
         is_queued && event.timestamp.is_some_and(|at| believed(Some(at), now) > removed)
     }
 
-    /// Whether this is what becomes of a job later than `other`: a later status, or the same of a later time.
+    /// Returns whether this job is more recent than `other`: it has a later status, or the same status and a later
+    /// time.
     pub fn comes_after(&self, other: &Job) -> bool {
         self.stage() > other.stage()
     }
@@ -293,8 +295,8 @@ impl Job {
         (self.status.rank(), self.updated_at)
     }
 
-    /// The job as two hosts know it together: the later one, with what only the other knows. Of two that are equally
-    /// late both hosts choose the same.
+    /// Merges the records of two hosts: the more recent one, with members that only the other has. The merge is
+    /// commutative: if both are equally recent, both hosts choose the same one.
     pub fn joined(&self, other: &Job) -> Job {
         let text = |job: &Job| {
             let members = (job.status.name(), &job.node_id, job.data.as_ref().map(Verbatim::get));
@@ -315,19 +317,19 @@ impl Job {
         }
     }
 
-    /// Whether another host knows the same of the job. Two hosts that hear one message put times of their own on it, and
-    /// each has its own verdict on the node: that is no difference.
+    /// Returns whether another host has an equivalent record. Times and verdicts on the node are ignored, because each
+    /// host has its own.
     pub fn is_alike(&self, other: &Job) -> bool {
         let own = (&self.job_id, self.status, &self.node_id, &self.data, &self.result, &self.result_cid);
         own == (&other.job_id, other.status, &other.node_id, &other.data, &other.result, &other.result_cid)
     }
 
-    /// The job as another host says it, with a time of its own that is not to be believed taken for now.
+    /// Returns the record of another host without its verdict. A time that is too far ahead becomes the current time.
     pub fn believed(self, now: Time) -> Job {
         Job { updated_at: believed(Some(self.updated_at), now), node_dead: None, ..self }
     }
 
-    /// The job with what is known of its node's death; none if that changes nothing.
+    /// Returns the job with the verdict on its node, or none if that changes nothing.
     pub fn on_node(&self, dead: Option<&NodeDead>) -> Option<Job> {
         let changes = self.status == Status::Running && self.node_dead.is_some() != dead.is_some();
         changes.then(|| Job { node_dead: dead.cloned(), ..self.clone() })
@@ -364,7 +366,7 @@ mod tests {
                 assert_eq!(
                     joined.joined(one),
                     joined,
-                    "joined again it changes nothing: {one:?} and {other:?}"
+                    "a second merge changes nothing: {one:?} and {other:?}"
                 );
                 assert_eq!(joined.joined(other), joined);
                 assert!(joined.stage() >= one.stage() && joined.stage() >= other.stage());

@@ -1,7 +1,7 @@
-//! Which jobs are queued, running and finished.
+//! Tracks the queued, running and finished jobs of the fleet.
 //!
-//! Job events, results and the verdicts on nodes come in; the jobs are published as a document
-//! under an IPNS key.
+//! The tracker receives job events, results and verdicts on nodes. It publishes the jobs as a document under
+//! an IPNS key.
 
 mod document;
 mod import;

@@ -1,5 +1,6 @@
-//! Takes over what other hosts of the fleet know of jobs, from the documents that their trackers publish, and says where
-//! they differ. A topic on plain pubsub loses messages: what one host has missed, it learns here.
+//! Merges the jobs of other hosts of the fleet from the documents that their trackers publish, and reports differences.
+//!
+//! Pubsub can lose messages. A merge brings the jobs and changes that this host has missed.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -20,60 +21,60 @@ use crate::store;
 use crate::traces::{self, Known, Trace};
 use crate::tracker::JobTracker;
 
-/// The timer that goes on with a merge.
+/// The timer that continues a merge.
 pub const MORE: &str = "merge";
 
-/// Jobs that are taken over at a time: an entry may have a bounded number of effects.
+/// Maximum number of changed jobs in one entry, because the effects of an entry are limited.
 const TOGETHER: usize = 2_000;
 
-/// Rows that are looked at at a time: a call has a bounded time.
+/// Maximum number of rows that one entry reads, because the time of a call is limited.
 const ROWS: usize = 10_000;
 
-/// What has changed here for less than this, as of the other's document, has not come to the other yet.
+/// Minimum age of a change here, at the time of the other host's document, before it counts as missing there.
 const GRACE: Duration = Duration::from_secs(60);
 
-/// Ids that a report names.
+/// Maximum number of job ids in a report.
 const EXAMPLES: usize = 5;
 
-/// How the last merge of each other host's jobs went, by the name of its document.
+/// The report of the last merge of each other host, by the name of its document.
 const REPORTS: Map<str, Report> = Map::new("merged/");
 
-/// The merges that are not at their end, by the name of the document.
+/// The unfinished merges, by the name of the document.
 const ROUNDS: Map<str, Round> = Map::new("merging/");
 
-/// How the last merge of another host's jobs went, and what differs.
+/// The report of the last merge of another host's jobs, with the differences.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// The name of the document.
     pub name: String,
-    /// When it was merged.
+    /// The time of the merge.
     pub at: Option<Time>,
-    /// When the other host has made it.
+    /// The time at which the other host built the document.
     pub updated_at: Option<Time>,
-    /// The jobs in it.
+    /// The number of jobs in the document.
     pub jobs: u64,
-    /// Jobs that were taken over from it, ever.
+    /// The total number of jobs that were added or changed by merges of this name.
     pub taken: u64,
-    /// Jobs that were removed because they were removed there, ever.
+    /// The total number of jobs that were removed here because they were removed there.
     pub removed: u64,
-    /// Rows of it that cannot be read, or for which there is no room.
+    /// The number of rows that are unreadable, or exceed the maximum size of all jobs.
     pub refused: u64,
-    /// Rows that are taken without a member that cannot be passed on.
+    /// The number of rows that were merged without a member that cannot be passed on.
     #[serde(default)]
     pub incomplete: u64,
-    /// Active jobs that it should have and does not: the other host has missed that they exist.
+    /// The number of active jobs that the other host lacks.
     pub missing_there: u64,
-    /// Jobs of which it has an earlier status than this host for more than a minute.
+    /// The number of jobs that the other host has in an earlier state, although the change is more than a minute old.
     pub behind_there: u64,
-    /// Some of those, by their ids.
+    /// The ids of some of these jobs.
     pub examples: Vec<String>,
-    /// Since when there are any.
+    /// The time since which there are such jobs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub differs_since: Option<Time>,
-    /// Whether a newer document is being merged.
+    /// Whether the merge of a newer document is in progress.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub under_way: bool,
-    /// Why the last document could not be merged.
+    /// The reason why the last document could not be merged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
@@ -86,7 +87,7 @@ impl Report {
     }
 }
 
-/// How the last merges went.
+/// Returns the reports of the last merges, including merges in progress.
 pub fn reports() -> Result<Vec<Report>, state::Error> {
     let mut reports: BTreeMap<String, Report> = REPORTS.iter(None).collect::<Result<_, _>>()?;
     for round in ROUNDS.iter(None) {
@@ -99,13 +100,13 @@ pub fn reports() -> Result<Vec<Report>, state::Error> {
     Ok(reports.into_values().collect())
 }
 
-/// Forgets the documents that are followed no more.
+/// Removes the reports and unfinished merges of documents that are no longer followed.
 pub fn forget_all_but(names: &[String]) -> Result<(), state::Error> {
     let known: Vec<String> = REPORTS.iter(None).map(|row| Ok(row?.0)).collect::<Result<_, state::Error>>()?;
     for name in known {
         let is_followed =
             names.iter().any(|other| ipns::resolve(other).is_ok_and(|resolved| resolved.name == name));
-        // What is not known yet will be.
+        // A configured name that does not resolve yet could be this one.
         let may_be = names.iter().any(|other| ipns::resolve(other).is_err());
         if !is_followed && !may_be {
             REPORTS.delete(&name)?;
@@ -115,20 +116,20 @@ pub fn forget_all_but(names: &[String]) -> Result<(), state::Error> {
     Ok(())
 }
 
-/// A document that another host has published, or this one.
+/// Handles a changed name. Starts a merge if the name is one of another host's tracker.
 pub fn name_changed(tracker: &JobTracker, name: &str) -> Result<(), Failure> {
     let is = |known: &String| ipns::resolve(known).is_ok_and(|known| known.name == name);
     if ipns::key_id(&tracker.key())? == name || !tracker.others().iter().any(is) {
         return Ok(());
     }
     match ROUNDS.get(name)? {
-        // It is taken over to its end, and then the other one from its beginning.
+        // The current merge finishes first; the newer document follows.
         Some(round) => go_on_later(name, Round { again: true, ..round }, Time::now()),
         None => merge(tracker, name),
     }
 }
 
-/// Goes on with the documents that are not taken over to the end.
+/// Continues the unfinished merges.
 pub fn go_on(tracker: &JobTracker) -> Result<(), Failure> {
     let names: Vec<String> = ROUNDS.iter(None).map(|row| Ok(row?.0)).collect::<Result<_, state::Error>>()?;
     for name in names {
@@ -137,7 +138,7 @@ pub fn go_on(tracker: &JobTracker) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What a tracker publishes. Rows are read one by one: a bad one costs itself.
+/// The document of a tracker. Rows are parsed one by one, so that an unreadable row affects only itself.
 #[derive(Deserialize)]
 struct Document<'a> {
     #[serde(borrow, default)]
@@ -154,7 +155,7 @@ struct Document<'a> {
 
 type Rows<'a> = BTreeMap<Id<'a>, &'a RawValue>;
 
-/// The id of a row; none if it is no text.
+/// The id of a row; none if it is not Unicode.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Id<'a>(Option<Cow<'a, str>>);
 
@@ -178,18 +179,18 @@ impl<'de: 'a, 'a> Deserialize<'de> for Id<'a> {
             }
         }
 
-        // Half of a surrogate pair is bytes, and no text.
+        // Reads bytes, because a string with half of a surrogate pair would be an error of the whole document.
         deserializer.deserialize_bytes(Bytes)
     }
 }
 
 impl Document<'_> {
-    /// When the other host has made it, by its clock; not later than now.
+    /// Returns the time at which the other host built the document, by its clock, but not later than now.
     fn made(&self, now: Time) -> Option<Time> {
         serde_json::from_str::<Time>(self.updated_at?.get()).ok().map(|made| made.min(now))
     }
 
-    /// Whether it lists all active jobs of the other host.
+    /// Returns whether the document lists all active jobs of the other host.
     fn is_whole(&self) -> bool {
         self.left_out.is_none_or(|left_out| left_out.get() == "0")
     }
@@ -200,39 +201,39 @@ impl Document<'_> {
     }
 }
 
-/// A merge that is not at its end.
+/// An unfinished merge.
 #[derive(Default, Serialize, Deserialize)]
 struct Round {
-    /// The list of the document that is taken over: active, finished and removed jobs.
+    /// The current list of the document: 0 for active, 1 for finished, 2 for removed jobs.
     list: usize,
-    /// The last row of it that was.
+    /// The last row of this list that was merged.
     after: Option<String>,
-    /// Whether another document has come meanwhile.
+    /// Whether a newer document has arrived meanwhile.
     again: bool,
-    /// What was found so far.
+    /// The report so far.
     report: Report,
 }
 
 impl Round {
-    /// One that begins. What was taken over before it counts on.
+    /// Starts a merge. Its total numbers continue those of the last report.
     fn after(last: &Report) -> Self {
         let report = Report { taken: last.taken, removed: last.removed, ..Report::default() };
         Self { report, ..Self::default() }
     }
 }
 
-/// Takes over a document, or the next part of it. Merged twice, it changes nothing any more: two hosts that follow each
-/// other come to rest.
+/// Merges a document, or the next part of it. A second merge of the same document changes nothing, so two hosts that
+/// follow each other converge.
 fn merge(tracker: &JobTracker, name: &str) -> Result<(), Failure> {
     let now = Time::now();
     let before = REPORTS.get(name)?.unwrap_or_default();
-    // Not held any more: a newer one has come, and with it another event.
+    // The host no longer holds this document because a newer one has arrived, with its own event.
     let Ok(held) = ipns::get_state(name) else { return ROUNDS.delete(name).map_err(Failure::from) };
     let document: Document<'_> = match serde_json::from_slice(&held.data) {
         Ok(document) => document,
         Err(error) => {
             ROUNDS.delete(name)?;
-            let error = format!("it holds no jobs: {error}");
+            let error = format!("it is not a document of jobs: {error}");
             log::line(
                 Level::Warn,
                 "the jobs of another host cannot be merged",
@@ -287,7 +288,7 @@ fn go_on_later(name: &str, round: Round, now: Time) -> Result<(), Failure> {
     Ok(timers::set(MORE, now.timestamp())?)
 }
 
-/// Takes over a row of active or finished jobs; returns whether that has changed anything.
+/// Merges a row of active or finished jobs. Returns whether it changed anything.
 fn take_row(
     tracker: &JobTracker,
     id: &str,
@@ -316,7 +317,7 @@ fn take_row(
     Ok(false)
 }
 
-/// Takes over a row of removed jobs; returns whether that has changed anything.
+/// Merges a row of removed jobs. Returns whether it changed anything.
 fn take_removed(
     tracker: &JobTracker,
     id: &str,
@@ -341,7 +342,7 @@ fn read(id: &str, row: &RawValue) -> Option<Job> {
     is_sound.then_some(job)
 }
 
-/// Whether a row has something to go with its job that cannot be passed on.
+/// Returns whether a row has a `data` or `result` that was dropped because it cannot be passed on.
 fn is_incomplete(job: &Job, row: &RawValue) -> bool {
     #[derive(Deserialize)]
     struct Said<'a> {
@@ -358,22 +359,22 @@ fn is_incomplete(job: &Job, row: &RawValue) -> bool {
     said.is_some_and(|said| lacks(said.data, job.data.is_some()) || lacks(said.result, job.result.is_some()))
 }
 
-/// The time of a removed job; none if it cannot be read.
+/// Reads the time of a removed job. Returns none if the time or the id is invalid.
 pub fn read_time(id: &str, at: &RawValue) -> Option<Time> {
     job::check_job_id(id).ok()?;
-    // Before 1970 there were no jobs.
+    // The default time, 1970, stands for no time.
     serde_json::from_str(at.get()).ok().filter(|at| *at > Time::default())
 }
 
-/// What became of a row.
+/// The result of the merge of a row.
 enum Taken {
-    /// It was taken over.
+    /// The row added or changed a job.
     Changed,
-    /// Both know the same.
+    /// Both hosts have the same record, or the row is irrelevant.
     Same,
-    /// There is no room for one job more.
+    /// The maximum size of all jobs is reached.
     NoRoom,
-    /// This host knows more.
+    /// This host has a more recent record.
     BehindThere(Job),
 }
 
@@ -384,7 +385,7 @@ fn take(tracker: &JobTracker, told: Job, now: Time) -> Result<Taken, Failure> {
             Some(Trace { at, known: Known::Removed {} | Known::Pruned {} }) if told.updated_at <= at => {
                 return Ok(Taken::Same);
             }
-            // What had been finished for long, here or there, is of no use to anyone.
+            // A job whose retention here is over is not added.
             _ if told.status.is_final() && tracker.is_old(&told, now) => return Ok(Taken::Same),
             _ => {}
         }
@@ -400,7 +401,7 @@ fn take(tracker: &JobTracker, told: Job, now: Time) -> Result<Taken, Failure> {
         return Ok(Taken::Changed);
     };
     let is_alike = known.is_alike(&told);
-    // Most are: nothing is to be joined.
+    // The usual case, which needs no merge.
     if is_alike && known.updated_at >= told.updated_at {
         return Ok(Taken::Same);
     }
@@ -412,7 +413,8 @@ fn take(tracker: &JobTracker, told: Job, now: Time) -> Result<Taken, Failure> {
     Ok(Taken::Changed)
 }
 
-/// Removes a job that was removed there; one that has changed here since stays.
+/// Removes a job that was removed on another host at `at`. A job that has changed here since then stays. Returns
+/// whether it changed anything.
 pub fn remove(tracker: &JobTracker, id: &str, at: Time) -> Result<bool, Failure> {
     match store::get(id)? {
         Some(job) if job.updated_at <= at => {
@@ -420,7 +422,7 @@ pub fn remove(tracker: &JobTracker, id: &str, at: Time) -> Result<bool, Failure>
             Ok(true)
         }
         Some(_) => Ok(false),
-        // No late notice is to bring it back here, either.
+        // Records the removal, so that a late event does not add the job here either.
         None => match traces::of(id)? {
             Some(Trace { known: Known::Removed {} | Known::Pruned {}, .. }) => Ok(false),
             _ => {
@@ -432,12 +434,12 @@ pub fn remove(tracker: &JobTracker, id: &str, at: Time) -> Result<bool, Failure>
     }
 }
 
-/// Whether the other host has had time to learn of a job's last change before it made its document.
+/// Returns whether the last change of a job was more than a minute old when the other host built its document.
 fn is_settled(job: &Job, made: Option<Time>) -> bool {
     made.is_some_and(|made| made.since(job.updated_at) > GRACE)
 }
 
-/// Counts the active jobs of this host that the other does not know.
+/// Counts the active jobs of this host that the other host lacks.
 fn count_missing(document: &Document<'_>, made: Option<Time>, report: &mut Report) -> Result<(), Failure> {
     for row in store::active_raw() {
         let (id, record) = row?;
@@ -449,7 +451,7 @@ fn count_missing(document: &Document<'_>, made: Option<Time>, report: &mut Repor
     Ok(())
 }
 
-/// Notes since when there is a difference, and tells the operator when there begins to be one and when it ends.
+/// Sets the start of a difference, and logs when a difference starts and ends.
 fn tell(before: &Report, report: &mut Report, now: Time) {
     let differs = report.missing_there + report.behind_there > 0;
     report.differs_since = differs.then(|| before.differs_since.unwrap_or(now));
@@ -461,10 +463,16 @@ fn tell(before: &Report, report: &mut Report, now: Time) {
         ("examples", &report.examples.join(", ")),
     ];
     match (before.differs_since, report.differs_since) {
-        (None, Some(_)) => {
-            log::line(Level::Warn, "another host of the fleet lacks what this one knows of jobs", &fields)
-        }
-        (Some(_), None) => log::line(Level::Info, "both hosts know the same of jobs again", &fields[..1]),
+        (None, Some(_)) => log::line(
+            Level::Warn,
+            "another host of the fleet lacks jobs or job changes of this host",
+            &fields,
+        ),
+        (Some(_), None) => log::line(
+            Level::Info,
+            "another host of the fleet has all jobs and job changes of this host again",
+            &fields[..1],
+        ),
         _ => {}
     }
 }

@@ -1,4 +1,5 @@
-//! Where jobs lie: active and finished apart, finished ones also by age, running ones by node.
+//! Stores jobs: active and finished ones under separate prefixes, with an index of finished jobs by age and of running
+//! jobs by node.
 
 use std::time::Duration;
 
@@ -14,41 +15,41 @@ use crate::traces::{self, Known, Trace};
 
 const ACTIVE: Map<str, Job> = Map::new("active/");
 const FINISHED: Map<str, Job> = Map::new("finished/");
-/// Newest first: the key counts down.
+/// Finished jobs, newest first: the key contains the inverted time.
 const BY_AGE: Map<str, String> = Map::new("age/");
 const BY_NODE: Map<str, String> = Map::new("node/");
 
-/// The last verdict on each node that there was one on.
+/// The last verdict on each node.
 const VERDICTS: Map<str, LastVerdict> = Map::new("verdict/");
 
-/// The last verdict on a node; an earlier one that comes later says nothing any more.
+/// The last verdict on a node. It is stored to detect earlier verdicts that arrive later.
 #[derive(Serialize, Deserialize)]
 pub struct LastVerdict {
-    /// When it was spoken.
+    /// The time of the verdict.
     pub at: Time,
-    /// Who declared the node dead, and when, if it is.
+    /// The observer and the time of death; none if the node is alive.
     pub dead: Option<NodeDead>,
 }
 
-/// Keeps the last verdict on a node.
+/// Stores the last verdict on a node.
 pub fn set_verdict(node: &str, verdict: &LastVerdict) -> Result<(), Error> {
     VERDICTS.set(node, verdict)
 }
 
-/// The last verdict on a node, if there was one.
+/// Returns the last verdict on a node, if any.
 pub fn verdict_on(node: &str) -> Result<Option<LastVerdict>, Error> {
     VERDICTS.get(node)
 }
 
-/// When the result of a job was ready; an earlier one that comes later is not the job's result.
+/// The time at which the result of each job was ready. It is stored to detect earlier results that arrive later.
 const RESULT_TIMES: Map<str, Time> = Map::new("result/");
 
-/// Keeps when the result of a job was ready.
+/// Stores the time at which the result of a job was ready.
 pub fn set_result_time(job: &str, at: Time) -> Result<(), Error> {
     RESULT_TIMES.set(job, &at)
 }
 
-/// When the result of a job was ready, if there is one.
+/// Returns the time at which the result of a job was ready, if any.
 pub fn result_time(job: &str) -> Result<Option<Time>, Error> {
     RESULT_TIMES.get(job)
 }
@@ -60,7 +61,7 @@ pub fn get(id: &str) -> Result<Option<Job>, Error> {
     }
 }
 
-/// Keeps `job` in place of `before`; returns how many bytes it has in the state.
+/// Replaces `before` by `job`. Returns the size of the stored job, in bytes.
 pub fn put(before: Option<&Job>, job: &Job) -> Result<usize, Error> {
     if let Some(before) = before.filter(|before| indices(before) != indices(job)) {
         take_away(before)?;
@@ -77,7 +78,7 @@ pub fn put(before: Option<&Job>, job: &Job) -> Result<usize, Error> {
     Ok(bytes)
 }
 
-/// Removes a job and all that is kept beside it.
+/// Removes a job with its result time, unknown members and index entries.
 pub fn remove(job: &Job) -> Result<(), Error> {
     RESULT_TIMES.delete(&job.job_id)?;
     foreign::UNKNOWN.delete(&job.job_id)?;
@@ -92,7 +93,7 @@ fn take_away(job: &Job) -> Result<(), Error> {
     node.map_or(Ok(()), |node| BY_NODE.delete(&node))
 }
 
-/// The keys of a job in the two indices: by age, and by node.
+/// Returns the keys of a job in the indices by age and by node; none if it is not in the index.
 pub fn indices(job: &Job) -> (Option<String>, Option<String>) {
     let age =
         job.status.is_final().then(|| format!("{:016x}/{}", i64::MAX - job.updated_at.millis(), job.job_id));
@@ -105,7 +106,7 @@ pub fn running_on(node: &str) -> Result<Vec<Job>, Error> {
     running_raw(node, None).map(|record| state::decode(&record?)).collect()
 }
 
-/// The running jobs of a node as they stand in the state, by id, after one.
+/// Iterates over the stored bytes of a node's running jobs, sorted by id, after the id `after`.
 fn running_raw(node: &str, after: Option<&str>) -> impl Iterator<Item = Result<Vec<u8>, Error>> {
     let prefix = format!("{node}\n");
     let rows = BY_NODE.iter_raw(Some(&format!("{prefix}{}", after.unwrap_or_default())));
@@ -116,41 +117,41 @@ fn running_raw(node: &str, after: Option<&str>) -> impl Iterator<Item = Result<V
     of_node.filter_map(|id| id.and_then(|id| active_record(&id)).transpose())
 }
 
-/// An active job as it stands in the state.
+/// Returns the stored bytes of an active job.
 fn active_record(id: &str) -> Result<Option<Vec<u8>>, Error> {
     state::get(format!("active/{id}").as_bytes())
 }
 
-/// The active jobs as they stand in the state, by id.
+/// Iterates over the stored bytes of the active jobs, sorted by id.
 pub fn active_raw() -> state::Pages {
     ACTIVE.iter_raw(None)
 }
 
-/// The ids of finished jobs, newest first.
+/// Iterates over the ids of finished jobs, newest first.
 pub fn finished_ids() -> impl Iterator<Item = Result<String, Error>> {
     BY_AGE.iter(None).map(|row| Ok(row?.1))
 }
 
-/// A finished job as it stands in the state.
+/// Returns the stored bytes of a finished job.
 pub fn finished_raw(id: &str) -> Result<Option<Vec<u8>>, Error> {
     state::get(format!("finished/{id}").as_bytes())
 }
 
-/// What pruning has left to do.
+/// The rest after a pruning step.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Left {
-    /// No finished job.
+    /// No record is left.
     Nothing,
-    /// Jobs that may stay.
+    /// Only records within the limits are left.
     Kept,
-    /// More to remove than one entry should.
+    /// More records must be removed, in another entry.
     More,
 }
 
-/// Jobs that are removed at a time: an entry may have a bounded number of effects.
+/// Maximum number of jobs that one entry removes, because the effects of an entry are limited.
 const TOGETHER: usize = 5_000;
 
-/// Removes finished jobs beyond `keep` and older than `age`, a bounded number at a time.
+/// Removes finished jobs older than `age`, and the oldest ones beyond `keep`; at most 5,000 at a time.
 pub fn prune(now: Time, keep: usize, age: Duration) -> Result<Left, Failure> {
     let (mut kept, mut removed) = (0, 0);
     for row in BY_AGE.iter(None) {
@@ -172,34 +173,34 @@ pub fn prune(now: Time, keep: usize, age: Duration) -> Result<Left, Failure> {
     Ok(if kept > 0 { Left::Kept } else { Left::Nothing })
 }
 
-/// The time in a key of [`BY_AGE`].
+/// Returns the time in a key of [`BY_AGE`].
 fn finished_at(key: &str) -> Option<Time> {
     let counted_down = i64::from_str_radix(key.split_once('/')?.0, 16).ok()?;
     Some(Time::of_millis(i64::MAX - counted_down))
 }
 
-/// Which jobs are asked for.
+/// The body of the query `list`: a filter of jobs and a page.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 pub struct Filter {
     status: Option<Status>,
     node_id: Option<String>,
-    /// Jobs after this one only.
+    /// The id after which the page starts.
     pub after: Option<String>,
-    /// How many at most.
+    /// The maximum number of jobs.
     pub limit: Option<usize>,
 }
 
 impl Filter {
-    /// Whether a job is one of those.
+    /// Returns whether a job matches the filter.
     pub fn matches(&self, job: &Job) -> bool {
         self.status.is_none_or(|status| job.status == status)
             && self.node_id.as_ref().is_none_or(|node| job.node_id.as_ref() == Some(node))
     }
 }
 
-/// A page of the jobs that match, by id. The next one begins after its last job; an empty one is the
-/// end. Finished jobs are not read where none can match.
+/// Returns a page of the matching jobs, sorted by id. The next page starts after its last job; an empty page is the
+/// end. Finished jobs are not read if none can match.
 pub fn list(filter: &Filter) -> Result<Vec<Job>, Error> {
     let after = filter.after.as_deref();
     match (filter.status, &filter.node_id) {

@@ -1,5 +1,6 @@
-//! What is known of jobs that the tracker does not hold: those that were removed, so that a repeated notice does not
-//! bring them back, and results that came before their job. Bounded in age and in number, the oldest go first.
+//! Stores traces of jobs that the tracker does not hold: removed jobs, so that a repeated event does not add them
+//! again, and results that arrived before their job. Traces are bounded in age and number; the oldest are removed
+//! first.
 
 use dim_guest::state::{Error, Map, Value};
 use dim_guest::time::Time;
@@ -7,47 +8,47 @@ use serde::{Deserialize, Serialize};
 
 use crate::store::Left;
 
-/// Traces at most.
+/// Maximum number of traces.
 const MOST: u64 = 100_000;
 
-/// Traces that go at a time: an entry may have a bounded number of effects.
+/// Maximum number of traces that one entry removes, because the effects of an entry are limited.
 const TOGETHER: u64 = 5_000;
 
 const TRACES: Map<str, Trace> = Map::new("trace/");
-/// Oldest first.
+/// The index of traces by age, oldest first.
 const BY_AGE: Map<str, String> = Map::new("trace-age/");
-/// Those of jobs that were removed by order, newest first: the key counts down.
+/// The index of jobs removed by command, newest first: the key contains the inverted time.
 const REMOVED: Map<str, String> = Map::new("removed/");
 const COUNT: Value<u64> = Value::new("traces");
 
-/// What is known of a job that the tracker does not hold.
+/// The trace of a job that the tracker does not hold.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Trace {
-    /// When it was removed, or when its result was ready.
+    /// The time of the removal, or the time at which the result was ready.
     pub at: Time,
-    /// What is known.
+    /// The kind of the trace.
     #[serde(flatten)]
     pub known: Known,
 }
 
-/// What a trace says.
+/// The kind of a trace.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Known {
-    /// It was removed by order, here or on another host of the fleet.
+    /// The job was removed by command, here or on another host of the fleet.
     Removed {},
-    /// It had been finished for long.
+    /// The finished job was pruned.
     Pruned {},
-    /// Its result came, and nothing else yet.
+    /// The result arrived before any event of the job. The payload is its CID.
     ResultCid(String),
 }
 
-/// What is known of a job that the tracker does not hold.
+/// Returns the trace of a job, if any.
 pub fn of(id: &str) -> Result<Option<Trace>, Error> {
     TRACES.get(id)
 }
 
-/// Keeps a trace of a job, in place of the one before.
+/// Stores the trace of a job, and replaces an earlier one.
 pub fn leave(id: &str, trace: &Trace) -> Result<(), Error> {
     take(id)?;
     TRACES.set(id, trace)?;
@@ -58,7 +59,7 @@ pub fn leave(id: &str, trace: &Trace) -> Result<(), Error> {
     COUNT.set(&(count()? + 1))
 }
 
-/// Removes the trace of a job; returns it if there was one.
+/// Removes and returns the trace of a job, if any.
 pub fn take(id: &str) -> Result<Option<Trace>, Error> {
     let Some(trace) = TRACES.get(id)? else { return Ok(None) };
     TRACES.delete(id)?;
@@ -70,7 +71,7 @@ pub fn take(id: &str) -> Result<Option<Trace>, Error> {
     Ok(Some(trace))
 }
 
-/// The jobs that were removed by order, and when; newest first.
+/// Iterates over the jobs that were removed by command, with the times, newest first.
 pub fn removed() -> impl Iterator<Item = Result<(String, Time), Error>> {
     REMOVED.iter(None).filter_map(|row| match row {
         Ok((key, id)) => {
@@ -81,7 +82,7 @@ pub fn removed() -> impl Iterator<Item = Result<(String, Time), Error>> {
     })
 }
 
-/// Removes the traces of before `oldest`, and the oldest of those that are too many; a bounded number at a time.
+/// Removes the traces from before `oldest`, and the oldest ones beyond the maximum number; at most 5,000 at a time.
 pub fn prune(oldest: Time) -> Result<Left, Error> {
     let (mut surplus, mut left) = (count()?.saturating_sub(MOST), Left::Nothing);
     let mut gone = Vec::new();

@@ -1,4 +1,4 @@
-//! What the tracker does with events, orders and questions.
+//! The plugin itself: handles events, commands and queries.
 
 use std::time::Duration;
 
@@ -15,17 +15,17 @@ use crate::merge;
 use crate::store::{self, LastVerdict, Left};
 use crate::traces::{self, Known, Trace};
 
-/// How often finished jobs are pruned.
+/// Interval of pruning while finished jobs exist.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
 const PRUNE: &str = "prune";
 
-/// How often what is only remembered is looked through.
+/// Interval of pruning while only traces exist.
 const FORGET_EVERY: Duration = Duration::from_secs(3_600);
 
-/// What the document is made of.
+/// The records of the document, as errors name them.
 const RECORDS: &str = "active jobs";
 
-/// The tracker's config; the manifest describes it.
+/// The config of the plugin. The manifest describes the fields.
 #[derive(Debug, Deserialize)]
 pub struct Config {
     updates_topic: String,
@@ -41,7 +41,7 @@ pub struct Config {
     jobs_ipns: Vec<String>,
 }
 
-/// The tracker.
+/// The plugin `job-tracker`.
 pub struct JobTracker {
     config: Config,
     document: Document,
@@ -111,7 +111,7 @@ struct Named {
 }
 
 impl JobTracker {
-    /// Applies an event; returns the job if it has changed.
+    /// Applies an event. Returns the job if it changed.
     fn take_in(&self, event: &JobEvent) -> Result<Option<Job>, Failure> {
         let known = store::get(&event.job_id)?;
         if known.is_none() {
@@ -120,7 +120,7 @@ impl JobTracker {
         let now = Time::now();
         let trace = if known.is_none() { traces::of(&event.job_id)? } else { None };
         let result_cid = match trace {
-            // A notice that is repeated, or came late, does not bring it back.
+            // A repeated or late event does not add a removed job again.
             Some(Trace { at, known: Known::Removed {} | Known::Pruned {} })
                 if !Job::comes_back(event, at, now) =>
             {
@@ -142,7 +142,7 @@ impl JobTracker {
         Ok(Some(job))
     }
 
-    /// A job with the last verdict on its node, which may have been declared dead before the job was heard of.
+    /// Returns a job with the last verdict on its node. The verdict may be older than the job.
     pub fn judged(&self, job: Job) -> Result<Job, Failure> {
         let Some(node) = &job.node_id else { return Ok(job) };
         let dead = store::verdict_on(node)?.and_then(|verdict| verdict.dead);
@@ -163,7 +163,8 @@ impl JobTracker {
         }
     }
 
-    /// Keeps a result until its job is heard of: a result alone is no running job. That of a removed job is let go.
+    /// Stores a result until an event of its job arrives, because a result alone does not make a job. Drops the result
+    /// of a removed job.
     fn result_before_its_job(&self, ready: ResultReady, at: Time) -> Result<(), Failure> {
         let is_news =
             traces::of(&ready.job_id)?.is_none_or(|trace| trace.known != Known::Removed {} && trace.at <= at);
@@ -175,8 +176,8 @@ impl JobTracker {
         Ok(())
     }
 
-    /// Marks the running jobs of a dead node. Only this host's own watchdog is believed, and those
-    /// that the operator trusts.
+    /// Applies a verdict to the running jobs of the node. Ignores verdicts of peers that are not in
+    /// `trusted_observers`.
     fn verdict(&self, message: &Message) -> Result<(), Failure> {
         let verdict = Verdict::parse(&message.data)?;
         let believed = match &message.origin {
@@ -190,9 +191,9 @@ impl JobTracker {
             _ => return Ok(()),
         };
         let at = verdict.time(now);
-        // This host's own watchdog is heard in order, by one clock, and has the last word. Of other clocks no more is
-        // believed than that they order what comes within seconds, and another observer takes back its own verdict alone:
-        // so the node registry judges, too.
+        // Verdicts of this host's watchdog arrive in order, by one clock, and always apply. Another observer can only
+        // revoke its own verdict, and its clock only orders messages within seconds. The node registry has the same
+        // rule.
         if let Some(known) = store::verdict_on(&verdict.node_id)?
             && !matches!(message.origin, Origin::Plugin(_))
         {
@@ -215,27 +216,27 @@ impl JobTracker {
         Ok(())
     }
 
-    /// The names of the documents of other hosts' trackers.
+    /// Returns the names of the documents of other hosts' trackers.
     pub fn others(&self) -> &[String] {
         &self.config.jobs_ipns
     }
 
-    /// Whether there is room for one job more.
+    /// Rejects a new job while the active jobs exceed their maximum size.
     pub fn check_room(&self) -> Result<(), Failure> {
         self.document.check_room(RECORDS)
     }
 
-    /// The key under which the jobs are published.
+    /// Returns the key under which the jobs are published.
     pub fn key(&self) -> String {
         format!("{}-jobs", self.config.ipns_key_name)
     }
 
-    /// Publishes the jobs.
+    /// Builds and publishes the document.
     pub fn publish(&self) -> Result<(), Failure> {
         self.document.publish(&document::build(&self.document)?)
     }
 
-    /// Keeps a job in place of what was known of it.
+    /// Stores a job, in place of `before`, and schedules a document.
     pub fn keep(&self, before: Option<&Job>, job: &Job) -> Result<(), Failure> {
         let bytes = store::put(before, job)?;
         self.document.counts(before.and_then(size), is_active(job).then_some(bytes))?;
@@ -245,17 +246,17 @@ impl JobTracker {
         self.document.touch()
     }
 
-    /// Whether a finished job has been so for longer than one is kept.
+    /// Returns whether a finished job is older than the retention of finished jobs.
     pub fn is_old(&self, job: &Job, now: Time) -> bool {
         now.since(job.updated_at) > self.kept()
     }
 
-    /// For how long finished jobs are kept.
+    /// Returns the retention of finished jobs.
     fn kept(&self) -> Duration {
         Duration::from_secs(self.config.keep_finished_days.saturating_mul(86_400))
     }
 
-    /// Has what is old looked for, if it is not yet.
+    /// Sets the timer of pruning, unless it is set.
     pub fn prune_later(&self) -> Result<(), Failure> {
         if timers::get(PRUNE)?.is_none() {
             timers::set(PRUNE, Time::now().after(PRUNE_EVERY).timestamp())?;
@@ -273,7 +274,7 @@ impl JobTracker {
         let pause = match left {
             (Left::Nothing, Left::Nothing) => None,
             (Left::More, _) | (_, Left::More) => Some(Duration::ZERO),
-            // What is left can wait: it is days until it is old.
+            // Traces are kept for days, so their pruning can wait.
             (Left::Nothing, Left::Kept) => Some(FORGET_EVERY),
             (Left::Kept, _) => Some(PRUNE_EVERY),
         };
@@ -283,7 +284,8 @@ impl JobTracker {
         self.document.touch()
     }
 
-    /// Changes a job and publishes the event, both or neither. What comes late says when it happened.
+    /// Executes the command `update`: changes a job and publishes the event, both or neither. A caller that reports
+    /// late sets `timestamp`.
     fn update(&self, mut event: JobEvent) -> Result<String, Refusal> {
         event.check().map_err(Refusal::Invalid)?;
         event.timestamp.get_or_insert(Time::now());
@@ -307,7 +309,7 @@ impl JobTracker {
         json::write(&job)
     }
 
-    /// Removes a job and remembers that it was removed by order at `at`.
+    /// Removes a job and records that it was removed by command at `at`.
     pub fn take_away(&self, job: &Job, at: Time) -> Result<(), Failure> {
         store::remove(job)?;
         traces::leave(&job.job_id, &Trace { at, known: Known::Removed {} })?;
@@ -317,7 +319,7 @@ impl JobTracker {
     }
 }
 
-/// What an active job takes of the document.
+/// Returns the size of an active job in the document, in bytes; none for a finished job.
 fn size(job: &Job) -> Option<usize> {
     is_active(job).then(|| documents::size(job))
 }

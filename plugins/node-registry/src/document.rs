@@ -1,4 +1,4 @@
-//! The registry's document: made for the readers of existing fleets.
+//! Builds the registry's document in the format that existing fleets read.
 
 use dim_guest::document::Document;
 use dim_guest::foreign::Kept;
@@ -9,12 +9,14 @@ use serde_json::value::RawValue;
 
 use crate::node::{NODES, readable};
 
-/// What is around nodes and jobs, in bytes.
+/// Bytes reserved for the members around nodes and jobs.
 const FRAME_BYTES: usize = 256;
 
-/// Builds `{"nodes":[…],"active_jobs":{…},"updated_at"}` in as many bytes as there is room for, with `"left_out"` and
-/// the number of nodes for which there is none, if there are any. Merged nodes are not published again. Jobs that take
-/// more than half of the room and do not fit beside the nodes are left to the job tracker's own document.
+/// Builds `{"nodes":[…],"active_jobs":{…},"updated_at"}` within the known size limit.
+///
+/// If not all nodes fit, the member `"left_out"` is their number. Merged nodes are not published again. If the jobs
+/// need more than half of the size limit and do not fit beside the nodes, only the job tracker's own document contains
+/// them.
 pub fn build(of: &Document, jobs: &str) -> Result<Vec<u8>, Failure> {
     let (jobs, room) = (active_jobs(jobs), of.room()?.saturating_sub(FRAME_BYTES));
     let kept = Kept::read()?;
@@ -33,7 +35,7 @@ pub fn build(of: &Document, jobs: &str) -> Result<Vec<u8>, Failure> {
     Ok(document)
 }
 
-/// Adds an item to an open list. Records are JSON already; one that no reader could read is left out.
+/// Appends a record to a JSON list that is not closed yet. Leaves out a record that readers cannot parse.
 fn item(list: &mut Vec<u8>, _: &str, record: &[u8]) {
     let Some(record) = readable(record) else { return };
     if list.last() != Some(&b'[') {
@@ -42,7 +44,7 @@ fn item(list: &mut Vec<u8>, _: &str, record: &[u8]) {
     list.extend(record.as_ref());
 }
 
-/// The jobs of the document that the job tracker publishes; none until it is known.
+/// Returns the active jobs of the job tracker's document as JSON; `{}` until the document is known.
 fn active_jobs(jobs: &str) -> Vec<u8> {
     #[derive(Deserialize)]
     struct Jobs<'a> {

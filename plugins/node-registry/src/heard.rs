@@ -1,5 +1,7 @@
-//! What a heartbeat and a watchdog's verdict make of a node. Arrival is life, by the clock of this host; clocks of others
-//! order what one of them sends within seconds, and measure durations.
+//! Applies heartbeats and verdicts to a node.
+//!
+//! A node is alive when a heartbeat arrives, by the clock of this host. Clocks of other machines only order messages of
+//! one sender within seconds, and measure durations.
 
 use dim_guest::Failure;
 use dim_guest::heartbeat::{check_id, is_overtaken};
@@ -11,10 +13,10 @@ use crate::node::{Before, Node};
 use crate::said::Said;
 
 impl Node {
-    /// The node after a heartbeat that arrives now; `record` is the node as it stands in the state. A heartbeat that was
-    /// overtaken on the way is a sign of life and says nothing else.
+    /// Returns the node after a heartbeat that arrives at `now`. `record` is the stored node, if there is one. A
+    /// heartbeat that was overtaken by a later one only updates `last_seen` and the instance.
     ///
-    /// Of the record no more is read than is needed: heartbeats are many, and most bring all of it anew.
+    /// Only the needed members of the record are parsed: heartbeats are frequent, and most replace all members.
     pub fn heard(record: Option<&[u8]>, before: &Before<'_>, said: Said, now: Time) -> Node {
         if let Some(mut node) = overtook(record, before, &said, now) {
             node.hear_instance(said.instance, now);
@@ -36,10 +38,11 @@ impl Node {
         node
     }
 
-    /// Takes in what a watchdog says; false if that changes nothing. A verdict makes the node's standing worse, until
-    /// its next heartbeat, or until the same observer says that it has recovered.
+    /// Applies a verdict. Returns false if it changes nothing.
+    ///
+    /// A verdict makes the status worse, until the next heartbeat or until the same observer reports a recovery.
     pub fn judge(&mut self, verdict: &Verdict, observer: Observer, now: Time) -> bool {
-        // What was heard since then proves it wrong.
+        // A later heartbeat disproves the verdict.
         if verdict.seen(observer, now).is_some_and(|seen| !self.put && seen < self.last_seen) {
             return false;
         }
@@ -59,7 +62,7 @@ impl Node {
         true
     }
 
-    /// Lifts the verdict that stands if it is one of the same observer.
+    /// Revokes the current verdict if it is from the same observer. Returns false if it changes nothing.
     fn recovers(&mut self, verdict: &Verdict) -> bool {
         let is_its_own = verdict.observer.is_some() && verdict.observer == self.observer;
         if !is_its_own || rank(&self.status) == 0 {
@@ -71,11 +74,12 @@ impl Node {
     }
 }
 
-/// The node as it stands, if its last heartbeat was sent after the one that arrives now, by the clock of one sender. What
-/// was silent long enough to be suspected did not send it so.
+/// Returns the stored node if its last heartbeat was sent after the one that arrives now, by the same sender's clock.
+///
+/// A node under a verdict was silent for too long, so its next heartbeat cannot have been overtaken.
 fn overtook(record: Option<&[u8]>, before: &Before<'_>, said: &Said, now: Time) -> Option<Node> {
     let (sent, known) = (said.timestamp?, before.sent_at()?);
-    // Most are sent later, and no more is read.
+    // The usual case, decided without parsing the record.
     if sent >= known {
         return None;
     }
@@ -84,7 +88,7 @@ fn overtook(record: Option<&[u8]>, before: &Before<'_>, said: &Said, now: Time) 
     (is_one_sender && is_overtaken(sent, now, known, node.last_seen)).then_some(node)
 }
 
-/// How bad a status is that a watchdog may give.
+/// Returns the severity of a status: 2 for dead, 1 for suspect, 0 otherwise.
 fn rank(status: &str) -> u8 {
     match status {
         "dead" => 2,
@@ -93,16 +97,16 @@ fn rank(status: &str) -> u8 {
     }
 }
 
-/// Whose watchdog speaks.
+/// The kind of an observer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Observer {
-    /// This host's own: its clock is the one by which the registry hears.
+    /// The watchdog of this host, which has the same clock as the registry.
     Own,
-    /// Another one, with a clock of its own.
+    /// Another observer, with its own clock.
     Other,
 }
 
-/// What a watchdog says of a node.
+/// A verdict of a watchdog on a node.
 #[derive(Debug, Deserialize)]
 pub struct Verdict {
     pub node_id: String,
@@ -118,6 +122,7 @@ pub struct Verdict {
 }
 
 impl Verdict {
+    /// Reads a message. Invalid JSON or an invalid `node_id` rejects the event.
     pub fn parse(data: &[u8]) -> Result<Self, Failure> {
         let verdict: Self = serde_json::from_slice(data)
             .map_err(|error| Failure::Reject(format!("not a verdict on a node: {error}")))?;
@@ -125,8 +130,8 @@ impl Verdict {
         Ok(verdict)
     }
 
-    /// When the observer heard the node last, by this host's clock. Of another host's clock only the length of the
-    /// silence counts.
+    /// Returns the time of the node's last heartbeat at the observer, by this host's clock. From another host's clock
+    /// only the duration of the silence is used.
     fn seen(&self, observer: Observer, now: Time) -> Option<Time> {
         match (observer, self.timestamp, self.last_seen) {
             (Observer::Other, Some(said), Some(seen)) => Some(now.before(said.since(seen))),

@@ -1,4 +1,4 @@
-//! Takes over the nodes of a document that somebody else has published.
+//! Takes over the nodes of a published document.
 
 use dim_guest::foreign::{self, Document, Row};
 use dim_guest::heartbeat::check_id;
@@ -10,10 +10,10 @@ use crate::NodeRegistry;
 use crate::node::{NODES, Node};
 use crate::query;
 
-/// The members of a registry that are read. `jobs` are the job tracker's.
+/// The known members of a registry document. The job tracker reads `active_jobs` and `jobs`.
 const KNOWN: [&str; 5] = ["nodes", "active_jobs", "jobs", "left_out", "updated_at"];
 
-/// The members of a node that are read, and those that are only the registry's own.
+/// The known members of a node. Only the registry itself writes some of them.
 const MEMBERS: [&str; 16] = [
     "node_id",
     "status",
@@ -33,8 +33,8 @@ const MEMBERS: [&str; 16] = [
     "put",
 ];
 
-/// Takes over the nodes of a document and publishes the registry with them. A node that this host has heard since stays
-/// as it is.
+/// Executes the command `import`: takes over the nodes of a document and publishes the registry. A node that this host
+/// knows with the same or a later `last_seen` is unchanged.
 pub fn import(registry: &NodeRegistry, body: &str) -> Result<String, Refusal> {
     let document = Document::read(body)?;
     let (mut taken, mut refused) = (0, 0);
@@ -49,6 +49,7 @@ pub fn import(registry: &NodeRegistry, body: &str) -> Result<String, Refusal> {
     json::write(&json!({ "nodes": taken, "refused": refused }))
 }
 
+/// Stores a row of the document. Returns false if the known node is as recent.
 fn take(registry: &NodeRegistry, row: &Row) -> Result<bool, Refusal> {
     let now = Time::now();
     let last_seen = row.get("last_seen").filter(|seen| *seen <= now).unwrap_or(now);

@@ -1,5 +1,5 @@
-//! Which agents speak as one node. Each start of an agent is another instance; two that are heard in turn are two
-//! agents with one id.
+//! Detects several agents that send heartbeats under one node id. Each start of an agent creates a new instance; two
+//! instances that alternate are two agents.
 
 use std::time::Duration;
 
@@ -8,42 +8,43 @@ use serde::{Deserialize, Serialize};
 
 use crate::node::Node;
 
-/// How long an instance that is not heard counts as one of several, and how many of its intervals that are at least.
+/// Minimum silence after which an instance no longer counts.
 const QUIET: Duration = Duration::from_secs(600);
+/// Minimum silence after which an instance no longer counts, in heartbeat intervals.
 const INTERVALS: u32 = 3;
 
-/// How often an instance must return for a conflict. One late message of an agent that was started anew is none.
+/// Number of returns of an instance that make a conflict. A single late message of a restarted agent makes none.
 const RETURNS: u32 = 2;
 
-/// Instances that are remembered beside the one that was heard last.
+/// Maximum number of stored instances, besides the latest one.
 const MOST: usize = 7;
 
-/// Other instances that were heard lately.
+/// Other recent instances of a node.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Others {
     heard: Vec<Heard>,
     returns: u32,
 }
 
-/// An instance, and when it was heard last.
+/// An instance and the time of its last heartbeat.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Heard {
     instance: String,
     last_seen: Time,
 }
 
-/// Several agents that send heartbeats under one id.
+/// A conflict of several agents that send heartbeats under one id.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Conflict {
-    /// Their instances.
+    /// The instances of the agents.
     pub instances: Vec<String>,
-    /// Since when.
+    /// The start of the conflict.
     pub since: Time,
 }
 
 impl Node {
-    /// Takes in that `instance` was heard; this is the node as it was known before. Heartbeats without an instance
-    /// change nothing.
+    /// Updates the instances of the node after a heartbeat of `instance`. A heartbeat without an instance changes
+    /// nothing. The caller updates `last_seen` afterwards.
     pub fn hear_instance(&mut self, instance: Option<String>, now: Time) {
         let Some(instance) = instance else { return };
         let every = Duration::from_millis(self.every_ms.unwrap_or(0)).saturating_mul(INTERVALS);
@@ -69,7 +70,7 @@ impl Node {
 }
 
 impl Others {
-    /// `heard` speaks now, and `before` did until now.
+    /// Moves the instance `before` to the other instances, because `heard` is now the latest one.
     fn change(&mut self, before: Option<String>, heard: &str, last_seen: Time) {
         let known = self.heard.len();
         self.heard.retain(|other| other.instance != heard);

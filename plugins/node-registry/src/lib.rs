@@ -1,7 +1,7 @@
-//! Which nodes exist, what they have, and who has gone silent.
+//! Tracks the nodes of the fleet, their free resources and their status.
 //!
-//! Heartbeats and the watchdog's verdicts come in; the registry is published as a document under
-//! an IPNS key, together with the jobs that the job tracker publishes.
+//! The registry receives heartbeats and the verdicts of watchdogs. It publishes a document under an IPNS
+//! key, together with the jobs that the job tracker publishes.
 
 mod document;
 mod heard;
@@ -29,7 +29,7 @@ use node::{Before, NODES, Node};
 use query::Filter;
 use said::Said;
 
-/// The registry's config; the manifest describes it.
+/// The config of the plugin. The manifest describes the fields.
 #[derive(Debug, Deserialize)]
 pub struct Config {
     heartbeat_topic: String,
@@ -43,11 +43,12 @@ pub struct Config {
     node_peers: Vec<String>,
 }
 
-/// The timer that looks for nodes that have been dead for long, and how often it does.
+/// The timer that removes nodes that have been dead for `forget_after_days`.
 const FORGET: &str = "forget";
+/// Interval of this timer.
 const FORGET_EVERY: Duration = Duration::from_secs(3_600);
 
-/// The registry.
+/// The plugin `node-registry`.
 pub struct NodeRegistry {
     config: Config,
     document: Document,
@@ -118,7 +119,7 @@ impl NodeRegistry {
         if record.is_none() {
             self.document.check_room("nodes")?;
         }
-        // A record that cannot be read is replaced.
+        // An unreadable record is replaced.
         let before = record.as_deref().and_then(|record| state::decode::<Before<'_>>(record).ok());
         let before = before.unwrap_or_default();
         let node = Node::heard(record.as_deref(), &before, said, now);
@@ -128,8 +129,8 @@ impl NodeRegistry {
         self.document.touch()
     }
 
-    /// A verdict marks the node until its next heartbeat. Only this host's own watchdog is
-    /// believed, and those that the operator trusts.
+    /// Applies a verdict, which lasts until the next heartbeat. Ignores verdicts of peers that are not in
+    /// `trusted_observers`.
     fn verdict(&self, message: &Message) -> Result<(), Failure> {
         let verdict = Verdict::parse(&message.data)?;
         let observer = match &message.origin {
@@ -148,8 +149,8 @@ impl NodeRegistry {
         Ok(())
     }
 
-    /// The jobs belong into the document; what is merged does not, or two registries that merge each
-    /// other would publish for ever.
+    /// Handles a changed name. Jobs are part of the document. Merged nodes are not, because two registries that
+    /// merge each other would publish without end.
     fn name_changed(&self, name: &str) -> Result<(), Failure> {
         let is = |known: &str| ipns::resolve(known).is_ok_and(|known| known.name == name);
         if is(&self.jobs) {
@@ -174,7 +175,7 @@ impl NodeRegistry {
     }
 }
 
-/// Logs what an operator should know and did not before this heartbeat.
+/// Logs a new conflict and newly unreadable members of a heartbeat.
 fn log_news(before: &Before<'_>, node: &Node) {
     if let Some(conflict) = node.conflict.as_ref().filter(|_| !before.is_in_conflict()) {
         let fields = [("node_id", node.node_id.as_str()), ("instances", &conflict.instances.join(", "))];
@@ -187,13 +188,13 @@ fn log_news(before: &Before<'_>, node: &Node) {
     if node.ignored.is_empty() {
         return;
     }
-    // The values may differ each time.
+    // Compares only the names of the members, because the values in the reasons may differ each time.
     let members = |reasons: &[String]| -> Vec<String> {
         reasons.iter().map(|reason| reason.split(':').next().unwrap_or_default().to_owned()).collect()
     };
     if members(&before.ignored()) != members(&node.ignored) {
         let fields = [("node_id", node.node_id.as_str()), ("ignored", &node.ignored.join("; "))];
-        log::line(Level::Warn, "members of a heartbeat cannot be read; the rest is taken", &fields);
+        log::line(Level::Warn, "unreadable members of a heartbeat are ignored", &fields);
     }
 }
 
@@ -201,7 +202,7 @@ fn look_again_after(pause: Duration) -> Result<(), timers::Error> {
     timers::set(FORGET, Time::now().after(pause).timestamp())
 }
 
-/// A node by its id.
+/// A body that names a node.
 #[derive(Deserialize)]
 struct Named {
     node_id: String,

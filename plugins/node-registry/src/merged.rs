@@ -1,4 +1,4 @@
-//! The registry that another host publishes, beside the own one. A row that cannot be read costs itself.
+//! Merges the registry that another host publishes. An unreadable row affects only itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,36 +15,36 @@ use crate::node::{Node, Row};
 /// The nodes of another host's registry.
 pub const MERGED: Map<str, Node> = Map::new("merged/");
 
-/// The key of the name of that registry; each of its nodes is shown with it.
+/// The key of the name of that registry, which its nodes show as `source`.
 const MERGED_FROM: &[u8] = b"registry";
 
-/// How the last merge went.
+/// The report of the last merge.
 const REPORT: Value<Report> = Value::new("merge-report");
 
-/// Reasons that a report keeps.
+/// Maximum number of reasons in a report.
 const REASONS: usize = 5;
 
-/// Largest of them, in bytes: an error of the reader repeats what it has read.
+/// Maximum size of a reason, in bytes. An error of the JSON reader repeats its input.
 const REASON_BYTES: usize = 200;
 
-/// How the last merge of another host's registry went.
+/// The report of the last merge of another host's registry.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// The registry's name; none if none was merged.
+    /// The name of the registry; none before the first merge.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registry: Option<String>,
-    /// When it was merged.
+    /// The time of the merge.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<Time>,
-    /// Nodes that were taken.
+    /// The number of merged nodes.
     pub nodes: u64,
-    /// Rows that were not.
+    /// The number of rows that were not merged.
     pub set_aside: u64,
-    /// Nodes that were taken without a member that cannot be read.
+    /// The number of nodes that were merged without an unreadable member.
     pub incomplete: u64,
-    /// Why, the first few.
+    /// The first reasons for rows that were not merged or are incomplete.
     pub reasons: Vec<String>,
-    /// Why the last document could not be merged; what was merged before it stays.
+    /// The reason why the last document could not be merged. The nodes of the previous merge stay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
@@ -63,17 +63,17 @@ impl Report {
     }
 }
 
-/// The name of the registry that is merged.
+/// Returns the name of the merged registry.
 pub fn source() -> Result<Option<String>, state::Error> {
     state::get_json(MERGED_FROM)
 }
 
-/// How the last merge went.
+/// Returns the report of the last merge.
 pub fn report() -> Result<Report, state::Error> {
     Ok(REPORT.get()?.unwrap_or_default())
 }
 
-/// Forgets what was merged from a registry that is followed no more.
+/// Removes the merged nodes and the report, if the registry is no longer followed.
 pub fn forget() -> Result<(), state::Error> {
     if state::get(MERGED_FROM)?.is_none() {
         return Ok(());
@@ -85,21 +85,21 @@ pub fn forget() -> Result<(), state::Error> {
     state::delete(MERGED_FROM)
 }
 
-/// Takes in the registry that another host publishes under `name`. In one entry, so that no one
-/// sees half of it: a document that can be published has no more than an entry may change.
+/// Merges the registry that another host publishes under `name`, in one entry, so that the merge is atomic. The size
+/// limit of documents keeps the number of changes below the limits of an entry.
 pub fn merge(name: &str) -> Result<(), Failure> {
     #[derive(Deserialize)]
     struct Registry<'a> {
         #[serde(borrow)]
         nodes: Vec<&'a RawValue>,
     }
-    // Not held any more: a newer one has come, and with it another event.
+    // The host no longer holds this document because a newer one has arrived, with its own event.
     let Ok(document) = ipns::get_state(name) else { return Ok(()) };
     let now = Time::now();
     let registry: Registry<'_> = match serde_json::from_slice(&document.data) {
         Ok(registry) => registry,
         Err(error) => {
-            let error = format!("it holds no registry: {error}");
+            let error = format!("it is not a registry: {error}");
             let fields = [("name", name), ("why", &error)];
             log::line(Level::Warn, "the registry of another host cannot be merged", &fields);
             let failed = Report { registry: Some(name.to_owned()), error: Some(error), ..report()? };
@@ -132,7 +132,7 @@ pub fn merge(name: &str) -> Result<(), Failure> {
     Ok(REPORT.set(&report)?)
 }
 
-/// The nodes that can be read, by id; the report says what cannot.
+/// Reads the nodes by id. Adds unreadable rows to the report.
 fn read_all(rows: &[&RawValue], now: Time, report: &mut Report) -> BTreeMap<String, Node> {
     let mut nodes: BTreeMap<String, Node> = BTreeMap::new();
     for (number, row) in rows.iter().enumerate() {
@@ -151,10 +151,10 @@ fn read_all(rows: &[&RawValue], now: Time, report: &mut Report) -> BTreeMap<Stri
             report.incomplete += 1;
             report.because(format!("row {number}: {}", reasons.join(", ")));
         }
-        // A clock that is ahead would hide what this host hears itself.
+        // A time in the future would hide later heartbeats at this host.
         let node = Node { last_seen: node.last_seen.min(now), ..node };
         if let Some(known) = nodes.get(&node.node_id) {
-            report.set_aside(format!("row {number}: {} is there twice", node.node_id));
+            report.set_aside(format!("row {number}: {} occurs twice", node.node_id));
             if known.last_seen >= node.last_seen {
                 continue;
             }

@@ -1,4 +1,4 @@
-//! A node as the registry knows it, and how it is read.
+//! The record of a node, and its tolerant parser.
 
 use std::borrow::Cow;
 
@@ -11,50 +11,50 @@ use serde_json::value::RawValue;
 use crate::instances::{Conflict, Others};
 use crate::resources::{self, Resources};
 
-/// The nodes that this host has heard itself.
+/// The nodes of this host's own registry, by id.
 pub const NODES: Map<str, Node> = Map::new("node/");
 
-/// One node.
+/// A node of the registry.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Node {
     pub node_id: String,
     pub status: String,
-    /// When it was heard last; absent if that is not known.
+    /// The time of the last heartbeat; absent if unknown.
     #[serde(skip_serializing_if = "is_unknown")]
     pub last_seen: Time,
     pub resources: Resources,
     pub cached_models: Vec<String>,
-    /// The time that the node put on its last heartbeat.
+    /// The timestamp in the last heartbeat, by the node's clock.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sent_at: Option<Time>,
-    /// The registry that it was merged from.
+    /// The name of the merged registry that lists the node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// The status that the node gave itself, while a watchdog's verdict stands in its place.
+    /// The status that the node reported, while a verdict replaces it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub said: Option<String>,
-    /// Whose verdict that is.
+    /// The observer of that verdict.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observer: Option<String>,
-    /// What the watchdog adds to its verdict.
+    /// The hint of the watchdog with its verdict.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
-    /// What could not be read in its last heartbeat, and why.
+    /// The unreadable members of the last heartbeat, with the reasons.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ignored: Vec<String>,
-    /// The time between two of its heartbeats, in milliseconds.
+    /// The interval of its heartbeats, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub every_ms: Option<u64>,
-    /// The agent that sent the last heartbeat.
+    /// The instance of the agent that sent the last heartbeat.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,
-    /// Other agents that were heard under this id lately.
+    /// Other recent instances that sent heartbeats under this id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub others: Option<Others>,
-    /// Set while several agents send heartbeats under this id.
+    /// The conflict, while several agents send heartbeats under this id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub conflict: Option<Conflict>,
-    /// Set if an order put it into the registry and it was not heard since.
+    /// Whether the command `put` added the node and no heartbeat has arrived since.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub put: bool,
 }
@@ -63,7 +63,7 @@ fn is_unknown(time: &Time) -> bool {
     *time == Time::default()
 }
 
-/// A node as it stands in the state or in a document, its members not read yet.
+/// A node of the state or of a document, with unparsed members.
 #[derive(Debug, Deserialize)]
 pub struct Row<'a> {
     pub node_id: String,
@@ -98,7 +98,7 @@ pub struct Row<'a> {
 }
 
 impl Row<'_> {
-    /// The node, and why some of its members cannot be read; those are absent.
+    /// Parses the node. Unreadable members are absent, and their reasons are returned.
     pub fn read(&self) -> (Node, Vec<String>) {
         let mut of = Members::default();
         let status: Option<String> = of.read("status", self.status);
@@ -124,7 +124,7 @@ impl Row<'_> {
     }
 }
 
-/// What a heartbeat needs of the node as it stands; the rest is skipped.
+/// The members of a stored node that a heartbeat needs, unparsed. Other members are skipped.
 #[derive(Debug, Default, Deserialize)]
 pub struct Before<'a> {
     #[serde(borrow, default)]
@@ -148,37 +148,37 @@ pub struct Before<'a> {
 }
 
 impl Before<'_> {
-    /// The time that the node put on its last heartbeat.
+    /// Returns the timestamp in the last heartbeat, by the node's clock.
     pub fn sent_at(&self) -> Option<Time> {
         one(self.sent_at)
     }
 
-    /// What it has to spare.
+    /// Returns the free resources.
     pub fn resources(&self) -> Option<Resources> {
         one(self.resources)
     }
 
-    /// The models that it holds.
+    /// Returns the cached models.
     pub fn cached_models(&self) -> Option<Vec<String>> {
         one(self.cached_models)
     }
 
-    /// The time between two of its heartbeats, in milliseconds.
+    /// Returns the interval of the heartbeats, in milliseconds.
     pub fn every_ms(&self) -> Option<u64> {
         one(self.every_ms)
     }
 
-    /// What could not be read in its last heartbeat.
+    /// Returns the unreadable members of the last heartbeat, with the reasons.
     pub fn ignored(&self) -> Vec<String> {
         one(self.ignored).unwrap_or_default()
     }
 
-    /// Whether several agents send heartbeats under its id.
+    /// Returns whether several agents send heartbeats under this id.
     pub fn is_in_conflict(&self) -> bool {
         self.conflict.is_some()
     }
 
-    /// The node as far as its agents go. The time is read only if it can matter.
+    /// Returns a node with only the members about instances. `last_seen` is parsed only if there is an instance.
     pub fn instances(&self) -> Node {
         let instance: Option<String> = one(self.instance);
         let last_seen = instance.as_ref().and_then(|_| one(self.last_seen)).unwrap_or_default();
@@ -192,19 +192,19 @@ impl Before<'_> {
     }
 }
 
-/// A member; none if it is absent or cannot be read.
+/// Parses a member. Returns none if it is absent or unreadable.
 fn one<'a, T: Deserialize<'a>>(raw: Option<&'a RawValue>) -> Option<T> {
     serde_json::from_str(raw?.get()).ok()
 }
 
-/// A record of which a member cannot be read is the rest of it: code before this one took what nobody can read again.
+/// Ignores unreadable members, because older versions of this plugin stored members that cannot be parsed again.
 impl<'de> Deserialize<'de> for Node {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Ok(Row::deserialize(deserializer)?.read().0)
     }
 }
 
-/// A record as any reader of JSON can read it; none if it is no node.
+/// Returns a record in a form that every JSON reader accepts, or none if it is not a node.
 pub fn readable(record: &[u8]) -> Option<Cow<'_, [u8]>> {
     if !resources::may_be_unreadable(record) {
         return Some(Cow::Borrowed(record));

@@ -1,4 +1,4 @@
-//! What an operator orders of the registry, and what it forgets by itself.
+//! Executes the commands `put` and `remove`, and removes nodes that have been dead for long.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -14,32 +14,32 @@ use crate::merged::{MERGED, source};
 use crate::node::{NODES, Node, Row};
 use crate::{Named, NodeRegistry, query};
 
-/// Nodes that are forgotten at a time: an entry may have a bounded number of effects.
+/// Maximum number of nodes that one entry removes, because the effects of an entry are limited.
 const TOGETHER: usize = 5_000;
 
-/// How many nodes were forgotten, and whether those are all.
+/// The result of a removal of dead nodes: their number, and whether none is left.
 pub struct Forgotten {
     pub count: usize,
     pub all: bool,
 }
 
-/// A node that was removed.
+/// The reply of the command `remove`.
 #[derive(Serialize)]
 struct Removed {
     #[serde(flatten)]
     node: Node,
-    /// The merged registry that still lists it, if one does.
+    /// The merged registry that still lists the node, if any.
     #[serde(skip_serializing_if = "Option::is_none")]
     still_in: Option<String>,
 }
 
 impl NodeRegistry {
-    /// Replaces the registry. A node without `last_seen` was seen at the time of the order.
+    /// Executes the command `put`: replaces all nodes. A node without `last_seen` gets the time of the command.
     pub fn put(&self, body: &str) -> Result<String, Refusal> {
         let nodes = read_all(&json::read::<Vec<Box<RawValue>>>(body)?)?;
         let mut ids = BTreeSet::new();
         if let Some(twice) = nodes.iter().find(|node| !ids.insert(node.node_id.as_str())) {
-            return Err(Refusal::Invalid(format!("node {} is there twice", twice.node_id)));
+            return Err(Refusal::Invalid(format!("node {} occurs twice", twice.node_id)));
         }
         for known in NODES.iter_raw(None) {
             let (id, _) = known?;
@@ -56,15 +56,15 @@ impl NodeRegistry {
         json::write(&serde_json::json!({ "nodes": nodes.len() }))
     }
 
-    /// Removes a node that this host has heard itself. The node comes back with its next heartbeat. What another host's
-    /// registry lists is that host's to remove.
+    /// Executes the command `remove`: removes a node of this host's own registry. The next heartbeat adds the node
+    /// again. A node that only a merged registry lists is a conflict.
     pub(crate) fn remove(&self, Named { node_id }: &Named) -> Result<String, Refusal> {
         check_id(node_id).map_err(Refusal::Invalid)?;
         let still_in = if MERGED.get_raw(node_id)?.is_some() { source()? } else { None };
         let Some(record) = NODES.get_raw(node_id)? else {
             return Err(match still_in {
                 Some(registry) => Refusal::Conflict(format!(
-                    "node {node_id} is in the merged registry {registry} alone: remove it on the host that publishes it"
+                    "only the merged registry {registry} lists node {node_id}: remove it on the host that publishes it"
                 )),
                 None => Refusal::NotFound(node_id.clone()),
             });
@@ -74,13 +74,13 @@ impl NodeRegistry {
         self.speakers.forget(node_id)?;
         self.document.counts(Some(record.len()), None)?;
         self.document.touch().map_err(refusal)?;
-        // One that cannot be read can still be removed.
+        // An unreadable node can still be removed.
         let node =
             query::read(&record).unwrap_or_else(|| Node { node_id: node_id.clone(), ..Node::default() });
         json::write(&Removed { node, still_in })
     }
 
-    /// Forgets the nodes that are dead and were seen last longer than `age` ago.
+    /// Removes the nodes that are dead and whose last heartbeat is older than `age`, at most 5,000 at a time.
     pub fn forget_dead(&self, age: Duration) -> Result<Forgotten, Failure> {
         let (now, mut count) = (Time::now(), 0);
         for row in NODES.iter_raw(None) {
@@ -100,7 +100,8 @@ impl NodeRegistry {
     }
 }
 
-/// The nodes of an order, each of them whole: what is wrong is the operator's to mend.
+/// Reads the nodes of the command `put`. Any unreadable member refuses the command, so that the operator can correct
+/// it.
 fn read_all(rows: &[Box<RawValue>]) -> Result<Vec<Node>, Refusal> {
     rows.iter()
         .map(|row| {

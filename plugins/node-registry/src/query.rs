@@ -1,4 +1,4 @@
-//! What is asked of the registry: own nodes and merged ones are one list.
+//! Answers the queries of the registry. Own and merged nodes form one list.
 
 use dim_guest::list::{Both, Page, SideBySide};
 use dim_guest::log::{self, Level};
@@ -9,7 +9,7 @@ use crate::merged::{MERGED, source};
 use crate::node::{NODES, Node};
 use crate::resources::amount;
 
-/// Which nodes are asked for.
+/// The body of the query `list`: a filter of nodes and a page.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Filter {
@@ -31,7 +31,7 @@ impl Filter {
     }
 }
 
-/// A node, own or merged: what was seen last of it.
+/// Returns a node. If both the own and the merged registry know it, returns the one with the later `last_seen`.
 pub fn get(id: &str) -> Result<Option<Node>, state::Error> {
     let own = NODES.get(id)?;
     let merged = match MERGED.get(id)? {
@@ -41,8 +41,8 @@ pub fn get(id: &str) -> Result<Option<Node>, state::Error> {
     Ok(own.into_iter().chain(merged).max_by_key(|node| node.last_seen))
 }
 
-/// A page of the nodes that match, own and merged, by id. The next one begins after its last node; an
-/// empty one is the end. A record that cannot be read is left out and logged.
+/// Returns a page of the matching nodes, own and merged, sorted by id. The next page starts after its last node; an
+/// empty page is the end. An unreadable record is left out and logged.
 pub fn list(filter: &Filter) -> Result<Vec<Node>, state::Error> {
     let after = filter.after.as_deref();
     let source = source()?;
@@ -55,7 +55,7 @@ pub fn list(filter: &Filter) -> Result<Vec<Node>, state::Error> {
             let node = read(&record)?;
             Some((Node { source: source.clone(), ..node }, record.len()))
         });
-        // Of one that both know, the one that was seen last.
+        // If both know the node, the later `last_seen` wins.
         let newest = own.into_iter().chain(merged).max_by_key(|(node, _)| node.last_seen);
         if let Some((node, bytes)) = newest.filter(|(node, _)| filter.matches(node)) {
             page.push(node, bytes);
@@ -64,12 +64,16 @@ pub fn list(filter: &Filter) -> Result<Vec<Node>, state::Error> {
     Ok(page.into_rows())
 }
 
-/// A stored node; one that cannot be read costs nobody the others.
+/// Reads a stored node. Logs an unreadable record and returns none.
 pub fn read(record: &[u8]) -> Option<Node> {
     match state::decode(record) {
         Ok(node) => Some(node),
         Err(error) => {
-            log::line(Level::Error, "a stored node is left out", &[("error", &format!("{error:?}"))]);
+            log::line(
+                Level::Error,
+                "a stored node is unreadable and is left out",
+                &[("error", &format!("{error:?}"))],
+            );
             None
         }
     }

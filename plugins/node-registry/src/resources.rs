@@ -1,10 +1,10 @@
-//! What a node has to spare, as the node says it.
+//! The free resources of a node, as it reports them.
 
 use dim_guest::verbatim::Verbatim;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// What a node has to spare: numbers as a rule, passed on to the letter.
+/// The free resources of a node. The values are usually numbers and are passed on unchanged.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Resources {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -15,7 +15,7 @@ pub struct Resources {
     pub gpu_available: Option<Verbatim>,
 }
 
-/// The amount that a figure stands for: its number, or one if it is `true`.
+/// Returns a value as a number: the number itself, 1 for `true`, and 0 for anything else.
 pub fn amount(figure: Option<&Verbatim>) -> f64 {
     match figure.map(|figure| serde_json::from_str(figure.get())) {
         Some(Ok(Value::Bool(true))) => 1.0,
@@ -24,13 +24,12 @@ pub fn amount(figure: Option<&Verbatim>) -> f64 {
     }
 }
 
-/// Brackets of a record from which on it may lie too deep for a reader of JSON, which takes 128 levels as a rule. A
+/// Number of brackets up to which a record cannot be too deep for JSON readers, which usually accept 128 levels. A
 /// document adds three levels.
 const BRACKETS: usize = 100;
 
-/// Whether a record may lie too deep to be read again, or hold half of a surrogate pair. None does that has few brackets
-/// no escapes of
-/// that kind and no reserved words.
+/// Returns whether a record may be unreadable: too deep, with half of a surrogate pair, or with a reserved name of
+/// serde_json. A cheap test without false negatives.
 pub fn may_be_unreadable(record: &[u8]) -> bool {
     record.iter().filter(|byte| matches!(byte, b'[' | b'{')).count() > BRACKETS
         || record.windows(2).any(|bytes| matches!(bytes, [b'\\', b'u'] | [b'$', b's']))

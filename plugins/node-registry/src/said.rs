@@ -1,4 +1,4 @@
-//! What a heartbeat says, its members read.
+//! The parsed content of a heartbeat.
 
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use serde::Deserialize;
 
 use crate::resources::Resources;
 
-/// How far ahead of the host's clock a node's clock may be before its time is not believed.
+/// Maximum lead of a node's clock over the host's clock. A timestamp further ahead is ignored.
 const AHEAD: Duration = Duration::from_secs(300);
 
-/// What a heartbeat says. What is absent, or cannot be read, is none.
+/// The members of a heartbeat. Absent and unreadable members are none.
 #[derive(Debug, Deserialize)]
 pub struct Said {
     pub node_id: String,
@@ -29,16 +29,16 @@ pub struct Said {
     pub instance: Option<String>,
     #[serde(default)]
     pub every_ms: Option<u64>,
-    /// What cannot be read, and why.
+    /// The unreadable members, with the reasons.
     #[serde(skip)]
     pub ignored: Vec<String>,
 }
 
 impl Said {
-    /// Reads a message that arrives now.
+    /// Reads a message that arrives at `now`. A message without a valid `node_id` is rejected.
     pub fn read(data: &[u8], now: Time) -> Result<Self, Failure> {
         let text = heartbeat::text(data)?;
-        // Most are as they should be, and are read at once; the others member by member.
+        // A valid heartbeat is parsed in one step, which is fast; any other one member by member.
         let said: Option<Self> = serde_json::from_str(text).ok();
         let mut said = match said.filter(|said| check_id(&said.node_id).is_ok()) {
             Some(said) => said,
@@ -62,7 +62,7 @@ impl Said {
         }
     }
 
-    /// Drops what is well formed and not to be believed.
+    /// Drops a timestamp that is too far ahead and an invalid instance, with the reasons.
     fn check(&mut self, now: Time) {
         if let Some(ahead) = self.timestamp.map(|sent| sent.since(now)).filter(|ahead| *ahead > AHEAD) {
             self.timestamp = None;

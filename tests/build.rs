@@ -1,6 +1,6 @@
-//! Builds the guests of the tests for WebAssembly and says where they are.
+//! Builds the test guests for WebAssembly and passes their paths to the tests.
 
-#[path = "../host/build/components.rs"]
+#[path = "../host/bundled/build/components.rs"]
 mod components;
 
 use std::env;
@@ -13,7 +13,7 @@ fn main() {
     let workspace = &components::workspace();
     for source in [
         "tests/build.rs",
-        "host/build",
+        "host/bundled/build",
         "tests/guests",
         "plugins",
         "guest",

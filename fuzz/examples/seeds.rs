@@ -1,4 +1,4 @@
-//! Writes the seeds of each corpus to where cargo-fuzz looks for them.
+//! Writes the seeds of each target into its corpus directory, where cargo-fuzz reads them.
 
 use std::io;
 

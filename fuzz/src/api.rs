@@ -1,16 +1,16 @@
-//! Requests of the API, from someone who may make them.
+//! Fuzzes the API with requests of an authorized caller.
 //!
-//! A request as text: a line with method and path, headers a line each, an empty line, and the body. What begins with
-//! `RAW` and an end of line is sent as it is, over a socket.
+//! The input is a request as text: a line with method and path, one line for each header, an empty line, and the body.
+//! An input that begins with the line `RAW` is sent unchanged over a socket.
 
 use std::cell::RefCell;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use dim::api::Listener;
-use dim::config::Config;
-use dim::host::{Options, Supervised};
+use dim_api::Listener;
+use dim_server::config::Config;
+use dim_server::host::{Options, Supervised};
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
 use tempfile::TempDir;
@@ -22,17 +22,18 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tower_service::Service as _;
 
-/// How long an answer may take to begin.
+/// Maximum time until a response begins.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How much of an answer is read, and for how long: some do not end.
+/// Maximum number of bytes that are read of a response body. Event streams never end.
 const BODY_BYTES: usize = 64 << 10;
+/// Maximum time for which a response body is read.
 const BODY_TIME: Duration = Duration::from_millis(20);
 
-/// Requests to one host; the next gets another, or it would hold what all of them have put into it.
+/// Number of requests to one host. Then a new host is started, because the state of the old one grows.
 const REQUESTS: usize = 5_000;
 
-/// Connections at a time.
+/// Maximum number of simultaneous connections.
 const CONNECTIONS: usize = 8;
 
 struct Api {
@@ -45,7 +46,7 @@ struct Api {
 }
 
 impl Api {
-    /// A host, with what `before` has compiled.
+    /// Starts a host. It takes the compiled components from the directory of the previous host.
     fn new(before: Option<&TempDir>) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         if let Some(before) = before {
@@ -58,16 +59,16 @@ impl Api {
         let config = Config::parse("").expect("a config");
         let started = async {
             let host = Supervised::start(Options::new(config, dir.path())).await.expect("a host");
-            if let dim::host::Standing::Running(host) = host.standing() {
+            if let dim_server::host::Standing::Running(host) = host.standing() {
                 host.all_loaded().await;
             }
             host
         };
         let host = runtime.block_on(started);
-        let (router, stop) = (dim::api::router(host.clone()), CancellationToken::new());
+        let (router, stop) = (dim_api::router(host.clone()), CancellationToken::new());
         let listener = {
             let _within = runtime.enter();
-            // A fuzzer is no program of Rust's own, and would die of a caller that hangs up.
+            // The fuzzer's `main` is not Rust's, so SIGPIPE is not ignored and would end the process.
             drop(signal(SignalKind::pipe()).expect("signals can be taken"));
             Listener::unix(dir.path()).expect("a free place")
         };
@@ -90,13 +91,13 @@ impl Api {
         dir
     }
 
-    /// Sends bytes as they are; what comes back is HTTP, or nothing.
+    /// Sends bytes over the socket. The response must be HTTP or empty.
     fn send(&mut self, bytes: &[u8]) {
         self.asked += 1;
         let socket = self.dir.path().join(dim_client::SOCKET);
         let answer = self.runtime.block_on(async {
             let mut stream = UnixStream::connect(socket).await.expect("the API listens");
-            // Who does not like what it reads ends the connection.
+            // The host may close the connection at any time, so errors are ignored.
             let _ = stream.write_all(bytes).await;
             let _ = stream.shutdown().await;
             let mut answer = Vec::new();
@@ -127,12 +128,12 @@ async fn read(mut body: Body) -> Vec<u8> {
             bytes.extend_from_slice(frame.data_ref().map_or(&[], AsRef::as_ref));
         }
     };
-    // What came until then is what there is.
+    // At the time limit, the bytes received so far are the body.
     let _ = tokio::time::timeout(BODY_TIME, reading).await;
     bytes
 }
 
-/// Makes a request.
+/// Sends a request and checks the response.
 pub fn run(data: &[u8]) {
     thread_local! {
         static API: RefCell<Option<Api>> = const { RefCell::new(None) };
@@ -188,7 +189,7 @@ fn check(asked: &str, answer: &Response<Vec<u8>>) {
     }
 }
 
-/// A request of each kind.
+/// Returns a request of each kind.
 pub fn seeds() -> Vec<Vec<u8>> {
     let json = "\ncontent-type: application/json\n\n";
     let mut seeds: Vec<String> = [

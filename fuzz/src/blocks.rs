@@ -1,8 +1,8 @@
-//! Files in blocks, from someone who chooses each block.
+//! Fuzzes the reader of UnixFS files with chosen blocks.
 //!
-//! The first byte says by which codec the first block is read; the blocks follow, apart by `\n--\n`. A block that has
-//! `#CID` and one more byte in it names the block of that number that comes later: the five bytes and the 31 that
-//! follow become its CID, so that a graph can be made of bytes.
+//! The first byte selects the codec of the first block. The blocks follow, separated by `\n--\n`. A block that contains
+//! `#CID` and one more byte refers to a later block with that number: these five bytes and the next 31 are replaced by
+//! its CID. So bytes can describe a graph.
 
 use std::collections::BTreeMap;
 
@@ -10,18 +10,18 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use cid::Cid;
 use cid::multihash::Multihash;
-use dim::backend::BackendError;
-use dim::backend::unixfs::{Blocks, read_file};
+use dim_ipfs::BackendError;
+use dim_ipfs::unixfs::{Blocks, read_file};
 use sha2::{Digest as _, Sha256};
 
 use crate::{APART, parts};
 
 const LIMIT: usize = 1 << 20;
 
-/// What stands where a CID belongs.
+/// The placeholder of a CID.
 const PLACE: &[u8] = b"#CID";
 
-/// Bytes of a CIDv1 with SHA-256.
+/// Length of a CIDv1 with SHA-256, in bytes.
 const CID_BYTES: usize = 36;
 
 struct Known(BTreeMap<Cid, Bytes>);
@@ -33,7 +33,7 @@ impl Blocks for Known {
     }
 }
 
-/// Reads a file, and one below a directory.
+/// Reads the first block as a file, and the paths `a` and `a/b` below it.
 pub fn run(data: &[u8]) {
     let Some((how, data)) = data.split_first() else { return };
     let codec = |byte: u8| if byte.is_multiple_of(2) { 0x70 } else { 0x55 };
@@ -76,10 +76,10 @@ fn filled(block: &[u8], cids: &[Option<Cid>]) -> Vec<u8> {
     block
 }
 
-/// A block alone, a file in two blocks, and a directory with a file.
+/// Returns a single block, a file of two blocks, and a directory with a file.
 pub fn seeds() -> Vec<Vec<u8>> {
     let place = |number: u8| [PLACE, &[b'0' + number], &[b'-'; CID_BYTES - 5]].concat();
-    // As protocol buffers: a link is hash, name and size; a node its links, then its data.
+    // Protocol buffers: a link has a hash, a name and a size; a node has its links, then its data.
     let link = |number: u8, name: &str, size: u8| {
         let link = [
             &[0x0a, CID_BYTES as u8],

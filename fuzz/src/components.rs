@@ -1,9 +1,9 @@
-//! Components as files: what they are is judged before anything of them runs.
+//! Fuzzes the inspection of component files, which the host does before it runs them.
 
-use dim::plugin::{inspect, judge};
-use dim::signing::{SigningKey, signer_of};
+use dim_runtime::signing::{SigningKey, signer_of};
+use dim_runtime::{inspect, judge};
 
-/// Looks at a component as an installation does.
+/// Inspects and judges a component like an installation.
 pub fn run(data: &[u8]) {
     let known = key().signer();
     let (inspected, signer) = (inspect(data), signer_of(data, [&known]));
@@ -20,12 +20,12 @@ pub fn run(data: &[u8]) {
     }
 }
 
-/// A key of this program, and of nothing else.
+/// Returns the signing key of this target. The key is used nowhere else.
 fn key() -> SigningKey {
     SigningKey::from_pem(include_str!("components.pem")).expect("it is a key")
 }
 
-/// A component with a manifest, signed and not, and what is none.
+/// Returns components with and without a manifest, signed and unsigned, and a core module.
 pub fn seeds() -> Vec<Vec<u8>> {
     let manifest = r#"name = \"a\"\nversion = \"0.1.0\"\ndescription = \"d\"\nstate-version = 1\n"#;
     let texts = [

@@ -1,8 +1,8 @@
-//! The config file.
+//! Fuzzes the parser of the config file.
 
-use dim::config::Config;
+use dim_server::config::Config;
 
-/// Reads it, and asks of it what a start asks.
+/// Parses a config and reads the values that a start of the host reads.
 pub fn run(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     match Config::parse(text) {
@@ -11,7 +11,7 @@ pub fn run(data: &[u8]) {
                 assert!(!notice.to_string().is_empty());
             }
             let _ = (
-                config.follow_every(),
+                config.network().follow_every,
                 config.queue_bytes(),
                 config.outbox_expiry(),
                 config.replacement.undo(),
@@ -24,7 +24,7 @@ pub fn run(data: &[u8]) {
     }
 }
 
-/// Configs that fleets have.
+/// Returns typical configs.
 pub fn seeds() -> Vec<Vec<u8>> {
     super::texts([
         "",

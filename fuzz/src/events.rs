@@ -1,21 +1,22 @@
-//! Recorded events, as they come in a file from anywhere.
+//! Fuzzes the reader of exported events with untrusted files.
 
-use dim::entry::exported::{Header, Record};
-use dim::test::{Bench, Given, Identity, Plugin, Trial};
-use dim::time::Timestamp;
+use dim_model::entry::export::{Header, Record};
+use dim_model::time::Timestamp;
+use dim_scenarios::{Given, Identity, Plugin, TestBench, Trial};
 
 thread_local! {
-    static BENCH: (Bench, Plugin) = {
-        let bench = Bench::new().expect("a bench");
+    static BENCH: (TestBench, Plugin) = {
+        let bench = TestBench::new().expect("a bench");
         let plugin = bench.bundled("node-registry").expect("it comes with the host");
         (bench, plugin)
     };
 }
 
-/// 2026-01-01T00:00:00Z, and two hours later: what waits for years takes long, and that is meant.
+/// The accepted log times: 2026-01-01T00:00:00Z and two hours more, in nanoseconds. A replay over years is slow by
+/// design.
 const TIMES: std::ops::Range<u64> = 1_767_225_600_000_000_000..1_767_232_800_000_000_000;
 
-/// Reads lines, writes them again, and has the registry handle what they tell.
+/// Reads the lines, checks that they survive a round trip, and replays them into the node registry.
 pub fn run(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let mut lines = text.lines();
@@ -36,7 +37,7 @@ pub fn run(data: &[u8]) {
     });
 }
 
-/// Exports of hosts.
+/// Returns exports of hosts.
 pub fn seeds() -> Vec<Vec<u8>> {
     let header = format!(
         "{{\"dim_events\":1,\"host\":\"12D3KooWF5RBpjgTtfABAZ5VJc5yvXgWX5DahNPQhttJXnszhCxF\",\"random\":\"{}\",\"keys\":{{\"dim-state-key-jobs\":\"k51qzi5uqu5djrc890xteirkdo2xgf4qn6yu5p8hs5clsui243bseu9692dzb8\"}},\"plugins\":{{\"node-registry\":{{\"bind_nodes\":\"first\"}}}},\"until\":\"2026-01-01T00:10:00Z\"}}\n",

@@ -1,23 +1,24 @@
-//! A plugin on a fake host, and what a fleet says to it: one step a line, its first character says what.
+//! Runs a plugin on a fake host with the messages and commands of a fleet. Each line of the input is a step; its first
+//! character selects the kind.
 
 use std::time::Duration;
 
 use dim_guest::fake::Host;
 use dim_guest::{Event, Failure, Gap, Message, Origin, Plugin};
 
-/// Most steps of one run.
+/// Maximum number of steps of one run.
 const STEPS: usize = 200;
 
-/// Peers that speak.
+/// The peers that publish.
 const PEERS: [&str; 3] = [
     "12D3KooWGzxzKZYveHXtpG6AsrUJBcWxHBFS2HsEoGTxrMLvKXtf",
     "12D3KooWK99VoVxNE7XzyBwXEzW7xhK7Gpv85r9F3V3fyKSUKPH5",
     "QmNnooDu7bfjPFoTZYxMNLWUQJyrVwtbZg5gBMjTezGAJN",
 ];
 
-/// A plugin of a fleet.
+/// A plugin under test.
 pub struct Fleet<P> {
-    /// Its host.
+    /// The host of the plugin.
     pub host: Host,
     /// The plugin.
     pub plugin: P,
@@ -25,19 +26,20 @@ pub struct Fleet<P> {
 }
 
 impl<P: Plugin> Fleet<P> {
-    /// A plugin without state.
+    /// Starts a plugin without state.
     pub fn new(config: &'static str) -> Self {
         let host = Host::new();
         let plugin = start(&host, config);
         Self { host, plugin, config }
     }
 
-    /// Takes each step that `topics` and `commands` name by a character:
+    /// Runs the steps. The first character of a step is one of these:
     ///
-    /// - a topic's: what follows the next character is a message on it, that character says whose;
-    /// - a command's: what follows is its body;
-    /// - `+`: that many seconds pass; `~`: so many of which nothing was heard;
-    /// - `@`: another instance takes over.
+    /// - a topic in `topics`: the next character selects the sender, and the rest is a message on the topic;
+    /// - a command in `commands`: the rest is its body;
+    /// - `+`: this number of seconds passes;
+    /// - `~`: this number of seconds passes, in which the host receives no messages;
+    /// - `@`: a new instance starts.
     pub fn run(&mut self, steps: &[u8], topics: &[(u8, &str)], commands: &[(u8, &str)]) {
         for step in steps.split(|byte| *byte == b'\n').take(STEPS) {
             let Some((what, rest)) = step.split_first() else { continue };
@@ -47,19 +49,19 @@ impl<P: Plugin> Fleet<P> {
             } else if let Some((_, method)) = commands.iter().find(|(name, _)| name == what) {
                 let body = String::from_utf8_lossy(rest);
                 let _ = self.host.command(&mut self.plugin, method, &body);
-                // A question of any body has no effects and does no harm.
+                // A query with any body must have no effects.
                 let before = self.host.state();
                 for method in ["get", "list", method] {
                     let _ = self.host.query(&self.plugin, method, &body);
                 }
-                assert!(before == self.host.state(), "a query has changed the state");
+                assert!(before == self.host.state(), "a query changed the state");
             } else {
                 self.other(*what, rest);
             }
         }
     }
 
-    /// Lets somebody speak on a topic, as one that a character stands for; returns whether that was taken in.
+    /// Delivers a message on a topic from the sender that `who` selects. Returns whether the plugin accepted it.
     pub fn hear(&mut self, topic: &str, who: u8, data: &[u8]) -> bool {
         let origin = match who.wrapping_sub(b'0') % 5 {
             0 => Origin::Host,
@@ -69,7 +71,7 @@ impl<P: Plugin> Fleet<P> {
         let message = Message { topic: topic.to_owned(), data: data.to_vec(), origin };
         let handled = self.host.handle(&mut self.plugin, Event::Message(message));
         if let Err(Failure::Reject(why)) = &handled {
-            assert!(!why.is_empty(), "refused, and not said why");
+            assert!(!why.is_empty(), "rejected without a reason");
             assert!(!why.contains("stored record"), "its own state cannot be read: {why}");
         }
         handled.is_ok()
@@ -88,16 +90,16 @@ impl<P: Plugin> Fleet<P> {
                 self.host.was_deaf_for(deaf);
                 let until = self.host.now().timestamp();
                 let gap = Gap { topic: "heartbeats".to_owned(), since: until, until };
-                self.host.handle(&mut self.plugin, Event::Gap(gap)).expect("a gap is no failure");
+                self.host.handle(&mut self.plugin, Event::Gap(gap)).expect("a gap does not fail");
             }
             b'@' => self.plugin = start(&self.host, self.config),
             _ => {}
         }
     }
 
-    /// Lets time pass, in which no timer may fail or fire for ever.
+    /// Advances the time. Fails if a timer fails; a timer that fires without end is a hang.
     pub fn pass(&mut self, time: Duration) {
-        // The watchdog looks at a silent node every few seconds.
+        // The watchdog checks a silent node every few seconds, so only the first hour fires timers in order.
         let hour = Duration::from_secs(3_600);
         self.host.pass(&mut self.plugin, time.min(hour)).expect("a timer fails");
         if let Some(rest) = time.checked_sub(hour) {
@@ -106,13 +108,13 @@ impl<P: Plugin> Fleet<P> {
         }
     }
 
-    /// Asks.
+    /// Sends a query that must succeed, and returns the reply.
     pub fn query(&self, method: &str, body: &str) -> serde_json::Value {
         let answer = self.host.query(&self.plugin, method, body).expect("it answers");
         serde_json::from_str(&answer).expect("an answer is JSON")
     }
 
-    /// The document that a key points to.
+    /// Returns the published document of a key, after a minute for its build.
     pub fn document(&mut self, key: &str) -> Option<serde_json::Value> {
         self.pass(Duration::from_secs(60));
         let document = self.host.document(key)?;

@@ -1,4 +1,4 @@
-//! What nodes say of themselves, and what a watchdog makes of their silence.
+//! Fuzzes the watchdog and the node registry with heartbeats, verdicts and commands.
 
 use heartbeat_watchdog::Watchdog;
 use node_registry::NodeRegistry;
@@ -13,7 +13,7 @@ const REGISTRY: &str = r#"{"heartbeat_topic":"heartbeats","status_topic":"status
     "registry_ipns":"other","trusted_observers":[],"publish_every_ms":200,"forget_after_days":7,
     "bind_nodes":"first","node_peers":["n9=12D3KooWK99VoVxNE7XzyBwXEzW7xhK7Gpv85r9F3V3fyKSUKPH5"]}"#;
 
-/// Tells both the same.
+/// Runs the same steps on both plugins.
 pub fn run(data: &[u8]) {
     let topics = [(b'h', "heartbeats"), (b's', "status")];
     let commands = [(b'U', "unbind"), (b'P', "put"), (b'R', "remove")];
@@ -29,7 +29,7 @@ pub fn run(data: &[u8]) {
     let timers = watchdog.host.timers();
     for node in known.as_array().expect("a list") {
         let id = node["node_id"].as_str().expect("an id");
-        assert!(timers.contains_key(id), "nobody looks at {id} any more");
+        assert!(timers.contains_key(id), "node {id} has no timer");
     }
     let mut registry: Fleet<NodeRegistry> = Fleet::new(REGISTRY);
     registry.run(data, &topics, &commands);
@@ -45,17 +45,23 @@ pub fn run(data: &[u8]) {
     }
 }
 
-/// Whatever was said before, for a node whose peer the config names no other peer speaks, and for one that is heard first
-/// now only whoever was first.
+/// Checks the bindings of nodes after any input: only the configured peer may publish for a node with one, and only the
+/// first peer for a new node.
 fn speak_for<P: dim_guest::Plugin>(fleet: &mut Fleet<P>) {
     let mut beat =
         |node: &str, who: u8| fleet.hear("heartbeats", who, format!("{{\"node_id\":{node:?}}}").as_bytes());
-    assert!(!beat("n9", b'2') && beat("n9", b'3') && !beat("n9", b'4'), "n9 has its peer");
+    assert!(
+        !beat("n9", b'2') && beat("n9", b'3') && !beat("n9", b'4'),
+        "only its configured peer may publish for n9"
+    );
     let new = "a node that nobody has heard of";
-    assert!(beat(new, b'4') && !beat(new, b'3') && beat(new, b'4'), "the first has it");
+    assert!(
+        beat(new, b'4') && !beat(new, b'3') && beat(new, b'4'),
+        "only the first peer may publish for a new node"
+    );
 }
 
-/// Whatever was said before, a node that says nothing for long is declared dead, and one that is heard is not.
+/// Checks the verdicts after any input: a silent node becomes dead, and a node with heartbeats does not.
 fn falls_silent(watchdog: &mut Fleet<Watchdog>) {
     let beat = |watchdog: &mut Fleet<Watchdog>, node: &str| {
         assert!(watchdog.hear("heartbeats", b'5', format!("{{\"node_id\":{node:?}}}").as_bytes()));
@@ -77,7 +83,7 @@ fn falls_silent(watchdog: &mut Fleet<Watchdog>) {
     assert_eq!(of(heard), None);
 }
 
-/// Nodes that come, fall silent, come back and are spoken for by others.
+/// Returns inputs with nodes that start, fall silent, recover, and have heartbeats of several peers.
 pub fn seeds() -> Vec<Vec<u8>> {
     super::texts([
         "h2{\"node_id\":\"a\",\"timestamp\":\"2026-01-01T00:00:00Z\",\"gpu\":true,\"memory\":8,\"cached_models\":[\"m\"]}\n\

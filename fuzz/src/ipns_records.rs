@@ -1,18 +1,19 @@
-//! IPNS records, as they come over the network.
+//! Fuzzes the verification of IPNS records from the network.
 //!
-//! The first byte says what is done: a record is read as it stands, or its data is first signed with a key of this
-//! program, so that what stands behind the signature is reached.
+//! The first byte selects the mode: the input is a whole record, the data of a record, or the fields of a record. In
+//! the last two modes a key of this target signs the record first, so that the code after the check of the signature
+//! runs.
 
-use dim::backend::record::Record;
-use dim::ident::{ContentPath, IpnsName};
-use dim::time::Timestamp;
+use dim_ipfs::record::Record;
+use dim_model::ident::{ContentPath, IpnsName};
+use dim_model::time::Timestamp;
 use libp2p_identity::Keypair;
 use prost::Message;
 
-/// When records are read.
+/// The time at which records are verified.
 const NOW: Timestamp = Timestamp(1_767_225_600_000_000_000);
 
-/// The fields of a record that this program signs.
+/// The fields of a record that this target signs.
 #[derive(Clone, PartialEq, Message)]
 struct Wire {
     #[prost(bytes = "vec", optional, tag = "1")]
@@ -33,7 +34,7 @@ struct Wire {
     data: Option<Vec<u8>>,
 }
 
-/// The key that records are signed with.
+/// Returns the key that signs records.
 pub(crate) fn key() -> Keypair {
     Keypair::ed25519_from_bytes([7; 32]).expect("any 32 bytes are a key")
 }
@@ -42,14 +43,14 @@ fn name_of(key: &Keypair) -> IpnsName {
     key.public().to_peer_id().to_string().parse().expect("a peer id is a name")
 }
 
-/// Reads a record.
+/// Verifies a record.
 pub fn run(data: &[u8]) {
     let Some((how, bytes)) = data.split_first() else { return };
     let key = key();
     let name = name_of(&key);
     let bytes = match how % 3 {
         0 => bytes.to_vec(),
-        // The data stands for the whole record.
+        // Only the data counts; the other fields are built from it.
         1 => of_data(bytes),
         _ => match Wire::decode(bytes) {
             Ok(wire) => signed(&key, wire),
@@ -70,12 +71,12 @@ pub fn run(data: &[u8]) {
     }
 }
 
-/// The record of some signed data.
+/// Returns a record with signed data.
 pub(crate) fn of_data(data: &[u8]) -> Vec<u8> {
     signed(&key(), Wire { data: Some(data.to_vec()), ..Wire::default() })
 }
 
-/// The data of a record that is right.
+/// Returns the data of a valid record.
 pub(crate) fn data() -> Vec<u8> {
     Wire::decode(own().as_slice()).ok().and_then(|wire| wire.data).expect("our own")
 }
@@ -92,7 +93,7 @@ fn signed(key: &Keypair, mut wire: Wire) -> Vec<u8> {
     wire.encode_to_vec()
 }
 
-/// Records of the conformance suite and our own, whole, and their data alone.
+/// Returns records of the conformance suite and an own one, as whole records and as data.
 pub fn seeds() -> Vec<Vec<u8>> {
     let with = |how: u8, bytes: &[u8]| [&[how], bytes].concat();
     let own = own();

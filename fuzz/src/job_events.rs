@@ -1,4 +1,4 @@
-//! What a fleet says of its jobs.
+//! Fuzzes the job tracker with job events, results, verdicts and commands.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ const CONFIG: &str = r#"{"updates_topic":"updates","results_topic":"results","st
     "publish_every_ms":200,"keep_finished":3,"keep_finished_days":1,
     "remember_removed_days":1,"jobs_ipns":["other"]}"#;
 
-/// Tells a tracker, and looks whether what it knows fits together.
+/// Runs the steps on a tracker and checks that its state is consistent.
 pub fn run(data: &[u8]) {
     let mut fleet: Fleet<JobTracker> = Fleet::new(CONFIG);
     fleet.run(
@@ -27,7 +27,7 @@ pub fn run(data: &[u8]) {
         let job = fleet.query("get", &serde_json::json!({ "job_id": id }).to_string());
         assert_eq!(job["job_id"], *id);
     }
-    // Each finished job is there by its age, each running one by its node, and nothing else is.
+    // The indices have exactly one entry for each finished job and for each running job with a node.
     let state = fleet.host.state();
     let under = |prefix: &str| {
         let keys = state.keys().filter_map(|key| key.strip_prefix(prefix.as_bytes()));
@@ -49,7 +49,7 @@ pub fn run(data: &[u8]) {
     }
 }
 
-/// The life of a job, and of one whose node dies.
+/// Returns the events of a job, and of a job whose node dies.
 pub fn seeds() -> Vec<Vec<u8>> {
     super::texts([
         "u2{\"job_id\":\"j\",\"event_type\":\"queued\",\"timestamp\":\"2026-01-01T00:00:00Z\",\"data\":{\"a\":1}}\n\

@@ -1,7 +1,8 @@
-//! What a daemon answers, or something that has taken its place.
+//! Fuzzes the Kubo client with responses of a daemon or of an attacker in its place.
 //!
-//! The first byte says which call is made, the second in pieces of which size an answer comes; the answers follow,
-//! apart by `\n--\n`. One that begins with `!` is an error, one with `*` the data of a record that is signed first.
+//! The first byte selects the call, and the second one the size of the chunks of a response. The responses follow,
+//! separated by `\n--\n`. A response that begins with `!` is an error. A response that begins with `*` is the data of a
+//! record, which is signed first.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -9,9 +10,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dim::backend::kubo::{Settings, backend};
-use dim::backend::{Backend, BackendError, Current, Publication};
-use dim::keys::Key;
+use dim_ipfs::keys::Key;
+use dim_ipfs::kubo::{Settings, backend};
+use dim_ipfs::{Backend, BackendError, Current, Publication};
 use futures::StreamExt as _;
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -22,13 +23,13 @@ use tokio::runtime::Runtime;
 
 use crate::{APART, ipns_records, parts};
 
-/// How long a call may take that is answered at once.
+/// Maximum time of a call that the daemon answers immediately.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Most messages that are read of a stream.
+/// Maximum number of messages that are read of a stream.
 const MESSAGES: usize = 64;
 
-/// A daemon that answers what it is told to.
+/// A fake daemon with prepared responses, and a client of it.
 struct Daemon {
     runtime: Runtime,
     backend: Backend,
@@ -38,7 +39,7 @@ struct Daemon {
 
 #[derive(Default)]
 struct Answers {
-    /// The next one last; the last of them stays.
+    /// The remaining responses in reverse order. The final one is repeated.
     left: Vec<Bytes>,
     piece: usize,
 }
@@ -56,14 +57,14 @@ impl Daemon {
     }
 }
 
-fn of(address: SocketAddr) -> dim::backend::kubo::Address {
+fn of(address: SocketAddr) -> dim_ipfs::kubo::Address {
     format!("http://{address}").parse().expect("an address")
 }
 
 async fn serve(listener: TcpListener, answers: Arc<Mutex<Answers>>) {
     loop {
         let Ok((stream, _)) = listener.accept().await else { continue };
-        // An answer is short, and waits for nothing.
+        // Responses are short: send them without delay.
         let _ = stream.set_nodelay(true);
         let answers = answers.clone();
         let service = service_fn(move |request| answer(request, answers.clone()));
@@ -79,7 +80,7 @@ async fn answer(
     request: http::Request<Incoming>,
     answers: Arc<Mutex<Answers>>,
 ) -> Result<http::Response<Body>, Infallible> {
-    // What is sent is read to its end, or the connection could not be used again.
+    // Read the whole request, so that the connection can be used again.
     let _ = request.into_body().collect().await;
     let (body, piece) = {
         let mut answers = answers.lock().expect("nobody panics with it");
@@ -99,7 +100,7 @@ async fn answer(
     Ok(response)
 }
 
-/// What an answer stands for.
+/// Returns the bytes of a response. Signs the data of a record.
 fn said(answer: &[u8]) -> Bytes {
     match answer.strip_prefix(b"*") {
         Some(data) => ipns_records::of_data(data).into(),
@@ -107,7 +108,7 @@ fn said(answer: &[u8]) -> Bytes {
     }
 }
 
-/// Makes a call.
+/// Makes the selected call. It must end within `PATIENCE`.
 pub fn run(data: &[u8]) {
     thread_local! {
         static DAEMON: Daemon = Daemon::new();
@@ -130,7 +131,7 @@ impl Daemon {
         let Backend { content, names, pubsub, .. } = &self.backend;
         let (topic, key_name) = ("t".parse().expect("a topic"), "k".parse().expect("a key's name"));
         let path = "/ipfs/bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy".parse();
-        let path: dim::ident::ContentPath = path.expect("a path");
+        let path: dim_model::ident::ContentPath = path.expect("a path");
         let (cid, _) = path.ipfs().expect("a file");
         match call % 14 {
             0 => {
@@ -184,7 +185,7 @@ impl Daemon {
     }
 }
 
-/// What a daemon answers.
+/// Returns responses of a real daemon.
 pub fn seeds() -> Vec<Vec<u8>> {
     let message = r#"{"from":"12D3KooWGzxzKZYveHXtpG6AsrUJBcWxHBFS2HsEoGTxrMLvKXtf","data":"uaGk","seqno":"uFwQ","topicIDs":["udA"]}"#;
     let error = r#"!{"Message":"not pinned or pinned indirectly","Code":0,"Type":"error"}"#;

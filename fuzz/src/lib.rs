@@ -1,7 +1,7 @@
-//! What comes from outside, at random. Each target takes any bytes and fails by a panic: where the code that it
-//! tries panics, and where what it answers cannot be right.
+//! Fuzz targets for the code that reads untrusted input. A target accepts any bytes. It panics if the code under test
+//! panics or returns a wrong result.
 //!
-//! `fuzz/run` has cargo-fuzz run them; the suite runs each over its corpus and over changes of it.
+//! `fuzz/run` runs the targets with cargo-fuzz. The test suite runs each target on its corpus and on mutations of it.
 
 pub mod api;
 pub mod blocks;
@@ -20,19 +20,19 @@ mod fleet;
 
 use std::path::{Path, PathBuf};
 
-/// Something to try.
+/// A fuzz target.
 pub struct Target {
-    /// Its name; its corpus lies under it.
+    /// The name of the target and of its corpus directory.
     pub name: &'static str,
-    /// Tries some bytes.
+    /// Runs the target on an input.
     pub run: fn(&[u8]),
-    /// Where a corpus begins.
+    /// Returns the initial inputs of the corpus.
     pub seeds: fn() -> Vec<Vec<u8>>,
 }
 
 macro_rules! targets {
     ($($name:ident),* $(,)?) => {
-        /// All of them.
+        /// All fuzz targets.
         pub const TARGETS: &[Target] =
             &[$(Target { name: stringify!($name), run: $name::run, seeds: $name::seeds },)*];
     };
@@ -54,16 +54,16 @@ targets![
 ];
 
 impl Target {
-    /// The directory of its corpus.
+    /// Returns the corpus directory of the target.
     pub fn corpus(&self) -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(self.name)
     }
 }
 
-/// What lies between the parts of an input that has several.
+/// The separator of the parts of an input.
 const APART: &[u8] = b"\n--\n";
 
-/// The parts of an input.
+/// Splits an input into its parts.
 fn parts(mut data: &[u8]) -> Vec<&[u8]> {
     let mut parts = Vec::new();
     while let Some(at) = data.windows(APART.len()).position(|window| window == APART) {
@@ -74,7 +74,7 @@ fn parts(mut data: &[u8]) -> Vec<&[u8]> {
     parts
 }
 
-/// Texts as seeds.
+/// Converts texts to seeds.
 fn texts<const N: usize>(texts: [&str; N]) -> Vec<Vec<u8>> {
     texts.into_iter().map(|text| text.as_bytes().to_vec()).collect()
 }

@@ -1,9 +1,9 @@
-//! Manifests of plugins.
+//! Fuzzes the parser of plugin manifests.
 
-use dim::plugin::Manifest;
+use dim_runtime::Manifest;
 use serde_json::{Map, Value, json};
 
-/// Reads a manifest, and fills it with the values that it declares.
+/// Parses a manifest and resolves its config with the declared defaults.
 pub fn run(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let manifest = match Manifest::parse(text) {
@@ -24,7 +24,7 @@ pub fn run(data: &[u8]) {
     serde_json::to_string(&manifest).expect("a manifest can be shown");
 }
 
-/// Those of the bundled plugins, and one of everything.
+/// Returns the manifests of the bundled plugins and of the probe, and one with optional values.
 pub fn seeds() -> Vec<Vec<u8>> {
     super::texts([
         include_str!("../../plugins/job-tracker/plugin.toml"),

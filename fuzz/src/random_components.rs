@@ -1,10 +1,10 @@
-//! Valid components of every shape, from wasm-smith, thrown at the loader.
+//! Fuzzes the loader with valid random components from wasm-smith.
 
 use arbitrary::Unstructured;
-use dim::plugin::{Cache, Capacity, Compiler, Engine, inspect, judge};
+use dim_runtime::{Cache, Capacity, Compiler, Engine, inspect, judge};
 use wasm_smith::{Component, Config};
 
-/// The manifest that each is given, or the loader would look no further.
+/// The manifest that is added to each component, because the loader refuses a component without one.
 const MANIFEST: &[u8] = b"name = \"a\"\nversion = \"0.1.0\"\ndescription = \"d\"\nstate-version = 1\n";
 
 struct Loader {
@@ -24,7 +24,7 @@ thread_local! {
     static LOADER: Loader = Loader::new();
 }
 
-/// Judges a component and has it compiled.
+/// Judges and compiles a component.
 pub fn run(data: &[u8]) {
     let config = Config { max_instructions: 50, max_components: 2, max_modules: 3, ..Config::default() };
     let Ok(component) = Component::new(config, &mut Unstructured::new(data)) else { return };
@@ -33,8 +33,8 @@ pub fn run(data: &[u8]) {
     let inspection = inspect(&bytes).expect("it is valid and has a manifest");
     LOADER.with(|loader| {
         let prepared = loader.engine.prepare(&bytes, inspection);
-        // Whatever is no plugin must be refused by one of both.
-        assert!(judged.is_err() || prepared.is_err(), "wasm-smith has made a plugin");
+        // One of the two steps must refuse a component that is not a plugin.
+        assert!(judged.is_err() || prepared.is_err(), "a random component was accepted as a plugin");
         std::fs::remove_dir_all(loader.dir.path().join("compiled")).ok();
     });
 }
@@ -47,7 +47,7 @@ fn with_manifest(mut component: Vec<u8>) -> Vec<u8> {
     component
 }
 
-/// Bytes to choose by.
+/// Returns pseudo-random bytes from which wasm-smith builds components.
 pub fn seeds() -> Vec<Vec<u8>> {
     (0..8_u32)
         .map(|n| (0..2048_u32).map(|k| (k.wrapping_mul(2_654_435_761 + n) >> 13) as u8).collect())

@@ -1,19 +1,19 @@
-//! Scenarios, as authors write them.
+//! Fuzzes the parser and the runner of scenarios.
 
-use dim::test::{Bench, Plugin, Runs, Scenario};
+use dim_scenarios::{Plugin, Runs, Scenario, TestBench};
 
 thread_local! {
-    static BENCH: (Bench, Plugin) = {
-        let bench = Bench::new().expect("a bench");
+    static BENCH: (TestBench, Plugin) = {
+        let bench = TestBench::new().expect("a bench");
         let plugin = bench.bundled("heartbeat-watchdog").expect("it comes with the host");
         (bench, plugin)
     };
 }
 
-/// Longest scenario that is run: one that repeats much takes long, and that is meant.
+/// Maximum size of a scenario that is run, in bytes. Larger scenarios may be slow by design.
 const LONGEST: usize = 4 << 10;
 
-/// Reads one, and runs it if it is not meant to take long; it must end the same each time.
+/// Parses a scenario and, unless it may be slow, runs it twice. Both results must be equal.
 pub fn run(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let scenario = match Scenario::parse("it", text) {
@@ -37,7 +37,7 @@ pub fn run(data: &[u8]) {
     });
 }
 
-/// Scenarios of the watchdog.
+/// Returns scenarios of the watchdog.
 pub fn seeds() -> Vec<Vec<u8>> {
     super::texts([
         "steps:\n- message: dim.nodes.heartbeat\n  data: { node_id: n1 }\n  expect: { publishes: [] }\n",

@@ -1,4 +1,4 @@
-//! An agent of a node as a program of its own, which can be killed.
+//! Runs the agent of a node as a separate process, which a test can kill.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use crate::child::Owned;
 
-/// The exit code of commands that reach nobody.
+/// The exit code of a command that cannot reach the agent.
 const UNREACHABLE: i32 = 4;
 
-/// A running `dim agent`; it is killed with the value.
+/// A running `dim agent`, which is killed on drop.
 pub struct Agent {
     child: Owned,
     dir: PathBuf,
@@ -17,7 +17,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts `dim agent` for the node `n1` with more arguments; returns once its socket answers.
+    /// Starts `dim agent` for the node `n1` with more arguments. Returns when its socket answers.
     pub fn start(program: &Path, dir: &Path, args: &[&str]) -> Self {
         let mut command = Command::new(program);
         command.args(["agent", "--node-id", "n1", "--agent-dir"]).arg(dir).args(args);
@@ -25,7 +25,7 @@ impl Agent {
         let child = Owned::spawn_logging(&mut command, &dir.with_extension("log"));
         let mut agent = Self { child, dir: dir.to_owned(), program: program.to_owned() };
         let deadline = Instant::now() + Duration::from_secs(30);
-        // Whatever it says of itself.
+        // Any other exit code means that the agent answers, even if it reports problems.
         while agent.dim(&["status"]).status.code() == Some(UNREACHABLE) {
             assert!(!agent.child.has_ended(), "the agent ended: {}", agent.log());
             assert!(Instant::now() < deadline, "the agent does not answer: {}", agent.log());
@@ -46,7 +46,7 @@ impl Agent {
             .expect("dim can be run")
     }
 
-    /// Runs a subcommand that must go well; returns the JSON that it prints.
+    /// Runs a subcommand that must succeed, and returns the JSON that it prints.
     pub fn json(&self, args: &[&str]) -> serde_json::Value {
         let output = self.dim(&[args, &["--output", "json"]].concat());
         let error = String::from_utf8_lossy(&output.stderr);
@@ -54,22 +54,22 @@ impl Agent {
         serde_json::from_slice(&output.stdout).expect("JSON was asked for")
     }
 
-    /// The socket that it listens on.
+    /// Returns the path of its socket.
     pub fn socket(&self) -> PathBuf {
-        self.dir.join(dim::agent::SOCKET)
+        self.dir.join(dim_agent::SOCKET)
     }
 
-    /// Its number.
+    /// Returns the process id.
     pub fn pid(&self) -> u32 {
         self.child.pid()
     }
 
-    /// Kills it, as `kill -9` does.
+    /// Kills the process with SIGKILL.
     pub fn kill(mut self) {
         self.child.kill();
     }
 
-    /// Interrupts it, as Ctrl-C does; returns what it has logged when it has ended.
+    /// Interrupts the process with SIGINT, waits for its end, and returns its log.
     pub fn interrupt(mut self) -> String {
         self.child.interrupt();
         self.child.wait();

@@ -1,4 +1,4 @@
-//! A process that ends with the test, however the test ends.
+//! A child process that ends with the test, also when the test fails.
 
 use std::fs::File;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// A running process; it is killed and waited for with the value.
+/// A running process, which is killed and reaped on drop.
 pub struct Owned(Child);
 
 impl Owned {
@@ -15,39 +15,39 @@ impl Owned {
         Self(command.spawn().unwrap_or_else(|error| panic!("{command:?} cannot be started: {error}")))
     }
 
-    /// Starts a process whose output goes to the end of a log file.
+    /// Starts a process whose output is appended to a log file.
     pub fn spawn_logging(command: &mut Command, log: &Path) -> Self {
         let log = File::options().create(true).append(true).open(log).expect("a log file");
         command.stdin(Stdio::null());
         Self::spawn(command.stdout(log.try_clone().expect("a log file")).stderr(log))
     }
 
-    /// Its number.
+    /// Returns the process id.
     pub fn pid(&self) -> u32 {
         self.0.id()
     }
 
-    /// Whether it has ended by itself.
+    /// Returns whether the process has ended.
     pub fn has_ended(&mut self) -> bool {
         self.0.try_wait().expect("a child can be asked").is_some()
     }
 
-    /// Stops it as Ctrl-Z does, until it is let go on.
+    /// Suspends the process, as Ctrl-Z does, until [`thaw`](Self::thaw).
     pub fn freeze(&self) {
         self.signal(Signal::STOP);
     }
 
-    /// Lets a stopped one go on.
+    /// Resumes the suspended process.
     pub fn thaw(&self) {
         self.signal(Signal::CONT);
     }
 
-    /// Asks it to end, as Ctrl-C does.
+    /// Interrupts the process with SIGINT, as Ctrl-C does.
     pub fn interrupt(&self) {
         self.signal(Signal::INT);
     }
 
-    /// Waits until it has ended; returns how.
+    /// Waits for the end of the process and returns its exit status.
     pub fn wait(&mut self) -> std::process::ExitStatus {
         self.0.wait().expect("a child can be waited for")
     }
@@ -56,9 +56,9 @@ impl Owned {
         kill_process(Pid::from_child(&self.0), signal).expect("a child can be signalled");
     }
 
-    /// Kills it, as `kill -9` does.
+    /// Kills the process with SIGKILL.
     pub fn kill(&mut self) {
-        // One that has ended already is as good.
+        // The error means that the process has already ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

@@ -1,18 +1,18 @@
-//! A clock that is set: back, as by someone who corrects it, or ahead, as after a suspend.
+//! A clock that a test can set back, as after a correction, or ahead, as after a suspend.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use dim::time::{Clock, Timestamp};
+use dim_model::time::{Clock, Timestamp};
 
-/// The machine's clock, and what it was set ahead of it. Time that passes is not touched by it.
+/// The machine's clock plus an offset. The offset does not affect the monotonic clock.
 #[derive(Clone, Debug, Default)]
 pub struct SetClock {
     ahead_nanoseconds: Arc<AtomicI64>,
 }
 
 impl SetClock {
-    /// Sets the clock by so many seconds ahead; back, if there are less than none.
+    /// Adds `seconds` to the offset. A negative number sets the clock back.
     pub fn set_by(&self, seconds: i64) {
         self.ahead_nanoseconds.fetch_add(seconds * 1_000_000_000, Ordering::SeqCst);
     }

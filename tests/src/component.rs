@@ -1,28 +1,29 @@
-//! Components of which a test needs one that differs a little from another.
+//! Creates variants of a component: another manifest, more core instances, or early effects.
 
-use dim::plugin::{leb128, section, with_sections};
+use dim_runtime::{leb128, section, with_sections};
 use wasmparser::{CanonicalFunction, ComponentAlias, ComponentExternalKind, ComponentTypeRef, ExternalKind};
 use wasmparser::{Parser, Payload};
 
-/// A component with `manifest` in the place of its own: the outer one of two is what counts.
+/// Returns a component with `manifest` instead of its own. The manifest is appended to the outer component, where it
+/// has priority over the one of a nested module.
 pub fn with_manifest(component: &[u8], manifest: &str) -> Vec<u8> {
     with_sections(component, &[("dim-manifest", manifest.as_bytes())])
 }
 
-/// The probe as another version, which does `steps` when it starts.
+/// Returns the probe as another version, whose `start` runs `steps`.
 pub fn probe(version: &str, steps: &serde_json::Value) -> Vec<u8> {
     probe_with(version, &[("default = \"[]\"", &format!("default = {:?}", steps.to_string()))])
 }
 
-/// The probe as another version, which does `step` with each call from the one numbered `from` on, beside
-/// what it is told.
+/// Returns the probe as another version. In addition to its scripts it runs `step` in each call, starting with call
+/// number `from`.
 pub fn probe_that(version: &str, from: u64, step: &serde_json::Value) -> Vec<u8> {
     let mut step = step.clone();
     step["from"] = from.into();
     probe_with(version, &[("default = \"null\"", &format!("default = {:?}", step.to_string()))])
 }
 
-/// The probe as another version, with other words in its manifest.
+/// Returns the probe as another version, with replacements in its manifest.
 pub fn probe_with(version: &str, changes: &[(&str, &str)]) -> Vec<u8> {
     let mut manifest = include_str!("../guests/examples/probe.toml").replace("0.1.0", version);
     for (old, new) in changes {
@@ -32,7 +33,7 @@ pub fn probe_with(version: &str, changes: &[(&str, &str)]) -> Vec<u8> {
     with_manifest(&std::fs::read(super::PROBE).expect("the probe is built"), &manifest)
 }
 
-/// A component that makes so many core instances more, of an empty module: in a component of its own within it.
+/// Returns a component with `count` more core instances of an empty module, in a nested component.
 pub fn with_core_instances(component: &[u8], count: usize) -> Vec<u8> {
     let empty = "(core instance (instantiate $e))".repeat(count);
     let crowd = wat::parse_str(format!("(component (core module $e) {empty})")).expect("it is a component");
@@ -49,12 +50,12 @@ pub fn with_core_instances(component: &[u8], count: usize) -> Vec<u8> {
             _ => {}
         }
     }
-    // The crowd, and one instance of it, without arguments.
+    // The nested component, and one instance of it, without arguments.
     let instance = [vec![1, 0], leb128(inner), vec![0]].concat();
     [component.to_vec(), section(4, &crowd), section(5, &instance)].concat()
 }
 
-/// How many items of each sort a component has, by which what is appended to it counts on.
+/// The number of items of each kind in a component. Appended items are numbered from there.
 #[derive(Default)]
 struct Counts {
     modules: usize,
@@ -63,7 +64,7 @@ struct Counts {
     core_memories: usize,
     instances: usize,
     functions: usize,
-    /// The instance of the imported interface `state`.
+    /// The index of the instance of the imported interface `state`.
     state: Option<usize>,
 }
 
@@ -145,8 +146,8 @@ impl Counts {
     }
 }
 
-/// A component with a core module more, whose `start` function sets the key `early` of the state while the component is
-/// instantiated, and then traps.
+/// Returns a component with one more core module. Its `start` function sets the key `early` of the state during the
+/// instantiation, and then traps.
 pub fn with_early_effects(component: &[u8]) -> Vec<u8> {
     let counts = Counts::of(component);
     let memory = r#"(module (memory (export "m") 1) (data (i32.const 0) "earlytoo early")
@@ -158,7 +159,7 @@ pub fn with_early_effects(component: &[u8]) -> Vec<u8> {
     let index = |index: usize| leb128(index);
     let name = |name: &str| [leb128(name.len()), name.as_bytes().to_vec()].concat();
     let state = index(counts.state.expect("the component imports its state"));
-    // The memory's instance, without arguments; then the names that lowering needs, and the lowered function.
+    // The instance of the memory, without arguments; then the aliases that lowering needs, and the lowered function.
     let with_memory = [vec![1, 0], index(counts.modules), vec![0]].concat();
     let core = index(counts.core_instances);
     let aliases = [

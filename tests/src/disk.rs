@@ -1,24 +1,24 @@
-//! Disks that fail: one that refuses when it is told to, one that is full, and one that loses power.
+//! Fake disks that fail: one with I/O errors, one that is full, and one that loses power.
 
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use dim::store::{Found, Medium};
+use dim_store::{Found, Medium};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use redb::backends::FileBackend;
 use redb::{Builder, Database, DatabaseError, StorageBackend};
 
-/// A file whose reads, writes and syncs fail for as long as the disk is broken.
+/// A disk whose reads, writes and syncs fail while it is broken.
 #[derive(Clone, Debug, Default)]
 pub struct FailingDisk {
     broken: Arc<AtomicBool>,
 }
 
 impl FailingDisk {
-    /// Breaks the disk, or mends it.
+    /// Sets whether the disk is broken.
     pub fn set_broken(&self, broken: bool) {
         self.broken.store(broken, Ordering::SeqCst);
     }
@@ -80,20 +80,20 @@ impl StorageBackend for Failing {
     }
 }
 
-/// A disk with so many bytes for the database. As on a real one, a file may be made longer at no cost,
-/// and a block is taken when it is first written to: then it may turn out that there is none.
+/// A disk of limited size. As on a real disk, a longer file needs no space. The first write to a block allocates it and
+/// fails if the disk is full.
 #[derive(Clone, Debug, Default)]
 pub struct SmallDisk {
     inner: Arc<Mutex<Blocks>>,
 }
 
-/// What a disk gives away at a time, in bytes.
+/// Size of an allocated block, in bytes.
 const BLOCK: u64 = 4096;
 
 #[derive(Debug, Default)]
 struct Blocks {
     capacity: u64,
-    /// Bytes that others have taken.
+    /// Bytes that other files use.
     others: u64,
     taken: std::collections::BTreeSet<u64>,
 }
@@ -105,24 +105,24 @@ impl Blocks {
 }
 
 impl SmallDisk {
-    /// A disk with `capacity` bytes.
+    /// Creates a disk with `capacity` bytes.
     pub fn new(capacity: u64) -> Self {
         Self { inner: Arc::new(Mutex::new(Blocks { capacity, ..Blocks::default() })) }
     }
 
-    /// Lets others take all but `left` bytes of what is free.
+    /// Lets other files use all free space except `left` bytes.
     pub fn fill_up_to(&self, left: u64) {
         let mut blocks = self.lock();
         blocks.others = 0;
         blocks.others = blocks.free().saturating_sub(left);
     }
 
-    /// How many bytes the database has of it.
+    /// Returns the bytes that the database uses.
     pub fn taken(&self) -> u64 {
         self.lock().taken.len() as u64 * BLOCK
     }
 
-    /// Lets others delete what they have.
+    /// Deletes the other files.
     pub fn clear(&self) {
         self.lock().others = 0;
     }
@@ -190,29 +190,29 @@ impl StorageBackend for Small {
     }
 }
 
-/// A disk that can lose power: of what was written since the last sync some arrives, some does not,
-/// and some arrives in part. It lies in memory, so that nothing else keeps what it lost.
+/// A disk that can lose power. Each write since the last sync is then kept, lost or torn. The disk is in memory, so
+/// that no cache keeps lost writes.
 #[derive(Clone, Debug, Default)]
 pub struct TearingDisk {
     inner: Arc<Mutex<Torn>>,
-    /// The database seems to be at least as large as this.
+    /// The minimum size that the disk reports for the database, in bytes.
     seeming: u64,
 }
 
-/// The smallest part of a write that arrives whole.
+/// Size of the unit of a torn write, in bytes. A unit is written completely or not at all.
 const SECTOR: usize = 512;
 
 #[derive(Debug, Default)]
 struct Torn {
-    /// What arrived for certain.
+    /// The content as of the last sync.
     synced: Vec<u8>,
-    /// What the host sees: that, and what it has written since.
+    /// The content that the host reads: the synced content with the later writes.
     seen: Vec<u8>,
-    /// What was written since the last sync, in order.
+    /// The writes since the last sync, in order.
     since: Vec<Change>,
-    /// Counts the losses of power: who opened the disk before one sees nothing of it any more.
+    /// The number of power losses. A database that was opened before the last one can no longer use the disk.
     life: u64,
-    /// How many syncs there are until power is lost in one, and what becomes of the writes then.
+    /// The number of syncs before one in which power is lost, and the seed that decides about the writes.
     ends: Option<(u64, u64)>,
 }
 
@@ -258,22 +258,22 @@ impl Change {
 }
 
 impl TearingDisk {
-    /// A disk whose database seems to be large, and is treated so.
+    /// Creates a disk that reports a database of 1 TiB, so that the host treats it as large.
     pub fn seeming_large() -> Self {
         Self { seeming: 1 << 40, ..Self::default() }
     }
 
-    /// Loses power. What becomes of the writes since the last sync follows from `seed`.
+    /// Loses power. `seed` decides which writes since the last sync are kept.
     pub fn lose_power(&self, seed: u64) {
         self.lock().lose_power(seed);
     }
 
-    /// Loses power in the sync after the next `syncs`, before anything of it is certain.
+    /// Loses power in the sync after the next `syncs`, before that sync takes effect.
     pub fn lose_power_after(&self, syncs: u64, seed: u64) {
         self.lock().ends = Some((syncs, seed));
     }
 
-    /// Loses power no more; returns how often that has happened.
+    /// Cancels a planned power loss. Returns the number of power losses so far.
     pub fn keep_power(&self) -> u64 {
         let mut torn = self.lock();
         torn.ends = None;

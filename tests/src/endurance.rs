@@ -1,5 +1,5 @@
-//! A fleet in trouble: a host under load on a daemon behind a proxy that misbehaves, nodes on another
-//! daemon, one of which really dies meanwhile. What the host made of it is for the caller to judge.
+//! Runs a fleet under faults. The host is under load and uses a daemon behind a faulty proxy. The nodes use another
+//! daemon, and one of them dies. The caller judges the results.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -7,85 +7,85 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use dim::backend::Backend;
-use dim::entry::{Event, Kind, Offset, Origin};
+use dim_ipfs::Backend;
+use dim_model::entry::{Event, Kind, Offset, Origin};
 use serde_json::{Value, json};
 use tokio::time::{Instant, interval, sleep};
 
 use crate::{Fault, FaultProxy, Kubo, Setup, TestHost, Witness, directly, eventually};
 
-/// What happens to the daemon, as far as the host can see.
+/// A fault of the daemon, as the host observes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trouble {
-    /// The proxy does this all the while.
+pub enum HealthFinding {
+    /// The proxy has this fault all the time.
     Proxy(Fault),
-    /// It is stopped and comes back, again and again, with this much time between.
+    /// The daemon restarts repeatedly, at this interval.
     Restarts(Duration),
-    /// It loses its peers, and its API stays up.
+    /// The daemon loses its peers while its API stays available.
     PeersLost,
 }
 
-/// Every trouble that there is.
-pub const TROUBLES: [Trouble; 7] = [
-    Trouble::Proxy(Fault::Stopped),
-    Trouble::Proxy(Fault::Frozen),
-    Trouble::Restarts(Duration::from_secs(3)),
-    Trouble::Proxy(Fault::Refusing),
-    Trouble::Proxy(Fault::Cutting),
-    Trouble::Proxy(Fault::Slow),
-    Trouble::PeersLost,
+/// All faults.
+pub const TROUBLES: [HealthFinding; 7] = [
+    HealthFinding::Proxy(Fault::Stopped),
+    HealthFinding::Proxy(Fault::Frozen),
+    HealthFinding::Restarts(Duration::from_secs(3)),
+    HealthFinding::Proxy(Fault::Refusing),
+    HealthFinding::Proxy(Fault::Cutting),
+    HealthFinding::Proxy(Fault::Slow),
+    HealthFinding::PeersLost,
 ];
 
-/// How long it takes.
+/// The parameters of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Endurance {
-    /// What happens.
-    pub trouble: Trouble,
-    /// For how long.
+    /// The fault.
+    pub trouble: HealthFinding,
+    /// The duration of the fault.
     pub length: Duration,
-    /// How long a node is silent until it is called dead.
+    /// The silence after which a node is dead.
     pub dead_after: Duration,
-    /// Time between two commands.
+    /// The time between two commands.
     pub pace: Duration,
-    /// What the proxy does follows from it.
+    /// The seed of the proxy's faults.
     pub seed: u64,
 }
 
-/// What became of it.
+/// The results of a run.
 #[derive(Debug)]
 pub struct Endured {
-    /// What commands took before, sorted.
+    /// The latencies of commands before the fault, sorted.
     pub before: Vec<Duration>,
-    /// And meanwhile.
+    /// The latencies of commands during the fault, sorted.
     pub during: Vec<Duration>,
-    /// Commands that failed.
+    /// The number of failed commands.
     pub failed: usize,
-    /// Commands whose event was committed and never accepted by the daemon.
+    /// The numbers of the commands whose event was committed but never accepted by the daemon.
     pub lost: Vec<u64>,
-    /// What was said of the nodes that lived all the while.
+    /// The verdicts on nodes that were alive all the time.
     pub accused: BTreeMap<String, Vec<String>>,
-    /// How long after the trouble the node that died was called dead.
+    /// The time from the end of the fault to the verdict that the dead node is dead.
     pub found_after: Duration,
-    /// How long after the trouble no publish waited any more.
+    /// The time from the end of the fault to an empty outbox.
     pub drained_after: Duration,
-    /// Most publishes that waited.
+    /// The maximum number of publishes in the outbox.
     pub most_waiting: u64,
 }
 
-/// The latency that all but one in a hundred commands keep to.
+/// Returns the 99th percentile of sorted latencies.
 pub fn p99(latencies: &[Duration]) -> Duration {
     latencies.get(latencies.len() * 99 / 100).copied().unwrap_or_default()
 }
 
 const LIVING: [&str; 4] = ["n1", "n2", "n3", "n4"];
 
-/// How many jobs there are.
+/// The number of jobs.
 const JOBS: u64 = 100;
 
 /// The node that dies.
 const DYING: &str = "doomed";
 
-/// Lets a fleet go through it. None where there is no Kubo.
+/// Runs a fleet under a fault. Returns none if `DIM_SKIP_KUBO=1` skips the tests with Kubo.
 pub async fn endure(what: Endurance) -> Option<Endured> {
     let (near, far) = Kubo::start_pair()?;
     let target: SocketAddr = near.url().trim_start_matches("http://").parse().expect("an address");
@@ -110,16 +110,16 @@ pub async fn endure(what: Endurance) -> Option<Endured> {
     Some(fleet.run().await)
 }
 
-/// The command that an event comes from.
+/// Returns the number of the command that caused an event.
 fn number_of(event: &[u8]) -> u64 {
     let event: Value = serde_json::from_slice(event).expect("an event");
     event["data"]["number"].as_u64().expect("a number")
 }
 
 struct Fleet {
-    /// What the host's daemon has accepted.
+    /// The record of the messages that the host's daemon accepted.
     witness: Witness,
-    /// The nodes' daemon.
+    /// The daemon of the nodes.
     network: Backend,
     host: TestHost,
     proxy: FaultProxy,
@@ -160,7 +160,7 @@ impl Fleet {
         Endured { before, during, failed, lost, accused, found_after, drained_after, most_waiting }
     }
 
-    /// Waits until heartbeats of the far daemon reach the host.
+    /// Waits until the host receives heartbeats from the daemon of the nodes.
     async fn meet(&self) {
         let topic = "dim.nodes.heartbeat".parse().expect("a topic");
         self.host.listening(&topic).await;
@@ -173,7 +173,8 @@ impl Fleet {
         .await;
     }
 
-    /// A calm, the trouble, and what follows; returns when the dead node was found and all was sent.
+    /// Runs a phase without fault, the fault, and the recovery. Returns the times until the dead node was detected and
+    /// the outbox was empty.
     async fn tell(&self) -> (Duration, Duration) {
         sleep(self.what.length).await;
         self.troubled.store(true, Ordering::SeqCst);
@@ -199,8 +200,8 @@ impl Fleet {
         tokio::join!(found, drained)
     }
 
-    /// Commands whose event the daemon never accepts. The last ones are still on their way when they are
-    /// acknowledged.
+    /// Returns the commands whose event the daemon never accepts. It waits, because the last events are still in the
+    /// outbox when their commands are acknowledged.
     async fn lost(&self, acknowledged: &[u64]) -> Vec<u64> {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
@@ -223,11 +224,11 @@ impl Fleet {
 
     async fn trouble(&self) {
         match self.what.trouble {
-            Trouble::Proxy(fault) => {
+            HealthFinding::Proxy(fault) => {
                 self.proxy.set(fault);
                 sleep(self.what.length).await;
             }
-            Trouble::Restarts(every) => {
+            HealthFinding::Restarts(every) => {
                 let end = Instant::now() + self.what.length;
                 while Instant::now() < end {
                     self.proxy.set(Fault::Stopped);
@@ -236,7 +237,7 @@ impl Fleet {
                     sleep(every * 2 / 3).await;
                 }
             }
-            Trouble::PeersLost => {
+            HealthFinding::PeersLost => {
                 tokio::task::block_in_place(|| self.near.cut_off());
                 sleep(self.what.length).await;
                 assert!(!self.near.has_peers(), "it was cut off all the while");
@@ -273,7 +274,7 @@ impl Fleet {
             if self.stop.load(Ordering::SeqCst) {
                 return;
             }
-            // The same jobs again and again: a fleet that grew would slow down by itself.
+            // A fixed set of jobs, because a growing fleet would increase the latency.
             let job = format!("job-{}", number % JOBS);
             let data = json!({ "node_id": "n1", "number": number });
             let order = json!({ "job_id": job, "event_type": "running", "data": data });
@@ -286,7 +287,7 @@ impl Fleet {
                 Ok(_) => load.acknowledged.push(number),
                 Err(_) => load.failed += 1,
             }
-            // What comes after the trouble is neither.
+            // Commands after the fault are not measured.
             match (self.troubled.load(Ordering::SeqCst), self.is_dead.load(Ordering::SeqCst)) {
                 (true, _) => load.during.push(took),
                 (false, false) => load.before.push(took),
@@ -295,9 +296,9 @@ impl Fleet {
         }
     }
 
-    /// Publishes that wait for the daemon.
+    /// Returns the number of publishes in the outbox.
     fn waiting(&self) -> u64 {
-        dim::store::outbox::waiting(&self.host.host.store).expect("the outbox").0
+        dim_store::outbox::waiting(&self.host.host.storage.store).expect("the outbox").0
     }
 
     async fn standing(&self, word: &str) -> Vec<Value> {
@@ -308,7 +309,7 @@ impl Fleet {
 
     fn verdicts(&self, node: &str) -> Vec<String> {
         let mut entries = std::collections::VecDeque::new();
-        self.host.host.log.read(Offset(0), usize::MAX, &mut entries).expect("the log");
+        self.host.host.storage.log.read(Offset(0), usize::MAX, &mut entries).expect("the log");
         let said = entries.iter().filter_map(|entry| match &entry.kind {
             Kind::Event(Event::Message { topic, data, origin: Origin::Plugin(_) })
                 if topic.as_str() == "dim.nodes.status" =>

@@ -1,4 +1,4 @@
-//! A host inside the test's process.
+//! Runs a host in the process of the test.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -6,37 +6,38 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dim::api::{Listener, Token};
-use dim::backend::embedded::new_peer;
-use dim::config::Config;
-use dim::host::{ConfigFile, Host, HostError, Options, Standing, Supervised};
-use dim::ident::PeerName;
-use dim::plugin::{Handle, Reply, ReplyError};
-use dim::store::dead;
-use dim::store::{Medium, StoreError};
-use dim::time::Clock;
+use dim_api::{Listener, Token};
+use dim_ipfs::embedded::new_peer;
+use dim_model::ident::PeerName;
+use dim_model::time::Clock;
+use dim_runtime::Handle;
+use dim_server::config::Config;
+use dim_server::host::{ConfigFile, Host, HostError, Options, Standing, Supervised};
+use dim_store::batch::{Reply, ReplyError};
+use dim_store::dead_letters;
+use dim_store::{Medium, StoreError};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-/// The token of the APIs that are served over TCP.
+/// The token of APIs over TCP.
 pub const TOKEN: &str = "the-token-of-the-tests";
 
-/// How many connections these have.
+/// Maximum number of connections of these APIs.
 const CONNECTIONS: usize = 8;
 
-/// A client that shows [`TOKEN`].
+/// Returns an HTTP client that sends [`TOKEN`].
 pub fn with_token() -> reqwest::Client {
-    dim::install_tls();
+    dim_client::install_tls();
     let shown = format!("Bearer {TOKEN}").parse().expect("a header");
     let headers = [(reqwest::header::AUTHORIZATION, shown)].into_iter().collect();
     reqwest::Client::builder().no_proxy().default_headers(headers).build().expect("a client")
 }
 
-/// How long anything may take before a test gives up.
+/// Maximum time of a wait before the test fails.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What a host is set up with; the bundled plugins stay away unless they are asked for.
+/// The setup of a host. It has no bundled plugins unless a test requests them.
 #[derive(Clone, Debug, Default)]
 pub struct Setup {
     yaml: String,
@@ -49,53 +50,53 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// A host with a probe named `probe` that has every grant it asks for.
+    /// Creates a setup with a probe named `probe`, which has all grants that it requests.
     pub fn probe() -> Self {
         Self::default().and_probe("probe", json!({}))
     }
 
-    /// A host with the bundled plugins.
+    /// Creates a setup with the bundled plugins.
     pub fn bundled() -> Self {
         Self { bundled: true, ..Self::default() }
     }
 
-    /// Adds a probe; `setup` is its section of the config.
+    /// Adds a probe. `setup` is its config section.
     pub fn and_probe(mut self, name: &str, setup: Value) -> Self {
         self.probes.push((name.to_owned(), setup));
         self
     }
 
-    /// Adds to the config file.
+    /// Appends YAML to the config file.
     pub fn yaml(mut self, yaml: &str) -> Self {
         self.yaml.push_str(yaml);
         self
     }
 
-    /// Uses a daemon.
+    /// Uses the Kubo daemon with the API `api`.
     pub fn on_kubo(mut self, api: &str) -> Self {
         self.kubo = Some(api.to_owned());
         self
     }
 
-    /// Uses a disk of the test's.
+    /// Uses a fake disk.
     pub fn on_disk(mut self, medium: impl Medium) -> Self {
         self.medium = Some(Arc::new(medium));
         self
     }
 
-    /// Uses a clock of the test's.
+    /// Uses a fake clock.
     pub fn by_clock(mut self, clock: impl Clock) -> Self {
         self.clock = Some(Arc::new(clock));
         self
     }
 
-    /// Has the host read this file when it is to read its config again.
+    /// Sets the file that the host reads on a reload of the config.
     pub fn from_file(mut self, file: &Path) -> Self {
         self.file = Some(file.to_owned());
         self
     }
 
-    /// What a host in `dir` is started with.
+    /// Returns the options of a host in `dir`.
     fn options(&self, dir: &Path) -> Options {
         let mut options = Options::new(self.config(), dir);
         options.medium = self.medium.clone().unwrap_or(options.medium);
@@ -105,7 +106,7 @@ impl Setup {
         options
     }
 
-    /// The config that the setup stands for.
+    /// Returns the config of the setup.
     pub fn config(&self) -> Config {
         let mut config = Config::parse(&self.yaml).expect("the test's config is right");
         config.ipfs.api_url = self.kubo.clone().or(config.ipfs.api_url);
@@ -137,7 +138,7 @@ impl Setup {
         self.start_in(tempfile::tempdir().expect("a temporary directory")).await
     }
 
-    /// Starts the host on the state that another left.
+    /// Starts the host on the state directory of an earlier host.
     pub async fn start_in(&self, dir: TempDir) -> TestHost {
         warm(dir.path());
         let host = once_free(async || Host::start(self.options(dir.path())).await).await;
@@ -146,7 +147,7 @@ impl Setup {
     }
 }
 
-/// Starts a host; one that has just ended may hold on to its store for a moment.
+/// Starts a host. Retries while a host that has just ended still locks the store.
 async fn once_free<T>(start: impl AsyncFn() -> Result<T, HostError>) -> T {
     for _ in 0..100 {
         match start().await {
@@ -159,7 +160,7 @@ async fn once_free<T>(start: impl AsyncFn() -> Result<T, HostError>) -> T {
     start().await.expect("the host starts")
 }
 
-/// A host that is started again when it fails.
+/// A host that restarts when it fails.
 pub struct SupervisedHost {
     supervised: Arc<Supervised>,
     stop: CancellationToken,
@@ -173,7 +174,7 @@ impl SupervisedHost {
         Self::start_in(tempfile::tempdir().expect("a temporary directory"), setup).await
     }
 
-    /// Starts the host of `setup` on the state that another left.
+    /// Starts the host of `setup` on the state directory of an earlier host.
     pub async fn start_in(dir: TempDir, setup: &Setup) -> Self {
         warm(dir.path());
         let this = Self::begin_in(dir, setup).await;
@@ -183,7 +184,7 @@ impl SupervisedHost {
         this
     }
 
-    /// The same, with whatever plugins are loaded by the time that it answers.
+    /// Starts the host like [`start_in`](Self::start_in), but does not wait until all plugins are loaded.
     pub async fn begin_in(dir: TempDir, setup: &Setup) -> Self {
         let supervised = once_free(async || Supervised::start(setup.options(dir.path())).await).await;
         let stop = CancellationToken::new();
@@ -194,13 +195,13 @@ impl SupervisedHost {
         Self { supervised, stop, running, dir }
     }
 
-    /// Gives an order; none if it was not acknowledged.
+    /// Sends a command. Returns none if it is not acknowledged.
     pub async fn try_command(&self, plugin: &str, method: &str, body: Value) -> Option<Value> {
         let reply = within(self.handle(plugin)?.command(method.to_owned(), body.to_string())).await.ok()?;
         Some(serde_json::from_str(&reply).expect("a reply is JSON"))
     }
 
-    /// Asks a question; none if it was not answered.
+    /// Sends a query. Returns none if it is not answered.
     pub async fn try_query(&self, plugin: &str, method: &str, body: Value) -> Option<Value> {
         let reply = within(self.handle(plugin)?.query(method.to_owned(), body.to_string())).await.ok()?;
         Some(serde_json::from_str(&reply).expect("a reply is JSON"))
@@ -211,7 +212,7 @@ impl SupervisedHost {
         Some(host.plugins.get(plugin)?.handle.clone())
     }
 
-    /// The host, while it runs. It is not to be held for long.
+    /// Returns the host while it runs. Callers must drop it soon, because it delays a restart.
     pub fn host(&self) -> Option<Arc<Host>> {
         match self.supervised.standing() {
             Standing::Running(host) => Some(host),
@@ -219,13 +220,13 @@ impl SupervisedHost {
         }
     }
 
-    /// Has a probe run a script; none if it was not acknowledged.
+    /// Runs a script on a probe. Returns none if the command is not acknowledged.
     pub async fn try_run(&self, plugin: &str, steps: Value) -> Option<Vec<Value>> {
         let answers = self.try_command(plugin, "run", script(steps)).await?;
         Some(answers.as_array().expect("a list of answers").clone())
     }
 
-    /// Serves its API over TCP until the host is stopped; returns its address. It wants [`TOKEN`].
+    /// Serves the API over TCP with [`TOKEN`] until the host stops. Returns the address.
     pub async fn serve(&self) -> String {
         let loopback = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
         let token = Token::new(&TOKEN.into()).expect("a token");
@@ -235,32 +236,32 @@ impl SupervisedHost {
         address
     }
 
-    /// Serves its API to its owner until the host is stopped; returns the socket.
+    /// Serves the API on the owner's socket until the host stops. Returns the path of the socket.
     pub async fn serve_owner(&self) -> PathBuf {
         let listener = Listener::unix(self.dir.path()).expect("a free place");
         tokio::spawn(listener.serve(self.supervised.clone(), CONNECTIONS, self.stop.clone()));
         self.dir.path().join(dim_client::SOCKET)
     }
 
-    /// Waits until orders are acknowledged.
+    /// Waits until the host acknowledges commands.
     pub async fn works(&self, plugin: &str) {
         eventually("the host works", async || self.try_run(plugin, json!([])).await.is_some()).await;
     }
 
-    /// Ends the host.
+    /// Stops the host.
     pub async fn stop(self) {
         self.stop.cancel();
         self.running.await.expect("the host ends");
     }
 }
 
-/// Compiled components that one test leaves for the next: compiling is not what they test.
+/// Returns the directory of compiled components that tests share, so that each component is compiled once.
 fn warmth() -> &'static Path {
     static WARMTH: OnceLock<PathBuf> = OnceLock::new();
     WARMTH.get_or_init(|| {
         let dir = Path::new(super::PROBE).with_file_name("compiled");
         std::fs::create_dir_all(&dir).expect("a directory for compiled components");
-        // A state directory with another key has other forms.
+        // Compiled components are only valid under the key that authenticates them.
         let mut options = std::fs::OpenOptions::new();
         options.write(true).create_new(true);
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
@@ -271,10 +272,10 @@ fn warmth() -> &'static Path {
     })
 }
 
-/// The file with the key under which compiled components are kept.
+/// The file name of the key that authenticates compiled components.
 const CACHE_KEY: &str = "key";
 
-/// Gives a new state directory the components that were compiled before.
+/// Copies the shared compiled components into a new state directory.
 pub fn warm(state_dir: &Path) {
     copy_missing(warmth(), &state_dir.join("compiled"));
 }
@@ -298,7 +299,7 @@ fn copy_missing(from: &Path, to: &Path) {
         if whole && !target.exists() {
             let half = target.with_extension(format!("half{:?}", std::thread::current().id()));
             if std::fs::copy(file.path(), &half).is_ok() {
-                // One that an earlier version left there may have the mode of its time.
+                // A file of an earlier version may have another mode.
                 let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
                 std::fs::set_permissions(&half, private).expect("the mode can be set");
                 let _ = std::fs::rename(&half, &target);
@@ -307,7 +308,7 @@ fn copy_missing(from: &Path, to: &Path) {
     }
 }
 
-/// A running host, with a peer that speaks on its bus.
+/// A running host, with a peer on its embedded bus.
 pub struct TestHost {
     /// The host.
     pub host: Arc<Host>,
@@ -316,31 +317,31 @@ pub struct TestHost {
 }
 
 impl TestHost {
-    /// Ends the host and returns its state directory.
+    /// Stops the host and returns its state directory.
     pub async fn stop(self) -> TempDir {
         self.host.shutdown().await;
         self.dir
     }
 
-    /// Gives an order.
+    /// Sends a command.
     pub async fn command(&self, plugin: &str, method: &str, body: Value) -> Result<Value, ReplyError> {
         let handle = &self.plugin(plugin).handle;
         parsed(within(handle.command(method.to_owned(), body.to_string())).await)
     }
 
-    /// Asks a question.
+    /// Sends a query.
     pub async fn query(&self, plugin: &str, method: &str, body: Value) -> Result<Value, ReplyError> {
         let handle = &self.plugin(plugin).handle;
         parsed(within(handle.query(method.to_owned(), body.to_string())).await)
     }
 
-    /// Has the probe run a script as a command; returns the answers.
+    /// Runs a script on the probe as a command. Returns the results of the steps.
     pub async fn run(&self, steps: Value) -> Vec<Value> {
         let answers = self.command("probe", "run", script(steps)).await.expect("the probe runs a script");
         answers.as_array().expect("a list of answers").clone()
     }
 
-    /// A value of the probe's state.
+    /// Returns a value of a probe's state.
     pub async fn state_of(&self, plugin: &str, key: &str) -> Value {
         let steps = script(json!([{ "do": "get", "key": key }]));
         let answers = self.query(plugin, "run", steps).await.expect("the probe answers");
@@ -348,11 +349,12 @@ impl TestHost {
         serde_json::from_str(&text).unwrap_or(Value::String(text))
     }
 
-    /// Publishes as a peer of the network.
+    /// Publishes a message as a peer of the network.
     pub async fn from_peer(&self, topic: &str, data: impl Into<Bytes>) {
         let topic = topic.parse().expect("a topic");
         self.listening(&topic).await;
         self.host
+            .exchange
             .bus
             .as_ref()
             .expect("the embedded backend")
@@ -360,47 +362,54 @@ impl TestHost {
             .await;
     }
 
-    /// Waits until the host listens to a topic.
-    pub async fn listening(&self, topic: &dim::ident::Topic) {
+    /// Waits until the host is subscribed to a topic.
+    pub async fn listening(&self, topic: &dim_model::ident::Topic) {
         let connected = async || {
-            self.host.hearings.all().get(topic).is_some_and(|hearing| hearing.connected_since.is_some())
+            self.host
+                .exchange
+                .links
+                .listening_records
+                .all()
+                .get(topic)
+                .is_some_and(|hearing| hearing.connected_since.is_some())
         };
         eventually(&format!("the host listens to {topic}"), connected).await;
     }
 
-    /// Waits until every plugin has handled what is in the log.
+    /// Waits until all plugins have handled all entries of the log.
     pub async fn settled(&self) {
         self.settled_but("").await;
     }
 
-    /// Waits until every plugin but one has handled what is in the log.
+    /// Waits until all plugins except `other` have handled all entries of the log.
     pub async fn settled_but(&self, other: &str) {
-        let head = self.host.log.head().0;
+        let head = self.host.storage.log.head().0;
         for (name, plugin) in self.host.plugins.all() {
             if name.as_str() == other {
                 continue;
             }
-            // One that the entries do not concern would sleep on.
+            // A plugin does not wake up for entries of other plugins.
             plugin.handle.wake();
             eventually(&format!("{name} has read up to {head}"), async || {
                 plugin.handle.status().cursor >= head
             })
             .await;
         }
-        // What was handled last may still be on its way to the store.
-        self.host.commit.write(|_| Ok(())).await.expect("the host commits");
-        self.host.commit.write(|_| Ok(())).await.expect("the host commits");
+        // The last batch may not be committed yet.
+        self.host.storage.commit.write(|_| Ok(())).await.expect("the host commits");
+        self.host.storage.commit.write(|_| Ok(())).await.expect("the host commits");
     }
 
-    /// The reasons of all dead letters, oldest first.
+    /// Returns the reasons of all dead letters, oldest first.
     pub fn dead_letters(&self) -> Vec<String> {
-        let letters = dead::list(&self.host.store, &dead::Filter::default(), None, 10_000)
-            .expect("the store can be read");
+        let letters =
+            dead_letters::list(&self.host.storage.store, &dead_letters::Filter::default(), None, 10_000)
+                .expect("the store can be read");
         letters.into_iter().map(|(_, letter)| letter.reason).collect()
     }
 
-    /// A plugin that is loaded.
-    pub fn plugin(&self, name: &str) -> Arc<dim::host::Loaded> {
+    /// Returns a loaded plugin.
+    pub fn plugin(&self, name: &str) -> Arc<dim_server::host::Loaded> {
         let found = self.host.plugins.get(name);
         found.unwrap_or_else(|| panic!("{name} is not loaded: {:?}", self.host.not_loaded()))
     }
@@ -414,17 +423,17 @@ async fn within<R>(work: impl Future<Output = R>) -> R {
     tokio::time::timeout(PATIENCE, work).await.expect("an answer within 30 seconds")
 }
 
-/// A script for the probe.
+/// Returns a script for the probe.
 pub fn script(steps: Value) -> Value {
     json!({ "script": steps })
 }
 
-/// Waits until something holds; fails the test if it does not within 30 seconds.
+/// Waits until a condition holds. Panics after 30 s.
 pub async fn eventually(what: &str, holds: impl AsyncFnMut() -> bool) {
     eventually_within(PATIENCE, what, holds).await;
 }
 
-/// Waits until something holds that may take longer than most.
+/// Waits until a condition holds. Panics after `patience`.
 pub async fn eventually_within(patience: Duration, what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + patience;
     while !holds().await {
@@ -433,8 +442,7 @@ pub async fn eventually_within(patience: Duration, what: &str, mut holds: impl A
     }
 }
 
-/// Waits until something holds, where nothing is asynchronous; fails the test if it does not within 20
-/// seconds.
+/// Waits until a condition holds, in a test without async code. Panics after 20 s.
 pub fn soon(mut holds: impl FnMut() -> bool) {
     let deadline = std::time::Instant::now() + Duration::from_secs(20);
     while !holds() {
@@ -443,7 +451,7 @@ pub fn soon(mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// Lets time pass without a host, where that is what a test is about.
+/// Sleeps while no host runs, for tests of downtime.
 pub async fn downtime(length: Duration) {
     tokio::time::sleep(length).await;
 }

@@ -1,4 +1,4 @@
-//! Packages of npm: the tools that build plugins in JavaScript, and others that tests ask for.
+//! Installs npm packages: the tools that build plugins in JavaScript, and packages that tests request.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -6,21 +6,21 @@ use std::sync::Mutex;
 
 use crate::python::run;
 
-/// A directory below which plugins in JavaScript can be built. None, and a loud word, where Node.js and npm cannot be had;
-/// a failure where `DIM_REQUIRE_NODE=1`.
+/// Returns a directory in which plugins in JavaScript can be built. If Node.js or npm is missing it prints a notice and
+/// returns none, or panics if `DIM_REQUIRE_NODE=1`.
 pub fn place() -> Option<PathBuf> {
-    let package = include_str!("../../host/templates/package.json").replace("NAME", "tools");
+    let package = include_str!("../../host/cli/templates/package.json").replace("NAME", "tools");
     directory("javascript", &package)
 }
 
-/// A directory named `name` with the packages that `package` asks for, as `package.json` does. None, and a loud word,
-/// where they cannot be had; a failure where `DIM_REQUIRE_NODE=1`.
+/// Returns a directory named `name` with the packages of `package`, the content of a `package.json`. If they cannot be
+/// installed it prints a notice and returns none, or panics if `DIM_REQUIRE_NODE=1`.
 pub fn directory(name: &str, package: &str) -> Option<PathBuf> {
     crate::or_loudly("JavaScript", "DIM_REQUIRE_NODE", made(name, package))
 }
 
 fn made(name: &str, package: &str) -> Result<PathBuf, String> {
-    // Two tests may ask for it at once.
+    // Tests run in parallel.
     static MAKING: Mutex<()> = Mutex::new(());
     let _making = MAKING.lock().map_err(|error| error.to_string())?;
     let place = crate::target_dir().join(name);

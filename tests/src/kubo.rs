@@ -1,4 +1,4 @@
-//! Real Kubo daemons: found or built, started on loopback with a repository of their own.
+//! Runs real Kubo daemons on loopback, each with its own repository. Finds or builds the program.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -9,9 +9,9 @@ use tempfile::TempDir;
 
 use crate::child::Owned;
 
-/// A running daemon; it ends with the value.
+/// A running daemon, which is killed on drop.
 pub struct Kubo {
-    // Before its repository: fields go in this order.
+    // Must be dropped before the repository; fields are dropped in this order.
     daemon: Owned,
     repo: TempDir,
     api: String,
@@ -19,21 +19,21 @@ pub struct Kubo {
     dnslink: String,
 }
 
-/// All addresses that daemons of tests have.
+/// The addresses of all test daemons.
 const LOOPBACK: &str = "/ip4/127.0.0.0/ipcidr/8";
 
 impl Kubo {
-    /// Starts a daemon. Fails where there is no Kubo; none if `DIM_SKIP_KUBO=1` says that it is not wanted.
+    /// Starts a daemon. Returns none if `DIM_SKIP_KUBO=1`; otherwise panics without Kubo.
     pub fn start() -> Option<Self> {
         Self::start_with(|_| None, &[], "")
     }
 
-    /// Starts a daemon for which some domains have a DNSLink record, as in `fleet.example.org:/ipfs/CID`.
+    /// Starts a daemon with DNSLink records for some domains, for example `fleet.example.org:/ipfs/CID`.
     pub fn start_with_dnslink(records: &str) -> Option<Self> {
         Self::start_with(|_| None, &[], records)
     }
 
-    /// Starts a daemon without a network, and so without pubsub.
+    /// Starts a daemon without a network and without pubsub.
     pub fn start_offline() -> Option<Self> {
         Self::start_with(|_| None, &["--offline"], "")
     }
@@ -56,7 +56,7 @@ impl Kubo {
         Some(Self { repo, daemon, api, options, dnslink: dnslink.to_owned() })
     }
 
-    /// Replaces the daemon by one with an empty repository at the same address, as a container without a volume does.
+    /// Replaces the daemon by one with an empty repository at the same address, like a container without a volume.
     pub fn replace_by_an_empty_one(&mut self) {
         self.kill();
         let program = program().expect("it has started");
@@ -65,7 +65,7 @@ impl Kubo {
         self.respawn(program);
     }
 
-    /// Starts two daemons that know each other.
+    /// Starts two connected daemons.
     pub fn start_pair() -> Option<(Self, Self)> {
         let (one, other) = (Self::start()?, Self::start()?);
         let addresses = other.ipfs(&["id", "-f", "<addrs>"]);
@@ -73,76 +73,76 @@ impl Kubo {
         Some((one, other))
     }
 
-    /// The daemon's API, as a multiaddr.
+    /// Returns the multiaddr of the API.
     pub fn api(&self) -> &str {
         &self.api
     }
 
-    /// The daemon's API, as a URL.
+    /// Returns the URL of the API.
     pub fn url(&self) -> String {
         let port = self.api.rsplit('/').next().expect("a port");
         format!("http://127.0.0.1:{port}")
     }
 
-    /// Runs the daemon's own command line; returns what it prints.
+    /// Runs `ipfs` against the daemon. Returns the output; panics on an error.
     pub fn ipfs(&self, args: &[&str]) -> String {
         run(program().expect("it has started"), self.repo.path(), args)
     }
 
-    /// Runs the daemon's own command line where it may fail.
+    /// Runs `ipfs` against the daemon. Returns the output or the error.
     pub fn try_ipfs(&self, args: &[&str]) -> Result<String, String> {
         try_run(program().expect("it has started"), self.repo.path(), args)
     }
 
-    /// Cuts it off: no peer, and none can come back, while its API stays up.
+    /// Disconnects the daemon from all peers and blocks new connections. The API stays available.
     pub fn cut_off(&self) {
         self.ipfs(&["swarm", "filters", "add", LOOPBACK]);
         for peer in self.ipfs(&["swarm", "peers"]).lines() {
-            // It may have gone meanwhile.
+            // The error means that the peer has already disconnected.
             let _ = self.try_ipfs(&["swarm", "disconnect", peer]);
         }
     }
 
-    /// Whether it has a peer.
+    /// Returns whether the daemon has a peer.
     pub fn has_peers(&self) -> bool {
         !self.ipfs(&["swarm", "peers"]).is_empty()
     }
 
-    /// Connects it again, to `other`.
+    /// Unblocks connections and connects the daemon to `other`.
     pub fn reconnect(&self, other: &Self) {
         self.ipfs(&["swarm", "filters", "rm", LOOPBACK]);
         let addresses = other.ipfs(&["id", "-f", "<addrs>"]);
         let address = addresses.lines().next().expect("an address");
         let deadline = Instant::now() + Duration::from_secs(20);
-        // A peer that could not be dialled a moment ago is not dialled at once.
+        // libp2p delays a dial after a failed one, so the connection is retried.
         while let Err(error) = self.try_ipfs(&["swarm", "connect", address]) {
             assert!(Instant::now() < deadline, "the daemons do not connect again: {error}");
             std::thread::sleep(Duration::from_millis(200));
         }
     }
 
-    /// Where its repository is.
+    /// Returns the path of the repository.
     pub fn repo(&self) -> &Path {
         self.repo.path()
     }
 
-    /// Freezes the daemon: its sockets stay open.
+    /// Suspends the daemon. Its sockets stay open.
     pub fn freeze(&self) {
         self.daemon.freeze();
     }
 
-    /// Lets a frozen daemon go on.
+    /// Resumes the suspended daemon.
     pub fn thaw(&self) {
         self.daemon.thaw();
     }
 
-    /// Kills the daemon; its repository stays.
+    /// Kills the daemon. The repository stays.
     pub fn kill(&mut self) {
         self.daemon.kill();
         let _ = std::fs::remove_file(self.repo.path().join("api"));
     }
 
-    /// Starts a killed daemon again, on the same port.
+    /// Starts the killed daemon again, on the same port.
     pub fn restart(&mut self) {
         let program = program().expect("it has started");
         run(program, self.repo.path(), &["config", "Addresses.API", &self.api]);
@@ -156,7 +156,7 @@ impl Kubo {
     }
 }
 
-/// Makes a repository; one whose API has an address of its own if `api` is given.
+/// Creates a repository. `api` is the multiaddr of its API, if given.
 fn init(program: &Path, repo: &Path, api: Option<&str>) {
     let run = |args: &[&str]| run(program, repo, args);
     run(&["init", "--profile=test"]);
@@ -177,7 +177,7 @@ fn spawn(program: &Path, repo: &TempDir, options: &[&str], dnslink: &str) -> (Ow
     }
     let daemon = Owned::spawn(command.stdout(log.try_clone().expect("a log file")).stderr(log));
     let deadline = Instant::now() + Duration::from_secs(60);
-    // The address is written once the listener is ready.
+    // The daemon writes the file with its address when its listener is ready.
     loop {
         let api = std::fs::read_to_string(repo.path().join("api")).unwrap_or_default();
         if !api.trim().is_empty() && try_run(program, repo.path(), &["id"]).is_ok() {
@@ -202,8 +202,8 @@ fn try_run(program: &Path, repo: &Path, args: &[&str]) -> Result<String, String>
     }
 }
 
-/// The program: `DIM_KUBO`, then `ipfs` on the path, then built with Go. Without it a test that needs Kubo fails, unless
-/// `DIM_SKIP_KUBO=1` says that those tests are not wanted.
+/// Returns the program: `DIM_KUBO`, else `ipfs` on the path, else a build with Go. Returns none if `DIM_SKIP_KUBO=1`
+/// skips the tests with Kubo; otherwise panics without Kubo.
 fn program() -> Option<&'static Path> {
     static PROGRAM: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     match PROGRAM.get_or_init(find) {

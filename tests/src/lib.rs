@@ -1,4 +1,4 @@
-//! What the tests stand on: hosts in the process, hosts as programs, and Kubo daemons.
+//! The test harness: hosts in the process, hosts as separate processes, Kubo daemons, and faults.
 
 mod agent;
 pub mod alone;
@@ -30,10 +30,10 @@ pub use program::{Program, begin_request};
 pub use proxy::{Fault, FaultProxy};
 pub use witness::{Witness, directly};
 
-/// The component of the guest that forgets what it keeps in memory.
+/// The component of the guest that counts messages in its state or memory.
 pub const FORGETFUL: &str = env!("GUEST_FORGETFUL");
 
-/// The component of the guest that does what it is told.
+/// The component of the guest that runs scripts.
 pub const PROBE: &str = env!("GUEST_PROBE");
 
 /// The component of the guest that attacks its host.
@@ -45,21 +45,20 @@ pub const STAMPER: &str = env!("GUEST_STAMPER");
 /// The component of the job tracker with another layout of its state.
 pub const TRACKER_2: &str = env!("GUEST_TRACKER_2");
 
-/// The path of a file that comes with the tests.
+/// Returns the path of a file in `tests/`.
 pub fn data(path: &str) -> std::path::PathBuf {
     std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// Says something to whoever runs the tests, also from one that goes well: the macros' output of those
-/// is kept back.
+/// Prints a notice, also from a test that succeeds. The test runner captures the output of `println!` and `eprintln!`.
 fn say(words: &str) {
     use std::io::Write as _;
-    // Without a standard error there is no one to tell.
+    // Without standard error the notice is dropped.
     let _ = writeln!(std::io::stderr(), "{words}");
 }
 
-/// What a test needs of another language; none, and a loud word, where it cannot be had, and a failure where the
-/// environment has `variable` set to 1.
+/// Returns a tool of another language. If it is missing this prints a notice and returns none, or panics if the
+/// environment variable `variable` is 1.
 fn or_loudly<T>(language: &str, variable: &str, had: Result<T, String>) -> Option<T> {
     match had {
         Ok(had) => Some(had),
@@ -71,12 +70,12 @@ fn or_loudly<T>(language: &str, variable: &str, had: Result<T, String>) -> Optio
     }
 }
 
-/// Where what the tests have made lasts.
+/// Returns the target directory, in which files of the tests persist.
 pub fn target_dir() -> &'static std::path::Path {
     std::path::Path::new(PROBE).ancestors().nth(4).expect("the target directory")
 }
 
-/// Fails where the environment asks for what cannot be had.
+/// Panics if the environment variable `variable` requires the missing tool.
 fn must_be_there(variable: &str, why: &str) {
     let required = std::env::var(variable).is_ok_and(|value| value == "1");
     assert!(!required, "{variable}=1, but it cannot be had: {why}");

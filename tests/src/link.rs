@@ -1,4 +1,4 @@
-//! A link between two programs that can be cut as a cable is: nobody is told.
+//! A link between two programs that can fail silently, like a cut cable.
 
 use std::net::SocketAddr;
 
@@ -8,11 +8,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// A TCP relay; it ends with the value.
+/// A TCP relay, which ends on drop.
 pub struct Link {
-    /// Where it is to be connected to.
+    /// The address of the relay.
     pub address: SocketAddr,
-    /// Which cable it is: what went into one that was cut never comes out.
+    /// The current cable. Data on a cut cable is lost.
     cable: watch::Sender<Cable>,
     relay: JoinHandle<()>,
 }
@@ -24,8 +24,8 @@ struct Cable {
 }
 
 impl Link {
-    /// A link that leads to `to`. It has an address of loopback that nothing else listens on, so that
-    /// daemons can be told to take no other way.
+    /// Starts a relay to `to`. Its loopback address is used by nothing else, so that a test can restrict daemons to the
+    /// link.
     pub async fn to(to: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.2:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
@@ -38,12 +38,12 @@ impl Link {
         Self { address, cable, relay }
     }
 
-    /// Cuts it. Connections stay open, and nothing comes through any more.
+    /// Cuts the link. Connections stay open, but no data passes.
     pub fn cut(&self) {
         self.cable.send_modify(|cable| cable.whole = false);
     }
 
-    /// Puts another cable in its place: new connections come through, old ones never again.
+    /// Repairs the link for new connections. Old connections stay silent.
     pub fn mend(&self) {
         self.cable.send_modify(|cable| *cable = Cable { number: cable.number + 1, whole: true });
     }
@@ -58,7 +58,7 @@ impl Drop for Link {
 async fn relay(near: TcpStream, to: SocketAddr, cable: watch::Receiver<Cable>) {
     let mine = *cable.borrow();
     if !mine.whole {
-        // Nobody is there to refuse it.
+        // On a cut link nothing refuses the connection.
         return std::future::pending().await;
     }
     let Ok(far) = TcpStream::connect(to).await else { return };

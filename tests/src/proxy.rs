@@ -1,4 +1,4 @@
-//! Stands between a host and a daemon, and does to their connections what networks and daemons do.
+//! A proxy between a host and a daemon that injects faults of networks and daemons.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -12,31 +12,31 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// What the proxy does to connections.
+/// The fault that the proxy injects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Nothing.
+    /// No fault.
     None,
-    /// Breaks all, and takes no new ones, as when the daemon is stopped.
+    /// Closes all connections and refuses new ones, as if the daemon were stopped.
     Stopped,
-    /// Keeps all open and forwards nothing, as when the daemon is frozen.
+    /// Keeps all connections open and forwards nothing, as if the daemon were suspended.
     Frozen,
     /// Answers two requests out of three with 500.
     Refusing,
-    /// Cuts each connection after up to two seconds.
+    /// Closes each connection after up to 2 s.
     Cutting,
-    /// Forwards everything late, by up to a second.
+    /// Delays all data by up to 1 s.
     Slow,
 }
 
-/// A running proxy; it ends with the value.
+/// A running proxy, which ends on drop.
 pub struct FaultProxy {
     address: SocketAddr,
     fault: watch::Sender<Fault>,
     _serving: JoinSet<()>,
 }
 
-/// What connections share.
+/// The state that connections share.
 #[derive(Clone)]
 struct Shared {
     target: SocketAddr,
@@ -45,7 +45,7 @@ struct Shared {
 }
 
 impl FaultProxy {
-    /// Starts a proxy before the daemon at `target`. What it does follows from `seed`, which is printed.
+    /// Starts a proxy in front of the daemon at `target`. `seed` determines the faults and is printed.
     pub async fn start(target: SocketAddr, seed: u64) -> Self {
         println!("fault proxy: seed {seed}");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -69,12 +69,12 @@ impl FaultProxy {
         Self { address, fault, _serving: serving }
     }
 
-    /// Where it listens, as a multiaddr.
+    /// Returns the multiaddr of the proxy.
     pub fn api(&self) -> String {
         format!("/ip4/127.0.0.1/tcp/{}", self.address.port())
     }
 
-    /// Does something else from now on.
+    /// Sets the fault from now on.
     pub fn set(&self, fault: Fault) {
         self.fault.send_replace(fault);
     }
@@ -95,7 +95,7 @@ impl Shared {
         match fault {
             Fault::Stopped => return,
             Fault::Refusing if !self.one_in(3) => return refuse(from).await,
-            // Until something else happens; the connection stays open meanwhile.
+            // Keeps the connection open until the fault changes.
             Fault::Frozen => return self.clone().until_other(fault).await,
             _ => {}
         }
@@ -108,7 +108,7 @@ impl Shared {
         }
     }
 
-    /// Resolves when the connection is broken by what the proxy does.
+    /// Resolves when the fault closes the connection.
     async fn broken(&self) {
         let mut changes = self.fault.clone();
         loop {
@@ -147,7 +147,7 @@ impl Shared {
     }
 }
 
-/// Answers a request as a daemon does that fails.
+/// Answers a request with an error, like a failing daemon.
 async fn refuse(mut stream: TcpStream) {
     let mut request = vec![0; 64 << 10];
     let _ = stream.read(&mut request).await;

@@ -1,4 +1,4 @@
-//! Programs in Python: componentize-py, which builds plugins, and others that tests ask for.
+//! Installs Python programs: componentize-py, which builds plugins, and programs that tests request.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,23 +6,23 @@ use std::sync::Mutex;
 
 use crate::component::with_manifest;
 
-/// The version that the plugin is built with.
+/// The package and version that build the plugin.
 const COMPONENTIZE_PY: &str = "componentize-py==0.25.1";
 
-/// The component of `guests/python`, with its manifest. None, and a loud word, where it cannot be
-/// built; a failure where `DIM_REQUIRE_PYTHON=1`.
+/// Builds the component of `guests/python`, with its manifest. If that fails it prints a notice and returns none, or
+/// panics if `DIM_REQUIRE_PYTHON=1`.
 pub fn component(dir: &Path) -> Option<PathBuf> {
     or_loudly(build(dir))
 }
 
-/// The directory of programs of an environment of its own, named `name`, with these packages in these versions. None,
-/// and a loud word, where it cannot be made; a failure where `DIM_REQUIRE_PYTHON=1`.
+/// Returns the directory of programs of a virtual environment `name` with these packages. If it cannot be created this
+/// prints a notice and returns none, or panics if `DIM_REQUIRE_PYTHON=1`.
 pub fn environment(name: &str, packages: &[&str]) -> Option<PathBuf> {
     or_loudly(made(name, packages))
 }
 
-/// The program that builds plugins in Python. None, and a loud word, where it cannot be had; a failure where
-/// `DIM_REQUIRE_PYTHON=1`.
+/// Returns the program that builds plugins in Python. If it is missing this prints a notice and returns none, or panics
+/// if `DIM_REQUIRE_PYTHON=1`.
 pub fn tool() -> Option<PathBuf> {
     or_loudly(componentize_py())
 }
@@ -48,7 +48,7 @@ fn build(dir: &Path) -> Result<PathBuf, String> {
     Ok(component)
 }
 
-/// The one on the path, else one of the test's own, made with Python and pip.
+/// Returns componentize-py from the path, else from a virtual environment that is created with Python and pip.
 pub fn componentize_py() -> Result<PathBuf, String> {
     if run(Command::new("componentize-py").arg("--version")).is_ok() {
         return Ok("componentize-py".into());
@@ -57,7 +57,7 @@ pub fn componentize_py() -> Result<PathBuf, String> {
 }
 
 fn made(name: &str, packages: &[&str]) -> Result<PathBuf, String> {
-    // Two tests may ask for it at once.
+    // Tests run in parallel.
     static MAKING: Mutex<()> = Mutex::new(());
     let _making = MAKING.lock().map_err(|error| error.to_string())?;
     let venv = crate::target_dir().join(name);

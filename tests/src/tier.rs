@@ -1,10 +1,11 @@
-//! How thorough a run of the tests is. The usual tier enumerates: each state, each attacker, each kind of fault once.
-//! The exhaustive tier (`DIM_TEST_TIER=exhaustive`, `.ci/exhaustive`) repeats for statistics, and also runs the tests
-//! that are ignored in the usual one.
+//! The thoroughness of a test run. The usual tier covers each state, attacker and kind of fault once. The exhaustive
+//! tier (`DIM_TEST_TIER=exhaustive`, `.ci/exhaustive`) repeats tests for statistics, and also runs tests that the usual
+//! tier ignores.
 
 use rand::Rng as _;
 
-/// Whether this is the exhaustive tier. Panics if `DIM_TEST_TIER` names no tier: a misspelt one would test too little.
+/// Returns whether this is the exhaustive tier. Panics if `DIM_TEST_TIER` is not a tier, because a misspelt one would
+/// test too little.
 pub fn is_exhaustive() -> bool {
     match std::env::var("DIM_TEST_TIER") {
         Err(_) => false,
@@ -14,13 +15,12 @@ pub fn is_exhaustive() -> bool {
     }
 }
 
-/// How often something is done: `usual` times, or `exhaustive` times in the exhaustive tier.
+/// Returns a number of repetitions: `usual`, or `exhaustive` in the exhaustive tier.
 pub fn repeats(usual: usize, exhaustive: usize) -> usize {
     if is_exhaustive() { exhaustive } else { usual }
 }
 
-/// The seed of what happens at random in a test, from `DIM_TEST_SEED` or at random. It is printed, so that a failure can
-/// be repeated.
+/// Returns the random seed of a test: `DIM_TEST_SEED`, or a random one. Prints it, so that a failure can be reproduced.
 pub fn seed(of: &str) -> u64 {
     let given = std::env::var("DIM_TEST_SEED").ok().filter(|seed| !seed.is_empty());
     let seed = match given {

@@ -1,29 +1,29 @@
-//! What a daemon has accepted, by its own word: it sends each message to all that listen there.
+//! Records the messages that a daemon accepted: a daemon sends each accepted message to its subscribers.
 
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use dim::backend::Backend;
-use dim::backend::kubo::{Settings, backend};
+use dim_ipfs::Backend;
+use dim_ipfs::kubo::{Settings, backend};
 use futures::StreamExt as _;
 use tokio::task::JoinHandle;
 
 use crate::Kubo;
 
-/// A daemon without a host's patience: what it says is what it has.
+/// Returns a backend that calls the daemon directly, without the retries of a host.
 pub fn directly(kubo: &Kubo) -> Backend {
     let settings = Settings { address: kubo.api().parse().expect("an address"), authorization: None };
     backend(&settings).expect("a client")
 }
 
-/// Listens at a daemon that is well; it ends with the value.
+/// A subscription at a healthy daemon, which ends on drop.
 pub struct Witness {
     seen: Arc<Mutex<Vec<Bytes>>>,
     listening: JoinHandle<()>,
 }
 
 impl Witness {
-    /// Listens to a topic; returns once it does.
+    /// Subscribes to a topic. Returns when the subscription is active.
     pub async fn of(kubo: &Kubo, topic: &str) -> Self {
         let topic = topic.parse().expect("a topic");
         let mut messages = directly(kubo).pubsub.subscribe(&topic).await.expect("the daemon is well");
@@ -37,7 +37,7 @@ impl Witness {
         Self { seen, listening }
     }
 
-    /// The messages that the daemon has accepted, in order.
+    /// Returns the messages that the daemon accepted, in order. Panics if the subscription ended.
     pub fn seen(&self) -> Vec<Bytes> {
         assert!(!self.listening.is_finished(), "the daemon was well all the while");
         self.seen.lock().expect("no panic").clone()

@@ -41,7 +41,7 @@ impl Place {
     }
 
     fn agent_with(&self, args: &[&str]) -> Node {
-        dim::install_tls();
+        dim_client::install_tls();
         let start = || Agent::start(Path::new(PROGRAM), &self.agent_dir(), args);
         let agent = tokio::task::block_in_place(start);
         let builder = reqwest::Client::builder().unix_socket(agent.socket().as_path()).no_proxy();
@@ -130,7 +130,7 @@ async fn notices_given_while_the_host_is_away_arrive_with_the_time_when_they_wer
     assert_eq!(node.waiting().await, 30);
     let status = node.agent.dim(&["status"]);
     let shown = String::from_utf8(status.stdout).unwrap();
-    assert!(shown.contains("! notices do not get through since"), "{shown}");
+    assert!(shown.contains("! notices are not delivered since"), "{shown}");
     assert_eq!(status.status.code(), Some(1));
     // Those that come at once bear times a millisecond apart, so that their order can be told.
     let given = jiff::Timestamp::now() + Duration::from_millis(30);
@@ -447,7 +447,7 @@ async fn a_full_spool_says_so_and_has_room_again_when_the_host_is_back() {
     };
     assert!((270..=280).contains(&given), "{given}");
     assert_eq!((refused.0, &refused.1["type"]), (503, &json!("unavailable")));
-    assert!(refused.1["detail"].as_str().unwrap().contains("there is room for no more"), "{}", refused.1);
+    assert!(refused.1["detail"].as_str().unwrap().contains("the spool is full"), "{}", refused.1);
     let said = node.agent.dim(&["failed", "k", "--reason", &"y".repeat(50_000)]);
     assert_eq!(said.status.code(), Some(1));
     assert_eq!(node.waiting().await, given);
@@ -474,7 +474,7 @@ async fn whoever_writes_nonsense_to_the_socket_is_told_what_is_wrong() {
         ("\u{0}".to_owned(), 400, "expected value"),
         ("[]".to_owned(), 400, "this is no notice"),
         ("{\"job_id\":\"a\\u0007b\",\"event_type\":\"failed\"}".to_owned(), 400, "control character"),
-        ("{\"job_id\":\"..\",\"event_type\":\"failed\"}".to_owned(), 400, "no place in a URL"),
+        ("{\"job_id\":\"..\",\"event_type\":\"failed\"}".to_owned(), 400, "cannot be part of a URL"),
         (format!("{{\"job_id\":\"{}\",\"event_type\":\"failed\"}}", "x".repeat(129)), 400, "too long"),
         ("{\"job_id\":\"j\",\"event_type\":\"cancelled\"}".to_owned(), 400, "unknown variant"),
         ("{\"job_id\":\"j\",\"result_cid\":\"nothing\"}".to_owned(), 400, "cannot be read"),

@@ -84,7 +84,7 @@ impl Author {
                 "{xml}"
             );
             let again = self.dim(&["plugin", "new", &name]);
-            assert!(String::from_utf8_lossy(&again.stderr).contains("is there and not empty"));
+            assert!(String::from_utf8_lossy(&again.stderr).contains("already exists and is not empty"));
         }
     }
 
@@ -417,7 +417,7 @@ fn a_component_that_is_not_fit_is_told_why() {
         &wat::parse_str("(component (import \"dim:coordination/states@0.1.0\" (instance)))").unwrap(),
         "name = \"o\"\nversion = \"1.0.0\"\n",
     );
-    refused("imports.wasm", &other, "the nearest that it has is dim:coordination/state@0.1.0");
+    refused("imports.wasm", &other, "the most similar is dim:coordination/state@0.1.0");
     let empty = dim_tests::component::with_manifest(
         &wat::parse_str("(component)").unwrap(),
         "name = \"e\"\nversion = \"1.0.0\"\n",

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use dim::backend::record::Record;
-use dim::backend::{Backend, BackendError, Publication, unixfs};
-use dim::host::Adoption;
-use dim::ident::{ContentPath, KeyName, Topic};
-use dim::keys::{Key, name_of};
-use dim::store::names::Cause;
-use dim::store::{NAMES, names};
-use dim::time::{Timestamp, nanoseconds};
+use dim_ipfs::keys::{Key, name_of};
+use dim_ipfs::record::Record;
+use dim_ipfs::{Backend, BackendError, Publication, unixfs};
+use dim_model::ident::{ContentPath, KeyName, Topic};
+use dim_model::time::{Timestamp, nanoseconds};
+use dim_server::host::Adoption;
+use dim_store::names::Cause;
+use dim_store::{NAMES, names};
 use dim_tests::{Kubo, Setup, TestHost, eventually, script};
 use futures::StreamExt as _;
 use libp2p_identity::Keypair;
@@ -44,8 +44,8 @@ async fn suite(host: &TestHost) {
     a_new_value_has_a_higher_sequence(host).await;
     a_record_is_renewed_at_half_of_its_lifetime(host).await;
     a_shorter_lifetime_has_a_higher_sequence(host).await;
-    what_is_not_there_is_not_found(&host.host.backend).await;
-    a_message_comes_back_from_the_topic(&host.host.backend).await;
+    what_is_not_there_is_not_found(&host.host.exchange.links.backend).await;
+    a_message_comes_back_from_the_topic(&host.host.exchange.links.backend).await;
 }
 
 async fn publish(host: &TestHost, data: &str, repeat: u64) -> (String, u64) {
@@ -61,7 +61,7 @@ async fn publish(host: &TestHost, data: &str, repeat: u64) -> (String, u64) {
 async fn published(host: &TestHost) {
     let key: KeyName = "probe-key".parse().unwrap();
     eventually("the backend accepts the name", async || {
-        let known = dim::store::names::known(&host.host.store.snapshot().unwrap(), &key).unwrap();
+        let known = dim_store::names::known(&host.host.storage.store.snapshot().unwrap(), &key).unwrap();
         known.is_some_and(|known| known.is_published())
     })
     .await;
@@ -69,8 +69,8 @@ async fn published(host: &TestHost) {
 
 /// The record that the backend has now, checked.
 async fn record(host: &TestHost) -> Record {
-    let name = host.host.keys.name(&"probe-key".parse().unwrap()).unwrap();
-    let bytes = host.host.backend.names.record(&name).await.unwrap();
+    let name = host.host.storage.keys.name(&"probe-key".parse().unwrap()).unwrap();
+    let bytes = host.host.exchange.links.backend.names.record(&name).await.unwrap();
     Record::verify(&bytes, &name, Timestamp::wall()).unwrap()
 }
 
@@ -78,7 +78,7 @@ async fn a_document_is_published_and_read_back(host: &TestHost) {
     let (path, _) = publish(host, "a small document", 1).await;
     let path: ContentPath = path.parse().unwrap();
     assert_eq!(record(host).await.path, path);
-    let (cid, data) = host.host.backend.content.file(&path, 1 << 20).await.unwrap();
+    let (cid, data) = host.host.exchange.links.backend.content.file(&path, 1 << 20).await.unwrap();
     assert_eq!(&data[..], b"a small document");
     assert_eq!(cid, unixfs::file_cid(&data));
 }
@@ -86,9 +86,9 @@ async fn a_document_is_published_and_read_back(host: &TestHost) {
 async fn a_large_document_is_published_and_read_back(host: &TestHost) {
     let (path, _) = publish(host, "x", (5 << 20) + 3).await;
     let path: ContentPath = path.parse().unwrap();
-    let (_, data) = host.host.backend.content.file(&path, 16 << 20).await.unwrap();
+    let (_, data) = host.host.exchange.links.backend.content.file(&path, 16 << 20).await.unwrap();
     assert_eq!(data.len(), (5 << 20) + 3);
-    let too_large = host.host.backend.content.file(&path, 5 << 20).await.unwrap_err();
+    let too_large = host.host.exchange.links.backend.content.file(&path, 5 << 20).await.unwrap_err();
     assert!(matches!(too_large, BackendError::TooLarge { limit, .. } if limit == 5 << 20), "{too_large}");
 }
 
@@ -110,8 +110,8 @@ async fn age(host: &TestHost, by: Duration) {
         table.insert("probe-key", serde_json::to_vec(&known).expect("plain data").as_slice())?;
         Ok(())
     };
-    host.host.commit.write(write).await.unwrap();
-    host.host.commit.names.notify_one();
+    host.host.storage.commit.write(write).await.unwrap();
+    host.host.storage.commit.names.notify_one();
 }
 
 async fn a_record_is_renewed_at_half_of_its_lifetime(host: &TestHost) {
@@ -199,14 +199,14 @@ async fn kubo_accepts_our_records_and_we_accept_kubos() {
     assert_eq!(verdict["Entry"]["Sequence"], 7, "{verdict}");
     // `name put` takes it in, and `name get` gives it back, byte for byte.
     kubo.ipfs(&["name", "put", "--allow-offline", name.as_str(), file]);
-    let settings = dim::backend::kubo::Settings { address: kubo.api().parse().unwrap(), authorization: None };
-    let backend = dim::backend::kubo::backend(&settings).unwrap();
+    let settings = dim_ipfs::kubo::Settings { address: kubo.api().parse().unwrap(), authorization: None };
+    let backend = dim_ipfs::kubo::backend(&settings).unwrap();
     assert_eq!(backend.names.record(&name).await.unwrap(), record.bytes);
     assert_eq!(kubo.ipfs(&["name", "resolve", "--nocache", name.as_str()]), path.as_str());
     // And the other way: a record that Kubo signed, under a key that was imported and one of its own.
     let imported: KeyName = "imported".parse().unwrap();
     let key = Key::Own(std::sync::Arc::new(pair));
-    assert_eq!(backend.names.prepare(&imported, &key).await.unwrap(), dim::backend::Prepared::Ready);
+    assert_eq!(backend.names.prepare(&imported, &key).await.unwrap(), dim_ipfs::Prepared::Ready);
     let publication = Publication {
         key_name: imported,
         key: key.clone(),
@@ -232,7 +232,7 @@ async fn a_record_goes_through_the_gateways_routing_both_ways() {
     let path = ContentPath::of(&unixfs::raw_cid(b"routed"));
     let record = Record::sign(&pair, &path, 3, Timestamp::wall().after(DAY), Duration::from_secs(60));
     let url = format!("{}/routing/v1/ipns/{name}", gateway.trim());
-    dim::install_tls();
+    dim_client::install_tls();
     let http = reqwest::Client::new();
     let kind = "application/vnd.ipfs.ipns-record";
     let put = http.put(&url).header("Content-Type", kind).body(record.bytes.clone()).send().await.unwrap();
@@ -244,7 +244,8 @@ async fn a_record_goes_through_the_gateways_routing_both_ways() {
 /// Waits until the probe's name is on hold because there is no record of its key, and has the host publish.
 async fn replaced(host: &TestHost) {
     let key = "probe-key".parse().unwrap();
-    let hold = || names::known(&host.host.store.snapshot().unwrap(), &key).unwrap().and_then(|it| it.hold);
+    let hold =
+        || names::known(&host.host.storage.store.snapshot().unwrap(), &key).unwrap().and_then(|it| it.hold);
     eventually("the name is on hold", async || hold().is_some_and(|hold| hold.cause == Cause::NoRecord))
         .await;
     host.host.adopt(&key, Adoption::Replace).await.unwrap();
@@ -259,7 +260,7 @@ async fn a_key_that_kubo_has_already_is_adopted() {
         listed.lines().find(|line| line.ends_with("probe-key")).unwrap().split_whitespace().next().unwrap();
     let host = Setup::probe().on_kubo(kubo.api()).start().await;
     let key = "probe-key".parse().unwrap();
-    assert_eq!(host.host.keys.name(&key).unwrap().as_str(), there);
+    assert_eq!(host.host.storage.keys.name(&key).unwrap().as_str(), there);
     host.run(json!([{ "do": "update-state", "key": "probe-key", "data": "under the adopted key" }])).await;
     replaced(&host).await;
     published(&host).await;
@@ -276,12 +277,12 @@ async fn a_key_of_a_daemon_that_was_away_at_the_first_start_is_adopted_on_its_re
     kubo.kill();
     let host = Setup::probe().on_kubo(kubo.api()).start().await;
     let key = "probe-key".parse().unwrap();
-    assert_ne!(host.host.keys.name(&key).unwrap().as_str(), there);
+    assert_ne!(host.host.storage.keys.name(&key).unwrap().as_str(), there);
     host.run(json!([{ "do": "update-state", "key": "probe-key", "data": "made without it" }])).await;
     kubo.restart();
     replaced(&host).await;
     published(&host).await;
-    assert_eq!(host.host.keys.name(&key).unwrap().as_str(), there);
+    assert_eq!(host.host.storage.keys.name(&key).unwrap().as_str(), there);
     assert_eq!(kubo.ipfs(&["cat", &format!("/ipns/{there}")]), "made without it");
 }
 
@@ -308,12 +309,14 @@ async fn kubo_away_blocks_nothing_and_everything_drains_on_its_return() {
         .await;
     assert_eq!(answers[2], json!({ "ok": "while it was away" }));
     host.query("probe", "run", script(json!([]))).await.unwrap();
-    assert_eq!(dim::store::outbox::waiting(&host.host.store).unwrap().0, 1);
+    assert_eq!(dim_store::outbox::waiting(&host.host.storage.store).unwrap().0, 1);
     kubo.restart();
-    eventually("the outbox drains", async || dim::store::outbox::waiting(&host.host.store).unwrap().0 == 0)
-        .await;
+    eventually("the outbox drains", async || {
+        dim_store::outbox::waiting(&host.host.storage.store).unwrap().0 == 0
+    })
+    .await;
     published(&host).await;
-    let name = host.host.keys.name(&"probe-key".parse().unwrap()).unwrap();
+    let name = host.host.storage.keys.name(&"probe-key".parse().unwrap()).unwrap();
     assert_eq!(kubo.ipfs(&["cat", &format!("/ipns/{name}")]), "while it was away");
     // The streams come back too: a message from the daemon reaches the plugin.
     host.listening(&"probe.in".parse().unwrap()).await;
@@ -332,7 +335,7 @@ async fn the_echo_of_what_the_host_published_is_dropped_and_another_programs_is_
     let add = script(json!([{ "do": "add", "key": "heard" }])).to_string();
     host.run(json!([{ "do": "publish", "topic": "probe.in", "data": add }])).await;
     eventually("the echo comes", async || {
-        host.host.received.echoes.load(std::sync::atomic::Ordering::Relaxed) == 1
+        host.host.exchange.received.echoes.load(std::sync::atomic::Ordering::Relaxed) == 1
     })
     .await;
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -347,7 +350,7 @@ async fn a_daemon_on_a_unix_socket_is_as_good() {
     assert!(kubo.api().starts_with("/unix/"), "{}", kubo.api());
     let host = Setup::probe().on_kubo(kubo.api()).start().await;
     publish(&host, "through a socket", 1).await;
-    let name = host.host.keys.name(&"probe-key".parse().unwrap()).unwrap();
+    let name = host.host.storage.keys.name(&"probe-key".parse().unwrap()).unwrap();
     assert_eq!(kubo.ipfs(&["cat", &format!("/ipns/{name}")]), "through a socket");
 }
 
@@ -355,10 +358,10 @@ async fn a_daemon_on_a_unix_socket_is_as_good() {
 async fn a_daemon_that_runs_offline_publishes_names_and_the_operator_is_told_what_it_lacks() {
     let Some(kubo) = Kubo::start_offline() else { return };
     let host = Setup::probe().on_kubo(kubo.api()).start().await;
-    let name = host.host.keys.name(&"probe-key".parse().unwrap()).unwrap();
+    let name = host.host.storage.keys.name(&"probe-key".parse().unwrap()).unwrap();
     let key = "probe-key".parse().unwrap();
     let accepted = || {
-        let known = names::known(&host.host.store.snapshot().unwrap(), &key).unwrap().unwrap();
+        let known = names::known(&host.host.storage.store.snapshot().unwrap(), &key).unwrap().unwrap();
         known.published.unwrap()
     };
     for data in ["one", "two", "three"] {
@@ -371,8 +374,8 @@ async fn a_daemon_that_runs_offline_publishes_names_and_the_operator_is_told_wha
     eventually("it is signed anew", async || accepted().at > before.at).await;
     assert_eq!(kubo.ipfs(&["cat", &format!("/ipns/{name}")]), "three");
     eventually("the reason is told", async || {
-        let hearings = host.host.hearings.all();
-        let deaf = hearings.values().find_map(|hearing| hearing.deaf.clone());
+        let listening_records = host.host.exchange.links.listening_records.all();
+        let deaf = listening_records.values().find_map(|hearing| hearing.deaf.clone());
         deaf.is_some_and(|why| why.contains("ipfs config --json Pubsub.Enabled true"))
     })
     .await;
@@ -382,10 +385,12 @@ async fn a_daemon_that_runs_offline_publishes_names_and_the_operator_is_told_wha
 async fn a_frozen_daemon_is_not_listened_to_and_the_time_is_a_gap() {
     let Some((kubo, host)) = on_kubo().await else { return };
     let topic: Topic = "probe.in".parse().unwrap();
-    let proven = || host.host.hearings.all().get(&topic).and_then(|hearing| hearing.proven_until);
+    let proven = || {
+        host.host.exchange.links.listening_records.all().get(&topic).and_then(|hearing| hearing.proven_until)
+    };
     eventually("listening is proven", async || proven().is_some()).await;
     kubo.freeze();
-    let frozen_at = host.host.log.now();
+    let frozen_at = host.host.storage.log.now();
     dim_tests::downtime(Duration::from_secs(7)).await;
     assert!(proven() <= Some(frozen_at), "its sockets are open, and that proves nothing");
     kubo.thaw();
@@ -398,9 +403,8 @@ async fn a_frozen_daemon_is_not_listened_to_and_the_time_is_a_gap() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_knows_whether_it_is_cut_off() {
     let Some((mut one, other)) = Kubo::start_pair() else { return };
-    let settings =
-        dim::backend::kubo::Settings { address: other.api().parse().unwrap(), authorization: None };
-    let pubsub = dim::backend::kubo::backend(&settings).unwrap().pubsub;
+    let settings = dim_ipfs::kubo::Settings { address: other.api().parse().unwrap(), authorization: None };
+    let pubsub = dim_ipfs::kubo::backend(&settings).unwrap().pubsub;
     assert!(pubsub.is_connected().await.unwrap());
     one.kill();
     eventually("the other one is alone", async || !pubsub.is_connected().await.unwrap()).await;
@@ -410,19 +414,19 @@ async fn a_daemon_knows_whether_it_is_cut_off() {
 async fn errors_of_kubo_are_understood() {
     let Some(kubo) = Kubo::start() else { return };
     let address =
-        |text: String| dim::backend::kubo::Settings { address: text.parse().unwrap(), authorization: None };
+        |text: String| dim_ipfs::kubo::Settings { address: text.parse().unwrap(), authorization: None };
     // With and without `/api/v0`, as multiaddr and as URL.
     for text in [kubo.api().to_owned(), kubo.url(), format!("{}/api/v0", kubo.url())] {
-        let backend = dim::backend::kubo::backend(&address(text)).unwrap();
+        let backend = dim_ipfs::kubo::backend(&address(text)).unwrap();
         assert_eq!(backend.pubsub.identity().await.unwrap().to_string(), kubo.ipfs(&["id", "-f", "<id>"]));
     }
-    let backend = dim::backend::kubo::backend(&address(kubo.url())).unwrap();
+    let backend = dim_ipfs::kubo::backend(&address(kubo.url())).unwrap();
     let missing = ContentPath::of(&unixfs::raw_cid(b"nobody has this")).as_str().parse().unwrap();
     let started = std::time::Instant::now();
     let error = backend.content.file(&missing, 100).await.unwrap_err();
     assert!(started.elapsed() < Duration::from_secs(40), "bounded");
     assert!(matches!(error, BackendError::Refused { .. } | BackendError::Timeout(_)), "{error}");
-    let nowhere = dim::backend::kubo::backend(&address("/ip4/127.0.0.1/tcp/9".to_owned())).unwrap();
+    let nowhere = dim_ipfs::kubo::backend(&address("/ip4/127.0.0.1/tcp/9".to_owned())).unwrap();
     let error = nowhere.pubsub.identity().await.unwrap_err();
     assert!(
         matches!(&error, BackendError::Unreachable { what, .. } if what.contains("127.0.0.1:9")),
@@ -441,14 +445,14 @@ async fn a_pin_that_someone_else_made_stays() {
     for data in ["theirs", "ours", "newest"] {
         host.run(json!([{ "do": "update-state", "key": "probe-key", "data": data }])).await;
         eventually("it is published", async || {
-            let known = dim::store::names::known(&host.host.store.snapshot().unwrap(), &key).unwrap();
+            let known = dim_store::names::known(&host.host.storage.store.snapshot().unwrap(), &key).unwrap();
             known.is_some_and(|known| known.is_published())
         })
         .await;
     }
     let pins = || kubo.ipfs(&["pin", "ls", "--type=recursive", "-q"]);
-    let ours = dim::backend::unixfs::file_cid(b"ours").to_string();
+    let ours = dim_ipfs::unixfs::file_cid(b"ours").to_string();
     eventually("the superseded one is unpinned", async || !pins().contains(&ours)).await;
     assert!(pins().contains(theirs.trim()), "theirs stays");
-    assert!(pins().contains(&dim::backend::unixfs::file_cid(b"newest").to_string()));
+    assert!(pins().contains(&dim_ipfs::unixfs::file_cid(b"newest").to_string()));
 }

@@ -142,7 +142,7 @@ async fn what_is_wrong_with_a_backup_is_told_and_nothing_is_left_behind() {
     let weak = host.dim(&["backup", file.to_str().unwrap(), "--passphrase-file", short.to_str().unwrap()]);
     assert!(error_of(&weak).contains("at least 8 characters"), "{weak:?}");
     assert!(place.backup(&host, "backup").status.success());
-    assert!(error_of(&place.backup(&host, "backup")).contains("there already"));
+    assert!(error_of(&place.backup(&host, "backup")).contains("already exists"));
     let mode = std::os::unix::fs::PermissionsExt::mode(
         &std::fs::metadata(place.path("backup")).unwrap().permissions(),
     );
@@ -207,7 +207,7 @@ async fn a_restore_that_is_broken_off_is_not_taken_for_a_state_directory() {
     let mut command = Command::new(PROGRAM);
     command.args(["run", "--embedded", "--state-dir"]).arg(place.path("other")).env("RUST_BACKTRACE", "0");
     let error = error_of(&command.output().unwrap());
-    assert!(error.contains("was broken off: empty the directory"), "{error}");
+    assert!(error.contains("was aborted: empty the directory"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -283,7 +283,7 @@ async fn a_backup_that_nobody_reads_holds_up_neither_the_end_of_the_host_nor_its
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_do_not_leave_over_loopback() {
-    dim::install_tls();
+    dim_client::install_tls();
     let place = Place::new();
     let config = place.path("config.yaml");
     std::fs::write(&config, "").unwrap();
@@ -352,15 +352,15 @@ async fn a_restored_host_publishes_under_the_same_names_beyond_what_was_publishe
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_opens_with_what_is_in_it_and_with_nothing_else() {
-    use dim::backup::{Passphrase, verify, write};
+    use dim_server::backup::{Passphrase, verify, write};
     let host = Setup::probe().start().await;
     let mut bytes = Vec::new();
     let passphrase = |text: &str| Passphrase::new(text.to_owned()).unwrap();
-    write(&host.host.store, &host.host.keys, passphrase("long enough"), &mut bytes).unwrap();
+    write(&host.host.storage.store, &host.host.storage.keys, passphrase("long enough"), &mut bytes).unwrap();
     let head = verify(bytes.as_slice(), passphrase("long enough")).unwrap();
-    assert_eq!((head.host.as_str(), head.store_format), (host.host.id.as_str(), dim::store::FORMAT));
+    assert_eq!((head.host.as_str(), head.store_format), (host.host.id.as_str(), dim_store::FORMAT));
     assert!(verify(bytes.as_slice(), passphrase("long enough?")).is_err());
     // A key that someone reads over the shoulder of the disk is not in the clear.
-    let key = host.host.keys.export(&"probe-key".parse().unwrap()).unwrap();
+    let key = host.host.storage.keys.export(&"probe-key".parse().unwrap()).unwrap();
     assert!(!bytes.windows(32).any(|window| window == &key.bytes[key.bytes.len() - 32..]));
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use dim::store::WORLDS;
+use dim_store::WORLDS;
 use dim_tests::{Setup, TestHost, eventually, script};
 use serde_json::{Value, json};
 
@@ -94,7 +94,9 @@ async fn bytes_of_effects_follows_and_log_lines_are_limited() {
         let mut rejected = script(json!([{ "do": "log", "line": "x", "times": times }]));
         rejected["then"] = json!("reject");
         host.from_peer("probe.in", rejected.to_string()).await;
-        let letters = || dim::store::dead::list(&host.host.store, &Default::default(), None, 10).unwrap();
+        let letters = || {
+            dim_store::dead_letters::list(&host.host.storage.store, &Default::default(), None, 10).unwrap()
+        };
         dim_tests::eventually("it is set aside", async || letters().len() == times - 2).await;
         let (_, letter) = letters().pop().unwrap();
         assert_eq!(letter.log.len(), told);
@@ -160,8 +162,11 @@ async fn what_is_not_granted_is_refused_before_anything_is_touched() {
         assert!(error.starts_with("Error::NotGranted"), "{answers:?}");
     }
     assert_eq!(answers[10], json!([]));
-    assert!(host.host.keys.all().is_empty(), "no key was made");
-    assert!(host.host.interest.names().is_empty() && host.host.interest.topics().is_empty());
+    assert!(host.host.storage.keys.all().is_empty(), "no key was made");
+    assert!(
+        host.host.exchange.links.interest.names().is_empty()
+            && host.host.exchange.links.interest.topics().is_empty()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -242,7 +247,7 @@ async fn subscriptions_begin_with_the_commit_and_end_with_it() {
     host.run(json!([{ "do": "unsubscribe", "topic": "probe.later" }])).await;
     host.settled().await;
     assert_eq!(run_one(&host, json!({ "do": "topics" })).await, json!(["probe.in"]));
-    assert!(!host.host.interest.topics().iter().any(|topic| topic.as_str() == "probe.later"));
+    assert!(!host.host.exchange.links.interest.topics().iter().any(|topic| topic.as_str() == "probe.later"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -324,11 +329,12 @@ async fn topics_are_counted_and_not_the_calls_about_them() {
     let host = setup.start().await;
     let subscribe = |topic: &str| json!({ "do": "subscribe", "topic": topic });
     let again = vec![subscribe("probe.one"); 70];
-    let head = host.host.log.head().0;
+    let head = host.host.storage.log.head().0;
     assert!(host.run(json!(again)).await.iter().all(|answer| *answer == json!({ "ok": null })));
     host.settled().await;
-    let subscriptions = host.host.store.read_log(dim::entry::Offset(head), 1000).unwrap();
-    let asked = |entry: &&dim::entry::Entry| matches!(entry.kind, dim::entry::Kind::Subscription { .. });
+    let subscriptions = host.host.storage.store.read_log(dim_model::entry::Offset(head), 1000).unwrap();
+    let asked =
+        |entry: &&dim_model::entry::Entry| matches!(entry.kind, dim_model::entry::Kind::Subscription { .. });
     assert_eq!(subscriptions.iter().filter(asked).count(), 1, "what changes nothing is no entry");
     let pair = [subscribe("probe.two"), json!({ "do": "unsubscribe", "topic": "probe.two" })];
     let pairs: Vec<Value> = pair.iter().cycle().take(80).cloned().collect();
@@ -342,12 +348,13 @@ async fn topics_are_counted_and_not_the_calls_about_them() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_behind_a_path_that_the_name_had_already_is_stored_and_a_longer_lifetime_counts() {
     let host = Setup::probe().start().await;
-    let path = dim::ident::ContentPath::of(&dim::backend::unixfs::file_cid(b"news")).to_string();
+    let path = dim_model::ident::ContentPath::of(&dim_ipfs::unixfs::file_cid(b"news")).to_string();
     let minute = 60_000_000_000_u64;
     let by_path = json!({ "do": "publish-name", "key": "probe-key", "path": path, "lifetime": minute });
     assert_eq!(run_one(&host, by_path).await, json!({ "ok": null }));
     let key = "probe-key".parse().unwrap();
-    let known = || dim::store::names::known(&host.host.store.snapshot().unwrap(), &key).unwrap().unwrap();
+    let known =
+        || dim_store::names::known(&host.host.storage.store.snapshot().unwrap(), &key).unwrap().unwrap();
     let lifetime = || known().published.map(|accepted| accepted.lifetime);
     dim_tests::eventually("the path is published", async || lifetime() == Some(minute)).await;
     let read = json!({ "do": "get-state", "name": "probe-key" });
@@ -361,11 +368,11 @@ async fn a_file_behind_a_path_that_the_name_had_already_is_stored_and_a_longer_l
 async fn any_name_of_a_key_survives_a_restart() {
     let host = Setup::probe().start().await;
     for key in ["x.adopted", "adopted", "half"] {
-        host.host.keys.get_or_create(&key.parse().unwrap()).unwrap();
+        host.host.storage.keys.get_or_create(&key.parse().unwrap()).unwrap();
     }
-    let name = host.host.keys.name(&"x.adopted".parse().unwrap());
+    let name = host.host.storage.keys.name(&"x.adopted".parse().unwrap());
     let host = Setup::probe().start_in(host.stop().await).await;
-    assert_eq!(host.host.keys.name(&"x.adopted".parse().unwrap()), name);
+    assert_eq!(host.host.storage.keys.name(&"x.adopted".parse().unwrap()), name);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -377,13 +384,13 @@ async fn a_subscription_that_is_toggled_in_one_entry_is_nothing() {
         json!(std::iter::repeat_n([there, back], times).flatten().collect::<Vec<_>>())
     };
     host.settled().await;
-    let before = host.host.log.head().0;
+    let before = host.host.storage.log.head().0;
     let mut steps = toggle(5_000).as_array().unwrap().clone();
     // What is left of it is what stands at the end, whatever else was toggled around it.
     steps.insert(1, json!({ "do": "subscribe", "topic": "probe.kept" }));
     host.run(json!(steps)).await;
     host.settled().await;
-    let added = host.host.log.head().0 - before;
+    let added = host.host.storage.log.head().0 - before;
     assert!(added < 10, "{added} entries for one change");
     let count = json!([{ "do": "add", "key": "heard" }]);
     host.from_peer("probe.kept", script(count.clone()).to_string()).await;
@@ -411,9 +418,9 @@ async fn changes_of_subscriptions_are_limited_by_the_rate_of_publishes() {
 
 /// The world of the one plugin of a host, as it is stored.
 fn stored_world(host: &TestHost) -> Value {
-    let worlds = host.host.store.snapshot().unwrap().table(WORLDS).unwrap();
-    let (_, world) = redb::ReadableTable::first(&worlds).unwrap().unwrap();
-    serde_json::from_slice(world.value()).unwrap()
+    let contexts = host.host.storage.store.snapshot().unwrap().table(WORLDS).unwrap();
+    let (_, context) = redb::ReadableTable::first(&contexts).unwrap().unwrap();
+    serde_json::from_slice(context.value()).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -427,26 +434,26 @@ async fn subscriptions_to_ever_new_topics_leave_nothing_behind() {
     }
     host.run(change("unsubscribe", "probe.in".to_owned())).await;
     let is_small = |host: &TestHost| {
-        let world = stored_world(host);
-        world["once"] == json!(["probe.in"]) && world["asked"] == json!({})
+        let context = stored_world(host);
+        context["once"] == json!(["probe.in"]) && context["asked"] == json!({})
     };
     eventually("the topic of the manifest is left", async || is_small(&host)).await;
     // As a host has left it that did not forget.
-    let mut world = stored_world(&host);
+    let mut context = stored_world(&host);
     let once = (0..2_000).map(|number| json!(format!("probe.{number}"))).chain([json!("probe.in")]);
-    world["once"] = once.collect();
+    context["once"] = once.collect();
     let write = move |write: &redb::WriteTransaction| {
-        let mut worlds = write.open_table(WORLDS)?;
+        let mut contexts = write.open_table(WORLDS)?;
         let (plugin, _) =
-            worlds.pop_first()?.map(|(plugin, world)| (plugin.value(), world.value().len())).unwrap();
-        worlds.insert(plugin, world.to_string().as_bytes())?;
+            contexts.pop_first()?.map(|(plugin, context)| (plugin.value(), context.value().len())).unwrap();
+        contexts.insert(plugin, context.to_string().as_bytes())?;
         Ok(())
     };
-    host.host.commit.write(write).await.unwrap();
+    host.host.storage.commit.write(write).await.unwrap();
     assert!(!is_small(&host));
     let host = setup.start_in(host.stop().await).await;
     eventually("the topic of the manifest is left again", async || is_small(&host)).await;
-    assert!(host.host.interest.topics().is_empty(), "what was ended does not begin again");
+    assert!(host.host.exchange.links.interest.topics().is_empty(), "what was ended does not begin again");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -461,18 +468,18 @@ async fn changes_of_subscriptions_that_are_not_in_the_log_are_limited() {
             host.from_peer("probe.in", script(json!([{ "do": step, "topic": topic }])).to_string()).await;
         }
     }
-    let received = || host.host.received.received.load(std::sync::atomic::Ordering::Relaxed);
+    let received = || host.host.exchange.received.received.load(std::sync::atomic::Ordering::Relaxed);
     eventually("all are in the log", async || received() == 600).await;
-    let head = host.host.log.head();
+    let head = host.host.storage.log.head();
     host.plugin("probe").handle.pause(false);
     // To end what has not begun is nothing: one change of each topic beyond is refused.
     let met = || host.plugin("probe").handle.status().met.get("topics").copied().unwrap_or_default();
     eventually("the last one is refused", async || met() == 300 - 256).await;
     let count = || {
-        let entries = host.host.store.read_log(head, 1_000).unwrap().into_iter();
+        let entries = host.host.storage.store.read_log(head, 1_000).unwrap().into_iter();
         let topics: BTreeSet<_> = entries
             .filter_map(|entry| match entry.kind {
-                dim::entry::Kind::Subscription { topic, .. } => Some(topic),
+                dim_model::entry::Kind::Subscription { topic, .. } => Some(topic),
                 _ => None,
             })
             .collect();
@@ -491,9 +498,9 @@ async fn what_runs_before_the_start_has_no_effects() {
     eventually("it has failed to start", async || reason().is_some()).await;
     assert!(reason().unwrap().contains("unreachable"), "{:?}", reason());
     // Whatever it had left for the commit is in the store by then.
-    host.host.commit.write(|_| Ok(())).await.unwrap();
-    let snapshot = host.host.store.snapshot().unwrap();
-    let state = snapshot.table(dim::store::STATE).unwrap();
+    host.host.storage.commit.write(|_| Ok(())).await.unwrap();
+    let snapshot = host.host.storage.store.snapshot().unwrap();
+    let state = snapshot.table(dim_store::STATE).unwrap();
     let rows = redb::ReadableTable::iter(&state).unwrap();
     let written = rows.filter(|row| row.as_ref().is_ok_and(|(_, value)| value.value() == b"too early"));
     assert_eq!(written.count(), 0, "what it wrote is not there");

@@ -41,7 +41,7 @@ async fn a_clock_set_by(seconds: i64) {
         begun.elapsed() > Duration::from_secs(3)
     })
     .await;
-    let before = host.host.log.now();
+    let before = host.host.storage.log.now();
     clock.set_by(seconds);
     let set = tokio::time::Instant::now();
     // Longer than it takes to be called dead.
@@ -51,7 +51,7 @@ async fn a_clock_set_by(seconds: i64) {
     })
     .await;
     host.settled().await;
-    assert!(host.host.log.now() > before, "the log's time goes on");
+    assert!(host.host.storage.log.now() > before, "the log's time goes on");
     for word in ["suspect", "dead"] {
         assert_eq!(standing(&host, word).await, [] as [Value; 0], "nobody is {word} for a clock");
     }
@@ -93,7 +93,7 @@ async fn a_clock_set_ahead_gives_up_nothing_that_waits_to_be_sent() {
     host.run(json!([{ "do": "publish", "topic": "probe.out", "data": "it waits too" }])).await;
     // Over a start as well: the first is a day old by all that this host can know.
     let host = setup.start_in(host.stop().await).await;
-    let sent = || host.host.sent.accepted.load(std::sync::atomic::Ordering::Relaxed);
+    let sent = || host.host.exchange.sent.accepted.load(std::sync::atomic::Ordering::Relaxed);
     kubo.restart();
     eventually("both are sent", async || sent() == 2).await;
 }

@@ -3,10 +3,12 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use dim::effect::NameValue;
-use dim::entry::exported::{Header, Record};
-use dim::test::{Bench, Comparison, Events, Given, Identity, Plugin, Runs, Scenario, compare, try_on};
-use dim::time::Timestamp;
+use dim_model::entry::export::{Header, Record};
+use dim_model::time::Timestamp;
+use dim_scenarios::{
+    Comparison, Events, Given, Identity, Plugin, Runs, Scenario, TestBench, compare, try_on,
+};
+use dim_store::effect::NameValue;
 use dim_tests::{Program, component, tier};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -43,13 +45,19 @@ fn given(file: &Path) -> Given {
     Given { time: events.begin(), host: Identity::recorded(&events.header).unwrap(), ..Given::default() }
 }
 
-fn compared(bench: &Bench, old: &Plugin, new: &Plugin, file: &Path, since: Option<Timestamp>) -> Comparison {
+fn compared(
+    bench: &TestBench,
+    old: &Plugin,
+    new: &Plugin,
+    file: &Path,
+    since: Option<Timestamp>,
+) -> Comparison {
     let given = given(file);
     compare(bench, (old, new), (&given, &given), Events::open(file).unwrap(), since, |_| {}).unwrap()
 }
 
 /// The forgetful plugin, which remembers; as another version it takes one number for another.
-fn counter(bench: &Bench, version: &str, slips_at: Option<u64>) -> Plugin {
+fn counter(bench: &TestBench, version: &str, slips_at: Option<u64>) -> Plugin {
     let manifest = include_str!("../guests/examples/forgetful.toml");
     let slips = slips_at.map_or(String::new(), |at| format!("default = {at}\n"));
     let manifest = manifest.replace("0.1.0", version).replace("default = \"memory\"", "default = \"state\"");
@@ -65,7 +73,7 @@ fn numbers(dir: &TempDir, count: u64) -> PathBuf {
 #[test]
 fn a_difference_in_one_event_of_many_is_found_and_none_between_equal_versions() {
     let dir = tempfile::tempdir().unwrap();
-    let bench = Bench::new().unwrap();
+    let bench = TestBench::new().unwrap();
     let many = tier::repeats(10_000, 100_000) as u64;
     let file = numbers(&dir, many);
     let old = counter(&bench, "0.1.0", None);
@@ -90,7 +98,7 @@ fn a_difference_in_one_event_of_many_is_found_and_none_between_equal_versions() 
 #[test]
 fn versions_are_compared_from_a_state_that_the_old_one_has_made() {
     let dir = tempfile::tempdir().unwrap();
-    let bench = Bench::new().unwrap();
+    let bench = TestBench::new().unwrap();
     let file = numbers(&dir, 5_000);
     let (old, new) = (counter(&bench, "0.1.0", None), counter(&bench, "0.2.0", Some(100)));
     let begin = Events::open(&file).unwrap().begin();
@@ -104,7 +112,7 @@ fn versions_are_compared_from_a_state_that_the_old_one_has_made() {
 #[test]
 fn a_plugin_is_tried_on_recorded_events_with_crashes_and_replacements() {
     let dir = tempfile::tempdir().unwrap();
-    let bench = Bench::new().unwrap();
+    let bench = TestBench::new().unwrap();
     let file = numbers(&dir, 3_000);
     let open = || Events::open(&file);
     let runs = Runs::default();
@@ -128,7 +136,7 @@ fn a_plugin_is_tried_on_recorded_events_with_crashes_and_replacements() {
 #[test]
 fn messages_as_large_as_may_be_are_handled_however_many() {
     let dir = tempfile::tempdir().unwrap();
-    let bench = Bench::new().unwrap();
+    let bench = TestBench::new().unwrap();
     let large = "x".repeat(1 << 20);
     // More than may wait for the commit, many times over in the exhaustive tier.
     let count = tier::repeats(40, 150) as u64;
@@ -145,7 +153,7 @@ fn messages_as_large_as_may_be_are_handled_however_many() {
 /// A document that was replaced may still be read by its path, as on a host that keeps it.
 #[test]
 fn a_plugin_reads_what_it_wrote_over_whenever_it_is_committed() {
-    let bench = Bench::new().unwrap();
+    let bench = TestBench::new().unwrap();
     let probe = bench.plugin(&std::fs::read(dim_tests::PROBE).unwrap()).unwrap();
     let first = NameValue::document("first".into()).path();
     let command = |steps: Value| json!({ "command": "run", "body": dim_tests::script(steps) });
@@ -222,7 +230,7 @@ fn what_a_host_has_heard_is_exported_and_handled_again_as_it_was() {
     assert_eq!(String::from_utf8(none.stdout).unwrap().lines().count(), 1, "only what is told of the host");
     assert_eq!(host.dim(&["events", "export", "-o", "-", "--plugin", "nobody"]).status.code(), Some(3));
     // Handled again, it ends in the state that the host has.
-    let bench = Bench::new().unwrap();
+    let bench = TestBench::new().unwrap();
     let tracker = bench.bundled("job-tracker").unwrap();
     let given = Given { config: config_of(&file, "job-tracker"), ..given(&file) };
     let (report, did) = try_on(&bench, &tracker, &given, || Events::open(&file), &Runs::default()).unwrap();

@@ -7,8 +7,8 @@ use std::process::{Command, Output};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use dim::backend::embedded::new_peer;
-use dim::ident::{IpnsName, PeerName};
+use dim_ipfs::embedded::new_peer;
+use dim_model::ident::{IpnsName, PeerName};
 use dim_tests::{Program, Setup, eventually, soon};
 use serde_json::{Value, json};
 
@@ -48,7 +48,7 @@ async fn a_peer_is_the_same_in_every_form_wherever_the_config_names_one() {
     let says = async |peer: &PeerName, topic: &str, message: Value| {
         let topic = topic.parse().unwrap();
         host.listening(&topic).await;
-        host.host.bus.as_ref().unwrap().publish_as(peer, &topic, message.to_string().into()).await;
+        host.host.exchange.bus.as_ref().unwrap().publish_as(peer, &topic, message.to_string().into()).await;
     };
     says(&own, "dim.nodes.heartbeat", json!({ "node_id": "n1", "status": "online" })).await;
     says(&friend, "dim.nodes.heartbeat", json!({ "node_id": "n1", "status": "online" })).await;
@@ -372,7 +372,7 @@ fn a_secret_in_a_url_is_used_and_shown_nowhere() {
     std::fs::write(&config, text.to_string()).unwrap();
     let host = Program::start(Path::new(PROGRAM), &state, &["--config", config.to_str().unwrap()]);
     let url = format!("http://eve:hush@127.0.0.1:{port}/p.wasm?token=hush");
-    let digest = dim::ident::Digest::of(&std::fs::read(dim_tests::PROBE).unwrap()).to_string();
+    let digest = dim_model::ident::Digest::of(&std::fs::read(dim_tests::PROBE).unwrap()).to_string();
     let installed = host.dim(&["plugin", "install", &url, "--grant", "--trust", &digest]);
     let mut shown = vec![
         String::from_utf8_lossy(&installed.stdout).into_owned(),

@@ -48,7 +48,7 @@ fn accepted(witness: &Witness) -> BTreeSet<String> {
 
 /// Sends commands, each of which adds its number to a list and one to a count, until told to stop.
 async fn load(socket: &Path, first: u64, acknowledged: &Acknowledged, stop: &AtomicBool) -> u64 {
-    dim::install_tls();
+    dim_client::install_tls();
     let http = reqwest::Client::builder().unix_socket(socket).no_proxy().build().expect("a client");
     let mut number = first;
     while !stop.load(Ordering::Relaxed) {

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use dim::entry::{Event, Kind};
-use dim::plugin::ReplyError;
+use dim_model::entry::{Event, Kind};
+use dim_store::batch::ReplyError;
 use dim_tests::{HOSTILE, Kubo, Setup, SmallDisk, SupervisedHost, TestHost, downtime, eventually, script};
 use serde_json::{Value, json};
 
@@ -14,12 +14,12 @@ const MIB: u64 = 1 << 20;
 const KEEPING_8_MIB: &str = "store:\n  min_free_bytes: 8388608\n";
 
 fn is_short(host: &TestHost) -> bool {
-    host.host.room.shortage().is_some()
+    host.host.storage.disk.shortage().is_some()
 }
 
 /// The gaps of a topic that the log tells of.
 fn gaps(host: &TestHost, topic: &str) -> usize {
-    let entries = host.host.store.read_log(dim::entry::Offset(0), usize::MAX).unwrap();
+    let entries = host.host.storage.store.read_log(dim_model::entry::Offset(0), usize::MAX).unwrap();
     let gap = |kind: &Kind| matches!(kind, Kind::Event(Event::Gap { topic: of, .. }) if of.as_str() == topic);
     entries.iter().filter(|entry| gap(&entry.kind)).count()
 }
@@ -36,15 +36,20 @@ async fn a_full_disk_stops_the_intake_records_a_gap_and_answers_questions() {
     eventually("it is heard", async || host.state_of("probe", "heard").await == 1).await;
 
     let topic = "probe.in".parse().unwrap();
-    eventually("listening is proven", async || host.host.hearings.all()[&topic].proven_until.is_some()).await;
+    eventually("listening is proven", async || {
+        host.host.exchange.links.listening_records.all()[&topic].proven_until.is_some()
+    })
+    .await;
     disk.fill_up_to(7 * MIB);
     eventually("the intake has stopped", async || is_short(&host)).await;
     let refused = host.command("probe", "run", script(json!([]))).await;
-    let Err(ReplyError::NoRoom(why)) = refused else { panic!("{refused:?}") };
-    assert!(why.to_string().contains("8388608 are to stay so"), "{why}");
+    let Err(ReplyError::IntakeStopped(why)) = refused else { panic!("{refused:?}") };
+    assert!(why.to_string().contains("8388608 must stay free"), "{why}");
     assert_eq!(host.state_of("probe", "heard").await, 1, "questions are answered");
-    eventually("the stream is closed", async || host.host.hearings.all()[&topic].connected_since.is_none())
-        .await;
+    eventually("the stream is closed", async || {
+        host.host.exchange.links.listening_records.all()[&topic].connected_since.is_none()
+    })
+    .await;
 
     disk.clear();
     eventually("the intake goes on", async || !is_short(&host)).await;
@@ -70,7 +75,7 @@ async fn a_peer_that_leaves_while_the_disk_is_full_is_not_kept_for_ever() {
     eventually("the intake has stopped", async || is_short(&host)).await;
     far.kill();
     let topic = "probe.in".parse().unwrap();
-    let known = async || host.host.backend.pubsub.peers(&topic).await.unwrap().len();
+    let known = async || host.host.exchange.links.backend.pubsub.peers(&topic).await.unwrap().len();
     eventually("the daemon sees it leave", async || known().await == 0).await;
     // Two looks of the host.
     downtime(Duration::from_secs(5)).await;
@@ -85,13 +90,13 @@ async fn a_disk_that_is_all_but_full_lets_plugins_stand_still_and_questions_pass
     let host = Setup::probe().yaml(KEEPING_8_MIB).on_disk(disk.clone()).start().await;
     host.run(json!([{ "do": "timer", "key": "t", "in": 3_000_000_000_u64 }])).await;
     disk.fill_up_to(MIB);
-    eventually("all stands still", async || host.host.room.is_at_standstill()).await;
+    eventually("all stands still", async || host.host.storage.disk.is_at_standstill()).await;
     // Beyond the time of the timer, which the plugin would handle.
     downtime(Duration::from_secs(4)).await;
-    let before = host.host.log.head();
+    let before = host.host.storage.log.head();
     assert_eq!(host.state_of("probe", "fired").await, Value::Null);
     downtime(Duration::from_secs(1)).await;
-    assert_eq!(host.host.log.head(), before, "nothing is written");
+    assert_eq!(host.host.storage.log.head(), before, "nothing is written");
     disk.clear();
     eventually("the timer fires late", async || host.state_of("probe", "fired").await != Value::Null).await;
 }
@@ -151,11 +156,11 @@ async fn what_is_kept_for_looking_back_goes_before_the_intake_stops() {
         .await;
     }
     eventually("the log is trimmed", async || {
-        let usage = dim::store::Usage::of(&host.host.store.snapshot().unwrap()).unwrap();
+        let usage = dim_store::Usage::of(&host.host.storage.store.snapshot().unwrap()).unwrap();
         usage.total() < 8 * MIB
     })
     .await;
-    assert!(host.host.store.log_start().unwrap() > Some(dim::entry::Offset(0)));
+    assert!(host.host.storage.store.log_start().unwrap() > Some(dim_model::entry::Offset(0)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -169,7 +174,7 @@ async fn a_log_that_would_fill_the_disk_is_trimmed_and_the_intake_goes_on() {
         eventually("there is room", async || host.try_run("probe", steps.clone()).await.is_some()).await;
     }
     host.works("probe").await;
-    let held = host.host().unwrap().store.read_log(dim::entry::Offset(0), usize::MAX).unwrap();
+    let held = host.host().unwrap().storage.store.read_log(dim_model::entry::Offset(0), usize::MAX).unwrap();
     let first = held.first().map_or(0, |entry| entry.offset.0);
     assert!(first > 100, "what filled the log is gone from it: the first entry that is held is {first}");
     host.stop().await;
@@ -194,16 +199,17 @@ async fn with_a_large_file(disk: &SmallDisk) -> (SupervisedHost, u64) {
 async fn what_is_free_in_the_file_is_room_too() {
     let disk = SmallDisk::new(160 * MIB);
     let (host, before) = with_a_large_file(&disk).await;
-    let started = host.host().unwrap().started;
+    let started = host.host().unwrap().life.started;
     disk.fill_up_to(4 * MIB);
-    eventually("the intake has stopped", async || host.host().unwrap().room.shortage().is_some()).await;
+    eventually("the intake has stopped", async || host.host().unwrap().storage.disk.shortage().is_some())
+        .await;
     host.works("probe").await;
     for number in 0..10 {
         let steps = json!([{ "do": "set", "key": format!("more/{number}"), "value": "w".repeat(500_000) }]);
         eventually("there is room", async || host.try_run("probe", steps.clone()).await.is_some()).await;
     }
     assert!(disk.taken() < before + 2 * MIB, "{} after {before} bytes are taken", disk.taken());
-    assert_eq!(host.host().unwrap().started, started, "nothing is started again for it");
+    assert_eq!(host.host().unwrap().life.started, started, "nothing is started again for it");
     host.stop().await;
 }
 
@@ -212,16 +218,16 @@ async fn a_file_that_is_larger_than_what_it_holds_is_packed_where_the_disk_is_al
     let disk = SmallDisk::new(160 * MIB);
     let (host, before) = with_a_large_file(&disk).await;
     disk.fill_up_to(MIB);
-    eventually("all stands still", async || host.host().unwrap().room.is_at_standstill()).await;
+    eventually("all stands still", async || host.host().unwrap().storage.disk.is_at_standstill()).await;
     host.works("probe").await;
     assert!(disk.taken() < before / 4 * 3, "{} of {before} bytes are taken", disk.taken());
     let kept = host.try_run("probe", json!([{ "do": "get", "key": "kept" }])).await.unwrap();
     assert_eq!(kept, [json!({ "ok": "it" })]);
     // It was packed just now, and is not again, whatever the disk says.
-    let started = host.host().unwrap().started;
+    let started = host.host().unwrap().life.started;
     disk.fill_up_to(MIB);
     downtime(Duration::from_secs(8)).await;
-    assert_eq!(host.host().unwrap().started, started, "it is not started again and again");
+    assert_eq!(host.host().unwrap().life.started, started, "it is not started again and again");
     disk.clear();
     host.works("probe").await;
     host.stop().await;
@@ -237,11 +243,14 @@ async fn a_store_that_holds_what_is_needed_stops_the_intake_and_says_what_fills_
     }
     eventually("the intake has stopped", async || is_short(&host)).await;
     // The log is trimmed, and that does not help.
-    let why = || host.host.room.shortage().unwrap().reason;
+    let why = || host.host.storage.disk.shortage().unwrap().reason;
     eventually("the state is what fills it", async || why().contains("them state")).await;
     assert!(why().contains("of 1048576 bytes"), "{}", why());
     assert!(why().contains("is that of the plugin probe"), "{}", why());
-    assert!(matches!(host.command("probe", "run", script(json!([]))).await, Err(ReplyError::NoRoom(_))));
+    assert!(matches!(
+        host.command("probe", "run", script(json!([]))).await,
+        Err(ReplyError::IntakeStopped(_))
+    ));
     assert!(host.state_of("probe", "k0").await.is_string());
 }
 
@@ -279,7 +288,7 @@ async fn a_plugin_that_fills_the_store_can_be_removed_and_the_intake_goes_on() {
     let setup = Setup::probe().yaml("store:\n  max_bytes: 134217728\n");
     let host = SupervisedHost::start(&setup.and_probe("flood", documents_without_end(1 << 30))).await;
     eventually("the intake has stopped", async || {
-        host.host().is_some_and(|host| host.room.shortage().is_some())
+        host.host().is_some_and(|host| host.storage.disk.shortage().is_some())
     })
     .await;
     let flood = "flood".parse().unwrap();
@@ -299,9 +308,10 @@ async fn dead_letters_are_kept_up_to_their_quota() {
         let reject = format!("number {number}");
         host.from_peer("probe.in", reject).await;
     }
-    let dropped = || dim::store::dead::dropped(&host.host.store).unwrap();
+    let dropped = || dim_store::dead_letters::dropped(&host.host.storage.store).unwrap();
     eventually("the oldest have gone", async || dropped() == 7).await;
-    let letters = dim::store::dead::list(&host.host.store, &Default::default(), None, 100).unwrap();
+    let letters =
+        dim_store::dead_letters::list(&host.host.storage.store, &Default::default(), None, 100).unwrap();
     assert_eq!(letters.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [8, 9, 10, 11, 12]);
 }
 
@@ -312,12 +322,12 @@ async fn a_full_disk_accuses_nobody_and_who_died_meanwhile_is_found() {
         "plugins:\n  heartbeat-watchdog:\n    config: { suspect_after_ms: 1000, dead_after_ms: 2000 }\n";
     let yaml = format!("{KEEPING_8_MIB}{watchdog}");
     let host = Setup::bundled().yaml(&yaml).on_disk(disk.clone()).start().await;
-    let (topic, peer) = ("dim.nodes.heartbeat".parse().unwrap(), dim::backend::embedded::new_peer());
+    let (topic, peer) = ("dim.nodes.heartbeat".parse().unwrap(), dim_ipfs::embedded::new_peer());
     // Whether the host listens or not.
     let beat = async |nodes: &[&str]| {
         for node in nodes {
             let heartbeat = json!({ "node_id": node, "status": "online" }).to_string();
-            host.host.bus.as_ref().unwrap().publish_as(&peer, &topic, heartbeat.into()).await;
+            host.host.exchange.bus.as_ref().unwrap().publish_as(&peer, &topic, heartbeat.into()).await;
         }
     };
     let standing = async |word: &str| {

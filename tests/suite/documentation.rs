@@ -155,3 +155,20 @@ fn the_page_on_security_names_each_fuzz_target() {
         assert!(security.contains(&format!("`{name}`")), "docs/security.md does not name {name}");
     }
 }
+
+#[test]
+fn every_source_file_that_the_architecture_names_exists() {
+    let text = read(&dim_tests::data("../docs/architecture.md"));
+    let mut named = 0;
+    for word in text.split(|c: char| !(c.is_ascii_alphanumeric() || "/_.-".contains(c))) {
+        let Some((crate_of_host, rest)) = word.split_once('/').filter(|_| word.ends_with(".rs")) else {
+            continue;
+        };
+        // The text leaves out `host/` and `src/`.
+        let short = format!("../host/{crate_of_host}/src/{rest}");
+        let exists = [format!("../{word}"), short].iter().any(|path| dim_tests::data(path).is_file());
+        assert!(exists, "there is no file {word}");
+        named += 1;
+    }
+    assert!(named > 100, "{named}");
+}

@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 
-use dim::change::{Change, State, TOPIC};
-use dim::effect::DeadLetter;
-use dim::entry::{Event, Generation, Kind, Offset};
-use dim::host::GrantChange;
-use dim::ident::PluginName;
-use dim::plugin::ReplyError;
-use dim::store::dead::{self, Filter};
-use dim::store::history;
+use dim_model::entry::{Event, Generation, Kind, Offset};
+use dim_model::ident::PluginName;
+use dim_server::host::GrantChange;
+use dim_store::batch::ReplyError;
+use dim_store::change::{Change, State, TOPIC};
+use dim_store::change_history;
+use dim_store::dead_letters::{self, Filter};
+use dim_store::effect::DeadLetter;
 use dim_tests::alone::replace;
 use dim_tests::component::probe;
 use dim_tests::{Setup, SupervisedHost, TestHost, eventually, script};
@@ -36,8 +36,8 @@ fn state(host: &TestHost) -> &'static str {
 }
 
 fn states(host: &TestHost) -> Vec<State> {
-    let snapshot = host.host.store.snapshot().unwrap();
-    let changes = history::of(&snapshot, &"probe".parse().unwrap(), 100).unwrap();
+    let snapshot = host.host.storage.store.snapshot().unwrap();
+    let changes = change_history::of(&snapshot, &"probe".parse().unwrap(), 100).unwrap();
     changes.iter().map(|change| change.state).collect()
 }
 
@@ -49,7 +49,7 @@ async fn is_quarantined(host: &TestHost) {
 /// What was told of the probe on the topic of changes.
 fn told(host: &TestHost) -> Vec<State> {
     let mut entries = std::collections::VecDeque::new();
-    host.host.log.read(Offset(0), usize::MAX, &mut entries).unwrap();
+    host.host.storage.log.read(Offset(0), usize::MAX, &mut entries).unwrap();
     let told = entries.iter().filter_map(|entry| match &entry.kind {
         Kind::Event(Event::Message { topic, data, .. }) if topic.as_str() == TOPIC => {
             Some(serde_json::from_slice::<Change>(data).unwrap().state)
@@ -78,7 +78,7 @@ async fn a_plugin_that_does_not_start_is_quarantined_and_goes_on_where_it_was_on
     // It is not even tried by the next host, and what came waits.
     let host = wanting().start_in(host.stop().await).await;
     host.from_peer("probe.in", add()).await;
-    host.host.commit.write(|_| Ok(())).await.unwrap();
+    host.host.storage.commit.write(|_| Ok(())).await.unwrap();
     assert_eq!(state(&host), "quarantined");
     assert_eq!(host.plugin("probe").handle.status().instances, 0);
     // Resumed without a change, it fails again.
@@ -165,9 +165,9 @@ async fn a_start_that_can_do_without_a_publish_goes_on_and_does_so_when_it_is_ha
     assert!((10..18).contains(&published), "{published}");
     host.settled().await;
     let dir = host.stop().await;
-    let replay = dim::replay::Replay::open(&setup.config(), dir.path()).unwrap();
+    let replay = dim_server::replay::Replay::open(&setup.config(), dir.path()).unwrap();
     let (_, batch) = replay.run().unwrap().into_iter().find(|(name, _)| name.as_str() == "probe").unwrap();
-    assert_eq!(batch.publishes.len() as u64, published, "as it was");
+    assert_eq!(batch.requested.publishes.len() as u64, published, "as it was");
 
     // Who cannot do without more than there ever is waits in vain, and is not started for ever.
     let mut greedy = vec![publish.clone(); 10];
@@ -276,7 +276,7 @@ async fn a_dead_letter_says_where_the_plugin_trapped() {
         host.from_peer("probe.in", sent.to_string()).await;
     }
     eventually("they are set aside", async || host.dead_letters().len() == 3).await;
-    let letters = dead::list(&host.host.store, &Filter::default(), None, 10).unwrap();
+    let letters = dead_letters::list(&host.host.storage.store, &Filter::default(), None, 10).unwrap();
     for (_, letter) in &letters[..2] {
         let has = |part: &str| letter.stack.iter().any(|function| function.contains(part));
         assert!(has("Probe::step") || has("Probe>::step") || has("probe::Probe"), "{:?}", letter.stack);
@@ -309,7 +309,7 @@ async fn dead_letters_are_listed_replayed_and_dropped_by_plugin_topic_and_time()
     assert_eq!((count("?plugin=probe").await, count("?plugin=other").await), (1, 3));
     assert_eq!(count("?topic=probe.more").await, 2);
     assert_eq!(count("?topic=probe.in&plugin=other").await, 1);
-    let later = dim::time::Timestamp::wall();
+    let later = dim_model::time::Timestamp::wall();
     assert_eq!(count(&format!("?since={later}")).await, 0);
     send("probe.more").await;
     eventually("one more is", async || count(&format!("?since={later}")).await == 1).await;
@@ -334,13 +334,13 @@ async fn dead_letters_are_kept_for_a_time_and_those_that_go_are_counted() {
     let kept = "store: { dead_letters: { max_age_hours: 0 } }\n";
     let host = Setup::probe().yaml(kept).start().await;
     host.from_peer("probe.in", json!({ "script": [], "then": "reject" }).to_string()).await;
-    let dropped = || dead::dropped(&host.host.store).unwrap();
+    let dropped = || dead_letters::dropped(&host.host.storage.store).unwrap();
     eventually("it goes, and that is counted", async || dropped() == 1 && host.dead_letters().is_empty())
         .await;
     // One that is younger stays.
-    let store = &host.host.store;
-    let kept = dead::Quota { max_age_hours: 1, ..dead::Quota::default() };
-    let now = dim::time::Timestamp::wall();
+    let store = &host.host.storage.store;
+    let kept = dead_letters::Quota { max_age_hours: 1, ..dead_letters::Quota::default() };
+    let now = dim_model::time::Timestamp::wall();
     let letter = |minutes: u64| DeadLetter {
         plugin: "probe".parse().unwrap(),
         version: "1".to_owned(),
@@ -354,9 +354,9 @@ async fn dead_letters_are_kept_for_a_time_and_those_that_go_are_counted() {
         event: Event::Timer { key: "t".to_owned(), due: now },
     };
     let write = store.begin().unwrap();
-    dead::put(&write, &[letter(61), letter(59), letter(0)], &kept, now).unwrap();
+    dead_letters::put(&write, &[letter(61), letter(59), letter(0)], &kept, now).unwrap();
     write.commit().unwrap();
-    let left = dead::list(store, &Filter::default(), None, 10).unwrap();
+    let left = dead_letters::list(store, &Filter::default(), None, 10).unwrap();
     let left: Vec<u64> = left.iter().map(|(_, letter)| (now.0 - letter.time) / 60_000_000_000).collect();
     assert_eq!((left.len(), dropped()), (2, 2), "{left:?}");
     assert!(left.contains(&59) && left.contains(&0), "{left:?}");

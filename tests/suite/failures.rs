@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use dim::plugin::ReplyError;
+use dim_store::batch::ReplyError;
 use dim_tests::{Setup, SupervisedHost, eventually, script, with_token};
 use serde_json::{Value, json};
 
@@ -35,10 +35,11 @@ async fn a_rejected_event_leaves_no_trace_and_becomes_a_dead_letter() {
     assert_eq!(host.dead_letters(), ["told to reject"]);
     assert_eq!(host.state_of("probe", "fired").await, Value::Null);
     assert_eq!(published(&host), 0, "nothing was published");
-    assert!(dim::store::names::all(&host.host.store.snapshot().unwrap()).unwrap().is_empty());
-    assert!(host.host.interest.names().is_empty());
-    assert_eq!(host.host.interest.topics().len(), 1);
-    let letters = dim::store::dead::list(&host.host.store, &Default::default(), None, 10).unwrap();
+    assert!(dim_store::names::all(&host.host.storage.store.snapshot().unwrap()).unwrap().is_empty());
+    assert!(host.host.exchange.links.interest.names().is_empty());
+    assert_eq!(host.host.exchange.links.interest.topics().len(), 1);
+    let letters =
+        dim_store::dead_letters::list(&host.host.storage.store, &Default::default(), None, 10).unwrap();
     assert_eq!(letters[0].1.log, ["about to be rejected"]);
 }
 
@@ -73,9 +74,9 @@ async fn a_list_of_dead_letters_has_the_beginning_of_a_long_log_and_one_letter_a
 
 /// How many messages of plugins are in the log.
 fn published(host: &dim_tests::TestHost) -> usize {
-    use dim::entry::{Event, Kind, Offset, Origin};
+    use dim_model::entry::{Event, Kind, Offset, Origin};
     let mut entries = std::collections::VecDeque::new();
-    host.host.log.read(Offset(0), usize::MAX, &mut entries).unwrap();
+    host.host.storage.log.read(Offset(0), usize::MAX, &mut entries).unwrap();
     let of_plugin =
         |kind: &Kind| matches!(kind, Kind::Event(Event::Message { origin: Origin::Plugin(_), .. }));
     entries.iter().filter(|entry| of_plugin(&entry.kind)).count()
@@ -209,15 +210,15 @@ async fn a_damaged_database_is_told_by_its_name() {
         host.run(json!([{ "do": "set", "key": format!("{number}"), "value": "x", "repeat": 1_000 }])).await;
     }
     let dir = host.stop().await;
-    let file = dim::store::Store::file(dir.path());
+    let file = dim_store::Store::file(dir.path());
     let whole = std::fs::read(&file).unwrap();
     let mut garbled = whole.clone();
     let middle = garbled.len() / 8;
     garbled[middle..].iter_mut().enumerate().for_each(|(index, byte)| *byte ^= (index % 251) as u8);
     for bytes in [b"no database".to_vec(), whole[..whole.len() / 2].to_vec(), garbled] {
         std::fs::write(&file, bytes).unwrap();
-        let options = dim::host::Options::new(Setup::probe().config(), dir.path());
-        let error = dim::host::Host::start(options).await.expect_err("it is damaged").to_string();
+        let options = dim_server::host::Options::new(Setup::probe().config(), dir.path());
+        let error = dim_server::host::Host::start(options).await.expect_err("it is damaged").to_string();
         assert!(error.contains("dim.redb") && error.contains("backup"), "{error}");
     }
     std::fs::write(&file, whole).unwrap();
@@ -230,7 +231,7 @@ async fn a_key_that_is_gone_is_told_until_it_is_back() {
     let host = Setup::probe().start().await;
     host.run(json!([{ "do": "update-state", "key": "probe-key", "data": "x" }])).await;
     let published = || {
-        let known = dim::store::names::all(&host.host.store.snapshot().unwrap()).unwrap();
+        let known = dim_store::names::all(&host.host.storage.store.snapshot().unwrap()).unwrap();
         known.iter().all(|(_, name)| name.is_published())
     };
     eventually("it is published", async || published()).await;
@@ -280,14 +281,15 @@ async fn a_dead_letter_can_be_replayed_and_dropped() {
     host.from_peer("probe.in", "no script").await;
     host.from_peer("probe.in", message(json!([]), "reject")).await;
     eventually("both are set aside", async || host.dead_letters().len() == 2).await;
-    let letters = dim::store::dead::list(&host.host.store, &Default::default(), None, 10).unwrap();
-    let (store, commit) = (&host.host.store, &host.host.commit);
-    assert!(dim::dead::replay(commit, letters[0].0).await.unwrap());
+    let letters =
+        dim_store::dead_letters::list(&host.host.storage.store, &Default::default(), None, 10).unwrap();
+    let (store, commit) = (&host.host.storage.store, &host.host.storage.commit);
+    assert!(dim_server::dead_letters::replay(commit, letters[0].0).await.unwrap());
     eventually("it is set aside again", async || host.dead_letters().len() == 2).await;
-    let again = dim::store::dead::list(store, &Default::default(), None, 10).unwrap();
+    let again = dim_store::dead_letters::list(store, &Default::default(), None, 10).unwrap();
     assert!(again.iter().all(|(id, _)| *id != letters[0].0), "it has a new number");
-    assert!(dim::dead::drop_letter(commit, letters[1].0).await.unwrap());
-    assert!(!dim::dead::drop_letter(commit, letters[1].0).await.unwrap());
+    assert!(dim_server::dead_letters::drop_letter(commit, letters[1].0).await.unwrap());
+    assert!(!dim_server::dead_letters::drop_letter(commit, letters[1].0).await.unwrap());
     assert_eq!(host.dead_letters().len(), 1);
 }
 
@@ -336,10 +338,10 @@ async fn timers_that_fall_due_together_hold_up_neither_queries_nor_the_end() {
     let dir = host.stop().await;
     assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
     // Those that fired are done, and the others are still to come.
-    let store = dim::store::Store::open(dir.path()).unwrap();
+    let store = dim_store::Store::open(dir.path()).unwrap();
     let snapshot = store.snapshot().unwrap();
-    let left = redb::ReadableTableMetadata::len(&snapshot.table(dim::store::TIMERS).unwrap()).unwrap();
-    let done = dim::store::dead::count(&store).unwrap();
+    let left = redb::ReadableTableMetadata::len(&snapshot.table(dim_store::TIMERS).unwrap()).unwrap();
+    let done = dim_store::dead_letters::count(&store).unwrap();
     assert_eq!(left + done, 200);
     assert!(left > 0, "it was stopped in the middle");
 }
@@ -364,8 +366,9 @@ async fn one_plugins_queue_does_not_hide_anothers_publishes() {
     let publish = |n: u64| json!({ "do": "publish", "topic": "probe.out", "data": n.to_string() });
     host.run((0..5_000).map(publish).collect()).await;
     host.command("other", "run", script(json!([publish(0)]))).await.unwrap();
-    let waiting =
-        |plugin: &str| host.host.backlog.length(Some(&plugin.parse().unwrap())).load(Ordering::Relaxed);
+    let waiting = |plugin: &str| {
+        host.host.exchange.links.backlog.length(Some(&plugin.parse().unwrap())).load(Ordering::Relaxed)
+    };
     let left = std::cell::Cell::new(0);
     eventually("the other's is sent", async || {
         left.set(waiting("probe"));
@@ -373,6 +376,7 @@ async fn one_plugins_queue_does_not_hide_anothers_publishes() {
     })
     .await;
     assert!(left.get() > 0, "in its turn, not after all of the first one's");
-    eventually("all are sent", async || dim::store::outbox::waiting(&host.host.store).unwrap().0 == 0).await;
-    assert_eq!(host.host.sent.accepted.load(Ordering::Relaxed), 5_001);
+    eventually("all are sent", async || dim_store::outbox::waiting(&host.host.storage.store).unwrap().0 == 0)
+        .await;
+    assert_eq!(host.host.exchange.sent.accepted.load(Ordering::Relaxed), 5_001);
 }

@@ -1,8 +1,8 @@
 //! The fake host of the SDK answers as the real one does: one script, by the same plugin, natively on the fake and as a
 //! component on the real one.
 
-use dim::test::{Bench, Given, Runs, Scenario, Trial};
 use dim_guest::fake::Host;
+use dim_scenarios::{Given, Runs, Scenario, TestBench, Trial};
 use serde_json::{Value, json};
 
 #[path = "../guests/examples/probe.rs"]
@@ -28,7 +28,7 @@ fn script() -> Vec<Value> {
 
 /// What the real host answers: without a network, and the plugin is a component.
 fn on_the_real_one() -> Vec<Value> {
-    let bench = Bench::new().unwrap();
+    let bench = TestBench::new().unwrap();
     let plugin = bench.plugin(&std::fs::read(dim_tests::PROBE).unwrap()).unwrap();
     std::thread::scope(|scope| {
         let trying = scope.spawn(|| {
@@ -70,7 +70,7 @@ fn the_fake_host_answers_as_the_real_one_does() {
 /// A scenario is the real host, too: what it shows of a message is what the fake shows.
 #[test]
 fn an_event_has_the_same_effects_on_both() {
-    let bench = Bench::new().unwrap();
+    let bench = TestBench::new().unwrap();
     let plugin = bench.plugin(&std::fs::read(dim_tests::PROBE).unwrap()).unwrap();
     let script = dim_tests::script(
         json!([{ "do": "publish", "topic": "probe.out", "data": "hello" }, { "do": "add", "key": "n" }]),

@@ -3,13 +3,13 @@
 
 use std::time::Duration;
 
-use dim_tests::endurance::{Endurance, TROUBLES, Trouble, endure};
+use dim_tests::endurance::{Endurance, HealthFinding, TROUBLES, endure};
 use dim_tests::tier;
 
 /// How much longer than on an idle machine anything may take.
 const BUSY: Duration = Duration::from_secs(30);
 
-async fn is_endured(trouble: Trouble) {
+async fn is_endured(trouble: HealthFinding) {
     let what = Endurance {
         trouble,
         length: Duration::from_secs(8),

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use dim::backend::embedded::new_peer;
-use dim::entry::{Entry, Event, Kind, Offset, Origin};
-use dim::plugin::roster;
-use dim::replay::Replay;
-use dim::store::{CURSORS, Store, names};
+use dim_ipfs::embedded::new_peer;
+use dim_model::entry::{Entry, Event, Kind, Offset, Origin};
+use dim_server::replay::Replay;
+use dim_store::plugin_registry;
+use dim_store::{CURSORS, Store, names};
 use dim_tests::{Kubo, Setup, TestHost, downtime, eventually};
 use serde_json::json;
 
@@ -19,7 +19,7 @@ async fn two_hosts() -> Option<((Kubo, TestHost), (Kubo, TestHost))> {
         host.listening(&topic).await;
         // The mesh needs a second or two after both have subscribed.
         eventually("the daemons know each other on the topic", async || {
-            host.host.backend.pubsub.peers(&topic).await.is_ok_and(|peers| !peers.is_empty())
+            host.host.exchange.links.backend.pubsub.peers(&topic).await.is_ok_and(|peers| !peers.is_empty())
         })
         .await;
     }
@@ -59,7 +59,7 @@ async fn a_job_event_from_one_daemon_is_known_on_both_hosts_and_readable_anywher
         .await;
     }
     // The state of the first host, read on the second daemon with its own tools.
-    let name = first.host.keys.name(&"dim-state-key-jobs".parse().unwrap()).unwrap();
+    let name = first.host.storage.keys.name(&"dim-state-key-jobs".parse().unwrap()).unwrap();
     eventually("the state resolves on the other node", async || {
         other.try_ipfs(&["name", "resolve", "--nocache", name.as_str()]).is_ok()
     })
@@ -76,7 +76,7 @@ async fn a_job_event_from_one_daemon_is_known_on_both_hosts_and_readable_anywher
 async fn a_registry_of_another_host_is_read_and_merged() {
     let Some((one, other)) = Kubo::start_pair() else { return };
     let first = Setup::bundled().on_kubo(one.api()).start().await;
-    let name = first.host.keys.name(&"dim-state-key".parse().unwrap()).unwrap();
+    let name = first.host.storage.keys.name(&"dim-state-key".parse().unwrap()).unwrap();
     let yaml = format!("ipfs:\n  registry_ipns: /ipns/{name}\n  follow_every: 1\n");
     let second = Setup::bundled().yaml(&yaml).on_kubo(other.api()).start().await;
     first.listening(&"dim.nodes.heartbeat".parse().unwrap()).await;
@@ -93,11 +93,11 @@ async fn a_registry_of_another_host_is_read_and_merged() {
     let near = json!([{ "node_id": "near", "status": "online" }]);
     second.command("node-registry", "put", near).await.unwrap();
     let key = "dim-state-key".parse().unwrap();
-    let published = || names::known(&second.host.store.snapshot().unwrap(), &key).unwrap();
+    let published = || names::known(&second.host.storage.store.snapshot().unwrap(), &key).unwrap();
     // A daemon that is asked for a name before its first record looks for a minute.
     eventually("the registry is published", async || published().is_some_and(|name| name.is_published()))
         .await;
-    let name = second.host.keys.name(&key).unwrap();
+    let name = second.host.storage.keys.name(&key).unwrap();
     let document = || {
         // A daemon's own cache stays stale after a publish.
         let path = other.ipfs(&["name", "resolve", "--nocache", &format!("/ipns/{name}")]);
@@ -119,9 +119,9 @@ async fn hosts_that_missed_messages_know_the_same_jobs_once_they_follow_each_oth
     };
     let key = "dim-state-key-jobs".parse().unwrap();
     let first = setup(&one, "one", None).start().await;
-    let name = first.host.keys.name(&key).unwrap().to_string();
+    let name = first.host.storage.keys.name(&key).unwrap().to_string();
     let second = setup(&other, "other", Some(&name)).start().await;
-    let name = second.host.keys.name(&key).unwrap().to_string();
+    let name = second.host.storage.keys.name(&key).unwrap().to_string();
     let first = setup(&one, "one", Some(&name)).start_in(first.stop().await).await;
     let update = async |host: &TestHost, job: &str, event: &str| {
         let body = json!({ "job_id": job, "event_type": event });
@@ -206,7 +206,7 @@ fn dead_after(ms: u64) -> Setup {
 /// What the watchdog has said of a node, by the log.
 fn verdicts(host: &TestHost, node: &str) -> Vec<String> {
     let mut entries = std::collections::VecDeque::new();
-    host.host.log.read(Offset(0), usize::MAX, &mut entries).unwrap();
+    host.host.storage.log.read(Offset(0), usize::MAX, &mut entries).unwrap();
     let said = entries.iter().filter_map(|entry| match &entry.kind {
         Kind::Event(Event::Message { data, origin: Origin::Plugin(_), .. }) => {
             let verdict: serde_json::Value = serde_json::from_slice(data).unwrap();
@@ -343,7 +343,7 @@ async fn a_registry_that_is_told_to_merge_itself_does_not() {
     let host = Setup::bundled().yaml("ipfs:\n  registry_ipns: dim-state-key\n").start().await;
     host.from_peer("dim.nodes.heartbeat", json!({ "node_id": "n1" }).to_string()).await;
     let key = "dim-state-key".parse().unwrap();
-    let known = || names::known(&host.host.store.snapshot().unwrap(), &key).unwrap();
+    let known = || names::known(&host.host.storage.store.snapshot().unwrap(), &key).unwrap();
     eventually("it is published", async || known().is_some_and(|name| name.is_published())).await;
     host.settled().await;
     let settled = known().unwrap().sequence;
@@ -366,9 +366,9 @@ async fn a_watchdog_of_another_host_is_believed_where_the_operator_says_so() {
     host.from_peer("dim.jobs.updates", job.to_string()).await;
     let topic = "dim.nodes.status".parse().unwrap();
     host.listening(&topic).await;
-    let bus = host.host.bus.as_ref().unwrap();
-    let now = dim::time::Timestamp::wall();
-    let verdict = |status: &str, at: dim::time::Timestamp| {
+    let bus = host.host.exchange.bus.as_ref().unwrap();
+    let now = dim_model::time::Timestamp::wall();
+    let verdict = |status: &str, at: dim_model::time::Timestamp| {
         let verdict = json!({ "node_id": "n1", "status": status, "observer": "other", "timestamp": at });
         bytes::Bytes::from(verdict.to_string())
     };
@@ -422,17 +422,18 @@ async fn more_finished_jobs_than_one_entry_may_remove_are_pruned_in_slices() {
         })
         .collect();
     let write = store.begin().unwrap();
-    dim::store::log::append(&write, entries.iter()).unwrap();
+    dim_store::log_rows::append(&write, entries.iter()).unwrap();
     let (id, _) =
-        roster::known(&store.snapshot().unwrap(), &"job-tracker".parse().unwrap()).unwrap().unwrap();
+        plugin_registry::known(&store.snapshot().unwrap(), &"job-tracker".parse().unwrap()).unwrap().unwrap();
     write.open_table(CURSORS).unwrap().insert(id.0, (first.0 + JOBS + 50, 0)).unwrap();
     write.commit().unwrap();
     drop(store);
 
     let done = Replay::open(&setup.config(), dir.path()).unwrap().run().unwrap();
     let (_, batch) = done.iter().find(|(name, _)| name.as_str() == "job-tracker").unwrap();
-    assert!(batch.dead.is_empty(), "{:?}", batch.dead);
-    let finished = batch.state.iter().filter(|(key, value)| key.starts_with(b"finished/") && value.is_some());
+    assert!(batch.requested.dead.is_empty(), "{:?}", batch.requested.dead);
+    let finished =
+        batch.requested.state.iter().filter(|(key, value)| key.starts_with(b"finished/") && value.is_some());
     let left = finished.count();
     assert!((KEEP..KEEP + 50).contains(&left), "{left} are left");
 }

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use dim::host::{Host, Options};
-use dim::store::{FORMAT, META, Usage};
+use dim_server::host::{Host, Options};
+use dim_store::{FORMAT, META, Usage};
 use dim_tests::{Setup, TestHost};
 use redb::ReadableDatabase as _;
 use serde_json::json;
@@ -34,7 +34,7 @@ fn format_of(dir: &Path) -> Vec<u8> {
 }
 
 fn usage(host: &TestHost) -> Usage {
-    Usage::of(&host.host.store.snapshot().unwrap()).unwrap()
+    Usage::of(&host.host.storage.store.snapshot().unwrap()).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -68,19 +68,19 @@ async fn is_brought_up_to_date(format: u64) {
     assert_eq!(host.dead_letters().len(), 1);
     // Beside what is told of bundled plugins that are others by now.
     let changes = ["job-tracker", "node-registry", "heartbeat-watchdog"].map(|name| {
-        let snapshot = host.host.store.snapshot().unwrap();
-        dim::store::history::of(&snapshot, &name.parse().unwrap(), 10).unwrap().len() as u64
+        let snapshot = host.host.storage.store.snapshot().unwrap();
+        dim_store::change_history::of(&snapshot, &name.parse().unwrap(), 10).unwrap().len() as u64
     });
-    let waiting = dim::store::outbox::waiting(&host.host.store).unwrap().0;
+    let waiting = dim_store::outbox::waiting(&host.host.storage.store).unwrap().0;
     assert_eq!(waiting, 10 + changes.iter().sum::<u64>());
     // What format 3 counts along.
-    let (counted, documents) = (usage(&host), host.host.store.snapshot().unwrap());
-    let documents = documents.table(dim::store::DOCUMENTS).unwrap();
+    let (counted, documents) = (usage(&host), host.host.storage.store.snapshot().unwrap());
+    let documents = documents.table(dim_store::DOCUMENTS).unwrap();
     let held: usize =
         redb::ReadableTable::iter(&documents).unwrap().map(|row| row.unwrap().1.value().len()).sum();
     assert_eq!(counted.documents, held as u64);
     assert!(counted.outbox > 10 * 20, "{counted:?}");
-    let name = host.host.keys.name(&"fleet-policy".parse().unwrap()).unwrap();
+    let name = host.host.storage.keys.name(&"fleet-policy".parse().unwrap()).unwrap();
     assert_eq!(name.as_str(), "k51qzi5uqu5dhmk3w70cq87tb99lt7klvfugbhx763twk3aab6pmlil771g9we");
     // It goes on.
     host.command("job-tracker", "update", json!({ "job_id": "job-5", "event_type": "completed" }))

@@ -1,10 +1,10 @@
 //! What the operator grants and denies while a host runs: it counts from the next entry on, goes with the plugin's
 //! name, and a component that asks for more waits for it.
 
-use dim::change::State;
-use dim::host::{Grant, GrantChange, Granted, ReplaceError};
-use dim::ident::PluginName;
-use dim::store::history;
+use dim_model::ident::PluginName;
+use dim_server::host::{Grant, GrantChange, Granted, ReplaceError};
+use dim_store::change::State;
+use dim_store::change_history;
 use dim_tests::alone::{proposal, replace};
 use dim_tests::component::{probe, probe_with};
 use dim_tests::{Program, Setup, TestHost, eventually, script};
@@ -39,8 +39,8 @@ fn add() -> String {
 }
 
 fn states(host: &TestHost) -> Vec<State> {
-    let snapshot = host.host.store.snapshot().unwrap();
-    history::of(&snapshot, &name(), 100).unwrap().iter().map(|change| change.state).collect()
+    let snapshot = host.host.storage.store.snapshot().unwrap();
+    change_history::of(&snapshot, &name(), 100).unwrap().iter().map(|change| change.state).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -79,13 +79,13 @@ async fn a_topic_that_is_denied_is_heard_no_more_until_it_is_allowed() {
     let subscribe = json!({ "do": "subscribe", "topic": "probe.in" });
     assert_eq!(run_one(&host, subscribe).await, json!({ "error": "Error::NotGranted(\"probe.in\")" }));
     // Whoever publishes on it through this host is in the log, and not heard either.
-    let publish = dim::effect::Publish { topic: "probe.in".parse().unwrap(), data: add().into() };
-    host.host.commit.publish(publish, host.host.log.now()).await.unwrap();
+    let publish = dim_store::effect::Publish { topic: "probe.in".parse().unwrap(), data: add().into() };
+    host.host.storage.commit.publish(publish, host.host.storage.log.now()).await.unwrap();
     host.settled().await;
     assert_eq!(host.state_of("probe", "count").await, 1);
     // To allow a part of what is denied as a whole would change nothing.
     let part = grant(&host, json!({ "allow": { "subscribe": ["probe.in"] } })).await.unwrap_err();
-    assert!(part.to_string().contains("denied as a whole"), "{part}");
+    assert!(part.to_string().contains("a wider permission that includes it is denied"), "{part}");
     grant(&host, json!({ "allow": { "subscribe": ["probe.*"] } })).await.unwrap();
     host.settled().await;
     assert_eq!(host.run(json!([{ "do": "topics" }])).await, [json!(["probe.in"])]);
@@ -108,7 +108,7 @@ async fn a_key_and_a_name_are_granted_and_taken_back_while_the_host_runs() {
     assert_eq!(run_one(&host, write()).await, not("probe-key"));
     assert_eq!(run_one(&host, follow()).await, not("probe-other"));
     host.settled().await;
-    assert!(host.host.interest.names().is_empty(), "it is followed no more");
+    assert!(host.host.exchange.links.interest.names().is_empty(), "it is followed no more");
 }
 
 /// Grants all that is asked for, also by what waits.
@@ -415,7 +415,7 @@ async fn no_more_plugins_are_loaded_than_there_may_be_by_now() {
     let host = three(2).start_in(host.stop().await).await;
     let refused = host.host.not_loaded();
     assert_eq!(refused.len(), 1, "{refused:?}");
-    assert!(refused[0].reason.contains("2 plugins are there already"), "{refused:?}");
+    assert!(refused[0].reason.contains("the host has 2 plugins already"), "{refused:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

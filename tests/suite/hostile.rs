@@ -199,10 +199,10 @@ async fn visible(host: &TestHost) -> (Value, Value) {
 /// Waits until everything that was sent is in the log and handled.
 async fn handled(host: &TestHost, topic: &str) {
     let heard = |host: &TestHost| {
-        let tally = &host.host.received;
+        let counters = &host.host.exchange.received;
         let load =
             |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
-        load(&tally.received) + load(&tally.oversized)
+        load(&counters.received) + load(&counters.oversized)
     };
     let before = heard(host);
     // A message behind it on the same topic: when that one is handled, so is the one before.
@@ -256,20 +256,20 @@ fn without_times((jobs, nodes): &(Value, Value)) -> (Value, Vec<(Value, Value)>)
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_comes_twice_from_the_network_is_handled_once() {
-    use dim::backend::Incoming;
+    use dim_ipfs::Incoming;
     // The bus gives each message a number of its own, so repetition is tried where it is judged.
     let host = Setup::probe().start().await;
     let topic = "probe.in".parse().unwrap();
     host.listening(&topic).await;
     let add = dim_tests::script(json!([{ "do": "add", "key": "heard" }])).to_string();
-    let peer = dim::backend::embedded::new_peer();
-    let bus = host.host.bus.as_ref().unwrap();
+    let peer = dim_ipfs::embedded::new_peer();
+    let bus = host.host.exchange.bus.as_ref().unwrap();
     let message = Incoming { data: add.into(), from: peer, sequence: vec![7; 8].into() };
     for _ in 0..3 {
         bus.deliver(&topic, message.clone()).await;
     }
     eventually("the repetitions are counted", async || {
-        host.host.received.repeated.load(std::sync::atomic::Ordering::Relaxed) == 2
+        host.host.exchange.received.repeated.load(std::sync::atomic::Ordering::Relaxed) == 2
     })
     .await;
     eventually("it is handled once", async || host.state_of("probe", "heard").await == 1).await;
@@ -301,7 +301,7 @@ async fn a_flood_from_one_topic_does_not_hold_up_commands() {
 
 /// What a key of the host points to.
 async fn published(host: &TestHost, key: &str) -> Value {
-    let name = host.host.keys.name(&key.parse().unwrap()).unwrap();
+    let name = host.host.storage.keys.name(&key.parse().unwrap()).unwrap();
     let document = host.host.fetch(&format!("/ipns/{name}").parse().unwrap()).await;
     document.map_or(Value::Null, |document| serde_json::from_slice(&document).unwrap())
 }
@@ -340,7 +340,7 @@ async fn large_records_crowd_nobody_out_of_the_documents_and_there_are_only_so_m
         next.set(next.get() + 1);
         flood(next.get()..next.get() + 1).await;
         let letters = host.dead_letters();
-        ["of active jobs: no new ones are taken", "of nodes: no new ones are taken"]
+        ["of active jobs: new ones are refused", "of nodes: new ones are refused"]
             .iter()
             .all(|why| letters.iter().any(|letter| letter.contains(why)))
     };

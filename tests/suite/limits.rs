@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
-use dim::host::Grant;
-use dim::plugin::{LIMITS, LimitPolicy, ReplyError};
+use dim_server::host::Grant;
+use dim_store::batch::ReplyError;
+use dim_store::limits::{LIMITS, LimitPolicy};
 use dim_tests::alone::proposal;
 use dim_tests::component::{probe, probe_with, with_core_instances, with_manifest};
 use dim_tests::{Program, Setup, TestHost, eventually, script};
@@ -146,7 +147,7 @@ async fn publishes_a_second_are_limited_by_number_and_bytes() {
 #[test]
 fn a_component_of_components_that_multiply_is_refused_before_it_is_compiled() {
     let manifest = "name = \"bomb\"\nversion = \"1.0.0\"\nstate-version = 1\n";
-    let judged = |text: &str| dim::plugin::inspect(&with_manifest(&wat::parse_str(text).unwrap(), manifest));
+    let judged = |text: &str| dim_runtime::inspect(&with_manifest(&wat::parse_str(text).unwrap(), manifest));
     let twice = "(core module $m) (core instance (instantiate $m)) (core instance (instantiate $m))";
     judged(&format!("(component (component $c {twice}) (instance (instantiate $c)))")).unwrap();
     let nested = |most: usize, instance: &str| {
@@ -198,9 +199,9 @@ async fn a_document_for_which_the_rate_leaves_no_room_is_published_later() {
     host.from_peer("dim.nodes.heartbeat", registered("the-last")).await;
     let key = "dim-state-key".parse().unwrap();
     eventually("the document shows all", async || {
-        let snapshot = host.host.store.snapshot().unwrap();
-        let known = dim::store::names::known(&snapshot, &key).unwrap();
-        let document = known.and_then(|known| dim::store::documents::get(&snapshot, &known.path).unwrap());
+        let snapshot = host.host.storage.store.snapshot().unwrap();
+        let known = dim_store::names::known(&snapshot, &key).unwrap();
+        let document = known.and_then(|known| dim_store::documents::get(&snapshot, &known.path).unwrap());
         document.is_some_and(|document| String::from_utf8_lossy(&document).contains("the-last"))
     })
     .await;
@@ -243,7 +244,8 @@ async fn log_lines_a_second_are_limited_and_dead_letters_have_them() {
     eventually("it is set aside", async || host.dead_letters().len() == 1).await;
     let told = lines.read().await.items.iter().filter(|(_, line)| line.text == "x").count();
     assert_eq!(told, 10, "ten at once are a burst");
-    let letters = dim::store::dead::list(&host.host.store, &Default::default(), None, 1).unwrap();
+    let letters =
+        dim_store::dead_letters::list(&host.host.storage.store, &Default::default(), None, 1).unwrap();
     assert_eq!(letters[0].1.log.len(), 12);
 }
 
@@ -324,7 +326,7 @@ async fn the_number_of_plugins_and_the_size_of_a_component_are_limited() {
     assert!(why.contains("limits.component-bytes"), "{why}");
     install("second", own_key("key")).await.unwrap();
     let why = install("third", own_key("k3")).await.unwrap_err().to_string();
-    assert!(why.contains("2 plugins are there already"), "{why}");
+    assert!(why.contains("the host has 2 plugins already"), "{why}");
     host.host.remove(&"second".parse().unwrap(), false, "the test").await.unwrap();
     install("third", own_key("k3")).await.unwrap();
 }
@@ -373,7 +375,7 @@ async fn a_plugin_for_which_there_is_no_instance_left_waits_for_one_and_is_not_q
         }
         assert!(there < 50, "there is room without end");
     };
-    assert!(why.contains("there is no room for one instance more"), "{why}");
+    assert!(why.contains("there is no space for another instance"), "{why}");
     assert!(there > 30, "{there}");
     // One that traps has an instance no more, and another may have taken its place.
     let trap = json!({ "script": [{ "do": "trap" }] }).to_string();
@@ -487,5 +489,26 @@ async fn a_manifest_that_asks_for_too_much_is_refused_at_once_in_a_few_words() {
     assert!(begun.elapsed() < std::time::Duration::from_secs(5));
     // As many as there may be are asked for, and the refusal names some of them.
     let manifest = manifest(20, 50);
-    assert!(dim::plugin::Manifest::parse(&manifest).unwrap().resolve(&Default::default(), &[]).is_ok());
+    assert!(dim_runtime::Manifest::parse(&manifest).unwrap().resolve(&Default::default(), &[]).is_ok());
+}
+
+#[test]
+fn a_bundled_plugin_is_compiled_only_where_the_form_from_the_build_does_not_fit() {
+    let component = dim_bundled::component("job-tracker").unwrap();
+    let (_, from_build) = dim_bundled::compiled().find(|(of, _)| *of == component).unwrap();
+    for (built_in, compiled) in [(from_build, 0), (b"made by another version".as_slice(), 1)] {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = dim_runtime::Cache::open(dir.path()).unwrap();
+        let engine =
+            dim_runtime::Engine::new(cache, dim_runtime::Compiler::Here, dim_runtime::Capacity::Bench)
+                .unwrap();
+        let digest = dim_model::ident::Digest::of(component);
+        // SAFETY: one form is that of the build, and wasmtime refuses the other, which has not its header.
+        let engine = unsafe { engine.with_built_in(vec![(digest, built_in)]) };
+        assert!(engine.has_compiled(digest));
+        engine.prepare(component, dim_runtime::judge(component, []).unwrap()).unwrap();
+        let files = std::fs::read_dir(dir.path().join("compiled")).unwrap().map(|file| file.unwrap().path());
+        let kept = files.filter(|file| file.extension().is_some_and(|it| it == "cwasm")).count();
+        assert_eq!(kept, compiled);
+    }
 }

@@ -1,9 +1,9 @@
 //! A version with another layout of its state takes over: the job tracker's version 2 on a store that version
 //! 1 has written, and back.
 
-use dim::change::State;
-use dim::host::Grant;
-use dim::store::history;
+use dim_server::host::Grant;
+use dim_store::change::State;
+use dim_store::change_history;
 use dim_tests::alone::proposal;
 use dim_tests::{Setup, TestHost, eventually};
 use serde_json::{Value, json};
@@ -22,7 +22,7 @@ async fn jobs(host: &TestHost) -> Vec<Value> {
 /// The keys of the tracker's state.
 fn keys(host: &TestHost) -> Vec<String> {
     use redb::ReadableTable as _;
-    let table = host.host.store.snapshot().unwrap().table(dim::store::STATE).unwrap();
+    let table = host.host.storage.store.snapshot().unwrap().table(dim_store::STATE).unwrap();
     let keys = table.iter().unwrap().map(|row| row.unwrap().0.value()[4..].to_vec());
     keys.map(|key| String::from_utf8_lossy(&key).into_owned()).collect()
 }
@@ -63,9 +63,11 @@ async fn version_2_of_the_job_tracker_takes_over_a_store_of_version_1() {
     let host = setup.start_in(host.stop().await).await;
     update(&host, "j03", "completed", "n0").await;
     let verdict = json!({ "node_id": "n2", "status": "dead", "observer": "the test" });
-    let publish =
-        dim::effect::Publish { topic: "dim.nodes.status".parse().unwrap(), data: verdict.to_string().into() };
-    host.host.commit.publish(publish, host.host.log.now()).await.unwrap();
+    let publish = dim_store::effect::Publish {
+        topic: "dim.nodes.status".parse().unwrap(),
+        data: verdict.to_string().into(),
+    };
+    host.host.storage.commit.publish(publish, host.host.storage.log.now()).await.unwrap();
     eventually("the jobs of a dead node are marked", async || {
         let job = host.query("job-tracker", "get", json!({ "job_id": "j05" })).await.unwrap();
         job["node_dead"].is_object()
@@ -91,7 +93,8 @@ async fn and_is_rolled_back_with_what_came_since() {
     assert_eq!(jobs(&host).await, with_version_2);
     let new = |key: &String| key.starts_with("job/") || key.starts_with("open/");
     assert_eq!(keys(&host).into_iter().filter(new).collect::<Vec<_>>(), [""; 0]);
-    let newest = history::of(&host.host.store.snapshot().unwrap(), &name, 1).unwrap().remove(0);
+    let newest =
+        change_history::of(&host.host.storage.store.snapshot().unwrap(), &name, 1).unwrap().remove(0);
     assert_eq!(newest.state, State::RolledBack);
     let host = setup.start_in(host.stop().await).await;
     assert_eq!(host.plugin("job-tracker").handle.code().source, "bundled");

@@ -1,10 +1,10 @@
 //! What a fleet has published under a name is never replaced by what a host does not know, and what a host has published
 //! is there, whatever becomes of the daemon.
 
-use dim::host::{AdoptError, Adoption};
-use dim::ident::KeyName;
-use dim::keys::TakeKeyError;
-use dim::store::names::{Cause, Hold, Known, known};
+use dim_ipfs::keys::TakeKeyError;
+use dim_model::ident::KeyName;
+use dim_server::host::{AdoptError, Adoption};
+use dim_store::names::{Cause, Hold, Known, known};
 use dim_tests::{Kubo, Program, Setup, TestHost, eventually, soon};
 use serde_json::{Value, json};
 
@@ -16,7 +16,7 @@ fn key() -> KeyName {
 }
 
 fn row(host: &TestHost) -> Option<Known> {
-    known(&host.host.store.snapshot().unwrap(), &key()).unwrap()
+    known(&host.host.storage.store.snapshot().unwrap(), &key()).unwrap()
 }
 
 fn hold(host: &TestHost) -> Option<Hold> {
@@ -44,7 +44,7 @@ async fn published(host: &TestHost) {
 
 /// What any reader finds under the name.
 fn read(kubo: &Kubo, host: &TestHost) -> String {
-    let name = host.host.keys.name(&key()).unwrap();
+    let name = host.host.storage.keys.name(&key()).unwrap();
     let path = format!("/ipns/{name}");
     // A daemon that does not know a name yet waits a minute for it.
     let quickly = |args: &[&str]| kubo.try_ipfs(&[&["--timeout=2s"], args].concat());
@@ -80,11 +80,12 @@ async fn an_empty_host_publishes_nothing_over_what_a_fleet_has_published() {
     let held = held(&host).await;
     assert_eq!((held.cause, held.path.as_str()), (Cause::NeverPublished, path.as_str()));
     update(&host, r#"{"jobs":0}"#).await;
-    host.host.commit.names.notify_one();
+    host.host.storage.commit.names.notify_one();
     // It has come to the publisher: a name after it is published.
     let other = json!([{ "do": "update-state", "key": "probe-other", "data": "beside it" }]);
     host.run(other).await;
-    let beside = || known(&host.host.store.snapshot().unwrap(), &"probe-other".parse().unwrap()).unwrap();
+    let beside =
+        || known(&host.host.storage.store.snapshot().unwrap(), &"probe-other".parse().unwrap()).unwrap();
     eventually("another name is published", async || beside().is_some_and(|known| known.is_published()))
         .await;
     assert_eq!(read(&kubo, &host), r#"{"jobs":2500}"#);
@@ -162,7 +163,12 @@ async fn a_host_that_was_killed_while_it_published_knows_its_own_record() {
     // As if the daemon had accepted the second value and the host had been killed before it heard of that.
     let second = add(&kubo, "second");
     let path = second.parse().unwrap();
-    host.host.commit.write(move |write| dim::store::names::attempt(write, &key(), &path)).await.unwrap();
+    host.host
+        .storage
+        .commit
+        .write(move |write| dim_store::names::attempt(write, &key(), &path))
+        .await
+        .unwrap();
     kubo.ipfs(&["name", "publish", "--key=probe-key", "--resolve=false", &second]);
     publish(&host, "third").await;
     assert_eq!(hold(&host), None);
@@ -223,9 +229,9 @@ async fn a_path_below_a_name_leads_below_what_the_name_points_to() {
     let other = keys.lines().find(|line| line.ends_with("other")).unwrap().split_whitespace().next().unwrap();
     let host = Setup::probe().on_kubo(kubo.api()).start().await;
     let below = format!("/ipns/{other}/sub/x.json").parse().unwrap();
-    let path = host.host.backend.end_of_chain(below).await.unwrap();
+    let path = host.host.exchange.links.backend.end_of_chain(below).await.unwrap();
     assert_eq!(path.as_str(), format!("/ipfs/{root}/sub/x.json"));
-    let (_, file) = host.host.backend.content.file(&path, 1 << 20).await.unwrap();
+    let (_, file) = host.host.exchange.links.backend.content.file(&path, 1 << 20).await.unwrap();
     assert_eq!(&file[..], br#"{"below":true}"#);
     let component = format!("/ipns/{other}/v1/p.wasm").parse().unwrap();
     assert_eq!(host.host.fetch(&component).await.unwrap(), std::fs::read(dim_tests::PROBE).unwrap());
@@ -240,15 +246,16 @@ async fn a_name_that_points_to_a_domain_is_read_as_plain_ipfs_reads_it() {
     kubo.ipfs(&["name", "publish", "--key=other", "--resolve=false", "/ipns/fleet.example.org"]);
     let keys = kubo.ipfs(&["key", "list", "-l", "--ipns-base=base36"]);
     let other = keys.lines().find(|line| line.ends_with("other")).unwrap().split_whitespace().next().unwrap();
-    let record = host.host.backend.record(&other.parse().unwrap()).await.unwrap();
+    let record = host.host.exchange.links.backend.record(&other.parse().unwrap()).await.unwrap();
     assert_eq!(record.path.as_str(), "/ipns/fleet.example.org");
-    let path = host.host.backend.end_of_chain(record.path).await.unwrap();
+    let path = host.host.exchange.links.backend.end_of_chain(record.path).await.unwrap();
     assert_eq!(path.as_str(), ELSEWHERE);
     let unknown = "/ipns/nowhere.example.org".parse().unwrap();
-    assert!(host.host.backend.end_of_chain(unknown).await.is_err());
+    assert!(host.host.exchange.links.backend.end_of_chain(unknown).await.is_err());
     // Without a network there is a clear refusal.
     let embedded = Setup::probe().start().await;
-    let refused = embedded.host.backend.end_of_chain("/ipns/fleet.example.org".parse().unwrap()).await;
+    let refused =
+        embedded.host.exchange.links.backend.end_of_chain("/ipns/fleet.example.org".parse().unwrap()).await;
     assert!(refused.unwrap_err().to_string().contains("DNSLink"));
 }
 
@@ -344,7 +351,7 @@ fn a_value_for_a_name_that_is_then_on_hold_is_told_as_that() {
     let set = host.dim(&["ipns", "update-state", "probe-key", file.to_str().unwrap()]);
     let warning = String::from_utf8_lossy(&set.stderr);
     assert!(warning.contains("on hold") && warning.contains("dim ipns adopt probe-key"), "{warning}");
-    assert!(!warning.contains("goes on trying"), "{warning}");
+    assert!(!warning.contains("keeps trying"), "{warning}");
 }
 
 #[test]
@@ -451,7 +458,7 @@ async fn an_adopted_key_whose_record_has_expired_is_on_hold_until_the_record_is_
     update(&host, r#"{"jobs":0}"#).await;
     let without = held(&host).await;
     assert_eq!((without.cause, without.sequence), (Cause::NoRecord, None));
-    assert_eq!(without.path.as_str(), format!("/ipns/{}", host.host.keys.name(&key()).unwrap()));
+    assert_eq!(without.path.as_str(), format!("/ipns/{}", host.host.storage.keys.name(&key()).unwrap()));
     assert!(explained(&host).contains("dim ipns adopt probe-key replace"), "{}", explained(&host));
     let refused = host.host.adopt(&key(), Adoption::Import).await;
     assert!(matches!(refused, Err(AdoptError::NoRecord(_))), "{refused:?}");
@@ -652,21 +659,21 @@ async fn a_key_in_pem_is_the_same_key_and_what_is_no_key_is_refused() {
     let Some(kubo) = Kubo::start() else { return };
     kubo.ipfs(&["key", "gen", "--type=ed25519", "probe-key"]);
     let host = Setup::probe().on_kubo(kubo.api()).start().await;
-    let name = host.host.keys.name(&key()).unwrap();
-    let refused = host.host.keys.take_private(&key(), b"no key");
+    let name = host.host.storage.keys.name(&key()).unwrap();
+    let refused = host.host.storage.keys.take_private(&key(), b"no key");
     assert!(matches!(refused, Err(TakeKeyError::Exported(_))), "{refused:?}");
     let file = exported(&kubo, "probe-key", &["--format=pem-pkcs8-cleartext"]);
     let pem = std::fs::read(file.path()).unwrap();
-    assert_eq!(host.host.keys.take_private(&key(), &pem).unwrap(), name);
+    assert_eq!(host.host.storage.keys.take_private(&key(), &pem).unwrap(), name);
     // There may be a record of it that has expired, whoever has the private half.
     update(&host, "under the key of another").await;
     assert_eq!(held(&host).await.cause, Cause::NoRecord);
     let host = Setup::probe().on_kubo(kubo.api()).start_in(host.stop().await).await;
-    assert!(matches!(host.host.keys.get(&key()), Some(dim::keys::Key::Own(_))));
-    assert!(host.host.keys.is_foreign(&key()));
+    assert!(matches!(host.host.storage.keys.get(&key()), Some(dim_ipfs::keys::Key::Own(_))));
+    assert!(host.host.storage.keys.is_foreign(&key()));
     kubo.ipfs(&["key", "gen", "--type=rsa", "--size=2048", "of-rsa"]);
     let rsa = std::fs::read(exported(&kubo, "of-rsa", &[]).path()).unwrap();
-    let refused = host.host.keys.take_private(&key(), &rsa).unwrap_err().to_string();
+    let refused = host.host.storage.keys.take_private(&key(), &rsa).unwrap_err().to_string();
     assert!(refused.contains("RSA"), "{refused}");
 }
 

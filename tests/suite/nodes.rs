@@ -64,7 +64,7 @@ async fn a_node_that_sends_heartbeats_is_never_dead_whatever_its_clock_says() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_observer_whose_clock_is_ahead_keeps_no_node_dead() {
-    let friend = dim::backend::embedded::new_peer();
+    let friend = dim_ipfs::embedded::new_peer();
     let trusts = json!({ "config": { "trusted_observers": [friend.to_string()] } });
     let quick = json!({ "config": { "suspect_after_ms": 500, "dead_after_ms": 1000 } });
     let plugins = json!({ "node-registry": trusts, "job-tracker": trusts, "heartbeat-watchdog": quick });
@@ -78,7 +78,13 @@ async fn an_observer_whose_clock_is_ahead_keeps_no_node_dead() {
         let seen = said - jiff::SignedDuration::from_secs(2);
         let verdict = json!({ "node_id": "n1", "status": status, "observer": "friend", "timestamp": said, "last_seen": seen });
         let topic = "dim.nodes.status".parse().unwrap();
-        host.host.bus.as_ref().unwrap().publish_as(&friend, &topic, verdict.to_string().into()).await;
+        host.host
+            .exchange
+            .bus
+            .as_ref()
+            .unwrap()
+            .publish_as(&friend, &topic, verdict.to_string().into())
+            .await;
     };
     eventually("it is dead", async || {
         standing(&host, "n1").await == "dead" && job().await["node_dead"].is_object()
@@ -207,7 +213,7 @@ fn a_bad_row_of_a_merged_registry_costs_itself_and_is_shown() {
     std::fs::write(&file, "garbage{").unwrap();
     assert!(host.dim(&["ipns", "update-state", "other", file.to_str().unwrap()]).status.success());
     let told = || String::from_utf8_lossy(&host.dim(&["node", "ls"]).stderr).into_owned();
-    soon(|| told().contains("the last document cannot be merged: it holds no registry"));
+    soon(|| told().contains("the last document cannot be merged: it is not a registry"));
     assert_eq!(host.json(&["node", "ls"]).as_array().unwrap().len(), 3);
     let status = String::from_utf8(host.dim(&["status"]).stdout).unwrap();
     assert!(status.contains("cannot be merged, and its nodes are shown as they were"), "{status}");
@@ -221,31 +227,31 @@ fn a_bad_row_of_a_merged_registry_costs_itself_and_is_shown() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_sender_does_not_push_out_the_dead_letters_of_others() {
-    use dim::backend::embedded::new_peer;
+    use dim_ipfs::embedded::new_peer;
     let host = Setup::probe().yaml("store:\n  dead_letters:\n    max_count: 20\n").start().await;
     let (honest, flooding) = (new_peer(), new_peer());
     let topic = "probe.in".parse().unwrap();
     host.listening(&topic).await;
-    let says = async |peer: &dim::ident::PeerName, text: String| {
-        host.host.bus.as_ref().unwrap().publish_as(peer, &topic, text.into()).await;
+    let says = async |peer: &dim_model::ident::PeerName, text: String| {
+        host.host.exchange.bus.as_ref().unwrap().publish_as(peer, &topic, text.into()).await;
     };
     says(&honest, "what is looked for".to_owned()).await;
-    let store = &host.host.store;
-    eventually("it is set aside", async || dim::store::dead::count(store).unwrap() == 1).await;
+    let store = &host.host.storage.store;
+    eventually("it is set aside", async || dim_store::dead_letters::count(store).unwrap() == 1).await;
     // As in a store of the code before, which kept no index of senders.
     let write = store.begin().unwrap();
-    write.open_table(dim::store::DEAD_OF).unwrap().retain(|_, _| false).unwrap();
-    write.open_table(dim::store::DEAD_SHARES).unwrap().retain(|_, _| false).unwrap();
+    write.open_table(dim_store::DEAD_OF).unwrap().retain(|_, _| false).unwrap();
+    write.open_table(dim_store::DEAD_SHARES).unwrap().retain(|_, _| false).unwrap();
     write.commit().unwrap();
     for number in 0..100 {
         says(&flooding, format!("flood {number}")).await;
     }
     says(&honest, "another".to_owned()).await;
     eventually("those that are too many are dropped and counted", async || {
-        dim::store::dead::dropped(store).unwrap() == 82
+        dim_store::dead_letters::dropped(store).unwrap() == 82
     })
     .await;
-    let letters = dim::store::dead::list(store, &Default::default(), None, 100).unwrap();
+    let letters = dim_store::dead_letters::list(store, &Default::default(), None, 100).unwrap();
     let of_honest: Vec<u64> = letters
         .iter()
         .filter(|(_, letter)| letter.event.describe().1["origin"] == format!("peer {honest}"))
@@ -254,11 +260,11 @@ async fn one_sender_does_not_push_out_the_dead_letters_of_others() {
     assert_eq!((letters.len(), of_honest), (20, vec![1, 102]));
     // Letters that are gone are gone from the shares, too: the sender has room again.
     for (id, _) in &letters {
-        dim::dead::drop_letter(&host.host.commit, *id).await.unwrap();
+        dim_server::dead_letters::drop_letter(&host.host.storage.commit, *id).await.unwrap();
     }
     for number in 0..20 {
         says(&flooding, format!("again {number}")).await;
     }
-    eventually("they are there", async || dim::store::dead::count(store).unwrap() == 20).await;
-    assert_eq!(dim::store::dead::dropped(store).unwrap(), 82);
+    eventually("they are there", async || dim_store::dead_letters::count(store).unwrap() == 20).await;
+    assert_eq!(dim_store::dead_letters::dropped(store).unwrap(), 82);
 }

@@ -4,9 +4,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use dim::change::{Change, State};
-use dim::host::Grant;
-use dim::store::history;
+use dim_server::host::Grant;
+use dim_store::change::{Change, State};
+use dim_store::change_history;
 use dim_tests::alone::proposal;
 use dim_tests::component::probe;
 use dim_tests::{
@@ -20,8 +20,8 @@ mod folder;
 const PROGRAM: &str = env!("CARGO_BIN_EXE_dim-under-test");
 
 fn changes(host: &TestHost, plugin: &str) -> Vec<Change> {
-    let snapshot = host.host.store.snapshot().unwrap();
-    history::of(&snapshot, &plugin.parse().unwrap(), 100).unwrap()
+    let snapshot = host.host.storage.store.snapshot().unwrap();
+    change_history::of(&snapshot, &plugin.parse().unwrap(), 100).unwrap()
 }
 
 fn states(host: &TestHost, plugin: &str) -> Vec<State> {
@@ -64,7 +64,7 @@ fn named(name: &str, version: &str) -> Vec<u8> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_plugin_has_what_it_is_granted_and_keeps_it() {
     let host = Setup::default().start().await;
-    let name: dim::ident::PluginName = "other".parse().unwrap();
+    let name: dim_model::ident::PluginName = "other".parse().unwrap();
     let proposal = || proposal("other", probe("1.0.0", &json!([])));
     let why = host.host.install(proposal(), Grant::AsBefore).await.unwrap_err().to_string();
     assert!(why.contains("it asks to publish on probe.out, subscribe to probe.in"), "{why}");
@@ -93,7 +93,7 @@ async fn a_plugin_that_is_paused_answers_questions_and_goes_on_where_it_was() {
     host.run(json!([{ "do": "add", "key": "count" }])).await;
     host.host.pause(&name, true, "the test").await.unwrap();
     host.from_peer("probe.in", count()).await;
-    let received = &host.host.received.received;
+    let received = &host.host.exchange.received.received;
     eventually("it is in the log", async || received.load(std::sync::atomic::Ordering::Relaxed) == 1).await;
     assert_eq!(host.state_of("probe", "count").await, 1);
     let refused = host.command("probe", "run", script(json!([]))).await.unwrap_err();
@@ -110,7 +110,7 @@ async fn a_plugin_that_is_paused_answers_questions_and_goes_on_where_it_was() {
 async fn a_bundled_plugin_is_replaced_removed_and_restored() {
     let setup = Setup::bundled();
     let host = setup.start().await;
-    let name: dim::ident::PluginName = "job-tracker".parse().unwrap();
+    let name: dim_model::ident::PluginName = "job-tracker".parse().unwrap();
     host.command("job-tracker", "update", json!({ "job_id": "j1", "event_type": "running" })).await.unwrap();
     let bundled = host.plugin("job-tracker").version();
     host.host.remove(&name, false, "the test").await.unwrap();
@@ -124,7 +124,8 @@ async fn a_bundled_plugin_is_replaced_removed_and_restored() {
     assert_eq!(host.plugin("job-tracker").handle.code().source, "bundled");
     // Replaced by a version of it, it is restored while it runs.
     let other = dim_tests::component::with_manifest(
-        &std::fs::read(host.host.store.path().join(format!("components/{}.wasm", bundled.digest))).unwrap(),
+        &std::fs::read(host.host.storage.store.path().join(format!("components/{}.wasm", bundled.digest)))
+            .unwrap(),
         &include_str!("../../plugins/job-tracker/plugin.toml").replace("\"0.1.0\"", "\"0.9.0\""),
     );
     let install = async |component: Vec<u8>, grant| {
@@ -151,7 +152,7 @@ async fn a_bundled_plugin_is_replaced_removed_and_restored() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_installed_while_the_plugin_is_removed_comes_after_it() {
     let host = Setup::default().yaml(SECTION).start().await;
-    let name: dim::ident::PluginName = "late".parse().unwrap();
+    let name: dim_model::ident::PluginName = "late".parse().unwrap();
     let install =
         async |component: Vec<u8>| host.host.install(proposal("late", component), Grant::AsBefore).await;
     install(late("1.0.0")).await.unwrap();
@@ -160,7 +161,7 @@ async fn what_is_installed_while_the_plugin_is_removed_comes_after_it() {
     for _ in 0..200 {
         host.from_peer("probe.in", busy()).await;
     }
-    let received = &host.host.received.received;
+    let received = &host.host.exchange.received.received;
     let all = async || received.load(std::sync::atomic::Ordering::Relaxed) == 200;
     eventually("all messages are in the log", all).await;
     let removing = host.host.remove(&name, false, "the test");
@@ -209,15 +210,15 @@ async fn other_code_that_a_start_finds_under_the_config_is_on_record() {
 }
 
 /// Publishes a component under the host's own name of another; returns the name.
-async fn publish(host: &TestHost, component: Vec<u8>) -> dim::ident::IpnsName {
+async fn publish(host: &TestHost, component: Vec<u8>) -> dim_model::ident::IpnsName {
     let key = "probe-other".parse().unwrap();
-    let name = host.host.keys.get_or_create(&key).unwrap().name();
-    let update = dim::effect::NameUpdate {
+    let name = host.host.storage.keys.get_or_create(&key).unwrap().name();
+    let update = dim_store::effect::NameUpdate {
         name: name.clone(),
-        value: dim::effect::NameValue::document(component.into()),
-        lifetime: dim::effect::LIFETIME,
+        value: dim_store::effect::NameValue::document(component.into()),
+        lifetime: dim_store::effect::LIFETIME,
     };
-    host.host.commit.change_name(dim::commit::NameChange::Own { key, update }).await.unwrap();
+    host.host.storage.commit.change_name(dim_store::commit::NameChange::Own { key, update }).await.unwrap();
     name
 }
 
@@ -227,16 +228,16 @@ async fn a_component_comes_by_a_name_and_follows_it_as_far_as_it_is_trusted() {
     let config = format!("ipfs: {{ follow_every: 1 }}\n{SECTION}");
     let host = Setup::probe().yaml(&config).start().await;
     let name = publish(&host, late("1.0.0")).await;
-    let from: dim::ident::ContentPath = format!("/ipns/{name}").parse().unwrap();
+    let from: dim_model::ident::ContentPath = format!("/ipns/{name}").parse().unwrap();
     let install = async |trust| {
         let by = "the test".to_owned();
         host.host.install_from(from.clone(), trust, None, Grant::AsBefore, by).await
     };
     eventually("it is published", async || host.host.fetch(&from).await.is_ok()).await;
     let why = install(None).await.unwrap_err().to_string();
-    let digest = dim::ident::Digest::of(&late("1.0.0"));
+    let digest = dim_model::ident::Digest::of(&late("1.0.0"));
     assert!(why.contains(&format!("--trust {digest}")), "{why}");
-    let why = install(Some(dim::ident::Digest::of(b"another"))).await.unwrap_err().to_string();
+    let why = install(Some(dim_model::ident::Digest::of(b"another"))).await.unwrap_err().to_string();
     assert!(why.contains(&format!("is {digest}, not ")), "{why}");
     install(Some(digest)).await.unwrap();
     runs(&host, "late", "1.0.0").await;
@@ -279,7 +280,7 @@ async fn a_name_that_a_third_party_moves_replaces_the_plugin_on_two_hosts_withou
         ]);
     };
     tokio::task::block_in_place(|| publish(&late("1.0.0")));
-    let from: dim::ident::ContentPath = format!("/ipns/{name}").parse().unwrap();
+    let from: dim_model::ident::ContentPath = format!("/ipns/{name}").parse().unwrap();
     let yaml = format!("ipfs: {{ follow_every: 1 }}\nreplacement: {{ trusted: [/ipns/{name}] }}\n{SECTION}");
     let mut hosts = Vec::new();
     for kubo in [&one, &other] {
@@ -462,7 +463,7 @@ fn a_url_needs_a_digest_and_states_are_told_on_the_way() {
     let url = serve_once_each(component.clone());
     let refused = host.dim(&["plugin", "install", &url]);
     let error = String::from_utf8_lossy(&refused.stderr).into_owned();
-    let digest = dim::ident::Digest::of(&component).to_string();
+    let digest = dim_model::ident::Digest::of(&component).to_string();
     assert!(!refused.status.success() && error.contains(&format!("--trust {digest}")), "{error}");
     let wrong = host.dim(&["plugin", "install", &url, "--trust", &"0".repeat(64)]);
     assert!(!wrong.status.success());
@@ -605,7 +606,7 @@ fn an_author_sees_each_change_of_a_source_run_and_a_mistake_changes_nothing() {
             || std::fs::read_to_string(&output).unwrap().contains("hello 1")
     });
     write_plugin(&plugin, "0.2.0", "this is no Rust");
-    shows("the build failed; what runs goes on");
+    shows("the build failed; the running version continues");
     assert_eq!(host.json(&["plugin", "inspect", "greeter"])["version"], "0.1.0");
     write_plugin(&plugin, "0.3.0", &hello("good day"));
     shows("greeter 0.3.0: on probation");
@@ -633,7 +634,7 @@ async fn where_a_component_came_from_is_said_in_few_bytes() {
     };
     let record = || {
         let host = host.host().unwrap();
-        history::of(&host.store.snapshot().unwrap(), &"zz".parse().unwrap(), 10).unwrap()
+        change_history::of(&host.storage.store.snapshot().unwrap(), &"zz".parse().unwrap(), 10).unwrap()
     };
     let (status, why) = install(2_049).await;
     assert_eq!(status, 400);

@@ -14,7 +14,7 @@ async fn what_a_plugin_publishes_reaches_the_others_once_and_not_itself() {
     host.run(json!([published, published, published])).await;
     eventually("the other hears all three", async || host.state_of("other", "heard").await == 3).await;
     eventually("the echoes come back", async || {
-        host.host.received.echoes.load(std::sync::atomic::Ordering::Relaxed) == 3
+        host.host.exchange.received.echoes.load(std::sync::atomic::Ordering::Relaxed) == 3
     })
     .await;
     host.settled().await;
@@ -28,12 +28,12 @@ async fn another_program_on_the_bus_is_never_swallowed() {
     let published = json!({ "do": "publish", "topic": "probe.in", "data": add("heard") });
     host.run(json!([published])).await;
     eventually("the echo is dropped", async || {
-        host.host.received.echoes.load(std::sync::atomic::Ordering::Relaxed) == 1
+        host.host.exchange.received.echoes.load(std::sync::atomic::Ordering::Relaxed) == 1
     })
     .await;
     // The same bytes with the same sender: another program on the host's own daemon.
-    let daemon = host.host.backend.pubsub.identity().await.unwrap();
-    let (bus, topic) = (host.host.bus.as_ref().unwrap(), "probe.in".parse().unwrap());
+    let daemon = host.host.exchange.links.backend.pubsub.identity().await.unwrap();
+    let (bus, topic) = (host.host.exchange.bus.as_ref().unwrap(), "probe.in".parse().unwrap());
     bus.publish_as(&daemon, &topic, add("heard").into()).await;
     eventually("it is heard", async || host.state_of("probe", "heard").await == 1).await;
 }
@@ -46,7 +46,7 @@ async fn plugins_share_the_one_subscription_of_a_topic() {
         eventually("it is heard", async || host.state_of(plugin, "heard").await == 1).await;
     }
     let load = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
-    let received = &host.host.received;
+    let received = &host.host.exchange.received;
     assert_eq!((load(&received.received), load(&received.repeated)), (1, 0), "it came through one stream");
 }
 
@@ -89,9 +89,10 @@ async fn a_timer_waits_for_the_messages_that_came_before_it() {
 
 fn message_times(host: &dim_tests::TestHost) -> Vec<u64> {
     let mut entries = std::collections::VecDeque::new();
-    host.host.log.read(dim::entry::Offset(0), usize::MAX, &mut entries).unwrap();
-    let is_message =
-        |kind: &dim::entry::Kind| matches!(kind, dim::entry::Kind::Event(dim::entry::Event::Message { .. }));
+    host.host.storage.log.read(dim_model::entry::Offset(0), usize::MAX, &mut entries).unwrap();
+    let is_message = |kind: &dim_model::entry::Kind| {
+        matches!(kind, dim_model::entry::Kind::Event(dim_model::entry::Event::Message { .. }))
+    };
     entries.iter().filter(|entry| is_message(&entry.kind)).map(|entry| entry.time.0).collect()
 }
 
@@ -126,7 +127,7 @@ async fn a_host_whose_disk_may_lag_loses_nothing_when_it_is_told_to_stop() {
 #[tokio::test(flavor = "multi_thread")]
 async fn time_without_the_host_is_a_gap_and_does_not_count_as_listening() {
     let host = Setup::probe().start().await;
-    let begun = host.host.log.now().0;
+    let begun = host.host.storage.log.now().0;
     let heard = json!([{ "do": "heard", "topic": "probe.in", "since": begun }]);
     eventually("some listening is proven", async || {
         host.run(heard.clone()).await[0]["ok"]["listened"].as_u64() > Some(0)
@@ -141,15 +142,15 @@ async fn time_without_the_host_is_a_gap_and_does_not_count_as_listening() {
     let length = gaps[0]["until"].as_u64().unwrap() - gaps[0]["since"].as_u64().unwrap();
     assert!(length > 5_000_000_000, "{gaps}");
     let listened = host.run(heard).await[0]["ok"]["listened"].as_u64().unwrap();
-    let elapsed = host.host.log.now().0 - begun;
+    let elapsed = host.host.storage.log.now().0 - begun;
     assert!(listened + length <= elapsed + 1_000_000, "{listened} of {elapsed} ns, a gap of {length}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_host_on_one_state_directory_is_refused_with_the_holders_pid() {
     let host = Setup::probe().start().await;
-    let options = dim::host::Options::new(Setup::probe().config(), host.host.store.path());
-    let error = dim::host::Host::start(options).await.unwrap_err().to_string();
+    let options = dim_server::host::Options::new(Setup::probe().config(), host.host.storage.store.path());
+    let error = dim_server::host::Host::start(options).await.unwrap_err().to_string();
     assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
 }
 
@@ -178,8 +179,8 @@ async fn what_is_not_granted_any_more_is_taken_back_at_the_next_start() {
     let host = less.start_in(host.stop().await).await;
     host.settled().await;
     assert_eq!(host.run(json!([{ "do": "topics" }])).await, [json!(["probe.in"])]);
-    assert!(host.host.interest.names().is_empty());
-    assert_eq!(host.host.interest.topics().len(), 1);
+    assert!(host.host.exchange.links.interest.names().is_empty());
+    assert_eq!(host.host.exchange.links.interest.topics().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -198,13 +199,13 @@ async fn the_last_of_subscribing_and_unsubscribing_holds() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn following_is_as_durable_as_the_commit_that_asked_for_it() {
-    use dim::store::WORLDS;
+    use dim_store::WORLDS;
     let host = Setup::probe().start().await;
     host.run(json!([{ "do": "follow", "name": "probe-other" }])).await;
-    let worlds = host.host.store.snapshot().unwrap().table(WORLDS).unwrap();
-    let world = worlds.get(1).unwrap().expect("it is stored with the reply");
-    let world: Value = serde_json::from_slice(world.value()).unwrap();
-    assert_eq!(world["follows"].as_object().unwrap().len(), 1, "{world}");
+    let contexts = host.host.storage.store.snapshot().unwrap().table(WORLDS).unwrap();
+    let context = contexts.get(1).unwrap().expect("it is stored with the reply");
+    let context: Value = serde_json::from_slice(context.value()).unwrap();
+    assert_eq!(context["follows"].as_object().unwrap().len(), 1, "{context}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

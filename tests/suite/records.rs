@@ -1,9 +1,9 @@
 //! IPNS records against those of the gateway conformance suite, as Kubo 0.43.0 judges them.
 
-use dim::backend::record::{Record, RecordError};
-use dim::ident::IpnsName;
-use dim::keys::name_of;
-use dim::time::Timestamp;
+use dim_ipfs::keys::name_of;
+use dim_ipfs::record::{Record, RecordError};
+use dim_model::ident::IpnsName;
+use dim_model::time::Timestamp;
 use dim_tests::Kubo;
 use libp2p_identity::Keypair;
 
@@ -107,19 +107,45 @@ fn a_record_that_ended_before_1970_or_never_began_is_refused() {
 }
 
 #[test]
-fn only_one_file_holds_bindings_and_no_backend_knows_wasmtime() {
-    let source = dim_tests::data("../host/src");
-    let mut files = vec![source.clone()];
+fn only_one_file_holds_bindings_and_each_crate_of_the_host_depends_on_lower_ones() {
+    let host = dim_tests::data("../host");
+    let mut files = vec![host.clone()];
+    let mut with_bindings = Vec::new();
     while let Some(path) = files.pop() {
         if path.is_dir() {
             files.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
-            continue;
+        } else if path.extension().is_some_and(|extension| extension == "rs")
+            && std::fs::read_to_string(&path).unwrap().contains("bindgen!")
+        {
+            with_bindings.push(path.strip_prefix(&host).unwrap().to_owned());
         }
-        let text = std::fs::read_to_string(&path).unwrap();
-        let place = path.strip_prefix(&source).unwrap();
-        assert_eq!(text.contains("bindgen!"), place.ends_with("plugin/bindings.rs"), "{}", place.display());
-        if place.starts_with("backend") || place.starts_with("backend.rs") {
-            assert!(!text.contains("wasmtime") && !text.contains("crate::plugin"), "{}", place.display());
+    }
+    assert_eq!(with_bindings, [std::path::Path::new("runtime/src/bindings.rs")]);
+    let layers: [(&str, &[&str]); 11] = [
+        ("bundled", &[]),
+        ("model", &[]),
+        ("ipfs", &["model"]),
+        ("store", &["model", "ipfs"]),
+        ("runtime", &["model", "ipfs", "store"]),
+        ("network", &["model", "ipfs", "store"]),
+        ("server", &["bundled", "model", "ipfs", "store", "runtime", "network"]),
+        ("api", &["model", "ipfs", "store", "runtime", "network", "server"]),
+        ("scenarios", &["bundled", "model", "ipfs", "store", "runtime", "server"]),
+        ("agent", &["model", "ipfs", "store", "server", "api"]),
+        ("cli", &["model", "ipfs", "store", "runtime", "server", "api", "scenarios", "agent"]),
+    ];
+    let listed: Vec<String> = std::fs::read_dir(&host)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert_eq!(listed.len(), layers.len(), "{listed:?}");
+    for (name, below) in layers {
+        let manifest = std::fs::read_to_string(host.join(name).join("Cargo.toml")).unwrap();
+        let uses = manifest.lines().filter_map(|line| line.strip_prefix("dim-")?.split(['.', ' ']).next());
+        for used in uses.filter(|used| *used != "client") {
+            assert!(below.contains(&used), "{name} depends on {used}");
         }
+        let may_use_wasmtime = ["bundled", "runtime", "scenarios", "server", "cli"].contains(&name);
+        assert!(may_use_wasmtime || !manifest.contains("wasmtime"), "{name} depends on wasmtime");
     }
 }

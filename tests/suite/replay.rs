@@ -3,9 +3,9 @@
 
 use std::sync::Arc;
 
-use dim::entry::{Entry, Event, Kind, Offset, Origin};
-use dim::plugin::Batch;
-use dim::replay::Replay;
+use dim_model::entry::{Entry, Event, Kind, Offset, Origin};
+use dim_server::replay::Replay;
+use dim_store::batch::Batch;
 use dim_tests::{Setup, TestHost, script};
 use serde_json::json;
 
@@ -13,14 +13,14 @@ use serde_json::json;
 fn bytes_of(batch: &Batch) -> String {
     format!(
         "{:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?}",
-        batch.state,
-        batch.timers,
-        batch.publishes,
-        batch.names,
-        batch.subscriptions,
-        batch.follows,
-        batch.dead,
-        batch.retries
+        batch.requested.state,
+        batch.requested.timers,
+        batch.requested.publishes,
+        batch.requested.names,
+        batch.requested.subscriptions,
+        batch.requested.follows,
+        batch.requested.dead,
+        batch.requested.retries
     )
 }
 
@@ -38,16 +38,16 @@ async fn live(
     let host = setup.start().await;
     drive(&host).await;
     host.settled().await;
-    let store = host.host.store.clone();
+    let store = host.host.storage.store.clone();
     let dir = host.stop().await;
     let state = dump(&store);
     drop(store);
     (dir, state)
 }
 
-fn dump(store: &Arc<dim::store::Store>) -> Vec<(Vec<u8>, Vec<u8>)> {
+fn dump(store: &Arc<dim_store::Store>) -> Vec<(Vec<u8>, Vec<u8>)> {
     use redb::ReadableTable as _;
-    let table = store.snapshot().unwrap().table(dim::store::STATE).unwrap();
+    let table = store.snapshot().unwrap().table(dim_store::STATE).unwrap();
     table
         .iter()
         .unwrap()
@@ -100,17 +100,17 @@ async fn a_recorded_log_is_handled_twice_with_the_same_outcome() {
     let (once, twice) = (replayed(&setup, dir.path()), replayed(&setup, dir.path()));
     assert_eq!(once.len(), 6);
     for ((name, first), (_, second)) in once.iter().zip(&twice) {
-        assert!(!first.state.is_empty(), "{name} did something");
+        assert!(!first.requested.state.is_empty(), "{name} did something");
         assert_eq!(bytes_of(first), bytes_of(second), "{name}");
     }
     // What was published when there was room, and nothing else, is published again.
-    let store = dim::store::Store::open(dir.path()).unwrap();
+    let store = dim_store::Store::open(dir.path()).unwrap();
     let log = store.read_log(Offset(0), usize::MAX).unwrap();
     drop(store);
     for plugin in ["probe", "rated"] {
         let published: Vec<_> = log.iter().filter_map(|entry| published_by(plugin, entry)).collect();
         let (_, batch) = once.iter().find(|(name, _)| name == plugin).unwrap();
-        let again: Vec<_> = batch.publishes.iter().map(|publish| publish.data.clone()).collect();
+        let again: Vec<_> = batch.requested.publishes.iter().map(|publish| publish.data.clone()).collect();
         assert_eq!(published, again, "{plugin}");
         let struck = |entry: &&Entry| matches!(&entry.kind, Kind::Struck { plugin: whose, .. } if whose.as_str() == plugin);
         assert!(log.iter().filter(struck).count() >= 8, "limits of {plugin} struck");
@@ -120,8 +120,8 @@ async fn a_recorded_log_is_handled_twice_with_the_same_outcome() {
         .iter()
         .flat_map(|(_, batch)| {
             let id = batch.id;
-            batch.state.iter().filter_map(move |(key, value)| {
-                Some((dim::store::StateKey::new(id, key).as_bytes().to_vec(), value.clone()?))
+            batch.requested.state.iter().filter_map(move |(key, value)| {
+                Some((dim_store::StateKey::new(id, key).as_bytes().to_vec(), value.clone()?))
             })
         })
         .collect();

@@ -1,9 +1,9 @@
 //! The log and the documents of its time are kept for those who have yet to read them, and not for
 //! ever.
 
-use dim::entry::Offset;
-use dim::plugin::roster;
-use dim::store::documents;
+use dim_model::entry::Offset;
+use dim_store::documents;
+use dim_store::plugin_registry;
 use dim_tests::{Setup, TestHost, eventually, script};
 use serde_json::{Value, json};
 
@@ -39,7 +39,7 @@ async fn a_plugin_that_lags_reads_the_documents_of_its_time() {
     let written: Vec<_> = (0..20).map(|number| json!({ "ok": format!("document {number}") })).collect();
     assert_eq!(read, written);
     eventually("no document is kept that everyone has read", async || {
-        documents::superseded(&host.host.store.snapshot().unwrap()).unwrap().next().is_none()
+        documents::superseded(&host.host.storage.store.snapshot().unwrap()).unwrap().next().is_none()
     })
     .await;
 }
@@ -54,7 +54,7 @@ async fn documents_are_kept_up_to_a_limit() {
         update(&host, &format!("{number}").repeat(10_000)).await;
     }
     let kept = || -> Vec<_> {
-        let snapshot = host.host.store.snapshot().unwrap();
+        let snapshot = host.host.storage.store.snapshot().unwrap();
         let kept: Vec<_> = documents::superseded(&snapshot).unwrap().map(Result::unwrap).collect();
         let bytes = kept.iter().map(|document| document.bytes).sum::<u64>();
         assert_eq!(documents::superseded_bytes(&snapshot).unwrap(), bytes, "counted along");
@@ -92,7 +92,7 @@ async fn the_log_waits_for_a_plugin_that_cannot_be_loaded_and_not_for_one_that_i
 
     // What is left begins where the disabled host's log begins.
     let host = two().start_in(dir).await;
-    let left = host.host.store.read_log(Offset(0), 1).unwrap()[0].time;
+    let left = host.host.storage.store.read_log(Offset(0), 1).unwrap()[0].time;
     eventually("it is told until when it has missed something", async || {
         let gaps = host.state_of("other", "gaps").await;
         gaps.as_array().is_some_and(|gaps| gaps.iter().any(|gap| gap["until"] == left.0))
@@ -106,7 +106,7 @@ async fn the_log_does_not_wait_for_a_plugin_that_is_too_far_behind_and_tells_it_
     let setup = Setup::probe().and_probe("other", json!({})).yaml(yaml);
     let host = setup.start().await;
     host.settled().await;
-    let other: dim::ident::PluginName = "other".parse().unwrap();
+    let other: dim_model::ident::PluginName = "other".parse().unwrap();
     host.host.pause(&other, true, "the test").await.unwrap();
     let before = cursor_of_other(&host);
     let add = || json!({ "script": [{ "do": "add", "key": "count" }], "x": "y".repeat(1_000) }).to_string();
@@ -123,7 +123,7 @@ async fn the_log_does_not_wait_for_a_plugin_that_is_too_far_behind_and_tells_it_
     }
     host.settled_but("other").await;
     eventually("the log waits no more", async || first(&host) > before).await;
-    let kept = host.host.log.head().0 - first(&host).0;
+    let kept = host.host.storage.log.head().0 - first(&host).0;
     // A host that runs on has the end of the log in memory still.
     let host = setup.start_in(host.stop().await).await;
     host.host.pause(&other, false, "the test").await.unwrap();
@@ -144,9 +144,12 @@ async fn the_log_does_not_wait_for_a_plugin_that_is_too_far_behind_and_tells_it_
 }
 
 fn first(host: &TestHost) -> Offset {
-    host.host.store.log_start().unwrap().expect("the log is never empty again")
+    host.host.storage.store.log_start().unwrap().expect("the log is never empty again")
 }
 
 fn cursor_of_other(host: &TestHost) -> Offset {
-    roster::known(&host.host.store.snapshot().unwrap(), &"other".parse().unwrap()).unwrap().unwrap().1
+    plugin_registry::known(&host.host.storage.store.snapshot().unwrap(), &"other".parse().unwrap())
+        .unwrap()
+        .unwrap()
+        .1
 }

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use dim::test::{Bench, Failure, Plugin, Report, Runs, Scenario, Why};
+use dim_scenarios::{Failure, Plugin, Report, Runs, Scenario, TestBench, Why};
 
 fn scenarios(plugin: &str) -> Vec<PathBuf> {
     let dir = dim_tests::data("../plugins").join(plugin).join("scenarios");
@@ -13,7 +13,7 @@ fn scenarios(plugin: &str) -> Vec<PathBuf> {
 }
 
 fn run_all(name: &str, least: usize) {
-    let bench = Bench::new().unwrap();
+    let bench = TestBench::new().unwrap();
     let plugin = bench.bundled(name).unwrap();
     let files = scenarios(name);
     assert!(files.len() >= least, "{files:?}");
@@ -41,7 +41,7 @@ fn the_registry_knows_what_it_heard_whatever_comes_between() {
 
 /// Runs a scenario of the forgetful plugin, which counts messages in its memory or in its state.
 fn counted(config: &str, runs: Runs) -> Report {
-    let bench = Bench::new().unwrap();
+    let bench = TestBench::new().unwrap();
     let plugin = forgetful(&bench);
     let text = format!(
         "given: {{ config: {{ {config} }} }}\nsteps:\n- repeat: 5\n  steps:\n  - message: forgetful.in\n    data: 1\n- query: count\n  expect: {{ reply: 5 }}\n"
@@ -49,7 +49,7 @@ fn counted(config: &str, runs: Runs) -> Report {
     Scenario::parse("counted", &text).unwrap().run(&bench, &plugin, &runs).unwrap()
 }
 
-fn forgetful(bench: &Bench) -> Plugin {
+fn forgetful(bench: &TestBench) -> Plugin {
     bench.plugin(&std::fs::read(dim_tests::FORGETFUL).unwrap()).unwrap()
 }
 
@@ -66,7 +66,7 @@ fn a_plugin_that_keeps_its_state_in_memory_is_caught_by_the_crash_and_by_the_rep
         assert_eq!(*found, why);
         let text = report.to_string();
         assert!(text.contains("replies[0].reply") && text.contains("- 5"), "{text}");
-        assert!(text.contains("in memory alone"), "{text}");
+        assert!(text.contains("keeps only in memory"), "{text}");
         let in_state = counted("remember: state", runs);
         assert!(in_state.is_well(), "{in_state}");
     }

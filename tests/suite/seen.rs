@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use dim::backend::embedded::new_peer;
+use dim_ipfs::embedded::new_peer;
 use dim_tests::{Program, Setup, SupervisedHost, eventually, soon};
 use serde_json::{Value, json};
 
@@ -70,8 +70,8 @@ fn status_and_health_say_what_is_wrong_and_since_when() {
     let status = host.json(&["status"]);
     assert_eq!(status["healthy"], false);
     let trouble = status["troubles"][0].as_str().unwrap();
-    assert!(trouble.starts_with("nothing is taken in since 20"), "{trouble}");
-    assert!(trouble.contains("1152921504606846976 are to stay so"), "{trouble}");
+    assert!(trouble.starts_with("the intake is stopped since 20"), "{trouble}");
+    assert!(trouble.contains("1152921504606846976 must stay free"), "{trouble}");
     let refused = host.dim(&["job", "update", "j1", "running"]);
     let error = String::from_utf8_lossy(&refused.stderr);
     assert!(error.contains("the intake is stopped"), "{error}");
@@ -81,7 +81,7 @@ fn status_and_health_say_what_is_wrong_and_since_when() {
     assert_eq!(details["message"], trouble);
     assert_eq!(host.dim(&["status"]).status.code(), Some(1));
     let (ready, why) = get(&host.socket(), "/readyz", "*/*");
-    assert!(ready == 503 && why.starts_with("nothing is taken in since 20"), "{ready} {why}");
+    assert!(ready == 503 && why.starts_with("the intake is stopped since 20"), "{ready} {why}");
     assert_eq!(get(&host.socket(), "/livez", "*/*"), (200, "ok\n".to_owned()));
     let text = String::from_utf8(host.dim(&["status"]).stdout).unwrap();
     assert!(text.lines().any(|line| line.starts_with("disk ")), "{text}");
@@ -284,12 +284,12 @@ fn a_daemon_that_is_away_shows_in_seconds_though_nothing_listens() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_first_start_acknowledges_before_its_plugins_are_loaded_is_for_them() {
     let dir = tempfile::tempdir().unwrap();
-    let options = dim::host::Options::new(dim_tests::Setup::bundled().config(), dir.path());
-    let host = dim::host::Host::begin(options).await.unwrap();
+    let options = dim_server::host::Options::new(dim_tests::Setup::bundled().config(), dir.path());
+    let host = dim_server::host::Host::begin(options).await.unwrap();
     let update = json!({ "job_id": "early", "event_type": "running" });
     let topic = host.config.now().ipfs.pubsub.job_updates.clone();
-    let early = dim::effect::Publish { topic, data: update.to_string().into() };
-    host.commit.publish(early, host.log.now()).await.unwrap();
+    let early = dim_store::effect::Publish { topic, data: update.to_string().into() };
+    host.storage.commit.publish(early, host.storage.log.now()).await.unwrap();
     host.load().await.unwrap();
     let tracker = host.plugins.get("job-tracker").unwrap();
     dim_tests::eventually("the tracker knows the job", async || {
@@ -306,7 +306,7 @@ async fn a_plugin_is_behind_by_what_waits_for_it_and_not_by_what_others_read() {
     let host = dim_tests::Setup::probe().and_probe("idle", idle).start().await;
     let behind = || {
         let cursor = host.plugin("idle").handle.status().cursor;
-        host.host.log.waiting(&"idle".parse().unwrap(), dim::entry::Offset(cursor))
+        host.host.storage.log.waiting(&"idle".parse().unwrap(), dim_model::entry::Offset(cursor))
     };
     host.from_peer("probe.idle", "{}").await;
     host.settled().await;
@@ -347,9 +347,17 @@ async fn a_past_event_is_shown_until_it_is_acknowledged_and_when_it_happens_agai
         );
         serde_json::from_slice(&output.stdout).unwrap()
     };
-    let topic: dim::ident::Topic = "probe.in".parse().unwrap();
+    let topic: dim_model::ident::Topic = "probe.in".parse().unwrap();
     let running = host.host().unwrap();
-    let is_heard = async || running.hearings.all().get(&topic).is_some_and(|it| it.connected_since.is_some());
+    let is_heard = async || {
+        running
+            .exchange
+            .links
+            .listening_records
+            .all()
+            .get(&topic)
+            .is_some_and(|it| it.connected_since.is_some())
+    };
     eventually("the topic is listened to", is_heard).await;
     let is_refused = |times: &'static str| {
         move |status: Value| {
@@ -360,7 +368,7 @@ async fn a_past_event_is_shown_until_it_is_acknowledged_and_when_it_happens_agai
         }
     };
     for times in ["the host started: 1,", "the host started: 2,"] {
-        running.bus.as_ref().unwrap().publish_as(&stranger, &topic, "from a stranger".into()).await;
+        running.exchange.bus.as_ref().unwrap().publish_as(&stranger, &topic, "from a stranger".into()).await;
         eventually("it is shown", async || is_refused(times)(json(&["status"]))).await;
         let shown = String::from_utf8(dim(&["status"]).stdout).unwrap();
         assert!(shown.contains("well, with warnings") && shown.contains("--acknowledge"), "{shown}");

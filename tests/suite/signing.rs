@@ -3,10 +3,11 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use dim::change::{Change, State};
-use dim::host::{Grant, GrantChange, Proposal, ReplaceError};
-use dim::ident::{Digest, PluginName};
-use dim::signing::{Signer, SigningKey};
+use dim_model::ident::{Digest, PluginName};
+use dim_model::signer::Signer;
+use dim_runtime::signing::SigningKey;
+use dim_server::host::{Grant, GrantChange, Proposal, ReplaceError};
+use dim_store::change::{Change, State};
 use dim_tests::alone::proposal;
 use dim_tests::component::{probe, with_manifest};
 use dim_tests::{Program, Setup, TestHost};
@@ -87,7 +88,10 @@ async fn what_nobody_who_is_trusted_has_signed_can_be_refused_at_a_start_too() {
         ..from("a file", probe("2.0.0", &json!([])))
     };
     let why = install(&host, bare, Grant::AllThatIsAsked).await.unwrap_err();
-    assert!(why.to_string().contains("does not run here"), "nobody can vouch for it: {why}");
+    assert!(
+        why.to_string().contains("without a trusted signature do not run here"),
+        "nobody can vouch for it: {why}"
+    );
     // What comes with the host needs no signature.
     let bundled = Setup::bundled().yaml("signing: { unsigned: refuse }\n").start().await;
     assert_eq!(bundled.host.not_loaded(), []);
@@ -110,7 +114,7 @@ async fn grants_are_for_whoever_has_signed() {
     for component in [of(&other, "2.0.0"), probe("2.0.0", &json!([]))] {
         let change = install(&host, from("a file", component), Grant::AsBefore).await.unwrap();
         assert_eq!(change.state, State::Pending);
-        assert!(change.missing[0].contains("in place of what acme has signed"), "{:?}", change.missing);
+        assert!(change.missing[0].contains("in place of code signed by acme"), "{:?}", change.missing);
         assert!(change.missing.iter().any(|words| words == "publish on probe.out"), "{:?}", change.missing);
         assert_eq!(version(&host), "1.1.0");
     }

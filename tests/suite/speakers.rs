@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use dim::backend::embedded::new_peer;
-use dim::ident::PeerName;
+use dim_ipfs::embedded::new_peer;
+use dim_model::ident::PeerName;
 use dim_tests::{Program, Setup, SupervisedHost, TOKEN, TestHost, eventually, script, with_token};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -16,7 +16,7 @@ const BEATS: &str = "dim.nodes.heartbeat";
 async fn says(host: &TestHost, peer: &PeerName, topic: &str, data: impl Into<bytes::Bytes>) {
     let topic = topic.parse().unwrap();
     host.listening(&topic).await;
-    host.host.bus.as_ref().unwrap().publish_as(peer, &topic, data.into()).await;
+    host.host.exchange.bus.as_ref().unwrap().publish_as(peer, &topic, data.into()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -33,13 +33,13 @@ async fn on_a_topic_only_those_are_heard_whom_the_config_names() {
         host.state_of("probe", "count").await == 2
     })
     .await;
-    let hearing = host.host.hearings.all()[&"probe.in".parse().unwrap()].clone();
+    let hearing = host.host.exchange.links.listening_records.all()[&"probe.in".parse().unwrap()].clone();
     assert_eq!((hearing.refused, hearing.received), (1, 1));
     assert_eq!(hearing.last_refused, Some(stranger));
     assert!(host.dead_letters().is_empty());
     // What the host's own plugins and callers publish is theirs to say.
-    let publish = dim::effect::Publish { topic: "probe.in".parse().unwrap(), data: add().into() };
-    host.host.commit.publish(publish, host.host.log.now()).await.unwrap();
+    let publish = dim_store::effect::Publish { topic: "probe.in".parse().unwrap(), data: add().into() };
+    host.host.storage.commit.publish(publish, host.host.storage.log.now()).await.unwrap();
     eventually("this host is heard", async || host.state_of("probe", "count").await == 3).await;
 }
 
@@ -69,13 +69,13 @@ async fn a_node_is_bound_to_the_first_peer_that_spoke_for_it() {
     says(&host, &thief, BEATS, json!({ "node_id": "n1", "status": "stolen" }).to_string()).await;
     eventually("both plugins refuse it", async || host.dead_letters().len() == 2).await;
     let why = &host.dead_letters()[0];
-    assert!(why.contains(&format!("{thief} may not speak for n1: it is bound to {first}")), "{why}");
+    assert!(why.contains(&format!("{thief} may not publish for n1: it is bound to {first}")), "{why}");
     let node = host.query("node-registry", "get", json!({ "node_id": "n1" })).await.unwrap();
     assert_eq!(node["status"], "online");
     // This host's own are believed.
-    let topic: dim::ident::Topic = BEATS.parse().unwrap();
-    let publish = dim::effect::Publish { topic, data: beat("n1").into() };
-    host.host.commit.publish(publish, host.host.log.now()).await.unwrap();
+    let topic: dim_model::ident::Topic = BEATS.parse().unwrap();
+    let publish = dim_store::effect::Publish { topic, data: beat("n1").into() };
+    host.host.storage.commit.publish(publish, host.host.storage.log.now()).await.unwrap();
     host.settled().await;
     assert_eq!(host.dead_letters().len(), 2);
     // The node has another peer now.
@@ -131,7 +131,7 @@ async fn a_node_that_is_forgotten_is_bound_to_nobody() {
 async fn over_tcp_a_token_is_required_and_it_is_shown_nowhere() {
     let host = SupervisedHost::start(&Setup::probe()).await;
     let url = host.serve().await;
-    dim::install_tls();
+    dim_client::install_tls();
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     for path in ["/v1/status", "/metrics", "/healthz", "/v1/nothing"] {
         for shown in [None, Some(""), Some("wrong"), Some(&TOKEN[1..]), Some(&format!("{TOKEN}x"))] {
@@ -167,7 +167,7 @@ async fn headers_bodies_and_connections_are_bounded() {
         request.header(format!("x-{number}"), "x")
     });
     assert_eq!(many.send().await.unwrap().status(), 431);
-    let body = vec![b' '; dim::api::MAX_BODY + 1];
+    let body = vec![b' '; dim_api::MAX_BODY + 1];
     let body = client.post(format!("{url}/v1/topics/probe.in/messages")).body(body).send().await.unwrap();
     assert_eq!(body.status(), 413);
 

@@ -6,9 +6,9 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use dim::host::{Host, Options};
-use dim::plugin::ReplyError;
-use dim::store::{Absent, Disk, Medium, Store, StoreError};
+use dim_server::host::{Host, Options};
+use dim_store::batch::ReplyError;
+use dim_store::{Absent, Disk, Medium, Store, StoreError};
 use dim_tests::{PROBE, Program, Setup, eventually, eventually_within, script};
 use redb::{Builder, Database, DatabaseError};
 use serde_json::json;
@@ -96,7 +96,7 @@ async fn a_host_within_another_program_creates_nothing_that_others_can_use() {
     set_mode(dir.path(), 0o755);
     let setup = Setup::probe().on_disk(disk.clone());
     let host = setup.start_in(dir).await;
-    assert_eq!(open_to_others(host.host.store.path()), Vec::<String>::new());
+    assert_eq!(open_to_others(host.host.storage.store.path()), Vec::<String>::new());
     let dir = host.stop().await;
     // As an earlier version left them.
     for path in below(dir.path()) {
@@ -104,9 +104,9 @@ async fn a_host_within_another_program_creates_nothing_that_others_can_use() {
         set_mode(&path, rights);
     }
     let host = setup.start_in(dir).await;
-    let open = open_to_others(host.host.store.path());
+    let open = open_to_others(host.host.storage.store.path());
     assert!(open.iter().all(|path| path.contains("/compiled/")), "in a directory of mode 700: {open:?}");
-    assert_eq!(mode(&host.host.store.path().join("compiled")), 0o700);
+    assert_eq!(mode(&host.host.storage.store.path().join("compiled")), 0o700);
     assert_eq!(*disk.0.lock().unwrap(), [0o600, 0o600], "from the first moment on");
 }
 
@@ -204,24 +204,30 @@ async fn a_missing_or_empty_database_beside_what_a_host_left_is_refused() {
 async fn a_database_that_is_removed_stops_the_intake_and_can_be_saved_by_a_backup() {
     let host = Setup::probe().start().await;
     host.run(json!([{ "do": "set", "key": "k", "value": "kept" }])).await;
-    let file = Store::file(host.host.store.path());
+    let file = Store::file(host.host.storage.store.path());
     let beside = file.with_file_name("beside");
     std::fs::hard_link(&file, &beside).unwrap();
     std::fs::remove_file(&file).unwrap();
-    let shortage = || host.host.room.shortage();
+    let shortage = || host.host.storage.disk.shortage();
     eventually_within(Duration::from_secs(2), "it is noticed", async || shortage().is_some()).await;
     let why = shortage().unwrap().reason;
     assert!(why.contains("removed or replaced") && why.contains("dim backup"), "{why}");
     let refused = host.command("probe", "run", script(json!([]))).await;
-    assert!(matches!(refused, Err(ReplyError::NoRoom(_))), "{refused:?}");
+    assert!(matches!(refused, Err(ReplyError::IntakeStopped(_))), "{refused:?}");
     assert_eq!(host.state_of("probe", "k").await, "kept", "questions are answered");
     let (mut backup, passphrase) =
-        (Vec::new(), dim::backup::Passphrase::new("long enough".to_owned()).unwrap());
-    dim::backup::write(&host.host.store, &host.host.keys, passphrase.clone(), &mut backup).unwrap();
-    dim::backup::verify(backup.as_slice(), passphrase).unwrap();
+        (Vec::new(), dim_server::backup::Passphrase::new("long enough".to_owned()).unwrap());
+    dim_server::backup::write(
+        &host.host.storage.store,
+        &host.host.storage.keys,
+        passphrase.clone(),
+        &mut backup,
+    )
+    .unwrap();
+    dim_server::backup::verify(backup.as_slice(), passphrase).unwrap();
     // Another file in its place is not the one that is open.
     std::fs::copy(&beside, &file).unwrap();
-    eventually("the host has looked", async || !host.host.store.is_in_place()).await;
+    eventually("the host has looked", async || !host.host.storage.store.is_in_place()).await;
     assert!(shortage().is_some());
     std::fs::rename(&beside, &file).unwrap();
     eventually("it goes on once the file is back", async || shortage().is_none()).await;

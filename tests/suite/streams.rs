@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use dim::entry::{Event, Kind};
+use dim_model::entry::{Event, Kind};
 use dim_tests::{Setup, SupervisedHost, TestHost, downtime, eventually, script, with_token};
 use reqwest::{Client, Method, Response};
 use serde_json::{Value, json};
@@ -140,14 +140,14 @@ async fn a_stream_goes_on_after_a_restart_and_says_how_much_the_log_has_lost() {
     let host = setup.start().await;
     let publish = async |host: &TestHost, text: &str| {
         let topic = "talk".parse().unwrap();
-        let publish = dim::effect::Publish { topic, data: text.to_owned().into() };
-        host.host.commit.publish(publish, host.host.log.now()).await.unwrap();
+        let publish = dim_store::effect::Publish { topic, data: text.to_owned().into() };
+        host.host.storage.commit.publish(publish, host.host.storage.log.now()).await.unwrap();
     };
     publish(&host, "before").await;
     let host = SupervisedHost::start_in(host.stop().await, &setup).await;
     let api = Api::of(&host).await;
     let mut stream = api.stream("/v1/topics/talk/messages", Some("0")).await;
-    let head = host.host().unwrap().log.head().0;
+    let head = host.host().unwrap().storage.log.head().0;
     api.publish("talk", "after").await;
     loop {
         let told = stream.says("message", "data").await;
@@ -164,10 +164,11 @@ async fn a_stream_goes_on_after_a_restart_and_says_how_much_the_log_has_lost() {
         publish(&host, &format!("{number}").repeat(5_000)).await;
         host.settled().await;
     }
-    let head = host.host.log.head().0;
+    let head = host.host.storage.log.head().0;
     let tiny = Setup::default().yaml("store:\n  log:\n    max_bytes: 1\n");
     let host = SupervisedHost::start_in(host.stop().await, &tiny).await;
-    let start = async || host.host().unwrap().store.log_start().unwrap().map_or(head, |start| start.0);
+    let start =
+        async || host.host().unwrap().storage.store.log_start().unwrap().map_or(head, |start| start.0);
     eventually("the log is trimmed", async || start().await > 10).await;
     let api = Api::of(&host).await;
     let mut stream = api.stream("/v1/topics/talk/messages", Some("2")).await;
@@ -179,12 +180,12 @@ async fn a_stream_goes_on_after_a_restart_and_says_how_much_the_log_has_lost() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_of_the_log_reads_a_bounded_number_of_bytes_at_a_time() {
     let host = Setup::probe().start().await;
-    let from = host.host.log.head();
+    let from = host.host.storage.log.head();
     for _ in 0..60 {
         host.from_peer("probe.in", vec![b'x'; 50_000]).await;
     }
     host.settled().await;
-    let (mut follower, mut messages) = (host.host.log.follow(Some(from)), 0);
+    let (mut follower, mut messages) = (host.host.storage.log.follow(Some(from)), 0);
     while messages < 60 {
         let read = follower.read().await.unwrap();
         let sizes = read.entries.iter().filter_map(|entry| match &entry.kind {

@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dim::change::{Change, State};
-use dim::entry::{Kind, Offset};
-use dim::host::Grant;
-use dim::store::history;
+use dim_model::entry::{Kind, Offset};
+use dim_server::host::Grant;
+use dim_store::change::{Change, State};
+use dim_store::change_history;
 use dim_tests::alone::{is_as_if_alone, proposal, replace, rows};
 use dim_tests::component::{probe, probe_that, probe_with};
 use dim_tests::{Kubo, Setup, SupervisedHost, TestHost, Witness, downtime, eventually, script};
@@ -31,8 +31,8 @@ fn version(host: &TestHost) -> String {
 
 /// What has become of the newest change.
 fn last(host: &TestHost) -> Change {
-    let snapshot = host.host.store.snapshot().unwrap();
-    history::of(&snapshot, &"probe".parse().unwrap(), 1).unwrap().remove(0)
+    let snapshot = host.host.storage.store.snapshot().unwrap();
+    change_history::of(&snapshot, &"probe".parse().unwrap(), 1).unwrap().remove(0)
 }
 
 async fn reaches(host: &TestHost, state: State) -> Change {
@@ -73,7 +73,7 @@ async fn fails_as_if_it_never_came(bad: Vec<u8>, why: &str) {
         }
     };
     tokio::join!(orders, messages);
-    let received = &host.host.received.received;
+    let received = &host.host.exchange.received.received;
     let all = async || received.load(std::sync::atomic::Ordering::Relaxed) == 300;
     eventually("all messages are in the log", all).await;
     let change = reaches(&host, State::TakenBack).await;
@@ -148,7 +148,7 @@ async fn everything_that_failed_code_did_is_undone_and_only_what_it_sent_stays_s
         host.query("probe", "run", steps).await.unwrap()[0]["ok"].clone()
     };
     assert_eq!(document().await, "new");
-    let before = host.host.log.head();
+    let before = host.host.storage.log.head();
     host.host.roll_back(&"probe".parse().unwrap(), None, "the test").await.unwrap();
     let change = last(&host);
     assert_eq!(
@@ -163,10 +163,10 @@ async fn everything_that_failed_code_did_is_undone_and_only_what_it_sent_stays_s
     assert_eq!(document().await, "new");
     // One letter, set aside again; and one retry, beside the one from before the replacement.
     assert_eq!(host.dead_letters(), ["told to reject"]);
-    let log = host.host.store.read_log(Offset(0), usize::MAX).unwrap();
-    let code = |entry: &dim::entry::Entry| matches!(entry.kind, Kind::Code { voids: Some(_), .. });
+    let log = host.host.storage.store.read_log(Offset(0), usize::MAX).unwrap();
+    let code = |entry: &dim_model::entry::Entry| matches!(entry.kind, Kind::Code { voids: Some(_), .. });
     assert!(log.iter().any(|entry| code(entry) && entry.offset >= before));
-    let waiting = host.host.store.snapshot().unwrap().table(dim::store::RETRIES).unwrap();
+    let waiting = host.host.storage.store.snapshot().unwrap().table(dim_store::RETRIES).unwrap();
     assert_eq!(redb::ReadableTableMetadata::len(&waiting).unwrap(), 2);
 }
 
@@ -182,8 +182,10 @@ async fn what_failed_code_did_is_undone_where_the_old_code_does_not_do_it_again(
     ]))
     .await;
     host.settled().await;
-    let (state, usage) =
-        (rows(&host.host.store), dim::store::Usage::of(&host.host.store.snapshot().unwrap()).unwrap());
+    let (state, usage) = (
+        rows(&host.host.storage.store),
+        dim_store::Usage::of(&host.host.storage.store.snapshot().unwrap()).unwrap(),
+    );
     let steps = json!([
         { "do": "set", "key": "kept", "value": "new" },
         { "do": "delete", "key": "gone" },
@@ -199,10 +201,10 @@ async fn what_failed_code_did_is_undone_where_the_old_code_does_not_do_it_again(
     let heard = host.plugin("probe").handle.status();
     assert_eq!(heard.timers, 2);
     let accepted = async |data: &'static str| {
-        let path = dim::effect::NameValue::document(data.into()).path();
+        let path = dim_store::effect::NameValue::document(data.into()).path();
         eventually("the document is published", async || {
-            let snapshot = host.host.store.snapshot().unwrap();
-            let known = dim::store::names::known(&snapshot, &"probe-key".parse().unwrap()).unwrap().unwrap();
+            let snapshot = host.host.storage.store.snapshot().unwrap();
+            let known = dim_store::names::known(&snapshot, &"probe-key".parse().unwrap()).unwrap().unwrap();
             known.published.is_some_and(|accepted| accepted.path == path)
         })
         .await;
@@ -219,15 +221,16 @@ async fn what_failed_code_did_is_undone_where_the_old_code_does_not_do_it_again(
     .await;
     host.run(json!([{ "do": "delete", "key": "heard" }])).await;
     host.settled().await;
-    assert_eq!(rows(&host.host.store), state);
+    assert_eq!(rows(&host.host.storage.store), state);
     let topics = host.query("probe", "run", script(json!([{ "do": "topics" }]))).await.unwrap();
     assert_eq!(topics[0], json!(["probe.in", "probe.more"]));
-    assert!(!host.host.interest.topics().contains(&"probe.less".parse().unwrap()));
-    let after = dim::store::Usage::of(&host.host.store.snapshot().unwrap()).unwrap();
+    assert!(!host.host.exchange.links.interest.topics().contains(&"probe.less".parse().unwrap()));
+    let after = dim_store::Usage::of(&host.host.storage.store.snapshot().unwrap()).unwrap();
     assert_eq!((after.state, after.undo), (usage.state, 0));
-    let known = dim::store::names::known(&host.host.store.snapshot().unwrap(), &"probe-key".parse().unwrap());
+    let known =
+        dim_store::names::known(&host.host.storage.store.snapshot().unwrap(), &"probe-key".parse().unwrap());
     let path = known.unwrap().unwrap().path;
-    let old = dim::effect::NameValue::document("old".into());
+    let old = dim_store::effect::NameValue::document("old".into());
     assert_eq!(path, old.path());
     accepted("old").await;
 }
@@ -251,13 +254,13 @@ async fn code_that_proves_itself_is_confirmed_and_can_be_rolled_back_still() {
     reaches(&host, State::Confirmed).await;
     let name = "probe".parse().unwrap();
     let why = host.host.roll_back(&name, Some("0.0.1"), "the test").await.unwrap_err().to_string();
-    assert!(why.contains("there is a way back to 1.0.0, 0.1.0"), "{why}");
+    assert!(why.contains("a rollback is possible to 1.0.0, 0.1.0"), "{why}");
     let back = host.host.roll_back(&name, Some("0.1.0"), "the test").await.unwrap();
     assert_eq!((back.before.version.as_str(), back.after.version.as_str()), ("2.0.0", "0.1.0"));
     host.settled().await;
     assert_eq!(host.state_of("probe", "count").await, 20);
     let why = host.host.roll_back(&name, None, "the test").await.unwrap_err().to_string();
-    assert_eq!(why, "nothing is kept of what probe was before");
+    assert_eq!(why, "no earlier version of probe is kept");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -280,8 +283,8 @@ async fn during_a_probation_the_way_back_leads_to_what_was_confirmed_last() {
     host.run(steps).await;
     assert_eq!(version(&host), "0.1.0");
     reaches(&host, State::TakenBack).await;
-    let snapshot = host.host.store.snapshot().unwrap();
-    let changes = history::of(&snapshot, &"probe".parse().unwrap(), 10).unwrap();
+    let snapshot = host.host.storage.store.snapshot().unwrap();
+    let changes = change_history::of(&snapshot, &"probe".parse().unwrap(), 10).unwrap();
     let states: Vec<_> = changes.iter().map(|change| change.state).collect();
     assert_eq!(states, [State::TakenBack, State::Replaced]);
 }
@@ -314,13 +317,13 @@ async fn a_probation_goes_on_after_a_restart_and_so_does_the_way_back() {
 async fn a_fleet_hears_of_each_change_on_a_topic() {
     let host = setup().and_probe("watcher", json!({})).start().await;
     let heard = Arc::new(std::sync::Mutex::new(Vec::new()));
-    let mut log = host.host.log.follow(None);
+    let mut log = host.host.storage.log.follow(None);
     let noted = heard.clone();
     let listening = tokio::spawn(async move {
         loop {
             for entry in log.read().await.unwrap().entries {
-                if let Kind::Event(dim::entry::Event::Message { topic, data, .. }) = &entry.kind
-                    && topic.as_str() == dim::change::TOPIC
+                if let Kind::Event(dim_model::entry::Event::Message { topic, data, .. }) = &entry.kind
+                    && topic.as_str() == dim_store::change::TOPIC
                 {
                     let change: Value = serde_json::from_slice(data).unwrap();
                     noted.lock().unwrap().push(change["state"].as_str().unwrap().to_owned());
@@ -345,13 +348,13 @@ async fn a_fleet_hears_of_each_change_on_a_topic() {
 
 /// The ways back that are kept of the probe.
 fn ways_back(host: &TestHost) -> usize {
-    let snapshot = host.host.store.snapshot().unwrap();
-    let (id, _) = dim::plugin::roster::known(&snapshot, &"probe".parse().unwrap()).unwrap().unwrap();
-    dim::plugin::mark::marks(&snapshot, id).unwrap().len()
+    let snapshot = host.host.storage.store.snapshot().unwrap();
+    let (id, _) = dim_store::plugin_registry::known(&snapshot, &"probe".parse().unwrap()).unwrap().unwrap();
+    dim_store::checkpoint::checkpoints(&snapshot, id).unwrap().len()
 }
 
 fn undo_bytes(host: &TestHost) -> u64 {
-    dim::store::Usage::of(&host.host.store.snapshot().unwrap()).unwrap().undo
+    dim_store::Usage::of(&host.host.storage.store.snapshot().unwrap()).unwrap().undo
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -365,7 +368,7 @@ async fn a_way_back_is_given_up_after_its_time() {
     eventually("it is given up", async || ways_back(&host) == 0).await;
     assert_eq!(undo_bytes(&host), 0);
     let why = host.host.roll_back(&"probe".parse().unwrap(), None, "the test").await.unwrap_err();
-    assert_eq!(why.to_string(), "nothing is kept of what probe was before");
+    assert_eq!(why.to_string(), "no earlier version of probe is kept");
     assert_eq!(host.state_of("probe", "kept").await, "new");
 }
 
@@ -404,7 +407,7 @@ async fn a_way_back_is_given_up_where_there_is_no_room_and_ends_the_probation() 
     assert!(reason.contains("no room"), "{reason}");
     eventually("it is given up", async || (ways_back(&host), undo_bytes(&host)) == (0, 0)).await;
     // What fails now is a failure like any other; what is installed next can be taken back.
-    eventually("there is room again", async || host.host.room.check().is_ok()).await;
+    eventually("there is room again", async || host.host.storage.disk.check().is_ok()).await;
     assert!(host.command("probe", "run", script(json!([{ "do": "trap" }]))).await.is_err());
     assert_eq!(version(&host), "1.0.0");
     replace(&host, probe_that("2.0.0", 1, &json!({ "do": "trap" }))).await.unwrap();
@@ -432,12 +435,12 @@ async fn of_versions_that_come_in_quick_succession_the_last_one_runs() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_removed_plugin_is_on_probation_no_more_and_keeps_no_log() {
     let host = setup().start().await;
-    let name: dim::ident::PluginName = "probe".parse().unwrap();
+    let name: dim_model::ident::PluginName = "probe".parse().unwrap();
     replace(&host, probe("1.0.0", &json!([]))).await.unwrap();
     host.run(json!([{ "do": "add", "key": "count" }])).await;
     host.host.remove(&name, false, "the test").await.unwrap();
-    let snapshot = host.host.store.snapshot().unwrap();
-    assert!(dim::plugin::mark::on_probation(&snapshot).unwrap().is_empty());
+    let snapshot = host.host.storage.store.snapshot().unwrap();
+    assert!(dim_store::checkpoint::on_probation(&snapshot).unwrap().is_empty());
     // It comes again, with its state, and what fails then is taken back.
     let component = probe("1.0.0", &json!([]));
     host.host.install(proposal("probe", component), Grant::AsBefore).await.unwrap();
@@ -454,29 +457,34 @@ async fn the_log_is_kept_for_code_on_probation_and_a_way_back_ends_with_the_log(
     let host = Setup::probe().yaml(yaml).start().await;
     host.from_peer("probe.in", count(0)).await;
     replace(&host, probe("1.0.0", &json!([]))).await.unwrap();
-    let first = host.host.log.head();
+    let first = host.host.storage.log.head();
     for number in 0..300 {
         host.from_peer("probe.in", count(number)).await;
     }
     host.settled().await;
     // Two rounds of trimming.
     downtime(Duration::from_secs(3)).await;
-    assert!(host.host.store.log_start().unwrap().unwrap() <= first, "what may be handled again is there");
+    assert!(
+        host.host.storage.store.log_start().unwrap().unwrap() <= first,
+        "what may be handled again is there"
+    );
     for number in 0..150 {
         host.from_peer("probe.in", count(number)).await;
     }
     reaches(&host, State::Confirmed).await;
-    eventually("the log is trimmed", async || host.host.store.log_start().unwrap().unwrap() > first).await;
+    eventually("the log is trimmed", async || host.host.storage.store.log_start().unwrap().unwrap() > first)
+        .await;
     eventually("and the way back ends", async || ways_back(&host) == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn topics_of_the_old_code_alone_end_with_the_probation_and_come_back_with_it() {
     let host = quick(3).start().await;
-    let topics = || host.host.interest.topics().iter().map(ToString::to_string).collect::<Vec<_>>();
+    let topics =
+        || host.host.exchange.links.interest.topics().iter().map(ToString::to_string).collect::<Vec<_>>();
     let proven = async || {
-        let hearings = host.host.hearings.all();
-        hearings.values().any(|hearing| hearing.proven_until.is_some())
+        let listening_records = host.host.exchange.links.listening_records.all();
+        listening_records.values().any(|hearing| hearing.proven_until.is_some())
     };
     eventually("listening is proven", proven).await;
     host.from_peer("probe.in", count(0)).await;
@@ -518,7 +526,7 @@ async fn code_on_probation_that_cannot_be_loaded_after_a_restart_is_taken_back()
     let host = setup.start().await;
     host.from_peer("probe.in", count(0)).await;
     let new = probe("2.0.0", &json!([{ "do": "set", "key": "started" }]));
-    let digest = dim::ident::Digest::of(&new).to_string();
+    let digest = dim_model::ident::Digest::of(&new).to_string();
     replace(&host, new).await.unwrap();
     host.from_peer("probe.in", count(1)).await;
     eventually("both are counted", async || host.state_of("probe", "count").await == 2).await;
@@ -552,11 +560,11 @@ async fn what_failed_code_could_not_send_while_the_daemon_was_away_is_never_sent
         ])
     };
     let published = async || {
-        let snapshot = host.host.store.snapshot().unwrap();
-        let known = dim::store::names::known(&snapshot, &"probe-key".parse().unwrap()).unwrap()?;
+        let snapshot = host.host.storage.store.snapshot().unwrap();
+        let known = dim_store::names::known(&snapshot, &"probe-key".parse().unwrap()).unwrap()?;
         Some(known.published?.path)
     };
-    let path = |data: &'static str| Some(dim::effect::NameValue::document(data.into()).path());
+    let path = |data: &'static str| Some(dim_store::effect::NameValue::document(data.into()).path());
     host.run(tell("old")).await;
     eventually("it is sent and published", async || {
         seen().contains("old") && published().await == path("old")
@@ -597,8 +605,8 @@ async fn time_in_which_a_plugin_is_paused_or_the_host_is_down_is_no_probation() 
     }
     host.host.pause(&name, false, "the test").await.unwrap();
     let change_of = |state| {
-        let snapshot = host.host.store.snapshot().unwrap();
-        history::of(&snapshot, &name, 10).unwrap().into_iter().any(|change| change.state == state)
+        let snapshot = host.host.storage.store.snapshot().unwrap();
+        change_history::of(&snapshot, &name, 10).unwrap().into_iter().any(|change| change.state == state)
     };
     eventually("it is taken back", async || change_of(State::TakenBack)).await;
     eventually("the old code runs", async || version(&host) == "0.1.0").await;
@@ -609,7 +617,7 @@ async fn time_in_which_a_plugin_is_paused_or_the_host_is_down_is_no_probation() 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_installed_anew_and_rolled_back_is_on_record_as_that() {
     let host = quick(1).start().await;
-    let name: dim::ident::PluginName = "probe".parse().unwrap();
+    let name: dim_model::ident::PluginName = "probe".parse().unwrap();
     replace(&host, probe("1.0.0", &json!([]))).await.unwrap();
     host.run(json!([])).await;
     reaches(&host, State::Confirmed).await;
@@ -650,7 +658,7 @@ async fn a_takeback_is_shown_until_there_is_a_newer_change() {
     assert_eq!((&trouble["subject"], &health["healthy"]), (&json!("probe"), &json!(true)));
     let message = trouble["message"].as_str().unwrap();
     assert!(
-        message.starts_with("version 2.0.0 of plugin probe was taken back, and 0.1.0 goes on: "),
+        message.starts_with("version 2.0.0 of plugin probe was rolled back, and 0.1.0 runs again: "),
         "{message}"
     );
     let acknowledged = client.post(format!("{url}/v1/status/acknowledge")).send().await.unwrap();

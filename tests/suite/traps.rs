@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use dim::backend::kubo::{Settings, backend};
-use dim::backend::{Backend, BackendError, Prepared, Publication, unixfs};
-use dim::ident::{ContentPath, Topic};
-use dim::keys::Key;
+use dim_ipfs::keys::Key;
+use dim_ipfs::kubo::{Settings, backend};
+use dim_ipfs::{Backend, BackendError, Prepared, Publication, unixfs};
+use dim_model::ident::{ContentPath, Topic};
 use dim_tests::{Kubo, Setup, eventually};
 use futures::StreamExt as _;
 use multibase::Base;
@@ -271,7 +271,7 @@ async fn a_daemon_that_has_looked_in_vain_is_told_from_one_that_does_not_answer(
     let gave_up =
         b"HTTP/1.1 500 Internal Server Error\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n\
         {\"Message\":\"context deadline exceeded\",\"Code\":0,\"Type\":\"error\"}";
-    let name = dim::keys::name_of(&libp2p_identity::Keypair::generate_ed25519());
+    let name = dim_ipfs::keys::name_of(&libp2p_identity::Keypair::generate_ed25519());
     let daemon = stand_in(gave_up, AT_ONCE).await;
     assert!(daemon.backend.names.current(&name).await.unwrap_err().is_deadline_of_daemon());
     let nobody = Settings { address: "http://127.0.0.1:1".parse().unwrap(), authorization: None };
@@ -330,7 +330,10 @@ async fn a_refused_publish_is_sent_again_until_it_is_accepted_and_in_order() {
         { "do": "publish", "topic": "probe.two", "data": "x" },
     ]))
     .await;
-    eventually("both are sent", async || dim::store::outbox::waiting(&host.host.store).unwrap().0 == 0).await;
+    eventually("both are sent", async || {
+        dim_store::outbox::waiting(&host.host.storage.store).unwrap().0 == 0
+    })
+    .await;
     let asked = daemon.asked.lock().unwrap();
     let sent = |head: &String| [&one, &two].into_iter().position(|publish| head.contains(publish));
     let sent: Vec<_> = asked.iter().filter_map(sent).collect();
@@ -346,9 +349,11 @@ async fn a_publish_that_no_daemon_accepts_expires() {
     let setup = Setup::probe().yaml("outbox:\n  expire_after: 1\n").on_kubo(&daemon.backend.address);
     let host = setup.start().await;
     host.run(json!([{ "do": "publish", "topic": "probe.out", "data": "x" }])).await;
-    eventually("it is given up", async || host.host.sent.expired.load(Ordering::SeqCst) == 1).await;
-    eventually("it waits no more", async || dim::store::outbox::waiting(&host.host.store).unwrap().0 == 0)
-        .await;
+    eventually("it is given up", async || host.host.exchange.sent.expired.load(Ordering::SeqCst) == 1).await;
+    eventually("it waits no more", async || {
+        dim_store::outbox::waiting(&host.host.storage.store).unwrap().0 == 0
+    })
+    .await;
     let asked = daemon.asked.lock().unwrap();
     assert!(asked.iter().any(|head| head.contains("pubsub/pub")), "it was tried");
 }

@@ -6,8 +6,8 @@ use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use dim::test::{Bench, Events, Given, Identity, Plugin, Runs, Scenario, compare, try_on};
-use dim::time::Timestamp;
+use dim_model::time::Timestamp;
+use dim_scenarios::{Events, Given, Identity, Plugin, Runs, Scenario, TestBench, compare, try_on};
 use dim_tests::component::with_manifest;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -18,7 +18,7 @@ fn main() {
     let quick = std::env::args().any(|arg| arg == "quick");
     let count = if quick { 10_000 } else { 100_000 };
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let bench = Bench::new().expect("a bench");
+    let bench = TestBench::new().expect("a bench");
     println!(
         "| {count} records | reading alone | one version | two compared | they differ in |\n|---|---|---|---|---|"
     );
@@ -47,7 +47,14 @@ fn main() {
     week(&bench);
 }
 
-fn row(bench: &Bench, what: &str, (old, new): (&Plugin, &Plugin), file: &Path, count: u64, differing: u64) {
+fn row(
+    bench: &TestBench,
+    what: &str,
+    (old, new): (&Plugin, &Plugin),
+    file: &Path,
+    count: u64,
+    differing: u64,
+) {
     let open = || Events::open(file);
     let begun = Instant::now();
     assert_eq!(open().expect("events").map(Result::unwrap).count() as u64, count);
@@ -78,7 +85,7 @@ fn in_thread<R: Send, E: std::fmt::Debug + Send>(does: impl FnOnce() -> Result<R
 }
 
 /// A week of heartbeats, as the guide has it.
-fn week(bench: &Bench) {
+fn week(bench: &TestBench) {
     let watchdog = bench.bundled("heartbeat-watchdog").expect("it comes with the host");
     let text = "steps:\n- repeat: 20160\n  every: 30s\n  steps:\n  - message: dim.nodes.heartbeat\n    data: { node_id: n1 }\n";
     let scenario = Scenario::parse("week", text).expect("a scenario");
@@ -94,7 +101,7 @@ fn week(bench: &Bench) {
 }
 
 /// The forgetful plugin, which remembers; as another version it takes one number for another.
-fn counter(bench: &Bench, version: &str, slips_at: Option<u64>) -> Plugin {
+fn counter(bench: &TestBench, version: &str, slips_at: Option<u64>) -> Plugin {
     let slips = slips_at.map_or(String::new(), |at| format!("default = {at}\n"));
     let manifest = include_str!("../../guests/examples/forgetful.toml");
     let manifest = manifest.replace("0.1.0", version).replace("default = \"memory\"", "default = \"state\"");

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use dim::config::Config;
-use dim::host::{Host, Options};
-use dim::plugin::Handle;
+use dim_runtime::Handle;
+use dim_server::config::Config;
+use dim_server::host::{Host, Options};
 use serde_json::json;
 use tempfile::TempDir;
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use dim_tests::endurance::{Endurance, TROUBLES, Trouble, endure, p99};
+use dim_tests::endurance::{Endurance, HealthFinding, TROUBLES, endure, p99};
 use rand::Rng as _;
 
 pub fn run(seconds: u64, only: Option<&str>) {
@@ -14,7 +14,7 @@ pub fn run(seconds: u64, only: Option<&str>) {
     for trouble in TROUBLES {
         let trouble = match trouble {
             // As often as a minute has room for.
-            Trouble::Restarts(_) => Trouble::Restarts(Duration::from_secs(seconds / 4)),
+            HealthFinding::Restarts(_) => HealthFinding::Restarts(Duration::from_secs(seconds / 4)),
             other => other,
         };
         if only.is_some_and(|only| !format!("{trouble:?}").to_lowercase().contains(only)) {

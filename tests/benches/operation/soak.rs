@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use dim::backend::Backend;
 use dim_client::{Address, Client, JobUpdate};
+use dim_ipfs::Backend;
 use dim_tests::{Fault, FaultProxy, Kubo, Program, directly};
 use rand::rngs::StdRng;
 use rand::{Rng as _, RngExt as _, SeedableRng as _};

@@ -10,10 +10,10 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use dim::config::Config;
-use dim::entry::{Event, Kind, Origin};
-use dim::host::{Host, Options};
-use dim::ident::{PeerName, Topic};
+use dim_model::entry::{Event, Kind, Origin};
+use dim_model::ident::{PeerName, Topic};
+use dim_server::config::Config;
+use dim_server::host::{Host, Options};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 use tempfile::TempDir;
 
@@ -92,7 +92,7 @@ fn copy(from: &std::path::Path, to: &std::path::Path) {
 /// Heartbeats of about 300 bytes.
 fn heartbeats(nodes: usize, events: usize) -> Vec<Kind> {
     let topic: Topic = TOPIC.parse().expect("a topic");
-    let peer: PeerName = dim::backend::embedded::new_peer();
+    let peer: PeerName = dim_ipfs::embedded::new_peer();
     let mut random = StdRng::seed_from_u64(7);
     let mut order: Vec<usize> = (0..events).map(|index| index % nodes).collect();
     order.shuffle(&mut random);
@@ -140,7 +140,7 @@ async fn throughput(warm: &TempDir, setup: Setup, nodes: usize, events: usize) -
 }
 
 async fn feed(host: &Arc<Host>, kinds: Vec<Kind>) {
-    let log = host.log.clone();
+    let log = host.storage.log.clone();
     let feeding = tokio::task::spawn_blocking(move || {
         for kind in kinds {
             log.append(kind);
@@ -151,7 +151,7 @@ async fn feed(host: &Arc<Host>, kinds: Vec<Kind>) {
 
 /// Waits until everything in the log is handled and durable.
 async fn settled(host: &Arc<Host>, native: Option<&native::Registry>) {
-    let head = host.log.head().0;
+    let head = host.storage.log.head().0;
     loop {
         for (name, plugin) in host.plugins.all() {
             assert_eq!(plugin.handle.status().reason, None, "{name} does not start");
@@ -164,7 +164,7 @@ async fn settled(host: &Arc<Host>, native: Option<&native::Registry>) {
         host.plugins.all().values().for_each(|plugin| plugin.handle.wake());
     }
     for _ in 0..2 {
-        host.commit.write(|_| Ok(())).await.expect("the host commits");
+        host.storage.commit.write(|_| Ok(())).await.expect("the host commits");
     }
 }
 
@@ -177,11 +177,11 @@ struct Measured {
 
 impl Measured {
     fn of(host: &Host) -> Self {
-        let tally = &host.commit.tally;
+        let counters = &host.storage.commit.counters;
         let cpu = host.plugins.all().values().map(|plugin| plugin.handle.status().cpu).sum();
         Self {
-            commits: tally.commits.load(Ordering::Relaxed),
-            commit_time: Duration::from_nanos(tally.nanoseconds.load(Ordering::Relaxed)),
+            commits: counters.commits.load(Ordering::Relaxed),
+            commit_time: Duration::from_nanos(counters.nanoseconds.load(Ordering::Relaxed)),
             plugins: Duration::from_nanos(cpu),
         }
     }
@@ -209,10 +209,10 @@ async fn latency(warm: &TempDir, rounds: usize) {
     settled(&host, None).await;
     for beat in beats {
         tokio::time::sleep(Duration::from_micros(500)).await;
-        let handled = host.commit.tally.handled.load(Ordering::Acquire);
+        let handled = host.storage.commit.counters.handled.load(Ordering::Acquire);
         let begun = Instant::now();
-        host.log.append_now([beat]);
-        while host.commit.tally.handled.load(Ordering::Acquire) == handled {
+        host.storage.log.append_now([beat]);
+        while host.storage.commit.counters.handled.load(Ordering::Acquire) == handled {
             std::hint::spin_loop();
         }
         commits.push(begun.elapsed());

@@ -7,13 +7,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use dim::commit::Progress;
-use dim::entry::{Event, Kind, Offset};
-use dim::host::Host;
-use dim::log::Mailbox;
-use dim::plugin::{Batch, Effects, Limits, Mode, Session, SessionParts, Timers, World};
-use dim::store::PluginId;
-use dim::time::Timestamp;
+use dim_model::entry::{Event, Kind, Offset};
+use dim_model::time::Timestamp;
+use dim_runtime::{Mode, Session, SessionParts};
+use dim_server::host::Host;
+use dim_store::PluginId;
+use dim_store::batch::{Batch, Effects, Timers};
+use dim_store::commit::Progress;
+use dim_store::entry_context::EntryContext;
+use dim_store::limits::Limits;
+use dim_store::log::Mailbox;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -44,19 +47,19 @@ impl Registry {
 
 fn run(host: &Host, shown: &AtomicU64, stop: &AtomicBool) {
     let (plugin, id) = ("native".parse().expect("a name"), PluginId(1));
-    let batch = Batch::new(plugin, id, dim::entry::Generation(1), 1, Offset(0));
+    let batch = Batch::new(plugin, id, dim_model::entry::Generation(1), 1, Offset(0));
     let parts = SessionParts {
         plugin: "native".parse().expect("a name"),
         id,
         reach: Arc::default(),
         limits: Limits::default(),
-        world: World::default(),
+        context: EntryContext::default(),
         effects: Effects::new(batch, Timers::default(), 0),
-        files: host.store.clone(),
-        store: host.store.clone(),
-        keys: host.keys.clone(),
+        files: host.storage.store.clone(),
+        store: host.storage.store.clone(),
+        keys: host.storage.keys.clone(),
         outbox_len: Arc::default(),
-        listeners: dim::plugin::Lines::default(),
+        listeners: dim_runtime::Lines::default(),
     };
     let mut session = Session::new(parts, "0".to_owned()).expect("a session");
     let mailbox = Arc::new(Mailbox::new());
@@ -64,7 +67,7 @@ fn run(host: &Host, shown: &AtomicU64, stop: &AtomicBool) {
     let (mut buffer, mut begun) = (VecDeque::new(), Instant::now());
     while !stop.load(Ordering::Acquire) {
         session.settle(progress.committed()).expect("a snapshot");
-        host.log.read(session.effects.batch.cursor, 512, &mut buffer).expect("the log");
+        host.storage.log.read(session.effects.batch.cursor, 512, &mut buffer).expect("the log");
         let idle = buffer.is_empty();
         for entry in buffer.drain(..) {
             if let Kind::Event(Event::Message { data, .. }) = &entry.kind {
@@ -78,7 +81,7 @@ fn run(host: &Host, shown: &AtomicU64, stop: &AtomicBool) {
         let full = idle || begun.elapsed() > Duration::from_millis(20);
         if full && !waits && !session.effects.batch.is_empty() {
             begun = Instant::now();
-            host.commit.submit(session.seal(), progress.clone());
+            host.storage.commit.submit(session.seal(), progress.clone());
         }
         if idle && session.effects.batch.is_empty() {
             shown.store(session.effects.batch.cursor.0, Ordering::Release);
@@ -98,7 +101,7 @@ fn heartbeat(session: &mut Session, data: &[u8]) {
         status: beat.status.to_owned(),
         resources: beat.resources.to_owned(),
         cached_models: beat.cached_models,
-        last_seen: session.world.time(),
+        last_seen: session.context.time(),
         sent_at: known.map_or(beat.timestamp.to_owned(), |known| known.sent_at),
     };
     let record = serde_json::to_vec(&record).expect("it is JSON");

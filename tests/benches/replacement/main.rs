@@ -11,12 +11,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use dim::change::{Change, Pause};
-use dim::config::Config;
-use dim::entry::{Event, Kind, Offset, Origin};
-use dim::host::{Host, Options};
-use dim::ident::{PluginName, Topic};
-use dim::replay::Replay;
+use dim_model::entry::{Event, Kind, Offset, Origin};
+use dim_model::ident::{PluginName, Topic};
+use dim_server::config::Config;
+use dim_server::host::{Host, Options};
+use dim_server::replay::Replay;
+use dim_store::change::{Change, Pause};
 use dim_tests::alone::{Rows, proposal, rows, rows_of};
 use dim_tests::component::with_manifest;
 use tempfile::TempDir;
@@ -125,9 +125,9 @@ struct Run {
 
 /// Feeds numbered messages at a steady rate until told to stop; returns how many.
 fn feed(host: &Arc<Host>, stop: &Arc<AtomicBool>) -> std::thread::JoinHandle<u64> {
-    let (log, stop) = (host.log.clone(), stop.clone());
+    let (log, stop) = (host.storage.log.clone(), stop.clone());
     let topic: Topic = "numbers".parse().expect("a topic");
-    let peer = dim::backend::embedded::new_peer();
+    let peer = dim_ipfs::embedded::new_peer();
     std::thread::spawn(move || {
         let (begun, mut sent) = (Instant::now(), 0_u64);
         while !stop.load(Ordering::Relaxed) {
@@ -167,14 +167,14 @@ async fn number(host: &Host, key: &str) -> u64 {
 }
 
 async fn settled(host: &Host) {
-    let head = host.log.head().0;
+    let head = host.storage.log.head().0;
     let plugin = host.plugins.get("stamper").expect("it is loaded");
     while plugin.handle.status().cursor < head {
         plugin.handle.wake();
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     for _ in 0..2 {
-        host.commit.write(|_| Ok(())).await.expect("the host commits");
+        host.storage.commit.write(|_| Ok(())).await.expect("the host commits");
     }
 }
 
@@ -227,7 +227,7 @@ fn same_as_without(dir: &TempDir, (sent, fired): (u64, u64), replacements: usize
     let done = replay.run().expect("the log can be handled again");
     drop(replay);
     let (_, alone) = done.into_iter().find(|(plugin, _)| *plugin == name()).expect("the stamper");
-    let store = dim::store::Store::open(dir.path()).expect("the store can be opened");
+    let store = dim_store::Store::open(dir.path()).expect("the store can be opened");
     let (mut from, mut published, mut entries) = (Offset(0), Vec::new(), 0_u64);
     loop {
         let read = store.read_log(from, 100_000).expect("the log can be read");
@@ -240,7 +240,7 @@ fn same_as_without(dir: &TempDir, (sent, fired): (u64, u64), replacements: usize
         }));
     }
     assert!(
-        published.iter().eq(alone.publishes.iter().map(|publish| &publish.data)),
+        published.iter().eq(alone.requested.publishes.iter().map(|publish| &publish.data)),
         "the publishes are the same, in the same order"
     );
     let is_stamp = |key: &[u8]| key[size_of::<u32>()..].starts_with(b"stamp/");
@@ -282,8 +282,8 @@ async fn takeback(entries: u64) {
     let host = start(&dir).await;
     replace(&host, stamper("1.0.0", false)).await;
     let topic: Topic = "numbers".parse().expect("a topic");
-    let peer = dim::backend::embedded::new_peer();
-    let log = host.log.clone();
+    let peer = dim_ipfs::embedded::new_peer();
+    let log = host.storage.log.clone();
     let feeding = tokio::task::spawn_blocking(move || {
         for number in 1..=entries {
             let mut data = number.to_be_bytes().to_vec();

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dim::config::Config;
-use dim::host::{Host, Options};
+use dim_server::config::Config;
+use dim_server::host::{Host, Options};
 use tempfile::TempDir;
 
 use super::{milliseconds, stamper};

@@ -1,5 +1,5 @@
-//! A plugin that counts messages: in its state, or in its memory alone, where it forgets them. It can be told to make one
-//! mistake.
+//! A plugin that counts messages in its state, or only in its memory, which a new instance loses. Its config can
+//! request a single mistake.
 
 use dim_guest::state::{Map, Value};
 use dim_guest::{Event, Failure, Plugin, Refusal, export_plugin, json};
@@ -7,13 +7,13 @@ use serde::Deserialize;
 
 const COUNT: Value<u64> = Value::new("count");
 
-/// The last number of each thousand.
+/// The last number of each thousand numbers.
 const LAST: Map<u64, u64> = Map::new("last/");
 
 #[derive(Deserialize)]
 struct Config {
     remember: Where,
-    /// The number that it takes for another one.
+    /// The number that it deliberately misreads.
     slips_at: Option<u64>,
 }
 

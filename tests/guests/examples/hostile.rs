@@ -1,5 +1,5 @@
-//! A plugin that wants the worst. Its config names the attack, which it does at each call; with `again` a timer that
-//! it sets over and over has it go on by itself. What the host refuses it says as the reason of a rejection.
+//! A plugin that attacks its host. Its config selects the attack, which each call runs. With `again` a repeated timer
+//! continues the attack. The plugin reports refusals of the host as the reason of a rejection.
 
 use std::fmt::Debug;
 use std::hint::black_box;
@@ -17,15 +17,15 @@ struct Config {
 
 struct Hostile {
     config: Config,
-    /// What it keeps from call to call.
+    /// Memory that it keeps between calls.
     hoard: Vec<Vec<u8>>,
     calls: u64,
 }
 
-/// The timer that drives it.
+/// The timer that continues the attack.
 const GO: &str = "go";
 
-/// What a refusal is to its author.
+/// The result of an attack: an error is the host's refusal.
 type Attack = Result<(), String>;
 
 impl Plugin for Hostile {
@@ -69,7 +69,7 @@ impl Plugin for Hostile {
     }
 }
 
-/// What became of something that must not go well.
+/// Returns the error of an operation that must fail.
 fn refused<T, E: Debug>(result: Result<T, E>, what: &str) -> Attack {
     match result {
         Ok(_) => panic!("{what} went well"),
@@ -77,7 +77,7 @@ fn refused<T, E: Debug>(result: Result<T, E>, what: &str) -> Attack {
     }
 }
 
-/// Does something until it is refused.
+/// Repeats an operation until the host refuses it.
 fn until_refused<E: Debug>(what: &str, mut step: impl FnMut(u64) -> Result<(), E>) -> Attack {
     for number in 0.. {
         if let Err(error) = step(number) {
@@ -95,7 +95,7 @@ impl Hostile {
         match self.config.attack.as_str() {
             // CPU time.
             "loop" | "start-loop" => spin(),
-            // Meets no limit: a tenth of a second or less on any machine, and again at once.
+            // Exceeds no limit: at most 0.1 s of work on any machine, repeated immediately.
             "work-without-end" => {
                 black_box((0..20_000_000_u64).fold(calls, |sum, number| black_box(sum ^ number)));
                 Ok(())

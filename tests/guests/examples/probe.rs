@@ -1,5 +1,5 @@
-//! A plugin that does what it is told: a script of calls comes as a message, a command, a query or
-//! the config, and the answers go back or into the state.
+//! A plugin that runs scripts of host calls. A script arrives in a message, a command, a query or the config. The
+//! results are in the reply or in the state.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher as _;
@@ -10,17 +10,17 @@ use dim_guest::{Event, Failure, Plugin, Refusal, export_plugin, ipns, json, log,
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// What it does when it starts, and with each call.
+/// The config: the steps that `start` and each call run.
 #[derive(Deserialize)]
 pub struct Config {
     on_start: String,
-    /// A step that is done with each event and command from the one numbered `from` of an instance on.
+    /// A step that each event and command runs, starting with call number `from` of an instance.
     on_call: String,
 }
 
-/// A plugin that does what it is told.
+/// The plugin.
 pub struct Probe {
-    /// Calls that this instance has seen: its memory, which a new instance has not.
+    /// The number of calls of this instance. A new instance starts at 0.
     calls: u64,
     on_call: Value,
 }
@@ -103,7 +103,7 @@ impl Plugin for Probe {
         let script: Value = json::read(body)?;
         match method {
             "run" => json::write(&self.run(&script)),
-            // What it publishes from then on has what was there.
+            // Later documents contain the imported members.
             "import" => {
                 let was = script["document"].clone();
                 let merged = json!({ "was": was, "now": "imported" }).to_string();
@@ -143,7 +143,7 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64
 }
 
-/// An answer as JSON: `{"ok":…}` or `{"error":…}`.
+/// Returns a result as JSON: `{"ok":…}` or `{"error":…}`.
 fn answer<T: serde::Serialize, E: std::fmt::Debug>(result: Result<T, E>) -> Value {
     match result {
         Ok(value) => json!({ "ok": value }),
@@ -152,7 +152,7 @@ fn answer<T: serde::Serialize, E: std::fmt::Debug>(result: Result<T, E>) -> Valu
 }
 
 impl Probe {
-    /// Counts a call and does what is done with it; returns the step.
+    /// Counts a call and runs the step of `on_call`. Returns the step.
     fn called(&mut self) -> Value {
         self.calls += 1;
         let step = self.on_call.clone();

@@ -1,19 +1,19 @@
-//! A plugin that stamps its version on each event that it handles, and notices if one is missing, comes twice
-//! or out of order. For the benchmark of replacements.
+//! A plugin for the benchmark of replacements. It stores its version with each event, and detects missing, repeated and
+//! reordered events.
 
 use dim_guest::{Event, Failure, Message, Plugin, Refusal, export_plugin, pubsub, state, timers};
 use serde::Deserialize;
 
-/// Messages between two publishes, and between two timers.
+/// Number of messages between two publishes and between two timers.
 const EVERY: u64 = 100;
 
-/// Keys that are stamped in turn.
+/// Number of keys that are written in turn.
 const KEYS: u64 = 1_000;
 
 #[derive(Deserialize)]
 struct Config {
     version: String,
-    /// Whether a new layout is to be made of the state.
+    /// Whether `start` migrates the state to a new layout.
     migrate: bool,
 }
 

@@ -1,5 +1,5 @@
-//! The job tracker with another layout of its state: what an upgrade with a migration looks like. All jobs lie
-//! together, with the open ones in an index; before, open and finished ones lay apart.
+//! The job tracker with another layout of its state, as an example of an upgrade with a migration. All jobs share a
+//! prefix, with an index of the open ones. In version 1 open and finished jobs have separate prefixes.
 
 #[path = "../../../plugins/job-tracker/src/document.rs"]
 mod document;

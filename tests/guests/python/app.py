@@ -1,4 +1,4 @@
-"""A plugin in Python: counts messages by topic, and answers how many there were."""
+"""A plugin in Python that counts messages by topic and answers queries for the counts."""
 
 import json
 
@@ -7,7 +7,7 @@ from componentize_py_types import Err
 from wit_world.imports import event, state
 
 
-# The host calls one export at a time; what one call leaves here the next one finds.
+# The host calls one export at a time, so a later call sees the value of an earlier one.
 greeting = None
 
 

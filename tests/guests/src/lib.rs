@@ -1,1 +1,1 @@
-//! Plugins that the tests drive. Each is an example, so that each becomes a component of its own.
+//! Plugins for the tests. Each plugin is a Cargo example, because each example becomes its own component.

@@ -34,20 +34,20 @@ fn exported(seed: u8) -> Vec<u8> {
 /// Makes a state directory in which the name of the key `held` is on hold.
 pub async fn hold_a_name_in(state: &Path) {
     let host = dim_tests::Setup::default().start().await;
-    let key: dim::ident::KeyName = "held".parse().expect("a key");
-    let file = dim::keys::KeyFile { is_adopted: false, bytes: exported(HELD) };
-    host.host.keys.import(&key, &file).expect("the key is stored");
-    let name = host.host.keys.name(&key).expect("a key");
-    let value = dim::effect::NameValue::document("its own".into());
-    let update = dim::effect::NameUpdate { name, value, lifetime: dim::effect::LIFETIME };
-    let change = dim::commit::NameChange::Own { key: key.clone(), update };
-    host.host.commit.change_name(change).await.expect("the host commits");
+    let key: dim_model::ident::KeyName = "held".parse().expect("a key");
+    let file = dim_ipfs::keys::KeyFile { is_adopted: false, bytes: exported(HELD) };
+    host.host.storage.keys.import(&key, &file).expect("the key is stored");
+    let name = host.host.storage.keys.name(&key).expect("a key");
+    let value = dim_store::effect::NameValue::document("its own".into());
+    let update = dim_store::effect::NameUpdate { name, value, lifetime: dim_store::effect::LIFETIME };
+    let change = dim_store::commit::NameChange::Own { key: key.clone(), update };
+    host.host.storage.commit.change_name(change).await.expect("the host commits");
     let theirs =
-        dim::backend::Current { path: "/ipfs/bafkqaaa".parse().expect("a path"), sequence: Some(1 << 40) };
+        dim_ipfs::Current { path: "/ipfs/bafkqaaa".parse().expect("a path"), sequence: Some(1 << 40) };
     let hold = move |write: &redb::WriteTransaction| {
-        dim::store::names::hold(write, &key, &theirs, dim::time::Timestamp::wall())
+        dim_store::names::hold(write, &key, &theirs, dim_model::time::Timestamp::wall())
     };
-    assert!(host.host.commit.write(hold).await.expect("the host commits"));
+    assert!(host.host.storage.commit.write(hold).await.expect("the host commits"));
     std::fs::rename(host.stop().await.keep(), state).expect("the state directory is moved");
 }
 
@@ -62,8 +62,8 @@ pub fn of_a_sound_host() -> Vec<Call> {
         "0.2.0",
         &[("[\"probe.in\"]", "[]"), ("[\"probe.out\"]", "[]"), ("[\"probe-key\"]", "[]")],
     );
-    let path = dim::effect::NameValue::document(probe.clone().into()).path();
-    let trust = dim::ident::Digest::of(&probe);
+    let path = dim_store::effect::NameValue::document(probe.clone().into()).path();
+    let trust = dim_model::ident::Digest::of(&probe);
     let fetch =
         serde_json::json!({ "from": path, "trust": trust, "name": "fetched", "grant": true }).to_string();
     let taken =
@@ -360,7 +360,7 @@ pub struct Caller {
 
 impl Caller {
     pub fn unix(socket: &Path) -> Self {
-        dim::install_tls();
+        dim_client::install_tls();
         let http = Client::builder().unix_socket(socket).no_proxy().build().unwrap();
         Self { http, base: "http://dim".to_owned() }
     }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use dim::change::State;
+use dim_store::change::State;
 use dim_tests::{Setup, downtime, eventually, script};
 use serde_json::json;
 
@@ -43,8 +43,8 @@ async fn a_file_of_the_folder_is_installed_replaced_and_unloaded_with_its_state_
     std::fs::remove_file(folder.path().join("late.wasm")).unwrap();
     eventually("it is unloaded", async || version(&host, "late").is_none()).await;
     eventually("it is on record", async || states(&host, "late").first() == Some(&State::Removed)).await;
-    let publish = dim::effect::Publish { topic: "probe.in".parse().unwrap(), data: count().into() };
-    host.host.commit.publish(publish, host.host.log.now()).await.unwrap();
+    let publish = dim_store::effect::Publish { topic: "probe.in".parse().unwrap(), data: count().into() };
+    host.host.storage.commit.publish(publish, host.host.storage.log.now()).await.unwrap();
     put(folder.path(), "late.wasm", &late("3.0.0"));
     runs(&host, "late", "3.0.0").await;
     // With its state, and with what it missed meanwhile, for the log holds it.
@@ -130,7 +130,8 @@ async fn what_was_removed_by_hand_stays_away_until_its_file_changes() {
     std::fs::remove_file(folder.path().join("late.wasm")).unwrap();
     let name = "late".parse().unwrap();
     let forgotten = async || {
-        let row = dim::plugin::roster::known_row(&host.host.store.snapshot().unwrap(), &name).unwrap();
+        let row = dim_store::plugin_registry::known_row(&host.host.storage.store.snapshot().unwrap(), &name)
+            .unwrap();
         row.unwrap().follows.is_none()
     };
     eventually("it is gone", forgotten).await;
@@ -236,11 +237,11 @@ async fn what_a_first_start_acknowledges_before_a_plugin_of_the_folder_is_instal
     put(folder.path(), "broken.wasm", b"no component");
     // It is granted nothing, so it waits, and nothing is kept for it.
     put(folder.path(), "beggar.wasm", &named("beggar", "1.0.0"));
-    let options = dim::host::Options::new(following(folder.path()).config(), dir.path());
-    let host = dim::host::Host::begin(options).await.unwrap();
-    let topic: dim::ident::Topic = "probe.in".parse().unwrap();
-    let early = dim::effect::Publish { topic: topic.clone(), data: count().into() };
-    host.commit.publish(early, host.log.now()).await.unwrap();
+    let options = dim_server::host::Options::new(following(folder.path()).config(), dir.path());
+    let host = dim_server::host::Host::begin(options).await.unwrap();
+    let topic: dim_model::ident::Topic = "probe.in".parse().unwrap();
+    let early = dim_store::effect::Publish { topic: topic.clone(), data: count().into() };
+    host.storage.commit.publish(early, host.storage.log.now()).await.unwrap();
     host.load().await.unwrap();
     let counted = async || {
         let late = host.plugins.get("late")?;
@@ -251,8 +252,8 @@ async fn what_a_first_start_acknowledges_before_a_plugin_of_the_folder_is_instal
     };
     eventually("it has counted what came early", async || counted().await.as_deref() == Some("1")).await;
     // It subscribes once: what comes now is counted once.
-    let next = dim::effect::Publish { topic, data: count().into() };
-    host.commit.publish(next, host.log.now()).await.unwrap();
+    let next = dim_store::effect::Publish { topic, data: count().into() };
+    host.storage.commit.publish(next, host.storage.log.now()).await.unwrap();
     eventually("it counts on", async || counted().await.as_deref() == Some("2")).await;
     host.shutdown().await;
 }

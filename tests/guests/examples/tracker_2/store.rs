@@ -1,5 +1,5 @@
-//! Where jobs lie in version 2: all together, the open ones in an index, finished ones also by age, running
-//! ones by node.
+//! Stores jobs in version 2: under one prefix, with indices of open jobs, of finished jobs by age and of running jobs
+//! by node.
 
 use std::time::Duration;
 
@@ -24,14 +24,14 @@ const OPEN: Map<str, ()> = Map::new("open/");
 const BY_AGE: Map<str, String> = Map::new("age/");
 const BY_NODE: Map<str, String> = Map::new("node/");
 
-/// What version 1 had.
+/// The open jobs of version 1.
 const ACTIVE: Map<str, Job> = Map::new("active/");
 const FINISHED: Map<str, Job> = Map::new("finished/");
 
-/// Brings the jobs of version 1 together. The other indices stay as they are.
+/// Migrates the state of version 1: moves all jobs under one prefix. The other indices are unchanged.
 pub fn migrate() -> Result<(), Error> {
     for (records, is_open) in [(&ACTIVE, true), (&FINISHED, false)] {
-        // All ids first: what is walked through must not change meanwhile.
+        // Collects all ids first, because an iteration must not see its own changes.
         let ids: Vec<String> =
             records.iter_raw(None).map(|row| row.map(|(id, _)| id)).collect::<Result<_, _>>()?;
         for id in ids {
@@ -50,7 +50,7 @@ pub fn get(id: &str) -> Result<Option<Job>, Error> {
     JOBS.get(id)
 }
 
-/// Keeps `job` in place of `before`; returns how many bytes it has in the state.
+/// Replaces `before` by `job`. Returns the size of the stored job, in bytes.
 pub fn put(before: Option<&Job>, job: &Job) -> Result<usize, Error> {
     if let Some(before) = before {
         take_away(before)?;
@@ -65,9 +65,9 @@ pub fn put(before: Option<&Job>, job: &Job) -> Result<usize, Error> {
     Ok(bytes)
 }
 
-/// Removes a job and all that is kept beside it.
+/// Removes a job with its result time, unknown members and index entries.
 pub fn remove(job: &Job) -> Result<(), Error> {
-    // With it goes when its result was ready.
+    // This also removes the result time.
     version_1::remove(job)?;
     take_away(job)
 }
@@ -87,7 +87,7 @@ pub fn running_on(node: &str) -> Result<Vec<Job>, Error> {
     ids.filter_map(|row| row.and_then(|(_, id)| JOBS.get(&id)).transpose()).collect()
 }
 
-/// The open jobs as they stand in the state, by id.
+/// Iterates over the stored bytes of the open jobs, sorted by id.
 pub fn active_raw() -> impl Iterator<Item = Result<(String, Vec<u8>), Error>> {
     OPEN.iter_raw(None).filter_map(|row| {
         let found = row.and_then(|(id, _)| Ok(JOBS.get_raw(&id)?.map(|job| (id, job))));
@@ -95,12 +95,12 @@ pub fn active_raw() -> impl Iterator<Item = Result<(String, Vec<u8>), Error>> {
     })
 }
 
-/// A finished job as it stands in the state.
+/// Returns the stored bytes of a finished job.
 pub fn finished_raw(id: &str) -> Result<Option<Vec<u8>>, Error> {
     JOBS.get_raw(id)
 }
 
-/// Removes finished jobs beyond `keep`, and those older than `age`.
+/// Removes finished jobs older than `age`, and the oldest ones beyond `keep`.
 pub fn prune(now: Time, keep: usize, age: Duration) -> Result<Left, Failure> {
     let mut kept = 0;
     for row in BY_AGE.iter(None) {
@@ -115,7 +115,7 @@ pub fn prune(now: Time, keep: usize, age: Duration) -> Result<Left, Failure> {
     Ok(if kept > 0 { Left::Kept } else { Left::Nothing })
 }
 
-/// A page of the jobs that match, by id.
+/// Returns a page of the matching jobs, sorted by id.
 pub fn list(filter: &Filter) -> Result<Vec<Job>, Error> {
     let mut page = Page::new(filter.limit);
     for row in JOBS.iter_raw(filter.after.as_deref()) {

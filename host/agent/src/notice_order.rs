@@ -1,0 +1,170 @@
+//! Owns the order of notices: it receives notices and the results of sends, and returns the notice to send next.
+//! Notices are in order, each is repeated as often as the transport requires, and a notice that must wait does not
+//! delay other jobs.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use dim_model::backoff::Backoff;
+use dim_model::ident::JobId;
+use tokio::time::Instant;
+
+use crate::notice::Notice;
+
+/// The notices that are not finished yet.
+#[derive(Debug)]
+pub struct Pending {
+    notices: BTreeMap<u64, Telling>,
+    /// The jobs whose notices must wait, each with the end of the wait.
+    held: HashMap<JobId, (Backoff, Instant)>,
+    /// The pauses before a notice is sent again.
+    repeats: &'static [Duration],
+    /// The number of the last notice that was added.
+    pub last: u64,
+}
+
+#[derive(Debug)]
+struct Telling {
+    notice: Notice,
+    /// The number of sends since the receivers were last unreachable.
+    told: usize,
+    due: Instant,
+}
+
+/// The state of a notice after a send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivered {
+    /// It was sent as often as required.
+    Enough,
+    /// It is sent again later.
+    Again,
+}
+
+impl Pending {
+    /// Makes an empty order. Each notice is sent once, and again after each pause of `repeats`.
+    pub fn new(repeats: &'static [Duration]) -> Self {
+        Self { notices: BTreeMap::new(), held: HashMap::new(), repeats, last: 0 }
+    }
+
+    /// Adds a notice. Its number must be greater than all others.
+    pub fn add(&mut self, number: u64, notice: Notice, now: Instant) {
+        self.last = number;
+        self.notices.insert(number, Telling { notice, told: 0, due: now });
+    }
+
+    /// Returns the notice to send now.
+    pub fn next(&self, now: Instant) -> Option<(u64, &Notice)> {
+        let ready = |telling: &Telling| self.ready_at(telling) <= now;
+        let (number, telling) = self.notices.iter().find(|(_, telling)| ready(telling))?;
+        Some((*number, &telling.notice))
+    }
+
+    /// Returns the time at which the next notice can be sent.
+    pub fn soonest(&self) -> Option<Instant> {
+        self.notices.values().map(|telling| self.ready_at(telling)).min()
+    }
+
+    fn ready_at(&self, telling: &Telling) -> Instant {
+        let held = self.held.get(&telling.notice.job).map(|(_, until)| *until);
+        held.map_or(telling.due, |until| until.max(telling.due))
+    }
+
+    /// Records that a notice was sent.
+    pub fn told(&mut self, number: u64, now: Instant) -> Delivered {
+        let Some(telling) = self.notices.get_mut(&number) else { return Delivered::Enough };
+        self.held.remove(&telling.notice.job);
+        let Some(pause) = self.repeats.get(telling.told) else { return Delivered::Enough };
+        telling.told += 1;
+        telling.due = now + *pause;
+        Delivered::Again
+    }
+
+    /// Delays the notices of a job, longer each time.
+    pub fn hold(&mut self, number: u64, now: Instant) {
+        let Some(telling) = self.notices.get(&number) else { return };
+        let job = telling.notice.job.clone();
+        let (backoff, until) = self.held.entry(job).or_insert_with(|| (Backoff::new(), now));
+        *until = now + backoff.next_pause();
+    }
+
+    /// Removes a notice.
+    pub fn remove(&mut self, number: u64) {
+        if let Some(telling) = self.notices.remove(&number) {
+            self.held.remove(&telling.notice.job);
+        }
+    }
+
+    /// Starts again with all notices that were sent, because their receivers may not have received them.
+    pub fn begin_anew(&mut self, now: Instant) {
+        for telling in self.notices.values_mut().filter(|telling| telling.told > 0) {
+            telling.told = 0;
+            telling.due = now;
+        }
+    }
+
+    /// Returns whether a notice was sent and must be sent again.
+    pub fn has_told(&self) -> bool {
+        self.notices.values().any(|telling| telling.told > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::notice::{EventType, JobEvent, Word};
+    use super::*;
+    use dim_model::time::Timestamp;
+
+    const REPEATS: &[Duration] = &[Duration::from_secs(10), Duration::from_secs(90)];
+
+    fn notice(job: &str) -> Notice {
+        let event = JobEvent { event_type: EventType::Running, data: None, result: None };
+        Notice { job: job.parse().unwrap(), given: Timestamp(0), word: Word::Event(event) }
+    }
+
+    fn after(now: Instant, seconds: u64) -> Instant {
+        now + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn notices_are_told_in_order_and_once_where_they_are_acknowledged() {
+        let (mut pending, now) = (Pending::new(&[]), Instant::now());
+        pending.add(1, notice("a"), now);
+        pending.add(2, notice("a"), now);
+        assert_eq!(pending.next(now).unwrap().0, 1);
+        assert_eq!(pending.told(1, now), Delivered::Enough);
+        pending.remove(1);
+        assert_eq!(pending.next(now).unwrap().0, 2);
+    }
+
+    #[test]
+    fn a_job_that_has_to_wait_holds_up_no_other_and_keeps_its_order() {
+        let (mut pending, now) = (Pending::new(&[]), Instant::now());
+        for (number, job) in [(1, "a"), (2, "b"), (3, "a")] {
+            pending.add(number, notice(job), now);
+        }
+        pending.hold(1, now);
+        assert_eq!(pending.next(now).unwrap().0, 2);
+        pending.remove(2);
+        assert_eq!(pending.next(now), None);
+        assert_eq!(pending.next(after(now, 1)).unwrap().0, 1);
+        pending.remove(1);
+        assert_eq!(pending.next(now).unwrap().0, 3);
+    }
+
+    #[test]
+    fn what_nobody_acknowledges_is_told_three_times_and_anew_after_a_cut() {
+        let (mut pending, now) = (Pending::new(REPEATS), Instant::now());
+        pending.add(1, notice("a"), now);
+        assert_eq!(pending.told(1, now), Delivered::Again);
+        assert_eq!(pending.soonest(), Some(after(now, 10)));
+        assert_eq!(pending.told(1, after(now, 10)), Delivered::Again);
+        assert_eq!(pending.soonest(), Some(after(now, 100)));
+        assert!(pending.has_told());
+        pending.begin_anew(after(now, 20));
+        assert!(!pending.has_told());
+        for (at, told) in [(20, Delivered::Again), (30, Delivered::Again), (120, Delivered::Enough)] {
+            assert_eq!(pending.next(after(now, at)).unwrap().0, 1);
+            assert_eq!(pending.told(1, after(now, at)), told);
+        }
+    }
+}

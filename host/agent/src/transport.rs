@@ -1,0 +1,56 @@
+//! Owns the interface of the transports. A transport receives notices and heartbeats, sends them to a host or a
+//! daemon, and returns whether they were accepted.
+
+mod api;
+mod kubo;
+
+use std::fmt::Debug;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use thiserror::Error;
+
+use crate::notice::Notice;
+
+pub use api::Api;
+pub use kubo::Kubo;
+
+/// A connection to the receivers of notices and heartbeats.
+#[async_trait]
+pub trait Transport: Debug + Send + Sync + 'static {
+    /// Returns the address, for the operator.
+    fn address(&self) -> String;
+
+    /// Sends a notice. The sender calls it for one notice at a time, and may call it again for the same notice, which
+    /// must do no harm.
+    async fn tell(&self, notice: &Notice) -> Result<Answer, Undelivered>;
+
+    /// Sends a heartbeat. It is never called twice with the same heartbeat.
+    async fn beat(&self, heartbeat: String) -> Result<(), Undelivered>;
+
+    /// Returns the pauses before a notice is sent again. It is empty if the first answer proves the delivery.
+    fn repeats(&self) -> &'static [Duration];
+
+    /// Checks that a receiver exists. The sender calls it at intervals while notices must be repeated.
+    async fn audience(&self) -> Result<(), Undelivered>;
+}
+
+/// The answer to a notice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The notice was accepted.
+    Taken,
+    /// The notice was finally refused, with the reason.
+    Refused(String),
+}
+
+/// The error of a notice or heartbeat that was not sent. A later call may succeed.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Undelivered {
+    /// There is no receiver.
+    #[error("{0}")]
+    Away(String),
+    /// This notice was not accepted; another one may be.
+    #[error("{0}")]
+    NotNow(String),
+}

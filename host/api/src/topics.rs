@@ -1,0 +1,261 @@
+//! Owns `/v1/topics`: publishes messages, streams the messages of a topic, and lists topics and peers.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::http::StatusCode;
+use axum::response::Response;
+use dim_model::entry::{Entry, Event, Kind, Offset, Origin};
+use dim_model::feed::Missed;
+use dim_model::ident::{PeerName, Topic};
+use dim_model::time::Timestamp;
+use dim_network::outbox::API_QUOTA;
+use dim_server::host::Host;
+use dim_store::StoreError;
+use dim_store::effect::Publish;
+use dim_store::interest::Subscriber;
+use dim_store::limits::MESSAGE_BYTES;
+use multibase::Base;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::ApiError;
+use crate::extract::{Current, Path, Plain};
+use crate::openapi::{Binary, TooLarge};
+use crate::stream::{self, Delivery, Entries, Source, Start};
+
+/// A topic that a plugin or a caller listens to, with the state of listening.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct TopicListening {
+    /// The topic.
+    topic: Topic,
+    /// The time since which the stream is open; null while it is closed.
+    #[schema(required)]
+    connected_since: Option<Timestamp>,
+    /// The time until which listening is proven; null before the first proof.
+    #[schema(required)]
+    listening_proven_until: Option<Timestamp>,
+    /// The number of known other peers on the topic.
+    peers: usize,
+    /// Whether only messages of peers in the config are accepted.
+    is_restricted: bool,
+    /// The number of messages that were refused since the host started.
+    refused: u64,
+    /// The sender of the last refused message.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, nullable = false)]
+    last_refused: Option<PeerName>,
+}
+
+/// Lists the topics that plugins or callers listen to.
+#[utoipa::path(get, path = "/topics", tag = "topics", operation_id = "list_topics",
+    responses((status = 200, body = [TopicListening])))]
+pub async fn list(Current(host): Current) -> Json<Vec<TopicListening>> {
+    let listening_records = host.exchange.links.listening_records.all();
+    let listening = host.exchange.links.interest.topics().into_iter().map(|topic| {
+        let hearing = listening_records.get(&topic).cloned().unwrap_or_default();
+        TopicListening {
+            is_restricted: host.network.now().speakers(&topic).is_some(),
+            refused: hearing.refused,
+            last_refused: hearing.last_refused.clone(),
+            topic,
+            connected_since: hearing.connected_since,
+            listening_proven_until: hearing.proven_until,
+            peers: hearing.peer_count(),
+        }
+    });
+    Json(listening.collect())
+}
+
+/// Lists the peers of a topic that the backend knows now.
+#[utoipa::path(get, path = "/topics/{topic}/peers", tag = "topics", operation_id = "list_peers",
+    params(("topic" = Topic, Path, description = "The topic")),
+    responses((status = 200, body = [String], description = "Their peer ids")))]
+pub async fn peers(
+    Current(host): Current,
+    Path(topic): Path<String>,
+) -> Result<Json<Vec<PeerName>>, ApiError> {
+    let topic: Topic = topic.parse()?;
+    Ok(Json(host.exchange.links.backend.pubsub.peers(&topic).await?))
+}
+
+/// Publishes the body unchanged: to plugins with the commit, to the network through the outbox.
+///
+/// The body has at most 61,440 bytes and any content type.
+#[utoipa::path(post, path = "/topics/{topic}/messages", tag = "topics", operation_id = "publish_message",
+    params(("topic" = Topic, Path, description = "The topic")),
+    request_body(content = inline(Binary), content_type = "application/octet-stream"),
+    responses((status = 202, description = "The message is durable and will be sent"), TooLarge))]
+pub async fn publish(
+    Current(host): Current,
+    Path(topic): Path<String>,
+    Plain(data): Plain<Bytes>,
+) -> Result<StatusCode, ApiError> {
+    let topic: Topic = topic.parse()?;
+    if data.len() > MESSAGE_BYTES {
+        return Err(ApiError::too_large(format!(
+            "the message has {} bytes; pubsub loses messages above {MESSAGE_BYTES}",
+            data.len()
+        )));
+    }
+    let waiting = host.exchange.links.backlog.length(None);
+    if waiting.load(Ordering::Relaxed) >= API_QUOTA {
+        return Err(ApiError::unavailable(format!("{API_QUOTA} publishes wait for the backend already")));
+    }
+    let now = host.storage.log.now();
+    // The counter must include the publish before the outbox sends it and decrements the counter.
+    waiting.fetch_add(1, Ordering::Relaxed);
+    if let Err(error) = host.storage.commit.publish(Publish { topic, data }, now).await {
+        waiting.fetch_sub(1, Ordering::Relaxed);
+        return Err(error.into());
+    }
+    Ok(StatusCode::ACCEPTED)
+}
+
+/// A message in the stream of a topic.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Message {
+    /// The topic.
+    topic: Topic,
+    /// The time at which the message became an entry of the log.
+    time: Timestamp,
+    /// The kind of its publisher.
+    origin: MessageOrigin,
+    /// The plugin's name or the peer's id; null if the message came through this API.
+    #[schema(required)]
+    from: Option<String>,
+    /// The content, if it is UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    data: Option<String>,
+    /// The content in multibase, if it is not UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    data_multibase: Option<String>,
+}
+
+/// The kind of a message's publisher.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum MessageOrigin {
+    /// A plugin of this host.
+    Plugin,
+    /// A caller of this host.
+    Host,
+    /// Another program on the network.
+    Peer,
+}
+
+/// Streams the messages of a topic from now on, as server-sent events.
+///
+/// The data of an event `message` is the message, and the event's id is the offset of its entry in the log. A
+/// reconnecting caller sends its last id as `Last-Event-ID` and gets the messages since. An event `lagged` has the
+/// number of entries that were missed because the log does not hold them any more. It has null if the number is
+/// unknown, for example after a gap in listening. The stream continues after it.
+#[utoipa::path(get, path = "/topics/{topic}/messages", tag = "topics", operation_id = "subscribe_topic",
+    params(
+        ("topic" = Topic, Path, description = "The topic"),
+        ("Last-Event-ID" = Option<String>, Header, description = "The last id that the caller had"),
+    ),
+    responses((status = 200, body = Message, content_type = "text/event-stream",
+        description = "A stream without end; the schema is that of the data of an event `message`")))]
+pub async fn subscribe(
+    Current(host): Current,
+    Path(topic): Path<String>,
+    start: Start,
+) -> Result<Response, ApiError> {
+    let ended = host.life.ended.clone();
+    Ok(stream::answer(Listening::begin(host, topic.parse()?, start).await?, ended))
+}
+
+/// A caller that listens. Its interest in the topic ends on drop.
+struct Listening {
+    host: Arc<Host>,
+    topic: Topic,
+    party: Subscriber,
+    entries: Entries,
+    /// The time from which the caller wants messages.
+    since: Timestamp,
+}
+
+impl Listening {
+    async fn begin(host: Arc<Host>, topic: Topic, start: Start) -> Result<Self, StoreError> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let party = Subscriber::Caller(NEXT.fetch_add(1, Ordering::Relaxed));
+        let mut entries = Entries::from(&host, start);
+        let mut since = host.storage.log.now();
+        if let Start::After(id) = start {
+            let log = host.storage.log.clone();
+            let read = tokio::task::spawn_blocking(move || {
+                let mut had = VecDeque::new();
+                log.read(Offset(id), 1, &mut had).map(|()| had.pop_front())
+            });
+            let had = read.await.expect("reading does not panic")?;
+            since = had.map_or(since, |had| had.time);
+            // The host may not have listened meanwhile. Without a network every message becomes an entry.
+            let listened = host
+                .exchange
+                .links
+                .listening_records
+                .listened_since(&topic)
+                .is_some_and(|listened| listened <= since);
+            if host.exchange.links.backend.network && !listened {
+                entries.doubt();
+            }
+        }
+        host.exchange.links.interest.want_topic(&topic, party.clone(), true);
+        Ok(Self { host, topic, party, entries, since })
+    }
+}
+
+impl Source for Listening {
+    fn opening(&self) -> Option<u64> {
+        self.entries.opening()
+    }
+
+    async fn read(&mut self) -> Option<Delivery> {
+        let (mut told, entries) = self.entries.read().await?;
+        for entry in entries {
+            match &entry.kind {
+                Kind::Event(Event::Gap { topic, until, .. })
+                    if *topic == self.topic && *until > self.since =>
+                {
+                    told.missed = Missed::Unknown;
+                }
+                _ => {}
+            }
+            if let Some(message) = self.message(&entry) {
+                let data = serde_json::json!(message).to_string();
+                told.events.push((Some(entry.offset.0), "message", data));
+            }
+        }
+        Some(told)
+    }
+}
+
+impl Listening {
+    fn message(&self, entry: &Entry) -> Option<Message> {
+        let Kind::Event(Event::Message { topic, data, origin }) = &entry.kind else { return None };
+        (*topic == self.topic).then(|| {
+            let (origin, from) = match origin {
+                Origin::Plugin(name) => (MessageOrigin::Plugin, Some(name.to_string())),
+                Origin::Host => (MessageOrigin::Host, None),
+                Origin::Peer(peer) => (MessageOrigin::Peer, Some(peer.to_string())),
+            };
+            let (data, data_multibase) = match std::str::from_utf8(data) {
+                Ok(text) => (Some(text.to_owned()), None),
+                Err(_) => (None, Some(multibase::encode(Base::Base64Url, data))),
+            };
+            Message { topic: topic.clone(), time: entry.time, origin, from, data, data_multibase }
+        })
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.host.exchange.links.interest.want_topic(&self.topic, self.party.clone(), false);
+    }
+}

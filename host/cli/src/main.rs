@@ -1,0 +1,5 @@
+//! Owns the entry point of the program `dim`.
+
+fn main() -> std::process::ExitCode {
+    dim::main()
+}

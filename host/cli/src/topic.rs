@@ -1,0 +1,92 @@
+//! Owns `dim topic`: the subcommands for pubsub topics, and their requests to the API.
+
+use clap::Subcommand;
+use reqwest::Method;
+use serde_json::Value;
+
+use crate::client::Client;
+use crate::input;
+use crate::output::{Column, Output, Watch, line};
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Publish a message
+    Pub {
+        /// Topic
+        topic: String,
+        /// Message; @FILE reads a file, - reads standard input
+        data: String,
+    },
+    /// Show messages as they arrive, until interrupted
+    Sub {
+        /// Topic
+        topic: String,
+    },
+    /// List the topics that the host is subscribed to
+    Ls {
+        #[command(flatten)]
+        watch: Watch,
+    },
+    /// List the peers of a topic
+    Peers {
+        /// Topic
+        topic: String,
+    },
+}
+
+impl Command {
+    pub async fn execute(self, client: &Client, out: &Output) -> anyhow::Result<()> {
+        match self {
+            Self::Pub { topic, data } => {
+                let data = read(&data)?;
+                client.send_bytes(Method::POST, &["topics", &topic, "messages"], &[], data).await?;
+                Ok(())
+            }
+            Self::Sub { topic } => {
+                const COLUMNS: [Column; 4] = [
+                    Column::time("TIME", "/time"),
+                    Column::word("ORIGIN", "/origin"),
+                    Column::word("FROM", "/from"),
+                    Column::text("DATA", "/data"),
+                ];
+                let mut rows = out.stream(&COLUMNS);
+                let path = ["topics", topic.as_str(), "messages"];
+                let told = client.events(&path, |data| {
+                    let mut message: Value = serde_json::from_str(data)?;
+                    // Data that is not UTF-8 arrives as multibase. The table has one column for both.
+                    if let Some(data) = message.get("data_multibase").filter(|_| !out.is_json()).cloned() {
+                        message["data"] = data;
+                    }
+                    rows.row(&message)
+                });
+                told.await
+            }
+            Self::Ls { watch } => {
+                const COLUMNS: [Column; 5] = [
+                    Column::word("TOPIC", "/topic"),
+                    Column::word("PEERS", "/peers"),
+                    Column::word("REFUSED", "/refused"),
+                    Column::ago("CONNECTED SINCE", "/connected_since"),
+                    Column::ago("LISTENING PROVEN UNTIL", "/listening_proven_until"),
+                ];
+                out.list(watch, &COLUMNS, async || Ok(client.get(&["topics"], &[]).await?)).await
+            }
+            Self::Peers { topic } => {
+                let peers = client.get(&["topics", &topic, "peers"], &[]).await?;
+                match peers.as_array() {
+                    Some(list) if !out.is_json() => list.iter().filter_map(Value::as_str).try_for_each(line),
+                    _ => out.rows(&peers, &[]),
+                }
+            }
+        }
+    }
+}
+
+/// Reads the data of a message: the argument itself, the file after an `@`, or standard input for `-`.
+fn read(data: &str) -> anyhow::Result<Vec<u8>> {
+    match data.strip_prefix('@') {
+        Some(file) => input::file(file.as_ref()),
+        None if data == "-" => input::standard_input(),
+        None => Ok(data.as_bytes().to_vec()),
+    }
+}

@@ -1,0 +1,85 @@
+//! Owns files of a Kubo daemon. It receives files to pin and paths to read, and returns verified files.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use cid::Cid;
+use dim_model::ident::ContentPath;
+use serde::Deserialize;
+
+use super::rpc::{Call, Rpc};
+use crate::unixfs::{self, Blocks};
+use crate::{BackendError, Content};
+
+/// The maximum size of a block, in bytes. Bitswap transfers no block larger than 2 MiB.
+const MAX_BLOCK: usize = 4 << 20;
+
+/// The files of a daemon.
+#[derive(Debug)]
+pub struct Files {
+    rpc: Arc<Rpc>,
+}
+
+impl Files {
+    pub fn new(rpc: Arc<Rpc>) -> Self {
+        Self { rpc }
+    }
+}
+
+#[async_trait]
+impl Content for Files {
+    async fn put(&self, cid: &Cid, data: Bytes) -> Result<(), BackendError> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Added {
+            hash: String,
+        }
+        // The CID would depend on the daemon's config without these options.
+        let call = Call::new("add")
+            .option("cid-version", "1")
+            .option("raw-leaves", "true")
+            .option("chunker", format!("size-{}", unixfs::CHUNK))
+            .option("hash", "sha2-256")
+            .option("trickle", "false")
+            .option("inline", "false")
+            .option("wrap-with-directory", "false")
+            .option("pin", "true")
+            .option("progress", "false")
+            .file(data);
+        let added: Added = self.rpc.json(call).await?;
+        if Cid::try_from(added.hash.as_str()).ok().as_ref() == Some(cid) {
+            return Ok(());
+        }
+        Err(BackendError::Unbelievable { call: "add", why: format!("{} instead of {cid}", added.hash) })
+    }
+
+    async fn file(&self, path: &ContentPath, limit: usize) -> Result<(Cid, Bytes), BackendError> {
+        unixfs::read_file(self, path, limit).await
+    }
+
+    async fn is_pinned(&self, cid: &Cid) -> Result<bool, BackendError> {
+        let call = Call::new("pin/ls").arg(cid.to_string()).option("type", "recursive");
+        match self.rpc.bytes(call).await {
+            Ok(_) => Ok(true),
+            Err(BackendError::Refused { message, .. }) if message.contains("not pinned") => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn unpin(&self, cid: &Cid) -> Result<(), BackendError> {
+        let call = Call::new("pin/rm").arg(cid.to_string()).option("recursive", "true");
+        match self.rpc.bytes(call).await {
+            Ok(_) => Ok(()),
+            Err(BackendError::Refused { message, .. }) if message.contains("not pinned") => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[async_trait]
+impl Blocks for Files {
+    async fn block(&self, cid: &Cid) -> Result<Bytes, BackendError> {
+        self.rpc.bytes_up_to(Call::new("block/get").arg(cid.to_string()), MAX_BLOCK).await
+    }
+}

@@ -1,0 +1,324 @@
+//! Owns the publication of the host's own names. It receives committed values and publishes the newest value of each
+//! name, and signs it again after half of its lifetime. A name that points to an unknown value is put on hold
+//! (`store/names/ownership.rs`). Values that the backend lost are published again (`audit`), and superseded documents
+//! are unpinned (`pins`).
+
+mod audit;
+mod failures;
+mod checked;
+mod pins;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dim_ipfs::keys::Keyring;
+use dim_ipfs::{Backend, BackendError, Current, Keeper, Prepared, Publication, Published};
+use dim_model::backoff::Backoff;
+use dim_model::entry::{Kind, Resolution};
+use dim_model::error_chain::chain;
+use dim_model::ident::{IpnsName, KeyName};
+use dim_model::time::Timestamp;
+use dim_store::commit::{Commit, CommitError};
+use dim_store::effect::NameValue;
+use dim_store::limits::DOCUMENT_BYTES;
+use dim_store::names::{self, Accepted, Finding, Known};
+use dim_store::{Store, StoreError, documents};
+use tokio_util::sync::CancellationToken;
+
+use crate::subscription::ListeningRecords;
+use audit::Audit;
+
+pub use checked::CheckedNames;
+pub use failures::{Failure, Failures, Lasting};
+
+/// The duration for which readers may cache a record.
+const TTL: Duration = Duration::from_secs(60);
+
+/// The pause after a notification of new values, and so the shortest time between two publishes of one name. A daemon
+/// publishes one name at a time.
+const PACE: Duration = Duration::from_millis(200);
+
+/// The task that publishes names.
+#[derive(Clone, Debug)]
+pub struct Publisher {
+    /// The store with the committed names.
+    pub store: Arc<Store>,
+    /// The writer.
+    pub commit: Arc<Commit>,
+    /// The backend that publishes them.
+    pub backend: Backend,
+    /// The keys of the names.
+    pub keys: Arc<Keyring>,
+    /// The listening records. A new subscription shows that the daemon was away.
+    pub listening_records: Arc<ListeningRecords>,
+    /// The last failure of each name.
+    pub failures: Arc<Failures>,
+    /// The names that were checked against the daemon.
+    pub looks: Arc<CheckedNames>,
+}
+
+impl Publisher {
+    /// Publishes names and audits published ones, until `stop` is cancelled.
+    pub async fn run(self, stop: CancellationToken) {
+        let audit = Audit::new(self.clone());
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            // Both end by themselves only after the writer ended.
+            _ = async { tokio::join!(self.publish_all(), audit.run()) } => {}
+        }
+    }
+
+    async fn publish_all(&self) {
+        let mut waits = Waits::new();
+        loop {
+            let pause = match self.publish_due(&mut waits).await {
+                Ok(pause) => pause,
+                Err(CommitError::Closed) => return,
+                Err(error) => {
+                    tracing::error!("cannot read the names to publish: {error}");
+                    Duration::from_secs(1)
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.commit.names.notified() => tokio::time::sleep(PACE).await,
+            }
+        }
+    }
+
+    /// Publishes each name that is due, once. Returns the time until the next one is due. A name that fails does not
+    /// delay others.
+    async fn publish_due(&self, waits: &mut Waits) -> Result<Duration, CommitError> {
+        let mut pause = Duration::from_secs(3600);
+        // The snapshot ends before the loop. During the loop it would keep all old pages in the database.
+        let all = names::all(&self.store.snapshot()?)?;
+        for (key, known) in all {
+            let waiting = waits.get(&key).map_or(Duration::ZERO, |wait| wait.left());
+            let due_in = known.due_at().since(Timestamp::wall()).max(waiting);
+            if !due_in.is_zero() {
+                pause = pause.min(due_in);
+                continue;
+            }
+            match self.publish(&key, &known).await {
+                Ok(Some((published, by))) => {
+                    waits.remove(&key);
+                    self.failures.clear(&key);
+                    self.accept(key, known, published, by).await?;
+                }
+                Ok(None) => {
+                    waits.remove(&key);
+                    self.failures.clear(&key);
+                }
+                Err(PublishError::Commit(error)) => return Err(error),
+                Err(error) => {
+                    tracing::warn!(%key, "cannot publish the name yet: {error}");
+                    self.failures.note(&key, error.to_string(), error.lasting());
+                    pause = pause.min(waits.entry(key).or_default().longer());
+                    // Superseded documents are unpinned although the name fails, so that a long failure keeps only
+                    // the newest.
+                    self.unpin_superseded().await?;
+                }
+            }
+        }
+        Ok(pause.max(Duration::from_millis(10)))
+    }
+
+    /// Publishes a name. If it points to an unknown value, the name is put on hold and the result is `None`.
+    async fn publish(
+        &self,
+        key: &KeyName,
+        known: &Known,
+    ) -> Result<Option<(Published, Keeper)>, PublishError> {
+        let held = self.keys.get(key).ok_or_else(|| PublishError::NoKey(key.clone()))?;
+        let data = documents::get(&self.store.snapshot()?, &known.path)?;
+        let by = self.backend.keeper().await?;
+        match self.backend.names.prepare(key, &held).await? {
+            Prepared::Ready => {}
+            Prepared::Gone => return Err(PublishError::Gone(key.clone())),
+            Prepared::Taken(other) => return Err(self.settle_whose_key(key, known, other)?),
+        }
+        let current = match self.backend.names.current(&held.name()).await {
+            // The daemon searches the whole network for a name without a record, until the timeout of the call.
+            Err(error) if error.is_deadline_of_daemon() => None,
+            current => current?,
+        };
+        if let Some(current) = &current
+            && let Finding::Unknown(_) = known.compare(current)
+        {
+            self.hold(key, current.clone()).await?;
+            return Ok(None);
+        }
+        if current.is_none() && self.keys.is_foreign(key) && known.awaits_record() {
+            self.hold_without_record(key, held.name()).await?;
+            return Ok(None);
+        }
+        self.note_attempt(key, known).await?;
+        if let (Some((cid, _)), Some(data)) = (known.path.ipfs(), data) {
+            self.backend.content.put(&cid, data.into()).await?;
+        }
+        let lifetime = Duration::from_nanos(known.lifetime);
+        let last = known.published.as_ref().map(|accepted| accepted.sequence);
+        let publication = Publication {
+            key_name: key.clone(),
+            key: held,
+            path: known.path.clone(),
+            // Readers must see that the record is newer than all records before.
+            sequence: match last {
+                Some(last) if known.is_published() => last,
+                Some(last) => known.sequence.max(last + 1),
+                None => known.sequence.max(1),
+            },
+            current,
+            lifetime,
+            ttl: TTL.min(lifetime),
+        };
+        Ok(Some((self.backend.names.publish(&publication).await?, by)))
+    }
+
+    /// Puts a name on hold, unless the host knows the found value by now.
+    async fn hold(&self, key: &KeyName, current: Current) -> Result<(), CommitError> {
+        let (held, found) = (key.clone(), current.clone());
+        let now = Timestamp::wall();
+        let is_news = self.commit.write(move |write| names::hold(write, &held, &found, now)).await?;
+        if is_news {
+            tracing::error!(%key, path = %current.path, sequence = current.sequence, "the name points to a value that this host has not published: the host publishes nothing under it until the operator decides with `dim ipns adopt`");
+        }
+        Ok(())
+    }
+
+    /// Puts an adopted key without a record on hold, until there is a record or the operator decides.
+    async fn hold_without_record(&self, key: &KeyName, name: IpnsName) -> Result<(), CommitError> {
+        let (held, now) = (key.clone(), Timestamp::wall());
+        let hold = move |write: &redb::WriteTransaction| names::hold_without_record(write, &held, &name, now);
+        if self.commit.write(hold).await? {
+            tracing::error!(%key, "the daemon has this key but no record of it: the host publishes nothing under it until there is a record, or until `dim ipns adopt {key} replace`");
+        }
+        Ok(())
+    }
+
+    /// Handles another key with this key name in the daemon. If nothing was published under the host's own key, which
+    /// was made while the daemon was away, the host adopts the daemon's key. Returns the reason why nothing is
+    /// published this time.
+    fn settle_whose_key(
+        &self,
+        key: &KeyName,
+        known: &Known,
+        other: IpnsName,
+    ) -> Result<PublishError, BackendError> {
+        if known.published.is_some() {
+            return Ok(PublishError::Taken { key: key.clone(), other });
+        }
+        tracing::info!(%key, name = %other, "adopted the key that the daemon has under this name");
+        self.keys.adopt(key, &other).map_err(|error| BackendError::Store(chain(&error)))?;
+        Ok(PublishError::Adopted(key.clone()))
+    }
+
+    /// Records that the backend accepted a value, and unpins documents that no name points to.
+    async fn accept(
+        &self,
+        key: KeyName,
+        sent: Known,
+        published: Published,
+        by: Keeper,
+    ) -> Result<(), CommitError> {
+        let now = Timestamp::wall();
+        let Some(name) = self.keys.name(&key) else { return Ok(()) };
+        let accepted = Accepted {
+            path: sent.path,
+            is_held: sent.document.is_some(),
+            of: sent.sequence,
+            sequence: published.sequence,
+            at: now.0,
+            lifetime: sent.lifetime,
+            record: published.record,
+            by: Some(by),
+            backed_up: None,
+        };
+        let confirmed = Kind::NameConfirmed(Resolution {
+            name,
+            path: accepted.path.clone(),
+            sequence: accepted.of,
+            valid_until: accepted.valid_until(),
+            confirmed_at: now,
+        });
+        self.commit
+            .append_and_write_later(vec![confirmed], move |write| names::accept(write, &key, accepted))
+            .await?;
+        self.unpin_superseded().await
+    }
+}
+
+/// Reads the file that is published under a name.
+///
+/// # Errors
+/// The file cannot be found, or has more than [`DOCUMENT_BYTES`].
+pub async fn published_file(backend: &Backend, current: &Current) -> Result<NameValue, BackendError> {
+    let path = backend.end_of_chain(current.path.clone()).await?;
+    let (cid, data) = backend.content.file(&path, DOCUMENT_BYTES).await?;
+    Ok(NameValue::Document { cid, data })
+}
+
+/// The pause of each name that failed.
+type Waits = BTreeMap<KeyName, Wait>;
+
+/// The pause of a name that could not be published.
+#[derive(Debug)]
+struct Wait {
+    backoff: Backoff,
+    until: Instant,
+}
+
+impl Default for Wait {
+    fn default() -> Self {
+        Self { backoff: Backoff::new(), until: Instant::now() }
+    }
+}
+
+impl Wait {
+    fn left(&self) -> Duration {
+        self.until.saturating_duration_since(Instant::now())
+    }
+
+    fn longer(&mut self) -> Duration {
+        let pause = self.backoff.next_pause();
+        self.until = Instant::now() + pause;
+        pause
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum PublishError {
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    #[error("the host has no key {0}: stop the host and restore the file keys/{0} from a backup")]
+    NoKey(KeyName),
+    #[error(
+        "key {0} was adopted from a daemon, the host has no private key for it, and this daemon does not have the key: restore it with `ipfs key import {0} FILE`, and keep a copy in the host with `dim ipns import-key {0} FILE`"
+    )]
+    Gone(KeyName),
+    #[error(
+        "the daemon has another key of the name {key} ({other}): rename one of the two, as with `ipfs key rename`"
+    )]
+    Taken { key: KeyName, other: IpnsName },
+    #[error("the key {0} of the daemon was adopted just now")]
+    Adopted(KeyName),
+}
+
+impl PublishError {
+    fn lasting(&self) -> Lasting {
+        match self {
+            Self::NoKey(_) | Self::Gone(_) | Self::Taken { .. } => Lasting::UntilMended,
+            Self::Commit(_) | Self::Backend(_) | Self::Adopted(_) => Lasting::ForNow,
+        }
+    }
+}
+
+impl From<StoreError> for PublishError {
+    fn from(error: StoreError) -> Self {
+        Self::Commit(error.into())
+    }
+}

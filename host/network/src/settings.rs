@@ -1,0 +1,27 @@
+//! Owns the settings of the exchange with the network. The host makes them from its config file and replaces them on
+//! a reload.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use dim_model::ident::{PeerName, Topic};
+use dim_store::grants::TopicPattern;
+
+/// The settings that subscriptions and followed names read at each use.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The peers from which messages are accepted, for each topic or prefix with such a restriction.
+    pub accepted_peers: BTreeMap<TopicPattern, BTreeSet<PeerName>>,
+    /// The pause between two requests for the same followed name.
+    pub follow_every: Duration,
+}
+
+impl Settings {
+    /// Returns the peers that may publish on `topic`, or `None` if every peer may. An exact topic takes precedence
+    /// over a prefix, and a longer prefix over a shorter one.
+    pub fn speakers(&self, topic: &Topic) -> Option<&BTreeSet<PeerName>> {
+        let covering = self.accepted_peers.iter().filter(|(pattern, _)| pattern.covers(topic));
+        let closest = covering.max_by_key(|(pattern, _)| (pattern.exact().is_some(), pattern.bytes()));
+        closest.map(|(_, peers)| peers)
+    }
+}

@@ -1,0 +1,252 @@
+//! Owns the subscriptions: one stream for each wanted topic, shared by all plugins and reconnected without end. It
+//! receives messages from the backend and appends entries to the log.
+
+mod listening;
+mod prober;
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use listening::{ListeningRecord, ListeningRecords};
+pub use prober::Prober;
+
+use crate::Settings;
+use crate::echo::Echoes;
+use dim_ipfs::{Backend, BackendError, Incoming};
+use dim_model::backoff::Backoff;
+use dim_model::entry::{Event, Kind, Origin};
+use dim_model::ident::{PeerName, Topic};
+use dim_model::live::Live;
+use dim_store::commit::Commit;
+use dim_store::disk_monitor::DiskMonitor;
+use dim_store::heard_topics;
+use dim_store::interest::Interest;
+use dim_store::log::EventLog;
+
+/// The number of messages of a topic that are remembered, to recognise repeated ones.
+const REMEMBERED: usize = 8_192;
+
+/// The maximum size of a message, in bytes. It is the maximum of pubsub itself.
+const MAX_MESSAGE: usize = 1 << 20;
+
+/// The counters over all topics.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Messages that became entries.
+    pub received: AtomicU64,
+    /// Echoes of the host's own publishes.
+    pub echoes: AtomicU64,
+    /// Messages that arrived again.
+    pub repeated: AtomicU64,
+    /// Messages that exceeded the maximum size and were dropped.
+    pub oversized: AtomicU64,
+    /// Messages of peers that the config does not allow on the topic.
+    pub refused: AtomicU64,
+    /// Streams that ended and were reopened.
+    pub reconnects: AtomicU64,
+}
+
+/// The task that keeps a stream open for each wanted topic.
+#[derive(Clone, Debug)]
+pub struct Subscriptions {
+    /// The source of the messages.
+    pub backend: Backend,
+    /// The log that receives the entries.
+    pub log: Arc<EventLog>,
+    /// The writer.
+    pub commit: Arc<Commit>,
+    /// The wanted topics.
+    pub interest: Arc<Interest>,
+    /// The expected echoes.
+    pub echoes: Arc<Echoes>,
+    /// The listening record of each topic.
+    pub listening_records: Arc<ListeningRecords>,
+    /// The state of the intake.
+    pub disk: Arc<DiskMonitor>,
+    /// The peers that each topic accepts.
+    pub settings: Live<Settings>,
+    /// The counters.
+    pub counters: Arc<Counters>,
+}
+
+impl Subscriptions {
+    /// Reads all streams until `stop` is cancelled. All streams are closed when it returns.
+    pub async fn run(self, stop: CancellationToken) {
+        let tasks = TaskTracker::new();
+        let mut streams: BTreeMap<Topic, Stream> = BTreeMap::new();
+        loop {
+            let wanted = self.interest.topics();
+            let unwanted: Vec<Topic> =
+                streams.keys().filter(|topic| !wanted.contains(topic)).cloned().collect();
+            for topic in unwanted {
+                if let Some(stream) = streams.remove(&topic) {
+                    stream.end().await;
+                }
+                // The stream has ended before this, because it could add the record of the topic again.
+                self.listening_records.forget(&topic);
+            }
+            for topic in wanted {
+                streams.entry(topic.clone()).or_insert_with(|| {
+                    let stop = stop.child_token();
+                    let task = tasks.spawn(self.clone().listen(topic, stop.clone()));
+                    Stream { stop, task }
+                });
+            }
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                () = self.interest.topics_changed() => {}
+            }
+        }
+        tasks.close();
+        tasks.wait().await;
+    }
+
+    async fn listen(self, topic: Topic, stop: CancellationToken) {
+        let work = async {
+            let mut backoff = Backoff::new();
+            let mut seen = Seen::default();
+            loop {
+                let why = tokio::select! {
+                    biased;
+                    // A stopped intake closes the stream. The time until it is open again is a gap.
+                    short = self.disk.short() => short.to_string(),
+                    error = self.stream(&topic, &mut seen, &mut backoff) => error.to_string(),
+                };
+                self.listening_records.disconnected(&topic, &why);
+                self.echoes.stream_ended(&topic);
+                self.counters.reconnects.fetch_add(1, Ordering::Relaxed);
+                tracing::debug!(%topic, "the stream ended, opening it again: {why}");
+                tokio::time::sleep(backoff.next_pause()).await;
+                self.disk.enough().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            () = work => {}
+        }
+    }
+
+    /// Reads one stream until it ends. Each end is an error.
+    async fn stream(&self, topic: &Topic, seen: &mut Seen, backoff: &mut Backoff) -> BackendError {
+        let identity = match self.backend.pubsub.identity().await {
+            Ok(identity) => identity,
+            Err(error) => return error,
+        };
+        let mut messages = match self.backend.pubsub.subscribe(topic).await {
+            Ok(messages) => messages,
+            Err(error) => return error,
+        };
+        self.listening_records.connected(topic, self.log.now());
+        self.echoes.stream_began(topic);
+        backoff.reset();
+        while let Some(message) = messages.next().await {
+            match message {
+                Ok(message) => self.take_in(topic, &identity, message, seen).await,
+                Err(error) => return error,
+            }
+        }
+        BackendError::Unreachable { what: format!("topic {topic}"), why: "the stream was closed".to_owned() }
+    }
+
+    async fn take_in(&self, topic: &Topic, identity: &PeerName, message: Incoming, seen: &mut Seen) {
+        if message.from == *identity && self.echoes.is_echo(topic, &message.data) {
+            self.counters.echoes.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        if self.settings.now().speakers(topic).is_some_and(|peers| !peers.contains(&message.from)) {
+            tracing::debug!(%topic, from = %message.from, "a message is refused: the config does not allow its sender on the topic");
+            self.counters.refused.fetch_add(1, Ordering::Relaxed);
+            self.listening_records.refused(topic, &message.from);
+            return;
+        }
+        if !seen.is_new(&message) {
+            self.counters.repeated.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        if message.data.len() > MAX_MESSAGE {
+            tracing::warn!(%topic, from = %message.from, bytes = message.data.len(), "a message is too large and was dropped");
+            self.counters.oversized.fetch_add(1, Ordering::Relaxed);
+            self.listening_records.lost(topic);
+            return;
+        }
+        self.counters.received.fetch_add(1, Ordering::Relaxed);
+        self.listening_records.received(topic);
+        if self.backend.network && message.from != *identity {
+            self.heard_others(topic).await;
+        }
+        let event =
+            Event::Message { topic: topic.clone(), data: message.data, origin: Origin::Peer(message.from) };
+        self.append(Kind::Event(event)).await;
+    }
+
+    /// Records that another peer was heard on a topic. The record is durable, so it counts after a restart too.
+    async fn heard_others(&self, topic: &Topic) {
+        if self.listening_records.heard_others(topic, self.log.now()) {
+            let name = topic.clone();
+            let noted = self.commit.write_later(move |write| heard_topics::note(write, &name)).await;
+            if let Err(error) = noted {
+                tracing::error!(%topic, "cannot note that others were heard: {error}");
+            }
+        }
+    }
+
+    /// Appends an entry. If the log is full, the wait is outside the async threads.
+    async fn append(&self, kind: Kind) {
+        if self.log.has_room() {
+            self.log.append_now([kind]);
+            return;
+        }
+        let log = self.log.clone();
+        let appended = tokio::task::spawn_blocking(move || drop(log.append(kind))).await;
+        if let Err(error) = appended {
+            tracing::error!("a message was lost on its way into the log: {error}");
+        }
+    }
+}
+
+/// An open stream.
+struct Stream {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Stream {
+    async fn end(self) {
+        self.stop.cancel();
+        if let Err(error) = self.task.await {
+            tracing::error!("a stream ended badly: {error}");
+        }
+    }
+}
+
+/// The most recent messages, to recognise repeated ones.
+#[derive(Debug, Default)]
+struct Seen {
+    set: HashSet<(PeerName, Bytes)>,
+    order: VecDeque<(PeerName, Bytes)>,
+}
+
+impl Seen {
+    fn is_new(&mut self, message: &Incoming) -> bool {
+        let key = (message.from.clone(), message.sequence.clone());
+        if !self.set.insert(key.clone()) {
+            return false;
+        }
+        self.order.push_back(key);
+        if self.order.len() > REMEMBERED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.set.remove(&oldest);
+        }
+        true
+    }
+}

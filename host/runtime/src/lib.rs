@@ -1,0 +1,51 @@
+//! The plugin runtime. It owns the wasmtime engine, the sandbox, the host functions and one actor for each
+//! plugin, which handles one entry at a time.
+//!
+//! It receives entries of the event log (`dim-store`) and returns batches of effects to the commit. A host
+//! function answers from local state and never waits. No effect takes place before the commit.
+//!
+//! Only `bindings.rs` contains generated bindings.
+
+mod actor;
+mod bindings;
+mod cache;
+mod compile_settings;
+pub mod compiler;
+mod engine;
+mod exception;
+mod imports;
+mod instance;
+mod instances;
+mod plugin_log;
+mod manifest;
+mod pool;
+mod runnable;
+mod session;
+pub mod signing;
+mod wasi;
+
+// The host functions and the conversions of the exports, one file for each interface of `wit/`.
+mod event;
+mod ipns;
+mod log;
+mod pubsub;
+mod state;
+mod timers;
+
+pub use actor::{
+    Actor, ActorError, Done, EffectCounts, Fallback, Handle, Order, OtherReach, Parts, PluginStatus,
+    ProbationParts, Rollback, Started, Step, Successor, rehearse,
+};
+pub use cache::Cache;
+pub use compiler::{Allotment, Compiler};
+pub use engine::{Engine, EngineError, Prepared, judge};
+pub use imports::{lacking, ways_to_wait};
+pub use manifest::{
+    Inspection, MAX_COMPONENT, Manifest, ManifestError, Resolved, inspect, leb128, read, section,
+    with_sections,
+};
+pub use plugin_log::{Line, Lines};
+pub use pool::Capacity;
+pub use runnable::Runnable;
+pub use session::{Mode, Session, SessionParts, check_key};
+pub use wasi::Numbers;

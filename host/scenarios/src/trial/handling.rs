@@ -1,0 +1,227 @@
+//! Owns the handling of entries in a trial: append, call, record, commit. Receives entries from outside; adds the calls
+//! and their effects to the trial.
+
+use std::collections::VecDeque;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use dim_model::entry::{Entry, Event, Hearing, Kind};
+use dim_model::ident::IpnsName;
+use dim_runtime::{Done, Started, Step};
+use dim_server::host::Storage;
+use dim_store::commit::NameChange;
+use dim_store::effect::Asked;
+use dim_store::followed_names::Followed;
+use dim_store::retry_scheduler;
+use futures::FutureExt as _;
+
+use super::{Cause, Happened, Listening, Trial};
+use crate::TrialError;
+use crate::wiring::Wiring;
+
+/// Maximum number of entries in one commit. Entries with other effects than state and timers are committed immediately.
+const TOGETHER: usize = 256;
+
+impl Trial {
+    /// Appends an entry from outside and handles it. There may be an interruption, except for listening records and
+    /// lists of peers.
+    pub(super) fn append(&mut self, kind: Kind) -> Result<(), TrialError> {
+        if matches!(kind, Kind::Heard(_) | Kind::Peers { .. }) {
+            self.append_quietly(kind)?;
+        } else {
+            self.with_interruption(|trial| trial.append_quietly(kind))?;
+        }
+        self.tell_names()
+    }
+
+    pub(super) fn append_quietly(&mut self, kind: Kind) -> Result<(), TrialError> {
+        let is_command = matches!(kind, Kind::Command { .. });
+        // Timers and listening records do not come from outside. Two versions of a plugin may differ in their timers,
+        // retries and followed names, and random numbers must not depend on these.
+        let is_from_outside = !matches!(kind, Kind::Tick(_) | Kind::Heard(_));
+        let Storage { commit, log, .. } = &self.wiring.loader.storage;
+        if !log.has_room() {
+            // No writer thread commits in a trial. This commits the log entries only, without the effects of the
+            // plugin.
+            commit.run_once(&self.ground.store, log)?;
+        }
+        let entry = log.append(kind);
+        if is_from_outside {
+            self.ground.numbers.add(entry.offset.0);
+        }
+        if is_command {
+            self.replies.insert(entry.offset.0, self.wiring.handle.reply_of(entry.offset));
+        }
+        self.go_on()
+    }
+
+    /// Appends a listening record for the topics that the host has listened to until now.
+    pub(super) fn hear(&mut self) -> Result<(), TrialError> {
+        let now = self.now();
+        let topics = self.wiring.actor.context().subscriptions().clone();
+        self.heard.retain(|topic, _| topics.contains(topic));
+        let mut heard = Vec::new();
+        for topic in topics {
+            let is_heard = match &self.listening {
+                Listening::Yes => true,
+                Listening::NotTo(other) => *other != topic,
+                Listening::No | Listening::AsRecorded => false,
+            };
+            let since = *self.heard.entry(topic.clone()).or_insert(now);
+            if is_heard && since < now {
+                self.heard.insert(topic.clone(), now);
+                heard.push(Hearing { topic, since, until: now });
+            }
+        }
+        if heard.is_empty() { Ok(()) } else { self.append(Kind::Heard(heard)) }
+    }
+
+    /// Appends a `gap` event for each topic that the host has not listened to. From now on it listens again.
+    pub(super) fn tell_gaps(&mut self) -> Result<(), TrialError> {
+        let now = self.now();
+        let missed: Vec<_> = self.heard.iter().filter(|(_, until)| **until < now).collect();
+        let missed: Vec<_> = missed.into_iter().map(|(topic, until)| (topic.clone(), *until)).collect();
+        for (topic, since) in missed {
+            self.heard.insert(topic.clone(), now);
+            self.append(Kind::Event(Event::Gap { topic, since, until: now }))?;
+        }
+        Ok(())
+    }
+
+    /// Appends due retries to the log and removes them from the store in the same commit.
+    pub(super) fn release(&mut self, due: Vec<((u64, u64), Kind)>) -> Result<(), TrialError> {
+        let (keys, kinds): (Vec<_>, Vec<_>) = due.into_iter().unzip();
+        self.commit()?;
+        let commit = self.wiring.loader.storage.commit.clone();
+        let mut write =
+            pin!(commit.append_and_write(kinds, move |write| retry_scheduler::forget(write, &keys)));
+        debug_assert!((&mut write).now_or_never().is_none(), "it waits for the commit");
+        self.wiring.loader.storage.commit.run_once(&self.ground.store, &self.wiring.loader.storage.log)?;
+        write.now_or_never().expect("it was committed")?;
+        self.go_on()
+    }
+
+    /// Handles all entries of the log that the plugin has not handled yet.
+    pub(super) fn go_on(&mut self) -> Result<(), TrialError> {
+        loop {
+            let mut entries = VecDeque::new();
+            self.wiring.loader.storage.log.read(self.wiring.actor.next(), 512, &mut entries)?;
+            if entries.is_empty() {
+                return Ok(());
+            }
+            for entry in entries {
+                self.handle(&entry)?;
+            }
+        }
+    }
+
+    fn handle(&mut self, entry: &Arc<Entry>) -> Result<(), TrialError> {
+        loop {
+            self.make_ready()?;
+            let (cause, done, is_over) = match self.wiring.actor.step(entry)? {
+                Step::Entry(done) => (Cause::Entry(entry.kind.clone()), done, true),
+                Step::Timer(key, done) => (Cause::Timer(key), done, false),
+                Step::Stopped(reason) => return Err(TrialError::DoesNotStart(reason)),
+            };
+            self.note(entry, cause, done);
+            self.commits.uncommitted += 1;
+            let must_be_real = self.wiring.actor.reaches_out() || matches!(entry.kind, Kind::Command { .. });
+            if !self.commits.holds && (must_be_real || self.commits.uncommitted >= TOGETHER) {
+                self.commit()?;
+            }
+            if is_over {
+                return Ok(());
+            }
+        }
+    }
+
+    fn note(&mut self, entry: &Entry, cause: Cause, done: Done) {
+        let Done { was_called, asked, dead, retries, lines, cpu } = done;
+        if !was_called && dead.is_empty() && asked == Asked::default() {
+            return;
+        }
+        let (offset, time, reply) = (entry.offset, entry.time, None);
+        self.happened.push(Happened { offset, time, cause, asked, dead, retries, reply, lines, cpu });
+    }
+
+    pub(super) fn make_ready(&mut self) -> Result<(), TrialError> {
+        match self.wiring.actor.ready()? {
+            Ok(Some(started)) => {
+                self.note_started(started);
+                Ok(())
+            }
+            Ok(None) => Ok(()),
+            Err(reason) => Err(TrialError::DoesNotStart(reason)),
+        }
+    }
+
+    fn note_started(&mut self, Started { asked, lines }: Started) {
+        if asked == Asked::default() && lines.is_empty() {
+            return;
+        }
+        self.happened.push(Happened {
+            offset: self.wiring.actor.next(),
+            time: self.now(),
+            cause: Cause::Start,
+            asked,
+            dead: Vec::new(),
+            retries: Vec::new(),
+            reply: None,
+            lines,
+            cpu: Duration::ZERO,
+        });
+    }
+
+    /// Commits the batch of the plugin and all log entries.
+    pub(super) fn commit(&mut self) -> Result<(), TrialError> {
+        let Wiring { loader, actor, .. } = &mut self.wiring;
+        actor.submit();
+        loader.storage.commit.run_once(&self.ground.store, &loader.storage.log)?;
+        actor.take_in()?;
+        // In a trial all publishes count as sent immediately.
+        loader.links.backlog.length(Some(&self.ground.plugin)).store(0, Ordering::Relaxed);
+        self.commits.uncommitted = 0;
+        self.take_replies();
+        self.commits.committed = self.happened.len();
+        self.ground.trim()
+    }
+
+    fn take_replies(&mut self) {
+        for happened in &mut self.happened[self.commits.committed..] {
+            if matches!(happened.cause, Cause::Entry(Kind::Command { .. })) {
+                let reply = self.replies.remove(&happened.offset.0);
+                happened.reply = reply.and_then(|mut reply| reply.try_recv().ok());
+            }
+        }
+    }
+
+    /// Delivers the values of followed names that the plugin has not received yet.
+    pub(super) fn tell_names(&mut self) -> Result<(), TrialError> {
+        loop {
+            let follows = self.wiring.actor.context().follows();
+            self.followed.told.retain(|name| follows.contains_key(name));
+            let is_news = |name: &&IpnsName| {
+                self.followed.names.contains_key(*name) && !self.followed.told.contains(*name)
+            };
+            let Some(name) = follows.keys().find(is_news).cloned() else { return Ok(()) };
+            self.followed.told.insert(name.clone());
+            self.with_interruption(|trial| trial.tell(name))?;
+        }
+    }
+
+    fn tell(&mut self, name: IpnsName) -> Result<(), TrialError> {
+        let (resolution, data) = self.followed.names[&name].clone();
+        let (cid, _) = resolution.path.ipfs().expect("only a file is set");
+        self.commit()?;
+        let target = resolution.path.clone();
+        let known = Followed { resolution, target, record: Vec::new() };
+        let commit = self.wiring.loader.storage.commit.clone();
+        let mut change = pin!(commit.change_name(NameChange::Followed { known, cid, data }));
+        debug_assert!((&mut change).now_or_never().is_none(), "it waits for the commit");
+        commit.run_once(&self.ground.store, &self.wiring.loader.storage.log)?;
+        change.now_or_never().expect("it was committed")?;
+        self.go_on()
+    }
+}

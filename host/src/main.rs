@@ -1,5 +1,0 @@
-//! The program `dim`.
-
-fn main() -> std::process::ExitCode {
-    dim::cli::main()
-}

@@ -1,9 +1,0 @@
-// Says what comes.
-
-import { log } from './dim.js';
-
-export function handle(event) {
-  if (event.type === 'message') {
-    log.info('a message came', { topic: event.topic, bytes: event.data.length });
-  }
-}

@@ -1,8 +1,0 @@
-"""Says what comes."""
-
-from dim import Message, log
-
-
-def handle(event):
-    if isinstance(event, Message):
-        log.info("a message came", topic=event.topic, bytes=len(event.data))

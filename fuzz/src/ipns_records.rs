@@ -4,7 +4,7 @@
 //! the last two modes a key of this target signs the record first, so that the code after the check of the signature
 //! runs.
 
-use dim_ipfs::record::Record;
+use dim_ipfs::ipns_record::Record;
 use dim_model::ident::{ContentPath, IpnsName};
 use dim_model::time::Timestamp;
 use libp2p_identity::Keypair;

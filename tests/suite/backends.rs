@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use dim_ipfs::ipns_record::Record;
 use dim_ipfs::keys::{Key, name_of};
-use dim_ipfs::record::Record;
 use dim_ipfs::{Backend, BackendError, Publication, unixfs};
 use dim_model::ident::{ContentPath, KeyName, Topic};
 use dim_model::time::{Timestamp, nanoseconds};

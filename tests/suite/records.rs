@@ -1,7 +1,7 @@
 //! IPNS records against those of the gateway conformance suite, as Kubo 0.43.0 judges them.
 
+use dim_ipfs::ipns_record::{Record, RecordError};
 use dim_ipfs::keys::name_of;
-use dim_ipfs::record::{Record, RecordError};
 use dim_model::ident::IpnsName;
 use dim_model::time::Timestamp;
 use dim_tests::Kubo;

@@ -16,8 +16,8 @@ use libp2p_identity::Keypair;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
+use crate::ipns_record::Record;
 use crate::keys::{Key, Keyring};
-use crate::record::Record;
 use crate::{
     Backend, BackendError, Content, Current, Incoming, Messages, Names, Prepared, Publication, Published,
     Pubsub,

@@ -7,7 +7,7 @@
 pub mod embedded;
 pub mod keys;
 pub mod kubo;
-pub mod record;
+pub mod ipns_record;
 pub mod unixfs;
 
 use std::pin::Pin;
@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::keys::Key;
-use record::Record;
+use ipns_record::Record;
 
 /// The error of a call of a backend.
 #[derive(Debug, Error)]

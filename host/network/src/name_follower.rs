@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use dim_ipfs::ipns_record::Record;
 use dim_ipfs::keys::Keyring;
-use dim_ipfs::record::Record;
 use dim_ipfs::{Backend, BackendError};
 use dim_model::entry::{Kind, Resolution};
 use dim_model::health::{Code, HealthFinding};

@@ -4,7 +4,7 @@
 
 mod instance_slot;
 mod delivery;
-mod quarantine;
+mod restarts;
 mod handle;
 mod limit_records;
 mod status;
@@ -24,7 +24,7 @@ pub use stepping::{Done, Started, Step};
 pub use succession::{Fallback, Order, OtherReach, Rollback, Successor, rehearse};
 
 use crate::Runnable;
-use crate::event::reply_error;
+use crate::event_conversion::reply_error;
 use crate::instance::{CallError, Setting, thread_cpu};
 use crate::session::{Mode, Session, SessionParts};
 use crate::wasi::Numbers;
@@ -43,7 +43,7 @@ use delivery::{Delivery, Outcome, Tried};
 use handle::Inbox;
 use instance_slot::InstanceSlot;
 use limit_records::{LimitRecords, Starts};
-use quarantine::Failing;
+use restarts::Failing;
 use succession::Predecessor;
 
 /// Longest work in one batch before the actor submits it.

@@ -24,13 +24,9 @@ mod session;
 pub mod signing;
 mod wasi;
 
-// The host functions and the conversions of the exports, one file for each interface of `wit/`.
-mod event;
-mod ipns;
-mod log;
-mod pubsub;
-mod state;
-mod timers;
+// The conversions between the types of WIT and those of the host.
+mod event_conversion;
+mod host_functions;
 
 pub use actor::{
     Actor, ActorError, Done, EffectCounts, Fallback, Handle, Order, OtherReach, Parts, PluginStatus,

@@ -5,7 +5,7 @@
 //! entries in the log, unless the disk is nearly full. Queries are always answered. Messages that the host
 //! drops meanwhile become a gap, because listening is not proven.
 
-mod check;
+mod thresholds;
 mod reclaimable;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::watch;
 
-pub use check::{DiskCheck, Quota};
 pub use reclaimable::ReclaimableSpace;
+pub use thresholds::{DiskCheck, Quota};
 
 /// The error of a stopped intake, with the reason.
 #[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]

@@ -4,7 +4,7 @@
 //! key, together with the jobs that the job tracker publishes.
 
 mod document;
-mod heard;
+mod intake;
 mod import;
 mod instances;
 mod merged;
@@ -12,7 +12,7 @@ mod node;
 mod orders;
 mod query;
 mod resources;
-mod said;
+mod heartbeat;
 
 use std::time::Duration;
 
@@ -24,10 +24,10 @@ use dim_guest::time::Time;
 use dim_guest::{Event, Failure, Message, Origin, Plugin, Refusal, export_plugin, ipns, json, state, timers};
 use serde::Deserialize;
 
-use heard::{Observer, Verdict};
+use heartbeat::Said;
+use intake::{Observer, Verdict};
 use node::{Before, NODES, Node};
 use query::Filter;
-use said::Said;
 
 /// The config of the plugin. The manifest describes the fields.
 #[derive(Debug, Deserialize)]

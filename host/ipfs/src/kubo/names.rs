@@ -12,8 +12,8 @@ use serde::Deserialize;
 use tokio::sync::Mutex;
 
 use super::rpc::{Call, Rpc};
+use crate::ipns_record::{MAX_RECORD, Record};
 use crate::keys::Key;
-use crate::record::{MAX_RECORD, Record};
 use crate::{BackendError, Current, Names as Backend, Prepared, Publication, Published};
 
 /// The time limit of a publish. The first publish of a new key on a public network takes 30 s.

@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::Actor;
 use crate::bindings::dim::coordination::event as wit;
-use crate::event::{reply_error, said, wit_event};
+use crate::event_conversion::{reply_error, said, wit_event};
 use crate::instance::{CallError, Trap, thread_cpu};
 use crate::session::Mode;
 

@@ -6,8 +6,8 @@ use dim_model::time::nanoseconds;
 use dim_store::StoreError;
 
 use super::Actor;
-use super::quarantine::FailedStart;
-use crate::event::said;
+use super::restarts::FailedStart;
+use crate::event_conversion::said;
 use crate::instance::{CallError, INSTANCES, Instance, Trap};
 use crate::session::Session;
 

@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 
 use super::Actor;
 use super::instance_slot::refused;
-use crate::event::said;
+use crate::event_conversion::said;
 use crate::instance::{Instance, Setting};
 use crate::session::{Mode, Session, SessionParts};
 use crate::{Prepared, Runnable};

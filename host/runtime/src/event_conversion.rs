@@ -6,7 +6,7 @@ use dim_store::batch::ReplyError;
 use dim_store::limits::REASON_BYTES;
 
 use crate::bindings::dim::coordination::event as wit;
-use crate::ipns;
+use crate::host_functions::ipns;
 
 /// Converts a refusal of the plugin to an error of the reply.
 pub fn reply_error(refusal: wit::Refusal, method: &str) -> ReplyError {

@@ -9,8 +9,8 @@ use dim_guest::state;
 use dim_guest::time::Time;
 use serde::Deserialize;
 
+use crate::heartbeat::Said;
 use crate::node::{Before, Node};
-use crate::said::Said;
 
 impl Node {
     /// Returns the node after a heartbeat that arrives at `now`. `record` is the stored node, if there is one. A

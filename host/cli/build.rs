@@ -1,16 +1,16 @@
 //! Generates the lists of the files that `dim plugin new` copies into a new plugin.
 
+#[path = "../bundled/build/workspace.rs"]
+mod workspace;
+
 use std::env;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 fn main() {
-    let package = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
-    let mut above = package.ancestors();
-    let workspace =
-        above.find(|dir| dir.join("Cargo.lock").is_file()).expect("the package is in the workspace");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    std::fs::write(out.join("sdk.rs"), sdk(workspace)).expect("the output directory can be written to");
+    std::fs::write(out.join("sdk.rs"), sdk(&workspace::workspace()))
+        .expect("the output directory can be written to");
 }
 
 /// The Rust source of the lists: the files of the SDKs and the WIT, each with its path in the new plugin.

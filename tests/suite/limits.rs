@@ -504,7 +504,7 @@ fn a_bundled_plugin_is_compiled_only_where_the_form_from_the_build_does_not_fit(
                 .unwrap();
         let digest = dim_model::ident::Digest::of(component);
         // SAFETY: one form is that of the build, and wasmtime refuses the other, which has not its header.
-        let engine = unsafe { engine.with_built_in(vec![(digest, built_in)]) };
+        let engine = unsafe { engine.with_built_in([(digest, built_in)]) };
         assert!(engine.has_compiled(digest));
         engine.prepare(component, dim_runtime::judge(component, []).unwrap()).unwrap();
         let files = std::fs::read_dir(dir.path().join("compiled")).unwrap().map(|file| file.unwrap().path());

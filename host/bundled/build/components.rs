@@ -1,19 +1,16 @@
 // Builds the components of this workspace with a separate cargo and target directory, so that profile and target are
 // independent of the build of the host.
 
+#[path = "workspace.rs"]
+mod workspace;
+
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-pub const TARGET: &str = "wasm32-wasip2";
+pub use workspace::workspace;
 
-/// Returns the workspace of the package. The environment is read at run time, because a checkout can be moved after
-/// its build script was built.
-pub fn workspace() -> PathBuf {
-    let package = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
-    let mut above = package.ancestors();
-    above.find(|dir| dir.join("Cargo.lock").is_file()).expect("the package lies in the workspace").to_owned()
-}
+pub const TARGET: &str = "wasm32-wasip2";
 
 /// Returns a cargo command that builds for WebAssembly; the caller adds the packages.
 pub fn cargo(workspace: &Path, target_dir: &Path) -> Command {

@@ -1,6 +1,7 @@
 //! Owns the wasmtime engine that all plugins share: the compilation and the linking of components. It receives
 //! the bytes of components and returns components that can be instantiated.
 
+use std::collections::BTreeMap;
 use std::collections::hash_map::DefaultHasher;
 use std::fmt::Display;
 use std::hash::{Hash, Hasher};
@@ -68,7 +69,7 @@ pub struct Engine {
     /// The cache that other programs of this user share, if there is one.
     shared: Option<Cache>,
     /// The compiled forms of components that are part of this program, by the digest of the component.
-    built_in: Vec<(Digest, &'static [u8])>,
+    built_in: BTreeMap<String, &'static [u8]>,
     compiler: Compiler,
 }
 
@@ -104,7 +105,7 @@ impl Engine {
         wasi::add_to_linker(&mut linker).map_err(EngineError::Engine)?;
         bindings::Plugin::add_to_linker::<_, HasSelf<_>>(&mut linker, |guest| guest)
             .map_err(EngineError::Engine)?;
-        Ok(Self { engine, linker, cache, shared: None, built_in: Vec::new(), compiler })
+        Ok(Self { engine, linker, cache, shared: None, built_in: BTreeMap::new(), compiler })
     }
 
     /// Makes the engine use `shared` as well: it looks for compiled components there, and stores its own.
@@ -119,7 +120,9 @@ impl Engine {
     ///
     /// Each form must be the unchanged result of wasmtime's `Engine::precompile_component` for the component of that
     /// digest.
-    pub unsafe fn with_built_in(self, built_in: Vec<(Digest, &'static [u8])>) -> Self {
+    pub unsafe fn with_built_in(self, built_in: impl IntoIterator<Item = (Digest, &'static [u8])>) -> Self {
+        let built_in =
+            built_in.into_iter().map(|(digest, compiled)| (digest.to_string(), compiled)).collect();
         Self { built_in, ..self }
     }
 
@@ -139,7 +142,7 @@ impl Engine {
     /// Whether a cache contains the compiled form of the component with this digest.
     pub fn has_compiled(&self, digest: impl Display) -> bool {
         let digest = digest.to_string();
-        if self.built_in.iter().any(|(of, _)| of.to_string() == digest) {
+        if self.built_in.contains_key(&digest) {
             return true;
         }
         let name = self.compiled_name(digest);
@@ -173,7 +176,7 @@ impl Engine {
     }
 
     fn built_in(&self, digest: Digest) -> Option<Component> {
-        let (_, compiled) = self.built_in.iter().find(|(of, _)| *of == digest)?;
+        let compiled = self.built_in.get(&digest.to_string())?;
         // SAFETY: the caller of `with_built_in` vouches for the bytes. wasmtime checks the version and the settings.
         let component = unsafe { Component::deserialize(&self.engine, compiled) };
         component

@@ -59,7 +59,7 @@ pub struct Handle {
 }
 
 /// The orders and states that an actor and its handle share.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 struct Flags {
     /// Whether the plugin is paused.
     paused: Arc<AtomicBool>,
@@ -83,9 +83,7 @@ pub struct Inbox {
     status: Arc<Mutex<PluginStatus>>,
     code: Arc<Mutex<Arc<Runnable>>>,
     fallback: Arc<Mutex<Option<Arc<Runnable>>>>,
-    paused: Arc<AtomicBool>,
-    quarantined: Arc<AtomicBool>,
-    resumed: Arc<AtomicBool>,
+    flags: Flags,
 }
 
 /// Creates both sides of the handle of the actor of `name`, which runs `code`.
@@ -105,9 +103,7 @@ pub fn pair(
         status: Arc::default(),
         code: Arc::new(Mutex::new(Arc::new(code.clone()))),
         fallback: Arc::default(),
-        paused: Arc::default(),
-        quarantined: Arc::default(),
-        resumed: Arc::default(),
+        flags: Flags::default(),
     };
     let handle = Handle {
         name,
@@ -120,12 +116,7 @@ pub fn pair(
         status: inbox.status.clone(),
         code: inbox.code.clone(),
         fallback: inbox.fallback.clone(),
-        flags: Flags {
-            paused: inbox.paused.clone(),
-            quarantined: inbox.quarantined.clone(),
-            resumed: inbox.resumed.clone(),
-            leaves: Arc::default(),
-        },
+        flags: inbox.flags.clone(),
     };
     (handle, inbox)
 }
@@ -173,17 +164,17 @@ impl Inbox {
 
     /// Whether the plugin is paused.
     pub fn is_paused(&self) -> bool {
-        self.paused.load(Ordering::Relaxed)
+        self.flags.paused.load(Ordering::Relaxed)
     }
 
     /// Sets whether the plugin is quarantined.
     pub fn show_quarantined(&self, quarantined: bool) {
-        self.quarantined.store(quarantined, Ordering::Relaxed);
+        self.flags.quarantined.store(quarantined, Ordering::Relaxed);
     }
 
     /// Whether the plugin was resumed since the last call.
     pub fn take_resumed(&self) -> bool {
-        self.resumed.swap(false, Ordering::Relaxed)
+        self.flags.resumed.swap(false, Ordering::Relaxed)
     }
 
     /// Publishes the code that runs.

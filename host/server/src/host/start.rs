@@ -255,7 +255,7 @@ pub(super) fn cores() -> usize {
 pub fn with_bundled(engine: Engine) -> Engine {
     let compiled = dim_bundled::compiled().map(|(component, compiled)| (Digest::of(component), compiled));
     // SAFETY: the build script of `dim-bundled` has compiled each form from the component beside it.
-    unsafe { engine.with_built_in(compiled.collect()) }
+    unsafe { engine.with_built_in(compiled) }
 }
 
 /// Returns the limits on the size of the store and on the free space of the disk.

@@ -19,7 +19,13 @@ pub struct Agent {
 impl Agent {
     /// Starts `dim agent` for the node `n1` with more arguments. Returns when its socket answers.
     pub fn start(program: &Path, dir: &Path, args: &[&str]) -> Self {
+        Self::start_by(program, dir, args, 1)
+    }
+
+    /// Does the same; on the agent's clock `rate` seconds pass in a second.
+    pub fn start_by(program: &Path, dir: &Path, args: &[&str], rate: u32) -> Self {
         let mut command = Command::new(program);
+        command.env("DIM_TEST_CLOCK_RATE", rate.to_string());
         command.args(["agent", "--node-id", "n1", "--agent-dir"]).arg(dir).args(args);
         command.env_remove("DIM_API");
         let child = Owned::spawn_logging(&mut command, &dir.with_extension("log"));

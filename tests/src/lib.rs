@@ -18,7 +18,7 @@ pub mod tier;
 mod witness;
 
 pub use agent::Agent;
-pub use clock::SetClock;
+pub use clock::{FastClock, SetClock};
 pub use disk::{FailingDisk, SmallDisk, TearingDisk};
 pub use host::{
     Setup, SupervisedHost, TOKEN, TestHost, downtime, eventually, eventually_within, script, soon, warm,

@@ -15,7 +15,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_dim-under-test");
 
 /// How often all attack.
 fn rounds() -> usize {
-    tier::repeats(2, 10)
+    tier::repeats(1, 10)
 }
 
 /// How the operator sees an attack.

@@ -1,7 +1,11 @@
 //! The documentation: its links lead somewhere, its summary is complete, and the README is short.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+
+use dim_model::time::duration_of;
+use dim_server::config::Config;
+use serde_json::Value;
 
 /// Most lines of the README.
 const README_LINES: usize = 200;
@@ -171,4 +175,98 @@ fn every_source_file_that_the_architecture_names_exists() {
         named += 1;
     }
     assert!(named > 100, "{named}");
+}
+
+/// The rows of the tables of a page whose first cell begins with a word in backquotes, cell by cell.
+fn rows(page: &str) -> Vec<Vec<String>> {
+    let rows = page.lines().filter(|line| line.starts_with("| `"));
+    rows.map(|row| row.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect()).collect()
+}
+
+/// The words in backquotes in a cell.
+fn quoted(cell: &str) -> impl Iterator<Item = &str> {
+    cell.split('`').skip(1).step_by(2)
+}
+
+/// The keys of a config and their values.
+fn keys(path: &str, value: &Value, found: &mut BTreeMap<String, Value>) {
+    match value {
+        Value::Object(members) if !members.is_empty() => {
+            for (key, value) in members {
+                keys(&format!("{path}{}{key}", if path.is_empty() { "" } else { "." }), value, found);
+            }
+        }
+        _ => drop(found.insert(path.to_owned(), value.clone())),
+    }
+}
+
+/// Whether a cell gives a default value: a number, a duration, a word in backquotes, or the absence of a value.
+fn is_default(cell: &str, value: &Value) -> bool {
+    let first = cell.split([',', ' ']).next().unwrap_or_default();
+    match value {
+        Value::Null => cell.starts_with("absent"),
+        Value::Array(items) => items.is_empty() && cell == "empty",
+        Value::Object(_) => cell == "empty" || cell.starts_with("the ") || cell.starts_with("absent"),
+        Value::Number(number) => {
+            let digits: String = cell.chars().take_while(|c| c.is_ascii_digit() || *c == ',').collect();
+            digits.replace(',', "") == number.to_string()
+        }
+        Value::String(text) => match (duration_of(text), duration_of(cell)) {
+            (Ok(is), Ok(told)) => is == told,
+            _ => quoted(cell).next() == Some(text),
+        },
+        Value::Bool(is) => first.trim_matches('`') == is.to_string(),
+    }
+}
+
+#[test]
+fn the_configuration_reference_has_each_key_of_the_host_with_its_default() {
+    let page = read(&dim_tests::data("../docs/configuration.md"));
+    let text = "topics: { TOPIC: { peers: [] } }\nplugins: { NAME: {} }\n".to_owned();
+    let text = text.replace("NAME", "a-name").replace("TOPIC", "a.topic");
+    let config = serde_json::to_value(Config::parse(&text).unwrap()).unwrap();
+    let mut known = BTreeMap::new();
+    keys("", &config, &mut known);
+    let known: BTreeMap<String, Value> = known
+        .into_iter()
+        .map(|(key, value)| (key.replace("a-name", "NAME").replace("a.topic", "TOPIC"), value))
+        .collect();
+    let documented: BTreeMap<String, String> = rows(&page)
+        .into_iter()
+        .filter(|cells| cells.len() == 5)
+        .map(|cells| (quoted(&cells[0]).next().unwrap().to_owned(), cells[3].clone()))
+        .collect();
+    // The short form of its two members.
+    let names: BTreeSet<&String> = documented.keys().filter(|key| *key != "signing.unsigned").collect();
+    assert_eq!(names, known.keys().collect());
+    for (key, value) in &known {
+        let is_required = key.as_str() == "topics.TOPIC.peers";
+        assert!(is_required || is_default(&documented[key], value), "{key}: {}, {value}", documented[key]);
+    }
+}
+
+#[test]
+fn the_configuration_reference_has_each_key_of_the_bundled_plugins_with_its_default() {
+    // The host sets these from the section `ipfs`.
+    let of_the_host =
+        |key: &str| key.ends_with("_topic") || ["ipns_key_name", "registry_ipns", "jobs_ipns"].contains(&key);
+    let page = read(&dim_tests::data("../docs/configuration.md"));
+    let mut documented = BTreeMap::new();
+    for cells in rows(&page).into_iter().filter(|cells| cells.len() == 6) {
+        for plugin in quoted(&cells[0]) {
+            let key = quoted(&cells[1]).next().unwrap().to_owned();
+            documented.insert((plugin.to_owned(), key), cells[4].clone());
+        }
+    }
+    let mut known = BTreeMap::new();
+    for plugin in dim_bundled::names() {
+        let manifest = dim_runtime::inspect(dim_bundled::component(plugin).unwrap()).unwrap().manifest;
+        let values = manifest.config.into_iter().filter(|(key, _)| !of_the_host(key));
+        known.extend(values.map(|(key, value)| ((plugin.to_owned(), key), value.default)));
+    }
+    assert_eq!(documented.keys().collect::<Vec<_>>(), known.keys().collect::<Vec<_>>());
+    for (key, value) in &known {
+        let value = value.clone().unwrap_or_default();
+        assert!(is_default(&documented[key], &value), "{key:?}: {}, {value}", documented[key]);
+    }
 }

@@ -422,7 +422,7 @@ async fn more_finished_jobs_than_one_entry_may_remove_are_pruned_in_slices() {
         })
         .collect();
     let write = store.begin().unwrap();
-    dim_store::log_rows::append(&write, entries.iter()).unwrap();
+    dim_store::event_log_rows::append(&write, entries.iter()).unwrap();
     let (id, _) =
         plugin_registry::known(&store.snapshot().unwrap(), &"job-tracker".parse().unwrap()).unwrap().unwrap();
     write.open_table(CURSORS).unwrap().insert(id.0, (first.0 + JOBS + 50, 0)).unwrap();

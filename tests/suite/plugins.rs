@@ -11,7 +11,7 @@ use dim_tests::alone::proposal;
 use dim_tests::component::probe;
 use dim_tests::{
     Kubo, Program, Setup, SupervisedHost, TestHost, begin_request, directly, downtime, eventually, script,
-    with_token,
+    tier, with_token,
 };
 use serde_json::{Value, json};
 
@@ -158,11 +158,12 @@ async fn what_is_installed_while_the_plugin_is_removed_comes_after_it() {
     install(late("1.0.0")).await.unwrap();
     host.listening(&"probe.in".parse().unwrap()).await;
     // It has something to do for a while.
-    for _ in 0..200 {
+    let messages = tier::repeats(40, 200) as u64;
+    for _ in 0..messages {
         host.from_peer("probe.in", busy()).await;
     }
     let received = &host.host.exchange.received.received;
-    let all = async || received.load(std::sync::atomic::Ordering::Relaxed) == 200;
+    let all = async || received.load(std::sync::atomic::Ordering::Relaxed) == messages;
     eventually("all messages are in the log", all).await;
     let removing = host.host.remove(&name, false, "the test");
     let installing = async {
@@ -332,7 +333,8 @@ async fn a_name_that_a_third_party_moves_replaces_the_plugin_on_two_hosts_withou
 async fn plugins_that_are_still_compiled_at_a_start_do_not_hold_up_those_that_are_ready() {
     let dir = tempfile::tempdir().unwrap();
     let mut setup = Setup::default().and_probe("zz-ready", json!({}));
-    for number in 0..60 {
+    let count = tier::repeats(12, 60);
+    for number in 0..count {
         // Components that nobody has compiled before.
         let file = dir.path().join(format!("{number}.wasm"));
         let steps = json!([{ "do": "set", "key": "unique", "value": file.display().to_string() }]);
@@ -347,7 +349,7 @@ async fn plugins_that_are_still_compiled_at_a_start_do_not_hold_up_those_that_ar
     assert_eq!(host.try_run("zz-ready", json!([{ "do": "add", "key": "count" }])).await.unwrap().len(), 1);
     let running = host.host().unwrap();
     running.all_loaded().await;
-    assert_eq!((running.plugins.all().len(), running.not_loaded()), (61, vec![]));
+    assert_eq!((running.plugins.all().len(), running.not_loaded()), (count + 1, vec![]));
     drop(running);
     host.stop().await;
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use dim_model::connectivity::Connectivity;
 use dim_model::ident::NodeId;
-use dim_model::time::Timestamp;
+use dim_model::time::{Clock, Timestamp};
 use serde::Serialize;
 use serde_json::json;
 use tokio::time::MissedTickBehavior;
@@ -35,6 +35,8 @@ pub struct Heartbeat {
     pub connectivity: Arc<Connectivity>,
     /// The last heartbeat that was sent.
     pub last: Arc<Mutex<Option<Beat>>>,
+    /// The clock that measures the time between two heartbeats.
+    pub clock: Arc<dyn Clock>,
 }
 
 /// A heartbeat that was sent.
@@ -49,7 +51,7 @@ pub struct Beat {
 impl Heartbeat {
     /// Sends heartbeats until `stop` is cancelled.
     pub async fn run(self, machine: Machine, stop: CancellationToken) {
-        let mut ticks = tokio::time::interval(self.every);
+        let mut ticks = tokio::time::interval(self.clock.real(self.every));
         // One heartbeat after a suspend is enough.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let beats = async {

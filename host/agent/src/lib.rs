@@ -39,10 +39,10 @@ pub use spool::SpoolError;
 use dim_ipfs::kubo;
 use dim_model::connectivity::Connectivity;
 use dim_model::ident::NodeId;
-use dim_model::time::Timestamp;
+use dim_model::time::{Clock, Timestamp};
 use dim_server::config::Topics;
 use dim_store::Absent;
-use dim_store::limits::MESSAGE_BYTES;
+use dim_store::plugin_limits::MESSAGE_BYTES;
 
 use heartbeat::{Heartbeat, Said};
 use machine::Machine;
@@ -96,6 +96,8 @@ pub struct Options {
     pub topics: Topics,
     /// The receiver.
     pub to: To,
+    /// The clock that measures pauses: the machine, except in tests of time.
+    pub clock: Arc<dyn Clock>,
 }
 
 /// The receiver of notices and heartbeats.
@@ -158,6 +160,7 @@ impl Agent {
             spool: self.spool.clone(),
             transport: desk.transport.clone(),
             connectivity: desk.notices.clone(),
+            clock: options.clock.clone(),
         };
         let heartbeat = Heartbeat {
             node: options.node,
@@ -167,6 +170,7 @@ impl Agent {
             transport: desk.transport.clone(),
             connectivity: desk.heartbeats.clone(),
             last: desk.beat.clone(),
+            clock: options.clock,
         };
         let stop = || self.stop.child_token();
         let (sending, beating) = (sender.run(stop()), heartbeat.run(machine, stop()));

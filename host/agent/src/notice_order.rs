@@ -3,11 +3,10 @@
 //! delay other jobs.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dim_model::backoff::Backoff;
 use dim_model::ident::JobId;
-use tokio::time::Instant;
 
 use crate::notice::Notice;
 

@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use dim_model::backoff::Backoff;
 use dim_model::connectivity::Connectivity;
-use dim_model::time::Timestamp;
-use tokio::time::Instant;
+use dim_model::time::{Clock, Timestamp};
 use tokio_util::sync::CancellationToken;
 
 use crate::notice_order::{Delivered, Pending};
@@ -26,6 +25,8 @@ pub struct Sender {
     pub transport: Arc<dyn Transport>,
     /// The state of the connection, from the results of sends.
     pub connectivity: Arc<Connectivity>,
+    /// The clock that measures pauses.
+    pub clock: Arc<dyn Clock>,
 }
 
 impl Sender {
@@ -36,7 +37,7 @@ impl Sender {
         let work = async {
             loop {
                 if let Err(pause) = self.turn(&mut pending, &mut backoff).await {
-                    tokio::time::sleep(pause).await;
+                    self.clock.sleep(pause).await;
                 }
             }
         };
@@ -51,7 +52,7 @@ impl Sender {
     async fn turn(&self, pending: &mut Pending, backoff: &mut Backoff) -> Result<(), Duration> {
         let turn = async {
             self.load(pending).await?;
-            match pending.next(Instant::now()).map(|(number, notice)| (number, notice.clone())) {
+            match pending.next(self.clock.monotonic()).map(|(number, notice)| (number, notice.clone())) {
                 Some((number, notice)) => {
                     let told = self.transport.tell(&notice).await;
                     self.settle(pending, number, notice, told).await
@@ -74,7 +75,7 @@ impl Sender {
     async fn load(&self, pending: &mut Pending) -> Result<(), Failure> {
         let last = pending.last;
         for (number, notice) in on_disk(&self.spool, move |spool| spool.waiting(last)).await? {
-            pending.add(number, notice, Instant::now());
+            pending.add(number, notice, self.clock.monotonic());
         }
         Ok(())
     }
@@ -90,7 +91,9 @@ impl Sender {
         self.connectivity.made();
         tracing::debug!(number, job = %notice.job, notice = notice.word.name(), "told");
         match answer {
-            Answer::Taken if pending.told(number, Instant::now()) == Delivered::Again => return Ok(()),
+            Answer::Taken if pending.told(number, self.clock.monotonic()) == Delivered::Again => {
+                return Ok(());
+            }
             Answer::Taken => on_disk(&self.spool, move |spool| spool.taken(number)).await?,
             Answer::Refused(reason) => {
                 tracing::warn!(job = %notice.job, notice = notice.word.name(), "a notice is refused: {reason}");
@@ -106,11 +109,11 @@ impl Sender {
     /// that receivers exist.
     async fn wait(&self, pending: &Pending) -> Result<(), Failure> {
         let look = if pending.has_told() { LOOK } else { Duration::from_secs(3_600) };
-        let until = Instant::now() + look;
-        let until = pending.soonest().map_or(until, |soonest| soonest.min(until));
+        let now = self.clock.monotonic();
+        let due = pending.soonest().map_or(look, |soonest| look.min(soonest.saturating_duration_since(now)));
         tokio::select! {
             () = self.spool.kept.notified() => return Ok(()),
-            () = tokio::time::sleep_until(until) => {}
+            () = self.clock.sleep(due) => {}
         }
         if pending.has_told() {
             self.transport.audience().await?;
@@ -122,12 +125,12 @@ impl Sender {
         match failure {
             Failure::Undelivered { why: why @ Undelivered::Away(_), .. } | Failure::Nobody(why) => {
                 self.connectivity.failed(why);
-                pending.begin_anew(Instant::now());
+                pending.begin_anew(self.clock.monotonic());
             }
             Failure::Undelivered { number, why } => {
                 tracing::debug!(number, "a notice is not accepted yet: {why}");
                 self.connectivity.failed(why);
-                pending.hold(*number, Instant::now());
+                pending.hold(*number, self.clock.monotonic());
             }
             Failure::Spool(error) => {
                 tracing::error!("the notices cannot be read: {}", dim_model::error_chain::chain(error));

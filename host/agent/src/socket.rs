@@ -16,7 +16,7 @@ use dim_api::{Admission, ApiError, bind_for_owner, guarded, serve};
 use dim_model::connectivity::Connectivity;
 use dim_model::ident::NodeId;
 use dim_model::time::Timestamp;
-use dim_store::limits::MESSAGE_BYTES;
+use dim_store::plugin_limits::MESSAGE_BYTES;
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;

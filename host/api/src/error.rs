@@ -180,9 +180,11 @@ impl From<ReplaceError> for ApiError {
             ReplaceError::Moved(_) => (StatusCode::CONFLICT, "conflict"),
             ReplaceError::KeyTaken { .. } => (StatusCode::CONFLICT, "key-taken"),
             ReplaceError::NoPlugin(name) => return ReplyError::NoPlugin(name.to_string()).into(),
-            ReplaceError::Refused(_) | ReplaceError::DoesNotStart(_) => {
-                (StatusCode::UNPROCESSABLE_ENTITY, "refused")
-            }
+            ReplaceError::Refused(_)
+            | ReplaceError::Component(_)
+            | ReplaceError::Stored(_)
+            | ReplaceError::Run(_)
+            | ReplaceError::DoesNotStart(_) => (StatusCode::UNPROCESSABLE_ENTITY, "refused"),
             ReplaceError::IntakeStopped(error) => return ReplyError::from(error).into(),
             ReplaceError::NoWayBack(_) => (StatusCode::CONFLICT, "no-way-back"),
             ReplaceError::Closed => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),

@@ -20,8 +20,8 @@ use dim_network::name_publisher::Lasting;
 use dim_server::host::{Host, NotLoaded, Standing, Supervised};
 use dim_store::change::Version;
 use dim_store::disk_monitor::Shortage;
-use dim_store::limits::DOCUMENT_BYTES;
 use dim_store::names::{self, KeyUse, Known};
+use dim_store::plugin_limits::DOCUMENT_BYTES;
 use dim_store::plugin_registry;
 use dim_store::{META, Snapshot, change_history, outbox};
 use serde::Serialize;
@@ -310,7 +310,7 @@ fn late(host: &Host, key: &KeyName, known: &Known, now: Timestamp) -> Option<Hea
 /// Returns a finding about a log above its maximum size because a plugin has not read it.
 fn overlong_log(host: &Host, snapshot: &Snapshot) -> Result<Option<HealthFinding>, ApiError> {
     let (bytes, most) =
-        (dim_store::log_rows::bytes(&snapshot.table(META)?)?, host.config.now().store.log.max_bytes);
+        (dim_store::event_log_rows::bytes(&snapshot.table(META)?)?, host.config.now().store.log.max_bytes);
     // Retention trims a small excess soon.
     if bytes <= most.saturating_mul(2) {
         return Ok(None);

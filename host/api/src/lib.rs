@@ -51,7 +51,7 @@ pub use server::serve;
 pub use token::Token;
 
 use dim_server::host::Supervised;
-use dim_store::limits::DOCUMENT_BYTES;
+use dim_store::plugin_limits::DOCUMENT_BYTES;
 
 /// The maximum size of a body, in bytes: the largest document and a margin.
 pub const MAX_BODY: usize = dim_client::MAX_BODY;

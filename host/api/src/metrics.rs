@@ -93,7 +93,7 @@ fn plugins(registry: &mut Registry, host: &Host) {
     let met = Family::<[(&'static str, String); 2], Counter<u64>>::default();
     for (plugin, status, _) in &all {
         for (limit, count) in &status.met {
-            met.get_or_create(&[("plugin", plugin.clone()), ("limit", (*limit).to_owned())]).inc_by(*count);
+            met.get_or_create(&[("plugin", plugin.clone()), ("limit", limit.to_string())]).inc_by(*count);
         }
     }
     let help = "How often it exceeded a limit, or used a permission that is not granted (limit=\"grants\")";

@@ -427,7 +427,7 @@ pub struct Back {
 /// Rolls a plugin back to earlier code, with the state of that time. Later entries are handled again.
 ///
 /// Unsent publishes of the later code are dropped; sent ones stay sent. A rollback is possible for as long as
-/// `replacement.undo_hours` and `replacement.undo_bytes` of the config allow.
+/// `replacement.undo_time` and `replacement.undo_bytes` of the config allow.
 #[utoipa::path(post, path = "/plugins/{plugin}/rollback", tag = "plugins", operation_id = "roll_back_plugin",
     params(("plugin" = PluginName, Path, description = "The plugin's name"), Back),
     responses((status = 200, body = RolledBack), Missing, Conflict))]

@@ -12,7 +12,7 @@ use axum::response::{IntoResponse as _, Response};
 use dim_model::entry::{Entry, Offset};
 use dim_model::feed::{Feed, Missed, Reader};
 use dim_server::host::Host;
-use dim_store::log::{Followed, Follower};
+use dim_store::event_log::{Followed, Follower};
 use futures::Stream;
 use tokio_util::sync::CancellationToken;
 

@@ -17,7 +17,7 @@ use dim_server::host::Host;
 use dim_store::StoreError;
 use dim_store::effect::Publish;
 use dim_store::interest::Subscriber;
-use dim_store::limits::MESSAGE_BYTES;
+use dim_store::plugin_limits::MESSAGE_BYTES;
 use multibase::Base;
 use serde::Serialize;
 use utoipa::ToSchema;

@@ -2,6 +2,7 @@
 //! agent.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -10,7 +11,7 @@ use dim_agent::{Agent as Running, Options, SOCKET, To};
 use dim_client::{Address, Client, ClientError, Http};
 use dim_ipfs::kubo;
 use dim_model::ident::{CidText, JobId, NodeId};
-use dim_model::time::duration_of;
+use dim_model::time::{Clock, duration_of};
 use dim_server::config::Config;
 use dim_server::secret::Secret;
 use dim_store::Absent;
@@ -126,11 +127,11 @@ pub struct NoAgent {
 }
 
 impl Agent {
-    pub fn execute(self, global: &Global) -> anyhow::Result<()> {
+    pub fn execute(self, global: &Global, clock: Arc<dyn Clock>) -> anyhow::Result<()> {
         let by_default = || default_state_dir("dim-agent", "--agent-dir or DIM_AGENT_DIR");
         let dir = self.agent_dir.map_or_else(by_default, Ok)?;
         match self.command {
-            None => self.run.execute(dir, global),
+            None => self.run.execute(dir, global, clock),
             Some(_) if self.run.is_given() => {
                 let why = "the options that start an agent cannot be used with a subcommand for a running agent, except --agent-dir";
                 super::Cli::command().error(clap::error::ErrorKind::ArgumentConflict, why).exit()
@@ -213,7 +214,7 @@ impl Run {
             || log_format.is_some()
     }
 
-    fn execute(self, dir: PathBuf, global: &Global) -> anyhow::Result<()> {
+    fn execute(self, dir: PathBuf, global: &Global, clock: Arc<dyn Clock>) -> anyhow::Result<()> {
         let config = self.config.as_deref().map_or_else(|| Ok(Config::default()), Config::read)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let _logging = Logging::start(
@@ -222,10 +223,16 @@ impl Run {
             &config.telemetry,
             runtime.handle(),
         )?;
-        runtime.block_on(self.live(config, dir, global))
+        runtime.block_on(self.live(config, dir, global, clock))
     }
 
-    async fn live(self, config: Config, dir: PathBuf, global: &Global) -> anyhow::Result<()> {
+    async fn live(
+        self,
+        config: Config,
+        dir: PathBuf,
+        global: &Global,
+        clock: Arc<dyn Clock>,
+    ) -> anyhow::Result<()> {
         let options = Options {
             dir,
             absent: if self.new_store { Absent::Created } else { Absent::Refused },
@@ -234,6 +241,7 @@ impl Run {
             every: self.every.unwrap_or(EVERY),
             models: self.models,
             topics: config.ipfs.pubsub,
+            clock,
         };
         let mut signals = Signals::new()?;
         let mut agent = Running::start(options).await?;

@@ -27,12 +27,14 @@ use std::ffi::OsString;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anstream::ColorChoice;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use dim_client::{Address, ClientError};
+use dim_model::time::{Clock, MachineClock};
 use dim_runtime::compiler::{self, Allotment};
 use dim_server::secret::{Secret, SecretError};
 use secrecy::SecretString;
@@ -213,10 +215,15 @@ impl Global {
 
 /// Parses the command line and runs the command. Returns the exit code of the process.
 pub fn main() -> ExitCode {
+    main_by(Arc::new(MachineClock))
+}
+
+/// Does the same as [`main`]; hosts and agents measure time by `clock`.
+pub fn main_by(clock: Arc<dyn Clock>) -> ExitCode {
     without_empty_variables();
     let cli = Cli::parse();
     cli.global.color.apply();
-    match dispatch(cli) {
+    match dispatch(cli, clock) {
         Ok(()) => ExitCode::from(OK),
         Err(error) => {
             report(&error);
@@ -244,21 +251,21 @@ fn without_empty_variables() {
     let _ = again.exec();
 }
 
-fn dispatch(Cli { global, command }: Cli) -> anyhow::Result<()> {
+fn dispatch(Cli { global, command }: Cli, clock: Arc<dyn Clock>) -> anyhow::Result<()> {
     if matches!(command, Command::Run(_) | Command::Agent(_) | Command::Restore(_)) {
         // Only the owner may access the files of these commands, including files that a library creates.
         rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     }
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build();
     match command {
-        Command::Run(run) => run.execute(&global),
+        Command::Run(run) => run.execute(&global, clock),
         Command::Restore(restore) => {
             let runtime = runtime()?;
             let ended = runtime.block_on(restore.execute(global.state_dir()?, &global.out()));
             runtime.shutdown_background();
             ended
         }
-        Command::Agent(agent) => agent.execute(&global),
+        Command::Agent(agent) => agent.execute(&global, clock),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "dim", &mut script);

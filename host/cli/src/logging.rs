@@ -26,12 +26,13 @@ use opentelemetry_sdk::logs::SdkLoggerProvider;
 use reqwest::Url;
 use secrecy::ExposeSecret as _;
 use tokio::runtime::Handle;
+use tracing_subscriber::Layer as _;
 use tracing_subscriber::field::RecordFields;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::{DefaultFields, Writer};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Layer as _};
 
 /// Time limit for the export of the last lines to the collector at the end of the program.
 const GRACE: Duration = Duration::from_secs(2);
@@ -60,15 +61,15 @@ pub struct Logging {
     exported: Option<SdkLoggerProvider>,
 }
 
-/// Refuses a word of the filter that is neither a level nor a target. `EnvFilter` would take it as the name of a
-/// target, and nothing would be logged.
+/// Refuses a word of the filter that is neither a level nor a target. `Targets` would take it as the name of a target,
+/// and nothing would be logged.
 fn check_filter(filter: &str) -> anyhow::Result<()> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     let mut words = filter.split(',').map(str::trim).filter(|word| !word.is_empty());
     let is_meant = |word: &str| {
         let is_level =
             LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word)) || word.parse::<u8>().is_ok();
-        is_level || word.contains(['=', '[', ':']) || word.starts_with("dim")
+        is_level || (word.contains(['=', ':']) && !word.contains('[')) || word.starts_with("dim")
     };
     if let Some(word) = words.find(|word| !is_meant(word)) {
         anyhow::bail!(
@@ -91,9 +92,9 @@ impl Logging {
         let filter = || match std::env::var("DIM_LOG") {
             Ok(filter) if !filter.trim().is_empty() => {
                 check_filter(&filter)?;
-                EnvFilter::try_new(filter).context("DIM_LOG is not a valid filter")
+                filter.parse::<Targets>().context("DIM_LOG is not a valid filter")
             }
-            _ => Ok(EnvFilter::new(default)),
+            _ => Ok(default.parse().expect("the default is a filter")),
         };
         let lines = LineQueue::start(std::io::stderr(), |dropped| {
             tracing::warn!(dropped, "lines of the log were dropped because nobody read standard error");
@@ -112,10 +113,7 @@ impl Logging {
             telemetry.otlp_endpoint.as_deref().map(|to| export(to, telemetry, runtime)).transpose()?;
         let bridge = match &exported {
             Some(provider) => {
-                let off = |filter: EnvFilter, part: &&str| {
-                    filter.add_directive(format!("{part}=off").parse().expect("a directive"))
-                };
-                let filter = EXPORTERS.iter().fold(filter()?, off);
+                let filter = filter()?.with_targets(EXPORTERS.map(|part| (part, LevelFilter::OFF)));
                 Some(OpenTelemetryTracingBridge::new(provider).with_filter(filter))
             }
             None => None,

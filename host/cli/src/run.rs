@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use clap::Args;
 use dim_api::{Listener, Token};
 use dim_ipfs::kubo;
+use dim_model::time::Clock;
 use dim_runtime::Cache;
 use dim_server::config::findings::Severity;
 use dim_server::config::{ApiConfig, Config};
@@ -104,7 +105,7 @@ async fn reload_on(mut hangups: Hangups, supervised: &Supervised) -> Infallible 
 }
 
 impl Run {
-    pub fn execute(self, global: &Global) -> anyhow::Result<()> {
+    pub fn execute(self, global: &Global, clock: Arc<dyn Clock>) -> anyhow::Result<()> {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         // This comes before any slow step: without a handler a SIGHUP ends the process.
         let hangups = Hangups::new(&runtime)?;
@@ -119,7 +120,7 @@ impl Run {
             }
         }
         let out = LineQueue::start(std::io::stdout(), |_| {})?;
-        let ended = runtime.block_on(self.live(config, global, &out, hangups));
+        let ended = runtime.block_on(self.live(config, clock, global, &out, hangups));
         out.flush(FLUSH);
         // The exporter needs the runtime for the last lines. Tasks that still use the store can be aborted at any time.
         drop(logging);
@@ -130,6 +131,7 @@ impl Run {
     async fn live(
         self,
         config: Config,
+        clock: Arc<dyn Clock>,
         global: &Global,
         out: &LineQueue,
         hangups: Hangups,
@@ -151,6 +153,7 @@ impl Run {
             shared_cache: Cache::of_user(),
             absent,
             config_file: self.config_file(),
+            clock,
             ..Options::new(config, &state_dir)
         };
         let api = options.config.api.clone();

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Nanoseconds since 1970-01-01T00:00:00Z.
@@ -138,6 +139,67 @@ pub fn duration_of(text: &str) -> Result<Duration, String> {
     Duration::try_from(time).map_err(|_| "the time must not be negative".to_owned())
 }
 
+/// The serde form of a duration in the config: text as in `30s`, `1h30m` or `7d`, or a whole number of seconds.
+pub mod in_seconds {
+    use super::{ConfigDuration, Duration, serialize_duration};
+    use serde::{Deserializer, Serializer};
+
+    /// Reads a duration.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        deserializer.deserialize_any(ConfigDuration { unit: "seconds", seconds: 1 })
+    }
+
+    /// Writes a duration as text.
+    pub fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serialize_duration(*duration, serializer)
+    }
+}
+
+/// The serde form of a duration in the config: text as in `30s`, `1h30m` or `7d`, or a whole number of hours.
+pub mod in_hours {
+    use super::{ConfigDuration, Duration, serialize_duration};
+    use serde::{Deserializer, Serializer};
+
+    /// Reads a duration.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        deserializer.deserialize_any(ConfigDuration { unit: "hours", seconds: 3_600 })
+    }
+
+    /// Writes a duration as text.
+    pub fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serialize_duration(*duration, serializer)
+    }
+}
+
+fn serialize_duration<S: Serializer>(duration: Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{}s", duration.as_secs_f64()))
+}
+
+/// Reads a duration of the config. A number without a unit has the unit of the key's first form.
+struct ConfigDuration {
+    unit: &'static str,
+    seconds: u64,
+}
+
+impl Visitor<'_> for ConfigDuration {
+    type Value = Duration;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a duration as in 30s, 5m or 2d, or a whole number of {}", self.unit)
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<Duration, E> {
+        Ok(Duration::from_secs(number.saturating_mul(self.seconds)))
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Duration, E> {
+        match text.parse() {
+            Ok(number) => self.visit_u64(number),
+            Err(_) => duration_of(text).map_err(E::custom),
+        }
+    }
+}
+
 /// A source of time: the machine, or the replacement in a test.
 pub trait Clock: fmt::Debug + Send + Sync + 'static {
     /// Returns the time of day, which may jump in either direction.
@@ -146,6 +208,19 @@ pub trait Clock: fmt::Debug + Send + Sync + 'static {
     /// Returns the monotonic time, which measures how much time passed.
     fn monotonic(&self) -> Instant {
         Instant::now()
+    }
+
+    /// Returns the real time in which `duration` of monotonic time passes: `duration` itself, unless the clock of a
+    /// test runs faster. Waits last this long.
+    fn real(&self, duration: Duration) -> Duration {
+        duration
+    }
+}
+
+impl dyn Clock {
+    /// Waits until `duration` of monotonic time has passed. Cancel safe.
+    pub async fn sleep(&self, duration: Duration) {
+        tokio::time::sleep(self.real(duration)).await;
     }
 }
 

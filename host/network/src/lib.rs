@@ -9,7 +9,7 @@ pub mod subscription;
 pub mod name_follower;
 pub mod outbox;
 pub mod name_publisher;
-pub mod echo;
+pub mod own_messages;
 mod settings;
 
 pub use settings::Settings;

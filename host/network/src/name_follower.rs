@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dim_ipfs::ipns_record::Record;
 use dim_ipfs::keys::Keyring;
@@ -12,16 +12,15 @@ use dim_model::entry::{Kind, Resolution};
 use dim_model::health::{Code, HealthFinding};
 use dim_model::ident::{ContentPath, IpnsName, KeyName};
 use dim_model::live::Live;
-use dim_model::time::Timestamp;
+use dim_model::time::{Clock, Timestamp};
 use dim_store::Store;
 use dim_store::commit::{Commit, CommitError, NameChange};
 use dim_store::disk_monitor::DiskMonitor;
 use dim_store::followed_names::{self, Followed};
 use dim_store::interest::{Interest, Subscriber};
-use dim_store::limits::DOCUMENT_BYTES;
+use dim_store::plugin_limits::DOCUMENT_BYTES;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::Settings;
@@ -57,6 +56,8 @@ pub struct NameFollower {
     pub disk: Arc<DiskMonitor>,
     /// The names that cannot be resolved.
     pub unresolved: Arc<Unresolved>,
+    /// The clock that measures the interval.
+    pub clock: Arc<dyn Clock>,
 }
 
 /// The followed names that cannot be resolved.
@@ -126,19 +127,28 @@ impl NameFollower {
             }
             let followers = self.interest.followers();
             self.unresolved.retain(|name| followers.contains_key(name));
-            for name in turns.take_due(&followers, Instant::now()) {
+            for name in turns.take_due(&followers, self.clock.monotonic()) {
                 asked.push(async move { (self.ask_in_time(&name).await, name) });
             }
             tokio::select! {
                 Some((result, name)) = asked.next() => {
-                    turns.end(&name, Instant::now() + self.settings.now().follow_every);
+                    turns.end(&name, self.clock.monotonic() + self.settings.now().follow_every);
                     if let Err(error @ CommitError::Closed) = result {
                         return error;
                     }
                 }
                 () = self.interest.names_changed() => {}
-                () = at(turns.next()) => {}
+                () = self.until(&turns) => {}
             }
+        }
+    }
+
+    /// Waits until a name is due, without end if none is.
+    async fn until(&self, turns: &Turns) {
+        let now = self.clock.monotonic();
+        match turns.next(now) {
+            Some(due) => self.clock.sleep(due.saturating_duration_since(now)).await,
+            None => std::future::pending().await,
         }
     }
 
@@ -277,19 +287,10 @@ impl Turns {
     }
 
     /// Returns the earliest future time at which a name without a request is due.
-    fn next(&self) -> Option<Instant> {
+    fn next(&self, now: Instant) -> Option<Instant> {
         let idle = self.due.iter().filter(|(name, _)| !self.asked.contains_key(*name));
-        let now = Instant::now();
         // A name that is due and was not taken waits until another request ends.
         idle.map(|(_, due)| *due).filter(|due| *due > now).min()
-    }
-}
-
-/// Waits until a moment, or without end.
-async fn at(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => tokio::time::sleep_until(moment).await,
-        None => std::future::pending().await,
     }
 }
 
@@ -339,12 +340,12 @@ mod tests {
         assert_eq!(taken.len(), AT_ONCE + 1, "those of one follower wait for each other, a few at a time");
         assert!(taken.contains(&names[8]));
         assert!(turns.take_due(&followers, now).is_empty());
-        assert_eq!(turns.next(), None, "a place has to become free");
+        assert_eq!(turns.next(now), None, "a place has to become free");
         // Only the honest one is answered, and asked for again when it is due.
         let (soon, later) = (now + Duration::from_secs(3_600), now + Duration::from_secs(3_601));
         turns.end(&names[8], soon);
         assert!(turns.take_due(&followers, now).is_empty());
-        assert_eq!(turns.next(), Some(soon));
+        assert_eq!(turns.next(now), Some(soon));
         assert_eq!(turns.take_due(&followers, later), [names[8].clone()]);
         // A place that becomes free goes to a name that has not been asked for yet.
         let slow = taken.iter().find(|name| **name != names[8]).unwrap();

@@ -18,11 +18,11 @@ use dim_model::backoff::Backoff;
 use dim_model::entry::{Kind, Resolution};
 use dim_model::error_chain::chain;
 use dim_model::ident::{IpnsName, KeyName};
-use dim_model::time::Timestamp;
+use dim_model::time::{Clock, Timestamp};
 use dim_store::commit::{Commit, CommitError};
 use dim_store::effect::NameValue;
-use dim_store::limits::DOCUMENT_BYTES;
 use dim_store::names::{self, Accepted, Finding, Known};
+use dim_store::plugin_limits::DOCUMENT_BYTES;
 use dim_store::{Store, StoreError, documents};
 use tokio_util::sync::CancellationToken;
 
@@ -56,6 +56,8 @@ pub struct Publisher {
     pub failures: Arc<Failures>,
     /// The names that were checked against the daemon.
     pub looks: Arc<CheckedNames>,
+    /// The clock that measures pauses.
+    pub clock: Arc<dyn Clock>,
 }
 
 impl Publisher {
@@ -82,7 +84,7 @@ impl Publisher {
                 }
             };
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                () = self.clock.sleep(pause) => {}
                 () = self.commit.names.notified() => tokio::time::sleep(PACE).await,
             }
         }
@@ -95,7 +97,7 @@ impl Publisher {
         // The snapshot ends before the loop. During the loop it would keep all old pages in the database.
         let all = names::all(&self.store.snapshot()?)?;
         for (key, known) in all {
-            let waiting = waits.get(&key).map_or(Duration::ZERO, |wait| wait.left());
+            let waiting = waits.get(&key).map_or(Duration::ZERO, |wait| wait.left(self.clock.monotonic()));
             let due_in = known.due_at().since(Timestamp::wall()).max(waiting);
             if !due_in.is_zero() {
                 pause = pause.min(due_in);
@@ -115,7 +117,10 @@ impl Publisher {
                 Err(error) => {
                     tracing::warn!(%key, "cannot publish the name yet: {error}");
                     self.failures.note(&key, error.to_string(), error.lasting());
-                    pause = pause.min(waits.entry(key).or_default().longer());
+                    let now = self.clock.monotonic();
+                    let wait =
+                        waits.entry(key).or_insert_with(|| Wait { backoff: Backoff::new(), until: now });
+                    pause = pause.min(wait.longer(now));
                     // Superseded documents are unpinned although the name fails, so that a long failure keeps only
                     // the newest.
                     self.unpin_superseded().await?;
@@ -270,20 +275,14 @@ struct Wait {
     until: Instant,
 }
 
-impl Default for Wait {
-    fn default() -> Self {
-        Self { backoff: Backoff::new(), until: Instant::now() }
-    }
-}
-
 impl Wait {
-    fn left(&self) -> Duration {
-        self.until.saturating_duration_since(Instant::now())
+    fn left(&self, now: Instant) -> Duration {
+        self.until.saturating_duration_since(now)
     }
 
-    fn longer(&mut self) -> Duration {
+    fn longer(&mut self, now: Instant) -> Duration {
         let pause = self.backoff.next_pause();
-        self.until = Instant::now() + pause;
+        self.until = now + pause;
         pause
     }
 }

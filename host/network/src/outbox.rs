@@ -4,18 +4,18 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dim_ipfs::Backend;
 use dim_model::backoff::Backoff;
 use dim_model::ident::PluginName;
+use dim_model::time::Clock;
 use dim_store::commit::{Commit, CommitError};
 use dim_store::outbox::{self, Backlog, Label, Row};
 use dim_store::{OUTBOX, Store, StoreError};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::echo::Echoes;
+use crate::own_messages::Echoes;
 
 /// The maximum number of waiting publishes of the API. Further publishes are refused. Plugins have their own limit.
 pub const API_QUOTA: usize = 10_000;
@@ -54,6 +54,8 @@ pub struct Outbox {
     pub sent: Arc<Sent>,
     /// The duration after which a publish expires.
     pub expiry: Duration,
+    /// The clock that measures pauses and the expiry.
+    pub clock: Arc<dyn Clock>,
 }
 
 /// A waiting publish. Its content is read when it is sent.
@@ -111,12 +113,12 @@ impl Outbox {
 
     async fn turn(&self, window: &mut Window) -> Result<(), CommitError> {
         self.load(window)?;
-        let now = Instant::now();
+        let now = self.clock.monotonic();
         let Some(whose) = window.next(now) else {
             self.forget(window).await?;
             let pause = window.pause(now);
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                () = self.clock.sleep(pause) => {}
                 () = self.commit.outbox.notified() => {}
             }
             return Ok(());
@@ -185,7 +187,7 @@ impl Outbox {
         for row in table.range(window.loaded + 1..)? {
             let (number, bytes) = row?;
             let owner = Label::read(bytes.value())?.owner()?;
-            let waiting = Waiting { number: number.value(), until: Instant::now() + self.expiry };
+            let waiting = Waiting { number: number.value(), until: self.clock.monotonic() + self.expiry };
             window.loaded = waiting.number;
             window.lines.entry(owner).or_default().waiting.push_back(waiting);
         }

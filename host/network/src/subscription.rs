@@ -18,7 +18,7 @@ pub use listening::{ListeningRecord, ListeningRecords};
 pub use prober::Prober;
 
 use crate::Settings;
-use crate::echo::Echoes;
+use crate::own_messages::Echoes;
 use dim_ipfs::{Backend, BackendError, Incoming};
 use dim_model::backoff::Backoff;
 use dim_model::entry::{Event, Kind, Origin};
@@ -26,9 +26,9 @@ use dim_model::ident::{PeerName, Topic};
 use dim_model::live::Live;
 use dim_store::commit::Commit;
 use dim_store::disk_monitor::DiskMonitor;
+use dim_store::event_log::EventLog;
 use dim_store::heard_topics;
 use dim_store::interest::Interest;
-use dim_store::log::EventLog;
 
 /// The number of messages of a topic that are remembered, to recognise repeated ones.
 const REMEMBERED: usize = 8_192;
@@ -124,7 +124,7 @@ impl Subscriptions {
                 self.echoes.stream_ended(&topic);
                 self.counters.reconnects.fetch_add(1, Ordering::Relaxed);
                 tracing::debug!(%topic, "the stream ended, opening it again: {why}");
-                tokio::time::sleep(backoff.next_pause()).await;
+                self.log.clock().sleep(backoff.next_pause()).await;
                 self.disk.enough().await;
             }
         };

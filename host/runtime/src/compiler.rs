@@ -70,7 +70,7 @@ impl Allotment {
         const SIGXCPU: i32 = 24;
         match status.signal() {
             Some(SIGXCPU) => EngineError::TooMuch(format!(
-                "compiling it takes more than {} s of CPU time (limits.compile-seconds)",
+                "compiling it takes more than {} s of CPU time (limits.compile-time)",
                 self.seconds
             )),
             Some(_) if said.contains("memory allocation") => EngineError::TooMuch(format!(

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use dim_model::ident::Digest;
 use dim_model::signer::Signer;
-use dim_store::limits::MEMORY_BYTES;
+use dim_store::plugin_limits::MEMORY_BYTES;
 use thiserror::Error;
 use wasmtime::InstanceAllocationStrategy;
 use wasmtime::component::{Component, HasSelf, Linker};
 
-use crate::cache::{Cache, Trusted};
 use crate::compile_settings::{MEMORY_RESERVATION, config};
+use crate::compiled_cache::{Cache, Trusted};
 use crate::compiler::Compiler;
 use crate::imports::lacking;
 use crate::instance::Guest;

@@ -3,7 +3,7 @@
 use dim_model::entry::{Event, Origin};
 use dim_model::escape::escaped;
 use dim_store::batch::ReplyError;
-use dim_store::limits::REASON_BYTES;
+use dim_store::plugin_limits::REASON_BYTES;
 
 use crate::bindings::dim::coordination::event as wit;
 use crate::host_functions::ipns;

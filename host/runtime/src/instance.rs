@@ -6,7 +6,7 @@ use std::time::Duration;
 use dim_model::escape::escaped;
 use dim_model::ident::PluginName;
 use dim_store::StoreError;
-use dim_store::limits::Limits;
+use dim_store::plugin_limits::{LimitName, Limits};
 use rustix::time::{ClockId, clock_gettime};
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
@@ -22,9 +22,6 @@ use crate::wasi::{self, Console, EntryRandom, Numbers, Surroundings};
 
 /// Most WASI resources of an instance, such as streams, which use the host's memory.
 const RESOURCES: usize = 1_000;
-
-/// The limit on instances of all plugins together.
-pub const INSTANCES: &str = "instances";
 
 /// A part of wasmtime's error message when a call exceeds its fuel for bytes over the border.
 const TOO_MUCH_AT_ONCE: &str = "fuel allocated for hostcalls";
@@ -52,7 +49,7 @@ pub struct Trap {
     /// The guest's functions at the trap, innermost first, with the names of its name sections.
     pub stack: Vec<String>,
     /// The exceeded limit, if there is one.
-    pub limit: Option<&'static str>,
+    pub limit: Option<LimitName>,
 }
 
 impl Trap {
@@ -371,23 +368,23 @@ fn cause(guest: &mut Guest, written: &[String], error: &wasmtime::Error) -> Call
     if guest.deadline.struck {
         let limit = guest.deadline.limit;
         let reason = format!("the call took more than {limit:?} of CPU time");
-        let name = if guest.deadline.is_start { "start-cpu-ms" } else { "call-cpu-ms" };
+        let name = if guest.deadline.is_start { LimitName::START_CPU_MS } else { LimitName::CALL_CPU_MS };
         return CallError::Limit(Trap { reason, stack: stack(error), limit: Some(name) });
     }
     if guest.is_out_of_calls {
         let most = guest.session.limits().host_calls;
         let reason = format!("the call made more than {most} calls of host functions");
-        return CallError::Trap(Trap { reason, stack: stack(error), limit: Some("host-calls") });
+        return CallError::Trap(Trap { reason, stack: stack(error), limit: Some(LimitName::HOST_CALLS) });
     }
     if error.is::<wasmtime::PoolConcurrencyLimitError>() {
         let reason = format!("there is no space for another instance: {}", error.root_cause());
-        return CallError::Trap(Trap { reason, stack: Vec::new(), limit: Some(INSTANCES) });
+        return CallError::Trap(Trap { reason, stack: Vec::new(), limit: Some(LimitName::INSTANCES) });
     }
     // The root cause only: the outer messages contain names of guest functions.
     if error.root_cause().to_string().contains(TOO_MUCH_AT_ONCE) {
         let most = guest.session.limits().border_bytes;
         let reason = format!("more than {most} bytes went over the plugin's border at once");
-        return CallError::Trap(Trap { reason, stack: stack(error), limit: Some("border-bytes") });
+        return CallError::Trap(Trap { reason, stack: stack(error), limit: Some(LimitName::BORDER_BYTES) });
     }
     let mut text = match error.downcast_ref::<wasmtime::Trap>() {
         Some(trap) => trap.to_string(),
@@ -411,7 +408,7 @@ fn cause(guest: &mut Guest, written: &[String], error: &wasmtime::Error) -> Call
             stack(error)
         }
     };
-    let (reason, limit) = (escaped(&text).into_owned(), memory_struck.then_some("memory"));
+    let (reason, limit) = (escaped(&text).into_owned(), memory_struck.then_some(LimitName::MEMORY));
     let trap = Trap { reason, stack, limit };
     if memory_struck { CallError::Limit(trap) } else { CallError::Trap(trap) }
 }

@@ -6,9 +6,9 @@
 //!
 //! Only `bindings.rs` contains generated bindings.
 
-mod actor;
+mod plugin_actor;
 mod bindings;
-mod cache;
+mod compiled_cache;
 mod compile_settings;
 pub mod compiler;
 mod engine;
@@ -28,17 +28,17 @@ mod wasi;
 mod event_conversion;
 mod host_functions;
 
-pub use actor::{
-    Actor, ActorError, Done, EffectCounts, Fallback, Handle, Order, OtherReach, Parts, PluginStatus,
-    ProbationParts, Rollback, Started, Step, Successor, rehearse,
-};
-pub use cache::Cache;
+pub use compiled_cache::Cache;
 pub use compiler::{Allotment, Compiler};
 pub use engine::{Engine, EngineError, Prepared, judge};
 pub use imports::{lacking, ways_to_wait};
 pub use manifest::{
     Inspection, MAX_COMPONENT, Manifest, ManifestError, Resolved, inspect, leb128, read, section,
     with_sections,
+};
+pub use plugin_actor::{
+    Actor, ActorError, Done, EffectCounts, Fallback, Handle, Order, OtherReach, Parts, PluginStatus,
+    ProbationParts, Rollback, Started, Step, Successor, rehearse,
 };
 pub use plugin_log::{Line, Lines};
 pub use pool::Capacity;

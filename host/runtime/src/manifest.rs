@@ -12,7 +12,7 @@ use dim_model::signer::Signer;
 use dim_model::suggestion::meant;
 use dim_store::change::Version;
 use dim_store::grants::Grants;
-use dim_store::limits::SomeLimits;
+use dim_store::plugin_limits::SomeLimits;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use thiserror::Error;

@@ -1,7 +1,7 @@
 //! Owns the number of plugin instances of an engine. The pool reserves address space for each. If the system
 //! limits the address space of the process, as `ulimit -v` and batch systems do, the pool is smaller.
 
-use dim_store::limits::MEMORY_BYTES;
+use dim_store::plugin_limits::MEMORY_BYTES;
 use rustix::process::{Resource, getrlimit};
 use wasmtime::PoolingAllocationConfig;
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dim_model::ident::{KeyName, Topic};
 use dim_store::grants::Reach;
-use dim_store::limits::Limits;
+use dim_store::plugin_limits::Limits;
 use dim_store::plugin_registry::Code;
 
 use crate::Prepared;

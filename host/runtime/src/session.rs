@@ -8,7 +8,7 @@ mod pubsub;
 mod state;
 mod timers;
 
-pub use outgoing::{OUTBOX, RATE, Room};
+pub use outgoing::Room;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,8 +22,7 @@ use dim_model::time::Timestamp;
 use dim_store::batch::{Batch, Effects};
 use dim_store::entry_context::EntryContext;
 use dim_store::grants::Reach;
-use dim_store::limits::KEY_BYTES;
-use dim_store::limits::Limits;
+use dim_store::plugin_limits::{KEY_BYTES, LimitName, Limits};
 use dim_store::plugin_registry::Stored;
 use dim_store::{PluginId, Snapshot, Store, StoreError};
 
@@ -41,7 +40,7 @@ pub enum Refusal {
     /// A name points to something other than a document.
     NotADocument(String),
     /// The value exceeds the named limit, which has this value.
-    TooLarge(&'static str, u64),
+    TooLarge(LimitName, u64),
     /// A key is empty or longer than this number of bytes.
     KeyLength(u32),
     /// The state would exceed this number of bytes.
@@ -49,27 +48,24 @@ pub enum Refusal {
     /// The plugin has this number of timers already, which is the maximum.
     TooMany(u32),
     /// The named limit of an entry is exhausted.
-    Limit(&'static str),
+    Limit(LimitName),
     /// The call is a query, which has no effects.
     ReadOnly,
 }
 
 impl Refusal {
     /// The exceeded limit, or `grants`; `None` for other refusals.
-    pub fn met(&self) -> Option<&'static str> {
+    pub fn met(&self) -> Option<LimitName> {
         match self {
-            Self::NotGranted(_) => Some(GRANTS),
-            Self::TooLarge(limit, _) | Self::Limit(limit) => Some(limit),
-            Self::KeyLength(_) => Some("key-bytes"),
-            Self::Quota(_) => Some("state-bytes"),
-            Self::TooMany(_) => Some("timers"),
+            Self::NotGranted(_) => Some(LimitName::GRANTS),
+            Self::TooLarge(limit, _) | Self::Limit(limit) => Some(*limit),
+            Self::KeyLength(_) => Some(LimitName::KEY_BYTES),
+            Self::Quota(_) => Some(LimitName::STATE_BYTES),
+            Self::TooMany(_) => Some(LimitName::TIMERS),
             Self::Invalid(_) | Self::NotYetKnown | Self::NotADocument(_) | Self::ReadOnly => None,
         }
     }
 }
-
-/// The name under which missing grants are counted.
-pub const GRANTS: &str = "grants";
 
 /// The result of a host function: an answer, a refusal that the plugin can handle, or a fault of the host,
 /// which traps the guest.
@@ -177,7 +173,7 @@ pub struct SessionLog {
 #[derive(Debug)]
 pub struct Violations {
     /// The exceeded limits and missing grants, with their counts.
-    pub(super) counts: BTreeMap<&'static str, u64>,
+    pub(super) counts: BTreeMap<LimitName, u64>,
     /// Whether a limit was exceeded since the call began.
     pub(super) since_begin: bool,
     /// The last request without a grant.
@@ -390,11 +386,11 @@ impl Session {
         let text = escaped(&text).into_owned();
         if self.log.lines.len() >= self.code.limits.log_lines {
             self.log.lines_dropped += 1;
-            self.meets("log-lines");
+            self.meets(LimitName::LOG_LINES);
             return;
         }
         if !self.may_tell() {
-            self.meets("log-lines-per-second");
+            self.meets(LimitName::LOG_LINES_PER_SECOND);
             self.log.lines.push(text);
             return;
         }
@@ -423,10 +419,10 @@ impl Session {
     }
 
     /// Counts an exceeded limit or a missing grant.
-    pub fn meets(&mut self, what: &'static str) {
+    pub fn meets(&mut self, what: LimitName) {
         *self.violations.counts.entry(what).or_default() += 1;
         // A full outbox is the fault of the network, not of the plugin.
-        self.violations.since_begin |= what != GRANTS && what != OUTBOX;
+        self.violations.since_begin |= what != LimitName::GRANTS && what != LimitName::OUTBOX;
     }
 
     /// Whether a limit was exceeded since the call began.
@@ -459,10 +455,10 @@ impl Session {
             return Err(Refusal::ReadOnly);
         }
         if self.effects.count() >= self.code.limits.effects {
-            return Err(Refusal::Limit("effects"));
+            return Err(Refusal::Limit(LimitName::EFFECTS));
         }
         if self.effects.entry_bytes() + bytes > self.code.limits.effect_bytes {
-            return Err(Refusal::Limit("effect-bytes"));
+            return Err(Refusal::Limit(LimitName::EFFECT_BYTES));
         }
         Ok(())
     }

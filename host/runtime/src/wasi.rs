@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dim_store::limits::LINE_BYTES;
+use dim_store::plugin_limits::LINE_BYTES;
 use rand::{Rng, SeedableRng, TryRng};
 use rand_chacha::ChaCha12Rng;
 use sha2::{Digest as _, Sha256};

@@ -72,6 +72,9 @@ pub enum TrialError {
     /// The given data does not fit the plugin.
     #[error("{0}")]
     Given(String),
+    /// The given values do not fit the manifest.
+    #[error(transparent)]
+    Values(#[from] dim_runtime::ManifestError),
     /// The plugin does not start.
     #[error("the plugin does not start: {0}")]
     DoesNotStart(String),

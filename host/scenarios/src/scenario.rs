@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use dim_model::error_chain::in_yaml;
 use dim_model::time::Timestamp;
 use dim_store::grants::Grants;
-use dim_store::limits::SomeLimits;
+use dim_store::plugin_limits::SomeLimits;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 use serde_saphyr::Spanned;

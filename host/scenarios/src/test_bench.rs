@@ -13,7 +13,7 @@ use dim_server::config::{Config, PluginConfig};
 use dim_server::host::with_bundled;
 use dim_server::host::{Candidate, HostError, Proposal, Ready, Terms};
 use dim_store::grants::Grants;
-use dim_store::limits::SomeLimits;
+use dim_store::plugin_limits::SomeLimits;
 use dim_store::plugin_registry::{Code, Setup};
 use serde_json::{Map, Value};
 use tempfile::TempDir;
@@ -172,9 +172,9 @@ impl Plugin {
             )
         };
         let denied = Setup { denied: given.denied.clone(), ..Setup::default() };
-        let (_, asked) = settle(denied.clone()).map_err(TrialError::Given)?;
+        let (_, asked) = settle(denied.clone())?;
         let granted = Setup { granted: asked.asks, ..denied };
-        let (config, allowance) = settle(granted).map_err(TrialError::Given)?;
+        let (config, allowance) = settle(granted)?;
         let code = Code {
             version: inspection.manifest.version.clone(),
             digest: inspection.digest.to_string(),

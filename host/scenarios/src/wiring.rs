@@ -16,12 +16,12 @@ use dim_runtime::{Actor, Engine, Handle, Numbers, check_key};
 use dim_server::config::Config;
 use dim_server::host::{HostError, HostIdentity, Links, Loader, Ready, Storage, ToRun, Wired};
 use dim_store::commit::{Commit, Durability, give_up};
-use dim_store::limits::{KEY_BYTES, Limits};
-use dim_store::log::{EventLog, TAIL_BYTES};
+use dim_store::event_log::{EventLog, TAIL_BYTES};
 use dim_store::outbox::{self, Backlog};
+use dim_store::plugin_limits::{KEY_BYTES, Limits};
 use dim_store::{
     Absent, CURSORS, LOG, META, Memory, OUTBOX, PluginId, STATE, StateKey, Store, StoreError, TIMERS,
-    documents, log_rows,
+    documents, event_log_rows,
 };
 use dim_store::{checkpoint, plugin_registry};
 use redb::ReadOnlyTable;
@@ -124,7 +124,7 @@ impl Ground {
     pub fn trim(&self) -> Result<(), TrialError> {
         let snapshot = self.store.snapshot()?;
         let meta = snapshot.table(META)?;
-        let held = log_rows::bytes(&meta)? + outbox::bytes(&meta)?;
+        let held = event_log_rows::bytes(&meta)? + outbox::bytes(&meta)?;
         let over = documents::superseded_bytes(&snapshot)?.saturating_sub(KEPT_FILES);
         if held < KEPT && over == 0 {
             return Ok(());
@@ -145,7 +145,7 @@ impl Ground {
             gone.push(file);
         }
         let write = self.store.begin()?;
-        log_rows::trim(&write, &rows)?;
+        event_log_rows::trim(&write, &rows)?;
         outbox::forget(&write, &sent)?;
         documents::forget(&write, &gone)?;
         write.commit().map_err(StoreError::from)?;

@@ -6,34 +6,32 @@
 //! components, the rows of the tables in their order, and an end with the number of records. The config and the
 //! plugins' files belong to the operator and are not included. The host compiles the components again.
 
+pub mod encryption;
 mod record;
 mod restore;
 mod create;
 
 use std::io;
 
-use age::secrecy::SecretString;
 use dim_store::StoreError;
 use thiserror::Error;
 
 use crate::host::HostError;
 
 pub use create::write;
+pub use encryption::{Passphrase, ShortPassphrase};
 pub use record::Head;
 pub use restore::{restore, verify};
-
-/// The minimum length of a passphrase, in characters.
-const SHORTEST: usize = 8;
 
 /// An error that prevents a backup, its verification or its restoration.
 #[derive(Debug, Error)]
 pub enum BackupError {
     /// The passphrase is too short.
-    #[error("a backup holds the host's private keys: its passphrase needs at least {SHORTEST} characters")]
-    Passphrase,
+    #[error(transparent)]
+    Passphrase(#[from] ShortPassphrase),
     /// The backup cannot be opened with the passphrase.
     #[error("this passphrase does not open the backup, or it is no backup")]
-    Closed(#[source] age::DecryptError),
+    Closed(#[source] encryption::DecryptError),
     /// The decrypted content is invalid.
     #[error("the backup is damaged: {0}")]
     Damaged(String),
@@ -62,18 +60,4 @@ pub enum BackupError {
     /// A key or another part of the host failed.
     #[error(transparent)]
     Host(#[from] HostError),
-}
-
-/// The passphrase of a backup. Its debug form hides it.
-#[derive(Clone, Debug)]
-pub struct Passphrase(SecretString);
-
-impl Passphrase {
-    /// Makes a passphrase. Returns an error if it has fewer than 8 characters.
-    pub fn new(text: String) -> Result<Self, BackupError> {
-        if text.chars().count() < SHORTEST {
-            return Err(BackupError::Passphrase);
-        }
-        Ok(Self(SecretString::from(text)))
-    }
 }

@@ -15,9 +15,9 @@ use std::time::Duration;
 use dim_model::ident::{InvalidWord, PeerName, PluginName, Topic};
 use dim_model::signer::Signer;
 use dim_store::commit::Durability;
+use dim_store::event_log::TAIL_BYTES;
 use dim_store::grants::{Grants, NameOrKey, TopicPattern};
-use dim_store::limits::{LimitPolicy, SomeLimits};
-use dim_store::log::TAIL_BYTES;
+use dim_store::plugin_limits::{LimitPolicy, SomeLimits};
 use dim_store::probation::Rules;
 use dim_store::retention::LogConfig;
 use dim_store::retention::Undo;
@@ -98,8 +98,10 @@ pub struct Config {
 pub struct ReplacementConfig {
     /// The rules of probation for new code.
     pub probation: Rules,
-    /// Hours for which a rollback stays possible, default 24. During probation it is possible in any case.
-    pub undo_hours: u64,
+    /// Time for which a rollback stays possible, default 24 h; a bare number is in hours. During probation it is
+    /// possible in any case.
+    #[serde(alias = "undo_hours", with = "dim_model::time::in_hours")]
+    pub undo_time: Duration,
     /// Bytes of rollback data of all plugins, default 256 MiB. Above it the oldest are dropped, except those of code
     /// on probation.
     pub undo_bytes: u64,
@@ -111,13 +113,18 @@ pub struct ReplacementConfig {
 impl ReplacementConfig {
     /// Returns the limits on rollback data.
     pub fn undo(&self) -> Undo {
-        Undo { time: Duration::from_secs(self.undo_hours.saturating_mul(3600)), bytes: self.undo_bytes }
+        Undo { time: self.undo_time, bytes: self.undo_bytes }
     }
 }
 
 impl Default for ReplacementConfig {
     fn default() -> Self {
-        Self { probation: Rules::default(), undo_hours: 24, undo_bytes: 256 << 20, trusted: Vec::new() }
+        Self {
+            probation: Rules::default(),
+            undo_time: Duration::from_secs(24 * 3_600),
+            undo_bytes: 256 << 20,
+            trusted: Vec::new(),
+        }
     }
 }
 
@@ -280,9 +287,10 @@ pub struct Ipfs {
     /// may come back. Absent: the host publishes nothing under the name until the operator decides with `dim ipns
     /// adopt`.
     pub adopt: Option<Adoption>,
-    /// Seconds between two resolutions of a followed name, default 10. A higher value causes less traffic and later
-    /// notice of changes.
-    pub follow_every: u64,
+    /// Time between two resolutions of a followed name, default 10 s, at least 1 s; a bare number is in seconds. A
+    /// higher value causes less traffic and later notice of changes.
+    #[serde(with = "dim_model::time::in_seconds")]
+    pub follow_every: Duration,
     /// The topics.
     pub pubsub: Topics,
     /// Other keys of the section, which belong to other programs.
@@ -357,8 +365,10 @@ pub struct StoreConfig {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OutboxConfig {
-    /// Seconds after which a publish that no backend accepted expires. Default one day.
-    pub expire_after: u64,
+    /// Time after which a publish that no backend accepted expires, default one day, at least 1 s; a bare number is in
+    /// seconds.
+    #[serde(with = "dim_model::time::in_seconds")]
+    pub expire_after: Duration,
 }
 
 impl Default for Ipfs {
@@ -370,7 +380,7 @@ impl Default for Ipfs {
             registry_ipns: None,
             jobs_ipns: Vec::new(),
             adopt: None,
-            follow_every: 10,
+            follow_every: Duration::from_secs(10),
             pubsub: Topics::default(),
             other: BTreeMap::new(),
         }
@@ -420,7 +430,7 @@ impl Default for Telemetry {
 
 impl Default for OutboxConfig {
     fn default() -> Self {
-        Self { expire_after: 86_400 }
+        Self { expire_after: Duration::from_secs(86_400) }
     }
 }
 
@@ -489,13 +499,13 @@ impl Config {
         let peers = self.topics.iter().map(|(pattern, topic)| (pattern.clone(), topic.peers.clone()));
         dim_network::Settings {
             accepted_peers: peers.collect(),
-            follow_every: Duration::from_secs(self.ipfs.follow_every.max(1)),
+            follow_every: self.ipfs.follow_every.max(Duration::from_secs(1)),
         }
     }
 
     /// Returns the time after which a publish expires.
     pub fn outbox_expiry(&self) -> Duration {
-        Duration::from_secs(self.outbox.expire_after)
+        self.outbox.expire_after
     }
 
     /// Returns the config values of a bundled plugin: those from the section `ipfs`, overridden by the operator's.

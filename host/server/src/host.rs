@@ -34,15 +34,15 @@ use dim_model::health::{Acknowledged, HealthFinding};
 use dim_model::ident::{InvalidWord, PluginName};
 use dim_model::live::Live;
 use dim_model::time::{Clock, MachineClock, Timestamp};
-use dim_network::echo::Echoes;
 use dim_network::name_publisher::CheckedNames;
 use dim_network::outbox::Sent;
+use dim_network::own_messages::Echoes;
 use dim_network::subscription::{self};
 use dim_runtime::{EngineError, Handle, Line};
 use dim_store::change::Changes;
 use dim_store::commit::Commit;
 use dim_store::disk_monitor::DiskMonitor;
-use dim_store::log::EventLog;
+use dim_store::event_log::EventLog;
 use dim_store::retention::Awaited;
 use dim_store::{Absent, Disk, Medium, Store, StoreError};
 use thiserror::Error;
@@ -53,7 +53,7 @@ use crate::config::Config;
 use crate::secret::SecretError;
 use adopt_name::LeftOut;
 pub use adopt_name::{AdoptError, Adopted, Adoption};
-pub use candidate::{Candidate, Ready, Terms, candidates};
+pub use candidate::{Candidate, CandidateError, Ready, Terms, candidates};
 pub use config_check::check as check_config;
 pub use forget_name::{ForgetError, Forgotten, PrivateKey};
 pub use grants::{GrantChange, Granted};
@@ -115,7 +115,7 @@ pub struct Options {
     /// The behaviour when the database is missing although a host has run in the state directory. The start fails,
     /// unless the operator requested a new database.
     pub absent: Absent,
-    /// The source of the time of day: the machine, except in tests of time.
+    /// The source of the time of day and of the monotonic time: the machine, except in tests of time.
     pub clock: Arc<dyn Clock>,
     /// The program `dim`, which compiles components in a separate process with limits. Absent: the host compiles in
     /// its own process, without limits.

@@ -15,14 +15,14 @@ use dim_runtime::{Actor, Capacity, Compiler, Engine, Lines, Parts, ProbationPart
 use dim_store::batch::{Batch, Effects, Timers};
 use dim_store::commit::Commit;
 use dim_store::entry_context::{EntryContext, Void};
-use dim_store::log::{EventLog, TAIL_BYTES};
+use dim_store::event_log::{EventLog, TAIL_BYTES};
 use dim_store::plugin_registry;
 use dim_store::{Store, StoreError};
 use tempfile::TempDir;
 use thiserror::Error;
 
 use crate::config::Config;
-use crate::host::{self, HostError};
+use crate::host::{self, CandidateError, HostError};
 
 /// An error that ends a replay.
 #[derive(Debug, Error)]
@@ -82,7 +82,10 @@ impl Replay {
             .into_iter()
             .map(|candidate| {
                 let name = candidate.name.clone();
-                let refused = |reason| ReplayError::Plugin { name: name.clone(), reason };
+                let refused = |error: CandidateError| ReplayError::Plugin {
+                    name: name.clone(),
+                    reason: error.to_string(),
+                };
                 let ready = candidate.ready(&self.engine, &self.config, &self.id).map_err(refused)?;
                 // WASI must not be entered from an async thread, so each plugin gets its own thread.
                 let run = || self.run_one(&name, ready, &entries);

@@ -16,7 +16,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::limits::REASON_BYTES;
+use crate::plugin_limits::REASON_BYTES;
 
 /// Longest text of the source of a component, and of the requester of a change, in bytes; a longer text is cut.
 pub const SOURCE_BYTES: usize = 2_048;

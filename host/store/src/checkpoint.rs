@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::entry_context::EntryContext;
 use crate::plugin_registry::{self, Row};
 use crate::probation::Probation;
-use crate::undo::{self, Place};
+use crate::rollback_rows::{self, Place};
 use crate::{MARKS, PluginId, Snapshot, StoreError};
 
 /// The data of a plugin from before a takeover.
@@ -47,7 +47,7 @@ impl Checkpoint {
     /// Writes the checkpoint at `place`.
     pub fn put(&self, write: &WriteTransaction, place: Place) -> Result<(), StoreError> {
         let bytes = serde_json::to_vec(self).expect("a checkpoint is plain data");
-        undo::put_checkpoint(write, place, &bytes)
+        rollback_rows::put_checkpoint(write, place, &bytes)
     }
 }
 
@@ -70,7 +70,7 @@ pub fn newest_within(
     plugin: PluginId,
 ) -> Result<Option<(Place, Checkpoint)>, StoreError> {
     let table = write.open_table(MARKS)?;
-    let newest = undo::checkpoints(&table, plugin)?.next().transpose()?;
+    let newest = rollback_rows::checkpoints(&table, plugin)?.next().transpose()?;
     newest.map(|(place, checkpoint)| Ok((place, decode(&checkpoint)?))).transpose()
 }
 
@@ -96,7 +96,7 @@ pub fn of_probation(
 
 /// The context of a plugin as of a checkpoint; `None` if it had none yet.
 pub fn context(snapshot: &Snapshot, place: Place) -> Result<Option<EntryContext>, StoreError> {
-    let saved = undo::saved_context(snapshot, place)?;
+    let saved = rollback_rows::saved_context(snapshot, place)?;
     saved.map(|context| EntryContext::from_bytes(&context)).transpose()
 }
 
@@ -127,7 +127,7 @@ fn read(
     table: &impl ReadableTable<(u32, u32), &'static [u8]>,
     plugin: PluginId,
 ) -> Result<Vec<(Place, Checkpoint)>, StoreError> {
-    let checkpoints = undo::checkpoints(table, plugin)?;
+    let checkpoints = rollback_rows::checkpoints(table, plugin)?;
     checkpoints
         .map(|row| {
             let (place, checkpoint) = row?;

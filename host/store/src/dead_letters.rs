@@ -24,8 +24,9 @@ pub struct Quota {
     pub max_count: u64,
     /// Most bytes, default 256 MiB.
     pub max_bytes: u64,
-    /// Hours that a letter is kept, default 720.
-    pub max_age_hours: u64,
+    /// Time that a letter is kept, default 30 days; a bare number is in hours.
+    #[serde(alias = "max_age_hours", with = "dim_model::time::in_hours")]
+    pub max_age: Duration,
 }
 
 /// A selection of letters.
@@ -49,7 +50,7 @@ impl Filter {
 
 impl Default for Quota {
     fn default() -> Self {
-        Self { max_count: 10_000, max_bytes: 256 << 20, max_age_hours: 720 }
+        Self { max_count: 10_000, max_bytes: 256 << 20, max_age: Duration::from_secs(720 * 3_600) }
     }
 }
 
@@ -61,8 +62,7 @@ const DROPPED: &str = "dead-dropped";
 
 /// Whether a letter exceeds the maximum age.
 fn is_over(letter: &[u8], kept: &Quota, now: Timestamp) -> bool {
-    let age = Duration::from_secs(kept.max_age_hours.saturating_mul(3_600));
-    read(letter).is_ok_and(|letter| now.since(Timestamp(letter.time)) > age)
+    read(letter).is_ok_and(|letter| now.since(Timestamp(letter.time)) > kept.max_age)
 }
 
 /// Adds dead letters, in the transaction of the commit. Letters beyond the quota are dropped, counted and

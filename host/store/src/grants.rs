@@ -8,7 +8,7 @@ use dim_model::ident::{InvalidWord, IpnsName, KeyName, Topic};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::limits::SomeLimits;
+use crate::plugin_limits::SomeLimits;
 
 /// A set of permissions: requested by a manifest, granted by an operator, or denied by one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

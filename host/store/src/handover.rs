@@ -4,6 +4,7 @@ use std::sync::Mutex;
 
 use dim_model::entry::{Generation, Offset};
 use dim_model::ident::{IpnsName, KeyName};
+use thiserror::Error;
 use tokio::sync::oneshot;
 
 use crate::change::{Change, Pause};
@@ -11,7 +12,13 @@ use crate::plugin_registry::{Claim, Code, Setup};
 use crate::probation::Rates;
 
 /// The result of a takeover: the committed takeover, or the reason why the old code stays.
-pub type Succession = Result<TakenOver, String>;
+pub type Succession = Result<TakenOver, StartFailure>;
+
+/// The reason why code does not start: the error that its `start` returned, or the trap that ended the call. It is
+/// the text that the log records.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{0}")]
+pub struct StartFailure(pub String);
 
 /// A takeover of new code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

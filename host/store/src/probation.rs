@@ -13,11 +13,14 @@ pub struct Rules {
     /// Events and commands that the code must handle, default 1,000. A higher number makes it more likely to
     /// see a rare failure.
     pub events: u64,
-    /// Seconds that the code must run, default 30. The later of the two conditions ends the probation.
-    pub seconds: u64,
-    /// Seconds after which the probation ends, however few events there were, default 600. The host keeps the
-    /// log from the takeover on for that time.
-    pub max_seconds: u64,
+    /// Time that the code must run, default 30 s; a bare number is in seconds. The later of the two conditions ends
+    /// the probation.
+    #[serde(alias = "seconds", with = "dim_model::time::in_seconds")]
+    pub time: Duration,
+    /// Time after which the probation ends, however few events there were, default 10 minutes; a bare number is in
+    /// seconds. The host keeps the log from the takeover on for that time.
+    #[serde(alias = "max_seconds", with = "dim_model::time::in_seconds")]
+    pub max_time: Duration,
     /// Events that the code must reject before its rate of rejections counts, default 20.
     pub rejections: u64,
     /// Percentage points by which its rate of rejections may exceed that of the code before, default 5.
@@ -26,7 +29,13 @@ pub struct Rules {
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { events: 1_000, seconds: 30, max_seconds: 600, rejections: 20, points: 5 }
+        Self {
+            events: 1_000,
+            time: Duration::from_secs(30),
+            max_time: Duration::from_secs(600),
+            rejections: 20,
+            points: 5,
+        }
     }
 }
 
@@ -87,18 +96,17 @@ impl Probation {
             return Some(Verdict::Fails(why));
         }
         let elapsed = Duration::from_nanos(*watched);
-        let is_long = elapsed >= Duration::from_secs(rules.seconds);
+        let is_long = elapsed >= rules.time;
         if is_long && rates.events >= rules.events {
             return Some(Verdict::Confirmed);
         }
-        let is_over = elapsed >= Duration::from_secs(rules.max_seconds.max(rules.seconds));
+        let is_over = elapsed >= rules.max_time.max(rules.time);
         is_over.then_some(if rates.events == 0 { Verdict::Unproven } else { Verdict::Confirmed })
     }
 
     /// The time after which a verdict is possible without further events, at least 10 ms.
     pub fn pause(&self, rules: &Rules) -> Duration {
-        let seconds = if self.rates.events >= rules.events { rules.seconds } else { rules.max_seconds };
-        let end = Duration::from_secs(seconds.max(rules.seconds));
+        let end = if self.rates.events >= rules.events { rules.time } else { rules.max_time.max(rules.time) };
         end.saturating_sub(Duration::from_nanos(self.watched)).max(Duration::from_millis(10))
     }
 }

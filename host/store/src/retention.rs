@@ -1,7 +1,7 @@
 //! Owns the retention of the event log, of superseded documents and of dead letters: by size and age. It keeps
 //! the entries that a plugin has yet to read, unless the plugin is too far behind.
 
-mod checkpoints;
+mod rollback_data;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, RwLock};
@@ -28,8 +28,10 @@ pub struct LogConfig {
     /// Largest size of the log in bytes, default 1 GiB. The oldest entries beyond it are removed, up to the
     /// lowest cursor of a plugin, unless that plugin is further behind than `limits.queue-bytes`.
     pub max_bytes: u64,
-    /// Longest age of entries in hours, default 168. Older entries are removed, up to the lowest cursor of a plugin.
-    pub max_age_hours: u64,
+    /// Longest age of entries, default 7 days; a bare number is in hours. Older entries are removed, up to the lowest
+    /// cursor of a plugin.
+    #[serde(alias = "max_age_hours", with = "dim_model::time::in_hours")]
+    pub max_age: Duration,
     /// Largest size, in bytes, of the documents that names have pointed to before, default 256 MiB. They are
     /// kept as long as the entries from that time. Beyond it the oldest are removed, up to the lowest cursor of
     /// a plugin; older entries can be handled again, but cannot read these documents.
@@ -38,7 +40,7 @@ pub struct LogConfig {
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { max_bytes: 1 << 30, max_age_hours: 168, max_document_bytes: 256 << 20 }
+        Self { max_bytes: 1 << 30, max_age: Duration::from_secs(168 * 3_600), max_document_bytes: 256 << 20 }
     }
 }
 
@@ -126,7 +128,7 @@ impl Retention {
         let rows = self.look(|this, snapshot| this.expendable_rows(snapshot, Timestamp::wall())).await?;
         let count = rows.len();
         if count > 0 {
-            self.commit.write(move |write| crate::log_rows::trim(write, &rows)).await?;
+            self.commit.write(move |write| crate::event_log_rows::trim(write, &rows)).await?;
         }
         Ok(count)
     }
@@ -165,7 +167,7 @@ impl Retention {
         let awaited = self.awaited.read().expect("no one panics while holding the awaited").clone();
         let last = plugin_registry::furthest_behind(snapshot, &awaited)?;
         let last = last.map_or(Offset(u64::MAX), |(cursor, _)| cursor);
-        let watched = checkpoints::held_by_probations(snapshot, &awaited)?;
+        let watched = rollback_data::held_by_probations(snapshot, &awaited)?;
         Ok((last.min(watched), watched))
     }
 
@@ -179,11 +181,11 @@ impl Retention {
     fn expendable_rows(&self, snapshot: &Snapshot, now: Timestamp) -> Result<Vec<u64>, StoreError> {
         let (handled, watched) = self.handled_by_all(snapshot)?;
         let table = snapshot.table(LOG)?;
-        let held = crate::log_rows::bytes(&snapshot.table(META)?)?;
+        let held = crate::event_log_rows::bytes(&snapshot.table(META)?)?;
         let mut excess = held.saturating_sub(self.kept.max_bytes).max(self.excess(snapshot)?);
         // The size of the log from the current row on.
         let mut left = held;
-        let oldest = Duration::from_secs(self.kept.max_age_hours.saturating_mul(3600));
+        let oldest = self.kept.max_age;
         let mut rows = table.iter()?.peekable();
         let mut expendable = Vec::new();
         while let Some(row) = rows.next() {

@@ -9,7 +9,7 @@ use redb::ReadableTable as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::commit::{Commit, CommitError};
-use crate::log::EventLog;
+use crate::event_log::EventLog;
 use crate::{RETRIES, Store, StoreError};
 
 /// Most retries that become entries together.

@@ -6,7 +6,9 @@ use redb::ReadableTable as _;
 use serde::Serialize;
 
 use crate::plugin_registry;
-use crate::{CURSORS, META, Snapshot, StoreError, dead_letters, documents, log_rows, outbox, undo};
+use crate::{
+    CURSORS, META, Snapshot, StoreError, dead_letters, documents, event_log_rows, outbox, rollback_rows,
+};
 
 /// The size of the store's content in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, utoipa::ToSchema)]
@@ -34,12 +36,12 @@ impl Usage {
             state += row?.1.value().1;
         }
         Ok(Self {
-            log: log_rows::bytes(&meta)?,
+            log: event_log_rows::bytes(&meta)?,
             state,
             documents: documents::bytes(&meta)?,
             outbox: outbox::bytes(&meta)?,
             dead_letters: dead_letters::bytes(&meta)?,
-            undo: undo::bytes(&meta)?,
+            undo: rollback_rows::bytes(&meta)?,
         })
     }
 

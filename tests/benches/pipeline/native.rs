@@ -15,8 +15,8 @@ use dim_store::PluginId;
 use dim_store::batch::{Batch, Effects, Timers};
 use dim_store::commit::Progress;
 use dim_store::entry_context::EntryContext;
-use dim_store::limits::Limits;
-use dim_store::log::Mailbox;
+use dim_store::event_log::Mailbox;
+use dim_store::plugin_limits::Limits;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 

@@ -118,8 +118,8 @@ pub fn within(dir: &Path, name: &str) -> PathBuf {
 pub fn asks(manifest: &Manifest, set: &Map<String, Value>) -> Result<Vec<String>, String> {
     let host = [("id", "HOST")];
     let resolved = manifest.resolve(set, &host).map_err(|error| error.to_string())?;
-    let limits = dim_store::limits::LimitPolicy::default()
-        .asked(&manifest.limits, &dim_store::limits::SomeLimits::default());
+    let limits = dim_store::plugin_limits::LimitPolicy::default()
+        .asked(&manifest.limits, &dim_store::plugin_limits::SomeLimits::default());
     Ok(Reach::default().missing(&Grants { limits, ..resolved.asks }))
 }
 

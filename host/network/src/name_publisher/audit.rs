@@ -3,7 +3,7 @@
 //! publication. A value that one daemon accepted is missing in another.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dim_ipfs::keys::Key;
 use dim_ipfs::{BackendError, Current, Keeper};
@@ -14,7 +14,6 @@ use dim_store::effect::{LIFETIME, NameUpdate, NameValue};
 use dim_store::names::{self, Accepted, Cause, Finding, Known};
 use dim_store::pins;
 use futures::StreamExt as _;
-use tokio::time::Instant;
 
 use super::{Publisher, published_file};
 
@@ -60,7 +59,8 @@ struct Subject {
 impl Audit {
     /// Makes an audit of the names of `publisher`.
     pub fn new(publisher: Publisher) -> Self {
-        Self { publisher, keeper: None, subscribed: None, next: Instant::now(), looked_up: BTreeSet::new() }
+        let next = publisher.clock.monotonic();
+        Self { publisher, keeper: None, subscribed: None, next, looked_up: BTreeSet::new() }
     }
 
     /// Audits until the writer ended.
@@ -72,7 +72,7 @@ impl Audit {
                 Err(error) => tracing::error!("cannot audit the names: {error}"),
             }
             tokio::select! {
-                () = tokio::time::sleep(PRESENCE_EVERY) => {}
+                () = self.publisher.clock.sleep(PRESENCE_EVERY) => {}
                 () = self.publisher.looks.wanted() => {}
             }
         }
@@ -91,7 +91,7 @@ impl Audit {
             }
         };
         if self.keeper.as_ref() != Some(&keeper) {
-            self.next = Instant::now();
+            self.next = self.publisher.clock.monotonic();
             self.looked_up.clear();
         }
         let is_first = self.keeper.replace(keeper.clone()).is_none();
@@ -99,10 +99,11 @@ impl Audit {
             self.publisher.listening_records.all().values().filter_map(|it| it.connected_since).max();
         if subscribed != self.subscribed {
             self.subscribed = subscribed;
-            self.next = Instant::now();
+            self.next = self.publisher.clock.monotonic();
         }
         let subjects = self.subjects()?;
-        let (is_due, network) = (self.next <= Instant::now(), self.publisher.backend.network);
+        let (is_due, network) =
+            (self.next <= self.publisher.clock.monotonic(), self.publisher.backend.network);
         if is_first || is_due {
             self.lose_what_others_keep(&subjects, &keeper).await?;
         }
@@ -117,7 +118,7 @@ impl Audit {
             })
             .collect();
         if is_due {
-            self.next = Instant::now() + AUDIT_EVERY;
+            self.next = self.publisher.clock.monotonic() + AUDIT_EVERY;
         }
         self.audit(subjects).await
     }

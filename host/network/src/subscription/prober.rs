@@ -13,8 +13,8 @@ use dim_model::backoff::Backoff;
 use dim_model::ident::Topic;
 use dim_model::time::Timestamp;
 use dim_store::disk_monitor::DiskMonitor;
+use dim_store::event_log::EventLog;
 use dim_store::interest::Interest;
-use dim_store::log::EventLog;
 use futures::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 
@@ -71,7 +71,7 @@ impl Prober {
     async fn tick_for_ever(&self) {
         loop {
             self.proven(self.log.now());
-            tokio::time::sleep(EVERY).await;
+            self.log.clock().sleep(EVERY).await;
         }
     }
 
@@ -88,7 +88,7 @@ impl Prober {
             let error = self.probe(&mut backoff).await;
             self.listening_records.doubt(&error);
             tracing::debug!("listening is not proven: {error}");
-            tokio::time::sleep(backoff.next_pause()).await;
+            self.log.clock().sleep(backoff.next_pause()).await;
         }
     }
 
@@ -119,7 +119,7 @@ impl Prober {
                 Err(_) => return BackendError::Timeout("the echo of a probe"),
             }
             backoff.reset();
-            tokio::time::sleep(EVERY).await;
+            self.log.clock().sleep(EVERY).await;
         }
         unreachable!("64 bits of probes last for ever")
     }
@@ -135,7 +135,7 @@ impl Prober {
                 }
                 Err(error) => tracing::debug!("cannot ask for the peers: {error}"),
             }
-            tokio::time::sleep(PEERS_EVERY).await;
+            self.log.clock().sleep(PEERS_EVERY).await;
         }
     }
 

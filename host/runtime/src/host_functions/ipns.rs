@@ -77,7 +77,7 @@ impl From<Refusal> for Error {
             Refusal::NotYetKnown => Error::NotYetKnown,
             Refusal::NotADocument(what) => Error::NotADocument(what),
             Refusal::TooLarge(_, limit) => Error::TooLarge(limit),
-            Refusal::Limit(name) => Error::LimitExceeded(name.to_owned()),
+            Refusal::Limit(name) => Error::LimitExceeded(name.to_string()),
             Refusal::ReadOnly => Error::ReadOnly,
             other @ (Refusal::KeyLength(_) | Refusal::Quota(_) | Refusal::TooMany(_)) => {
                 Error::Other(format!("{other:?}"))

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use dim_store::limits::LINE_BYTES;
+use dim_store::plugin_limits::LINE_BYTES;
 
 use crate::bindings::dim::coordination::log::{Field, Host, Level};
 use crate::instance::Guest;

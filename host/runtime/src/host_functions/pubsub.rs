@@ -48,7 +48,7 @@ impl From<Refusal> for Error {
             Refusal::NotGranted(topic) => Error::NotGranted(topic),
             Refusal::Invalid(why) => Error::InvalidArgument(why),
             Refusal::TooLarge(_, limit) => Error::TooLarge(limit),
-            Refusal::Limit(name) => Error::LimitExceeded(name.to_owned()),
+            Refusal::Limit(name) => Error::LimitExceeded(name.to_string()),
             Refusal::ReadOnly => Error::ReadOnly,
             other @ (Refusal::NotYetKnown
             | Refusal::NotADocument(_)

@@ -40,7 +40,7 @@ impl From<Refusal> for Error {
             Refusal::KeyLength(limit) => Error::KeyLength(limit),
             Refusal::TooLarge(_, limit) => Error::ValueTooLarge(limit),
             Refusal::Quota(quota) => Error::QuotaExceeded(quota),
-            Refusal::Limit(name) => Error::LimitExceeded(name.to_owned()),
+            Refusal::Limit(name) => Error::LimitExceeded(name.to_string()),
             Refusal::ReadOnly => Error::ReadOnly,
             other @ (Refusal::NotGranted(_)
             | Refusal::Invalid(_)

@@ -25,7 +25,7 @@ impl From<Refusal> for Error {
         match refusal {
             Refusal::KeyLength(limit) => Error::KeyLength(limit),
             Refusal::TooMany(limit) => Error::TooMany(limit),
-            Refusal::Limit(name) => Error::LimitExceeded(name.to_owned()),
+            Refusal::Limit(name) => Error::LimitExceeded(name.to_string()),
             Refusal::ReadOnly => Error::ReadOnly,
             other @ (Refusal::NotGranted(_)
             | Refusal::Invalid(_)

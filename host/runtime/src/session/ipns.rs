@@ -7,7 +7,7 @@ use dim_model::entry::Resolution;
 use dim_model::ident::{ContentPath, IpnsName, KeyName};
 use dim_store::effect::{LIFETIME, LIFETIMES, NameUpdate, NameValue};
 use dim_store::grants::NameOrKey;
-use dim_store::limits::DOCUMENT_BYTES;
+use dim_store::plugin_limits::{DOCUMENT_BYTES, LimitName};
 use dim_store::{StoreError, documents};
 
 use super::{Answer, Mode, Refusal, Session, allowed, word};
@@ -21,7 +21,10 @@ impl Session {
             NameValue::Path(path) => path.as_str().len(),
         };
         if bytes > self.code.limits.document_bytes {
-            return Ok(Err(Refusal::TooLarge("document-bytes", self.code.limits.document_bytes as u64)));
+            return Ok(Err(Refusal::TooLarge(
+                LimitName::DOCUMENT_BYTES,
+                self.code.limits.document_bytes as u64,
+            )));
         }
         allowed!(self.may_effect(bytes));
         let lifetime = lifetime.unwrap_or(LIFETIME);
@@ -45,7 +48,7 @@ impl Session {
         let limit = self.code.limits.document_bytes.min(DOCUMENT_BYTES);
         if data.len() > limit {
             self.violations.too_large.insert(named, limit);
-            return Ok(Err(Refusal::TooLarge("document-bytes", limit as u64)));
+            return Ok(Err(Refusal::TooLarge(LimitName::DOCUMENT_BYTES, limit as u64)));
         }
         self.violations.too_large.remove(&named);
         self.set_name(key, NameValue::document(data), lifetime)
@@ -70,7 +73,7 @@ impl Session {
             && self.context.follows().len() >= self.code.limits.follows
             && !self.context.follows().contains_key(&name)
         {
-            return Ok(Err(Refusal::Limit("follows")));
+            return Ok(Err(Refusal::Limit(LimitName::FOLLOWS)));
         }
         self.effects.follow(&mut self.context, name, followed);
         Ok(Ok(()))

@@ -2,7 +2,7 @@
 //! Both are computed before the call, so that they can be recorded with the entry.
 
 use dim_model::time::Timestamp;
-use dim_store::limits::Limits;
+use dim_store::plugin_limits::{LimitName, Limits};
 
 /// The time in seconds for which a plugin may exceed the rates after the same time without publishes.
 pub const BURST: u64 = 10;
@@ -19,7 +19,7 @@ pub struct Room {
     /// Most bytes of documents.
     pub document_bytes: usize,
     /// The limit that one more message exceeds.
-    pub count_limit: &'static str,
+    pub count_limit: LimitName,
     /// The number of messages so far.
     pub used: usize,
     /// The bytes of messages so far.
@@ -27,17 +27,8 @@ pub struct Room {
     /// The bytes of documents so far.
     pub used_document_bytes: usize,
     /// The exceeded limit, if one was exceeded.
-    pub struck: Option<&'static str>,
+    pub struck: Option<LimitName>,
 }
-
-/// The limit on messages that wait to be sent.
-pub const OUTBOX: &str = "outbox";
-/// The limit on messages per second.
-pub const RATE: &str = "publishes-per-second";
-/// The limit on bytes of messages per second.
-pub const BYTE_RATE: &str = "publish-bytes-per-second";
-/// The limit on bytes of documents per second.
-pub const DOCUMENT_RATE: &str = "document-bytes-per-second";
 
 impl Room {
     /// An unlimited allowance.
@@ -46,7 +37,7 @@ impl Room {
         bytes: usize::MAX,
         rate: usize::MAX,
         document_bytes: usize::MAX,
-        count_limit: OUTBOX,
+        count_limit: LimitName::OUTBOX,
         used: 0,
         used_bytes: 0,
         used_document_bytes: 0,
@@ -54,11 +45,11 @@ impl Room {
     };
 
     /// Counts a message; the error is the exceeded limit.
-    pub fn take(&mut self, bytes: usize) -> Result<(), &'static str> {
+    pub fn take(&mut self, bytes: usize) -> Result<(), LimitName> {
         let struck = if self.used >= self.count {
             Some(self.count_limit)
         } else if bytes > self.bytes.saturating_sub(self.used_bytes) {
-            Some(BYTE_RATE)
+            Some(LimitName::PUBLISH_BYTES_PER_SECOND)
         } else {
             None
         };
@@ -73,10 +64,10 @@ impl Room {
 
     /// Counts a changed subscription, which becomes an entry of the log and is not sent. It counts as a message
     /// for the rate, independent of the outbox. The error is the exceeded limit.
-    pub fn take_change(&mut self) -> Result<(), &'static str> {
+    pub fn take_change(&mut self) -> Result<(), LimitName> {
         if self.used >= self.rate {
-            self.struck = Some(RATE);
-            return Err(RATE);
+            self.struck = Some(LimitName::PUBLISHES_PER_SECOND);
+            return Err(LimitName::PUBLISHES_PER_SECOND);
         }
         self.used += 1;
         Ok(())
@@ -88,10 +79,10 @@ impl Room {
     }
 
     /// Counts a document; the error is the exceeded limit.
-    pub fn take_document(&mut self, bytes: usize) -> Result<(), &'static str> {
+    pub fn take_document(&mut self, bytes: usize) -> Result<(), LimitName> {
         if bytes > self.document_bytes.saturating_sub(self.used_document_bytes) {
-            self.struck = Some(DOCUMENT_RATE);
-            return Err(DOCUMENT_RATE);
+            self.struck = Some(LimitName::DOCUMENT_BYTES_PER_SECOND);
+            return Err(LimitName::DOCUMENT_BYTES_PER_SECOND);
         }
         self.used_document_bytes += bytes;
         Ok(())
@@ -103,8 +94,12 @@ impl Room {
     }
 
     /// The allowance for the record of an exceeded limit: the limit, and the number of messages.
-    pub fn met(&self) -> (&'static str, usize) {
-        if self.struck == Some(RATE) { (RATE, self.rate) } else { (self.count_limit, self.count) }
+    pub fn met(&self) -> (LimitName, usize) {
+        if self.struck == Some(LimitName::PUBLISHES_PER_SECOND) {
+            (LimitName::PUBLISHES_PER_SECOND, self.rate)
+        } else {
+            (self.count_limit, self.count)
+        }
     }
 
     /// Whether a limit was exceeded that may be larger at another time.
@@ -113,9 +108,11 @@ impl Room {
         let burst = |per_second: u64| per_second.saturating_mul(BURST);
         let bytes = self.bytes as u64;
         match struck {
-            RATE => (self.rate as u64) < burst(limits.publishes_per_second),
-            BYTE_RATE => bytes < burst(limits.publish_bytes_per_second),
-            DOCUMENT_RATE => (self.document_bytes as u64) < burst(limits.document_bytes_per_second),
+            LimitName::PUBLISHES_PER_SECOND => (self.rate as u64) < burst(limits.publishes_per_second),
+            LimitName::PUBLISH_BYTES_PER_SECOND => bytes < burst(limits.publish_bytes_per_second),
+            LimitName::DOCUMENT_BYTES_PER_SECOND => {
+                (self.document_bytes as u64) < burst(limits.document_bytes_per_second)
+            }
             _ => self.count < limits.outbox,
         }
     }
@@ -151,7 +148,7 @@ impl Rate {
             bytes: self.bytes as usize,
             rate,
             document_bytes: self.document_bytes as usize,
-            count_limit: if outbox <= rate { OUTBOX } else { RATE },
+            count_limit: if outbox <= rate { LimitName::OUTBOX } else { LimitName::PUBLISHES_PER_SECOND },
             ..Room::ENDLESS
         }
     }
@@ -172,16 +169,16 @@ mod tests {
         for _ in 0..30 {
             room.take(1).unwrap();
         }
-        assert_eq!(room.take(1), Err(RATE));
+        assert_eq!(room.take(1), Err(LimitName::PUBLISHES_PER_SECOND));
         // Frequent computations must not lose fractions to rounding.
         room = rate.room(at(1), &limits, &room, usize::MAX);
         for millis in 2..=1_001 {
             room = rate.room(at(millis), &limits, &Room { used: 0, used_bytes: 0, ..room }, usize::MAX);
         }
         assert_eq!((room.count, room.bytes), (3, 1_000));
-        assert_eq!(room.take(1_001), Err(BYTE_RATE));
-        assert_eq!(room.struck, Some(BYTE_RATE));
-        assert_eq!(rate.room(at(1_001), &limits, &Room::ENDLESS, 2).count_limit, OUTBOX);
+        assert_eq!(room.take(1_001), Err(LimitName::PUBLISH_BYTES_PER_SECOND));
+        assert_eq!(room.struck, Some(LimitName::PUBLISH_BYTES_PER_SECOND));
+        assert_eq!(rate.room(at(1_001), &limits, &Room::ENDLESS, 2).count_limit, LimitName::OUTBOX);
         // More than a burst is never allowed, however long the plugin waits.
         let (mut some, mut all) = (Room { count: 29, rate: 29, ..full }, full);
         while some.take(0).is_ok() {}
@@ -192,12 +189,12 @@ mod tests {
         let (mut rate, all) = (Rate::default(), Room::ENDLESS);
         let mut room = rate.room(at(0), &limits, &all, usize::MAX);
         room.take_document(999).unwrap();
-        assert_eq!(room.take_document(2), Err(DOCUMENT_RATE));
+        assert_eq!(room.take_document(2), Err(LimitName::DOCUMENT_BYTES_PER_SECOND));
         room.take(1_000).unwrap();
         assert!(!room.may_grow(&limits), "there was all that a burst allows");
         let mut room = rate.room(at(500), &limits, &room, usize::MAX);
         assert_eq!(room.document_bytes, 51);
-        assert_eq!(room.take_document(52), Err(DOCUMENT_RATE));
+        assert_eq!(room.take_document(52), Err(LimitName::DOCUMENT_BYTES_PER_SECOND));
         assert!(room.may_grow(&limits));
         // A rate of zero allows nothing.
         let none = Limits { publishes_per_second: 0, ..limits };

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use dim_model::ident::Topic;
 use dim_store::effect::Publish;
+use dim_store::plugin_limits::LimitName;
 
 use super::{Answer, Refusal, Session, allowed, word};
 
@@ -21,14 +22,17 @@ impl Session {
             return Ok(Err(Refusal::NotGranted(topic.to_string())));
         }
         if data.len() > self.code.limits.message_bytes {
-            return Ok(Err(Refusal::TooLarge("message-bytes", self.code.limits.message_bytes as u64)));
+            return Ok(Err(Refusal::TooLarge(
+                LimitName::MESSAGE_BYTES,
+                self.code.limits.message_bytes as u64,
+            )));
         }
         allowed!(self.may_effect(topic.as_str().len() + data.len()));
         if self.publishing.outgoing.used >= self.code.limits.publishes {
-            return Ok(Err(Refusal::Limit("publishes")));
+            return Ok(Err(Refusal::Limit(LimitName::PUBLISHES)));
         }
         if data.len() > self.code.limits.publish_bytes.saturating_sub(self.publishing.outgoing.used_bytes) {
-            return Ok(Err(Refusal::Limit("publish-bytes")));
+            return Ok(Err(Refusal::Limit(LimitName::PUBLISH_BYTES)));
         }
         if let Err(limit) = self.publishing.outgoing.take(data.len()) {
             return Ok(Err(Refusal::Limit(limit)));
@@ -49,14 +53,14 @@ impl Session {
             return Ok(Ok(()));
         }
         if subscribed && self.context.topics_to_hear().len() >= self.code.limits.topics {
-            return Ok(Err(Refusal::Limit("topics")));
+            return Ok(Err(Refusal::Limit(LimitName::TOPICS)));
         }
         if self.effects.unsays(&topic) {
             self.publishing.outgoing.give_back_change();
         } else if self.context.count_asked_with(&topic)
             > self.code.limits.topics.saturating_mul(CHANGES).max(FEW_CHANGES)
         {
-            return Ok(Err(Refusal::Limit("topics")));
+            return Ok(Err(Refusal::Limit(LimitName::TOPICS)));
         } else if let Err(limit) = self.publishing.outgoing.take_change() {
             return Ok(Err(Refusal::Limit(limit)));
         }

@@ -4,7 +4,7 @@ use std::collections::btree_map::Range;
 use std::iter::Peekable;
 use std::ops::Bound;
 
-use dim_store::limits::{KEY_BYTES, PAGE_BYTES};
+use dim_store::plugin_limits::{KEY_BYTES, LimitName, PAGE_BYTES};
 use dim_store::{StateKey, StoreError};
 
 use super::{Answer, Refusal, Session, allowed, check_key};
@@ -30,7 +30,7 @@ impl Session {
         allowed!(check_key(key));
         let len = value.map_or(0, <[u8]>::len);
         if len > self.code.limits.value_bytes {
-            return Ok(Err(Refusal::TooLarge("value-bytes", self.code.limits.value_bytes as u64)));
+            return Ok(Err(Refusal::TooLarge(LimitName::VALUE_BYTES, self.code.limits.value_bytes as u64)));
         }
         allowed!(self.may_effect(key.len() + len));
         let old = match self.reads.last_read.take() {

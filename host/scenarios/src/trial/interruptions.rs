@@ -79,7 +79,7 @@ impl Trial {
         self.commit()?;
         match result.try_recv() {
             Ok(Ok(_)) => {}
-            Ok(Err(reason)) => return Err(TrialError::DoesNotStart(reason)),
+            Ok(Err(reason)) => return Err(TrialError::DoesNotStart(reason.0)),
             Err(_) => return Err(TrialError::DoesNotStart("the new code has not taken over".to_owned())),
         }
         self.ready = ready;

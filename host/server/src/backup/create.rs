@@ -4,13 +4,13 @@
 use std::collections::BTreeSet;
 use std::io::{BufWriter, Write};
 
-use age::Encryptor;
 use dim_ipfs::keys::Keyring;
 use dim_model::time::Timestamp;
 use dim_store::copy::RawRow;
 use dim_store::{FORMAT, Store, components};
 use dim_store::{checkpoint, plugin_registry};
 
+use super::encryption::Encryptor;
 use super::record::{Component, Content, End, FORM, Head, Key, Row};
 use super::{BackupError, Passphrase};
 use crate::host::identity;
@@ -30,7 +30,7 @@ pub fn write(
 ) -> Result<(), BackupError> {
     // The keys are read after the snapshot, so every key that the snapshot names exists by then.
     let snapshot = store.snapshot()?;
-    let sealed = Encryptor::with_user_passphrase(passphrase.0).wrap_output(out)?;
+    let sealed = Encryptor::new(passphrase.secret(), out)?;
     let mut out = BufWriter::with_capacity(BUFFER, sealed);
     let head = Head {
         form: FORM,

@@ -7,7 +7,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use age::{Decryptor, scrypt};
 use cap_std::ambient_authority;
 use cap_std::fs::Dir;
 use dim_ipfs::keys::{KeyFile, Keyring};
@@ -18,6 +17,7 @@ use dim_store::owner_only;
 use dim_store::{FORMAT, HALF_RESTORED, LOCK, Lock, Store, StoreError, components, names};
 use tempfile::TempDir;
 
+use super::encryption::Decryptor;
 use super::record::{Content, End, FORM, Head};
 use super::{BackupError, Passphrase};
 use crate::host::HostError;
@@ -203,10 +203,9 @@ fn read(
     passphrase: Passphrase,
     take: &mut dyn FnMut(Content) -> Result<(), BackupError>,
 ) -> Result<Head, BackupError> {
-    let sealed = Decryptor::new_buffered(BufReader::new(input)).map_err(BackupError::Closed)?;
-    let identity = scrypt::Identity::new(passphrase.0);
-    let opened = sealed.decrypt(std::iter::once(&identity as _)).map_err(BackupError::Closed)?;
-    let mut input = BufReader::new(opened);
+    let decrypted =
+        Decryptor::new(passphrase.secret(), BufReader::new(input)).map_err(BackupError::Closed)?;
+    let mut input = BufReader::new(decrypted);
     let Content::Head(head) = Content::read(&mut input)? else {
         return Err(BackupError::Damaged("it does not begin with a head".to_owned()));
     };

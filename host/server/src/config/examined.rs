@@ -1,6 +1,8 @@
 //! Owns the examination of a config file. It receives the text and returns the readable part of the config, and all
 //! errors and suspicious keys.
 
+use std::time::Duration;
+
 use dim_model::ident::KeyName;
 use dim_model::suggestion::nearest;
 use serde::Deserialize as _;
@@ -41,8 +43,11 @@ const PUBSUB: &[&str] = &["job_updates", "node_heartbeat", "results_ready", "nod
 /// The maximum of `limits.plugins`.
 const MAX_PLUGINS: usize = 900;
 
-/// The maximum of `limits.compile-seconds`, in seconds of CPU time.
-const MAX_COMPILE_SECONDS: u64 = 3_600;
+/// The minimum of durations after which something is repeated or expires.
+const SECOND: Duration = Duration::from_secs(1);
+
+/// The maximum of `limits.compile-time`, in CPU time.
+const MAX_COMPILE_TIME: Duration = Duration::from_secs(3_600);
 
 /// An examined config file.
 #[derive(Debug)]
@@ -153,7 +158,6 @@ impl Examined {
             self.tell(Severity::Error, &["ipfs", "ipns_key_name"], error.to_string());
         }
         let limits = &config.limits;
-        let compile_seconds = format!("1 to {MAX_COMPILE_SECONDS}");
         let plugins = format!("there may be {MAX_PLUGINS} at most");
         let required: [(bool, &[&str], &str); 6] = [
             (
@@ -163,14 +167,14 @@ impl Examined {
             ),
             (config.store.memory_bytes >= 1 << 20, &["store", "memory_bytes"], "a host needs at least 1 MiB"),
             (
-                (1..=MAX_COMPILE_SECONDS).contains(&limits.compile_seconds),
-                &["limits", "compile-seconds"],
-                &compile_seconds,
+                (SECOND..=MAX_COMPILE_TIME).contains(&limits.compile_time),
+                &["limits", "compile-time"],
+                "1s to 1h",
             ),
             (limits.plugins <= MAX_PLUGINS, &["limits", "plugins"], &plugins),
             (config.api.connections > 0, &["api", "connections"], "there must be at least one"),
             (
-                config.outbox.expire_after > 0,
+                config.outbox.expire_after >= SECOND,
                 &["outbox", "expire_after"],
                 "a publish needs at least one second",
             ),
@@ -228,6 +232,50 @@ mod tests {
     }
 
     #[test]
+    fn a_duration_is_text_with_a_unit_or_a_number_in_the_unit_of_its_key() {
+        let read = |value: &str| {
+            let text =
+                format!("outbox: {{ expire_after: {value} }}\nstore: {{ log: {{ max_age: {value} }} }}\n");
+            Config::parse(&text).map(|it| (it.outbox.expire_after.as_secs(), it.store.log.max_age.as_secs()))
+        };
+        for (value, durations) in [
+            ("30s", (30, 30)),
+            ("\"1h30m\"", (5_400, 5_400)),
+            ("7d", (604_800, 604_800)),
+            ("2", (2, 7_200)),
+            ("\"2\"", (2, 7_200)),
+        ] {
+            assert_eq!(read(value).unwrap(), durations, "{value}");
+        }
+        for value in ["-1", "1.5", "true", "soon", "-5s", "\"\"", "[]", "{}", "500ms"] {
+            assert!(read(value).is_err(), "{value}");
+        }
+        let error = read("true").unwrap_err();
+        let expected = "expected a duration as in 30s, 5m or 2d, or a whole number of seconds";
+        assert!(error.contains(expected), "{error}");
+    }
+
+    #[test]
+    fn earlier_names_of_durations_are_read() {
+        let text = "store: { log: { max_age_hours: 1 }, dead_letters: { max_age_hours: 2 } }\n\
+                    replacement: { undo_hours: 3, probation: { seconds: 4, max_seconds: 5 } }\n\
+                    limits: { compile-seconds: 6 }\nipfs: { follow_every: 7 }\noutbox: { expire_after: 8 }\n";
+        let config = Config::parse(text).unwrap();
+        let read = [
+            config.store.log.max_age,
+            config.store.dead_letters.max_age,
+            config.replacement.undo_time,
+            config.replacement.probation.time,
+            config.replacement.probation.max_time,
+            config.limits.compile_time,
+            config.ipfs.follow_every,
+            config.outbox.expire_after,
+        ];
+        assert_eq!(read.map(|time| time.as_secs()), [3_600, 7_200, 10_800, 4, 5, 6, 7, 8]);
+        assert!(Config::parse("replacement: { undo_hours: 3, undo_time: 3h }").is_err());
+    }
+
+    #[test]
     fn an_empty_section_is_an_empty_section_everywhere() {
         let sections = SECTIONS.iter().filter(|it| **it != "plugins_dir");
         for section in sections {
@@ -278,7 +326,7 @@ mod tests {
         let lines: Vec<&str> = why.lines().collect();
         assert_eq!(lines.len(), 6, "{why}");
         assert!(
-            lines[0].starts_with("line 2, column 3: ipfs.follow_every: expected a whole number"),
+            lines[0].starts_with("line 2, column 3: ipfs.follow_every: write it like 30s, 5m, 1h30m or 2d"),
             "{why}"
         );
         assert!(lines[1].starts_with("line 3, column 3: ipfs.ipns_key_name: "), "{why}");

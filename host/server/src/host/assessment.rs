@@ -2,14 +2,14 @@
 //! operator's word, checks its grants, compiles it, and returns it ready to run.
 
 use bytes::Bytes;
-use dim_model::error_chain::chain;
 use dim_model::ident::{Digest, PluginName};
-use dim_runtime::{Inspection, inspect};
+use dim_runtime::{Inspection, ManifestError, inspect};
 use dim_store::change::{State, UnderWay};
 use dim_store::components;
 use dim_store::plugin_registry::Setup;
+use thiserror::Error;
 
-use super::candidate::{Allowance, Candidate, Ready};
+use super::candidate::{Allowance, Candidate, CandidateError, Ready};
 use super::replacement::ReplaceError;
 use super::{Grant, Host};
 use crate::config::Policy;
@@ -37,16 +37,29 @@ pub(super) struct Judged {
     pub given: Setup,
 }
 
+/// A reason why a component in the store cannot be inspected again.
+#[derive(Debug, Error)]
+pub enum StoredComponentError {
+    /// It cannot be read.
+    #[error(transparent)]
+    Read(#[from] std::io::Error),
+    /// It is no plugin.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+}
+
 /// Converts a panic during judgement or compilation to a refusal, so that it does not end the host.
 pub(super) fn broke_down(error: tokio::task::JoinError) -> ReplaceError {
     ReplaceError::Refused(format!("the compiler failed on it: {error}"))
 }
 
 /// Returns the digest of a fetched component and the name in its manifest. Runs outside the async threads.
-pub(super) async fn look_at(component: Bytes) -> Result<(Digest, Result<PluginName, String>), ReplaceError> {
+pub(super) async fn look_at(
+    component: Bytes,
+) -> Result<(Digest, Result<PluginName, ManifestError>), ReplaceError> {
     let looked = tokio::task::spawn_blocking(move || match inspect(&component) {
         Ok(inspection) => (inspection.digest, Ok(inspection.manifest.name)),
-        Err(error) => (Digest::of(&component), Err(chain(&error))),
+        Err(error) => (Digest::of(&component), Err(error)),
     });
     looked.await.map_err(broke_down)
 }
@@ -56,10 +69,9 @@ impl Host {
     pub(super) async fn inspect_kept(&self, digest: &str) -> Result<Inspection, ReplaceError> {
         let (store, digest) = (self.storage.store.clone(), digest.to_owned());
         let inspected = tokio::task::spawn_blocking(move || {
-            let component = components::read(&store, &digest).map_err(|error| error.to_string())?;
-            inspect(&component).map_err(|error| error.to_string())
+            Ok::<_, StoredComponentError>(inspect(&components::read(&store, &digest)?)?)
         });
-        inspected.await.map_err(broke_down)?.map_err(ReplaceError::Refused)
+        Ok(inspected.await.map_err(broke_down)??)
     }
 
     /// Judges and compiles a component outside the async threads while the old code continues.
@@ -78,14 +90,14 @@ impl Host {
         let policy = config.clone();
         let judged = tokio::task::spawn_blocking(move || {
             let inspection = candidate.inspect(&policy)?;
-            Ok((candidate, inspection))
+            Ok::<_, CandidateError>((candidate, inspection))
         });
-        let (mut candidate, inspection) = judged.await.map_err(broke_down)?.map_err(ReplaceError::Refused)?;
+        let (mut candidate, inspection) = judged.await.map_err(broke_down)??;
         under_way.change.after = Some(inspection.as_version());
         self.vouch(&candidate, &inspection, trust)?;
         let allowance = |candidate: &Candidate| {
             let resolved = candidate.resolve(&config, &inspection, &id);
-            resolved.map(|(_, allowance)| allowance).map_err(ReplaceError::Refused)
+            resolved.map(|(_, allowance)| allowance).map_err(CandidateError::Values)
         };
         let (before, signer) = (candidate.given(), inspection.signer.as_ref());
         let is_others = candidate.installed && !before.is_for(signer) && grant == Grant::AsBefore;
@@ -107,7 +119,7 @@ impl Host {
         // A component from the config has the grants of the config, as at a start.
         if !missing.is_empty() && candidate.installed {
             let plugin = under_way.change.plugin.clone();
-            let component = candidate.into_component().map_err(ReplaceError::Refused)?;
+            let component = candidate.into_component()?;
             let wanting = Wanting { plugin, missing, inspection, component };
             return Err(ReplaceError::AsksForMore(Box::new(wanting)));
         }
@@ -115,11 +127,11 @@ impl Host {
         under_way.reach(State::Compiling);
         let compiled = tokio::task::spawn_blocking(move || {
             let ready = candidate.compile(inspection, &engine, &config, &id)?;
-            Ok((ready, candidate.into_component()?))
+            Ok::<_, CandidateError>((ready, candidate.into_component()?))
         });
         let compiled = compiled.await;
         drop(permit);
-        let (ready, component) = compiled.map_err(broke_down)?.map_err(ReplaceError::Refused)?;
+        let (ready, component) = compiled.map_err(broke_down)??;
         under_way.reach(State::Waiting);
         Ok(Judged { ready, component, given })
     }

@@ -9,16 +9,75 @@ use dim_client::masked;
 use dim_model::error_chain::chain;
 use dim_model::ident::{Digest, PluginName, Topic};
 use dim_model::signer::Signer;
-use dim_runtime::{Engine, EngineError, Inspection, Manifest, Prepared, Resolved, Runnable};
+use dim_runtime::{Engine, EngineError, Inspection, Manifest, ManifestError, Prepared, Resolved, Runnable};
 use dim_store::checkpoint;
 use dim_store::grants::{Grants, Reach};
-use dim_store::limits::Limits;
+use dim_store::plugin_limits::Limits;
 use dim_store::plugin_registry::{self, Claim, Code, Row, Setup, Standing};
 use dim_store::{Store, StoreError, components};
 use serde_json::{Map, Value};
+use thiserror::Error;
 
 use super::Proposal;
 use crate::config::{Config, PluginConfig, Policy};
+
+/// A reason why a candidate cannot be loaded. The text names the source of its component.
+#[derive(Debug, Error)]
+pub enum CandidateError {
+    /// There is no component: the config names no file, and no bundled plugin has the name.
+    #[error("{0}")]
+    Missing(#[source] io::Error),
+    /// The file that the config names cannot be read.
+    #[error("cannot read {file}: {error}")]
+    File {
+        /// The file.
+        file: String,
+        /// The cause.
+        #[source]
+        error: io::Error,
+    },
+    /// The installed component cannot be read from the store.
+    #[error("cannot read the component that was installed from {from}: {error}")]
+    Installed {
+        /// The source from which it was installed.
+        from: String,
+        /// The cause.
+        #[source]
+        error: io::Error,
+    },
+    /// The component exceeds the limit of the config.
+    #[error("{from}: the component has {size} bytes; it may have {limit} (limits.component-bytes)")]
+    TooLarge {
+        /// The source of the component.
+        from: String,
+        /// Its number of bytes.
+        size: usize,
+        /// The maximum.
+        limit: usize,
+    },
+    /// The component is no plugin that this host can run.
+    #[error("{from}: {}", chain(error))]
+    Invalid {
+        /// The source of the component.
+        from: String,
+        /// The cause.
+        #[source]
+        error: EngineError,
+    },
+    /// The config requires a trusted signature.
+    #[error(
+        "{from}: {signer} has signed it, and components without a trusted signature do not run here (signing.unsigned)"
+    )]
+    Unsigned {
+        /// The source of the component.
+        from: String,
+        /// The signer, as text.
+        signer: String,
+    },
+    /// The operator's values do not fit the manifest.
+    #[error(transparent)]
+    Values(#[from] ManifestError),
+}
 
 /// A plugin that is about to be loaded.
 pub struct Candidate {
@@ -67,8 +126,8 @@ impl std::fmt::Debug for Candidate {
 pub struct Readied {
     /// The plugin.
     pub candidate: Candidate,
-    /// The result; the error is for the operator.
-    pub ready: Result<Ready, String>,
+    /// The code, or the reason why it cannot be loaded.
+    pub ready: Result<Ready, CandidateError>,
     /// The code to run if probation fails, if the plugin is on probation and that code can be loaded.
     pub fallback: Option<Ready>,
 }
@@ -179,7 +238,7 @@ impl Candidate {
                 Grants { write: row.claim.keys.clone(), share: row.claim.shared.clone(), ..Grants::default() }
             }
             (None, None) => {
-                let asks = self.inspect(config).and_then(|it| self.resolve(config, &it, host_id));
+                let asks = self.inspect(config).and_then(|it| Ok(self.resolve(config, &it, host_id)?));
                 // A plugin that cannot be loaded claims nothing.
                 asks.map_or_else(|_| Grants::default(), |(_, allowance)| allowance.asks)
             }
@@ -275,25 +334,25 @@ impl Candidate {
         self.bytes.is_ok()
     }
 
-    /// Returns the component; the error is for the operator.
-    pub fn into_component(self) -> Result<Bytes, String> {
-        self.bytes.map_err(|error| error.to_string())
+    /// Returns the component.
+    pub fn into_component(self) -> Result<Bytes, CandidateError> {
+        self.bytes.map_err(CandidateError::Missing)
     }
 
-    /// Judges and compiles the component and settles its permissions; the error is for the operator.
-    pub fn ready(&self, engine: &Engine, config: &Config, host_id: &str) -> Result<Ready, String> {
+    /// Judges and compiles the component and settles its permissions.
+    pub fn ready(&self, engine: &Engine, config: &Config, host_id: &str) -> Result<Ready, CandidateError> {
         self.compile(self.inspect(config)?, engine, config, host_id)
     }
 
-    /// Compiles an inspected component and settles its permissions; the error is for the operator.
+    /// Compiles an inspected component and settles its permissions.
     pub fn compile(
         &self,
         inspection: Inspection,
         engine: &Engine,
         config: &Config,
         host_id: &str,
-    ) -> Result<Ready, String> {
-        let prepared = engine.prepare(self.bytes()?, inspection).map_err(|error| self.wrong(&error))?;
+    ) -> Result<Ready, CandidateError> {
+        let prepared = engine.prepare(self.bytes()?, inspection).map_err(|error| self.invalid(error))?;
         let (plugin_config, allowance) = self.resolve(config, &prepared.inspection, host_id)?;
         let inspection = &prepared.inspection;
         let is_bundled = self.terms.config.file.is_none() && !self.installed;
@@ -318,24 +377,18 @@ impl Candidate {
         }
     }
 
-    /// Inspects the component without running it; the error is for the operator.
-    pub fn inspect(&self, config: &Config) -> Result<Inspection, String> {
-        let (size, most) = (self.bytes()?.len(), config.limits.component_bytes);
-        if size > most {
-            return Err(format!(
-                "{}: the component has {size} bytes; it may have {most} (limits.component-bytes)",
-                self.source
-            ));
+    /// Inspects the component without running it.
+    pub fn inspect(&self, config: &Config) -> Result<Inspection, CandidateError> {
+        let (size, limit) = (self.bytes()?.len(), config.limits.component_bytes);
+        if size > limit {
+            return Err(CandidateError::TooLarge { from: self.source.clone(), size, limit });
         }
         let (signing, bytes) = (&config.signing, self.bytes()?);
         let inspection =
-            dim_runtime::judge(bytes, signing.signers.values()).map_err(|error| self.wrong(&error))?;
+            dim_runtime::judge(bytes, signing.signers.values()).map_err(|error| self.invalid(error))?;
         if self.policy(config, &inspection) == Policy::Refuse {
-            return Err(format!(
-                "{}: {} has signed it, and components without a trusted signature do not run here (signing.unsigned)",
-                self.source,
-                signing.in_words(inspection.signer.as_ref())
-            ));
+            let signer = signing.in_words(inspection.signer.as_ref());
+            return Err(CandidateError::Unsigned { from: self.source.clone(), signer });
         }
         Ok(inspection)
     }
@@ -352,27 +405,28 @@ impl Candidate {
         }
     }
 
-    fn wrong(&self, error: &EngineError) -> String {
-        format!("{}: {}", self.source, chain(error))
+    fn invalid(&self, error: EngineError) -> CandidateError {
+        CandidateError::Invalid { from: self.source.clone(), error }
     }
 
-    fn bytes(&self) -> Result<&[u8], String> {
-        self.bytes.as_deref().map_err(|error| match &self.terms.config.file {
-            _ if self.installed => {
-                format!("cannot read the component that was installed from {}: {error}", self.source)
+    fn bytes(&self) -> Result<&[u8], CandidateError> {
+        self.bytes.as_deref().map_err(|error| {
+            let (source, error) = (self.source.clone(), io::Error::new(error.kind(), error.to_string()));
+            match &self.terms.config.file {
+                _ if self.installed => CandidateError::Installed { from: source, error },
+                None => CandidateError::Missing(error),
+                Some(_) => CandidateError::File { file: source, error },
             }
-            None => error.to_string(),
-            Some(_) => format!("cannot read {}: {error}", self.source),
         })
     }
 
-    /// Returns its config with the operator's values, and its allowance; the error is for the operator.
+    /// Returns its config with the operator's values, and its allowance.
     pub fn resolve(
         &self,
         config: &Config,
         inspection: &Inspection,
         host_id: &str,
-    ) -> Result<(String, Allowance), String> {
+    ) -> Result<(String, Allowance), ManifestError> {
         settle(config, &self.name, &self.terms, self.installed, inspection, host_id)
     }
 }
@@ -393,7 +447,7 @@ pub fn values(config: &Config, name: &PluginName, terms: &Terms, manifest: &Mani
 /// Applies the operator's values to a manifest and settles the permissions and limits. A bundled plugin is granted
 /// what it requests unless the config has grants; any other has the grants of the config. The operator's later grants
 /// are added if they were for this signer, and denials are removed. Returns the config of the plugin and its
-/// allowance; the error is for the operator.
+/// allowance, or an error if the values do not fit the manifest.
 pub fn settle(
     config: &Config,
     name: &PluginName,
@@ -401,11 +455,11 @@ pub fn settle(
     is_installed: bool,
     inspection: &Inspection,
     host_id: &str,
-) -> Result<(String, Allowance), String> {
+) -> Result<(String, Allowance), ManifestError> {
     let (manifest, signer) = (&inspection.manifest, inspection.signer.as_ref());
     let is_bundled = is_bundled(name, terms);
     let values = values(config, name, terms, manifest);
-    let resolved = manifest.resolve(&values, &[("id", host_id)]).map_err(|error| error.to_string())?;
+    let resolved = manifest.resolve(&values, &[("id", host_id)])?;
     let (policy, set) = (&config.limits, &terms.config.limits);
     let Resolved { asks, config } = resolved;
     let asks = Grants { limits: policy.asked(&manifest.limits, set), ..asks };

@@ -147,7 +147,13 @@ impl Check<'_> {
             let candidate = Candidate::new(name.clone(), terms.clone());
             match candidate.inspect(config) {
                 Ok(inspection) => self.plugin(&name, &candidate, &terms, inspection),
-                Err(why) => self.examined.tell(Severity::Error, &["plugins", name.as_str(), "file"], why),
+                Err(error) => {
+                    self.examined.tell(
+                        Severity::Error,
+                        &["plugins", name.as_str(), "file"],
+                        error.to_string(),
+                    );
+                }
             }
         }
     }

@@ -5,7 +5,6 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dim_model::error_chain::chain;
 use dim_model::error_chain::listed;
 use dim_model::ident::{Digest, PluginName};
 use dim_model::time::Timestamp;
@@ -13,7 +12,7 @@ use dim_runtime::{Inspection, Order, OtherReach, Runnable};
 use dim_store::change::{Change, State, UnderWay};
 use dim_store::checkpoint;
 use dim_store::grants::{Grants, Reach};
-use dim_store::limits::Limits;
+use dim_store::plugin_limits::Limits;
 use dim_store::plugin_registry::{self, Claim, Pending, Row, Setup};
 use dim_store::{StoreError, components};
 use redb::WriteTransaction;
@@ -22,7 +21,7 @@ use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
 use super::assessment::Wanting;
-use super::candidate::{Allowance, Terms, settle};
+use super::candidate::{Allowance, CandidateError, Terms, settle};
 use super::replacement::{Proposal, ReplaceError};
 use super::{Grant, Host};
 
@@ -351,7 +350,7 @@ impl Host {
     /// Makes the granted keys that do not exist yet.
     pub(super) async fn make_keys(&self, reach: &Reach) -> Result<(), ReplaceError> {
         let made = self.deployment.loader.make_keys(reach).await;
-        made.map_err(|error| ReplaceError::Refused(chain(&error)))
+        made.map_err(|error| ReplaceError::Run(Box::new(error)))
     }
 
     /// Returns the row and the running code of a plugin.
@@ -371,8 +370,8 @@ impl Host {
     ) -> Result<(String, Allowance), ReplaceError> {
         let terms = Terms { config: self.section(name), given };
         let (inspection, is_installed) = (&code.prepared.inspection, code.code.installed.is_some());
-        settle(&self.config.now(), name, &terms, is_installed, inspection, &self.id)
-            .map_err(ReplaceError::Refused)
+        let settled = settle(&self.config.now(), name, &terms, is_installed, inspection, &self.id);
+        Ok(settled.map_err(CandidateError::Values)?)
     }
 
     /// Returns the allowance of a pending component.
@@ -390,7 +389,7 @@ impl Host {
         let row = Row { setup: given, ..row.clone() };
         let terms = self.terms(name, &row, &running, false);
         let settled = settle(&self.config.now(), name, &terms, true, &inspection, &self.id);
-        Ok(settled.map_err(ReplaceError::Refused)?.1)
+        Ok(settled.map_err(CandidateError::Values)?.1)
     }
 }
 

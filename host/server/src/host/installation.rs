@@ -13,7 +13,7 @@ use dim_store::plugin_registry::{self, Claim, Row, Setup, Standing, Stored};
 use dim_store::{PluginId, components};
 
 use super::assessment::{Judged, broke_down};
-use super::candidate::{Candidate, Ready, Terms};
+use super::candidate::{Candidate, CandidateError, Ready, Terms};
 use super::loader::ToRun;
 use super::replacement::{Proposal, ReplaceError};
 use super::{Host, UNHURT};
@@ -120,7 +120,7 @@ impl Host {
         self.deployment.not_loaded.lock().expect(UNHURT).remove(&name);
         let to_run = ToRun { ready, fallback: None, failed: None };
         let run = self.run(name, to_run).await;
-        run.map_err(|error| ReplaceError::Refused(dim_model::error_chain::chain(&error)))?;
+        run.map_err(|error| ReplaceError::Run(Box::new(error)))?;
         held.runs();
         Ok(())
     }
@@ -136,9 +136,9 @@ impl Host {
         let (plugin, section) = (name.clone(), self.section(name));
         let read = tokio::task::spawn_blocking(move || {
             let named = Candidate::new(plugin, Terms { config: section, given: Setup::default() });
-            Ok((named.source.clone(), named.into_component()?))
+            Ok::<_, CandidateError>((named.source.clone(), named.into_component()?))
         });
-        let (source, component) = read.await.map_err(broke_down)?.map_err(ReplaceError::Refused)?;
+        let (source, component) = read.await.map_err(broke_down)??;
         let (plugin, by) = (name.clone(), by.to_owned());
         let proposal = Proposal { plugin, component, source, by, follows: None, is_named: true, trust: None };
         self.install(proposal, Grant::AsBefore).await

@@ -101,10 +101,11 @@ impl Host {
         let to_run = match (ready, fallback) {
             (Ok(ready), fallback) => ToRun { ready, fallback, failed: None },
             // The new code counts as failed on probation.
-            (Err(reason), Some(before)) => {
-                ToRun { ready: before.clone(), fallback: Some(before), failed: Some(reason) }
+            (Err(error), Some(before)) => {
+                ToRun { ready: before.clone(), fallback: Some(before), failed: Some(error.to_string()) }
             }
-            (Err(reason), None) => {
+            (Err(error), None) => {
+                let reason = error.to_string();
                 match candidate.has_component() {
                     true => self.not_load(name, reason),
                     // The announcement under this name can belong to a plugin of the folder.

@@ -14,7 +14,7 @@ use serde::Serialize;
 use thiserror::Error;
 use utoipa::ToSchema;
 
-use super::candidate::{Allowance, Ready, Terms, settle};
+use super::candidate::{Allowance, CandidateError, Ready, Terms, settle};
 use super::config_check::check;
 use super::replacement::ReplaceError;
 use super::{Host, Loaded, UNHURT};
@@ -182,12 +182,12 @@ impl Host {
                     affected.insert(name, one);
                 }
                 Ok(None) => {}
-                Err(message) => wrong.push(Finding {
+                Err(error) => wrong.push(Finding {
                     severity: Severity::Error,
                     path: format!("plugins.{name}"),
                     line: None,
                     column: None,
-                    message,
+                    message: chain(&error),
                 }),
             }
         }
@@ -199,21 +199,22 @@ impl Host {
         now: &Config,
         name: &PluginName,
         loaded: Arc<Loaded>,
-    ) -> Result<Option<Affected>, String> {
+    ) -> Result<Option<Affected>, ReplaceError> {
         let code = loaded.handle.code();
-        let stored = plugin_registry::read(&self.storage.store, name).map_err(|error| chain(&error))?;
+        let stored = plugin_registry::read(&self.storage.store, name)?;
         let Some(stored) = stored else { return Ok(None) };
         let row = stored.row.clone();
         let section = now.plugins.get(name).cloned().unwrap_or_default();
         let terms = Terms { config: section, given: row.setup.clone() };
         let (inspection, is_installed) = (&code.prepared.inspection, code.code.installed.is_some());
-        let (config, allowance) = settle(now, name, &terms, is_installed, inspection, &self.id)?;
+        let (config, allowance) =
+            settle(now, name, &terms, is_installed, inspection, &self.id).map_err(CandidateError::Values)?;
         if is_as_before(&code, &config, &allowance) {
             return Ok(None);
         }
         let (prepared, source) = (code.prepared.clone(), code.source.clone());
         let ready = Ready { source, code: code.code.clone(), prepared, config, allowance };
-        self.rehearse(name, &ready, stored).await.map_err(|error| chain(&error))?;
+        self.rehearse(name, &ready, stored).await?;
         Ok(Some(Affected { loaded, row, ready }))
     }
 

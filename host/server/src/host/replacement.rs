@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dim_model::error_chain::listed;
+use dim_model::error_chain::{chain, listed};
 use dim_model::ident::{Digest, KeyName, PluginName};
 use dim_runtime::{Lines, Order, Rollback, Runnable, SessionParts, Successor, rehearse};
 use dim_store::change::{Change, State, UnderWay, Version};
@@ -13,15 +13,16 @@ use dim_store::checkpoint::{self, Checkpoint};
 use dim_store::commit::CommitError;
 use dim_store::disk_monitor::IntakeStopped;
 use dim_store::grants::Grants;
+use dim_store::handover::StartFailure;
 use dim_store::plugin_registry::{self, Row, Setup, Stored};
-use dim_store::undo::Place;
+use dim_store::rollback_rows::Place;
 use dim_store::{StoreError, components};
 use thiserror::Error;
 use tokio::sync::oneshot;
 
-use super::assessment::{Judged, Wanting, broke_down};
-use super::candidate::{Candidate, Ready, Terms};
-use super::{Grant, Host, Loaded};
+use super::assessment::{Judged, StoredComponentError, Wanting, broke_down};
+use super::candidate::{Candidate, CandidateError, Ready, Terms};
+use super::{Grant, Host, HostError, Loaded};
 use crate::config::PluginConfig;
 
 /// An error that prevents a change of a plugin's code; the running code stays.
@@ -51,6 +52,15 @@ pub enum ReplaceError {
     /// The component requests more than the plugin is granted.
     #[error("it asks to {}: install it with --grant, or grant it in the config under plugins.{}.grants", listed(&.0.missing), .0.plugin)]
     AsksForMore(Box<Wanting>),
+    /// The component cannot be loaded.
+    #[error(transparent)]
+    Component(#[from] CandidateError),
+    /// A component in the store cannot be read or inspected again.
+    #[error(transparent)]
+    Stored(#[from] StoredComponentError),
+    /// The plugin cannot run, or its keys cannot be made.
+    #[error("{}", chain(&**.0))]
+    Run(#[source] Box<HostError>),
     /// Two plugins would publish under one key without sharing it.
     #[error(
         "the key {key} is {other}'s: if both are to publish under it, grant both to share it, in the config under plugins.NAME.grants.share, or one that runs with `dim plugin grants NAME allow --share {key}`"
@@ -63,7 +73,7 @@ pub enum ReplaceError {
     },
     /// The new code fails to start on the plugin's state.
     #[error("it does not start: {0}")]
-    DoesNotStart(String),
+    DoesNotStart(#[source] StartFailure),
     /// No rollback is possible.
     #[error("{0}")]
     NoWayBack(String),
@@ -87,6 +97,9 @@ impl ReplaceError {
         matches!(
             self,
             Self::Refused(_)
+                | Self::Component(_)
+                | Self::Stored(_)
+                | Self::Run(_)
                 | Self::Untrusted { .. }
                 | Self::DoesNotStart(_)
                 | Self::AsksForMore(_)

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use dim_model::error_chain::chain;
 use dim_model::ident::{PluginName, Topic};
-use dim_network::echo::Echoes;
 use dim_network::name_follower::NameFollower;
 use dim_network::name_publisher::Publisher;
 use dim_network::outbox::Outbox;
+use dim_network::own_messages::Echoes;
 use dim_network::subscription::{self, Prober, Subscriptions};
 use dim_runtime::{Actor, Engine};
 use dim_store::retention::Retention;
@@ -226,6 +226,7 @@ impl Start {
             settings: self.loader.network.clone(),
             disk: self.loader.storage.disk.clone(),
             unresolved: self.loader.links.unresolved.clone(),
+            clock: self.loader.storage.log.clock().clone(),
         };
         tasks.spawn(follower.run(stop.clone()));
         Ok(tasks)
@@ -243,6 +244,7 @@ impl Start {
             backlog: self.loader.links.backlog.clone(),
             sent: self.sent.clone(),
             expiry: self.loader.config.now().outbox_expiry(),
+            clock: self.loader.storage.log.clock().clone(),
         };
         tasks.spawn(outbox.run(stop.clone()));
         let publisher = Publisher {
@@ -253,6 +255,7 @@ impl Start {
             listening_records: self.loader.links.listening_records.clone(),
             failures: self.loader.links.failures.clone(),
             looks: self.loader.links.checked_names.clone(),
+            clock: self.loader.storage.log.clock().clone(),
         };
         tasks.spawn(publisher.run(stop.clone()));
         let retries =

@@ -19,8 +19,8 @@ use dim_network::outbox::Sent;
 use dim_runtime::{Allotment, Cache, Capacity, Compiler, Engine, Lines};
 use dim_store::commit::Commit;
 use dim_store::disk_monitor::{DiskCheck, DiskMonitor, Quota};
+use dim_store::event_log::EventLog;
 use dim_store::interest::Interest;
-use dim_store::log::EventLog;
 use dim_store::outbox::Backlog;
 use dim_store::plugin_registry::{self, Row, Setup};
 use dim_store::retention::Awaited;
@@ -75,7 +75,9 @@ impl Start {
         ));
         let (next, last) = store.log_end()?;
         let log = Arc::new(EventLog::new(store.clone(), next, last, clock, tail));
-        let (seconds, memory) = (config.limits.compile_seconds, config.limits.compile_memory);
+        // The limit of a process has whole seconds.
+        let seconds = config.limits.compile_time.as_secs_f64().ceil() as u64;
+        let memory = config.limits.compile_memory;
         let compiler = match compiler {
             Some(program) => Compiler::Apart { program, may: Allotment { seconds, memory } },
             None => Compiler::Here,
@@ -136,7 +138,7 @@ impl Start {
         for candidate in self.candidates.iter().filter(|it| !known.contains_key(&it.name)) {
             let inspected = candidate.inspect(config);
             // An error is reported when the plugin is loaded.
-            if let Ok((_, allowance)) = inspected.and_then(|it| candidate.resolve(config, &it, id)) {
+            if let Ok((_, allowance)) = inspected.and_then(|it| Ok(candidate.resolve(config, &it, id)?)) {
                 self.loader.announce(&candidate.name, allowance.topics());
             }
         }

@@ -83,7 +83,7 @@ impl Supervised {
     async fn start_again(&self, options: Options) {
         let mut backoff = Backoff::new();
         loop {
-            tokio::time::sleep(backoff.next_pause()).await;
+            options.clock.sleep(backoff.next_pause()).await;
             match begin(options.clone()).await {
                 Ok(host) => {
                     tracing::info!("the host runs again");

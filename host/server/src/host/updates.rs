@@ -96,11 +96,12 @@ async fn keep_looking(host: &Weak<Host>, mut what: impl Look) {
                 tracing::error!("cannot follow the plugins' sources: {error}");
             },
         }
+        let clock = host.storage.log.clock().clone();
         drop(host);
         tokio::select! {
             biased;
             () = ended.cancelled() => return,
-            () = tokio::time::sleep(pause) => {}
+            () = clock.sleep(pause) => {}
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::batch::Batch;
 use crate::effect::NameUpdate;
 use crate::names::{Changed, Known};
 use crate::plugin_registry;
-use crate::undo::{Part, Place, Saved};
+use crate::rollback_rows::{Part, Place, Saved};
 use crate::{
     CURSORS, PLUGINS, RETRIES, STATE, StateKey, StoreError, TIMERS, WORLDS, dead_letters, documents,
     followed_names, names, next_numbers, outbox,

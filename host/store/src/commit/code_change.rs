@@ -19,7 +19,7 @@ use crate::handover::{Handover, TakeBack};
 use crate::names::{self, Known};
 use crate::plugin_registry;
 use crate::probation::{Probation, Verdict};
-use crate::undo::{Part, Place, Saved, add_bytes, remove_checkpoint};
+use crate::rollback_rows::{Part, Place, Saved, add_bytes, remove_checkpoint};
 use crate::{
     CURSORS, LOG, STATE, StateKey, StoreError, TIMERS, WORLDS, change_history, dead_letters, next_numbers,
     outbox, retry_rows,

@@ -13,8 +13,8 @@ use super::apply::{NameChanges, Wakes};
 use super::code_change::Announcements;
 use crate::batch::Batch;
 use crate::entry_context::EntryContext;
-use crate::log::Mailbox;
-use crate::undo::Place;
+use crate::event_log::Mailbox;
+use crate::rollback_rows::Place;
 use crate::{StoreError, Sync};
 
 /// A small write of another stage.

@@ -12,7 +12,7 @@ use super::code_change::{self, Announcements};
 use super::durability::Disk;
 use super::queue::{Queue, Submitted, Work};
 use super::{Commit, Durability};
-use crate::log::EventLog;
+use crate::event_log::EventLog;
 use crate::{Store, StoreError, Sync};
 
 /// How long log entries wait for a batch that shares their transaction.
@@ -117,7 +117,7 @@ impl Commit {
         let entries = log.pending();
         let sync = self.sync(worth, &work, &entries, disk, stopping);
         store.set_sync(&mut write, sync)?;
-        crate::log_rows::append(&write, entries.iter().map(AsRef::as_ref))?;
+        crate::event_log_rows::append(&write, entries.iter().map(AsRef::as_ref))?;
         if let Some(last) = entries.last() {
             names.settle(&write, last.offset)?;
         }

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{DiskMonitor, ReclaimableSpace};
-use crate::log::EventLog;
+use crate::event_log::EventLog;
 use crate::{Snapshot, Store, StoreError, Usage};
 
 /// The interval of the checks.

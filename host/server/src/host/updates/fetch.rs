@@ -10,6 +10,7 @@ use dim_model::time::Timestamp;
 use dim_store::change::{Change, State, Step};
 
 use crate::host::assessment::look_at;
+use crate::host::candidate::CandidateError;
 use crate::host::replacement::{Proposal, ReplaceError};
 use crate::host::{Grant, Host};
 
@@ -61,7 +62,9 @@ impl Host {
         let (digest, says) = look_at(component.clone()).await?;
         let plugin = match (name, says) {
             (Some(name), _) | (None, Ok(name)) => name,
-            (None, Err(why)) => return Err(ReplaceError::Refused(format!("{source}: {why}"))),
+            (None, Err(error)) => {
+                return Err(CandidateError::Invalid { from: source, error: error.into() }.into());
+            }
         };
         let under_way = named.unwrap_or_else(|| begin(plugin.clone()));
         let trust = trust.or_else(|| self.trusts(&source).then_some(digest));

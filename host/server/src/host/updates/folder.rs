@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use dim_model::error_chain::chain;
 use dim_model::health::{Code, HealthFinding};
 use dim_model::ident::{Digest, PluginName};
 use dim_model::time::Timestamp;
@@ -18,6 +19,7 @@ use dim_store::plugin_registry::{self, Row, Standing};
 use rustix::io::Errno;
 
 use super::{Errand, Look, offer, refuse};
+use crate::host::assessment::StoredComponentError;
 use crate::host::replacement::{Proposal, ReplaceError};
 use crate::host::{Host, UNHURT};
 
@@ -100,7 +102,7 @@ impl Look for Folder {
             // The folder may be mounted later; running plugins continue.
             Err(error) => return self.leave_alone(host, &folder, &format!("cannot be read: {error}")),
         };
-        self.harvest().await;
+        self.harvest(host.storage.log.clock().monotonic()).await;
         match found.is_empty() {
             true => self.leave_alone(host, &folder, EMPTY)?,
             false => tell(host, None),
@@ -159,7 +161,7 @@ impl Folder {
     }
 
     /// Collects the results of finished tasks.
-    async fn harvest(&mut self) {
+    async fn harvest(&mut self, now: Instant) {
         for file in self.files.values_mut() {
             let Some((state, errand)) = file.taking_in.take_if(|(_, errand)| errand.is_done()) else {
                 continue;
@@ -167,7 +169,7 @@ impl Folder {
             // A changed file is due again by itself.
             if file.state == state {
                 file.is_settled = errand.outcome().await.unwrap_or(false);
-                file.due = Instant::now() + TRY_AGAIN;
+                file.due = now + TRY_AGAIN;
             }
         }
     }
@@ -175,14 +177,15 @@ impl Folder {
     /// Starts the installation of files that changed and then stayed unchanged.
     fn take_in_settled(&mut self, host: &Arc<Host>, found: BTreeMap<PathBuf, Seen>) {
         self.files.retain(|path, file| found.contains_key(path) || file.taking_in.is_some());
+        let now = host.storage.log.clock().monotonic();
         for (path, state) in found {
-            let due = Instant::now() + SETTLE;
+            let due = now + SETTLE;
             let new = || File { state, due, is_settled: false, taking_in: None };
             let file = self.files.entry(path.clone()).or_insert_with(new);
             if file.state != state {
                 (file.state, file.due, file.is_settled) = (state, due, false);
             }
-            if !file.is_settled && file.taking_in.is_none() && file.due <= Instant::now() {
+            if !file.is_settled && file.taking_in.is_none() && file.due <= now {
                 let (this, claims) = (host.clone(), self.claims.clone());
                 let errand = Errand::run(host, async move { claims.take_in(&this, &path).await });
                 file.taking_in = Some((state, errand));
@@ -199,6 +202,7 @@ impl Folder {
     ) -> Result<(), StoreError> {
         let mut claims = BTreeMap::new();
         let mut missing = BTreeMap::new();
+        let now = host.storage.log.clock().monotonic();
         for (name, row) in plugin_registry::rows(&host.storage.store.snapshot()?)? {
             let Some(path) = row.follows.map(PathBuf::from).filter(|path| path.starts_with(folder)) else {
                 continue;
@@ -208,9 +212,9 @@ impl Folder {
                 continue;
             }
             let before = self.missing.remove(&path);
-            let mut gone = before.unwrap_or(Missing { since: Instant::now(), unloading: None });
+            let mut gone = before.unwrap_or(Missing { since: now, unloading: None });
             gone.unloading.take_if(|errand| errand.is_done());
-            if gone.since.elapsed() >= SETTLE && gone.unloading.is_none() {
+            if now.saturating_duration_since(gone.since) >= SETTLE && gone.unloading.is_none() {
                 let (this, file, is_removed) =
                     (host.clone(), path.clone(), row.standing == Standing::Removed);
                 gone.unloading = Some(Errand::run(host, async move {
@@ -240,7 +244,8 @@ impl Claims {
         };
         let file = path.to_owned();
         let held = tokio::task::spawn_blocking(move || held(&file)).await;
-        let held = held.unwrap_or_else(|error| Err(error.to_string()));
+        let held =
+            held.map_err(|error| error.to_string()).and_then(|held| held.map_err(|error| chain(&error)));
         let was = self.claimed_by(path);
         let Held { name, component, digest } = match held {
             Ok(held) => held,
@@ -336,10 +341,9 @@ async fn forget(host: &Arc<Host>, name: PluginName) -> Result<(), StoreError> {
     }
 }
 
-fn held(file: &Path) -> Result<Held, String> {
-    let component = dim_runtime::read(file).map_err(|error| error.to_string())?;
-    let inspection =
-        dim_runtime::inspect(&component).map_err(|error| dim_model::error_chain::chain(&error))?;
+fn held(file: &Path) -> Result<Held, StoredComponentError> {
+    let component = dim_runtime::read(file)?;
+    let inspection = dim_runtime::inspect(&component)?;
     Ok(Held { name: inspection.manifest.name, component: component.into(), digest: inspection.digest })
 }
 

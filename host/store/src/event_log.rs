@@ -40,6 +40,7 @@ pub struct EventLog {
     room: Condvar,
     writer: OnceLock<Thread>,
     store: Arc<Store>,
+    clock: Arc<dyn Clock>,
     /// The offset before which all entries are durable.
     durable: watch::Sender<Offset>,
 }
@@ -122,7 +123,7 @@ impl EventLog {
         tail: usize,
     ) -> Self {
         let inner = Inner {
-            clock: LogClock::starting_at(last_time, clock),
+            clock: LogClock::starting_at(last_time, clock.clone()),
             next,
             tail: VecDeque::new(),
             tail_bytes: 0,
@@ -137,6 +138,7 @@ impl EventLog {
             room: Condvar::new(),
             writer: OnceLock::new(),
             store,
+            clock,
             durable: watch::Sender::new(next),
         }
     }
@@ -207,6 +209,11 @@ impl EventLog {
     /// Whether an append would return without waiting.
     pub fn has_room(&self) -> bool {
         self.lock().has_room()
+    }
+
+    /// The clock of the host. Its monotonic time measures pauses, and its time of day sets the log time.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
     }
 
     /// The current log time.

@@ -11,7 +11,7 @@ use dim_store::change::{Change, State};
 use dim_store::change_history;
 use dim_tests::alone::{is_as_if_alone, proposal, replace, rows};
 use dim_tests::component::{probe, probe_that, probe_with};
-use dim_tests::{Kubo, Setup, SupervisedHost, TestHost, Witness, downtime, eventually, script};
+use dim_tests::{Kubo, SetClock, Setup, SupervisedHost, TestHost, Witness, downtime, eventually, script};
 use serde_json::{Value, json};
 
 /// A host whose probations do not end by themselves.
@@ -590,16 +590,23 @@ async fn what_failed_code_could_not_send_while_the_daemon_was_away_is_never_sent
 
 #[tokio::test(flavor = "multi_thread")]
 async fn time_in_which_a_plugin_is_paused_or_the_host_is_down_is_no_probation() {
-    let setup = Setup::probe().yaml("replacement:\n  probation: { seconds: 0, max_seconds: 3 }\n");
+    let setup = Setup::probe().yaml("replacement:\n  probation: { time: 0s, max_time: 10m }\n");
+    let clock = SetClock::default();
+    let setup = setup.by_clock(clock.clone());
+    // A plugin's thread looks at the clock at least once a second.
+    let twenty_minutes = async || {
+        clock.pass(Duration::from_secs(1_200));
+        downtime(Duration::from_millis(1_100)).await;
+    };
     let host = setup.start().await;
     let name = "probe".parse().unwrap();
     replace(&host, probe_that("2.0.0", 100, &json!({ "do": "trap" }))).await.unwrap();
     host.host.pause(&name, true, "the test").await.unwrap();
-    downtime(Duration::from_secs(4)).await;
+    twenty_minutes().await;
     let dir = host.stop().await;
-    downtime(Duration::from_secs(4)).await;
+    twenty_minutes().await;
     let host = setup.start_in(dir).await;
-    downtime(Duration::from_secs(4)).await;
+    twenty_minutes().await;
     for number in 0..200 {
         host.from_peer("probe.in", count(number)).await;
     }

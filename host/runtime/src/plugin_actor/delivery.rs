@@ -142,7 +142,11 @@ impl Actor {
 
     /// Records a call that did not trap. `begun` is the thread's CPU time at its beginning.
     pub(super) fn note_end(&mut self, begun: Duration) {
-        if self.session().has_met() { self.failing.note_bad(begun) } else { self.failing.note_success() }
+        if self.session().has_met() {
+            self.failing.note_bad(begun, self.host.log.clock().monotonic())
+        } else {
+            self.failing.note_success()
+        }
     }
 
     fn clear_fired(&mut self, delivery: &Delivery) {
@@ -256,7 +260,7 @@ impl Actor {
             CallError::Trap(trap) => (trap, false),
             CallError::Limit(trap) => (trap, true),
         };
-        self.failing.note_bad(begun);
+        self.failing.note_bad(begun, self.host.log.clock().monotonic());
         self.counters.failures += 1;
         let log = self.fail(true);
         self.note_failure(&trap.reason);

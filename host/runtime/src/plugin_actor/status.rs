@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use dim_model::ident::KeyName;
 use dim_model::time::{Timestamp, nanoseconds};
 use dim_store::batch::Batch;
+use dim_store::plugin_limits::LimitName;
 use dim_store::probation::Probation;
 
 use super::{Actor, InstanceSlot};
@@ -53,7 +54,7 @@ pub struct PluginStatus {
     /// The exceeded limits with their counts; `grants` counts requests without a grant.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(value_type = BTreeMap<String, u64>)]
-    pub met: BTreeMap<&'static str, u64>,
+    pub met: BTreeMap<LimitName, u64>,
     /// The last request without a grant.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]

@@ -67,14 +67,14 @@ impl Failing {
     }
 
     /// Whether the pause before the next start is not over.
-    pub fn must_wait(&self) -> bool {
-        self.restart.as_ref().is_some_and(|restart| Instant::now() < restart.at)
+    pub fn must_wait(&self, now: Instant) -> bool {
+        self.restart.as_ref().is_some_and(|restart| now < restart.at)
     }
 
     /// The time until the next start.
-    pub fn until_restart(&self) -> Duration {
+    pub fn until_restart(&self, now: Instant) -> Duration {
         let at = self.restart.as_ref().map(|restart| restart.at);
-        at.map_or(RESTART.0, |at| at.saturating_duration_since(Instant::now()))
+        at.map_or(RESTART.0, |at| at.saturating_duration_since(now))
     }
 
     /// Records a successful start, or a change of the code.
@@ -84,13 +84,13 @@ impl Failing {
 
     /// Records a failed start. Returns the pause until the next one, and the number of starts in a row that
     /// failed because of the code.
-    fn note_start(&mut self, is_own_fault: bool) -> (Duration, u32) {
+    fn note_start(&mut self, is_own_fault: bool, now: Instant) -> (Duration, u32) {
         let own = u32::from(is_own_fault);
         let (pause, failed) = match &self.restart {
             Some(last) => ((last.pause * 2).min(RESTART.1), last.failed + own),
             None => (RESTART.0, own),
         };
-        self.restart = Some(Restart { at: Instant::now() + pause, pause, failed });
+        self.restart = Some(Restart { at: now + pause, pause, failed });
         (pause, failed)
     }
 
@@ -100,19 +100,19 @@ impl Failing {
     }
 
     /// Records a call that trapped or exceeded a limit. `cpu` is the thread's CPU time at its beginning.
-    pub fn note_bad(&mut self, cpu: Duration) {
+    pub fn note_bad(&mut self, cpu: Duration, now: Instant) {
         let times = 1 << self.bad.min(DOUBLED);
         self.bad = self.bad.saturating_add(1);
         self.owed += thread_cpu().saturating_sub(cpu) * times;
         if self.owed >= WORTH_IT {
             let rest = std::mem::take(&mut self.owed).min(LONGEST_REST);
-            self.rests_until = Some(Instant::now() + rest);
+            self.rests_until = Some(now + rest);
         }
     }
 
     /// The rest of the current throttle.
-    pub fn rest(&mut self) -> Option<Duration> {
-        let left = self.rests_until?.saturating_duration_since(Instant::now());
+    pub fn rest(&mut self, now: Instant) -> Option<Duration> {
+        let left = self.rests_until?.saturating_duration_since(now);
         if left.is_zero() {
             self.rests_until = None;
             return None;
@@ -122,10 +122,15 @@ impl Failing {
 }
 
 impl Actor {
+    /// The rest of the current throttle.
+    pub(super) fn rest(&mut self) -> Option<Duration> {
+        self.failing.rest(self.host.log.clock().monotonic())
+    }
+
     /// Records a failed start: it is repeated later, or the plugin is quarantined.
     pub(super) fn note_failed_start(&mut self, failed: FailedStart) {
         let FailedStart { reason, is_own_fault } = failed;
-        let (pause, failed) = self.failing.note_start(is_own_fault);
+        let (pause, failed) = self.failing.note_start(is_own_fault, self.host.log.clock().monotonic());
         if failed < self.session().limits().restarts || self.attempts.recorded.is_some() {
             tracing::error!(plugin = %self.plugin, "does not start, trying again in {pause:?}: {reason}");
             return self.show_failing("failing", reason);
@@ -160,25 +165,25 @@ mod tests {
 
     #[test]
     fn pauses_between_starts_grow_and_rests_are_bounded() {
-        let mut failing = Failing::default();
-        let pauses: Vec<u64> = (0..9).map(|_| failing.note_start(true).0.as_secs()).collect();
+        let (mut failing, now) = (Failing::default(), Instant::now());
+        let pauses: Vec<u64> = (0..9).map(|_| failing.note_start(true, now).0.as_secs()).collect();
         assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
         failing.has_started();
-        assert_eq!(failing.note_start(true), (Duration::from_secs(1), 1));
+        assert_eq!(failing.note_start(true, now), (Duration::from_secs(1), 1));
         // A failure without the code's fault lengthens the pause but does not count.
-        assert_eq!(failing.note_start(false), (Duration::from_secs(2), 1));
+        assert_eq!(failing.note_start(false, now), (Duration::from_secs(2), 1));
         // As if each call had taken the whole CPU time of the thread, after a minute of earlier calls.
         for _ in 0..100 {
             failing.owed += Duration::from_secs(60);
-            failing.note_bad(Duration::ZERO);
-            assert!(failing.rest().expect("it rests") <= LONGEST_REST);
+            failing.note_bad(Duration::ZERO, now);
+            assert!(failing.rest(now).expect("it rests") <= LONGEST_REST);
         }
     }
 
     #[test]
     fn who_traps_at_no_cost_rests_little() {
-        let mut failing = Failing::default();
-        failing.note_bad(thread_cpu());
-        assert!(failing.rest().is_none());
+        let (mut failing, now) = (Failing::default(), Instant::now());
+        failing.note_bad(thread_cpu(), now);
+        assert!(failing.rest(now).is_none());
     }
 }

@@ -13,7 +13,7 @@ use crate::change::State;
 use crate::checkpoint::{self, Checkpoint};
 use crate::commit::{CommitError, give_up};
 use crate::plugin_registry;
-use crate::undo::{self, Place};
+use crate::rollback_rows::{self, Place};
 use crate::{LOG, Snapshot, StoreError};
 
 /// A checkpoint to drop, with the reason.
@@ -79,13 +79,13 @@ impl Retention {
     /// The checkpoints that are too old or too large, oldest first.
     fn expendable_marks(&self, snapshot: &Snapshot, now: Timestamp) -> Result<Vec<GivenUp>, StoreError> {
         let log_start = snapshot.table(LOG)?.first()?.map_or(0, |(first, _)| first.value());
-        let mut excess = undo::bytes_of(snapshot)?.saturating_sub(self.undo.bytes);
+        let mut excess = rollback_rows::bytes_of(snapshot)?.saturating_sub(self.undo.bytes);
         let mut short = self.excess(snapshot)?;
         let mut gone = Vec::new();
         for (place, checkpoint) in all(snapshot)? {
             let is_confirmed = checkpoint.probation.is_none();
             let why = if is_confirmed && now.since(checkpoint.since) > self.undo.time {
-                "its time is over (replacement.undo_hours)"
+                "its time is over (replacement.undo_time)"
             } else if is_confirmed && checkpoint.cursor < log_start {
                 "the log is not kept that long (store.log)"
             } else if is_confirmed && excess > 0 {

@@ -339,7 +339,7 @@ async fn dead_letters_are_kept_for_a_time_and_those_that_go_are_counted() {
         .await;
     // One that is younger stays.
     let store = &host.host.storage.store;
-    let kept = dead_letters::Quota { max_age_hours: 1, ..dead_letters::Quota::default() };
+    let kept = dead_letters::Quota { max_age: Duration::from_secs(3_600), ..dead_letters::Quota::default() };
     let now = dim_model::time::Timestamp::wall();
     let letter = |minutes: u64| DeadLetter {
         plugin: "probe".parse().unwrap(),

@@ -1,6 +1,7 @@
 //! Owns the limits of a plugin: the maximum of each resource that it may use. Each limit has a default. A
 //! manifest's request above the default needs a grant, and no grant exceeds the operator's ceiling.
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
@@ -35,7 +36,7 @@ pub const MEMORY_BYTES: usize = 1 << 30;
 /// Declares the limits, each with its name in config and manifest, its default, its default ceiling, and the
 /// words for its unit.
 macro_rules! limits {
-    ($($(#[doc = $doc:literal])+ $field:ident: $type:ty = $name:literal, $default:expr, $ceiling:expr, $what:literal;)+) => {
+    ($($(#[doc = $doc:literal])+ $field:ident: $type:ty = $constant:ident $name:literal, $default:expr, $ceiling:expr, $what:literal;)+) => {
         /// The limits of one plugin.
         #[derive(Clone, Copy, Debug, PartialEq, Serialize, ToSchema)]
         #[serde(rename_all = "kebab-case")]
@@ -57,64 +58,69 @@ macro_rules! limits {
                 Self { $($field: $default,)+ }
             }
         }
+
+        impl LimitName {
+            $(#[doc = concat!("The name of `", $name, "`.")]
+            pub const $constant: Self = Self($name);)+
+        }
     };
 }
 
 limits! {
     /// Size of all linear memories and tables together, in bytes, including the initial size. A component in
     /// Python requests 256 MiB.
-    memory: usize = "memory", 64 << 20, MEMORY_BYTES as u64, "bytes of memory";
+    memory: usize = MEMORY "memory", 64 << 20, MEMORY_BYTES as u64, "bytes of memory";
     /// CPU time of one event, command or query, in milliseconds.
-    call_cpu_ms: u64 = "call-cpu-ms", 1_000, 10_000, "ms of CPU a call";
+    call_cpu_ms: u64 = CALL_CPU_MS "call-cpu-ms", 1_000, 10_000, "ms of CPU a call";
     /// CPU time of `start`, in milliseconds. Interpreters start slowly.
-    start_cpu_ms: u64 = "start-cpu-ms", 10_000, 60_000, "ms of CPU a start";
+    start_cpu_ms: u64 = START_CPU_MS "start-cpu-ms", 10_000, 60_000, "ms of CPU a start";
     /// Calls of host functions in one event, command, query or start. Calls of WASI functions are not counted;
     /// they use CPU time.
-    host_calls: u64 = "host-calls", 1_000_000, 100_000_000, "host calls a call";
+    host_calls: u64 = HOST_CALLS "host-calls", 1_000_000, 100_000_000, "host calls a call";
     /// Bytes that cross the border in one call of a host function, or as the result of a call. The host checks
     /// the size before it copies.
-    border_bytes: usize = "border-bytes", 24 << 20, 64 << 20, "bytes over the border at once";
+    border_bytes: usize = BORDER_BYTES "border-bytes", 24 << 20, 64 << 20, "bytes over the border at once";
     /// Size of the effects of one entry, in bytes. They commit in one transaction, for which all other plugins wait.
-    effect_bytes: usize = "effect-bytes", 4 << 20, 64 << 20, "bytes of effects an entry";
+    effect_bytes: usize = EFFECT_BYTES "effect-bytes", 4 << 20, 64 << 20, "bytes of effects an entry";
     /// Number of effects of one entry.
-    effects: usize = "effects", 200_000, 2_000_000, "effects an entry";
+    effects: usize = EFFECTS "effects", 200_000, 2_000_000, "effects an entry";
     /// Size of the plugin's whole state, in bytes of keys and values.
-    state_bytes: u64 = "state-bytes", 1 << 30, 64 << 30, "bytes of state";
+    state_bytes: u64 = STATE_BYTES "state-bytes", 1 << 30, 64 << 30, "bytes of state";
     /// Size of one state value, in bytes.
-    value_bytes: usize = "value-bytes", 1 << 20, 16 << 20, "bytes a state value";
+    value_bytes: usize = VALUE_BYTES "value-bytes", 1 << 20, 16 << 20, "bytes a state value";
     /// Size of one published message, in bytes. Kubo never sends messages over 1 MiB and loses many large ones;
     /// the design keeps messages under 60 KiB.
-    message_bytes: usize = "message-bytes", 60 << 10, 1 << 20, "bytes a message";
+    message_bytes: usize = MESSAGE_BYTES "message-bytes", 60 << 10, 1 << 20, "bytes a message";
     /// Messages that one entry publishes.
-    publishes: usize = "publishes", 10_000, 1_000_000, "publishes an entry";
+    publishes: usize = PUBLISHES "publishes", 10_000, 1_000_000, "publishes an entry";
     /// Bytes of the messages that one entry publishes.
-    publish_bytes: usize = "publish-bytes", 4 << 20, 64 << 20, "bytes of publishes an entry";
+    publish_bytes: usize = PUBLISH_BYTES "publish-bytes", 4 << 20, 64 << 20, "bytes of publishes an entry";
     /// Messages published per second, on average over ten seconds.
-    publishes_per_second: u64 = "publishes-per-second", 1_000, 1_000_000, "publishes a second";
+    publishes_per_second: u64 = PUBLISHES_PER_SECOND "publishes-per-second", 1_000, 1_000_000, "publishes a second";
     /// Bytes of messages published per second, on average over ten seconds.
-    publish_bytes_per_second: u64 = "publish-bytes-per-second", 4 << 20, 1 << 30, "bytes of publishes a second";
+    publish_bytes_per_second: u64 = PUBLISH_BYTES_PER_SECOND "publish-bytes-per-second", 4 << 20, 1 << 30, "bytes of publishes a second";
     /// Size of one document, in bytes.
-    document_bytes: usize = "document-bytes", 3 << 20, DOCUMENT_BYTES as u64, "bytes a document";
+    document_bytes: usize = DOCUMENT_BYTES "document-bytes", 3 << 20, DOCUMENT_BYTES as u64, "bytes a document";
     /// Bytes of documents that the plugin publishes under names per second, on average over ten seconds. The
     /// host writes each to the store and passes it to the backend.
-    document_bytes_per_second: u64 = "document-bytes-per-second", 8 << 20, 1 << 30, "bytes of documents a second";
+    document_bytes_per_second: u64 = DOCUMENT_BYTES_PER_SECOND "document-bytes-per-second", 8 << 20, 1 << 30, "bytes of documents a second";
     /// Timers that are set at the same time.
-    timers: usize = "timers", 200_000, 2_000_000, "timers";
+    timers: usize = TIMERS "timers", 200_000, 2_000_000, "timers";
     /// Names that the plugin follows at the same time.
-    follows: usize = "follows", 64, 1_024, "followed names";
+    follows: usize = FOLLOWS "follows", 64, 1_024, "followed names";
     /// Topics that the plugin subscribes to at the same time.
-    topics: usize = "topics", 64, 1_024, "topics subscribed to";
+    topics: usize = TOPICS "topics", 64, 1_024, "topics subscribed to";
     /// Log lines of one call; more lines are counted and dropped.
-    log_lines: usize = "log-lines", 100, 10_000, "log lines a call";
+    log_lines: usize = LOG_LINES "log-lines", 100, 10_000, "log lines a call";
     /// Log lines per second, on average over ten seconds; more lines are counted and not logged. Dead letters
     /// contain them.
-    log_lines_per_second: u64 = "log-lines-per-second", 100, 100_000, "log lines a second";
+    log_lines_per_second: u64 = LOG_LINES_PER_SECOND "log-lines-per-second", 100, 100_000, "log lines a second";
     /// Publishes that wait to be sent; the host refuses a publish that would exceed the limit.
-    outbox: usize = "outbox", 10_000, 1_000_000, "publishes waiting";
+    outbox: usize = OUTBOX "outbox", 10_000, 1_000_000, "publishes waiting";
     /// Retries of an event before it becomes a dead letter.
-    retries: u32 = "retries", 5, 100, "retries of an event";
+    retries: u32 = RETRIES "retries", 5, 100, "retries of an event";
     /// Failed starts in a row before the plugin is quarantined.
-    restarts: u32 = "restarts", 8, 100, "failed starts in a row";
+    restarts: u32 = RESTARTS "restarts", 8, 100, "failed starts in a row";
 }
 
 /// A limit.
@@ -130,13 +136,28 @@ pub struct Limit {
     set: fn(&mut Limits, u64),
 }
 
-/// The name of a limit.
+/// The name of a limit. Violations of fixed limits and of grants are counted under names, too, which no config has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct LimitName(&'static str);
 
 impl LimitName {
+    /// The name under which missing grants are counted.
+    pub const GRANTS: Self = Self("grants");
+    /// The name under which starts are counted for which the process has no instance.
+    pub const INSTANCES: Self = Self("instances");
+    /// The name under which keys of state and timers over [`KEY_BYTES`] are counted.
+    pub const KEY_BYTES: Self = Self("key-bytes");
+    /// The name under which commands and queries are counted that exceed the memory for waiting ones.
+    pub const QUEUE_BYTES: Self = Self("queue-bytes");
+
     /// The text.
     pub fn as_str(self) -> &'static str {
+        self.0
+    }
+}
+
+impl Borrow<str> for LimitName {
+    fn borrow(&self) -> &str {
         self.0
     }
 }
@@ -222,8 +243,9 @@ pub struct LimitPolicy {
     pub plugins: usize,
     /// Largest component in bytes, default 128 MiB, at most 256 MiB. A larger one is refused before any other check.
     pub component_bytes: usize,
-    /// CPU time for compiling one component in seconds, default 300, at most 3,600.
-    pub compile_seconds: u64,
+    /// CPU time for compiling one component, default 5 minutes, at most an hour; a bare number is in seconds.
+    #[serde(alias = "compile-seconds", with = "dim_model::time::in_seconds")]
+    pub compile_time: Duration,
     /// Memory for compiling one component in bytes, default 4 GiB.
     pub compile_memory: u64,
     /// Size of the log that waits for a plugin in bytes, default 4 GiB, and never more than half of the store's
@@ -239,7 +261,7 @@ impl Default for LimitPolicy {
             ceiling,
             plugins: 200,
             component_bytes: 128 << 20,
-            compile_seconds: 300,
+            compile_time: Duration::from_secs(300),
             compile_memory: 4 << 30,
             queue_bytes: 4 << 30,
         }

@@ -4,11 +4,12 @@ use std::time::Instant;
 
 use dim_model::time::nanoseconds;
 use dim_store::StoreError;
+use dim_store::plugin_limits::LimitName;
 
 use super::Actor;
 use super::restarts::FailedStart;
 use crate::event_conversion::said;
-use crate::instance::{CallError, INSTANCES, Instance, Trap};
+use crate::instance::{CallError, Instance, Trap};
 use crate::session::Session;
 
 /// The session, with or without an instance around it.
@@ -35,7 +36,7 @@ impl Actor {
         if matches!(self.running.body, InstanceSlot::Live(_)) {
             return Ok(true);
         }
-        if self.is_quarantined() || self.failing.must_wait() {
+        if self.is_quarantined() || self.failing.must_wait(self.host.log.clock().monotonic()) {
             return Ok(false);
         }
         match self.start()? {
@@ -62,7 +63,7 @@ impl Actor {
         // The code is the cause if it traps, or requests more than is ever allowed.
         let had_no_room = |trap: &Trap| may_have_room && trap.stack.is_empty() && trap.limit.is_none();
         Ok(started.map_err(|trap| FailedStart {
-            is_own_fault: !had_no_room(&trap) && trap.limit != Some(INSTANCES),
+            is_own_fault: !had_no_room(&trap) && trap.limit != Some(LimitName::INSTANCES),
             reason: trap.reason,
         }))
     }

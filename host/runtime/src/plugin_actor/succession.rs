@@ -14,7 +14,7 @@ use dim_model::time::nanoseconds;
 use dim_store::StoreError;
 use dim_store::change::{Change, Pause};
 use dim_store::checkpoint;
-use dim_store::handover::{Handover, Succession, TakeBack, TakenOver};
+use dim_store::handover::{Handover, StartFailure, Succession, TakeBack, TakenOver};
 use dim_store::plugin_registry::{self, Claim, Setup};
 use dim_store::probation::{Probation, Rates, Verdict};
 use tokio::sync::oneshot;
@@ -175,7 +175,7 @@ impl Actor {
             }
             Err(failed) => {
                 self.run_again(predecessor);
-                let _ = done.send(Err(failed.reason));
+                let _ = done.send(Err(StartFailure(failed.reason)));
             }
         }
         Ok(())
@@ -203,7 +203,8 @@ impl Actor {
             }
         };
         self.watch.probation = Some(Probation::new(before));
-        self.watch.watched_at = Instant::now();
+        self.watch.watched_at = self.host.log.clock().monotonic();
+        self.watch.could_run = true;
         self.watch.fallback = fallback;
     }
 
@@ -316,8 +317,12 @@ impl Actor {
 
     /// Adds the time since the last call to the probation, if the code could run meanwhile.
     pub(super) fn watch_on(&mut self, could_run: bool) {
-        let elapsed = nanoseconds(std::mem::replace(&mut self.watch.watched_at, Instant::now()).elapsed());
-        if let Some(probation) = self.watch.probation.as_mut().filter(|_| could_run) {
+        let now = self.host.log.clock().monotonic();
+        let elapsed = now.saturating_duration_since(std::mem::replace(&mut self.watch.watched_at, now));
+        let elapsed = nanoseconds(elapsed);
+        // A plugin that was paused at the last call could not run since.
+        let could_run_since = std::mem::replace(&mut self.watch.could_run, could_run);
+        if let Some(probation) = self.watch.probation.as_mut().filter(|_| could_run && could_run_since) {
             probation.watched += elapsed;
         }
     }
@@ -382,7 +387,7 @@ impl Actor {
             self.run_again(predecessor);
             self.begin_again(number)?;
             self.keep_within_reach()?;
-            handover.end(Err(reason));
+            handover.end(Err(StartFailure(reason)));
             return Ok(true);
         }
         let own = self.session().own_keys();
@@ -455,7 +460,7 @@ pub fn rehearse(
     secret: &[u8; 32],
     config: &str,
     from_state_version: Option<u32>,
-) -> Result<Result<(), String>, StoreError> {
+) -> Result<Result<(), StartFailure>, StoreError> {
     let setting = Setting::new(secret, &session.plugin, None);
     let mut session = Session::new(session, prepared.inspection.manifest.version.clone())?;
     let time = session.context.time();
@@ -466,7 +471,7 @@ pub fn rehearse(
         Err(failed) => Err(failed.1),
     };
     match started {
-        Ok(started) => Ok(started.map_err(said)),
-        Err(error) => Ok(refused(error)?.map_err(|trap| trap.reason)),
+        Ok(started) => Ok(started.map_err(|reason| StartFailure(said(reason)))),
+        Err(error) => Ok(refused(error)?.map_err(|trap| StartFailure(trap.reason))),
     }
 }

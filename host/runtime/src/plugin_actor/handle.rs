@@ -10,7 +10,7 @@ use dim_model::entry::{Kind, Offset};
 use dim_model::ident::{KeyName, PluginName};
 use dim_store::batch::{Reply, ReplyError};
 use dim_store::disk_monitor::DiskMonitor;
-use dim_store::log::{EventLog, Mailbox};
+use dim_store::event_log::{EventLog, Mailbox};
 use dim_store::plugin_registry::Claim;
 use tokio::sync::oneshot;
 

@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use dim_model::entry::{Entry, Kind, Offset, StruckLimit};
 use dim_model::ident::PluginName;
 use dim_store::entry_context::Void;
-use dim_store::limits::LimitName;
+use dim_store::plugin_limits::LimitName;
 
 use super::Actor;
-use crate::session::{OUTBOX, RATE, Room};
+use crate::session::Room;
 
 /// The limits that were exceeded at the first handling of a recorded log.
 #[derive(Debug)]
@@ -53,9 +53,10 @@ impl LimitRecords {
                 }
                 StruckLimit::Outgoing { again, limit, count, bytes, document_bytes } => {
                     let size = |size: &u64| usize::try_from(*size).unwrap_or(usize::MAX);
-                    let count_limit = limit.parse::<LimitName>().map_or(OUTBOX, LimitName::as_str);
+                    let count_limit = limit.parse::<LimitName>().unwrap_or(LimitName::OUTBOX);
                     let (count, bytes, document_bytes) = (size(count), size(bytes), size(document_bytes));
-                    let rate = if count_limit == RATE { count } else { usize::MAX };
+                    let rate =
+                        if count_limit == LimitName::PUBLISHES_PER_SECOND { count } else { usize::MAX };
                     let room = Room { count, bytes, rate, document_bytes, count_limit, ..Room::ENDLESS };
                     recorded.room.insert((*offset, *part, *again), room);
                 }
@@ -102,7 +103,7 @@ impl Actor {
         let room = self.session().publishing.outgoing;
         if room.struck.is_some() {
             let (limit, count) = room.met();
-            let (limit, count, bytes) = (limit.to_owned(), count as u64, room.bytes as u64);
+            let (limit, count, bytes) = (limit.to_string(), count as u64, room.bytes as u64);
             let document_bytes = room.document_bytes as u64;
             self.note(offset, part, StruckLimit::Outgoing { again, limit, count, bytes, document_bytes });
         }

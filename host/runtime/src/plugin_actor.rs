@@ -35,7 +35,8 @@ use dim_store::batch::{Reply, ReplyError};
 use dim_store::commit::{Commit, Progress};
 use dim_store::disk_monitor::DiskMonitor;
 use dim_store::entry_context::ContextChange;
-use dim_store::log::EventLog;
+use dim_store::event_log::EventLog;
+use dim_store::plugin_limits::LimitName;
 use dim_store::plugin_registry::Quarantine;
 use dim_store::probation::{Probation, Rates, Rules};
 
@@ -155,6 +156,8 @@ struct CodeWatch {
     rates_stored_at: Instant,
     /// The time up to which the probation has counted.
     watched_at: Instant,
+    /// Whether the code could run then: the plugin was ready, not paused and not quarantined.
+    could_run: bool,
     /// The reason of a failure on probation, until the code before continues.
     failed: Option<String>,
 }
@@ -237,6 +240,7 @@ impl Actor {
         let (handle, inbox) = handle::pair(plugin.clone(), &run, log.clone(), disk.clone());
         let host = HostParts { log, commit, disk, progress: Arc::new(Progress::new(inbox.mailbox.clone())) };
         let now = Instant::now();
+        let watched_at = host.log.clock().monotonic();
         let mut actor = Self {
             run,
             inbox,
@@ -250,7 +254,8 @@ impl Actor {
                 rules,
                 rates,
                 rates_stored_at: now,
-                watched_at: now,
+                watched_at,
+                could_run: false,
                 failed,
             },
             sealing: Sealing { batch_begun: None, stored_cursor: cursor, stored_at: now, context_changed },
@@ -293,7 +298,7 @@ impl Actor {
                 Ok(None) => {}
                 // The mailbox was rung for these queries already.
                 Ok(Some(_)) if self.pace.has_questions => {}
-                Ok(Some(pause)) => self.inbox.mailbox.wait(pause),
+                Ok(Some(pause)) => self.inbox.mailbox.wait(self.host.log.clock().real(pause)),
                 Err(source) => return Err(ActorError { plugin: self.plugin, source }),
             }
         }
@@ -318,7 +323,7 @@ impl Actor {
             self.watch_on(false);
             return self.stand_still();
         }
-        if let Some(rest) = self.failing.rest() {
+        if let Some(rest) = self.rest() {
             self.watch_on(true);
             self.hand_over();
             return Ok(Some(rest));
@@ -333,7 +338,7 @@ impl Actor {
             self.hand_over();
             self.session_mut().renew_snapshot()?;
             self.answer_queries_alone()?;
-            return Ok(Some(self.failing.until_restart()));
+            return Ok(Some(self.failing.until_restart(self.host.log.clock().monotonic())));
         }
         if self.host.disk.is_at_standstill() {
             self.answer_queries_alone()?;
@@ -374,7 +379,7 @@ impl Actor {
         self.answer_queries_alone()?;
         self.session_mut().renew_snapshot()?;
         self.show();
-        Ok(Some(self.failing.rest().map_or(IDLE, |rest| rest.min(IDLE))))
+        Ok(Some(self.rest().map_or(IDLE, |rest| rest.min(IDLE))))
     }
 
     /// Submits the batch of an idle plugin, and returns the time until the next timer or verdict.
@@ -415,7 +420,7 @@ impl Actor {
         let Some((first, until)) = missed.map(|first| (first.offset, first.time)) else { return Ok(()) };
         let since = self.session().context.time();
         tracing::warn!(plugin = %self.plugin, entries = first.0 - cursor.0, %since, %until, "missed entries that the log no longer contains");
-        self.session_mut().meets("queue-bytes");
+        self.session_mut().meets(LimitName::QUEUE_BYTES);
         let (plugin, by) = (&self.plugin, self.generation());
         let gaps = self.session().context.subscriptions().iter().map(|topic| Kind::Again {
             plugin: plugin.clone(),
@@ -520,7 +525,7 @@ impl Actor {
             }
             self.pace.ahead = begun.elapsed();
             // A failed instance is started again before the next query.
-            let is_live = matches!(self.running.body, InstanceSlot::Live(_)) && self.failing.rest().is_none();
+            let is_live = matches!(self.running.body, InstanceSlot::Live(_)) && self.rest().is_none();
             if !is_live || Instant::now() >= until {
                 self.pace.has_questions = true;
                 return Ok(());
@@ -532,7 +537,7 @@ impl Actor {
     fn answer_queries_alone(&mut self) -> Result<(), StoreError> {
         self.pace.ahead = Duration::ZERO;
         let until = Instant::now() + QUESTION_TIME;
-        while self.failing.rest().is_none() && self.answer_next()? {
+        while self.rest().is_none() && self.answer_next()? {
             if Instant::now() >= until {
                 self.pace.has_questions = true;
                 return Ok(());
@@ -572,13 +577,13 @@ impl Actor {
             Ok(answer) => {
                 // A successful query does not show that the plugin handles events well.
                 if self.session().has_met() {
-                    self.failing.note_bad(begun);
+                    self.failing.note_bad(begun, self.host.log.clock().monotonic());
                 }
                 answer.map_err(|refusal| reply_error(refusal, method))
             }
             Err(CallError::Host(error)) => return Err(error),
             Err(CallError::Trap(trap) | CallError::Limit(trap)) => {
-                self.failing.note_bad(begun);
+                self.failing.note_bad(begun, self.host.log.clock().monotonic());
                 self.counters.failures += 1;
                 self.fail(true);
                 self.note_failure(&trap.reason);

@@ -1,6 +1,6 @@
 //! Runs a host as a separate process, which a test can kill.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -45,10 +45,37 @@ impl Program {
 
     /// Returns whether the API answers and all plugins are compiled.
     fn has_loaded(&self) -> bool {
-        let listed = self.dim(&["plugin", "ls", "--output", "json"]);
-        let plugins: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap_or_default();
         let is_loaded = |plugin: &serde_json::Value| plugin["state"] != "loading";
-        listed.status.success() && plugins.as_array().is_some_and(|all| all.iter().all(is_loaded))
+        let plugins = self.get("/v1/plugins");
+        plugins.is_some_and(|plugins| plugins.as_array().is_some_and(|all| all.iter().all(is_loaded)))
+    }
+
+    /// Returns the JSON at a path of the API, without the cost of a process; `None` if the host does not answer, or not
+    /// with success.
+    pub fn get(&self, path: &str) -> Option<serde_json::Value> {
+        self.call("GET", path, "")
+    }
+
+    /// Returns the answer of a plugin to a query.
+    pub fn query(&self, plugin: &str, method: &str, body: &str) -> serde_json::Value {
+        let answer = self.call("POST", &format!("/v1/plugins/{plugin}/queries/{method}"), body);
+        answer.unwrap_or_else(|| panic!("{plugin} does not answer {method} {body}"))
+    }
+
+    fn call(&self, method: &str, path: &str, body: &str) -> Option<serde_json::Value> {
+        let mut stream = UnixStream::connect(self.socket()).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(30))).ok()?;
+        // A response in HTTP/1.0 ends with the connection.
+        let length = body.len();
+        let head = format!(
+            "{method} {path} HTTP/1.0\r\nhost: dim\r\naccept: application/json\r\ncontent-length: {length}"
+        );
+        write!(stream, "{head}\r\ncontent-type: application/json\r\n\r\n{body}").ok()?;
+        let mut response = String::new();
+        stream.read_to_string(&mut response).ok()?;
+        let (head, body) = response.split_once("\r\n\r\n")?;
+        let is_success = head.split(' ').nth(1).is_some_and(|status| status == "200");
+        is_success.then(|| serde_json::from_str(body).ok()).flatten()
     }
 
     /// Runs a `dim` command against this host.

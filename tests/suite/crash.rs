@@ -78,7 +78,7 @@ fn state_of(host: &Program) -> (Vec<u64>, u64) {
     let mut after = String::new();
     loop {
         let scan = json!({ "script": [{ "do": "scan", "prefix": "n/", "after": after, "limit": 5000 }] });
-        let page = host.json(&["plugin", "query", "probe", "run", &scan.to_string()]);
+        let page = host.query("probe", "run", &scan.to_string());
         let keys: Vec<String> = serde_json::from_value(page[0]["ok"].clone()).expect("a page of keys");
         let Some(last) = keys.last() else { break };
         after.clone_from(last);
@@ -90,7 +90,7 @@ fn state_of(host: &Program) -> (Vec<u64>, u64) {
 /// A number in the state of a probe.
 fn number_of(host: &Program, plugin: &str, key: &str) -> u64 {
     let get = json!({ "script": [{ "do": "get", "key": key }] });
-    let answer = host.json(&["plugin", "query", plugin, "run", &get.to_string()]);
+    let answer = host.query(plugin, "run", &get.to_string());
     answer[0]["ok"].as_str().map_or(0, |text| text.parse().expect("a number"))
 }
 
@@ -105,7 +105,7 @@ fn check_state(host: &Program, acknowledged: &Acknowledged, round: usize) -> u64
     let settled =
         |plugins: &Value| plugins.as_array().is_some_and(|all| all.iter().all(|p| p["state"] == "running"));
     let deadline = std::time::Instant::now() + Duration::from_secs(60);
-    while !settled(&host.json(&["plugin", "ls"])) {
+    while !settled(&host.get("/v1/plugins").unwrap()) {
         assert!(std::time::Instant::now() < deadline, "round {round}: the plugins do not run");
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -124,7 +124,7 @@ fn check_state(host: &Program, acknowledged: &Acknowledged, round: usize) -> u64
         assert!(std::time::Instant::now() < deadline, "round {round}: a committed publish is lost");
         std::thread::sleep(Duration::from_millis(10));
     }
-    assert_eq!(host.json(&["status"])["dead_letters"], 0, "round {round}");
+    assert_eq!(host.get("/v1/status").unwrap()["dead_letters"], 0, "round {round}");
     count
 }
 

@@ -1,5 +1,5 @@
-//! The guide for authors, `docs/plugins.md`: every command in it is run, and what it writes stands there. With
-//! `DIM_BLESS=1` it is written there.
+//! The guide for authors, `docs/plugins.md`, and the first steps of the README and of `docs/getting-started.md`: every
+//! command in them is run, and what it writes stands there. With `DIM_BLESS=1` it is written there.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -12,12 +12,13 @@ use tempfile::TempDir;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_dim-under-test");
 
+/// The state directory as the pages show it.
+const STATE: &str = "/home/ada/.local/state/dim";
+
 /// Whoever writes into the guide, of several sections.
 static WRITING: Mutex<()> = Mutex::new(());
 
-fn guide() -> PathBuf {
-    dim_tests::data("../docs/plugins.md")
-}
+const GUIDE: &str = "../docs/plugins.md";
 
 /// The lines of one section of the guide, with the number of the first.
 fn section(text: &str, heading: &str) -> (usize, Vec<String>) {
@@ -66,9 +67,12 @@ impl Reader {
         let output = shell.output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         let written = String::from_utf8(output.stdout).unwrap();
-        // One that fails on purpose says why on standard output.
-        assert!(output.status.success() || written.contains("FAILED"), "{command}: {written}{said}");
-        written
+        // One that fails on purpose says why: on standard output, or in one line on standard error.
+        match said.strip_suffix('\n') {
+            _ if output.status.success() || written.contains("FAILED") => written,
+            Some(error) if error.starts_with("error: ") && !error.contains('\n') => written + error,
+            _ => panic!("{command}: {written}{said}"),
+        }
     }
 
     /// Writes the file that a section gives as a whole from one of its lines on.
@@ -95,7 +99,15 @@ impl Reader {
             match line.strip_prefix("$ ").filter(|_| is_console) {
                 Some(command) => {
                     out.push(line.clone());
-                    out.extend(self.does(command).lines().map(|line| without_time(line.trim_end())));
+                    let written = self.does(command);
+                    let written = written.replace(&self.env["DIM_STATE_DIR"], STATE);
+                    let written = written.lines().map(|line| without_time(line.trim_end()));
+                    // The page leaves out what follows on such a line.
+                    let told = lines[number + 1..].iter().take_while(|line| !line.starts_with(['$', '`']));
+                    match told.clone().position(|line| line == "…") {
+                        Some(shown) => out.extend(written.take(shown).chain(["…".to_owned()])),
+                        None => out.extend(written),
+                    }
                 }
                 // What a command has written, as the guide has it.
                 None if is_console && line != "```console" => {}
@@ -138,7 +150,14 @@ fn without_particulars(line: &str) -> String {
         let is_particular = word.chars().any(|c| c.is_ascii_digit()) && word.len() >= 3
             || word.starts_with("z6Mk")
             || word.parse::<f64>().is_ok();
-        out.push_str(if is_particular { "#" } else { word });
+        let is_unit = ["KiB", "MiB", "GiB", "TiB"].contains(&word);
+        out.push_str(if is_particular {
+            "#"
+        } else if is_unit {
+            "bytes"
+        } else {
+            word
+        });
     };
     let mut current = String::new();
     for c in line.chars() {
@@ -151,18 +170,24 @@ fn without_particulars(line: &str) -> String {
         out.push(c);
     }
     word(&mut out, &current);
-    out.split_whitespace().collect::<Vec<_>>().join(" ")
+    let words = out.split_whitespace().collect::<Vec<_>>().join(" ");
+    // A time that is not long ago.
+    words.replace("# s ago", "now")
 }
 
 fn check(heading: &str, dir: TempDir, env: BTreeMap<&'static str, String>) {
-    let text = std::fs::read_to_string(guide()).unwrap();
+    check_page(GUIDE, heading, &mut Reader::new(dir, env));
+}
+
+fn check_page(page: &str, heading: &str, reader: &mut Reader) {
+    let page = dim_tests::data(page);
+    let text = std::fs::read_to_string(&page).unwrap();
     let (_, lines) = section(&text, heading);
-    let mut reader = Reader::new(dir, env);
     let read = reader.reads(&lines);
     reader.finds_code(&lines);
     if std::env::var("DIM_BLESS").is_ok_and(|value| value == "1") {
         let _writing = WRITING.lock().unwrap();
-        let text = std::fs::read_to_string(guide()).unwrap();
+        let text = std::fs::read_to_string(&page).unwrap();
         let (begin, lines) = section(&text, heading);
         let all: Vec<&str> = text.lines().collect();
         let mut out = String::new();
@@ -171,7 +196,7 @@ fn check(heading: &str, dir: TempDir, env: BTreeMap<&'static str, String>) {
         {
             let _ = writeln!(out, "{line}");
         }
-        std::fs::write(guide(), out).unwrap();
+        std::fs::write(&page, out).unwrap();
         return;
     }
     let plain =
@@ -194,6 +219,20 @@ fn check_in_rust(heading: &str) {
 fn shared_target() -> BTreeMap<&'static str, String> {
     // What is built for the tests already need not be built again.
     [("CARGO_TARGET_DIR", dim_tests::data("../target/dev-test").display().to_string())].into()
+}
+
+#[test]
+fn the_first_five_minutes_of_the_readme_are_what_happens() {
+    let mut reader = Reader::new(tempfile::tempdir().unwrap(), BTreeMap::new());
+    check_page("../README.md", "## Five minutes", &mut reader);
+}
+
+#[test]
+fn the_first_steps_are_what_happens() {
+    let mut reader = Reader::new(tempfile::tempdir().unwrap(), BTreeMap::new());
+    for heading in ["## A host of your own", "## A dead letter", "## State as IPFS content"] {
+        check_page("../docs/getting-started.md", heading, &mut reader);
+    }
 }
 
 #[test]

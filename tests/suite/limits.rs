@@ -425,7 +425,7 @@ fn quoted(cell: &str) -> impl Iterator<Item = &str> {
 #[test]
 fn the_documentation_names_each_limit_with_its_default_and_its_ceiling() {
     let number = |cell: &str| cell.replace(',', "").parse::<u64>().ok();
-    let (of_plugins, of_the_host) = LIMITS_PAGE.split_once("These are of the host").unwrap();
+    let (of_plugins, of_the_host) = LIMITS_PAGE.split_once("These limits apply to the host").unwrap();
     let documented: BTreeSet<_> = rows(of_plugins)
         .into_iter()
         .filter_map(|cells| {

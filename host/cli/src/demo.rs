@@ -178,7 +178,7 @@ impl Fleet {
             let id = job["job_id"].as_str().unwrap_or("?");
             match job["node_dead"]["observer"].as_str() {
                 Some(observer) => self.say(format_args!(
-                    "{time}  job-tracker: {id} is marked, its node {node} is dead, says {observer}"
+                    "{time}  job-tracker: {id} is marked: {observer} reports that its node {node} is dead"
                 )),
                 None => {
                     self.say(format_args!("{time}  job-tracker: {id} continues, its node {node} is alive"))

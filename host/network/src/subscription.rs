@@ -111,20 +111,19 @@ impl Subscriptions {
 
     async fn listen(self, topic: Topic, stop: CancellationToken) {
         let work = async {
-            let mut backoff = Backoff::new();
-            let mut seen = Seen::default();
+            let mut streams = Streams::default();
             loop {
                 let why = tokio::select! {
                     biased;
                     // A stopped intake closes the stream. The time until it is open again is a gap.
                     short = self.disk.short() => short.to_string(),
-                    error = self.stream(&topic, &mut seen, &mut backoff) => error.to_string(),
+                    error = self.stream(&topic, &mut streams) => error.to_string(),
                 };
                 self.listening_records.disconnected(&topic, &why);
                 self.echoes.stream_ended(&topic);
                 self.counters.reconnects.fetch_add(1, Ordering::Relaxed);
                 tracing::debug!(%topic, "the stream ended, opening it again: {why}");
-                self.log.clock().sleep(backoff.next_pause()).await;
+                self.log.clock().sleep(streams.backoff.next_pause()).await;
                 self.disk.enough().await;
             }
         };
@@ -136,7 +135,7 @@ impl Subscriptions {
     }
 
     /// Reads one stream until it ends. Each end is an error.
-    async fn stream(&self, topic: &Topic, seen: &mut Seen, backoff: &mut Backoff) -> BackendError {
+    async fn stream(&self, topic: &Topic, streams: &mut Streams) -> BackendError {
         let identity = match self.backend.pubsub.identity().await {
             Ok(identity) => identity,
             Err(error) => return error,
@@ -147,10 +146,10 @@ impl Subscriptions {
         };
         self.listening_records.connected(topic, self.log.now());
         self.echoes.stream_began(topic);
-        backoff.reset();
+        streams.backoff.reset();
         while let Some(message) = messages.next().await {
             match message {
-                Ok(message) => self.take_in(topic, &identity, message, seen).await,
+                Ok(message) => self.take_in(topic, &identity, message, &mut streams.seen).await,
                 Err(error) => return error,
             }
         }
@@ -226,6 +225,14 @@ impl Stream {
             tracing::error!("a stream ended badly: {error}");
         }
     }
+}
+
+/// The part of a topic that outlives each of its streams.
+#[derive(Debug, Default)]
+struct Streams {
+    seen: Seen,
+    /// The pause before the next stream.
+    backoff: Backoff,
 }
 
 /// The most recent messages, to recognise repeated ones.

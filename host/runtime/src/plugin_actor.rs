@@ -193,8 +193,13 @@ struct HostParts {
 struct Attempts {
     /// The attempts at the event that is still to be handled.
     tried: Option<Tried>,
-    /// The starts before the next entry.
+    /// The starts since the last entry for which the plugin was called.
     starts: Starts,
+    /// The offset after that entry. Entries that do not concern the plugin do not change it, because the actor may skip
+    /// them before or after a start.
+    after: Offset,
+    /// The number of calls up to that entry.
+    calls: u64,
     /// The limits that were exceeded at the first handling, when a recorded log is handled again.
     recorded: Option<LimitRecords>,
 }
@@ -260,7 +265,13 @@ impl Actor {
             },
             sealing: Sealing { batch_begun: None, stored_cursor: cursor, stored_at: now, context_changed },
             host,
-            attempts: Attempts { tried: None, starts: Starts::default(), recorded: None },
+            attempts: Attempts {
+                tried: None,
+                starts: Starts::default(),
+                after: cursor,
+                calls: 0,
+                recorded: None,
+            },
             pace: Pace {
                 ahead: Duration::ZERO,
                 has_questions: false,
@@ -442,8 +453,19 @@ impl Actor {
         let batch = &mut session.effects.batch;
         batch.requested.follows.extend(followed);
         batch.cursor = first;
+        self.attempts.after = first;
         self.sealing.context_changed = true;
         Ok(())
+    }
+
+    /// Moves the cursor past an entry.
+    fn pass(&mut self, offset: Offset) {
+        let next = Offset(offset.0 + 1);
+        self.session_mut().effects.batch.cursor = next;
+        let calls = self.counters.handled + self.counters.failures;
+        if calls > self.attempts.calls {
+            (self.attempts.after, self.attempts.calls) = (next, calls);
+        }
     }
 
     fn handle_some(&mut self) -> Result<(), StoreError> {
@@ -459,7 +481,7 @@ impl Actor {
                 Outcome::Fired => {}
                 Outcome::Done => {
                     self.buffer.pop_front();
-                    self.session_mut().effects.batch.cursor = Offset(entry.offset.0 + 1);
+                    self.pass(entry.offset);
                 }
             }
             // A few entries may have as many effects as a batch, or take as long.

@@ -37,9 +37,9 @@ fn await_state(socket: &Path, state: &str) {
 
 /// Which version runs, and which one says in the state that it has started last.
 fn version_of(host: &Program, plugin: &str) -> (String, String) {
-    let shown = host.json(&["plugin", "inspect", plugin]);
+    let shown = host.get(&format!("/v1/plugins/{plugin}")).unwrap();
     let get = json!({ "script": [{ "do": "get", "key": "stamp" }] });
-    let answer = host.json(&["plugin", "query", plugin, "run", &get.to_string()]);
+    let answer = host.query(plugin, "run", &get.to_string());
     let stamp = answer[0]["ok"].as_str().unwrap_or("0.1.0").to_owned();
     (shown["version"].as_str().expect("a version").to_owned(), stamp)
 }
@@ -383,7 +383,7 @@ fn kills_after_a_rollback_leave_one_version_whole() {
 /// Kills hosts to which a second plugin comes and from which it goes.
 fn kill_coming_and_going(what: &str, when: [When; 2]) {
     for (turn, when) in when.into_iter().enumerate() {
-        let is_there = |host: &Program| host.dim(&["plugin", "inspect", "late"]).status.success();
+        let is_there = |host: &Program| host.get("/v1/plugins/late").is_some();
         let whole = |host: &Program, round| {
             if is_there(host) {
                 let (runs, stamp) = version_of(host, "late");

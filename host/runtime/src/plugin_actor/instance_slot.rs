@@ -77,8 +77,8 @@ impl Actor {
         let time = session.context.time();
         session.begin_start(time);
         if let Some(recorded) = &self.attempts.recorded {
-            session.publishing.outgoing =
-                recorded.room_of_start(self.attempts.starts.next(session.effects.batch.cursor));
+            session.publishing.outgoing = recorded
+                .room_of_start(self.attempts.starts.next(self.attempts.after), session.effects.batch.cursor);
         }
         self.running.setting.random.begin(session.effects.batch.cursor.0, u64::MAX);
         self.counters.instances += 1;

@@ -24,18 +24,19 @@ type Try = (Offset, u64, u32);
 /// The part of an entry for a start before it.
 const START: u64 = u64::MAX;
 
-/// The successful starts before the next entry: one after each trap.
+/// The successful starts since the last entry for which the plugin was called: one after each trap.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Starts {
-    before: Offset,
+    /// The offset after that entry.
+    after: Offset,
     count: u32,
 }
 
 impl Starts {
-    /// The next start, before the entry at `offset`.
+    /// The next start, after the entry before `offset`.
     pub fn next(self, offset: Offset) -> Self {
-        let count = if self.before == offset { self.count + 1 } else { 0 };
-        Self { before: offset, count }
+        let count = if self.after == offset { self.count + 1 } else { 0 };
+        Self { after: offset, count }
     }
 }
 
@@ -70,9 +71,12 @@ impl LimitRecords {
         self.room.get(&(offset, part, again)).copied().unwrap_or(Room::ENDLESS)
     }
 
-    /// The allowance of a start for publishes.
-    pub fn room_of_start(&self, start: Starts) -> Room {
-        self.room(start.before, START, start.count)
+    /// The allowance of a start for publishes. Earlier hosts recorded a start at the cursor, which is at most `cursor`.
+    pub fn room_of_start(&self, start: Starts, cursor: Offset) -> Room {
+        let Starts { after, count } = start;
+        let recorded = self.room.range((after, START, count)..=(cursor.max(after), START, count));
+        let mut starts = recorded.filter(|((_, part, again), _)| (*part, *again) == (START, count));
+        starts.next().map_or(Room::ENDLESS, |(_, room)| *room)
     }
 }
 
@@ -95,8 +99,8 @@ impl Actor {
 
     /// Records a successful start, and its allowance if it exceeded that.
     pub(super) fn note_start(&mut self) {
-        self.attempts.starts = self.attempts.starts.next(self.cursor());
-        self.note_room(self.attempts.starts.before, START, self.attempts.starts.count);
+        self.attempts.starts = self.attempts.starts.next(self.attempts.after);
+        self.note_room(self.attempts.starts.after, START, self.attempts.starts.count);
     }
 
     fn note_room(&mut self, offset: Offset, part: u64, again: u32) {

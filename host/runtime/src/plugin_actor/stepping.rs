@@ -109,7 +109,7 @@ impl Actor {
         Ok(match timer {
             Some(key) => Step::Timer(key, done),
             None => {
-                session.effects.batch.cursor = Offset(entry.offset.0 + 1);
+                self.pass(entry.offset);
                 Step::Entry(done)
             }
         })

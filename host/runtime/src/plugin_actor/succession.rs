@@ -446,6 +446,7 @@ impl Actor {
         self.failing.has_started();
         self.pace.ticked_at = None;
         self.attempts.tried = None;
+        self.attempts.after = self.cursor();
         self.watch();
         self.show();
         Ok(generation)

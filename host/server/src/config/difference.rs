@@ -41,9 +41,18 @@ impl ConfigChange {
 /// Returns the keys whose values differ, in alphabetical order.
 pub fn changes(before: &Config, after: &Config) -> Vec<ConfigChange> {
     let (before, after) = (with_all_plugins(before, after), with_all_plugins(after, before));
-    let mut found = Vec::new();
-    compare(&mut Vec::new(), &before, &after, &mut found);
-    found
+    let mut comparison = Comparison::default();
+    comparison.compare(&before, &after);
+    comparison.found
+}
+
+/// A comparison of two configs that has come to a key.
+#[derive(Default)]
+struct Comparison {
+    /// The path of the key.
+    path: Vec<String>,
+    /// The differences so far.
+    found: Vec<ConfigChange>,
 }
 
 /// Converts a config to JSON; a plugin without a section gets an empty one.
@@ -55,22 +64,24 @@ fn with_all_plugins(config: &Config, other: &Config) -> Value {
     serde_json::to_value(&config).expect("a config is JSON")
 }
 
-fn compare(path: &mut Vec<String>, before: &Value, after: &Value, found: &mut Vec<ConfigChange>) {
-    let none = Map::new();
-    let (one, other) = match (before, after) {
-        _ if before == after => return,
-        (Value::Object(before), Value::Object(after)) => (before, after),
-        // A list of topics or names is one value. Grants that are absent and grants that are set differ in several
-        // keys.
-        (Value::Null, Value::Object(after)) if !after.is_empty() => (&none, after),
-        (Value::Object(before), Value::Null) if !before.is_empty() => (before, &none),
-        _ => return found.push(ConfigChange(path.clone())),
-    };
-    let keys: std::collections::BTreeSet<&String> = one.keys().chain(other.keys()).collect();
-    for key in keys {
-        path.push(key.clone());
-        compare(path, one.get(key).unwrap_or(&Value::Null), other.get(key).unwrap_or(&Value::Null), found);
-        path.pop();
+impl Comparison {
+    fn compare(&mut self, before: &Value, after: &Value) {
+        let none = Map::new();
+        let (one, other) = match (before, after) {
+            _ if before == after => return,
+            (Value::Object(before), Value::Object(after)) => (before, after),
+            // A list of topics or names is one value. Grants that are absent and grants that are set differ in several
+            // keys.
+            (Value::Null, Value::Object(after)) if !after.is_empty() => (&none, after),
+            (Value::Object(before), Value::Null) if !before.is_empty() => (before, &none),
+            _ => return self.found.push(ConfigChange(self.path.clone())),
+        };
+        let keys: std::collections::BTreeSet<&String> = one.keys().chain(other.keys()).collect();
+        for key in keys {
+            self.path.push(key.clone());
+            self.compare(one.get(key).unwrap_or(&Value::Null), other.get(key).unwrap_or(&Value::Null));
+            self.path.pop();
+        }
     }
 }
 

@@ -158,26 +158,26 @@ impl Examined {
             self.tell(Severity::Error, &["ipfs", "ipns_key_name"], error.to_string());
         }
         let limits = &config.limits;
-        let plugins = format!("there may be {MAX_PLUGINS} at most");
+        let plugins = format!("the maximum is {MAX_PLUGINS}");
         let required: [(bool, &[&str], &str); 6] = [
             (
                 config.store.dead_letters.max_count > 0,
                 &["store", "dead_letters", "max_count"],
-                "at least one is kept",
+                "it must be at least 1",
             ),
-            (config.store.memory_bytes >= 1 << 20, &["store", "memory_bytes"], "a host needs at least 1 MiB"),
+            (
+                config.store.memory_bytes >= 1 << 20,
+                &["store", "memory_bytes"],
+                "it must be at least 1 MiB (1048576)",
+            ),
             (
                 (SECOND..=MAX_COMPILE_TIME).contains(&limits.compile_time),
                 &["limits", "compile-time"],
-                "1s to 1h",
+                "it must be between 1s and 1h",
             ),
             (limits.plugins <= MAX_PLUGINS, &["limits", "plugins"], &plugins),
-            (config.api.connections > 0, &["api", "connections"], "there must be at least one"),
-            (
-                config.outbox.expire_after >= SECOND,
-                &["outbox", "expire_after"],
-                "a publish needs at least one second",
-            ),
+            (config.api.connections > 0, &["api", "connections"], "it must be at least 1"),
+            (config.outbox.expire_after >= SECOND, &["outbox", "expire_after"], "it must be at least 1s"),
         ];
         for (_, path, why) in required.into_iter().filter(|(is_right, ..)| !is_right) {
             self.tell(Severity::Error, path, why);

@@ -124,7 +124,7 @@ impl Check<'_> {
             self.examined.tell(Severity::Warning, &["limits", "default"], why);
         }
         if let Some(most) = store.max_bytes.filter(|most| *most < LITTLE) {
-            let why = format!("{most} bytes are soon full, and then the intake stops");
+            let why = format!("a store of {most} bytes is soon full, and then the intake stops");
             self.examined.tell(Severity::Warning, &["store", "max_bytes"], why);
         }
     }

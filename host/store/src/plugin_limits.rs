@@ -137,7 +137,7 @@ pub struct Limit {
 }
 
 /// The name of a limit. Violations of fixed limits and of grants are counted under names, too, which no config has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct LimitName(&'static str);
 
 impl LimitName {
@@ -159,6 +159,12 @@ impl LimitName {
 impl Borrow<str> for LimitName {
     fn borrow(&self) -> &str {
         self.0
+    }
+}
+
+impl fmt::Debug for LimitName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.0, f)
     }
 }
 

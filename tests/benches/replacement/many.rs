@@ -13,7 +13,7 @@ use super::{milliseconds, stamper};
 /// Starts a host with `count` plugins that were never compiled and one that was, and starts it again.
 pub async fn many(count: usize) {
     let dir = TempDir::new().expect("a directory");
-    let mut yaml = "plugins:\n".to_owned();
+    let mut yaml = format!("limits: {{ plugins: {} }}\nplugins:\n", count + 1);
     for name in ["job-tracker", "node-registry", "heartbeat-watchdog"] {
         writeln!(yaml, "  {name}: {{ disabled: true }}").expect("a string grows");
     }

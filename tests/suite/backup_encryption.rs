@@ -45,7 +45,7 @@ fn vectors() -> Vec<Vector> {
 
 /// Reads the content of a vector as far as it is readable. Returns what ended it: `success` or a failure.
 fn outcome(vector: &Vector) -> (&'static str, Vec<u8>) {
-    let decryptor = match vector.field("passphrase") {
+    let mut decryptor = match vector.field("passphrase") {
         Some(passphrase) => match Decryptor::new(&SecretString::from(passphrase), vector.file.as_slice()) {
             Ok(decryptor) => decryptor,
             Err(DecryptError::Passphrase) => return ("no match", Vec::new()),
@@ -66,7 +66,6 @@ fn outcome(vector: &Vector) -> (&'static str, Vec<u8>) {
             }
         }
     };
-    let mut decryptor = decryptor;
     let mut content = Vec::new();
     match decryptor.read_to_end(&mut content) {
         Ok(_) => ("success", content),

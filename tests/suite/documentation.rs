@@ -177,14 +177,14 @@ fn every_source_file_that_the_architecture_names_exists() {
     assert!(named > 100, "{named}");
 }
 
-/// The rows of the tables of a page whose first cell begins with a word in backquotes, cell by cell.
-fn rows(page: &str) -> Vec<Vec<String>> {
-    let rows = page.lines().filter(|line| line.starts_with("| `"));
+/// The rows of the tables of a page that have a word in backquotes, cell by cell.
+pub fn rows(page: &str) -> Vec<Vec<String>> {
+    let rows = page.lines().filter(|line| line.starts_with("| ") && line.contains('`'));
     rows.map(|row| row.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect()).collect()
 }
 
 /// The words in backquotes in a cell.
-fn quoted(cell: &str) -> impl Iterator<Item = &str> {
+pub fn quoted(cell: &str) -> impl Iterator<Item = &str> {
     cell.split('`').skip(1).step_by(2)
 }
 

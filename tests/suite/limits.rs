@@ -13,6 +13,8 @@ use dim_tests::component::{probe, probe_with, with_core_instances, with_manifest
 use dim_tests::{Program, Setup, TestHost, eventually, script};
 use serde_json::{Value, json};
 
+use crate::documentation::{quoted, rows};
+
 async fn limited(limits: Value) -> TestHost {
     Setup::default().and_probe("probe", json!({ "limits": limits })).start().await
 }
@@ -410,17 +412,6 @@ async fn so_many_questions_wait_at_a_plugin_and_one_more_is_refused() {
 }
 
 const LIMITS_PAGE: &str = include_str!("../../docs/limits.md");
-
-/// The rows of the tables of a page of the documentation, cell by cell.
-fn rows(page: &str) -> Vec<Vec<String>> {
-    let rows = page.lines().filter(|line| line.starts_with("| ") && line.contains('`'));
-    rows.map(|row| row.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect()).collect()
-}
-
-/// What stands in backquotes in a cell.
-fn quoted(cell: &str) -> impl Iterator<Item = &str> {
-    cell.split('`').skip(1).step_by(2)
-}
 
 #[test]
 fn the_documentation_names_each_limit_with_its_default_and_its_ceiling() {

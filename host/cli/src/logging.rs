@@ -62,22 +62,22 @@ pub struct Logging {
 }
 
 /// Refuses a word of the filter that is neither a level nor a target. `Targets` would take it as the name of a target,
-/// and nothing would be logged.
-fn check_filter(filter: &str) -> anyhow::Result<()> {
+/// and nothing would be logged. It would take an empty word as every target, so empty words are left out.
+fn parse_filter(filter: &str) -> anyhow::Result<Targets> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-    let mut words = filter.split(',').map(str::trim).filter(|word| !word.is_empty());
+    let words: Vec<&str> = filter.split(',').map(str::trim).filter(|word| !word.is_empty()).collect();
     let is_meant = |word: &str| {
         let is_level =
             LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word)) || word.parse::<u8>().is_ok();
-        is_level || (word.contains(['=', ':']) && !word.contains('[')) || word.starts_with("dim")
+        !word.contains('[') && (is_level || word.contains(['=', ':']) || word.starts_with("dim"))
     };
-    if let Some(word) = words.find(|word| !is_meant(word)) {
+    if let Some(word) = words.iter().find(|word| !is_meant(word)) {
         anyhow::bail!(
             "DIM_LOG: {word:?} is no level; the levels are {}, alone or as in dim=debug",
             LEVELS.join(", ")
         );
     }
-    Ok(())
+    words.join(",").parse().context("DIM_LOG is not a valid filter")
 }
 
 impl Logging {
@@ -90,10 +90,7 @@ impl Logging {
         runtime: &Handle,
     ) -> anyhow::Result<Self> {
         let filter = || match std::env::var("DIM_LOG") {
-            Ok(filter) if !filter.trim().is_empty() => {
-                check_filter(&filter)?;
-                filter.parse::<Targets>().context("DIM_LOG is not a valid filter")
-            }
+            Ok(filter) if !filter.trim().is_empty() => parse_filter(&filter),
             _ => Ok(default.parse().expect("the default is a filter")),
         };
         let lines = LineQueue::start(std::io::stderr(), |dropped| {
@@ -239,5 +236,24 @@ impl HttpClient for Collector {
             Err(error) => self.take_note(Some(&chain(error))),
         }
         Ok(sent?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::Level;
+
+    use super::*;
+
+    #[test]
+    fn a_filter_may_have_spaces_and_empty_words_and_no_spans() {
+        let filter = parse_filter("info, dim=debug,,").unwrap();
+        assert!(filter.would_enable("dim::run", &Level::DEBUG) && filter.would_enable("hyper", &Level::INFO));
+        assert!(
+            !filter.would_enable("dim::run", &Level::TRACE) && !filter.would_enable("hyper", &Level::DEBUG)
+        );
+        for wrong in ["verbose", "dim[span]=debug", "info,dim[{a}]", "dim=loud"] {
+            assert!(parse_filter(wrong).is_err(), "{wrong}");
+        }
     }
 }

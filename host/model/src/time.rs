@@ -141,37 +141,28 @@ pub fn duration_of(text: &str) -> Result<Duration, String> {
 
 /// The serde form of a duration in the config: text as in `30s`, `1h30m` or `7d`, or a whole number of seconds.
 pub mod in_seconds {
-    use super::{ConfigDuration, Duration, serialize_duration};
-    use serde::{Deserializer, Serializer};
+    pub use super::write_duration as serialize;
+    use super::{ConfigDuration, Deserializer, Duration};
 
     /// Reads a duration.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         deserializer.deserialize_any(ConfigDuration { unit: "seconds", seconds: 1 })
     }
-
-    /// Writes a duration as text.
-    pub fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-        serialize_duration(*duration, serializer)
-    }
 }
 
 /// The serde form of a duration in the config: text as in `30s`, `1h30m` or `7d`, or a whole number of hours.
 pub mod in_hours {
-    use super::{ConfigDuration, Duration, serialize_duration};
-    use serde::{Deserializer, Serializer};
+    pub use super::write_duration as serialize;
+    use super::{ConfigDuration, Deserializer, Duration};
 
     /// Reads a duration.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         deserializer.deserialize_any(ConfigDuration { unit: "hours", seconds: 3_600 })
     }
-
-    /// Writes a duration as text.
-    pub fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-        serialize_duration(*duration, serializer)
-    }
 }
 
-fn serialize_duration<S: Serializer>(duration: Duration, serializer: S) -> Result<S::Ok, S::Error> {
+/// Writes a duration of the config as text.
+pub fn write_duration<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("{}s", duration.as_secs_f64()))
 }
 

@@ -198,8 +198,8 @@ struct Attempts {
     /// The offset after that entry. Entries that do not concern the plugin do not change it, because the actor may skip
     /// them before or after a start.
     after: Offset,
-    /// The number of calls up to that entry.
-    calls: u64,
+    /// Whether the plugin was called for the entry that is handled. Queries do not count: a replay has none.
+    called: bool,
     /// The limits that were exceeded at the first handling, when a recorded log is handled again.
     recorded: Option<LimitRecords>,
 }
@@ -269,7 +269,7 @@ impl Actor {
                 tried: None,
                 starts: Starts::default(),
                 after: cursor,
-                calls: 0,
+                called: false,
                 recorded: None,
             },
             pace: Pace {
@@ -349,7 +349,7 @@ impl Actor {
             self.hand_over();
             self.session_mut().renew_snapshot()?;
             self.answer_queries_alone()?;
-            return Ok(Some(self.failing.until_restart(self.host.log.clock().monotonic())));
+            return Ok(Some(self.failing.until_restart(self.monotonic())));
         }
         if self.host.disk.is_at_standstill() {
             self.answer_queries_alone()?;
@@ -458,13 +458,17 @@ impl Actor {
         Ok(())
     }
 
+    /// The time that measures pauses.
+    fn monotonic(&self) -> Instant {
+        self.host.log.clock().monotonic()
+    }
+
     /// Moves the cursor past an entry.
     fn pass(&mut self, offset: Offset) {
         let next = Offset(offset.0 + 1);
         self.session_mut().effects.batch.cursor = next;
-        let calls = self.counters.handled + self.counters.failures;
-        if calls > self.attempts.calls {
-            (self.attempts.after, self.attempts.calls) = (next, calls);
+        if std::mem::take(&mut self.attempts.called) {
+            self.attempts.after = next;
         }
     }
 
@@ -599,13 +603,13 @@ impl Actor {
             Ok(answer) => {
                 // A successful query does not show that the plugin handles events well.
                 if self.session().has_met() {
-                    self.failing.note_bad(begun, self.host.log.clock().monotonic());
+                    self.failing.note_bad(begun, self.monotonic());
                 }
                 answer.map_err(|refusal| reply_error(refusal, method))
             }
             Err(CallError::Host(error)) => return Err(error),
             Err(CallError::Trap(trap) | CallError::Limit(trap)) => {
-                self.failing.note_bad(begun, self.host.log.clock().monotonic());
+                self.failing.note_bad(begun, self.monotonic());
                 self.counters.failures += 1;
                 self.fail(true);
                 self.note_failure(&trap.reason);

@@ -73,6 +73,7 @@ impl Actor {
         part: u64,
         delivery: Delivery,
     ) -> Result<Outcome, StoreError> {
+        self.attempts.called = true;
         let event = wit_event(&delivery.event);
         let before = self.attempts.tried.take().filter(|it| (it.offset, it.part) == (entry.offset, part));
         let mut tried = before.unwrap_or(Tried { offset: entry.offset, part, ..Tried::default() });
@@ -143,7 +144,7 @@ impl Actor {
     /// Records a call that did not trap. `begun` is the thread's CPU time at its beginning.
     pub(super) fn note_end(&mut self, begun: Duration) {
         if self.session().has_met() {
-            self.failing.note_bad(begun, self.host.log.clock().monotonic())
+            self.failing.note_bad(begun, self.monotonic())
         } else {
             self.failing.note_success()
         }
@@ -203,6 +204,7 @@ impl Actor {
     }
 
     pub(super) fn command(&mut self, entry: &Entry, method: &str, body: &str) -> Result<Outcome, StoreError> {
+        self.attempts.called = true;
         if !self.make_ready()? {
             return Ok(Outcome::Stopped);
         }
@@ -260,7 +262,7 @@ impl Actor {
             CallError::Trap(trap) => (trap, false),
             CallError::Limit(trap) => (trap, true),
         };
-        self.failing.note_bad(begun, self.host.log.clock().monotonic());
+        self.failing.note_bad(begun, self.monotonic());
         self.counters.failures += 1;
         let log = self.fail(true);
         self.note_failure(&trap.reason);

@@ -36,7 +36,7 @@ impl Actor {
         if matches!(self.running.body, InstanceSlot::Live(_)) {
             return Ok(true);
         }
-        if self.is_quarantined() || self.failing.must_wait(self.host.log.clock().monotonic()) {
+        if self.is_quarantined() || self.failing.must_wait(self.monotonic()) {
             return Ok(false);
         }
         match self.start()? {

@@ -124,13 +124,13 @@ impl Failing {
 impl Actor {
     /// The rest of the current throttle.
     pub(super) fn rest(&mut self) -> Option<Duration> {
-        self.failing.rest(self.host.log.clock().monotonic())
+        self.failing.rest(self.monotonic())
     }
 
     /// Records a failed start: it is repeated later, or the plugin is quarantined.
     pub(super) fn note_failed_start(&mut self, failed: FailedStart) {
         let FailedStart { reason, is_own_fault } = failed;
-        let (pause, failed) = self.failing.note_start(is_own_fault, self.host.log.clock().monotonic());
+        let (pause, failed) = self.failing.note_start(is_own_fault, self.monotonic());
         if failed < self.session().limits().restarts || self.attempts.recorded.is_some() {
             tracing::error!(plugin = %self.plugin, "does not start, trying again in {pause:?}: {reason}");
             return self.show_failing("failing", reason);

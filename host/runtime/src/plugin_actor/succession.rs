@@ -203,7 +203,7 @@ impl Actor {
             }
         };
         self.watch.probation = Some(Probation::new(before));
-        self.watch.watched_at = self.host.log.clock().monotonic();
+        self.watch.watched_at = self.monotonic();
         self.watch.could_run = true;
         self.watch.fallback = fallback;
     }
@@ -317,7 +317,7 @@ impl Actor {
 
     /// Adds the time since the last call to the probation, if the code could run meanwhile.
     pub(super) fn watch_on(&mut self, could_run: bool) {
-        let now = self.host.log.clock().monotonic();
+        let now = self.monotonic();
         let elapsed = now.saturating_duration_since(std::mem::replace(&mut self.watch.watched_at, now));
         let elapsed = nanoseconds(elapsed);
         // A plugin that was paused at the last call could not run since.

@@ -37,9 +37,9 @@ pub(super) struct Judged {
     pub given: Setup,
 }
 
-/// A reason why a component in the store cannot be inspected again.
+/// A reason why a component cannot be inspected.
 #[derive(Debug, Error)]
-pub enum StoredComponentError {
+pub enum InspectionError {
     /// It cannot be read.
     #[error(transparent)]
     Read(#[from] std::io::Error),
@@ -69,7 +69,7 @@ impl Host {
     pub(super) async fn inspect_kept(&self, digest: &str) -> Result<Inspection, ReplaceError> {
         let (store, digest) = (self.storage.store.clone(), digest.to_owned());
         let inspected = tokio::task::spawn_blocking(move || {
-            Ok::<_, StoredComponentError>(inspect(&components::read(&store, &digest)?)?)
+            Ok::<_, InspectionError>(inspect(&components::read(&store, &digest)?)?)
         });
         Ok(inspected.await.map_err(broke_down)??)
     }

@@ -20,7 +20,7 @@ use dim_store::{StoreError, components};
 use thiserror::Error;
 use tokio::sync::oneshot;
 
-use super::assessment::{Judged, StoredComponentError, Wanting, broke_down};
+use super::assessment::{InspectionError, Judged, Wanting, broke_down};
 use super::candidate::{Candidate, CandidateError, Ready, Terms};
 use super::{Grant, Host, HostError, Loaded};
 use crate::config::PluginConfig;
@@ -57,7 +57,7 @@ pub enum ReplaceError {
     Component(#[from] CandidateError),
     /// A component in the store cannot be read or inspected again.
     #[error(transparent)]
-    Stored(#[from] StoredComponentError),
+    Stored(#[from] InspectionError),
     /// The plugin cannot run, or its keys cannot be made.
     #[error("{}", chain(&**.0))]
     Run(#[source] Box<HostError>),

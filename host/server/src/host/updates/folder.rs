@@ -19,7 +19,7 @@ use dim_store::plugin_registry::{self, Row, Standing};
 use rustix::io::Errno;
 
 use super::{Errand, Look, offer, refuse};
-use crate::host::assessment::StoredComponentError;
+use crate::host::assessment::InspectionError;
 use crate::host::replacement::{Proposal, ReplaceError};
 use crate::host::{Host, UNHURT};
 
@@ -341,7 +341,7 @@ async fn forget(host: &Arc<Host>, name: PluginName) -> Result<(), StoreError> {
     }
 }
 
-fn held(file: &Path) -> Result<Held, StoredComponentError> {
+fn held(file: &Path) -> Result<Held, InspectionError> {
     let component = dim_runtime::read(file)?;
     let inspection = dim_runtime::inspect(&component)?;
     Ok(Held { name: inspection.manifest.name, component: component.into(), digest: inspection.digest })

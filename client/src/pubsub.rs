@@ -56,6 +56,8 @@ pub enum Origin {
     Host,
     /// A peer of the network, by its base58 peer id.
     Peer(String),
+    /// A member of the fleet, on a reliable topic, by the IPNS name of its key.
+    Member(String),
 }
 
 impl Pubsub {
@@ -155,6 +157,7 @@ fn message_of(http: &Http, event: &ServerEvent) -> Result<Message, ClientError> 
         ("host", _) => Origin::Host,
         ("plugin", Some(plugin)) => Origin::Plugin(plugin),
         ("peer", Some(peer)) => Origin::Peer(peer),
+        ("member", Some(member)) => Origin::Member(member),
         (other, _) => return Err(http.strange(format!("a message from {other:?}"))),
     };
     Ok(Message { topic: told.topic, data, time: told.time, origin })

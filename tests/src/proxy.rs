@@ -1,6 +1,7 @@
 //! A proxy between a host and a daemon that injects faults of networks and daemons.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -27,6 +28,8 @@ pub enum Fault {
     Cutting,
     /// Delays all data by up to 1 s.
     Slow,
+    /// Drops one in ten messages of subscriptions.
+    Losing,
 }
 
 /// A running proxy, which ends on drop.
@@ -101,9 +104,10 @@ impl Shared {
         }
         let Ok(to) = TcpStream::connect(self.target).await else { return };
         let ((asks, answered), (answers, asked)) = (from.into_split(), to.into_split());
+        let is_subscription = AtomicBool::new(false);
         tokio::select! {
-            () = self.forward(asks, asked) => {}
-            () = self.forward(answers, answered) => {}
+            () = self.forward_requests(asks, asked, &is_subscription) => {}
+            () = self.forward_answers(answers, answered, &is_subscription) => {}
             () = self.broken() => {}
         }
     }
@@ -131,19 +135,95 @@ impl Shared {
         let _ = self.fault.wait_for(|now| *now != fault).await;
     }
 
-    async fn forward(&self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
+    async fn forward_requests(
+        &self,
+        mut from: OwnedReadHalf,
+        mut to: OwnedWriteHalf,
+        is_subscription: &AtomicBool,
+    ) {
         let mut buffer = vec![0; 64 << 10];
         while let Ok(length @ 1..) = from.read(&mut buffer).await {
-            let fault = *self.fault.borrow();
-            match fault {
-                Fault::Frozen => self.clone().until_other(fault).await,
-                Fault::Slow => tokio::time::sleep(self.up_to(Duration::from_secs(1))).await,
-                _ => {}
-            }
+            // A client sends a request on an idle connection, so it begins at the start of what is read.
+            let is_sub = buffer[..length].starts_with(b"POST /api/v0/pubsub/sub");
+            is_subscription.fetch_or(is_sub, Ordering::Relaxed);
+            self.delay().await;
             if to.write_all(&buffer[..length]).await.is_err() {
                 return;
             }
         }
+    }
+
+    async fn forward_answers(
+        &self,
+        mut from: OwnedReadHalf,
+        mut to: OwnedWriteHalf,
+        is_subscription: &AtomicBool,
+    ) {
+        let mut buffer = vec![0; 64 << 10];
+        let mut chunks = Chunks::default();
+        while let Ok(length @ 1..) = from.read(&mut buffer).await {
+            self.delay().await;
+            let data = if is_subscription.load(Ordering::Relaxed) {
+                chunks.add(&buffer[..length]);
+                let is_losing = *self.fault.borrow() == Fault::Losing;
+                chunks.take(|| is_losing && self.one_in(10))
+            } else {
+                buffer[..length].to_vec()
+            };
+            if to.write_all(&data).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Delays data as the fault says.
+    async fn delay(&self) {
+        let fault = *self.fault.borrow();
+        match fault {
+            Fault::Frozen => self.clone().until_other(fault).await,
+            Fault::Slow => tokio::time::sleep(self.up_to(Duration::from_secs(1))).await,
+            _ => {}
+        }
+    }
+}
+
+/// The answer to a subscription: headers, and chunks that are messages (RFC 9112, section 7.1).
+#[derive(Default)]
+struct Chunks {
+    data: Vec<u8>,
+    has_headers: bool,
+}
+
+impl Chunks {
+    fn add(&mut self, data: &[u8]) {
+        self.data.extend_from_slice(data);
+    }
+
+    /// Takes the complete parts, without the chunks for which `loses` returns true.
+    fn take(&mut self, mut loses: impl FnMut() -> bool) -> Vec<u8> {
+        let mut taken = Vec::new();
+        while let Some(length) = self.part() {
+            let part: Vec<u8> = self.data.drain(..length).collect();
+            let is_message = self.has_headers;
+            self.has_headers = true;
+            if !(is_message && loses()) {
+                taken.extend(part);
+            }
+        }
+        taken
+    }
+
+    /// The length of the next part, if it is complete.
+    fn part(&self) -> Option<usize> {
+        let end_of =
+            |end: &[u8]| self.data.windows(end.len()).position(|it| it == end).map(|at| at + end.len());
+        if !self.has_headers {
+            return end_of(b"\r\n\r\n");
+        }
+        let head = end_of(b"\r\n")?;
+        let size = std::str::from_utf8(&self.data[..head - 2]).expect("a size in hex");
+        let length = head + usize::from_str_radix(size, 16).expect("a size in hex") + 2;
+        (self.data.len() >= length).then_some(length)
     }
 }
 

@@ -52,7 +52,12 @@ async fn a_store_of_format_4_is_brought_up_to_date_with_all_that_is_in_it() {
     is_brought_up_to_date(4).await;
 }
 
-/// The kept stores of formats 2 to 4 hold the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_of_format_5_is_brought_up_to_date_with_all_that_is_in_it() {
+    is_brought_up_to_date(5).await;
+}
+
+/// The kept stores of formats 2 to 5 hold the same.
 async fn is_brought_up_to_date(format: u64) {
     let dir = kept(&format!("format-{format}"));
     assert_eq!(format_of(dir.path()), format.to_be_bytes());

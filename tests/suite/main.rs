@@ -37,6 +37,7 @@ mod plugins;
 mod process;
 mod promises;
 mod ipns_records;
+mod reliable_topics;
 mod replacement;
 mod replay;
 mod retention;

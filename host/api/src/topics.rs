@@ -124,9 +124,14 @@ pub struct Message {
     time: Timestamp,
     /// The kind of its publisher.
     origin: MessageOrigin,
-    /// The plugin's name or the peer's id; null if the message came through this API.
+    /// The plugin's name, the peer's id or the IPNS name of the member's key; null if the message came through this
+    /// API.
     #[schema(required)]
     from: Option<String>,
+    /// The identity of the event in the log of the member.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    event: Option<EventIdentity>,
     /// The content, if it is UTF-8.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
@@ -135,6 +140,25 @@ pub struct Message {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     data_multibase: Option<String>,
+}
+
+/// The identity of an event of a reliable topic, beside its topic and writer.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct EventIdentity {
+    /// The process start of the writer: 16 random bytes in hex.
+    incarnation: String,
+    /// The number of the event in the incarnation, from 0.
+    sequence: u64,
+    /// The hybrid logical time of the event.
+    time: Timestamp,
+}
+
+impl EventIdentity {
+    fn of(origin: &Origin) -> Option<Self> {
+        let Origin::Member(event) = origin else { return None };
+        let incarnation = Base::Base16Lower.encode(event.incarnation);
+        Some(Self { incarnation, sequence: event.sequence, time: event.time })
+    }
 }
 
 /// The kind of a message's publisher.
@@ -147,6 +171,8 @@ pub enum MessageOrigin {
     Host,
     /// Another program on the network.
     Peer,
+    /// A member of the fleet, on a reliable topic.
+    Member,
 }
 
 /// Streams the messages of a topic from now on, as server-sent events.
@@ -240,16 +266,18 @@ impl Listening {
     fn message(&self, entry: &Entry) -> Option<Message> {
         let Kind::Event(Event::Message { topic, data, origin }) = &entry.kind else { return None };
         (*topic == self.topic).then(|| {
+            let event = EventIdentity::of(origin);
             let (origin, from) = match origin {
                 Origin::Plugin(name) => (MessageOrigin::Plugin, Some(name.to_string())),
                 Origin::Host => (MessageOrigin::Host, None),
                 Origin::Peer(peer) => (MessageOrigin::Peer, Some(peer.to_string())),
+                Origin::Member(event) => (MessageOrigin::Member, Some(event.writer.to_string())),
             };
             let (data, data_multibase) = match std::str::from_utf8(data) {
                 Ok(text) => (Some(text.to_owned()), None),
                 Err(_) => (None, Some(multibase::encode(Base::Base64Url, data))),
             };
-            Message { topic: topic.clone(), time: entry.time, origin, from, data, data_multibase }
+            Message { topic: topic.clone(), time: entry.time, origin, from, event, data, data_multibase }
         })
     }
 }

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -91,6 +92,16 @@ impl Content for Files {
     /// Does nothing, because the commit deletes files that are not used.
     async fn unpin(&self, _: &Cid) -> Result<(), BackendError> {
         Ok(())
+    }
+
+    /// Does nothing, because nobody can fetch the block.
+    async fn put_block(&self, _: &Cid, _: Bytes) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    /// Finds nothing, because there is no network.
+    async fn block(&self, cid: &Cid, _: usize, _: Duration) -> Result<Bytes, BackendError> {
+        Err(BackendError::NotFound(cid.to_string()))
     }
 }
 

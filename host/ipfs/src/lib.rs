@@ -110,6 +110,15 @@ pub trait Content: Send + Sync + 'static {
 
     /// Unpins a file that a newer one replaced.
     async fn unpin(&self, cid: &Cid) -> Result<(), BackendError>;
+
+    /// Stores a block with the CID `cid`, so that peers can fetch it. The block is not pinned.
+    async fn put_block(&self, cid: &Cid, block: Bytes) -> Result<(), BackendError>;
+
+    /// Fetches a block of at most `limit` bytes, and checks it against its CID.
+    ///
+    /// # Errors
+    /// No peer provides the block within `timeout`, it is larger than `limit` bytes, or it does not match its CID.
+    async fn block(&self, cid: &Cid, limit: usize, timeout: Duration) -> Result<Bytes, BackendError>;
 }
 
 /// IPNS names. A call may take as long as the network needs.

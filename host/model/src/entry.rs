@@ -5,6 +5,7 @@ pub mod export;
 mod encoding;
 
 use std::fmt;
+use std::str::FromStr;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize, Serializer};
@@ -205,7 +206,62 @@ pub enum Origin {
     Host,
     /// A peer of the network.
     Peer(PeerName),
+    /// A member of the fleet, on a reliable topic.
+    Member(MemberEvent),
 }
+
+/// The identity of an event of a member.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct MemberEvent {
+    /// The writer, by the IPNS name of its key.
+    pub writer: IpnsName,
+    /// The process start of the writer: 16 random bytes.
+    pub incarnation: [u8; 16],
+    /// The number of the event in the incarnation, from 0.
+    pub sequence: u64,
+    /// The hybrid logical time of the event.
+    pub time: Timestamp,
+}
+
+impl MemberEvent {
+    /// The peer id of the writer's key. Components of contract 0.1.0 see a member as this peer.
+    pub fn peer(&self) -> PeerName {
+        self.writer.peer()
+    }
+}
+
+impl fmt::Display for MemberEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { writer, incarnation, sequence, time } = self;
+        write!(f, "{writer} ")?;
+        incarnation.iter().try_for_each(|byte| write!(f, "{byte:02x}"))?;
+        write!(f, " {sequence} {time}")
+    }
+}
+
+impl FromStr for MemberEvent {
+    type Err = NoMemberEvent;
+
+    /// Parses the text that `Display` writes.
+    fn from_str(text: &str) -> Result<Self, NoMemberEvent> {
+        let mut words = text.split(' ');
+        let mut word = || words.next().ok_or(NoMemberEvent);
+        let (writer, incarnation, sequence, time) = (word()?, word()?, word()?, word()?);
+        let incarnation = multibase::Base::Base16Lower.decode(incarnation).map_err(|_| NoMemberEvent)?;
+        let time: jiff::Timestamp = time.parse().map_err(|_| NoMemberEvent)?;
+        Ok(Self {
+            writer: writer.parse().map_err(|_| NoMemberEvent)?,
+            incarnation: incarnation.try_into().map_err(|_| NoMemberEvent)?,
+            sequence: sequence.parse().map_err(|_| NoMemberEvent)?,
+            time: time.try_into().map_err(|_| NoMemberEvent)?,
+        })
+    }
+}
+
+/// The error of a text that is not the identity of an event of a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("an event of a member is WRITER INCARNATION SEQUENCE TIME")]
+pub struct NoMemberEvent;
 
 /// A span of time in which the host heard a topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -310,6 +366,7 @@ impl fmt::Display for Origin {
             Origin::Plugin(name) => write!(f, "plugin {name}"),
             Origin::Host => f.write_str("this host"),
             Origin::Peer(peer) => write!(f, "peer {peer}"),
+            Origin::Member(event) => write!(f, "member {}", event.writer),
         }
     }
 }

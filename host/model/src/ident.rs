@@ -266,6 +266,11 @@ impl IpnsName {
         &self.0
     }
 
+    /// Returns the peer id of the key, in base58.
+    pub fn peer(&self) -> PeerName {
+        PeerName::stored(Base::Base58Btc.encode(self.multihash().to_bytes()))
+    }
+
     /// Returns the multihash of the public key: the bytes of the peer id.
     pub fn multihash(&self) -> cid::multihash::Multihash<64> {
         *Cid::try_from(self.as_str()).expect("a name is a CID, checked when it was made").hash()
@@ -533,6 +538,7 @@ mod tests {
         let peer = Base::Base58Btc.encode(name.multihash().to_bytes());
         assert!(peer.starts_with("12D3"), "{peer}");
         assert_eq!(peer.parse::<IpnsName>().unwrap(), name);
+        assert_eq!(name.peer().as_str(), peer);
         assert_eq!(format!("/ipns/{k51}").parse::<IpnsName>().unwrap(), name);
         assert_eq!(name.as_str(), k51);
     }

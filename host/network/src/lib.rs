@@ -1,5 +1,5 @@
 //! The exchange with the network: the subscriptions, the followed names, the outbox and the publication of the host's
-//! own names.
+//! own names. The driver of reliable topics connects the protocol of `dim-topics` to the backend and the store.
 //!
 //! Inbound: the crate receives messages and records from a backend (`dim-ipfs`), checks them and appends entries to
 //! the event log (`dim-store`). Outbound: it sends committed rows of the outbox and of names to the backend, and
@@ -8,6 +8,7 @@
 pub mod subscription;
 pub mod name_follower;
 pub mod outbox;
+pub mod reliable_topics;
 pub mod name_publisher;
 pub mod own_messages;
 mod settings;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use dim_ipfs::Backend;
 use dim_model::backoff::Backoff;
-use dim_model::ident::PluginName;
+use dim_model::ident::{PluginName, Topic};
 use dim_model::time::Clock;
 use dim_store::commit::{Commit, CommitError};
 use dim_store::outbox::{self, Backlog, Label, Row};
@@ -16,6 +16,7 @@ use dim_store::{OUTBOX, Store, StoreError};
 use tokio_util::sync::CancellationToken;
 
 use crate::own_messages::Echoes;
+use crate::reliable_topics::{Input, Reliable, WaitingPublish};
 
 /// The maximum number of waiting publishes of the API. Further publishes are refused. Plugins have their own limit.
 pub const API_QUOTA: usize = 10_000;
@@ -52,6 +53,8 @@ pub struct Outbox {
     pub backlog: Arc<Backlog>,
     /// The counters.
     pub sent: Arc<Sent>,
+    /// The reliable topics. Their publishes are passed on to the driver, and do not expire.
+    pub reliable: Reliable,
     /// The duration after which a publish expires.
     pub expiry: Duration,
     /// The clock that measures pauses and the expiry.
@@ -112,7 +115,9 @@ impl Outbox {
     }
 
     async fn turn(&self, window: &mut Window) -> Result<(), CommitError> {
-        self.load(window)?;
+        for (topic, publish) in self.load(window)? {
+            self.reliable.send(Input::Waiting { topic, publish }).await;
+        }
         let now = self.clock.monotonic();
         let Some(whose) = window.next(now) else {
             self.forget(window).await?;
@@ -182,16 +187,26 @@ impl Outbox {
 
     /// Loads the numbers of all rows that were committed since. It loads every row, so that the queue of one plugin
     /// does not hide another's.
-    fn load(&self, window: &mut Window) -> Result<(), StoreError> {
+    /// Returns those of reliable topics.
+    fn load(&self, window: &mut Window) -> Result<Vec<(Topic, WaitingPublish)>, StoreError> {
         let table = self.store.snapshot()?.table(OUTBOX)?;
+        let mut reliable = Vec::new();
         for row in table.range(window.loaded + 1..)? {
             let (number, bytes) = row?;
-            let owner = Label::read(bytes.value())?.owner()?;
-            let waiting = Waiting { number: number.value(), until: self.clock.monotonic() + self.expiry };
-            window.loaded = waiting.number;
+            let (number, label) = (number.value(), Label::read(bytes.value())?);
+            let owner = label.owner()?;
+            window.loaded = number;
+            if self.reliable.is_used()
+                && let topic = label.topic()?
+                && self.reliable.is_reliable(&topic)
+            {
+                reliable.push((topic, WaitingPublish { number, owner }));
+                continue;
+            }
+            let waiting = Waiting { number, until: self.clock.monotonic() + self.expiry };
             window.lines.entry(owner).or_default().waiting.push_back(waiting);
         }
-        Ok(())
+        Ok(reliable)
     }
 
     /// Removes accepted rows. After a crash before this write they are sent again: delivery is at least once.

@@ -19,6 +19,7 @@ pub use prober::Prober;
 
 use crate::Settings;
 use crate::own_messages::Echoes;
+use crate::reliable_topics::{Input, Reliable};
 use dim_ipfs::{Backend, BackendError, Incoming};
 use dim_model::backoff::Backoff;
 use dim_model::entry::{Event, Kind, Origin};
@@ -72,6 +73,8 @@ pub struct Subscriptions {
     pub disk: Arc<DiskMonitor>,
     /// The peers that each topic accepts.
     pub settings: Live<Settings>,
+    /// The reliable topics.
+    pub reliable: Reliable,
     /// The counters.
     pub counters: Arc<Counters>,
 }
@@ -91,6 +94,9 @@ impl Subscriptions {
                 }
                 // The stream has ended before this, because it could add the record of the topic again.
                 self.listening_records.forget(&topic);
+                if self.reliable.is_reliable(&topic) {
+                    self.reliable.send(Input::Unsubscribed(topic)).await;
+                }
             }
             for topic in wanted {
                 streams.entry(topic.clone()).or_insert_with(|| {
@@ -112,6 +118,9 @@ impl Subscriptions {
     async fn listen(self, topic: Topic, stop: CancellationToken) {
         let work = async {
             let mut streams = Streams::default();
+            if self.reliable.is_reliable(&topic) {
+                self.reliable.send(Input::Subscribed(topic.clone())).await;
+            }
             loop {
                 let why = tokio::select! {
                     biased;
@@ -140,15 +149,17 @@ impl Subscriptions {
             Ok(identity) => identity,
             Err(error) => return error,
         };
-        let mut messages = match self.backend.pubsub.subscribe(topic).await {
+        let mut messages = match self.backend.pubsub.subscribe(&self.reliable.channel(topic)).await {
             Ok(messages) => messages,
             Err(error) => return error,
         };
-        self.listening_records.connected(topic, self.log.now());
+        let is_reliable = self.reliable.is_reliable(topic);
+        self.listening_records.connected(topic, is_reliable, self.log.now());
         self.echoes.stream_began(topic);
         streams.backoff.reset();
         while let Some(message) = messages.next().await {
             match message {
+                Ok(message) if is_reliable => self.take_in_bundle(topic, &identity, message).await,
                 Ok(message) => self.take_in(topic, &identity, message, &mut streams.seen).await,
                 Err(error) => return error,
             }
@@ -185,6 +196,18 @@ impl Subscriptions {
         let event =
             Event::Message { topic: topic.clone(), data: message.data, origin: Origin::Peer(message.from) };
         self.append(Kind::Event(event)).await;
+    }
+
+    /// Passes a bundle of a reliable topic to the driver.
+    async fn take_in_bundle(&self, topic: &Topic, identity: &PeerName, message: Incoming) {
+        if self.backend.network && message.from != *identity {
+            self.heard_others(topic).await;
+        }
+        if let Err(why) = self.reliable.receive(topic, message.data).await {
+            tracing::debug!(%topic, from = %message.from, "a message on a reliable topic is refused: {why}");
+            self.counters.refused.fetch_add(1, Ordering::Relaxed);
+            self.listening_records.refused(topic, &message.from);
+        }
     }
 
     /// Records that another peer was heard on a topic. The record is durable, so it counts after a restart too.

@@ -40,6 +40,8 @@ pub fn wit_event(event: &Event) -> wit::Event {
                 Origin::Plugin(name) => wit::Origin::Plugin(name.to_string()),
                 Origin::Host => wit::Origin::Host,
                 Origin::Peer(peer) => wit::Origin::Peer(peer.to_string()),
+                // Contract 0.1.0 knows no members.
+                Origin::Member(event) => wit::Origin::Peer(event.peer().to_string()),
             },
         }),
         Event::Timer { key, due } => wit::Event::Timer(wit::DueTimer { key: key.clone(), due: due.0 }),

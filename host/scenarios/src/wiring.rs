@@ -190,6 +190,7 @@ impl Ground {
                 interest,
                 backlog,
                 listening_records: Arc::default(),
+                reliable: Default::default(),
                 unresolved: Arc::default(),
                 failures: Arc::default(),
                 checked_names: Arc::default(),

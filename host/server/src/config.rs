@@ -80,8 +80,9 @@ pub struct Config {
     pub replacement: ReplacementConfig,
     /// The settings of the HTTP API.
     pub api: ApiConfig,
-    /// The peers whose messages are accepted, by topic or by prefix, as in `jobs.*`. On other topics messages of all
-    /// peers are accepted.
+    /// The fleet.
+    pub fleet: FleetConfig,
+    /// The settings of topics, by topic or by prefix, as in `jobs.*`.
     pub topics: BTreeMap<TopicPattern, TopicConfig>,
     /// The trusted signers, and the policy for other components.
     pub signing: SigningConfig,
@@ -146,13 +147,57 @@ impl Default for ApiConfig {
     }
 }
 
-/// The section `topics.TOPIC`.
+/// The section `fleet`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
+pub struct FleetConfig {
+    /// The name of the fleet, default `dim`. Hosts share reliable topics with hosts of the same fleet.
+    pub name: String,
+}
+
+impl Default for FleetConfig {
+    fn default() -> Self {
+        Self { name: "dim".to_owned() }
+    }
+}
+
+impl FleetConfig {
+    /// Whether the name has 1 to 64 letters, digits, points, hyphens and underscores.
+    pub fn is_valid(&self) -> bool {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+        (1..=64).contains(&self.name.len()) && self.name.chars().all(is_plain)
+    }
+}
+
+/// The section `topics.TOPIC`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct TopicConfig {
     /// The peers whose messages on the topic are accepted; all others are refused. The daemon of this host is a peer
-    /// like any other.
-    pub peers: BTreeSet<PeerName>,
+    /// like any other. Absent: every peer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peers: Option<BTreeSet<PeerName>>,
+    /// The delivery of messages on the topic.
+    #[serde(skip_serializing_if = "Delivery::is_plain")]
+    pub delivery: Delivery,
+}
+
+/// The delivery of the messages of a topic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Delivery {
+    /// Plain pubsub: messages can be lost. A gap reports times in which the host may have missed some.
+    #[default]
+    Plain,
+    /// Each event of each host of the fleet is delivered once, in the order of its host.
+    Reliable,
+}
+
+impl Delivery {
+    /// Whether the messages of the topic are plain pubsub.
+    fn is_plain(&self) -> bool {
+        *self == Self::Plain
+    }
 }
 
 /// The section `signing`.
@@ -496,11 +541,18 @@ impl Config {
 
     /// The settings of the exchange with the network.
     pub fn network(&self) -> dim_network::Settings {
-        let peers = self.topics.iter().map(|(pattern, topic)| (pattern.clone(), topic.peers.clone()));
+        let peers =
+            self.topics.iter().filter_map(|(pattern, topic)| Some((pattern.clone(), topic.peers.clone()?)));
         dim_network::Settings {
             accepted_peers: peers.collect(),
             follow_every: self.ipfs.follow_every.max(Duration::from_secs(1)),
         }
+    }
+
+    /// Returns the reliable topics.
+    pub fn reliable(&self) -> BTreeSet<TopicPattern> {
+        let reliable = self.topics.iter().filter(|(_, topic)| topic.delivery == Delivery::Reliable);
+        reliable.map(|(pattern, _)| pattern.clone()).collect()
     }
 
     /// Returns the time after which a publish expires.

@@ -78,6 +78,11 @@ pub enum HostError {
     /// A key cannot be read or made.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// The key with which the host writes reliable topics cannot be used.
+    #[error(
+        "the key dim-writer is no Ed25519 key of this host, so that reliable topics cannot be written: rename it"
+    )]
+    Writer,
     /// The address of the daemon is invalid.
     #[error(transparent)]
     Address(#[from] AddressError),

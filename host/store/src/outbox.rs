@@ -124,6 +124,8 @@ impl Row {
 pub struct Label {
     #[prost(string, optional, tag = "1")]
     plugin: Option<String>,
+    #[prost(string, tag = "2")]
+    topic: String,
     #[prost(fixed64, tag = "4")]
     time: u64,
 }
@@ -132,6 +134,11 @@ impl Label {
     /// Decodes the header of a row.
     pub fn read(bytes: &[u8]) -> Result<Self, StoreError> {
         Label::decode(bytes).map_err(|error| StoreError::corrupt("outbox", error))
+    }
+
+    /// The topic.
+    pub fn topic(&self) -> Result<Topic, StoreError> {
+        self.topic.parse().map_err(|error| StoreError::corrupt("outbox", error))
     }
 
     /// The plugin that published it; `None` for the API.

@@ -53,6 +53,21 @@ pub const HISTORY: TableDefinition<u64, &[u8]> = TableDefinition::new("history")
 /// The topics on which the host has received messages of other peers from the network.
 pub const OTHERS: TableDefinition<&str, ()> = TableDefinition::new("others");
 
+/// The incarnations of this host on reliable topics, to the hybrid times of their process starts.
+pub const INCARNATIONS: TableDefinition<&[u8], u64> = TableDefinition::new("incarnations");
+/// Own bundles of reliable topics in the order of their commits.
+pub const BUNDLES: TableDefinition<u64, &[u8]> = TableDefinition::new("bundles");
+/// The digest of an own bundle, to its number.
+pub const BUNDLE_DIGESTS: TableDefinition<&[u8], u64> = TableDefinition::new("bundle-digests");
+/// The numbers of own bundles that were perhaps not published.
+pub const UNSENT_BUNDLES: TableDefinition<u64, ()> = TableDefinition::new("unsent-bundles");
+/// A reliable topic, to the end of the own log.
+pub const LOG_ENDS: TableDefinition<&str, &[u8]> = TableDefinition::new("log-ends");
+/// A reliable topic, and a writer and an incarnation, to the position of this host in it.
+pub const CHECKPOINTS: TableDefinition<(&str, &[u8]), &[u8]> = TableDefinition::new("checkpoints");
+/// A subscribed reliable topic, to the kind and the time of its beginning.
+pub const SUBSCRIBED: TableDefinition<&str, (u8, u64)> = TableDefinition::new("subscribed");
+
 /// Passes all tables to a macro.
 macro_rules! all {
     ($each:ident) => {
@@ -79,6 +94,13 @@ macro_rules! all {
             MARKS,
             UNDO,
             HISTORY,
+            INCARNATIONS,
+            BUNDLES,
+            BUNDLE_DIGESTS,
+            UNSENT_BUNDLES,
+            LOG_ENDS,
+            CHECKPOINTS,
+            SUBSCRIBED,
         )
     };
 }

@@ -1,6 +1,7 @@
 //! Owns files of a Kubo daemon. It receives files to pin and paths to read, and returns verified files.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -74,6 +75,32 @@ impl Content for Files {
             Err(BackendError::Refused { message, .. }) if message.contains("not pinned") => Ok(()),
             Err(error) => Err(error),
         }
+    }
+
+    async fn put_block(&self, cid: &Cid, block: Bytes) -> Result<(), BackendError> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Put {
+            key: String,
+        }
+        let call = Call::new("block/put")
+            .option("cid-codec", "dag-cbor")
+            .option("mhtype", "sha2-256")
+            .option("pin", "false")
+            .option("allow-big-block", "true")
+            .file(block);
+        let put: Put = self.rpc.json(call).await?;
+        if Cid::try_from(put.key.as_str()).ok().as_ref() == Some(cid) {
+            return Ok(());
+        }
+        Err(BackendError::Unbelievable { call: "block/put", why: format!("{} instead of {cid}", put.key) })
+    }
+
+    async fn block(&self, cid: &Cid, limit: usize, timeout: Duration) -> Result<Bytes, BackendError> {
+        let call = Call::new("block/get").arg(cid.to_string()).timeout(timeout);
+        let block = self.rpc.bytes_up_to(call, limit).await?;
+        unixfs::verify(cid, &block)?;
+        Ok(block)
     }
 }
 

@@ -5,11 +5,12 @@ use std::fmt::Display;
 use std::str::FromStr;
 
 use bytes::{Buf, Bytes, BytesMut};
+use cid::multihash::Multihash;
 use prost::Message as _;
 use thiserror::Error;
 
-use super::{Entry, Event, Generation, Hearing, Kind, Offset, Origin, Resolution, StruckLimit};
-use crate::ident::{PeerName, Topic};
+use super::{Entry, Event, Generation, Hearing, Kind, MemberEvent, Offset, Origin, Resolution, StruckLimit};
+use crate::ident::{IpnsName, PeerName, Topic};
 use crate::time::Timestamp;
 
 /// The error of stored bytes that are no entry.
@@ -131,6 +132,12 @@ fn wire_message(topic: &Topic, data: &Bytes, origin: &Origin) -> wire::Message {
         Origin::Plugin(plugin) => Some(wire::message::Origin::Plugin(plugin.to_string())),
         Origin::Host => None,
         Origin::Peer(peer) => Some(wire::message::Origin::Peer(peer.to_string())),
+        Origin::Member(event) => Some(wire::message::Origin::Member(wire::Member {
+            writer: event.writer.multihash().to_bytes().into(),
+            incarnation: Bytes::copy_from_slice(&event.incarnation),
+            sequence: event.sequence,
+            time: event.time.0,
+        })),
     };
     wire::Message { topic: topic.to_string(), data: data.clone(), origin }
 }
@@ -223,8 +230,19 @@ fn message_of(message: wire::Message) -> Result<(Topic, Bytes, Origin), Malforme
         None => Origin::Host,
         Some(wire::message::Origin::Plugin(plugin)) => Origin::Plugin(word(&plugin)?),
         Some(wire::message::Origin::Peer(peer)) => Origin::Peer(PeerName::stored(peer)),
+        Some(wire::message::Origin::Member(member)) => Origin::Member(member_event(&member)?),
     };
     Ok((word(&message.topic)?, message.data, origin))
+}
+
+fn member_event(member: &wire::Member) -> Result<MemberEvent, MalformedEntry> {
+    let key = Multihash::from_bytes(&member.writer).map_err(MalformedEntry::because)?;
+    Ok(MemberEvent {
+        writer: IpnsName::from_multihash(key),
+        incarnation: member.incarnation.as_ref().try_into().map_err(MalformedEntry::because)?,
+        sequence: member.sequence,
+        time: Timestamp(member.time),
+    })
 }
 
 fn event_of(wire: wire::Event) -> Result<Event, MalformedEntry> {
@@ -314,7 +332,7 @@ mod wire {
         pub topic: String,
         #[prost(bytes = "bytes", tag = "2")]
         pub data: Bytes,
-        #[prost(oneof = "message::Origin", tags = "3, 4")]
+        #[prost(oneof = "message::Origin", tags = "3, 4, 5")]
         pub origin: Option<message::Origin>,
     }
 
@@ -325,7 +343,22 @@ mod wire {
             Plugin(String),
             #[prost(string, tag = "4")]
             Peer(String),
+            #[prost(message, tag = "5")]
+            Member(super::Member),
         }
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct Member {
+        /// The multihash of the writer's public key.
+        #[prost(bytes = "bytes", tag = "1")]
+        pub writer: Bytes,
+        #[prost(bytes = "bytes", tag = "2")]
+        pub incarnation: Bytes,
+        #[prost(uint64, tag = "3")]
+        pub sequence: u64,
+        #[prost(fixed64, tag = "4")]
+        pub time: u64,
     }
 
     #[derive(Clone, PartialEq, prost::Message)]

@@ -62,7 +62,7 @@ pub enum What {
     Message {
         /// Its topic.
         topic: Topic,
-        /// `host`, `plugin NAME` or `peer ID`.
+        /// `host`, `plugin NAME`, `peer ID` or `member WRITER INCARNATION SEQUENCE TIME`.
         from: String,
         /// Its bytes.
         #[serde(flatten)]
@@ -146,8 +146,10 @@ pub enum Malformed {
     /// The bytes are not base64.
     #[error("base64: {0}")]
     Base64(#[from] multibase::Error),
-    /// The sender is none of the three kinds.
-    #[error("{0:?} is no sender: a message is from host, plugin NAME or peer ID")]
+    /// The sender is none of the four kinds.
+    #[error(
+        "{0:?} is no sender: a message is from host, plugin NAME, peer ID or member WRITER INCARNATION SEQUENCE TIME"
+    )]
     Sender(String),
     /// The export has another format version.
     #[error("the events have the form {0}; this program reads {FORM}")]
@@ -218,6 +220,7 @@ impl Record {
                     Origin::Host => "host".to_owned(),
                     Origin::Plugin(plugin) => format!("plugin {plugin}"),
                     Origin::Peer(peer) => format!("peer {peer}"),
+                    Origin::Member(event) => format!("member {event}"),
                 };
                 What::Message { topic: topic.clone(), from, data: data.as_ref().into() }
             }
@@ -283,6 +286,7 @@ impl What {
                     None if from == "host" => Origin::Host,
                     Some(("plugin", plugin)) => Origin::Plugin(plugin.parse().map_err(|_| no_sender())?),
                     Some(("peer", peer)) => Origin::Peer(peer.parse().map_err(|_| no_sender())?),
+                    Some(("member", event)) => Origin::Member(event.parse().map_err(|_| no_sender())?),
                     _ => return Err(no_sender()),
                 };
                 Kind::Event(Event::Message { topic: topic.clone(), data: data.bytes()?, origin })
@@ -308,7 +312,7 @@ impl What {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::entry::Offset;
+    use crate::entry::{MemberEvent, Offset};
 
     #[test]
     fn what_leaves_the_host_comes_back_to_the_byte() {
@@ -322,6 +326,15 @@ mod tests {
             message(b"{ \"a\" : 1 }", Origin::Peer(peer.clone())),
             message(b"\xff\x00", Origin::Host),
             message(b"", Origin::Plugin("p".parse().unwrap())),
+            message(
+                b"",
+                Origin::Member(MemberEvent {
+                    writer: peer.as_str().parse().unwrap(),
+                    incarnation: [7; 16],
+                    sequence: u64::MAX,
+                    time: Timestamp(1_700_000_000_123_456_789),
+                }),
+            ),
             Kind::Event(Event::Gap { topic: topic.clone(), since, until }),
             Kind::Heard(vec![Hearing { topic: topic.clone(), since, until }]),
             Kind::Peers { topic: topic.clone(), peers: vec![peer] },

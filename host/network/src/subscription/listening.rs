@@ -55,6 +55,9 @@ pub struct ListeningRecord {
     /// Whether a proof failed since the last success. Then the time between two successes is not proven.
     #[serde(skip)]
     doubted: bool,
+    /// Whether missed messages are fetched later, so that they are no gap.
+    #[serde(skip)]
+    is_reliable: bool,
     /// The reason why listening is not proven now, if it is known.
     pub deaf: Option<String>,
     /// The number of messages that were appended to the log since the start of the host.
@@ -92,9 +95,10 @@ impl ListeningRecords {
     }
 
     /// Records that the stream of a topic is open.
-    pub fn connected(&self, topic: &Topic, now: Timestamp) {
+    pub fn connected(&self, topic: &Topic, is_reliable: bool, now: Timestamp) {
         let mut topics = self.lock();
         let hearing = topics.entry(topic.clone()).or_default();
+        hearing.is_reliable = is_reliable;
         (hearing.connected_since, hearing.cut_since) = (Some(now), None);
         hearing.listened_since.get_or_insert(now);
     }
@@ -141,7 +145,7 @@ impl ListeningRecords {
         let mut kinds = Vec::new();
         for (topic, hearing) in self.lock().iter_mut() {
             let Some(span) = hearing.prove(time) else { continue };
-            if let Some(since) = span.missed_since {
+            if let Some(since) = span.missed_since.filter(|_| !hearing.is_reliable) {
                 hearing.gaps += 1;
                 hearing.deaf_for += span.since.since(since);
                 kinds.push(Kind::Event(Event::Gap { topic: topic.clone(), since, until: span.since }));
@@ -296,18 +300,18 @@ mod tests {
     #[test]
     fn a_gap_begins_at_the_last_proof() {
         let listening_records = ListeningRecords::default();
-        listening_records.connected(&topic(), seconds(100));
+        listening_records.connected(&topic(), false, seconds(100));
         assert_eq!(gaps(&listening_records.prove(seconds(101))), []);
         listening_records.disconnected(&topic(), "the daemon is away");
         assert_eq!(listening_records.prove(seconds(110)), []);
-        listening_records.connected(&topic(), seconds(120));
+        listening_records.connected(&topic(), false, seconds(120));
         assert_eq!(gaps(&listening_records.prove(seconds(121))), [(101, 120)]);
     }
 
     #[test]
     fn a_suspended_host_has_not_listened() {
         let listening_records = ListeningRecords::default();
-        listening_records.connected(&topic(), seconds(100));
+        listening_records.connected(&topic(), false, seconds(100));
         listening_records.prove(seconds(101));
         let kinds = listening_records.prove(seconds(4_000));
         assert_eq!(gaps(&kinds), [(101, 4_000)]);
@@ -318,7 +322,7 @@ mod tests {
     #[test]
     fn a_topic_that_lost_its_peers_is_not_listened_to() {
         let listening_records = ListeningRecords::default();
-        listening_records.connected(&topic(), seconds(100));
+        listening_records.connected(&topic(), false, seconds(100));
         let peer: PeerName = "QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWnPbdG".parse().unwrap();
         let set = |peers: &[&PeerName], is_connected, at| {
             let peers = peers.iter().map(|peer| (*peer).clone()).collect();
@@ -348,7 +352,7 @@ mod tests {
     #[test]
     fn nothing_is_proven_beyond_the_moment_in_which_there_were_peers() {
         let listening_records = ListeningRecords::default();
-        listening_records.connected(&topic(), seconds(100));
+        listening_records.connected(&topic(), false, seconds(100));
         let peer: PeerName = "QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWnPbdG".parse().unwrap();
         listening_records.set_peers(&topic(), vec![peer.clone()], true, seconds(101));
         let heard_until = |kinds: &[Kind]| match kinds.last() {
@@ -371,7 +375,7 @@ mod tests {
     #[test]
     fn who_was_heard_need_not_be_a_peer_of_the_topic() {
         let listening_records = ListeningRecords::default();
-        listening_records.connected(&topic(), seconds(100));
+        listening_records.connected(&topic(), false, seconds(100));
         let nobody =
             |is_connected, at| listening_records.set_peers(&topic(), Vec::new(), is_connected, seconds(at));
         nobody(true, 100);
@@ -387,7 +391,7 @@ mod tests {
         let again = ListeningRecords::default();
         again.restore(&topic(), seconds(121), false);
         again.restore_others(&topic());
-        again.connected(&topic(), seconds(130));
+        again.connected(&topic(), false, seconds(130));
         again.set_peers(&topic(), Vec::new(), false, seconds(131));
         assert_eq!(again.prove(seconds(132)), []);
     }
@@ -395,7 +399,7 @@ mod tests {
     #[test]
     fn a_proof_that_failed_is_a_gap_however_short_it_was() {
         let listening_records = ListeningRecords::default();
-        listening_records.connected(&topic(), seconds(100));
+        listening_records.connected(&topic(), false, seconds(100));
         listening_records.prove(seconds(101));
         listening_records.doubt(&BackendError::Timeout("the echo of a probe"));
         assert_eq!(gaps(&listening_records.prove(seconds(105))), [(101, 105)]);
@@ -406,7 +410,7 @@ mod tests {
     fn the_first_answer_after_a_start_is_told_even_if_there_is_nobody() {
         let listening_records = ListeningRecords::default();
         listening_records.restore(&topic(), seconds(100), true);
-        listening_records.connected(&topic(), seconds(110));
+        listening_records.connected(&topic(), false, seconds(110));
         let nobody = Kind::Peers { topic: topic(), peers: Vec::new() };
         assert_eq!(listening_records.set_peers(&topic(), Vec::new(), false, seconds(111)), Some(nobody));
         assert_eq!(listening_records.set_peers(&topic(), Vec::new(), false, seconds(112)), None);

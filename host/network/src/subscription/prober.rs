@@ -19,6 +19,7 @@ use futures::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 
 use super::ListeningRecords;
+use crate::reliable_topics::Reliable;
 
 /// The time between two probes.
 const EVERY: Duration = Duration::from_secs(1);
@@ -46,6 +47,8 @@ pub struct Prober {
     pub listening_records: Arc<ListeningRecords>,
     /// The state of the intake.
     pub disk: Arc<DiskMonitor>,
+    /// The reliable topics.
+    pub reliable: Reliable,
     /// The topic of the probes. Only this host uses it.
     pub topic: Topic,
 }
@@ -141,7 +144,7 @@ impl Prober {
 
     async fn ask_for_peers_of(&self, topic: &Topic, is_connected: bool) {
         let asked_at = self.log.now();
-        match self.backend.pubsub.peers(topic).await {
+        match self.backend.pubsub.peers(&self.reliable.channel(topic)).await {
             Ok(mut peers) => {
                 // A change that cannot be appended now is found again later.
                 if self.disk.check().is_err() {

@@ -1,10 +1,13 @@
 //! Owns the comparison of two configs. It receives the config in effect and the one that was read, and returns the
 //! keys whose values differ, and the config that is in effect after a reload.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use dim_model::ident::PluginName;
+use dim_store::grants::TopicPattern;
 use serde_json::{Map, Value};
 
-use super::Config;
+use super::{Config, Delivery, TopicConfig};
 
 /// A key whose value changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,7 +24,8 @@ impl ConfigChange {
         let path: Vec<&str> = self.0.iter().map(String::as_str).collect();
         matches!(
             path.as_slice(),
-            ["topics" | "signing", ..]
+            ["signing", ..]
+                | ["topics", _, "peers"]
                 | ["replacement", "trusted"]
                 | ["ipfs", "follow_every"]
                 | ["limits", "default" | "ceiling" | "plugins" | "component-bytes", ..]
@@ -86,11 +90,21 @@ impl Comparison {
 }
 
 impl Config {
+    /// Returns the settings of topics after `after` was read. The delivery of a topic stays until a restart.
+    fn topics_after(&self, after: &Self) -> BTreeMap<TopicPattern, TopicConfig> {
+        let patterns: BTreeSet<_> = self.topics.keys().chain(after.topics.keys()).collect();
+        let topic = |pattern: &TopicPattern| TopicConfig {
+            peers: after.topics.get(pattern).and_then(|topic| topic.peers.clone()),
+            delivery: self.topics.get(pattern).map_or_else(Delivery::default, |topic| topic.delivery),
+        };
+        patterns.into_iter().map(|pattern| (pattern.clone(), topic(pattern))).collect()
+    }
+
     /// Returns the config in effect after `after` was read: the new values of keys that take effect at once, and the
     /// values of this config for all others. `runs` returns whether a plugin runs; the others need a restart.
     pub fn taking_over(&self, after: &Self, runs: impl Fn(&PluginName) -> bool) -> Self {
         let mut config = self.clone();
-        config.topics.clone_from(&after.topics);
+        config.topics = self.topics_after(after);
         config.signing.clone_from(&after.signing);
         config.replacement.trusted.clone_from(&after.replacement.trusted);
         config.ipfs.follow_every = after.ipfs.follow_every;

@@ -19,6 +19,7 @@ pub(super) const SECTIONS: &[&str] = &[
     "store",
     "outbox",
     "plugins_dir",
+    "fleet",
     "limits",
     "replacement",
     "api",
@@ -159,7 +160,12 @@ impl Examined {
         }
         let limits = &config.limits;
         let plugins = format!("the maximum is {MAX_PLUGINS}");
-        let required: [(bool, &[&str], &str); 6] = [
+        let required: [(bool, &[&str], &str); 7] = [
+            (
+                config.fleet.is_valid(),
+                &["fleet", "name"],
+                "it must be 1 to 64 letters, digits, points, hyphens and underscores",
+            ),
             (
                 config.store.dead_letters.max_count > 0,
                 &["store", "dead_letters", "max_count"],

@@ -1,7 +1,7 @@
 //! Owns the check of a config file together with the addresses, secrets, files and manifests that it names. It
 //! receives the text and returns findings. It starts nothing and sends nothing over the network.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dim_ipfs::kubo;
 use dim_model::error_chain::{chain, listed};
@@ -92,7 +92,11 @@ impl Check<'_> {
     }
 
     fn topics(&mut self) {
-        let silent = self.config.topics.iter().filter(|(_, topic)| topic.peers.is_empty());
+        let silent = self
+            .config
+            .topics
+            .iter()
+            .filter(|(_, topic)| topic.peers.as_ref().is_some_and(BTreeSet::is_empty));
         for (pattern, _) in silent {
             let why = "no peer is named: every message on it is refused";
             self.examined.tell(Severity::Warning, &["topics", &pattern.to_string(), "peers"], why);

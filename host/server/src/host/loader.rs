@@ -12,6 +12,7 @@ use dim_model::ident::{IpnsName, KeyName, PluginName, Topic};
 use dim_model::live::Live;
 use dim_network::name_follower::Unresolved;
 use dim_network::name_publisher::{CheckedNames, Failures};
+use dim_network::reliable_topics::Reliable;
 use dim_network::subscription::ListeningRecords;
 use dim_runtime::{Actor, Engine, Fallback, Lines, Numbers, Parts, ProbationParts, SessionParts};
 use dim_store::checkpoint;
@@ -80,6 +81,8 @@ pub struct Links {
     pub backlog: Arc<Backlog>,
     /// The listening records of the topics.
     pub listening_records: Arc<ListeningRecords>,
+    /// The reliable topics.
+    pub reliable: Reliable,
     /// The followed names that cannot be resolved.
     pub unresolved: Arc<Unresolved>,
     /// The reasons why names could not be published.

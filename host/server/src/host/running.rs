@@ -12,11 +12,16 @@ use dim_network::name_follower::NameFollower;
 use dim_network::name_publisher::Publisher;
 use dim_network::outbox::Outbox;
 use dim_network::own_messages::Echoes;
+use dim_network::reliable_topics::{Identity, Inputs, Parts, ReliableTopics};
 use dim_network::subscription::{self, Prober, Subscriptions};
 use dim_runtime::{Actor, Engine};
 use dim_store::retention::Retention;
 use dim_store::retry_scheduler::Retries;
 use dim_store::{StoreError, names, outbox};
+use dim_topics::identity::Incarnation;
+use dim_topics::own_log::Author;
+use ed25519_dalek::SigningKey;
+use rand::Rng as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -205,6 +210,7 @@ impl Start {
             listening_records: self.loader.links.listening_records.clone(),
             disk: self.loader.storage.disk.clone(),
             settings: self.loader.network.clone(),
+            reliable: self.loader.links.reliable.clone(),
             counters: counters.clone(),
         };
         tasks.spawn(subscriptions.run(stop.clone()));
@@ -214,6 +220,7 @@ impl Start {
             interest: self.loader.links.interest.clone(),
             listening_records: self.loader.links.listening_records.clone(),
             disk: self.loader.storage.disk.clone(),
+            reliable: self.loader.links.reliable.clone(),
             topic: format!("dim.probe.{}", self.loader.identity.id).parse::<Topic>()?,
         };
         tasks.spawn(prober.run(stop.clone()));
@@ -232,6 +239,38 @@ impl Start {
         Ok(tasks)
     }
 
+    /// Starts the driver of reliable topics. It ends with the outbox.
+    pub(super) fn spawn_reliable_topics(
+        &self,
+        running: &Running,
+        key: SigningKey,
+        inputs: Inputs,
+    ) -> Result<(), HostError> {
+        let (storage, links) = (&self.loader.storage, &self.loader.links);
+        let parts = Parts {
+            store: storage.store.clone(),
+            commit: storage.commit.clone(),
+            log: storage.log.clone(),
+            disk: storage.disk.clone(),
+            backend: links.backend.clone(),
+            backlog: links.backlog.clone(),
+            reliable: links.reliable.clone(),
+        };
+        let mut random = rand::rng();
+        let mut incarnation = [0; 16];
+        random.fill_bytes(&mut incarnation);
+        let author = Author {
+            fleet: links.reliable.channels.fleet().to_owned(),
+            key,
+            incarnation: Incarnation(incarnation),
+            began: storage.log.clock().wall(),
+        };
+        let identity = Identity { author, seed: random.next_u64() };
+        let driver = ReliableTopics::new(parts, identity, running.stops.tasks.clone())?;
+        running.other_tasks.spawn(driver.run(inputs));
+        Ok(())
+    }
+
     fn spawn_tasks(&self, stop: &CancellationToken, echoes: &Arc<Echoes>, fail: Fail) -> TaskTracker {
         let tasks = TaskTracker::new();
         let (store, commit, backend) =
@@ -243,6 +282,7 @@ impl Start {
             echoes: echoes.clone(),
             backlog: self.loader.links.backlog.clone(),
             sent: self.sent.clone(),
+            reliable: self.loader.links.reliable.clone(),
             expiry: self.loader.config.now().outbox_expiry(),
             clock: self.loader.storage.log.clock().clone(),
         };

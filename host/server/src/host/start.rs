@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::Instant;
 
 use dim_ipfs::embedded::Bus;
-use dim_ipfs::keys::Keyring;
+use dim_ipfs::keys::{Key, Keyring};
 use dim_ipfs::kubo::{self, Settings};
 use dim_ipfs::{Backend, embedded};
 use dim_model::error_chain::chain;
@@ -16,6 +16,7 @@ use dim_model::ident::{Digest, PluginName};
 use dim_model::live::Live;
 use dim_model::time::Timestamp;
 use dim_network::outbox::Sent;
+use dim_network::reliable_topics::{Inputs, Reliable};
 use dim_runtime::{Allotment, Cache, Capacity, Compiler, Engine, Lines};
 use dim_store::commit::Commit;
 use dim_store::disk_monitor::{DiskCheck, DiskMonitor, Quota};
@@ -25,6 +26,8 @@ use dim_store::outbox::Backlog;
 use dim_store::plugin_registry::{self, Row, Setup};
 use dim_store::retention::Awaited;
 use dim_store::{Absent, Medium, Store, StoreError, Usage, dead_letters, heard_topics};
+use ed25519_dalek::SigningKey;
+use libp2p_identity::Keypair;
 use rand::Rng as _;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -48,6 +51,8 @@ pub struct Start {
     pub(super) loader: Arc<Loader>,
     pub(super) bus: Option<Arc<Bus>>,
     pub(super) sent: Arc<Sent>,
+    /// The key with which the host writes reliable topics, and the inputs of their driver, if there is such a topic.
+    pub(super) writer: Option<(SigningKey, Inputs)>,
     /// The plugins to load.
     candidates: Vec<Candidate>,
     /// The plugins for which retention keeps the log.
@@ -85,6 +90,8 @@ impl Start {
         let engine = Engine::new(compiled(&store)?, compiler, Capacity::Host).map_err(HostError::Engine)?;
         let engine = with_bundled(engine);
         let engine = Arc::new(engine.sharing(shared_cache.as_deref().and_then(shared)));
+        let (reliable, inputs) = Reliable::new(&config.fleet.name, config.reliable());
+        let writer = if reliable.is_used() { Some(writer_key(&keys)?) } else { None };
         let loader = Loader {
             identity: HostIdentity { id: identity(&store)?, secret: secret(&store)?, numbers: None },
             network: Live::new(config.network()),
@@ -95,6 +102,7 @@ impl Start {
                 interest,
                 backlog,
                 listening_records: Arc::default(),
+                reliable,
                 unresolved: Arc::default(),
                 failures: Arc::default(),
                 checked_names: Arc::default(),
@@ -113,6 +121,7 @@ impl Start {
             loader: Arc::new(loader),
             bus,
             sent: Arc::default(),
+            writer: writer.map(|key| (key, inputs)),
             candidates,
             awaited: Arc::new(RwLock::new(awaited)),
         };
@@ -184,12 +193,16 @@ impl Start {
     }
 
     /// Starts everything but the plugins.
-    pub fn run(self, begun: Instant) -> Result<Host, HostError> {
+    pub fn run(mut self, begun: Instant) -> Result<Host, HostError> {
         self.restore_others()?;
         let (fail, failed) = watch::channel(None);
         let (received, echoes, fail) = (Arc::default(), Arc::default(), Arc::new(fail));
+        let writer = self.writer.take();
         let running = Running::spawn(&self, &echoes, &received, &fail)?;
-        let Self { config_file, loader, bus, sent, candidates, awaited } = self;
+        if let Some((key, inputs)) = writer {
+            self.spawn_reliable_topics(&running, key, inputs)?;
+        }
+        let Self { config_file, loader, bus, sent, writer: _, candidates, awaited } = self;
         let loading: BTreeSet<_> = candidates.iter().map(|candidate| candidate.name.clone()).collect();
         let rows = plugin_registry::rows(&loader.storage.store.snapshot()?)?;
         let claims = KeyClaims::at_start(&candidates, &rows, &loader.config.now(), &loader.identity.id);
@@ -232,6 +245,22 @@ impl Start {
             },
         })
     }
+}
+
+/// The key of the host with which it writes reliable topics.
+const WRITER_KEY: &str = "dim-writer";
+
+/// Returns the private key with which the host writes reliable topics. It is made once and kept with the other keys.
+fn writer_key(keys: &Keyring) -> Result<SigningKey, HostError> {
+    let name = WRITER_KEY.parse()?;
+    let pair = match keys.get_or_create(&name).map_err(HostError::Key)? {
+        Key::Own(pair) => pair,
+        Key::Adopted(_) => return Err(HostError::Writer),
+    };
+    let pair = Keypair::clone(&pair).try_into_ed25519().map_err(|_| HostError::Writer)?;
+    let secret = pair.secret();
+    let secret: [u8; 32] = secret.as_ref().try_into().map_err(|_| HostError::Writer)?;
+    Ok(SigningKey::from_bytes(&secret))
 }
 
 /// Opens the shared cache of compiled components. Returns `None` if the directory cannot be trusted.

@@ -1,0 +1,249 @@
+//! Owns the driver of reliable topics: it connects the protocol (`dim-topics`) to the daemon, the store and the event
+//! log. It receives waiting publishes from the outbox, messages from the subscriptions, and heads. It sends bundles and
+//! heads, fetches missing bundles, and appends the events of others to the log.
+
+mod channel;
+mod intake;
+mod outgoing;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use dim_ipfs::{Backend, BackendError};
+use dim_model::ident::Topic;
+use dim_store::commit::{Commit, CommitError};
+use dim_store::disk_monitor::DiskMonitor;
+use dim_store::event_log::EventLog;
+use dim_store::outbox::Backlog;
+use dim_store::topic_rows::{self, TopicState};
+use dim_store::{Store, StoreError};
+use dim_topics::action::{Action, Delivery};
+use dim_topics::alarm::Alarm;
+use dim_topics::member::{Member, Setup};
+use dim_topics::own_log::Author;
+use dim_topics::reader::Since;
+use dim_topics::time::{Moment, Now};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use channel::{Channels, Input, Inputs, Reliable, WaitingPublish};
+
+use outgoing::{Outgoing, Waiting};
+
+/// The maximum number of inputs that are handled before the actions that they cause.
+const AT_ONCE: usize = 256;
+
+/// The identity of this start of a host on reliable topics.
+#[derive(Debug)]
+pub struct Identity {
+    /// The private key, the process start and the fleet.
+    pub author: Author,
+    /// Any number, for the jitter of heads.
+    pub seed: u64,
+}
+
+/// The parts of the host that the driver uses.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// The store.
+    pub store: Arc<Store>,
+    /// The writer.
+    pub commit: Arc<Commit>,
+    /// The log that receives the events of others.
+    pub log: Arc<EventLog>,
+    /// The state of the intake.
+    pub disk: Arc<DiskMonitor>,
+    /// The daemon.
+    pub backend: Backend,
+    /// The number of waiting publishes.
+    pub backlog: Arc<Backlog>,
+    /// The names of the pubsub topics, and the way to the driver.
+    pub reliable: Reliable,
+}
+
+/// The driver of reliable topics.
+#[derive(Debug)]
+pub struct ReliableTopics {
+    parts: Parts,
+    member: Member,
+    began: Instant,
+    /// The publishes that are not in a bundle yet, by topic.
+    waiting: BTreeMap<Topic, Waiting>,
+    /// The blocks that are sent next.
+    outgoing: Outgoing,
+    /// The deliveries that are made durable next.
+    deliveries: VecDeque<Delivery>,
+    is_committing: bool,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl ReliableTopics {
+    /// Creates the driver, which continues after the state in the store.
+    pub fn new(parts: Parts, identity: Identity, stop: CancellationToken) -> Result<Self, StoreError> {
+        let state = TopicState::read(&parts.store.snapshot()?)?;
+        let TopicState { past, logs, topics, checkpoints, unsent } = state;
+        let setup = Setup { author: identity.author, past, logs, topics, checkpoints, seed: identity.seed };
+        let began = parts.log.clock().monotonic();
+        let now = Now { moment: Moment::default(), wall: parts.log.clock().wall() };
+        let mut outgoing = Outgoing::default();
+        let member = Member::new(setup, now);
+        outgoing.resend(&unsent, &parts.reliable.channels);
+        Ok(Self {
+            parts,
+            member,
+            began,
+            waiting: BTreeMap::new(),
+            outgoing,
+            deliveries: VecDeque::new(),
+            is_committing: false,
+            tasks: TaskTracker::new(),
+            stop,
+        })
+    }
+
+    /// Runs until `stop` is cancelled. Returns when its tasks have ended.
+    pub async fn run(mut self, mut inputs: Inputs) {
+        let (incarnation, began) = (self.member.incarnation(), self.member.began());
+        let noted = self.parts.commit.write(move |write| topic_rows::begin(write, incarnation, began)).await;
+        match noted {
+            Ok(()) => self.serve(&mut inputs).await,
+            Err(CommitError::Closed) => {}
+            Err(error) => tracing::error!("reliable topics cannot start: {error}"),
+        }
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    async fn serve(&mut self, inputs: &mut Inputs) {
+        self.listen_to_heads();
+        let stop = self.stop.clone();
+        loop {
+            let wait = self.member.deadline().since(self.now().moment);
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                input = inputs.0.recv() => match input {
+                    Some(input) => self.take(input),
+                    None => return,
+                },
+                () = self.parts.log.clock().sleep(wait) => {}
+            }
+            for _ in 1..AT_ONCE {
+                let Ok(input) = inputs.0.try_recv() else { break };
+                self.take(input);
+            }
+            if self.member.deadline() <= self.now().moment {
+                self.member.wake(self.now());
+            }
+            self.act();
+        }
+    }
+
+    fn now(&self) -> Now {
+        let clock = self.parts.log.clock();
+        Now { moment: Moment(clock.monotonic().saturating_duration_since(self.began)), wall: clock.wall() }
+    }
+
+    fn take(&mut self, input: Input) {
+        let now = self.now();
+        match input {
+            Input::Bundle(bundle) => self.member.receive(bundle, now),
+            Input::Head(head) => self.member.receive_head(*head, now),
+            Input::Subscribed(topic) => self.subscribe(topic, now),
+            Input::Unsubscribed(topic) => self.unsubscribe(topic, now),
+            Input::Waiting { topic, publish } => {
+                self.waiting.entry(topic.clone()).or_default().queue.push_back(publish);
+                self.form(&topic);
+            }
+            Input::Stored { topic, bundle, rows, is_void } => self.stored(&topic, bundle, rows, is_void),
+            Input::Sent(result) => self.sent(result),
+            Input::Retry => self.retry(),
+            Input::Fetched { topic, writer, listed, bundle } => match bundle {
+                Some(bundle) => self.member.fetched(&topic, &writer, &listed, bundle, now),
+                None => self.member.fetch_failed(&topic, &writer, &listed, now),
+            },
+            Input::Committed(deliveries) => self.committed(&deliveries, now),
+        }
+    }
+
+    /// Carries out what the protocol asks for.
+    fn act(&mut self) {
+        for action in self.member.take_actions() {
+            match action {
+                Action::Publish { topic, bundle } => {
+                    self.outgoing.bundle(self.parts.reliable.channels.of(&topic), &bundle);
+                }
+                Action::PublishHead(head) => {
+                    self.outgoing.head(self.parts.reliable.channels.heads.clone(), head);
+                }
+                Action::Fetch { topic, writer, listed } => self.fetch(topic, writer, listed),
+                Action::Deliver(delivery) => self.deliveries.push_back(delivery),
+                Action::Resend(digest) => self.resend(&digest),
+                Action::Alarm(alarm) => tell(&alarm),
+            }
+        }
+        self.send_next();
+        self.commit_next();
+    }
+
+    fn subscribe(&mut self, topic: Topic, now: Now) {
+        let since = Since::Head(now.wall);
+        if !self.member.subscribe(topic.clone(), since, now) {
+            return;
+        }
+        let commit = self.parts.commit.clone();
+        self.spawn_write(async move {
+            commit.write_later(move |write| topic_rows::subscribe(write, &topic, since)).await
+        });
+    }
+
+    fn unsubscribe(&mut self, topic: Topic, now: Now) {
+        self.member.unsubscribe(&topic);
+        let dropped = self.deliveries.iter().filter(|delivery| delivery.topic == topic);
+        self.member.dropped(dropped.map(Delivery::bytes).sum(), now);
+        self.deliveries.retain(|delivery| delivery.topic != topic);
+        let commit = self.parts.commit.clone();
+        self.spawn_write(async move {
+            commit.write_later(move |write| topic_rows::unsubscribe(write, &topic)).await
+        });
+    }
+
+    /// Runs a small write whose loss in a crash does no harm.
+    fn spawn_write(&self, write: impl Future<Output = Result<(), CommitError>> + Send + 'static) {
+        self.tasks.spawn(async move {
+            match write.await {
+                Ok(()) | Err(CommitError::Closed) => {}
+                Err(error) => tracing::error!("cannot write the state of a reliable topic: {error}"),
+            }
+        });
+    }
+
+    /// Sends an own bundle again that another member cannot fetch.
+    fn resend(&mut self, digest: &dim_topics::identity::Digest) {
+        let block = self.parts.store.snapshot().and_then(|snapshot| topic_rows::block(&snapshot, digest));
+        match block {
+            Ok(Some(block)) => self.outgoing.resend(&[block], &self.parts.reliable.channels),
+            Ok(None) => tracing::debug!(%digest, "a member asks for a bundle that is not kept"),
+            Err(error) => tracing::error!("cannot read a bundle: {error}"),
+        }
+    }
+}
+
+fn tell(alarm: &Alarm) {
+    let Alarm { topic, writer, finding } = alarm;
+    tracing::warn!(%topic, %writer, "alarm: {finding}");
+}
+
+/// Whether the log and the disk take more events.
+fn has_room(log: &EventLog, disk: &DiskMonitor) -> bool {
+    log.has_room() && disk.check().is_ok()
+}
+
+/// The result of sending a block.
+type SendResult = (outgoing::Block, Result<(), BackendError>);
+
+/// A sender of inputs to the driver.
+type InputSender = mpsc::Sender<Input>;

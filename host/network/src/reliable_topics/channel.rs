@@ -1,0 +1,177 @@
+//! Owns the names of the pubsub topics that carry reliable topics, and the way to the driver. The subscriptions and the
+//! outbox use it to pass on what belongs to a reliable topic.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dim_model::ident::{PluginName, Topic};
+use dim_store::grants::TopicPattern;
+use dim_topics::action::Delivery;
+use dim_topics::bundle::{Bundle, Listed};
+use dim_topics::head::Head;
+use dim_topics::identity::WriterId;
+use tokio::sync::mpsc;
+
+use super::SendResult;
+
+/// The number of inputs that wait for the driver. At the maximum the streams are read more slowly, and the daemon drops
+/// messages, which are fetched later.
+const WAITING: usize = 1_024;
+
+/// The prefix of all pubsub topics of the protocol, with its version.
+const PREFIX: &str = "/dim/1";
+
+/// The names of the pubsub topics of a fleet.
+#[derive(Clone, Debug)]
+pub struct Channels {
+    fleet: String,
+    /// The topic of heads.
+    pub heads: Topic,
+}
+
+impl Channels {
+    /// Returns the names for a fleet.
+    ///
+    /// # Panics
+    /// The fleet's name makes no topic: it is longer than 64 bytes or has control characters.
+    pub fn new(fleet: &str) -> Self {
+        let heads = format!("{PREFIX}/{fleet}/heads").parse().expect("the config checks the name of a fleet");
+        Self { fleet: fleet.to_owned(), heads }
+    }
+
+    /// The pubsub topic of a reliable topic. The name of a reliable topic is at most 400 bytes long.
+    pub fn of(&self, topic: &Topic) -> Topic {
+        let name = format!("{PREFIX}/{}/topics/{topic}", self.fleet);
+        name.parse().unwrap_or_else(|_| topic.clone())
+    }
+
+    /// The name of the fleet.
+    pub fn fleet(&self) -> &str {
+        &self.fleet
+    }
+}
+
+/// The reliable topics as the rest of the host sees them.
+#[derive(Clone, Debug)]
+pub struct Reliable {
+    patterns: Arc<BTreeSet<TopicPattern>>,
+    /// The names of the pubsub topics.
+    pub channels: Channels,
+    inputs: mpsc::Sender<Input>,
+}
+
+/// The inputs of the driver.
+#[derive(Debug)]
+pub struct Inputs(pub(super) mpsc::Receiver<Input>);
+
+impl Reliable {
+    /// Creates the way to a driver. `patterns` are the reliable topics.
+    pub fn new(fleet: &str, patterns: BTreeSet<TopicPattern>) -> (Self, Inputs) {
+        let (sender, receiver) = mpsc::channel(WAITING);
+        let it = Self { patterns: Arc::new(patterns), channels: Channels::new(fleet), inputs: sender };
+        (it, Inputs(receiver))
+    }
+
+    /// Whether any topic is reliable.
+    pub fn is_used(&self) -> bool {
+        !self.patterns.is_empty()
+    }
+
+    /// Whether a topic is reliable.
+    pub fn is_reliable(&self, topic: &Topic) -> bool {
+        self.patterns.iter().any(|pattern| pattern.covers(topic))
+    }
+
+    /// The pubsub topic that carries a topic.
+    pub fn channel(&self, topic: &Topic) -> Topic {
+        if self.is_reliable(topic) { self.channels.of(topic) } else { topic.clone() }
+    }
+
+    /// Passes a message of a reliable topic to the driver. Returns the reason if it is no bundle of the topic.
+    pub async fn receive(
+        &self,
+        topic: &Topic,
+        message: Bytes,
+    ) -> Result<(), dim_topics::malformed::Malformed> {
+        let bundle = Bundle::open(message, self.channels.fleet())?;
+        if bundle.header.topic != *topic {
+            return Err(dim_topics::malformed::Malformed::Elsewhere);
+        }
+        self.send(Input::Bundle(Arc::new(bundle))).await;
+        Ok(())
+    }
+
+    /// Passes an input to the driver. It is dropped when the driver has ended.
+    pub async fn send(&self, input: Input) {
+        let _ = self.inputs.send(input).await;
+    }
+
+    pub(super) fn sender(&self) -> mpsc::Sender<Input> {
+        self.inputs.clone()
+    }
+}
+
+/// A host without reliable topics.
+impl Default for Reliable {
+    fn default() -> Self {
+        Self::new("none", BTreeSet::new()).0
+    }
+}
+
+/// A publish that waits for its bundle.
+#[derive(Clone, Debug)]
+pub struct WaitingPublish {
+    /// The number of its row in the outbox.
+    pub number: u64,
+    /// The plugin that published it; `None` for the API.
+    pub owner: Option<PluginName>,
+}
+
+/// An input of the driver.
+#[derive(Debug)]
+pub enum Input {
+    /// A bundle arrived as a message.
+    Bundle(Arc<Bundle>),
+    /// A head arrived.
+    Head(Box<Head>),
+    /// A plugin or a caller wants a topic.
+    Subscribed(Topic),
+    /// Nobody wants a topic any more.
+    Unsubscribed(Topic),
+    /// A publish is durable in the outbox.
+    Waiting {
+        /// Its topic.
+        topic: Topic,
+        /// The publish.
+        publish: WaitingPublish,
+    },
+    /// A bundle is durable, unless one of its publishes was void.
+    Stored {
+        /// Its topic.
+        topic: Topic,
+        /// The bundle.
+        bundle: Arc<Bundle>,
+        /// Its publishes.
+        rows: Vec<WaitingPublish>,
+        /// Whether a publish was void, so that nothing was stored.
+        is_void: bool,
+    },
+    /// A block was sent, or could not be sent.
+    Sent(SendResult),
+    /// The pause after a block that could not be sent is over.
+    Retry,
+    /// A fetch has ended.
+    Fetched {
+        /// The topic of the bundle.
+        topic: Topic,
+        /// Its writer.
+        writer: WriterId,
+        /// The requested bundle.
+        listed: Listed,
+        /// The bundle, if it was found.
+        bundle: Option<Arc<Bundle>>,
+    },
+    /// Deliveries are durable.
+    Committed(Vec<Delivery>),
+}

@@ -1,0 +1,277 @@
+//! Owns the way of own events: from rows of the outbox into bundles, into the store, and to the daemon.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dim_ipfs::BackendError;
+use dim_model::backoff::Backoff;
+use dim_model::ident::Topic;
+use dim_model::time::Timestamp;
+use dim_store::commit::CommitError;
+use dim_store::outbox::Row;
+use dim_store::{OUTBOX, StoreError, topic_rows};
+use dim_topics::bundle::{Bundle, MAX_EVENTS, MAX_MESSAGE};
+use dim_topics::identity::Digest;
+
+use super::channel::{Channels, Input, WaitingPublish};
+use super::{ReliableTopics, SendResult};
+
+/// The size of the publishes that are read for one bundle, in bytes. More would not fit.
+const READ: usize = 512 << 10;
+
+/// The pause after each message. A daemon loses messages that arrive faster.
+const PACE: Duration = Duration::from_millis(2);
+
+/// The publishes of one topic that are not in a bundle yet.
+#[derive(Debug, Default)]
+pub struct Waiting {
+    /// The publishes, in the order of their commits.
+    pub queue: VecDeque<WaitingPublish>,
+    /// Whether a bundle of the topic is being made durable or sent. What waits meanwhile is the next bundle.
+    pub is_busy: bool,
+}
+
+/// The publishes for the next bundle of a topic.
+#[derive(Debug, Default)]
+struct Next {
+    rows: Vec<WaitingPublish>,
+    /// The times of their commits, and their content.
+    events: Vec<(Timestamp, Bytes)>,
+}
+
+/// A block on its way to the daemon.
+#[derive(Clone, Debug)]
+pub struct Block {
+    channel: Topic,
+    data: Bytes,
+    /// The topic and the digest of a bundle; `None` for a head.
+    bundle: Option<(Topic, Digest)>,
+}
+
+/// The blocks that are sent next, one at a time.
+#[derive(Debug, Default)]
+pub struct Outgoing {
+    heads: VecDeque<Block>,
+    bundles: VecDeque<Block>,
+    is_sending: bool,
+    backoff: Backoff,
+}
+
+impl Outgoing {
+    /// Adds a bundle.
+    pub fn bundle(&mut self, channel: Topic, bundle: &Bundle) {
+        let id = (bundle.header.topic.clone(), bundle.digest);
+        self.bundles.push_back(Block { channel, data: bundle.block.clone(), bundle: Some(id) });
+    }
+
+    /// Adds a head. It replaces a head that was not sent yet.
+    pub fn head(&mut self, channel: Topic, data: Bytes) {
+        self.heads.clear();
+        self.heads.push_back(Block { channel, data, bundle: None });
+    }
+
+    /// Adds stored bundles.
+    pub fn resend(&mut self, blocks: &[Bytes], channels: &Channels) {
+        for block in blocks {
+            match Bundle::open(block.clone(), channels.fleet()) {
+                Ok(bundle) => self.bundle(channels.of(&bundle.header.topic), &bundle),
+                // The operator has renamed the fleet.
+                Err(why) => tracing::debug!("a stored bundle is not sent: {why}"),
+            }
+        }
+    }
+}
+
+impl ReliableTopics {
+    /// Forms the next bundle of a topic and makes it durable, unless one is on its way.
+    pub(super) fn form(&mut self, topic: &Topic) {
+        let waiting = self.waiting.entry(topic.clone()).or_default();
+        if waiting.is_busy || waiting.queue.is_empty() {
+            return;
+        }
+        let Next { rows, events } = match self.read_waiting(topic) {
+            Ok(read) => read,
+            Err(error) => {
+                tracing::error!(%topic, "cannot read waiting publishes: {error}");
+                return;
+            }
+        };
+        let waiting = self.waiting.get_mut(topic).expect("it was there");
+        if events.is_empty() {
+            return;
+        }
+        waiting.is_busy = true;
+        let bundle = self.member.form(topic, &events);
+        let rows: Vec<WaitingPublish> = rows.into_iter().take(bundle.count as usize).collect();
+        let end = self.member.formed_end(topic).expect("a bundle was formed").clone();
+        let (commit, sender, topic) =
+            (self.parts.commit.clone(), self.parts.reliable.sender(), topic.clone());
+        let stored = bundle.clone();
+        let numbers: Vec<u64> = rows.iter().map(|row| row.number).collect();
+        self.tasks.spawn(async move {
+            let write = commit.write(move |write| topic_rows::append(write, &stored, &end, &numbers));
+            match write.await {
+                Ok(is_stored) => {
+                    let _ = sender.send(Input::Stored { topic, bundle, rows, is_void: !is_stored }).await;
+                }
+                Err(CommitError::Closed) => {}
+                Err(error) => tracing::error!(%topic, "cannot store a bundle: {error}"),
+            }
+        });
+    }
+
+    /// Reads the next publishes of a topic. Those that are void by now are dropped.
+    fn read_waiting(&mut self, topic: &Topic) -> Result<Next, StoreError> {
+        let table = self.parts.store.snapshot()?.table(OUTBOX)?;
+        let waiting = self.waiting.get_mut(topic).expect("the caller has made it");
+        let (mut next, mut bytes, mut void) = (Next::default(), 0, Vec::new());
+        let queue = std::mem::take(&mut waiting.queue);
+        let mut queue = queue.into_iter();
+        for publish in queue.by_ref() {
+            let row = table.get(publish.number)?.map(|row| Row::read(row.value())).transpose()?;
+            match row.filter(|row| !row.is_void) {
+                Some(row) => {
+                    bytes += row.data.len();
+                    next.events.push((Timestamp(row.time), row.data));
+                    next.rows.push(publish.clone());
+                    waiting.queue.push_back(publish);
+                }
+                None => void.push(publish),
+            }
+            if next.rows.len() >= MAX_EVENTS as usize || bytes >= READ {
+                break;
+            }
+        }
+        waiting.queue.extend(queue);
+        self.drop_void(void);
+        Ok(next)
+    }
+
+    /// Removes publishes that were voided before they got a sequence.
+    fn drop_void(&self, void: Vec<WaitingPublish>) {
+        if void.is_empty() {
+            return;
+        }
+        self.count_down(&void);
+        let numbers: Vec<u64> = void.iter().map(|publish| publish.number).collect();
+        let commit = self.parts.commit.clone();
+        self.spawn_write(async move {
+            commit.write_later(move |write| dim_store::outbox::forget(write, &numbers)).await
+        });
+    }
+
+    fn count_down(&self, publishes: &[WaitingPublish]) {
+        for publish in publishes {
+            self.parts.backlog.length(publish.owner.as_ref()).fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Continues with a bundle that is durable, or forms it again without what is void.
+    pub(super) fn stored(
+        &mut self,
+        topic: &Topic,
+        bundle: Arc<Bundle>,
+        rows: Vec<WaitingPublish>,
+        is_void: bool,
+    ) {
+        let waiting = self.waiting.get_mut(topic).expect("it formed the bundle");
+        if is_void {
+            waiting.is_busy = false;
+            self.member.abandon(topic);
+            self.form(topic);
+            return;
+        }
+        waiting.queue.drain(..rows.len());
+        self.count_down(&rows);
+        let now = self.now();
+        self.member.stored(bundle.clone(), now);
+        if bundle.block.len() > MAX_MESSAGE {
+            // A head announces it, and readers fetch it.
+            self.published(topic.clone(), bundle.digest);
+        }
+        let (backend, digest) = (self.parts.backend.clone(), bundle.digest);
+        self.tasks.spawn(async move {
+            if let Err(error) = backend.content.put_block(&digest.cid(), bundle.block.clone()).await {
+                // Members that miss it ask for it.
+                tracing::debug!(%digest, "the daemon does not store a bundle: {error}");
+            }
+        });
+    }
+
+    /// Sends the next block, unless one is being sent.
+    pub(super) fn send_next(&mut self) {
+        if self.outgoing.is_sending {
+            return;
+        }
+        let Some(block) = self.outgoing.heads.pop_front().or_else(|| self.outgoing.bundles.pop_front())
+        else {
+            return;
+        };
+        self.outgoing.is_sending = true;
+        let (backend, sender) = (self.parts.backend.clone(), self.parts.reliable.sender());
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            let publish = backend.pubsub.publish(&block.channel, block.data.clone());
+            let result = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                result = publish => result,
+            };
+            if backend.network {
+                tokio::time::sleep(PACE).await;
+            }
+            let _ = sender.send(Input::Sent((block, result))).await;
+        });
+    }
+
+    /// Continues after a block was sent, or tries it again later.
+    pub(super) fn sent(&mut self, (block, result): SendResult) {
+        if let Err(error) = result {
+            self.try_again(block, &error);
+            return;
+        }
+        self.outgoing.is_sending = false;
+        self.outgoing.backoff.reset();
+        if let Some((topic, digest)) = block.bundle {
+            self.published(topic, digest);
+        }
+    }
+
+    /// Notes that a bundle was published, and forms the next one of its topic.
+    fn published(&mut self, topic: Topic, digest: Digest) {
+        let commit = self.parts.commit.clone();
+        self.spawn_write(
+            async move { commit.write_later(move |write| topic_rows::sent(write, &[digest])).await },
+        );
+        if let Some(waiting) = self.waiting.get_mut(&topic) {
+            waiting.is_busy = false;
+        }
+        self.form(&topic);
+    }
+
+    fn try_again(&mut self, block: Block, error: &BackendError) {
+        tracing::debug!(channel = %block.channel, "not published yet: {error}");
+        let pause = self.outgoing.backoff.next_pause();
+        // A head is out of date by then.
+        if block.bundle.is_some() {
+            self.outgoing.bundles.push_front(block);
+        }
+        let (clock, stop) = (self.parts.log.clock().clone(), self.stop.clone());
+        let sender = self.parts.reliable.sender();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = clock.sleep(pause) => drop(sender.send(Input::Retry).await),
+            }
+        });
+    }
+
+    /// Sends again after a pause.
+    pub(super) fn retry(&mut self) {
+        self.outgoing.is_sending = false;
+    }
+}

@@ -1,0 +1,409 @@
+//! Owns the rows of reliable topics: the own incarnations, the own bundles and the ends of the own logs, and the
+//! positions in the logs of others. It receives what the protocol (`dim-topics`) asks to make durable, and returns the
+//! state with which it continues after a start.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use dim_model::ident::Topic;
+use dim_model::time::Timestamp;
+use dim_topics::action::{Checkpoint, Delivery};
+use dim_topics::bundle::{Bundle, Listed};
+use dim_topics::identity::{Digest, Incarnation, WriterId};
+use dim_topics::own_log::LogEnd;
+use dim_topics::reader::Since;
+use prost::Message as _;
+use redb::{ReadableTable as _, WriteTransaction};
+
+use crate::outbox::Row as Publish;
+use crate::{
+    BUNDLE_DIGESTS, BUNDLES, CHECKPOINTS, INCARNATIONS, LOG_ENDS, OUTBOX, SUBSCRIBED, Snapshot, StoreError,
+    UNSENT_BUNDLES, add_to_counter, counter, next_numbers, outbox,
+};
+
+/// The name of the stored counter of the bundles' bytes.
+const BYTES: &str = "bundle-bytes";
+
+/// The state of the reliable topics at a start.
+#[derive(Debug, Default)]
+pub struct TopicState {
+    /// The earlier incarnations of this host, with the hybrid times of their process starts.
+    pub past: BTreeMap<Incarnation, Timestamp>,
+    /// The ends of the own logs.
+    pub logs: BTreeMap<Topic, LogEnd>,
+    /// The subscribed topics.
+    pub topics: BTreeMap<Topic, Since>,
+    /// The positions in the logs of others.
+    pub checkpoints: Vec<(Topic, WriterId, Checkpoint)>,
+    /// The own bundles that were perhaps not published, in order.
+    pub unsent: Vec<Bytes>,
+}
+
+impl TopicState {
+    /// Reads the state.
+    pub fn read(snapshot: &Snapshot) -> Result<Self, StoreError> {
+        let mut state = Self::default();
+        for row in snapshot.table(INCARNATIONS)?.iter()? {
+            let (id, began) = row?;
+            state.past.insert(incarnation(id.value())?, Timestamp(began.value()));
+        }
+        for row in snapshot.table(LOG_ENDS)?.iter()? {
+            let (topic, end) = row?;
+            state.logs.insert(parse(topic.value())?, LogEndRow::read(end.value())?.into_end()?);
+        }
+        for row in snapshot.table(SUBSCRIBED)?.iter()? {
+            let (topic, since) = row?;
+            state.topics.insert(parse(topic.value())?, since_of(since.value())?);
+        }
+        for row in snapshot.table(CHECKPOINTS)?.iter()? {
+            let (key, checkpoint) = row?;
+            let (topic, id) = key.value();
+            let checkpoint = CheckpointRow::read(checkpoint.value())?;
+            let (writer, id) = id.split_at_checked(32).ok_or_else(|| corrupt("a short key"))?;
+            let checkpoint = checkpoint.into_checkpoint(incarnation(id)?)?;
+            state.checkpoints.push((parse(topic)?, WriterId(fixed(writer)?), checkpoint));
+        }
+        let bundles = snapshot.table(BUNDLES)?;
+        for row in snapshot.table(UNSENT_BUNDLES)?.iter()? {
+            let number = row?.0.value();
+            if let Some(bundle) = bundles.get(number)? {
+                state.unsent.push(BundleRow::read(bundle.value())?.block);
+            }
+        }
+        Ok(state)
+    }
+}
+
+/// Adds the incarnation of this start. Called before the incarnation publishes anything.
+pub fn begin(write: &WriteTransaction, id: Incarnation, began: Timestamp) -> Result<(), StoreError> {
+    write.open_table(INCARNATIONS)?.insert(id.0.as_slice(), began.0)?;
+    Ok(())
+}
+
+/// Adds a subscription that is new.
+pub fn subscribe(write: &WriteTransaction, topic: &Topic, since: Since) -> Result<(), StoreError> {
+    write.open_table(SUBSCRIBED)?.insert(topic.as_str(), since_row(since))?;
+    Ok(())
+}
+
+/// Removes a subscription, with the positions in the logs of its topic.
+pub fn unsubscribe(write: &WriteTransaction, topic: &Topic) -> Result<(), StoreError> {
+    write.open_table(SUBSCRIBED)?.remove(topic.as_str())?;
+    let (lowest, highest) = ([0; 0], [u8::MAX; 49]);
+    let range = (topic.as_str(), lowest.as_slice())..=(topic.as_str(), highest.as_slice());
+    write.open_table(CHECKPOINTS)?.retain_in(range, |_, _| false)?;
+    Ok(())
+}
+
+/// Adds a bundle of the waiting publishes `rows`, and removes these. Returns false and changes nothing if one of them
+/// is void by now: what a rollback has voided gets no sequence.
+pub fn append(
+    write: &WriteTransaction,
+    bundle: &Bundle,
+    end: &LogEnd,
+    rows: &[u64],
+) -> Result<bool, StoreError> {
+    let waiting = write.open_table(OUTBOX)?;
+    for number in rows {
+        let row = waiting.get(number)?.map(|row| Publish::read(row.value())).transpose()?;
+        if row.is_none_or(|row| row.is_void) {
+            return Ok(false);
+        }
+    }
+    drop(waiting);
+    outbox::forget(write, rows)?;
+    let topic = bundle.header.topic.as_str();
+    let number = next_numbers(write, "bundles", 1)?;
+    let row = BundleRow { topic: topic.to_owned(), time: bundle.time.0, block: bundle.block.clone() };
+    let row = row.encode_to_vec();
+    write.open_table(BUNDLES)?.insert(number, row.as_slice())?;
+    write.open_table(BUNDLE_DIGESTS)?.insert(bundle.digest.0.as_slice(), number)?;
+    write.open_table(UNSENT_BUNDLES)?.insert(number, ())?;
+    write.open_table(LOG_ENDS)?.insert(topic, LogEndRow::from(end).encode_to_vec().as_slice())?;
+    add_to_counter(write, BYTES, row.len() as i64)?;
+    Ok(true)
+}
+
+/// Notes that bundles were published.
+pub fn sent(write: &WriteTransaction, digests: &[Digest]) -> Result<(), StoreError> {
+    let numbers = write.open_table(BUNDLE_DIGESTS)?;
+    let mut unsent = write.open_table(UNSENT_BUNDLES)?;
+    for digest in digests {
+        if let Some(number) = numbers.get(digest.0.as_slice())? {
+            unsent.remove(number.value())?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes the position after a delivery.
+pub fn advance(write: &WriteTransaction, delivery: &Delivery) -> Result<(), StoreError> {
+    let mut table = write.open_table(CHECKPOINTS)?;
+    let topic = delivery.topic.as_str();
+    let key = |id: &Incarnation| [delivery.writer.0.as_slice(), &id.0].concat();
+    if let Some(replaced) = &delivery.replaced {
+        let before =
+            table.get((topic, key(replaced).as_slice()))?.map(|row| CheckpointRow::read(row.value()));
+        if let Some(row) = before.transpose()? {
+            let row = CheckpointRow { is_replaced: true, ..row }.encode_to_vec();
+            table.insert((topic, key(replaced).as_slice()), row.as_slice())?;
+        }
+    }
+    for removed in &delivery.removed {
+        table.remove((topic, key(removed).as_slice()))?;
+    }
+    let row = CheckpointRow::from(&delivery.checkpoint).encode_to_vec();
+    table.insert((topic, key(&delivery.checkpoint.incarnation).as_slice()), row.as_slice())?;
+    Ok(())
+}
+
+/// The block of an own bundle that is kept.
+pub fn block(snapshot: &Snapshot, digest: &Digest) -> Result<Option<Bytes>, StoreError> {
+    let Some(number) = snapshot.table(BUNDLE_DIGESTS)?.get(digest.0.as_slice())? else { return Ok(None) };
+    let row = snapshot.table(BUNDLES)?.get(number.value())?.map(|row| BundleRow::read(row.value()));
+    Ok(row.transpose()?.map(|row| row.block))
+}
+
+/// The bytes of all own bundles.
+pub fn bytes(meta: &impl redb::ReadableTable<&'static str, &'static [u8]>) -> Result<u64, StoreError> {
+    counter(meta, BYTES)
+}
+
+/// The retention of the own bundles of a topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// Bundles from before this hybrid time are removed.
+    pub since: Timestamp,
+    /// The most bytes that are kept.
+    pub bytes: u64,
+}
+
+/// Removes the own bundles that retention does not keep. `kept` returns the retention of a topic. A bundle that was
+/// not published is kept. Returns the time of the earliest bundle that remains of each topic from which some were
+/// removed.
+pub fn remove_old(
+    write: &WriteTransaction,
+    kept: impl Fn(&Topic) -> Kept,
+) -> Result<BTreeMap<Topic, Timestamp>, StoreError> {
+    let mut bundles = write.open_table(BUNDLES)?;
+    let mut digests = write.open_table(BUNDLE_DIGESTS)?;
+    let unsent = write.open_table(UNSENT_BUNDLES)?;
+    // From the newest on, so that the newest bytes are kept.
+    let mut held: BTreeMap<Topic, (Kept, u64)> = BTreeMap::new();
+    let mut old = Vec::new();
+    for row in bundles.iter()?.rev() {
+        let (number, row) = row?;
+        let (number, size) = (number.value(), row.value().len() as u64);
+        let label = BundleLabel::read(row.value())?;
+        let topic: Topic = parse(&label.topic)?;
+        let (kept, bytes) = held.entry(topic.clone()).or_insert_with(|| (kept(&topic), 0));
+        *bytes += size;
+        let is_old = label.time < kept.since.0 || *bytes > kept.bytes;
+        if is_old && unsent.get(number)?.is_none() {
+            old.push((number, topic, label.time, Digest::of(&BundleRow::read(row.value())?.block), size));
+        }
+    }
+    let mut removed = 0;
+    let mut earliest: BTreeMap<Topic, Timestamp> = BTreeMap::new();
+    for (number, topic, time, digest, size) in old {
+        bundles.remove(number)?;
+        digests.remove(digest.0.as_slice())?;
+        removed += size;
+        let kept = earliest.entry(topic).or_default();
+        *kept = (*kept).max(Timestamp(time + 1));
+    }
+    drop((bundles, digests, unsent));
+    add_to_counter(write, BYTES, -(removed as i64))?;
+    Ok(earliest)
+}
+
+fn corrupt(why: &str) -> StoreError {
+    StoreError::corrupt("reliable topics", why.to_owned())
+}
+
+fn parse(topic: &str) -> Result<Topic, StoreError> {
+    topic.parse().map_err(|error| StoreError::corrupt("reliable topics", error))
+}
+
+fn fixed<const N: usize>(bytes: &[u8]) -> Result<[u8; N], StoreError> {
+    bytes.try_into().map_err(|_| corrupt("a key or digest of another length"))
+}
+
+fn incarnation(bytes: &[u8]) -> Result<Incarnation, StoreError> {
+    fixed(bytes).map(Incarnation)
+}
+
+/// The kind of a [`Since`], and its time.
+fn since_row(since: Since) -> (u8, u64) {
+    match since {
+        Since::Head(time) => (0, time.0),
+        Since::Time(time) => (1, time.0),
+        Since::Earliest => (2, 0),
+    }
+}
+
+fn since_of((kind, time): (u8, u64)) -> Result<Since, StoreError> {
+    match kind {
+        0 => Ok(Since::Head(Timestamp(time))),
+        1 => Ok(Since::Time(Timestamp(time))),
+        2 => Ok(Since::Earliest),
+        _ => Err(corrupt("an unknown beginning")),
+    }
+}
+
+/// An own bundle. Field numbers are never reused.
+#[derive(Clone, PartialEq, prost::Message)]
+struct BundleRow {
+    #[prost(string, tag = "1")]
+    topic: String,
+    /// The hybrid time of the first event.
+    #[prost(fixed64, tag = "2")]
+    time: u64,
+    #[prost(bytes = "bytes", tag = "3")]
+    block: Bytes,
+}
+
+/// The header of a [`BundleRow`].
+#[derive(Clone, PartialEq, prost::Message)]
+struct BundleLabel {
+    #[prost(string, tag = "1")]
+    topic: String,
+    #[prost(fixed64, tag = "2")]
+    time: u64,
+}
+
+/// The place of a bundle. Field numbers are never reused.
+#[derive(Clone, PartialEq, prost::Message)]
+struct ListedRow {
+    #[prost(uint64, tag = "1")]
+    first: u64,
+    #[prost(uint32, tag = "2")]
+    count: u32,
+    #[prost(fixed64, tag = "3")]
+    time: u64,
+    #[prost(bytes = "vec", tag = "4")]
+    digest: Vec<u8>,
+}
+
+/// An incarnation and a sequence. Field numbers are never reused.
+#[derive(Clone, PartialEq, prost::Message)]
+struct EndRow {
+    #[prost(bytes = "vec", tag = "1")]
+    incarnation: Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    next: u64,
+}
+
+/// The end of an own log. Field numbers are never reused.
+#[derive(Clone, PartialEq, prost::Message)]
+struct LogEndRow {
+    #[prost(message, optional, tag = "1")]
+    end: Option<EndRow>,
+    #[prost(message, repeated, tag = "2")]
+    recent: Vec<ListedRow>,
+    #[prost(message, repeated, tag = "3")]
+    earlier: Vec<EndRow>,
+}
+
+/// A position in the log of another writer. Field numbers are never reused.
+#[derive(Clone, PartialEq, prost::Message)]
+struct CheckpointRow {
+    #[prost(fixed64, tag = "1")]
+    began: u64,
+    #[prost(uint64, tag = "2")]
+    next: u64,
+    #[prost(message, optional, tag = "3")]
+    last: Option<ListedRow>,
+    #[prost(fixed64, tag = "4")]
+    time: u64,
+    #[prost(message, optional, tag = "5")]
+    before: Option<EndRow>,
+    #[prost(bool, tag = "6")]
+    is_replaced: bool,
+    #[prost(fixed64, tag = "7")]
+    floor: u64,
+}
+
+/// Decodes a row.
+macro_rules! readable {
+    ($($row:ident),*) => {
+        $(impl $row {
+            fn read(bytes: &[u8]) -> Result<Self, StoreError> {
+                Self::decode(bytes).map_err(|error| StoreError::corrupt("reliable topics", error))
+            }
+        })*
+    };
+}
+readable!(BundleRow, BundleLabel, LogEndRow, CheckpointRow);
+
+impl From<&Listed> for ListedRow {
+    fn from(it: &Listed) -> Self {
+        Self { first: it.first, count: it.count, time: it.time.0, digest: it.digest.0.to_vec() }
+    }
+}
+
+impl ListedRow {
+    fn into_listed(self) -> Result<Listed, StoreError> {
+        let Self { first, count, time, digest } = self;
+        Ok(Listed { first, count, time: Timestamp(time), digest: Digest(fixed(&digest)?) })
+    }
+}
+
+impl EndRow {
+    fn of((id, next): (Incarnation, u64)) -> Self {
+        Self { incarnation: id.0.to_vec(), next }
+    }
+
+    fn into_end(self) -> Result<(Incarnation, u64), StoreError> {
+        Ok((incarnation(&self.incarnation)?, self.next))
+    }
+}
+
+impl From<&LogEnd> for LogEndRow {
+    fn from(it: &LogEnd) -> Self {
+        Self {
+            end: Some(EndRow::of((it.incarnation, it.next))),
+            recent: it.recent.iter().map(ListedRow::from).collect(),
+            earlier: it.earlier.iter().map(|end| EndRow::of(*end)).collect(),
+        }
+    }
+}
+
+impl LogEndRow {
+    fn into_end(self) -> Result<LogEnd, StoreError> {
+        let end = self.end.ok_or_else(|| corrupt("a log without an end"))?;
+        let (incarnation, next) = end.into_end()?;
+        let recent = self.recent.into_iter().map(ListedRow::into_listed).collect::<Result<_, _>>()?;
+        let earlier = self.earlier.into_iter().map(EndRow::into_end).collect::<Result<_, _>>()?;
+        Ok(LogEnd { incarnation, next, recent, earlier })
+    }
+}
+
+impl From<&Checkpoint> for CheckpointRow {
+    fn from(it: &Checkpoint) -> Self {
+        Self {
+            began: it.began.0,
+            next: it.next,
+            last: it.last.as_ref().map(ListedRow::from),
+            time: it.time.0,
+            before: it.before.map(EndRow::of),
+            is_replaced: it.is_replaced,
+            floor: it.floor.0,
+        }
+    }
+}
+
+impl CheckpointRow {
+    fn into_checkpoint(self, incarnation: Incarnation) -> Result<Checkpoint, StoreError> {
+        Ok(Checkpoint {
+            incarnation,
+            began: Timestamp(self.began),
+            next: self.next,
+            last: self.last.map(ListedRow::into_listed).transpose()?,
+            time: Timestamp(self.time),
+            before: self.before.map(EndRow::into_end).transpose()?,
+            is_replaced: self.is_replaced,
+            floor: Timestamp(self.floor),
+        })
+    }
+}

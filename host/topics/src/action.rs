@@ -1,0 +1,156 @@
+//! Owns the actions that the protocol asks of its driver, and the limits that all readers share.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dim_model::ident::Topic;
+use dim_model::time::Timestamp;
+use thiserror::Error;
+
+use crate::alarm::Alarm;
+use crate::bundle::{Bundle, Event, Listed};
+use crate::identity::{Digest, Incarnation, WriterId};
+use crate::malformed::Malformed;
+
+/// The maximum size of the bundles that wait in memory for earlier ones, in bytes, over all writers.
+pub const MAX_BUFFERED: usize = 32 << 20;
+
+/// The maximum size of the events that were delivered and are not durable, in bytes. Beyond it, deliveries wait.
+pub const MAX_UNCOMMITTED: usize = 16 << 20;
+
+/// The maximum number of blocks that are fetched at once, over all writers.
+pub const MAX_FETCHES: usize = 32;
+
+/// A request to the driver.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// Publish a block on the pubsub topic of a reliable topic.
+    Publish {
+        /// The reliable topic.
+        topic: Topic,
+        /// The bundle.
+        bundle: Arc<Bundle>,
+    },
+    /// Publish a head on the pubsub topic of heads.
+    PublishHead(Bytes),
+    /// Fetch a block, and call `fetched` or `fetch_failed`.
+    Fetch {
+        /// The topic.
+        topic: Topic,
+        /// The writer.
+        writer: WriterId,
+        /// The bundle.
+        listed: Listed,
+    },
+    /// Append events or a gap to the event log and store the checkpoint, in one transaction, and call `committed`.
+    /// The deliveries of a topic and writer are made durable in the order of their actions.
+    Deliver(Delivery),
+    /// Publish a stored block of this member again, because another member cannot fetch it.
+    Resend(Digest),
+    /// Show the finding to the operator.
+    Alarm(Alarm),
+}
+
+/// Consecutive events of an incarnation, or a gap in them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// The topic.
+    pub topic: Topic,
+    /// The writer.
+    pub writer: WriterId,
+    /// The sequence of the first event, or of the first missing one.
+    pub first: u64,
+    /// The events, or the reason why there are none.
+    pub outcome: Outcome,
+    /// The position after them.
+    pub checkpoint: Checkpoint,
+    /// The incarnation that this one continues. Its checkpoint becomes that of a replaced incarnation.
+    pub replaced: Option<Incarnation>,
+    /// The incarnations whose checkpoints are removed.
+    pub removed: Vec<Incarnation>,
+}
+
+impl Delivery {
+    /// The size of the events in memory, in bytes.
+    pub fn bytes(&self) -> usize {
+        match &self.outcome {
+            Outcome::Events(events) => events.iter().map(|it| it.data.len() + 64).sum(),
+            Outcome::Gap(_) => 64,
+        }
+    }
+}
+
+/// The content of a delivery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Events, in order.
+    Events(Vec<Event>),
+    /// The events cannot be had.
+    Gap(GapReason),
+}
+
+/// The reason why events cannot be had.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum GapReason {
+    /// The writer no longer keeps them.
+    #[error("the writer no longer keeps them")]
+    NotKept,
+    /// The writer is silent, and no other member has them.
+    #[error("the writer is silent and nobody else has them")]
+    WriterSilent,
+    /// The writer lives, but nobody provides them.
+    #[error("nobody provides them")]
+    Unavailable,
+    /// Their bundle cannot be read.
+    #[error("their bundle cannot be read: {0}")]
+    Unreadable(Malformed),
+}
+
+/// The durable position of a reader in an incarnation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// The incarnation.
+    pub incarnation: Incarnation,
+    /// The hybrid time of the process start; zero if it is unknown.
+    pub began: Timestamp,
+    /// The sequence of the next event.
+    pub next: u64,
+    /// The last delivered bundle, if no gap follows it.
+    pub last: Option<Listed>,
+    /// The hybrid time of the last delivered event.
+    pub time: Timestamp,
+    /// The incarnation before and the sequence after its last event, if they are known.
+    pub before: Option<(Incarnation, u64)>,
+    /// Whether another incarnation continues this one.
+    pub is_replaced: bool,
+    /// The hybrid time up to which the reader has removed older incarnations of the writer.
+    pub floor: Timestamp,
+}
+
+/// The use of the limits that all readers share.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Budget {
+    /// The size of the bundles that wait for earlier ones, in bytes.
+    pub buffered: usize,
+    /// The size of the events that were delivered and are not durable, in bytes.
+    pub uncommitted: usize,
+    /// The number of blocks that are being fetched.
+    pub fetches: usize,
+}
+
+impl Budget {
+    /// Whether a bundle of `bytes` bytes may wait in memory.
+    pub fn has_room(&self, bytes: usize) -> bool {
+        self.buffered + bytes <= MAX_BUFFERED
+    }
+
+    /// Whether more events may be delivered.
+    pub fn may_deliver(&self) -> bool {
+        self.uncommitted < MAX_UNCOMMITTED
+    }
+
+    /// Whether another block may be fetched.
+    pub fn may_fetch(&self) -> bool {
+        self.fetches < MAX_FETCHES
+    }
+}

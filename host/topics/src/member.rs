@@ -1,0 +1,727 @@
+//! Owns one member of a fleet: its own logs, the readers of the logs of others, and its heads. It receives events to
+//! publish, verified bundles and heads, results of fetches and commits, and the time. It returns actions for its
+//! driver. It has no I/O, no clock and no randomness.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dim_model::ident::Topic;
+use dim_model::time::Timestamp;
+
+use crate::action::{Action, Budget, Checkpoint};
+use crate::alarm::{Alarm, Finding};
+use crate::bundle::{Bundle, Event, Listed, MAX_MESSAGE};
+use crate::head::{Head, Place, Received};
+use crate::head_schedule::HeadSchedule;
+use crate::hybrid_clock::HybridClock;
+use crate::identity::{Digest, Incarnation, WriterId};
+use crate::own_log::{Author, LogEnd, OwnLog};
+use crate::reader::{Position, Reader, ReaderCounters, Since, Step};
+use crate::time::{Moment, Now};
+
+/// The maximum number of writers that a member reads on one topic. Further writers are refused.
+pub const MAX_WRITERS: usize = 10_000;
+
+/// The maximum number of members whose heads are remembered.
+const MAX_MEMBERS: usize = 10_000;
+
+/// The maximum number of positions of other members that are remembered.
+const MAX_POSITIONS: usize = 65_536;
+
+/// The time after which a silent member no longer counts as known.
+const FORGET_MEMBER: Duration = Duration::from_secs(3_600);
+
+/// The shortest time between two requests for the heads of others.
+const HELLO_PAUSE: Duration = Duration::from_secs(5);
+
+/// The shortest time between two answers to requests to send the same block again.
+const RESEND_PAUSE: Duration = Duration::from_secs(2);
+
+/// The maximum number of blocks that are remembered as sent again.
+const MAX_RESENT: usize = 1_024;
+
+/// The initial state of a member, from its store.
+#[derive(Debug)]
+pub struct Setup {
+    /// The identity with which it writes.
+    pub author: Author,
+    /// The incarnations of this member that its store knows, without the current one, with the hybrid times of their
+    /// process starts. The driver adds the current one, with [`Member::began`], before the first action.
+    pub past: BTreeMap<Incarnation, Timestamp>,
+    /// The ends of the own logs.
+    pub logs: BTreeMap<Topic, LogEnd>,
+    /// The subscribed topics.
+    pub topics: BTreeMap<Topic, Since>,
+    /// The positions in the logs of others.
+    pub checkpoints: Vec<(Topic, WriterId, Checkpoint)>,
+    /// Any number that differs between members, for the jitter of heads.
+    pub seed: u64,
+}
+
+/// The knowledge about another member.
+#[derive(Debug)]
+struct Other {
+    heard: Moment,
+    incarnation: Incarnation,
+    number: u64,
+    place: Place,
+    received: BTreeMap<(Topic, WriterId), (Incarnation, u64)>,
+}
+
+/// What a member shows of a writer on a topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WriterStatus {
+    /// The writer.
+    pub writer: WriterId,
+    /// Its incarnations.
+    pub positions: Vec<Position>,
+    /// The counters.
+    pub counters: ReaderCounters,
+    /// The positions that other members report: the member, the incarnation and the sequence after the last durable
+    /// event.
+    pub readers: Vec<(WriterId, Incarnation, u64)>,
+}
+
+/// The counters of a member.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemberCounters {
+    /// Heads that were received.
+    pub heads: u64,
+    /// Heads that arrived again or late.
+    pub old_heads: u64,
+    /// Writers and members that were refused, because there are too many.
+    pub refused: u64,
+    /// Blocks that were sent again on request.
+    pub resent: u64,
+}
+
+/// One member of a fleet.
+#[derive(Debug)]
+pub struct Member {
+    author: Author,
+    id: WriterId,
+    past: BTreeMap<Incarnation, Timestamp>,
+    clock: HybridClock,
+    logs: BTreeMap<Topic, OwnLog>,
+    readers: Readers,
+    heads: Heads,
+    others: BTreeMap<WriterId, Other>,
+    /// The blocks that were sent again, with the times.
+    resent: BTreeMap<Digest, Moment>,
+    /// The alarms about other programs with the key of this member.
+    own_alarms: BTreeSet<Alarm>,
+    counters: MemberCounters,
+    actions: Vec<Action>,
+}
+
+/// The readers of all topics and writers.
+#[derive(Debug, Default)]
+struct Readers {
+    topics: BTreeMap<Topic, Since>,
+    all: BTreeMap<(Topic, WriterId), Reader>,
+    budget: Budget,
+    /// The readers that wait for a limit that all readers share.
+    blocked: BTreeSet<(Topic, WriterId)>,
+    /// The readers with work at a time.
+    timers: BTreeSet<(Moment, Topic, WriterId)>,
+    timer_of: BTreeMap<(Topic, WriterId), Moment>,
+}
+
+/// The heads of this member.
+#[derive(Debug)]
+struct Heads {
+    schedule: HeadSchedule,
+    place: Place,
+    number: u64,
+    /// Whether the next head asks others for theirs.
+    hello: bool,
+    /// The time of the last request for the heads of others.
+    asked: Option<Moment>,
+    /// The index of the first own log of the next head, and of the first received position.
+    turns: (usize, usize),
+}
+
+impl Member {
+    /// Creates a member that continues after the state in its store.
+    pub fn new(setup: Setup, now: Now) -> Self {
+        let Setup { mut author, past, logs, topics, checkpoints, seed } = setup;
+        let id = author.id();
+        let own: BTreeSet<Incarnation> = past.keys().copied().chain([author.incarnation]).collect();
+        let mut readers = Readers { topics, ..Readers::default() };
+        let mut last = Timestamp(0);
+        for (topic, writer, checkpoint) in checkpoints {
+            last = last.max(checkpoint.time);
+            let key = (topic.clone(), writer);
+            let own = if writer == id { own.clone() } else { BTreeSet::new() };
+            let reader =
+                readers.all.entry(key).or_insert_with(|| Reader::new(topic, writer, own, now.moment));
+            reader.resume(&checkpoint);
+        }
+        // A clock that was set back does not make this process start look older than the ones before.
+        let times = logs.values().flat_map(|log| log.recent.iter().map(|it| it.time));
+        last = times.chain(past.values().copied()).max().map_or(last, |time| time.max(last));
+        let mut clock = HybridClock::after(last);
+        author.began = clock.tick(author.began);
+        let heads = Heads {
+            schedule: HeadSchedule::new(now.moment, seed),
+            place: Place::default(),
+            number: 0,
+            hello: true,
+            asked: None,
+            turns: (0, 0),
+        };
+        Self {
+            id,
+            author,
+            past,
+            clock,
+            logs: logs.into_iter().map(|(topic, end)| (topic, OwnLog::after(end))).collect(),
+            readers,
+            heads,
+            others: BTreeMap::new(),
+            resent: BTreeMap::new(),
+            own_alarms: BTreeSet::new(),
+            counters: MemberCounters::default(),
+            actions: Vec::new(),
+        }
+    }
+
+    /// The identity of this member.
+    pub fn id(&self) -> WriterId {
+        self.id
+    }
+
+    /// The process start of this member.
+    pub fn incarnation(&self) -> Incarnation {
+        self.author.incarnation
+    }
+
+    /// The hybrid time of the process start.
+    pub fn began(&self) -> Timestamp {
+        self.author.began
+    }
+
+    /// Subscribes to a topic. Returns false if it is subscribed already.
+    pub fn subscribe(&mut self, topic: Topic, since: Since, now: Now) -> bool {
+        let Entry::Vacant(entry) = self.readers.topics.entry(topic) else { return false };
+        entry.insert(since);
+        self.ask(now.moment);
+        true
+    }
+
+    /// Ends a subscription. The positions in its logs are forgotten.
+    pub fn unsubscribe(&mut self, topic: &Topic) {
+        self.readers.topics.remove(topic);
+        self.readers.all.retain(|(of, _), _| of != topic);
+        self.readers.blocked.retain(|(of, _)| of != topic);
+        self.readers.timers.retain(|(_, of, _)| of != topic);
+        self.readers.timer_of.retain(|(of, _), _| of != topic);
+    }
+
+    /// Sets the place of the daemon that heads name.
+    pub fn set_place(&mut self, place: Place) {
+        self.heads.place = place;
+    }
+
+    /// The places of the other members.
+    pub fn places(&self) -> impl Iterator<Item = (WriterId, &Place)> {
+        self.others.iter().map(|(id, other)| (*id, &other.place))
+    }
+
+    /// Forms the next bundle of the own log of a topic of as many of `events` as fit, at least one. The times of the
+    /// events are times of day; the bundle has hybrid times. The driver makes the bundle durable and calls
+    /// [`Member::stored`].
+    ///
+    /// # Panics
+    /// There is no event, or the first one is too large.
+    pub fn form(&mut self, topic: &Topic, events: &[(Timestamp, Bytes)]) -> Arc<Bundle> {
+        let before = self.clock;
+        let event =
+            |(wall, data): &(Timestamp, Bytes)| Event { time: self.clock.tick(*wall), data: data.clone() };
+        let events: Vec<Event> = events.iter().take(crate::bundle::MAX_EVENTS as usize).map(event).collect();
+        let log = self.logs.entry(topic.clone()).or_default();
+        let bundle = log.form(topic, &events, &self.author);
+        // The times of the events that did not fit are given again.
+        self.clock = before;
+        self.clock.tick(events[bundle.count as usize - 1].time);
+        Arc::new(bundle)
+    }
+
+    /// The end of the own log of a topic with the bundles that are not durable yet.
+    pub fn formed_end(&self, topic: &Topic) -> Option<&LogEnd> {
+        self.logs.get(topic)?.formed()
+    }
+
+    /// Drops the bundles of a topic that were formed and are not durable. Their sequences are given again.
+    pub fn abandon(&mut self, topic: &Topic) {
+        if let Some(log) = self.logs.get_mut(topic) {
+            log.abandon();
+        }
+    }
+
+    /// Publishes a bundle of this member that is durable now.
+    pub fn stored(&mut self, bundle: Arc<Bundle>, now: Now) {
+        self.heads.schedule.published(now.moment);
+        self.logs.entry(bundle.header.topic.clone()).or_default().stored(&bundle);
+        if bundle.block.len() <= MAX_MESSAGE {
+            let topic = bundle.header.topic.clone();
+            self.actions.push(Action::Publish { topic, bundle });
+        } else {
+            // It is too large for a message: readers fetch it when they see the head.
+            self.heads.schedule.hurry(now.moment);
+        }
+    }
+
+    /// Notes that the bundles of an own log before a time were removed.
+    pub fn keep_since(&mut self, topic: &Topic, time: Timestamp) {
+        if let Some(log) = self.logs.get_mut(topic) {
+            log.keep_since(time);
+        }
+    }
+
+    /// Takes in a bundle that arrived as a message.
+    pub fn receive(&mut self, bundle: Arc<Bundle>, now: Now) {
+        self.take(bundle, false, now);
+    }
+
+    /// Takes in a block that was fetched, by the place for which it was requested.
+    pub fn fetched(
+        &mut self,
+        topic: &Topic,
+        writer: &WriterId,
+        listed: &Listed,
+        bundle: Arc<Bundle>,
+        now: Now,
+    ) {
+        self.end_fetch(topic, writer, listed, now);
+        let is_wanted = bundle.header.topic == *topic && bundle.header.writer == *writer;
+        if is_wanted && bundle.listed() == *listed {
+            self.take(bundle, true, now);
+        }
+        self.advance_blocked(now);
+    }
+
+    /// Notes that a block could not be fetched, or is no bundle.
+    pub fn fetch_failed(&mut self, topic: &Topic, writer: &WriterId, listed: &Listed, now: Now) {
+        self.end_fetch(topic, writer, listed, now);
+        let key = (topic.clone(), *writer);
+        self.with_reader(&key, now, |reader, step| reader.advance(step));
+        self.advance_blocked(now);
+    }
+
+    /// Notes that a delivery is durable.
+    pub fn committed(
+        &mut self,
+        topic: &Topic,
+        writer: &WriterId,
+        checkpoint: &Checkpoint,
+        bytes: usize,
+        now: Now,
+    ) {
+        let budget = &mut self.readers.budget;
+        budget.uncommitted = budget.uncommitted.saturating_sub(bytes);
+        if let Some(reader) = self.readers.all.get_mut(&(topic.clone(), *writer)) {
+            reader.committed(&checkpoint.incarnation, checkpoint.next);
+            self.heads.schedule.received(now.moment, self.others.len());
+        }
+        self.advance_blocked(now);
+    }
+
+    /// Notes that deliveries of `bytes` bytes were dropped, because nobody wants their topic any more.
+    pub fn dropped(&mut self, bytes: usize, now: Now) {
+        self.readers.budget.uncommitted = self.readers.budget.uncommitted.saturating_sub(bytes);
+        self.advance_blocked(now);
+    }
+
+    /// Takes in a head.
+    pub fn receive_head(&mut self, head: Head, now: Now) {
+        if head.writer == self.id {
+            self.look_at_own_head(&head);
+            return;
+        }
+        self.counters.heads += 1;
+        self.clock.observe(head.time, now.wall);
+        if !self.note_member(&head, now.moment) {
+            return;
+        }
+        if head.hello {
+            self.heads.schedule.asked(now.moment, self.others.len());
+        }
+        self.resend(&head, now.moment);
+        self.look_at_received(&head, now);
+        for log in &head.topics {
+            let key = (log.topic.clone(), head.writer);
+            if self.ensure_reader(&key, now.moment) {
+                let process = (head.incarnation, head.began);
+                self.with_reader(&key, now, |reader, step| reader.take_head(log, process, step));
+            }
+        }
+        self.take_reports(&head, now);
+        for key in self.keys_of(&head.writer) {
+            self.with_reader(&key, now, |reader, step| {
+                reader.hear(step.now.moment);
+                reader.advance(step);
+            });
+        }
+    }
+
+    /// Does what is due.
+    pub fn wake(&mut self, now: Now) {
+        while let Some((at, topic, writer)) = self.readers.timers.first().cloned()
+            && at <= now.moment
+        {
+            self.readers.timers.pop_first();
+            let key = (topic, writer);
+            self.readers.timer_of.remove(&key);
+            self.with_reader(&key, now, |reader, step| reader.advance(step));
+        }
+        let wants = self.wants();
+        if self.readers.all.values().any(Reader::needs_head) {
+            self.ask(now.moment);
+        }
+        if !wants.is_empty() {
+            let soon = Moment(now.moment.0.max(self.heads.asked.map_or(Duration::ZERO, |it| it.0)));
+            self.heads.schedule.hurry(soon);
+        }
+        if self.heads.schedule.next() <= now.moment {
+            self.send_head(wants, now);
+        }
+    }
+
+    /// The time at which [`Member::wake`] has work.
+    pub fn deadline(&self) -> Moment {
+        let timer = self.readers.timers.first().map(|(at, ..)| *at);
+        timer.map_or(self.heads.schedule.next(), |at| at.min(self.heads.schedule.next()))
+    }
+
+    /// Takes the actions since the last call, in order.
+    pub fn take_actions(&mut self) -> Vec<Action> {
+        std::mem::take(&mut self.actions)
+    }
+
+    /// The writers of a topic.
+    pub fn writers(&self, topic: &Topic) -> Vec<WriterStatus> {
+        let of_topic = self.readers.all.iter().filter(|((of, _), _)| of == topic);
+        let status = |((_, writer), reader): (&(Topic, WriterId), &Reader)| WriterStatus {
+            writer: *writer,
+            positions: reader.positions().collect(),
+            counters: reader.counters(),
+            readers: self.positions_of(topic, writer),
+        };
+        of_topic.map(status).collect()
+    }
+
+    /// The positions that other members report in the log of a writer: the member, the incarnation, and the sequence
+    /// after the last durable event.
+    pub fn positions_of(&self, topic: &Topic, writer: &WriterId) -> Vec<(WriterId, Incarnation, u64)> {
+        let key = (topic.clone(), *writer);
+        let position = |(id, other): (&WriterId, &Other)| {
+            other.received.get(&key).map(|(incarnation, next)| (*id, *incarnation, *next))
+        };
+        self.others.iter().filter_map(position).collect()
+    }
+
+    /// The durable end of the own log of a topic.
+    pub fn own_end(&self, topic: &Topic) -> Option<&LogEnd> {
+        self.logs.get(topic)?.end()
+    }
+
+    /// The findings about writers.
+    pub fn alarms(&self) -> Vec<Alarm> {
+        let of = |((topic, writer), reader): (&(Topic, WriterId), &Reader)| -> Vec<Alarm> {
+            let alarm =
+                |finding: &Finding| Alarm { topic: topic.clone(), writer: *writer, finding: finding.clone() };
+            reader.alarms().map(alarm).collect()
+        };
+        let mut alarms: BTreeSet<Alarm> = self.readers.all.iter().flat_map(of).collect();
+        alarms.extend(self.own_alarms.iter().cloned());
+        alarms.into_iter().collect()
+    }
+
+    /// The counters.
+    pub fn counters(&self) -> MemberCounters {
+        self.counters
+    }
+
+    /// The use of the limits that all readers share.
+    pub fn budget(&self) -> Budget {
+        self.readers.budget
+    }
+
+    fn take(&mut self, bundle: Arc<Bundle>, fetched: bool, now: Now) {
+        let key = (bundle.header.topic.clone(), bundle.header.writer);
+        let is_own = key.1 == self.id;
+        if is_own && !self.is_of_another_program(&bundle) {
+            return;
+        }
+        if !self.ensure_reader(&key, now.moment) {
+            return;
+        }
+        if is_own {
+            self.continue_past(&bundle);
+        }
+        let is_near = self.clock.observe(bundle.time, now.wall);
+        self.with_reader(&key, now, |reader, step| {
+            if !is_near {
+                reader.alarm(Finding::ClockAhead, step);
+            }
+            if is_own {
+                reader.alarm(Finding::OwnKey { incarnation: bundle.header.incarnation }, step);
+            }
+            reader.take(bundle, fetched, step);
+        });
+    }
+
+    /// Whether a bundle that is signed with the key of this member is of another program.
+    fn is_of_another_program(&self, bundle: &Bundle) -> bool {
+        let incarnation = &bundle.header.incarnation;
+        self.is_beyond_own_log(&bundle.header.topic, incarnation, bundle.next())
+    }
+
+    /// Whether this member does not know the events of its key before `next`. Of its older incarnations it does not
+    /// remember the ends.
+    fn is_beyond_own_log(&self, topic: &Topic, incarnation: &Incarnation, next: u64) -> bool {
+        if !self.is_own_incarnation(incarnation) {
+            return true;
+        }
+        let Some(log) = self.logs.get(topic).filter(|log| log.end().is_some()) else { return true };
+        log.next_of(incarnation).is_some_and(|end| next > end)
+    }
+
+    fn is_own_incarnation(&self, incarnation: &Incarnation) -> bool {
+        *incarnation == self.author.incarnation || self.past.contains_key(incarnation)
+    }
+
+    /// Another program continues an incarnation of this member: its events are read from the end on that this member
+    /// knows.
+    fn continue_past(&mut self, bundle: &Bundle) {
+        let header = &bundle.header;
+        let end = self.logs.get(&header.topic).and_then(|log| log.end_of(&header.incarnation));
+        let reader = self.readers.all.get_mut(&(header.topic.clone(), header.writer));
+        if let (Some(end), Some(reader)) = (end, reader)
+            && !reader.follows(&header.incarnation)
+        {
+            let last = end.recent.last().copied();
+            reader.resume(&Checkpoint {
+                incarnation: header.incarnation,
+                began: header.began,
+                next: end.next,
+                last,
+                time: last.map_or(Timestamp(0), |it| it.time),
+                before: None,
+                is_replaced: false,
+                floor: Timestamp(0),
+            });
+        }
+    }
+
+    /// Another program with the key of this member sends heads, too.
+    fn look_at_own_head(&mut self, head: &Head) {
+        if !self.is_own_incarnation(&head.incarnation) {
+            for log in &head.topics {
+                self.alarm_of_own_key(log.topic.clone(), head.incarnation);
+            }
+        }
+    }
+
+    /// Others have received events that their writer does not know: it was copied, or restored from a backup.
+    fn look_at_received(&mut self, head: &Head, now: Now) {
+        for Received { topic, writer, incarnation, next } in &head.received {
+            if *writer != self.id {
+                let key = (topic.clone(), *writer);
+                self.with_reader(&key, now, |reader, step| reader.compare(incarnation, *next, step));
+            } else if self.is_beyond_own_log(topic, incarnation, *next) {
+                self.alarm_of_own_key(topic.clone(), *incarnation);
+            }
+        }
+    }
+
+    /// Takes in the alarms that another member reports.
+    fn take_reports(&mut self, head: &Head, now: Now) {
+        let finding = Finding::Reported { by: head.writer };
+        for (topic, writer) in &head.alarms {
+            let key = (topic.clone(), *writer);
+            if *writer == self.id {
+                self.own_alarm(topic.clone(), finding.clone());
+            } else if self.ensure_reader(&key, now.moment) {
+                self.with_reader(&key, now, |reader, step| reader.alarm(finding.clone(), step));
+            }
+        }
+    }
+
+    fn alarm_of_own_key(&mut self, topic: Topic, incarnation: Incarnation) {
+        self.own_alarm(topic, Finding::OwnKey { incarnation });
+    }
+
+    fn own_alarm(&mut self, topic: Topic, finding: Finding) {
+        let alarm = Alarm { topic, writer: self.id, finding };
+        // The number of incarnations is not limited here, but only their first thousand matter to an operator.
+        if self.own_alarms.len() < 1_000 && self.own_alarms.insert(alarm.clone()) {
+            self.actions.push(Action::Alarm(alarm));
+        }
+    }
+
+    /// Notes the head of another member. Returns false if it is old.
+    fn note_member(&mut self, head: &Head, now: Moment) -> bool {
+        if !self.others.contains_key(&head.writer) && self.others.len() >= MAX_MEMBERS {
+            self.others.retain(|_, other| now.since(other.heard) < FORGET_MEMBER);
+            if self.others.len() >= MAX_MEMBERS {
+                self.counters.refused += 1;
+                return false;
+            }
+        }
+        let positions: usize = self.others.values().map(|other| other.received.len()).sum();
+        let other = self.others.entry(head.writer).or_insert_with(|| Other {
+            heard: now,
+            incarnation: head.incarnation,
+            number: 0,
+            place: Place::default(),
+            received: BTreeMap::new(),
+        });
+        if other.incarnation == head.incarnation && head.number <= other.number {
+            self.counters.old_heads += 1;
+            return false;
+        }
+        other.heard = now;
+        (other.incarnation, other.number) = (head.incarnation, head.number);
+        other.place = head.place.clone();
+        let mut room = MAX_POSITIONS.saturating_sub(positions);
+        for Received { topic, writer, incarnation, next } in &head.received {
+            let key = (topic.clone(), *writer);
+            if other.received.contains_key(&key) || room > 0 {
+                room -= usize::from(other.received.insert(key, (*incarnation, *next)).is_none());
+            }
+        }
+        true
+    }
+
+    /// Sends the own blocks again that another member cannot fetch.
+    fn resend(&mut self, head: &Head, now: Moment) {
+        self.resent.retain(|_, at| now.since(*at) < RESEND_PAUSE);
+        for (_, digest) in head.wants.iter().filter(|(writer, _)| *writer == self.id) {
+            if self.resent.len() < MAX_RESENT && !self.resent.contains_key(digest) {
+                self.resent.insert(*digest, now);
+                self.counters.resent += 1;
+                self.actions.push(Action::Resend(*digest));
+            }
+        }
+    }
+
+    /// Makes sure that there is a reader. Returns false if the topic is not subscribed or has too many writers.
+    fn ensure_reader(&mut self, key: &(Topic, WriterId), now: Moment) -> bool {
+        let Readers { topics, all, .. } = &mut self.readers;
+        if !topics.contains_key(&key.0) {
+            return false;
+        }
+        if all.contains_key(key) {
+            return true;
+        }
+        let (lowest, highest) = ((key.0.clone(), WriterId([0; 32])), (key.0.clone(), WriterId([255; 32])));
+        if all.range(lowest..=highest).count() >= MAX_WRITERS {
+            self.counters.refused += 1;
+            return false;
+        }
+        let own = if key.1 == self.id {
+            self.past.keys().copied().chain([self.author.incarnation]).collect()
+        } else {
+            BTreeSet::new()
+        };
+        all.insert(key.clone(), Reader::new(key.0.clone(), key.1, own, now));
+        true
+    }
+
+    /// Runs a step of a reader, and notes when it has work again.
+    fn with_reader(
+        &mut self,
+        key: &(Topic, WriterId),
+        now: Now,
+        run: impl FnOnce(&mut Reader, &mut Step<'_>),
+    ) {
+        let Readers { topics, all, budget, blocked, timers, timer_of } = &mut self.readers;
+        let (Some(reader), Some(since)) = (all.get_mut(key), topics.get(&key.0)) else { return };
+        let actions = &mut self.actions;
+        let mut step = Step { now, since: *since, budget, actions, is_blocked: false };
+        run(reader, &mut step);
+        if step.is_blocked {
+            blocked.insert(key.clone());
+        }
+        let deadline = reader.deadline(now.moment);
+        if let Some(before) = timer_of.remove(key) {
+            timers.remove(&(before, key.0.clone(), key.1));
+        }
+        if let Some(at) = deadline {
+            timers.insert((at, key.0.clone(), key.1));
+            timer_of.insert(key.clone(), at);
+        }
+    }
+
+    fn end_fetch(&mut self, topic: &Topic, writer: &WriterId, listed: &Listed, now: Now) {
+        let budget = &mut self.readers.budget;
+        budget.fetches = budget.fetches.saturating_sub(1);
+        let key = (topic.clone(), *writer);
+        self.with_reader(&key, now, |reader, step| reader.fetch_ended(&listed.digest, step.now.moment));
+    }
+
+    /// Advances the readers that waited for a limit that all readers share.
+    fn advance_blocked(&mut self, now: Now) {
+        for key in std::mem::take(&mut self.readers.blocked) {
+            self.with_reader(&key, now, |reader, step| reader.advance(step));
+        }
+    }
+
+    fn keys_of(&self, writer: &WriterId) -> Vec<(Topic, WriterId)> {
+        let keys = self.readers.topics.keys().map(|topic| (topic.clone(), *writer));
+        keys.filter(|key| self.readers.all.contains_key(key)).collect()
+    }
+
+    fn wants(&self) -> Vec<(WriterId, Digest)> {
+        // Only readers with a timer miss anything.
+        let readers = self.readers.timer_of.keys().filter_map(|key| self.readers.all.get(key));
+        readers.flat_map(Reader::wants).take(crate::head::MAX_WANTS).collect()
+    }
+
+    /// Asks the others for their heads with the next head, which is sent soon.
+    fn ask(&mut self, now: Moment) {
+        if self.heads.asked.is_none_or(|asked| now.since(asked) >= HELLO_PAUSE) {
+            self.heads.hello = true;
+            self.heads.schedule.hurry(now);
+        }
+    }
+
+    fn send_head(&mut self, wants: Vec<(WriterId, Digest)>, now: Now) {
+        let mut topics: Vec<_> = self.logs.iter().filter_map(|(topic, log)| log.head(topic)).collect();
+        let mut received: Vec<_> = self.readers.all.values().flat_map(Reader::received).collect();
+        let (topic_turn, received_turn) = self.heads.turns;
+        let (logs, positions) = (topics.len().max(1), received.len().max(1));
+        topics.rotate_left(topic_turn.min(logs) % logs);
+        received.rotate_left(received_turn.min(positions) % positions);
+        let alarms = self.alarms().into_iter().filter(|alarm| alarm.finding.is_reported());
+        let alarms: BTreeSet<_> = alarms.map(|alarm| (alarm.topic, alarm.writer)).collect();
+        let alarms = alarms.into_iter().take(crate::head::MAX_ALARMS).collect();
+        self.heads.number += 1;
+        if self.heads.hello {
+            self.heads.asked = Some(now.moment);
+        }
+        let head = Head {
+            writer: self.id,
+            incarnation: self.author.incarnation,
+            began: self.author.began,
+            number: self.heads.number,
+            time: self.clock.tick(now.wall),
+            hello: std::mem::take(&mut self.heads.hello),
+            place: self.heads.place.clone(),
+            topics,
+            received,
+            wants,
+            alarms,
+        };
+        let signed = head.sign(&self.author.fleet, &self.author.key);
+        self.heads.turns =
+            ((topic_turn + signed.logs) % logs, (received_turn + signed.positions) % positions);
+        self.heads.schedule.sent(now.moment, self.others.len());
+        self.actions.push(Action::PublishHead(signed.block));
+    }
+}

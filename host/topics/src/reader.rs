@@ -1,0 +1,665 @@
+//! Owns the log of one writer on one topic as this member reads it: all incarnations, in the order in which they
+//! continue each other. It receives verified bundles, statements of heads and the results of fetches. It returns
+//! deliveries, requests to fetch blocks, and alarms.
+
+mod incarnation;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use dim_model::ident::Topic;
+use dim_model::time::Timestamp;
+
+use crate::action::{Action, Budget, Checkpoint, Delivery, GapReason, Outcome};
+use crate::alarm::{Alarm, Finding};
+use crate::bundle::{Bundle, Start};
+use crate::head::{LogHead, Received};
+use crate::identity::{Digest, Incarnation, WriterId};
+use crate::time::{Moment, Now};
+use incarnation::{Before, Conflict, IncarnationReader};
+
+/// The maximum number of incarnations of a writer that a reader follows at once.
+pub const MAX_INCARNATIONS: usize = 1_024;
+
+/// The number of replaced incarnations that a reader remembers.
+const REMEMBERED_INCARNATIONS: usize = 32;
+
+/// The maximum number of blocks of a writer that are fetched at once.
+const MAX_FETCHES: usize = 16;
+
+/// A missing bundle becomes a gap after this time without any sign of the writer.
+pub const SILENT: Duration = Duration::from_secs(180);
+
+/// A missing bundle of a writer that lives becomes a gap after this time.
+pub const UNAVAILABLE: Duration = Duration::from_secs(1_800);
+
+/// The number of failed attempts after which the writer is asked to send a bundle again.
+const TRIES_BEFORE_WANT: u32 = 2;
+
+/// The place from which on a reader wants the events of a topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Since {
+    /// From the time of the subscription on, and from the first bundle or head that it hears of a writer.
+    Head(Timestamp),
+    /// From the first bundle of this time on.
+    Time(Timestamp),
+    /// From the earliest event that is kept.
+    Earliest,
+}
+
+/// The work of one step of a reader: the time, the limits that all readers share, and the results.
+#[derive(Debug)]
+pub struct Step<'a> {
+    /// The time.
+    pub now: Now,
+    /// The place from which on the topic is read.
+    pub since: Since,
+    /// The limits that all readers share.
+    pub budget: &'a mut Budget,
+    /// The actions for the driver.
+    pub actions: &'a mut Vec<Action>,
+    /// Whether a limit that all readers share held something up.
+    pub is_blocked: bool,
+}
+
+/// What a reader shows of an incarnation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// The incarnation.
+    pub incarnation: Incarnation,
+    /// The sequence after the last event that the writer is known to have published.
+    pub end: u64,
+    /// The sequence after the last durable event.
+    pub received: u64,
+}
+
+/// The counters of a reader.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReaderCounters {
+    /// Bundles that were fetched because the message did not arrive.
+    pub repaired: u64,
+    /// Bundles that arrived again.
+    pub repeated: u64,
+    /// Gaps.
+    pub gaps: u64,
+    /// Bundles that were refused.
+    pub refused: u64,
+}
+
+/// The log of one writer on one topic.
+#[derive(Debug)]
+pub struct Reader {
+    topic: Topic,
+    writer: WriterId,
+    incarnations: BTreeMap<Incarnation, IncarnationReader>,
+    /// For each continued incarnation: those that continue it, in the order in which they were seen.
+    successors: BTreeMap<Incarnation, Vec<Incarnation>>,
+    /// The first incarnation that continues none.
+    beginning: Option<Incarnation>,
+    /// The replaced incarnations whose events are all delivered, oldest first.
+    replaced: Vec<Incarnation>,
+    /// The incarnations of this member itself, which it does not read. Empty for other writers.
+    own: BTreeSet<Incarnation>,
+    /// For incarnations that the last head named: the incarnation before, and the sequence after its last event.
+    chain: BTreeMap<Incarnation, (Incarnation, u64)>,
+    /// The hybrid time up to which incarnations were removed.
+    floor: Timestamp,
+    /// The hybrid time of the latest process start.
+    latest: Timestamp,
+    /// The hybrid time before which the writer has removed its bundles.
+    kept: Timestamp,
+    heard: Moment,
+    alarms: BTreeSet<Finding>,
+    counters: ReaderCounters,
+}
+
+impl Reader {
+    /// Creates the reader of a writer that is heard for the first time. It does not read the incarnations `own`.
+    pub fn new(topic: Topic, writer: WriterId, own: BTreeSet<Incarnation>, now: Moment) -> Self {
+        Self {
+            topic,
+            writer,
+            incarnations: BTreeMap::new(),
+            successors: BTreeMap::new(),
+            beginning: None,
+            replaced: Vec::new(),
+            own,
+            chain: BTreeMap::new(),
+            floor: Timestamp(0),
+            latest: Timestamp(0),
+            kept: Timestamp(0),
+            heard: now,
+            alarms: BTreeSet::new(),
+            counters: ReaderCounters::default(),
+        }
+    }
+
+    /// Continues after an incarnation whose events are durable up to a checkpoint.
+    pub fn resume(&mut self, checkpoint: &Checkpoint) {
+        let Checkpoint { incarnation, began, next, last, time, before, is_replaced, floor } = checkpoint;
+        let mut reader = IncarnationReader::resumed(*began, *next, *last, *time);
+        self.latest = self.latest.max(*began);
+        self.floor = self.floor.max(*floor);
+        if let Some((previous, end)) = *before {
+            self.successors.entry(previous).or_default().push(*incarnation);
+            reader.before = Before::Incarnation(Start { previous, next: end, recent: Vec::new() });
+        }
+        self.incarnations.insert(*incarnation, reader);
+        if *is_replaced {
+            self.replaced.push(*incarnation);
+        }
+    }
+
+    /// Takes in a bundle. `fetched` says whether it was fetched.
+    pub fn take(&mut self, bundle: Arc<Bundle>, fetched: bool, step: &mut Step<'_>) {
+        self.heard = step.now.moment;
+        let id = bundle.header.incarnation;
+        if !self.admit(id, bundle.header.began, bundle.header.first, bundle.time, step) {
+            return;
+        }
+        let moment = step.now.moment;
+        let mut conflicts = Vec::new();
+        let reader = self.incarnations.get_mut(&id).expect("it was admitted");
+        reader.began = bundle.header.began;
+        self.latest = self.latest.max(bundle.header.began);
+        for listed in bundle.header.recent.iter().chain([&bundle.listed()]) {
+            conflicts.extend(reader.learn(*listed, moment).err());
+        }
+        let first = bundle.header.first;
+        let is_next = reader.next == Some(first);
+        match reader.known.get_mut(&first).filter(|known| known.listed.digest == bundle.digest) {
+            Some(known) if known.bundle.is_none() => {
+                known.is_in_flight = false;
+                if is_next || step.budget.has_room(bundle.block.len()) {
+                    step.budget.buffered += bundle.block.len();
+                    known.bundle = Some(bundle.clone());
+                    self.counters.repaired += u64::from(fetched);
+                } else {
+                    // It is fetched when there is room for it.
+                    known.not_before = moment;
+                }
+            }
+            Some(_) => self.counters.repeated += 1,
+            None if conflicts.is_empty() => self.counters.repeated += 1,
+            None => {}
+        }
+        step.budget.buffered -= reader.trim().min(step.budget.buffered);
+        if first == 0 && reader.before == Before::Unknown {
+            reader.before = bundle.header.start.clone().map_or(Before::Nothing, Before::Incarnation);
+        }
+        match &bundle.header.start {
+            Some(start) => self.note_successor(start.previous, id, step),
+            None if first == 0 => self.note_beginning(id, step),
+            None => {}
+        }
+        for conflict in conflicts {
+            self.report(id, conflict, step);
+        }
+        self.look_for_loss(id, step);
+        self.advance(step);
+    }
+
+    /// Takes in what a head of the writer states about its log. `process` is the process start that sent the head, and
+    /// its hybrid time.
+    pub fn take_head(&mut self, log: &LogHead, process: (Incarnation, Timestamp), step: &mut Step<'_>) {
+        self.heard = step.now.moment;
+        let is_latest = process.1 >= self.latest;
+        self.latest = self.latest.max(process.1);
+        if is_latest {
+            self.look_for_forgotten_end(log, process.0, step);
+        }
+        let began = if log.incarnation == process.0 { process.1 } else { Timestamp(0) };
+        self.kept = self.kept.max(log.kept);
+        let ids = [log.incarnation].into_iter().chain(log.earlier.iter().map(|(id, _)| *id));
+        self.chain = ids.zip(log.earlier.iter().copied()).collect();
+        let latest = log.recent.last().map_or(step.now.wall, |it| it.time);
+        if !self.admit(log.incarnation, began, log.next, latest, step) {
+            return;
+        }
+        let reader = self.incarnations.get_mut(&log.incarnation).expect("it was admitted");
+        let conflicts: Vec<_> =
+            log.recent.iter().filter_map(|it| reader.learn(*it, step.now.moment).err()).collect();
+        reader.end = reader.end.max(log.next);
+        for conflict in conflicts {
+            self.report(log.incarnation, conflict, step);
+        }
+        self.advance(step);
+    }
+
+    /// Reports a writer whose log ends earlier than this member knows, although it was started again since.
+    fn look_for_forgotten_end(&mut self, log: &LogHead, process: Incarnation, step: &mut Step<'_>) {
+        let Some(reader) = self.incarnations.get(&log.incarnation) else { return };
+        let received = reader.end;
+        let is_continued =
+            self.successors.get(&log.incarnation).into_iter().flatten().any(|id| *id != process);
+        // Bundles of the running process may overtake its heads.
+        if process != log.incarnation && (is_continued || received > log.next) {
+            let (previous, remembered) = (log.incarnation, log.next);
+            self.alarm(Finding::Forgot { previous, remembered, received }, step);
+        }
+    }
+
+    /// Takes in the position of another member in an incarnation of the writer.
+    pub fn compare(&mut self, incarnation: &Incarnation, received: u64, step: &mut Step<'_>) {
+        let is_replaced = self.successors.contains_key(incarnation);
+        let end = self.incarnations.get(incarnation).filter(|_| is_replaced).map(|reader| reader.end);
+        if let Some(remembered) = end.filter(|end| *end < received) {
+            self.alarm(Finding::Lost { incarnation: *incarnation, remembered, received }, step);
+        }
+    }
+
+    /// Whether an incarnation is read.
+    pub fn follows(&self, incarnation: &Incarnation) -> bool {
+        self.incarnations.contains_key(incarnation)
+    }
+
+    /// Notes that the writer was heard, on any topic.
+    pub fn hear(&mut self, now: Moment) {
+        self.heard = now;
+    }
+
+    /// Notes that an attempt to fetch a block has ended without the bundle.
+    pub fn fetch_ended(&mut self, digest: &Digest, now: Moment) {
+        for reader in self.incarnations.values_mut() {
+            let known = reader.known.values().find(|known| known.listed.digest == *digest);
+            if let Some(first) = known.map(|known| known.listed.first) {
+                reader.failed(first, now);
+            }
+        }
+    }
+
+    /// Notes that the events of an incarnation before `next` are durable.
+    pub fn committed(&mut self, incarnation: &Incarnation, next: u64) {
+        if let Some(reader) = self.incarnations.get_mut(incarnation) {
+            reader.durable = reader.durable.max(next);
+        }
+    }
+
+    /// Delivers what is in order, requests what is missing, and reports gaps.
+    pub fn advance(&mut self, step: &mut Step<'_>) {
+        // Each delivery may let an incarnation continue that waits for another one.
+        let mut is_moving = true;
+        while is_moving {
+            is_moving = false;
+            let ids: Vec<Incarnation> = self.incarnations.keys().copied().collect();
+            for id in ids {
+                while self.advance_incarnation(id, step) {
+                    is_moving = true;
+                }
+            }
+        }
+        self.fetch(step);
+    }
+
+    /// The time after `now` at which [`Reader::advance`] has work although nothing is received.
+    pub fn deadline(&self, now: Moment) -> Option<Moment> {
+        let of = |reader: &IncarnationReader| {
+            if reader.is_complete() {
+                return None;
+            }
+            let missing = reader.known.values().filter(|it| it.bundle.is_none());
+            let missing = missing.take(MAX_FETCHES).filter(|it| !it.is_in_flight && it.not_before > now);
+            let fetch = missing.map(|it| it.not_before).min();
+            let gap =
+                reader.stuck.map(|stuck| stuck.max(self.heard).after(SILENT).min(stuck.after(UNAVAILABLE)));
+            fetch.into_iter().chain(gap).filter(|at| *at > now).min()
+        };
+        self.incarnations.values().filter_map(of).min()
+    }
+
+    /// The blocks that could not be fetched and that the writer should send again.
+    pub fn wants(&self) -> impl Iterator<Item = (WriterId, Digest)> {
+        let known = self.incarnations.values().flat_map(|it| it.known.values().take(MAX_FETCHES));
+        let wanted = known.filter(|it| it.bundle.is_none() && it.tries >= TRIES_BEFORE_WANT);
+        wanted.map(|it| (self.writer, it.listed.digest))
+    }
+
+    /// Whether events are missing whose bundles are not known, so that a head of the writer is needed.
+    pub fn needs_head(&self) -> bool {
+        self.incarnations.values().any(|it| !it.is_complete() && it.known.is_empty())
+    }
+
+    /// The durable positions, for heads.
+    pub fn received(&self) -> impl Iterator<Item = Received> {
+        self.incarnations.iter().filter(|(_, it)| it.next.is_some()).map(|(incarnation, it)| Received {
+            topic: self.topic.clone(),
+            writer: self.writer,
+            incarnation: *incarnation,
+            next: it.durable,
+        })
+    }
+
+    /// The positions of the incarnations.
+    pub fn positions(&self) -> impl Iterator<Item = Position> {
+        self.incarnations.iter().map(|(incarnation, it)| Position {
+            incarnation: *incarnation,
+            end: it.end,
+            received: it.durable,
+        })
+    }
+
+    /// The findings about the writer.
+    pub fn alarms(&self) -> impl Iterator<Item = &Finding> {
+        self.alarms.iter()
+    }
+
+    /// The counters.
+    pub fn counters(&self) -> ReaderCounters {
+        self.counters
+    }
+
+    /// Reports a finding, once.
+    pub fn alarm(&mut self, finding: Finding, step: &mut Step<'_>) {
+        if self.alarms.insert(finding.clone()) {
+            let (topic, writer) = (self.topic.clone(), self.writer);
+            step.actions.push(Action::Alarm(Alarm { topic, writer, finding }));
+        }
+    }
+
+    /// Makes sure that an incarnation is followed. Returns false if it is refused.
+    fn admit(
+        &mut self,
+        id: Incarnation,
+        began: Timestamp,
+        evidence: u64,
+        time: Timestamp,
+        step: &mut Step<'_>,
+    ) -> bool {
+        if self.incarnations.contains_key(&id) {
+            return true;
+        }
+        let refusal = if time <= self.floor {
+            Finding::Outdated { incarnation: id }
+        } else if self.incarnations.len() >= MAX_INCARNATIONS {
+            Finding::TooManyIncarnations
+        } else {
+            self.incarnations.insert(id, IncarnationReader::new(began, evidence));
+            return true;
+        };
+        self.counters.refused += 1;
+        self.alarm(refusal, step);
+        false
+    }
+
+    fn note_beginning(&mut self, id: Incarnation, step: &mut Step<'_>) {
+        let one = *self.beginning.get_or_insert(id);
+        if one != id {
+            self.alarm(Finding::TwoBeginnings { one, other: id }, step);
+        }
+    }
+
+    fn note_successor(&mut self, previous: Incarnation, id: Incarnation, step: &mut Step<'_>) {
+        let successors = self.successors.entry(previous).or_default();
+        if successors.contains(&id) {
+            return;
+        }
+        successors.push(id);
+        if let [one, .., other] = successors[..] {
+            self.alarm(Finding::RunningTwice { previous, one, other }, step);
+        }
+    }
+
+    fn report(&mut self, incarnation: Incarnation, conflict: Conflict, step: &mut Step<'_>) {
+        self.counters.refused += 1;
+        let Conflict { kept, refused } = conflict;
+        let finding = Finding::Fork { incarnation, first: refused.first, kept, refused: refused.digest };
+        self.alarm(finding, step);
+    }
+
+    /// Delivers the next bundle of an incarnation, or reports the next gap. Returns false if there is neither.
+    fn advance_incarnation(&mut self, id: Incarnation, step: &mut Step<'_>) -> bool {
+        let Some(reader) = self.incarnations.get_mut(&id) else { return false };
+        if !reader.find_beginning(step.since) {
+            return self.give_up_beginning(id, step);
+        }
+        let Some(next) = reader.next else { return false };
+        let Some(bundle) = reader.at_next().and_then(|known| known.bundle.clone()) else {
+            return next < reader.end && self.give_up_next(id, step);
+        };
+        if next == 0 && !self.is_previous_done(id, step) {
+            return false;
+        }
+        let reader = self.incarnations.get_mut(&id).expect("it was there");
+        if !step.budget.may_deliver() {
+            step.is_blocked = true;
+            return false;
+        }
+        if let Some(last) = reader.last
+            && bundle.header.recent.last() != Some(&last)
+        {
+            // The writer lists another bundle before this one than the one that was delivered.
+            let conflict = Conflict { kept: Some(last.digest), refused: bundle.listed() };
+            let freed = bundle.block.len();
+            reader.known.remove(&next);
+            step.budget.buffered -= freed.min(step.budget.buffered);
+            self.report(id, conflict, step);
+            return true;
+        }
+        let outcome = match bundle.events() {
+            Ok(events) => Outcome::Events(events),
+            Err(why) => Outcome::Gap(GapReason::Unreadable(why)),
+        };
+        let time = match &outcome {
+            Outcome::Events(events) => events.last().map_or(bundle.time, |event| event.time),
+            Outcome::Gap(_) => bundle.time,
+        };
+        self.counters.gaps += u64::from(matches!(outcome, Outcome::Gap(_)));
+        reader.deliver(time);
+        step.budget.buffered -= bundle.block.len().min(step.budget.buffered);
+        self.deliver(id, next, outcome, step);
+        true
+    }
+
+    /// Hands a delivery to the driver.
+    fn deliver(&mut self, id: Incarnation, first: u64, outcome: Outcome, step: &mut Step<'_>) {
+        let reader = &self.incarnations[&id];
+        let before = match &reader.before {
+            Before::Incarnation(start) => Some((start.previous, start.next)),
+            Before::Unknown | Before::Nothing => None,
+        };
+        let next = reader.next.expect("a reader that delivers has a position");
+        let checkpoint = Checkpoint {
+            incarnation: id,
+            began: reader.began,
+            next,
+            last: reader.last,
+            time: reader.time,
+            before,
+            is_replaced: self.replaced.contains(&id),
+            floor: self.floor,
+        };
+        let replaced = before.filter(|_| first == 0).map(|(previous, _)| previous);
+        let removed = replaced.map_or_else(Vec::new, |previous| self.replace(previous));
+        let (topic, writer) = (self.topic.clone(), self.writer);
+        let checkpoint = Checkpoint { floor: self.floor, ..checkpoint };
+        let delivery = Delivery { topic, writer, first, outcome, checkpoint, replaced, removed };
+        step.budget.uncommitted += delivery.bytes();
+        step.actions.push(Action::Deliver(delivery));
+    }
+
+    /// Notes that another incarnation continues `before`. Returns the incarnations that are removed for it.
+    fn replace(&mut self, before: Incarnation) -> Vec<Incarnation> {
+        if !self.replaced.contains(&before) && self.incarnations.contains_key(&before) {
+            self.replaced.push(before);
+        }
+        let surplus = self.replaced.len().saturating_sub(REMEMBERED_INCARNATIONS);
+        let removed: Vec<_> = self.replaced.drain(..surplus).collect();
+        for id in &removed {
+            if let Some(reader) = self.incarnations.remove(id) {
+                self.floor = self.floor.max(reader.time);
+            }
+            self.successors.remove(id);
+        }
+        removed
+    }
+
+    /// Whether everything of the incarnation before is delivered, as far as its successor knows it.
+    fn is_previous_done(&mut self, id: Incarnation, step: &mut Step<'_>) -> bool {
+        let start = match &self.incarnations[&id].before {
+            Before::Unknown => return false,
+            Before::Nothing => return true,
+            Before::Incarnation(start) => start.clone(),
+        };
+        if !self.incarnations.contains_key(&start.previous) {
+            if self.own.contains(&start.previous) {
+                return true;
+            }
+            let latest = start.recent.last().map_or(Timestamp(0), |it| it.time);
+            if self.incarnations.len() >= MAX_INCARNATIONS || latest <= self.floor {
+                return true;
+            }
+            let reader = IncarnationReader::new(Timestamp(0), u64::MAX);
+            self.incarnations.insert(start.previous, reader);
+        }
+        self.learn_end(&start, step);
+        self.look_for_loss(start.previous, step);
+        self.incarnations[&start.previous].next.is_some_and(|next| next >= start.next)
+    }
+
+    /// Reports an incarnation that has more events than its successor remembers.
+    fn look_for_loss(&mut self, previous: Incarnation, step: &mut Step<'_>) {
+        let received = self.incarnations.get(&previous).map_or(0, |reader| reader.end);
+        let successors = self.successors.get(&previous).into_iter().flatten();
+        let starts = successors.filter_map(|id| match &self.incarnations.get(id)?.before {
+            Before::Incarnation(start) => Some(start.next),
+            Before::Unknown | Before::Nothing => None,
+        });
+        if let Some(remembered) = starts.filter(|remembered| *remembered < received).min() {
+            self.alarm(Finding::Forgot { previous, remembered, received }, step);
+        }
+    }
+
+    /// Learns the end of an incarnation from its successor.
+    fn learn_end(&mut self, start: &Start, step: &mut Step<'_>) {
+        let reader = self.incarnations.get_mut(&start.previous).expect("the caller has looked");
+        if reader.end >= start.next {
+            return;
+        }
+        let conflicts: Vec<_> =
+            start.recent.iter().filter_map(|it| reader.learn(*it, step.now.moment).err()).collect();
+        reader.end = reader.end.max(start.next);
+        for conflict in conflicts {
+            self.report(start.previous, conflict, step);
+        }
+    }
+
+    /// Decides whether the next event, which is missing, becomes a gap.
+    fn give_up_next(&mut self, id: Incarnation, step: &mut Step<'_>) -> bool {
+        let Some(reason) = self.gap_reason(id, step.now.moment) else { return false };
+        let reader = self.incarnations.get_mut(&id).expect("the caller has looked");
+        if reader.before == Before::Unknown {
+            // The first bundle is missing, and so is the name of the incarnation before.
+            reader.before = Before::Nothing;
+        }
+        let next = reader.next.expect("the caller has looked");
+        let lowest = reader.known.first_key_value().map(|(_, it)| it.listed);
+        let until = match (lowest, &reason) {
+            (None, _) => reader.end,
+            (Some(lowest), GapReason::NotKept) => lowest.next(),
+            (Some(lowest), _) if lowest.first == next => lowest.next(),
+            (Some(lowest), _) => lowest.first,
+        };
+        self.skip(id, next, until, reason, step);
+        true
+    }
+
+    /// Decides whether the events before the earliest known bundle, which cannot be fetched, become a gap.
+    fn give_up_beginning(&mut self, id: Incarnation, step: &mut Step<'_>) -> bool {
+        let Some(reason) = self.gap_reason(id, step.now.moment) else { return false };
+        let reader = self.incarnations.get_mut(&id).expect("the caller has looked");
+        let until = reader.known.first_key_value().map_or(reader.end, |(_, lowest)| lowest.listed.next());
+        reader.before = Before::Nothing;
+        self.skip(id, 0, until, reason, step);
+        true
+    }
+
+    /// The reason why the earliest missing bundle of an incarnation cannot be had, or `None` if it may still come.
+    fn gap_reason(&mut self, id: Incarnation, now: Moment) -> Option<GapReason> {
+        let (kept, heard) = (self.kept, self.heard);
+        let reader = self.incarnations.get_mut(&id).expect("the caller has looked");
+        let stuck = *reader.stuck.get_or_insert(now);
+        let lowest = reader.known.first_key_value().map(|(_, it)| it);
+        if lowest.is_some_and(|it| it.bundle.is_none() && it.listed.time < kept && it.tries > 0) {
+            Some(GapReason::NotKept)
+        } else if now.since(stuck.max(heard)) >= SILENT {
+            Some(GapReason::WriterSilent)
+        } else if now.since(stuck) >= UNAVAILABLE {
+            Some(GapReason::Unavailable)
+        } else {
+            None
+        }
+    }
+
+    /// Skips events that cannot be had, and reports the gap.
+    fn skip(&mut self, id: Incarnation, first: u64, next: u64, reason: GapReason, step: &mut Step<'_>) {
+        if first == 0 {
+            self.skip_rest_before(id, &reason, step);
+        }
+        let reader = self.incarnations.get_mut(&id).expect("the caller has looked");
+        step.budget.buffered -= reader.skip_to(next).min(step.budget.buffered);
+        self.counters.gaps += 1;
+        self.deliver(id, first, Outcome::Gap(reason), step);
+    }
+
+    /// Reports the end of the incarnation before `id` as a gap, if it is missing and only the first bundle of `id`,
+    /// which cannot be had, knows the places of its bundles.
+    fn skip_rest_before(&mut self, id: Incarnation, reason: &GapReason, step: &mut Step<'_>) {
+        let Some((previous, end)) = self.chain.get(&id).copied() else { return };
+        if self.own.contains(&previous) {
+            return;
+        }
+        if !self.incarnations.contains_key(&previous) {
+            let is_wanted = step.since == Since::Earliest || self.follows_ancestor(previous);
+            if !is_wanted || self.incarnations.len() >= MAX_INCARNATIONS {
+                return;
+            }
+            let mut reader = IncarnationReader::new(Timestamp(0), u64::MAX);
+            (reader.next, reader.before) = (Some(0), Before::Nothing);
+            self.incarnations.insert(previous, reader);
+        }
+        let reader = &self.incarnations[&previous];
+        if let Some(next) = reader.next.filter(|next| reader.is_complete() && *next < end) {
+            self.skip(previous, next, end, reason.clone(), step);
+        }
+    }
+
+    /// Whether an incarnation before `id` is read.
+    fn follows_ancestor(&self, id: Incarnation) -> bool {
+        let before = |id: &Incarnation| self.chain.get(id).map(|(before, _)| *before);
+        let ancestors = std::iter::successors(before(&id), before).take(self.chain.len());
+        ancestors.into_iter().any(|id| self.incarnations.contains_key(&id))
+    }
+
+    /// Requests the missing bundles that are needed first.
+    fn fetch(&mut self, step: &mut Step<'_>) {
+        let flights = self.incarnations.values().flat_map(|it| it.known.values());
+        let mut flights = flights.filter(|it| it.is_in_flight).count();
+        for reader in self.incarnations.values_mut().filter(|it| !it.is_complete()) {
+            // Without a beginning, only the earliest known bundle leads to it.
+            let useful = if reader.next.is_some() { MAX_FETCHES } else { 1 };
+            let next = reader.next;
+            let missing = reader.known.values_mut().filter(|it| it.bundle.is_none()).take(useful);
+            for known in missing {
+                let is_due = !known.is_in_flight && known.not_before <= step.now.moment;
+                let is_first = next == Some(known.listed.first) || next.is_none();
+                let has_room = is_first || step.budget.has_room(crate::bundle::MAX_MESSAGE);
+                if !is_due {
+                    continue;
+                }
+                if !has_room || flights >= MAX_FETCHES || !step.budget.may_fetch() {
+                    step.is_blocked = true;
+                    continue;
+                }
+                known.is_in_flight = true;
+                flights += 1;
+                step.budget.fetches += 1;
+                step.actions.push(Action::Fetch {
+                    topic: self.topic.clone(),
+                    writer: self.writer,
+                    listed: known.listed,
+                });
+            }
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! The protocol of reliable topics in a simulated network, in virtual time.
+//!
+//! Each seed makes a fleet, a load and a set of troubles: lost, repeated, late and reordered messages, partitions,
+//! crashes, restored backups, copies that run twice, lost blockstores, retention, slow readers and clock jumps. After
+//! the troubles the fleet gets time to recover, and a checker compares what each reader made durable with what each
+//! writer published. `DIM_SIMULATION_SEED=N` runs one seed.
+
+mod checker;
+mod fleet;
+mod node;
+mod troubles;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use fleet::Fleet;
+use troubles::Troubles;
+
+/// The number of seeds: 100,000 in the exhaustive tier.
+fn seeds() -> u64 {
+    let is_exhaustive = std::env::var("DIM_TEST_TIER").is_ok_and(|tier| tier == "exhaustive");
+    if is_exhaustive { 100_000 } else { 2_000 }
+}
+
+/// Runs the seeds from 0 to `count` on all cores. `troubles` makes the troubles of a seed.
+fn run_all(count: u64, troubles: fn(u64) -> Troubles) {
+    if let Ok(seed) = std::env::var("DIM_SIMULATION_SEED") {
+        run(seed.parse().expect("a number"), troubles);
+        return;
+    }
+    let next = AtomicU64::new(0);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        let work = || {
+            loop {
+                let seed = next.fetch_add(1, Ordering::Relaxed);
+                if seed >= count {
+                    return;
+                }
+                run(seed, troubles);
+            }
+        };
+        let workers: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
+        for worker in workers {
+            if let Err(panic) = worker.join() {
+                next.store(count, Ordering::Relaxed);
+                std::panic::resume_unwind(panic);
+            }
+        }
+    });
+}
+
+fn run(seed: u64, troubles: fn(u64) -> Troubles) {
+    let outcome = std::panic::catch_unwind(|| Fleet::new(seed, troubles(seed)).run());
+    if let Err(panic) = outcome {
+        let troubles = troubles(seed);
+        eprintln!("DIM_SIMULATION_SEED={seed} fails, with {troubles:#?}");
+        std::panic::resume_unwind(panic);
+    }
+}
+
+#[test]
+fn every_event_is_delivered_once_and_in_order_under_any_trouble() {
+    run_all(seeds(), Troubles::any);
+}
+
+#[test]
+fn copied_and_restored_writers_are_noticed_by_every_member() {
+    run_all(seeds() / 10, Troubles::copies);
+}
+
+#[test]
+fn fifty_members_agree() {
+    run_all(seeds() / 200, Troubles::many_members);
+}
+
+/// Seeds that have failed once.
+#[test]
+fn seeds_that_have_found_a_fault_pass() {
+    for seed in [] {
+        run(seed, Troubles::any);
+    }
+}

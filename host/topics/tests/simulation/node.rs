@@ -1,0 +1,162 @@
+//! Owns one simulated member: its durable store, its daemon's blocks, and the protocol while it runs.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dim_model::ident::Topic;
+use dim_model::time::Timestamp;
+use dim_topics::action::{Checkpoint, Delivery};
+use dim_topics::alarm::Alarm;
+use dim_topics::bundle::Bundle;
+use dim_topics::identity::{Digest, Incarnation, WriterId};
+use dim_topics::member::{Member, Setup};
+use dim_topics::own_log::{Author, LogEnd};
+use dim_topics::reader::Since;
+use dim_topics::time::{Moment, Now};
+use ed25519_dalek::SigningKey;
+
+use crate::checker::Record;
+
+/// The name of the fleet.
+pub const FLEET: &str = "simulated";
+
+/// The time of day at the start of a simulation.
+const START: u64 = 1_700_000_000_000_000_000;
+
+/// The state of a member that survives a crash.
+#[derive(Clone, Debug)]
+pub struct Store {
+    pub key: [u8; 32],
+    pub past: BTreeMap<Incarnation, Timestamp>,
+    /// The events that are not in a bundle yet.
+    pub outbox: BTreeMap<Topic, VecDeque<(Timestamp, Bytes)>>,
+    /// The own bundles, and whether each was published.
+    pub bundles: Vec<(Arc<Bundle>, bool)>,
+    pub logs: BTreeMap<Topic, LogEnd>,
+    pub kept: BTreeMap<Topic, Timestamp>,
+    pub checkpoints: BTreeMap<(Topic, WriterId, Incarnation), Checkpoint>,
+    pub topics: BTreeMap<Topic, Since>,
+    pub record: Record,
+}
+
+/// One simulated member.
+#[derive(Debug)]
+pub struct Node {
+    pub store: Store,
+    /// The protocol, while the member runs.
+    pub member: Option<Member>,
+    /// The number of the process start; events of an earlier one are void.
+    pub generation: u64,
+    /// The blocks of the daemon. They survive a crash of the member.
+    pub blocks: BTreeSet<Digest>,
+    /// The offset of the time of day, in nanoseconds.
+    pub offset: i64,
+    /// The topics for which a bundle is being made durable.
+    pub writing: BTreeSet<Topic>,
+    /// The deliveries that are not durable.
+    pub deliveries: VecDeque<Delivery>,
+    /// Whether deliveries are being made durable.
+    pub is_committing: bool,
+    /// The alarms since the start of the simulation.
+    pub alarms: BTreeSet<Alarm>,
+    /// The time of the earliest planned wake.
+    pub wake: Option<Duration>,
+    pub joined: bool,
+}
+
+impl Node {
+    pub fn new(number: usize) -> Self {
+        let mut key = [7; 32];
+        key[0] = number as u8;
+        Self {
+            store: Store {
+                key,
+                past: BTreeMap::new(),
+                outbox: BTreeMap::new(),
+                bundles: Vec::new(),
+                logs: BTreeMap::new(),
+                kept: BTreeMap::new(),
+                checkpoints: BTreeMap::new(),
+                topics: BTreeMap::new(),
+                record: Record::default(),
+            },
+            member: None,
+            generation: 0,
+            blocks: BTreeSet::new(),
+            offset: 0,
+            writing: BTreeSet::new(),
+            deliveries: VecDeque::new(),
+            is_committing: false,
+            alarms: BTreeSet::new(),
+            wake: None,
+            joined: false,
+        }
+    }
+
+    /// The identity of the member with a store.
+    pub fn id(store: &Store) -> WriterId {
+        WriterId::of(&SigningKey::from_bytes(&store.key).verifying_key())
+    }
+
+    /// The time at this member.
+    pub fn now(&self, now: Duration) -> Now {
+        let wall = START.saturating_add_signed(self.offset) + now.as_nanos() as u64;
+        Now { moment: Moment(now), wall: Timestamp(wall) }
+    }
+
+    /// Starts the member as a new incarnation, which is durable before anything is published.
+    pub fn start(&mut self, incarnation: Incarnation, seed: u64, now: Duration) {
+        let now = self.now(now);
+        let author = Author {
+            fleet: FLEET.to_owned(),
+            key: SigningKey::from_bytes(&self.store.key),
+            incarnation,
+            began: now.wall,
+        };
+        let checkpoints = self.store.checkpoints.iter();
+        let setup = Setup {
+            author,
+            past: self.store.past.clone(),
+            logs: self.store.logs.clone(),
+            topics: self.store.topics.clone(),
+            checkpoints: checkpoints
+                .map(|((topic, writer, _), checkpoint)| (topic.clone(), *writer, checkpoint.clone()))
+                .collect(),
+            seed,
+        };
+        let mut member = Member::new(setup, now);
+        for (topic, time) in &self.store.kept {
+            member.keep_since(topic, *time);
+        }
+        self.store.past.insert(incarnation, member.began());
+        self.member = Some(member);
+    }
+
+    /// Ends the process. What is not durable is lost.
+    pub fn crash(&mut self) {
+        self.member = None;
+        self.generation += 1;
+        self.writing.clear();
+        self.deliveries.clear();
+        self.is_committing = false;
+        self.wake = None;
+    }
+
+    /// Makes a delivery durable, in the way of a transaction.
+    pub fn commit(&mut self, delivery: &Delivery) {
+        let (topic, writer) = (delivery.topic.clone(), delivery.writer);
+        let store = &mut self.store;
+        if let Some(replaced) = delivery.replaced
+            && let Some(checkpoint) = store.checkpoints.get_mut(&(topic.clone(), writer, replaced))
+        {
+            checkpoint.is_replaced = true;
+        }
+        for removed in &delivery.removed {
+            store.checkpoints.remove(&(topic.clone(), writer, *removed));
+        }
+        let key = (topic, writer, delivery.checkpoint.incarnation);
+        store.checkpoints.insert(key, delivery.checkpoint.clone());
+    }
+}

@@ -1,0 +1,119 @@
+//! Reliable topics between hosts: each event of each host once and in its order, over lost messages and restarts.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dim_model::entry::{Event, Kind, MemberEvent, Offset, Origin};
+use dim_model::ident::Topic;
+use dim_store::effect::Publish;
+use dim_tests::{Fault, FaultProxy, Kubo, Setup, TestHost, eventually_within, tier};
+use serde_json::json;
+
+/// Maximum time until everything has arrived.
+const ARRIVAL: Duration = Duration::from_secs(60);
+
+const RELIABLE: &str = "topics: { probe.*: { delivery: reliable } }\n";
+
+fn topic() -> Topic {
+    "probe.in".parse().unwrap()
+}
+
+fn setup(api: &str) -> Setup {
+    let grants = json!({ "config": { "topics": ["probe.in"] } });
+    Setup::default().and_probe("probe", grants).yaml(RELIABLE).on_kubo(api)
+}
+
+/// The events of members in the log of a host, in order.
+fn received(host: &TestHost) -> Vec<(MemberEvent, Bytes)> {
+    let mut entries = VecDeque::new();
+    host.host.storage.log.read(Offset(0), usize::MAX, &mut entries).unwrap();
+    let event = |kind: &Kind| match kind {
+        Kind::Event(Event::Message { data, origin: Origin::Member(event), .. }) => {
+            Some((event.clone(), data.clone()))
+        }
+        _ => None,
+    };
+    entries.iter().filter_map(|entry| event(&entry.kind)).collect()
+}
+
+async fn publish(host: &TestHost, data: &str) {
+    let publish = Publish { topic: topic(), data: Bytes::copy_from_slice(data.as_bytes()) };
+    host.host.storage.commit.publish(publish, host.host.storage.log.now()).await.unwrap();
+}
+
+/// Publishes numbers.
+async fn publish_numbers(host: &TestHost, numbers: std::ops::Range<usize>) {
+    for number in numbers {
+        publish(host, &number.to_string()).await;
+    }
+}
+
+/// Waits until a host has received `count` events, and checks that they are the numbers from 0 on, and that each
+/// incarnation has its sequences from 0 on.
+async fn has_numbers(host: &TestHost, count: usize) {
+    eventually_within(ARRIVAL, "all events have arrived", async || received(host).len() >= count).await;
+    let received = received(host);
+    let numbers: Vec<usize> =
+        received.iter().map(|(_, data)| std::str::from_utf8(data).unwrap().parse().unwrap()).collect();
+    assert_eq!(numbers, (0..count).collect::<Vec<_>>());
+    let mut next: BTreeMap<[u8; 16], u64> = BTreeMap::new();
+    for (event, _) in &received {
+        let next = next.entry(event.incarnation).or_default();
+        assert_eq!(event.sequence, *next);
+        *next += 1;
+    }
+}
+
+/// Waits until two hosts know that they hear each other.
+async fn are_connected(hosts: [&TestHost; 2]) {
+    for host in hosts {
+        let pubsub = &host.host.exchange.links.backend.pubsub;
+        let channel = host.host.exchange.links.reliable.channels.of(&topic());
+        eventually_within(ARRIVAL, "the daemon has a peer on the topic", async || {
+            pubsub.peers(&channel).await.is_ok_and(|peers| !peers.is_empty())
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_arrive_once_and_in_order_over_restarts_of_both_hosts() {
+    let Some((near, far)) = Kubo::start_pair() else { return };
+    let (writer, reader) = (setup(near.api()).start().await, setup(far.api()).start().await);
+    are_connected([&writer, &reader]).await;
+    publish_numbers(&writer, 0..300).await;
+    has_numbers(&reader, 300).await;
+    assert_eq!(received(&writer), [], "its own events do not come back");
+    let reader_dir = reader.stop().await;
+    // What is published while the reader is away is not lost.
+    publish_numbers(&writer, 300..400).await;
+    let writer = setup(near.api()).start_in(writer.stop().await).await;
+    let reader = setup(far.api()).start_in(reader_dir).await;
+    are_connected([&writer, &reader]).await;
+    publish_numbers(&writer, 400..500).await;
+    has_numbers(&reader, 500).await;
+    let incarnations: Vec<_> = received(&reader).into_iter().map(|(event, _)| event.incarnation).collect();
+    assert_ne!(incarnations[0], incarnations[499], "each start is an incarnation");
+    writer.stop().await;
+    reader.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_messages_are_fetched() {
+    let Some((near, far)) = Kubo::start_pair() else { return };
+    let target: SocketAddr = far.url().trim_start_matches("http://").parse().unwrap();
+    let proxy = FaultProxy::start(target, tier::seed("the proxy")).await;
+    let (writer, reader) = (setup(near.api()).start().await, setup(&proxy.api()).start().await);
+    are_connected([&writer, &reader]).await;
+    proxy.set(Fault::Losing);
+    for number in 0..200 {
+        publish(&writer, &number.to_string()).await;
+        // Each event is a message of its own.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    has_numbers(&reader, 200).await;
+    writer.stop().await;
+    reader.stop().await;
+}

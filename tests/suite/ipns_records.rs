@@ -121,14 +121,15 @@ fn only_one_file_holds_bindings_and_each_crate_of_the_host_depends_on_lower_ones
         }
     }
     assert_eq!(with_bindings, [std::path::Path::new("runtime/src/bindings.rs")]);
-    let layers: [(&str, &[&str]); 11] = [
+    let layers: [(&str, &[&str]); 12] = [
         ("bundled", &[]),
         ("model", &[]),
         ("ipfs", &["model"]),
-        ("store", &["model", "ipfs"]),
+        ("topics", &["model"]),
+        ("store", &["model", "ipfs", "topics"]),
         ("runtime", &["model", "ipfs", "store"]),
-        ("network", &["model", "ipfs", "store"]),
-        ("server", &["bundled", "model", "ipfs", "store", "runtime", "network"]),
+        ("network", &["model", "ipfs", "topics", "store"]),
+        ("server", &["bundled", "model", "ipfs", "topics", "store", "runtime", "network"]),
         ("api", &["model", "ipfs", "store", "runtime", "network", "server"]),
         ("scenarios", &["bundled", "model", "ipfs", "store", "runtime", "server"]),
         ("agent", &["model", "ipfs", "store", "server", "api"]),

@@ -2,17 +2,21 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
+use dim_client::{Address, Client};
 use dim_model::entry::{Event, Kind, MemberEvent, Offset, Origin};
 use dim_model::ident::Topic;
 use dim_store::effect::Publish;
-use dim_tests::{Fault, FaultProxy, Kubo, Setup, TestHost, eventually_within, tier};
+use dim_tests::{Fault, FaultProxy, Kubo, Program, Setup, TestHost, eventually_within, tier};
 use serde_json::json;
 
 /// Maximum time until everything has arrived.
 const ARRIVAL: Duration = Duration::from_secs(60);
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_dim-under-test");
 
 const RELIABLE: &str = "topics: { probe.*: { delivery: reliable } }\n";
 
@@ -115,5 +119,82 @@ async fn lost_messages_are_fetched() {
     }
     has_numbers(&reader, 200).await;
     writer.stop().await;
+    reader.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_fits_into_no_message_is_fetched() {
+    let Some((near, far)) = Kubo::start_pair() else { return };
+    let (writer, reader) = (setup(near.api()).start().await, setup(far.api()).start().await);
+    are_connected([&writer, &reader]).await;
+    // Bytes that cannot be compressed.
+    let mut state = 1_u64;
+    let noise: Vec<u8> = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    })
+    .take(59 << 10)
+    .collect();
+    let publish = Publish { topic: topic(), data: noise.clone().into() };
+    writer.host.storage.commit.publish(publish, writer.host.storage.log.now()).await.unwrap();
+    eventually_within(ARRIVAL, "it has arrived", async || received(&reader).len() == 1).await;
+    assert_eq!(received(&reader)[0].1, noise);
+    writer.stop().await;
+    reader.stop().await;
+}
+
+/// Publishes numbered events until the host is gone. Returns the number of those that it acknowledged.
+async fn publish_until_it_is_gone(state: &Path, round: usize) -> usize {
+    let client = Client::new(Address::in_state_dir(state)).unwrap();
+    for number in 0.. {
+        if client.pubsub().publish("probe.in", format!("{round} {number}")).await.is_err() {
+            return number;
+        }
+    }
+    unreachable!("the host is killed")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_that_were_acknowledged_survive_a_kill_of_their_host() {
+    let Some((near, far)) = Kubo::start_pair() else { return };
+    let reader = setup(far.api()).start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let (state, config) = (dir.path().join("state"), dir.path().join("config.yaml"));
+    std::fs::create_dir(&state).unwrap();
+    std::fs::write(&config, RELIABLE).unwrap();
+    let rounds = tier::repeats(4, 200);
+    let mut acknowledged = Vec::new();
+    for round in 0..rounds {
+        let args = ["--kubo", near.api(), "--config", config.to_str().unwrap()];
+        let writer = tokio::task::block_in_place(|| Program::start(Path::new(PROGRAM), &state, &args));
+        let load = tokio::spawn({
+            let state = state.clone();
+            async move { publish_until_it_is_gone(&state, round).await }
+        });
+        tokio::time::sleep(Duration::from_millis(200 + 137 * (round as u64 % 5))).await;
+        writer.kill();
+        acknowledged.push(load.await.unwrap());
+    }
+    // The last start publishes what was durable and not sent.
+    let args = ["--kubo", near.api(), "--config", config.to_str().unwrap()];
+    let writer = tokio::task::block_in_place(|| Program::start(Path::new(PROGRAM), &state, &args));
+    let of_round = |round: usize| {
+        let prefix = format!("{round} ");
+        let data = received(&reader).into_iter().map(|(_, data)| String::from_utf8(data.to_vec()).unwrap());
+        let numbers =
+            data.filter_map(|text| text.strip_prefix(&prefix).map(|it| it.parse::<usize>().unwrap()));
+        numbers.collect::<Vec<_>>()
+    };
+    for (round, count) in acknowledged.iter().enumerate() {
+        assert!(*count > 0, "there was load");
+        let all = async || of_round(round).len() >= *count;
+        eventually_within(ARRIVAL, "the acknowledged events have arrived", all).await;
+        let numbers = of_round(round);
+        // The event that was under way when the host was killed may be durable.
+        assert!(numbers.len() <= count + 1, "{} of {count}", numbers.len());
+        assert_eq!(numbers, (0..numbers.len()).collect::<Vec<_>>(), "once, and in order");
+    }
+    println!("{} events, {} acknowledged", received(&reader).len(), acknowledged.iter().sum::<usize>());
+    writer.kill();
     reader.stop().await;
 }

@@ -28,7 +28,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use channel::{Channels, Input, Inputs, Reliable, WaitingPublish};
+pub use channel::{Channels, Input, Inputs, Reliable, Retention, WaitingPublish};
 
 use outgoing::{Outgoing, Waiting};
 
@@ -84,12 +84,15 @@ impl ReliableTopics {
     /// Creates the driver, which continues after the state in the store.
     pub fn new(parts: Parts, identity: Identity, stop: CancellationToken) -> Result<Self, StoreError> {
         let state = TopicState::read(&parts.store.snapshot()?)?;
-        let TopicState { past, logs, topics, checkpoints, unsent } = state;
+        let TopicState { past, logs, topics, checkpoints, kept, unsent } = state;
         let setup = Setup { author: identity.author, past, logs, topics, checkpoints, seed: identity.seed };
         let began = parts.log.clock().monotonic();
         let now = Now { moment: Moment::default(), wall: parts.log.clock().wall() };
         let mut outgoing = Outgoing::default();
-        let member = Member::new(setup, now);
+        let mut member = Member::new(setup, now);
+        for (topic, time) in &kept {
+            member.keep_since(topic, *time);
+        }
         outgoing.resend(&unsent, &parts.reliable.channels);
         Ok(Self {
             parts,
@@ -119,6 +122,7 @@ impl ReliableTopics {
 
     async fn serve(&mut self, inputs: &mut Inputs) {
         self.listen_to_heads();
+        self.remove_old_bundles();
         let stop = self.stop.clone();
         loop {
             let wait = self.member.deadline().since(self.now().moment);
@@ -166,6 +170,11 @@ impl ReliableTopics {
                 None => self.member.fetch_failed(&topic, &writer, &listed, now),
             },
             Input::Committed(deliveries) => self.committed(&deliveries, now),
+            Input::Removed(kept) => {
+                for (topic, time) in &kept {
+                    self.member.keep_since(topic, *time);
+                }
+            }
         }
     }
 

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use dim_model::ident::{InvalidWord, PeerName, PluginName, Topic};
 use dim_model::signer::Signer;
+use dim_network::reliable_topics::Retention;
 use dim_store::commit::Durability;
 use dim_store::event_log::TAIL_BYTES;
 use dim_store::grants::{Grants, NameOrKey, TopicPattern};
@@ -175,11 +176,37 @@ impl FleetConfig {
 pub struct TopicConfig {
     /// The peers whose messages on the topic are accepted; all others are refused. The daemon of this host is a peer
     /// like any other. Absent: every peer.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "accepted", skip_serializing_if = "Option::is_none")]
     pub peers: Option<BTreeSet<PeerName>>,
     /// The delivery of messages on the topic.
     #[serde(skip_serializing_if = "Delivery::is_plain")]
     pub delivery: Delivery,
+    /// The retention of the host's own events on a reliable topic, for members that are away or join late.
+    #[serde(skip_serializing_if = "RetentionConfig::is_default")]
+    pub retention: RetentionConfig,
+}
+
+/// The section `topics.TOPIC.retention`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RetentionConfig {
+    /// The time for which events are kept, default 24 h; a bare number is in hours.
+    #[serde(alias = "hours", with = "dim_model::time::in_hours")]
+    pub time: Duration,
+    /// The bytes of events of one topic that are kept, as they are compressed, default 256 MiB.
+    pub bytes: u64,
+}
+
+impl Default for RetentionConfig {
+    fn default() -> Self {
+        Self { time: Duration::from_secs(24 * 3_600), bytes: 256 << 20 }
+    }
+}
+
+impl RetentionConfig {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// The delivery of the messages of a topic.
@@ -384,6 +411,13 @@ fn granted<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<G
     Grants::deserialize(deserializer).map(Some)
 }
 
+/// Deserializes the accepted peers of a topic; an empty section accepts nobody.
+fn accepted<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<BTreeSet<PeerName>>, D::Error> {
+    BTreeSet::deserialize(deserializer).map(Some)
+}
+
 /// The section `store`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -549,10 +583,14 @@ impl Config {
         }
     }
 
-    /// Returns the reliable topics.
-    pub fn reliable(&self) -> BTreeSet<TopicPattern> {
+    /// Returns the reliable topics, with the retention of the host's own events.
+    pub fn reliable(&self) -> BTreeMap<TopicPattern, Retention> {
         let reliable = self.topics.iter().filter(|(_, topic)| topic.delivery == Delivery::Reliable);
-        reliable.map(|(pattern, _)| pattern.clone()).collect()
+        let retention = |topic: &TopicConfig| {
+            let RetentionConfig { time, bytes } = topic.retention;
+            Retention { time, bytes }
+        };
+        reliable.map(|(pattern, topic)| (pattern.clone(), retention(topic))).collect()
     }
 
     /// Returns the time after which a publish expires.

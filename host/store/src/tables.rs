@@ -68,6 +68,9 @@ pub const CHECKPOINTS: TableDefinition<(&str, &[u8]), &[u8]> = TableDefinition::
 /// A subscribed reliable topic, to the kind and the time of its beginning.
 pub const SUBSCRIBED: TableDefinition<&str, (u8, u64)> = TableDefinition::new("subscribed");
 
+/// A reliable topic, to the hybrid time before which its own bundles were removed.
+pub const KEPT_SINCE: TableDefinition<&str, u64> = TableDefinition::new("kept-since");
+
 /// Passes all tables to a macro.
 macro_rules! all {
     ($each:ident) => {
@@ -101,6 +104,7 @@ macro_rules! all {
             LOG_ENDS,
             CHECKPOINTS,
             SUBSCRIBED,
+            KEPT_SINCE,
         )
     };
 }

@@ -17,8 +17,8 @@ use redb::{ReadableTable as _, WriteTransaction};
 
 use crate::outbox::Row as Publish;
 use crate::{
-    BUNDLE_DIGESTS, BUNDLES, CHECKPOINTS, INCARNATIONS, LOG_ENDS, OUTBOX, SUBSCRIBED, Snapshot, StoreError,
-    UNSENT_BUNDLES, add_to_counter, counter, next_numbers, outbox,
+    BUNDLE_DIGESTS, BUNDLES, CHECKPOINTS, INCARNATIONS, KEPT_SINCE, LOG_ENDS, OUTBOX, SUBSCRIBED, Snapshot,
+    StoreError, UNSENT_BUNDLES, add_to_counter, counter, next_numbers, outbox,
 };
 
 /// The name of the stored counter of the bundles' bytes.
@@ -35,6 +35,8 @@ pub struct TopicState {
     pub topics: BTreeMap<Topic, Since>,
     /// The positions in the logs of others.
     pub checkpoints: Vec<(Topic, WriterId, Checkpoint)>,
+    /// The hybrid times before which own bundles were removed.
+    pub kept: BTreeMap<Topic, Timestamp>,
     /// The own bundles that were perhaps not published, in order.
     pub unsent: Vec<Bytes>,
 }
@@ -62,6 +64,10 @@ impl TopicState {
             let (writer, id) = id.split_at_checked(32).ok_or_else(|| corrupt("a short key"))?;
             let checkpoint = checkpoint.into_checkpoint(incarnation(id)?)?;
             state.checkpoints.push((parse(topic)?, WriterId(fixed(writer)?), checkpoint));
+        }
+        for row in snapshot.table(KEPT_SINCE)?.iter()? {
+            let (topic, time) = row?;
+            state.kept.insert(parse(topic.value())?, Timestamp(time.value()));
         }
         let bundles = snapshot.table(BUNDLES)?;
         for row in snapshot.table(UNSENT_BUNDLES)?.iter()? {
@@ -179,8 +185,7 @@ pub struct Kept {
 }
 
 /// Removes the own bundles that retention does not keep. `kept` returns the retention of a topic. A bundle that was
-/// not published is kept. Returns the time of the earliest bundle that remains of each topic from which some were
-/// removed.
+/// not published is kept. Returns, for each topic from which bundles were removed, the time before which all were.
 pub fn remove_old(
     write: &WriteTransaction,
     kept: impl Fn(&Topic) -> Kept,
@@ -213,6 +218,11 @@ pub fn remove_old(
         *kept = (*kept).max(Timestamp(time + 1));
     }
     drop((bundles, digests, unsent));
+    let mut kept = write.open_table(KEPT_SINCE)?;
+    for (topic, time) in &earliest {
+        kept.insert(topic.as_str(), time.0)?;
+    }
+    drop(kept);
     add_to_counter(write, BYTES, -(removed as i64))?;
     Ok(earliest)
 }
@@ -405,5 +415,136 @@ impl CheckpointRow {
             is_replaced: self.is_replaced,
             floor: Timestamp(self.floor),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dim_topics::bundle::Event;
+    use dim_topics::own_log::{Author, OwnLog};
+    use ed25519_dalek::SigningKey;
+
+    use super::*;
+    use crate::Store;
+    use crate::effect::Publish as Effect;
+
+    fn topic() -> Topic {
+        "jobs".parse().unwrap()
+    }
+
+    fn author() -> Author {
+        let key = SigningKey::from_bytes(&[3; 32]);
+        Author { fleet: "fleet".to_owned(), key, incarnation: Incarnation([1; 16]), began: Timestamp(1) }
+    }
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        (dir, store)
+    }
+
+    /// Puts a publish into the outbox and forms its bundle.
+    fn formed(write: &WriteTransaction, log: &mut OwnLog, time: u64) -> (Bundle, LogEnd) {
+        let publish = Effect { topic: topic(), data: b"x".as_slice().into() };
+        outbox::enqueue(write, Some(&"p".parse().unwrap()), &[publish], Timestamp(time)).unwrap();
+        let events = [Event { time: Timestamp(time), data: b"x".as_slice().into() }];
+        let bundle = log.form(&topic(), &events, &author());
+        (bundle, log.formed().unwrap().clone())
+    }
+
+    #[test]
+    fn what_is_void_is_not_stored_in_a_bundle() {
+        let (_dir, store) = store();
+        let mut log = OwnLog::default();
+        let write = store.begin().unwrap();
+        let (bundle, end) = formed(&write, &mut log, 5);
+        outbox::void_since(&write, &"p".parse().unwrap(), 1).unwrap();
+        assert!(!append(&write, &bundle, &end, &[1]).unwrap());
+        log.abandon();
+        let (bundle, end) = formed(&write, &mut log, 6);
+        assert_eq!(bundle.header.first, 0, "the sequence is given again");
+        assert!(append(&write, &bundle, &end, &[2]).unwrap());
+        assert!(!append(&write, &bundle, &end, &[2]).unwrap(), "a publish is in one bundle");
+        write.commit().unwrap();
+        let state = TopicState::read(&store.snapshot().unwrap()).unwrap();
+        assert_eq!(state.logs, BTreeMap::from([(topic(), end)]));
+        assert_eq!(state.unsent, [bundle.block.clone()]);
+        assert_eq!(block(&store.snapshot().unwrap(), &bundle.digest).unwrap(), Some(bundle.block));
+    }
+
+    #[test]
+    fn bundles_are_kept_for_a_time_and_up_to_a_size_and_until_they_are_sent() {
+        let (_dir, store) = store();
+        let mut log = OwnLog::default();
+        let write = store.begin().unwrap();
+        let mut bundles = Vec::new();
+        for number in 1..=5 {
+            let (bundle, end) = formed(&write, &mut log, number * 10);
+            assert!(append(&write, &bundle, &end, &[number]).unwrap());
+            bundles.push(bundle);
+        }
+        let size = bytes(&write.open_table(crate::META).unwrap()).unwrap() / 5;
+        let all = |since, bytes| move |_: &Topic| Kept { since: Timestamp(since), bytes };
+        assert_eq!(remove_old(&write, all(100, 0)).unwrap(), BTreeMap::new(), "none was sent");
+        let digests: Vec<Digest> = bundles.iter().map(|bundle| bundle.digest).collect();
+        sent(&write, &digests).unwrap();
+        let removed = remove_old(&write, all(20, u64::MAX)).unwrap();
+        assert_eq!(removed, BTreeMap::from([(topic(), Timestamp(11))]));
+        let removed = remove_old(&write, all(0, size * 5 / 2)).unwrap();
+        assert_eq!(removed, BTreeMap::from([(topic(), Timestamp(31))]));
+        write.commit().unwrap();
+        let snapshot = store.snapshot().unwrap();
+        let left: Vec<bool> =
+            digests.iter().map(|digest| block(&snapshot, digest).unwrap().is_some()).collect();
+        assert_eq!(left, [false, false, false, true, true]);
+        assert_eq!(TopicState::read(&snapshot).unwrap().kept, removed);
+        assert_eq!(bytes(&snapshot.table(crate::META).unwrap()).unwrap(), {
+            let rows = snapshot.table(BUNDLES).unwrap();
+            rows.iter().unwrap().map(|row| row.unwrap().1.value().len() as u64).sum::<u64>()
+        });
+    }
+
+    #[test]
+    fn a_position_comes_back_as_it_was_written() {
+        let (_dir, store) = store();
+        let checkpoint = |id: u8, before| Checkpoint {
+            incarnation: Incarnation([id; 16]),
+            began: Timestamp(3),
+            next: 7,
+            last: Some(Listed { first: 5, count: 2, time: Timestamp(4), digest: Digest([8; 32]) }),
+            time: Timestamp(9),
+            before,
+            is_replaced: false,
+            floor: Timestamp(2),
+        };
+        let delivery = |checkpoint: Checkpoint, removed| Delivery {
+            topic: topic(),
+            writer: WriterId([6; 32]),
+            first: 5,
+            outcome: dim_topics::action::Outcome::Events(Vec::new()),
+            replaced: checkpoint.before.map(|(id, _)| id),
+            checkpoint,
+            removed,
+        };
+        let write = store.begin().unwrap();
+        let (one, two, three) = (Incarnation([1; 16]), Incarnation([2; 16]), Incarnation([3; 16]));
+        subscribe(&write, &topic(), Since::Head(Timestamp(4))).unwrap();
+        begin(&write, one, Timestamp(3)).unwrap();
+        advance(&write, &delivery(checkpoint(1, None), vec![])).unwrap();
+        advance(&write, &delivery(checkpoint(2, Some((one, 7))), vec![])).unwrap();
+        advance(&write, &delivery(checkpoint(3, Some((two, 7))), vec![one])).unwrap();
+        write.commit().unwrap();
+        let state = TopicState::read(&store.snapshot().unwrap()).unwrap();
+        assert_eq!(state.topics, BTreeMap::from([(topic(), Since::Head(Timestamp(4)))]));
+        assert_eq!(state.past, BTreeMap::from([(one, Timestamp(3))]));
+        let replaced = Checkpoint { is_replaced: true, ..checkpoint(2, Some((one, 7))) };
+        let newest = Checkpoint { incarnation: three, ..checkpoint(3, Some((two, 7))) };
+        let writer = WriterId([6; 32]);
+        assert_eq!(state.checkpoints, [(topic(), writer, replaced), (topic(), writer, newest)]);
+        let write = store.begin().unwrap();
+        unsubscribe(&write, &topic()).unwrap();
+        write.commit().unwrap();
+        let state = TopicState::read(&store.snapshot().unwrap()).unwrap();
+        assert!(state.topics.is_empty() && state.checkpoints.is_empty());
     }
 }

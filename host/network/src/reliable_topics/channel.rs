@@ -1,11 +1,13 @@
 //! Owns the names of the pubsub topics that carry reliable topics, and the way to the driver. The subscriptions and the
 //! outbox use it to pass on what belongs to a reliable topic.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use dim_model::ident::{PluginName, Topic};
+use dim_model::time::Timestamp;
 use dim_store::grants::TopicPattern;
 use dim_topics::action::Delivery;
 use dim_topics::bundle::{Bundle, Listed};
@@ -52,10 +54,19 @@ impl Channels {
     }
 }
 
+/// The retention of the own bundles of a topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// Older bundles are removed.
+    pub time: Duration,
+    /// The most bytes of the topic that are kept.
+    pub bytes: u64,
+}
+
 /// The reliable topics as the rest of the host sees them.
 #[derive(Clone, Debug)]
 pub struct Reliable {
-    patterns: Arc<BTreeSet<TopicPattern>>,
+    patterns: Arc<BTreeMap<TopicPattern, Retention>>,
     /// The names of the pubsub topics.
     pub channels: Channels,
     inputs: mpsc::Sender<Input>,
@@ -67,7 +78,7 @@ pub struct Inputs(pub(super) mpsc::Receiver<Input>);
 
 impl Reliable {
     /// Creates the way to a driver. `patterns` are the reliable topics.
-    pub fn new(fleet: &str, patterns: BTreeSet<TopicPattern>) -> (Self, Inputs) {
+    pub fn new(fleet: &str, patterns: BTreeMap<TopicPattern, Retention>) -> (Self, Inputs) {
         let (sender, receiver) = mpsc::channel(WAITING);
         let it = Self { patterns: Arc::new(patterns), channels: Channels::new(fleet), inputs: sender };
         (it, Inputs(receiver))
@@ -80,7 +91,14 @@ impl Reliable {
 
     /// Whether a topic is reliable.
     pub fn is_reliable(&self, topic: &Topic) -> bool {
-        self.patterns.iter().any(|pattern| pattern.covers(topic))
+        self.patterns.keys().any(|pattern| pattern.covers(topic))
+    }
+
+    /// The retention of a topic: that of the closest pattern. A topic that is no longer reliable has none.
+    pub fn retention(&self, topic: &Topic) -> Option<Retention> {
+        let covering = self.patterns.iter().filter(|(pattern, _)| pattern.covers(topic));
+        let closest = covering.max_by_key(|(pattern, _)| (pattern.exact().is_some(), pattern.bytes()));
+        closest.map(|(_, retention)| *retention)
     }
 
     /// The pubsub topic that carries a topic.
@@ -115,7 +133,7 @@ impl Reliable {
 /// A host without reliable topics.
 impl Default for Reliable {
     fn default() -> Self {
-        Self::new("none", BTreeSet::new()).0
+        Self::new("none", BTreeMap::new()).0
     }
 }
 
@@ -174,4 +192,6 @@ pub enum Input {
     },
     /// Deliveries are durable.
     Committed(Vec<Delivery>),
+    /// Old bundles were removed: all from before these hybrid times.
+    Removed(BTreeMap<Topic, Timestamp>),
 }

@@ -9,18 +9,22 @@ use bytes::Bytes;
 use dim_ipfs::BackendError;
 use dim_model::backoff::Backoff;
 use dim_model::ident::Topic;
-use dim_model::time::Timestamp;
+use dim_model::time::{Timestamp, nanoseconds};
 use dim_store::commit::CommitError;
 use dim_store::outbox::Row;
+use dim_store::topic_rows::Kept;
 use dim_store::{OUTBOX, StoreError, topic_rows};
 use dim_topics::bundle::{Bundle, MAX_EVENTS, MAX_MESSAGE};
 use dim_topics::identity::Digest;
 
-use super::channel::{Channels, Input, WaitingPublish};
+use super::channel::{Channels, Input, Retention, WaitingPublish};
 use super::{ReliableTopics, SendResult};
 
 /// The size of the publishes that are read for one bundle, in bytes. More would not fit.
 const READ: usize = 512 << 10;
+
+/// The pause between removals of old bundles.
+const RETENTION: Duration = Duration::from_secs(60);
 
 /// The pause after each message. A daemon loses messages that arrive faster.
 const PACE: Duration = Duration::from_millis(2);
@@ -197,6 +201,35 @@ impl ReliableTopics {
             if let Err(error) = backend.content.put_block(&digest.cid(), bundle.block.clone()).await {
                 // Members that miss it ask for it.
                 tracing::debug!(%digest, "the daemon does not store a bundle: {error}");
+            }
+        });
+    }
+
+    /// Removes own bundles that retention does not keep, again and again.
+    pub(super) fn remove_old_bundles(&self) {
+        let (parts, stop) = (self.parts.clone(), self.stop.clone());
+        let work = async move {
+            loop {
+                parts.log.clock().sleep(RETENTION).await;
+                let (reliable, now) = (parts.reliable.clone(), parts.log.clock().wall());
+                let kept = move |topic: &Topic| match reliable.retention(topic) {
+                    Some(Retention { time, bytes }) => {
+                        Kept { since: Timestamp(now.0.saturating_sub(nanoseconds(time))), bytes }
+                    }
+                    None => Kept { since: now, bytes: 0 },
+                };
+                match parts.commit.write_later(move |write| topic_rows::remove_old(write, kept)).await {
+                    Ok(removed) => parts.reliable.send(Input::Removed(removed)).await,
+                    Err(CommitError::Closed) => return,
+                    Err(error) => tracing::error!("cannot remove old bundles: {error}"),
+                }
+            }
+        };
+        self.tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = work => {}
             }
         });
     }

@@ -90,12 +90,13 @@ impl Comparison {
 }
 
 impl Config {
-    /// Returns the settings of topics after `after` was read. The delivery of a topic stays until a restart.
+    /// Returns the settings of topics after `after` was read. The delivery and the retention of a topic stay until a restart.
     fn topics_after(&self, after: &Self) -> BTreeMap<TopicPattern, TopicConfig> {
         let patterns: BTreeSet<_> = self.topics.keys().chain(after.topics.keys()).collect();
         let topic = |pattern: &TopicPattern| TopicConfig {
             peers: after.topics.get(pattern).and_then(|topic| topic.peers.clone()),
             delivery: self.topics.get(pattern).map_or_else(Delivery::default, |topic| topic.delivery),
+            retention: self.topics.get(pattern).map(|topic| topic.retention.clone()).unwrap_or_default(),
         };
         patterns.into_iter().map(|pattern| (pattern.clone(), topic(pattern))).collect()
     }

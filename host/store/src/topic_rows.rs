@@ -468,7 +468,7 @@ mod tests {
         write.commit().unwrap();
         let state = TopicState::read(&store.snapshot().unwrap()).unwrap();
         assert_eq!(state.logs, BTreeMap::from([(topic(), end)]));
-        assert_eq!(state.unsent, [bundle.block.clone()]);
+        assert_eq!(state.unsent, std::slice::from_ref(&bundle.block));
         assert_eq!(block(&store.snapshot().unwrap(), &bundle.digest).unwrap(), Some(bundle.block));
     }
 

@@ -7,10 +7,10 @@ use dim_model::ident::KeyName;
 use dim_model::suggestion::nearest;
 use serde::Deserialize as _;
 
-use super::Config;
 use super::findings::{Finding, Severity};
 use super::reader::in_words;
 use super::tree::{Node, Step};
+use super::{Config, Delivery};
 
 /// The sections of the file that belong to the host; all others belong to other programs.
 pub(super) const SECTIONS: &[&str] = &[
@@ -188,6 +188,12 @@ impl Examined {
         for (_, path, why) in required.into_iter().filter(|(is_right, ..)| !is_right) {
             self.tell(Severity::Error, path, why);
         }
+        for (pattern, topic) in &config.topics {
+            if topic.peers.is_none() && topic.delivery == Delivery::Plain {
+                let why = "`peers` is missing: name the accepted peers, or set `delivery: reliable`";
+                self.tell(Severity::Error, &["topics", &pattern.to_string()], why);
+            }
+        }
         for (name, plugin) in &config.plugins {
             if let Some(over) = limits.over_ceiling(&plugin.limits) {
                 let why = format!("{over} (limits.ceiling)");
@@ -317,9 +323,10 @@ mod tests {
         let config = Config::parse("plugins:\n  job-tracker:\n    grants:\n").unwrap();
         let job_tracker: PluginName = "job-tracker".parse().unwrap();
         assert_eq!(config.plugins[&job_tracker].grants, Some(Grants::default()), "nothing is granted");
-        // A protected topic without `peers` would have no effect, so the key is required.
+        // A protected topic without `peers` would have no effect, so a plain topic needs the key.
         let why = Config::parse("topics:\n  dim.nodes.*:\n").unwrap_err();
         assert!(why.contains("topics.dim.nodes.*: `peers` is missing"), "{why}");
+        Config::parse("topics:\n  dim.nodes.*: { delivery: reliable }\n").unwrap();
     }
 
     #[test]

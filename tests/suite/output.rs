@@ -395,8 +395,9 @@ fn sizes_and_times_are_short_for_people_and_exact_for_programs() {
     host.json(&["topic", "pub", "dim.nodes.heartbeat", "{\"node_id\":\"n1\"}"]);
     host.json(&["topic", "pub", "dim.jobs.updates", "no job event"]);
     soon(|| host.json(&["dead", "ls"]) != json!([]) && host.json(&["node", "ls"]) != json!([]));
-    let nanoseconds =
-        |text: &str| text.split_whitespace().any(|word| word.starts_with("20") && word.contains('.'));
+    let nanoseconds = |text: &str| {
+        text.split_whitespace().any(|word| word.starts_with("20") && word.contains('T') && word.contains('.'))
+    };
     for (line, words) in [
         ("status", &["MiB", "now), in "][..]),
         ("job ls", &["now"]),

@@ -98,9 +98,65 @@ async fn events_arrive_once_and_in_order_over_restarts_of_both_hosts() {
     are_connected([&writer, &reader]).await;
     publish_numbers(&writer, 400..500).await;
     has_numbers(&reader, 500).await;
+    are_all_known(&writer, &reader).await;
     let incarnations: Vec<_> = received(&reader).into_iter().map(|(event, _)| event.incarnation).collect();
     assert_ne!(incarnations[0], incarnations[499], "each start is an incarnation");
     writer.stop().await;
+    reader.stop().await;
+}
+
+/// Checks what both hosts show of the two incarnations of the writer, each from its side.
+async fn are_all_known(writer: &TestHost, reader: &TestHost) {
+    let logs = async |host: &TestHost| host.host.exchange.links.reliable.writers(&topic()).await.unwrap();
+    let at_reader = logs(reader).await;
+    assert_eq!(at_reader.len(), 2, "{at_reader:?}");
+    assert_eq!(at_reader.iter().map(|log| log.received).sum::<u64>(), 500);
+    assert!(at_reader.iter().all(|log| !log.is_own && log.end == log.received && log.counters.gaps == 0));
+    // The writer learns from the next head of the reader how far it is.
+    eventually_within(ARRIVAL, "the writer knows that everything was received", async || {
+        let logs = logs(writer).await;
+        let own = logs.iter().find(|log| log.is_own).expect("its own log");
+        own.readers.iter().any(|(_, next)| *next == own.end)
+    })
+    .await;
+}
+
+/// Copies a state directory.
+fn copy_of(dir: &Path) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    let status = std::process::Command::new("cp").arg("-a").arg(dir.join(".")).arg(copy.path()).status();
+    assert!(status.unwrap().success());
+    copy
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_was_copied_is_noticed_by_every_host() {
+    let Some((near, far)) = Kubo::start_pair() else { return };
+    let (writer, reader) = (setup(near.api()).start().await, setup(far.api()).start().await);
+    are_connected([&writer, &reader]).await;
+    publish_numbers(&writer, 0..1).await;
+    has_numbers(&reader, 1).await;
+    let dir = writer.stop().await;
+    let copy = copy_of(dir.path());
+    let alarms = |host: &TestHost| {
+        dim_store::topic_rows::alarms(&host.host.storage.store.snapshot().unwrap()).unwrap()
+    };
+    let writer = setup(near.api()).start_in(dir).await;
+    publish_numbers(&writer, 1..2).await;
+    has_numbers(&reader, 2).await;
+    assert_eq!(alarms(&reader), [], "a restart is no copy");
+    writer.stop().await;
+    let copied = setup(near.api()).start_in(copy).await;
+    publish_numbers(&copied, 2..3).await;
+    // Its events are delivered, and both hosts say that something is wrong.
+    has_numbers(&reader, 3).await;
+    for host in [&reader, &copied] {
+        eventually_within(ARRIVAL, "the copy is noticed", async || !alarms(host).is_empty()).await;
+        let named: Vec<_> = alarms(host).into_iter().map(|alarm| alarm.writer.name()).collect();
+        let keys = &copied.host.storage.keys;
+        assert_eq!(named[0], keys.name(&"dim-writer".parse().unwrap()).unwrap());
+    }
+    copied.stop().await;
     reader.stop().await;
 }
 

@@ -23,6 +23,7 @@ use dim_store::disk_monitor::Shortage;
 use dim_store::names::{self, KeyUse, Known};
 use dim_store::plugin_limits::DOCUMENT_BYTES;
 use dim_store::plugin_registry;
+use dim_store::topic_rows::{self, RaisedAlarm};
 use dim_store::{META, Snapshot, change_history, outbox};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -149,6 +150,7 @@ fn troubles(host: &Host) -> Result<Vec<HealthFinding>, ApiError> {
 fn past(host: &Host) -> Result<Vec<HealthFinding>, ApiError> {
     let (mut past, away) = (taken_back(host)?, host.exchange.echoes.lost());
     past.extend(host.notes.left_out.troubles());
+    past.extend(alarms(host)?);
     for (topic, hearing) in host.exchange.links.listening_records.all() {
         let refused = HealthFinding::events(Code::MessagesRefused, hearing.refused, || {
             let last = hearing
@@ -172,6 +174,26 @@ fn past(host: &Host) -> Result<Vec<HealthFinding>, ApiError> {
         format!("dead letters were dropped since the host started, because there were too many or they were too old: {dropped}")
     }));
     Ok(past)
+}
+
+/// Returns the alarms about writers of reliable topics: one finding for each writer.
+fn alarms(host: &Host) -> Result<Vec<HealthFinding>, ApiError> {
+    let mut of_writer: BTreeMap<String, Vec<RaisedAlarm>> = BTreeMap::new();
+    for alarm in topic_rows::alarms(&host.storage.store.snapshot()?)? {
+        of_writer.entry(alarm.writer.to_string()).or_default().push(alarm);
+    }
+    let finding = |(writer, alarms): (String, Vec<RaisedAlarm>)| {
+        let last = alarms.last()?;
+        let count = alarms.len() as u64;
+        let message = || {
+            format!(
+                "alarms about the writer {writer} of reliable topics: {count}, the last one on {}: {}",
+                last.topic, last.finding
+            )
+        };
+        Some(HealthFinding::events(Code::WriterAlarm, count, message)?.about(&writer).since(last.at))
+    };
+    Ok(of_writer.into_iter().filter_map(finding).collect())
 }
 
 /// Acknowledges the past events that the health findings describe.

@@ -96,6 +96,7 @@ fn described() -> OpenApiRouter<Arc<Supervised>> {
         .routes(routes!(topics::list))
         .routes(routes!(topics::subscribe, topics::publish))
         .routes(routes!(topics::peers))
+        .routes(routes!(topics::writers))
         .routes(routes!(names::key_id, names::make_key, keys::forget))
         .routes(routes!(keys::list))
         .routes(routes!(keys::import))

@@ -10,9 +10,10 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use dim_model::entry::{Entry, Event, Kind, Offset, Origin};
 use dim_model::feed::Missed;
-use dim_model::ident::{PeerName, Topic};
+use dim_model::ident::{IpnsName, PeerName, Topic};
 use dim_model::time::Timestamp;
 use dim_network::outbox::API_QUOTA;
+use dim_network::reliable_topics::WriterLog;
 use dim_server::host::Host;
 use dim_store::StoreError;
 use dim_store::effect::Publish;
@@ -24,7 +25,7 @@ use utoipa::ToSchema;
 
 use crate::ApiError;
 use crate::extract::{Current, Path, Plain};
-use crate::openapi::{Binary, TooLarge};
+use crate::openapi::{Binary, Missing, TooLarge};
 use crate::stream::{self, Delivery, Entries, Source, Start};
 
 /// A topic that a plugin or a caller listens to, with the state of listening.
@@ -32,6 +33,8 @@ use crate::stream::{self, Delivery, Entries, Source, Start};
 pub struct TopicListening {
     /// The topic.
     topic: Topic,
+    /// The delivery of messages on the topic.
+    delivery: TopicDelivery,
     /// The time since which the stream is open; null while it is closed.
     #[schema(required)]
     connected_since: Option<Timestamp>,
@@ -50,6 +53,99 @@ pub struct TopicListening {
     last_refused: Option<PeerName>,
 }
 
+/// The delivery of messages on a topic.
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum TopicDelivery {
+    /// Plain pubsub: messages can be lost.
+    Plain,
+    /// Each event of each host of the fleet once, in the order of its host.
+    Reliable,
+}
+
+/// One incarnation of a writer of a reliable topic.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct TopicWriter {
+    /// The writer, by the IPNS name of its key.
+    #[schema(value_type = String)]
+    writer: IpnsName,
+    /// Whether this host is the writer.
+    is_own: bool,
+    /// The process start of the writer: 16 random bytes in hex.
+    incarnation: String,
+    /// The number of events that the writer is known to have published in this incarnation.
+    published: u64,
+    /// The number of them that are durable at this host, or reported as missing.
+    received: u64,
+    /// The number of them that are not.
+    lag: u64,
+    /// The number of bundles of the writer that were fetched because the message did not arrive, since this host
+    /// started.
+    repaired: u64,
+    /// The number of bundles of the writer that arrived again, since this host started.
+    repeated: u64,
+    /// The number of gaps in the log of the writer, since this host started.
+    gaps: u64,
+    /// The number of bundles of the writer that were refused, since this host started.
+    refused: u64,
+    /// The positions of the other members that report one.
+    readers: Vec<TopicReader>,
+}
+
+/// The position of a member in the log of a writer.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct TopicReader {
+    /// The member, by the IPNS name of its key.
+    #[schema(value_type = String)]
+    member: IpnsName,
+    /// The number of events that are durable there.
+    received: u64,
+    /// The number of published events that are not.
+    lag: u64,
+}
+
+impl From<WriterLog> for TopicWriter {
+    fn from(log: WriterLog) -> Self {
+        let reader = |(member, received): (IpnsName, u64)| TopicReader {
+            member,
+            received,
+            lag: log.end.saturating_sub(received),
+        };
+        Self {
+            is_own: log.is_own,
+            incarnation: log.incarnation.to_string(),
+            published: log.end,
+            received: log.received,
+            lag: log.end.saturating_sub(log.received),
+            repaired: log.counters.repaired,
+            repeated: log.counters.repeated,
+            gaps: log.counters.gaps,
+            refused: log.counters.refused,
+            readers: log.readers.iter().cloned().map(reader).collect(),
+            writer: log.writer,
+        }
+    }
+}
+
+/// Lists the writers of a reliable topic that this host knows, itself included, with each incarnation.
+#[utoipa::path(get, path = "/topics/{topic}/writers", tag = "topics", operation_id = "list_writers",
+    params(("topic" = Topic, Path, description = "The topic")),
+    responses((status = 200, body = [TopicWriter]), Missing))]
+pub async fn writers(
+    Current(host): Current,
+    Path(topic): Path<String>,
+) -> Result<Json<Vec<TopicWriter>>, ApiError> {
+    let topic: Topic = topic.parse()?;
+    let reliable = &host.exchange.links.reliable;
+    if !reliable.is_reliable(&topic) {
+        let why = format!("the topic {topic} is not reliable: the config has no `delivery: reliable` for it");
+        return Err(ApiError::not_found(why));
+    }
+    let logs = reliable.writers(&topic).await;
+    let logs = logs.ok_or_else(|| ApiError::unavailable("the host is shutting down"))?;
+    Ok(Json(logs.into_iter().map(TopicWriter::from).collect()))
+}
+
 /// Lists the topics that plugins or callers listen to.
 #[utoipa::path(get, path = "/topics", tag = "topics", operation_id = "list_topics",
     responses((status = 200, body = [TopicListening])))]
@@ -58,6 +154,11 @@ pub async fn list(Current(host): Current) -> Json<Vec<TopicListening>> {
     let listening = host.exchange.links.interest.topics().into_iter().map(|topic| {
         let hearing = listening_records.get(&topic).cloned().unwrap_or_default();
         TopicListening {
+            delivery: if host.exchange.links.reliable.is_reliable(&topic) {
+                TopicDelivery::Reliable
+            } else {
+                TopicDelivery::Plain
+            },
             is_restricted: host.network.now().speakers(&topic).is_some(),
             refused: hearing.refused,
             last_refused: hearing.last_refused.clone(),

@@ -27,6 +27,17 @@ pub enum Command {
         #[command(flatten)]
         watch: Watch,
     },
+    /// List the writers of a reliable topic, and how far they were received
+    ///
+    /// Each line is one incarnation of a writer: one start of its process. LAG is the number of published events that
+    /// this host does not have yet. REPAIRED is the number of bundles that were fetched because their message was lost.
+    /// `--output json` also has the positions of the other hosts. Example: dim topic writers dim.jobs.updates
+    Writers {
+        /// Topic
+        topic: String,
+        #[command(flatten)]
+        watch: Watch,
+    },
     /// List the peers of a topic
     Peers {
         /// Topic
@@ -62,14 +73,29 @@ impl Command {
                 told.await
             }
             Self::Ls { watch } => {
-                const COLUMNS: [Column; 5] = [
+                const COLUMNS: [Column; 6] = [
                     Column::word("TOPIC", "/topic"),
+                    Column::word("DELIVERY", "/delivery"),
                     Column::word("PEERS", "/peers"),
                     Column::word("REFUSED", "/refused"),
                     Column::ago("CONNECTED SINCE", "/connected_since"),
                     Column::ago("LISTENING PROVEN UNTIL", "/listening_proven_until"),
                 ];
                 out.list(watch, &COLUMNS, async || Ok(client.get(&["topics"], &[]).await?)).await
+            }
+            Self::Writers { topic, watch } => {
+                const COLUMNS: [Column; 8] = [
+                    Column::word("WRITER", "/writer"),
+                    Column::word("OWN", "/is_own"),
+                    Column::word("INCARNATION", "/incarnation"),
+                    Column::word("PUBLISHED", "/published"),
+                    Column::word("RECEIVED", "/received"),
+                    Column::word("LAG", "/lag"),
+                    Column::word("REPAIRED", "/repaired"),
+                    Column::word("GAPS", "/gaps"),
+                ];
+                let path = ["topics", topic.as_str(), "writers"];
+                out.list(watch, &COLUMNS, async || Ok(client.get(&path, &[]).await?)).await
             }
             Self::Peers { topic } => {
                 let peers = client.get(&["topics", &topic, "peers"], &[]).await?;

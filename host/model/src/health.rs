@@ -69,6 +69,8 @@ pub enum Code {
     MessagesRefused,
     /// Messages of a topic were lost.
     MessagesLost,
+    /// A writer of a reliable topic was copied, was restored from a backup, or has lost events.
+    WriterAlarm,
     /// Dead letters were dropped.
     LettersDropped,
     /// Rows of an imported document were left out.

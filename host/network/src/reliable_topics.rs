@@ -5,6 +5,7 @@
 mod channel;
 mod intake;
 mod outgoing;
+mod writer_log;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use dim_store::commit::{Commit, CommitError};
 use dim_store::disk_monitor::DiskMonitor;
 use dim_store::event_log::EventLog;
 use dim_store::outbox::Backlog;
-use dim_store::topic_rows::{self, TopicState};
+use dim_store::topic_rows::{self, RaisedAlarm, TopicState};
 use dim_store::{Store, StoreError};
 use dim_topics::action::{Action, Delivery};
 use dim_topics::alarm::Alarm;
@@ -29,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use channel::{Channels, Input, Inputs, Reliable, Retention, WaitingPublish};
+pub use writer_log::WriterLog;
 
 use outgoing::{Outgoing, Waiting};
 
@@ -116,6 +118,8 @@ impl ReliableTopics {
             Err(CommitError::Closed) => {}
             Err(error) => tracing::error!("reliable topics cannot start: {error}"),
         }
+        // A task that waits to send an input must not wait for ever.
+        drop(inputs);
         self.tasks.close();
         self.tasks.wait().await;
     }
@@ -170,6 +174,10 @@ impl ReliableTopics {
                 None => self.member.fetch_failed(&topic, &writer, &listed, now),
             },
             Input::Committed(deliveries) => self.committed(&deliveries, now),
+            Input::Writers { topic, to } => {
+                // The caller may have disconnected.
+                let _ = to.send(writer_log::of_topic(&self.member, &topic));
+            }
             Input::Removed(kept) => {
                 for (topic, time) in &kept {
                     self.member.keep_since(topic, *time);
@@ -191,7 +199,7 @@ impl ReliableTopics {
                 Action::Fetch { topic, writer, listed } => self.fetch(topic, writer, listed),
                 Action::Deliver(delivery) => self.deliveries.push_back(delivery),
                 Action::Resend(digest) => self.resend(&digest),
-                Action::Alarm(alarm) => tell(&alarm),
+                Action::Alarm(alarm) => self.raise(alarm),
             }
         }
         self.send_next();
@@ -230,6 +238,15 @@ impl ReliableTopics {
         });
     }
 
+    /// Shows an alarm to the operator, also after a restart.
+    fn raise(&self, alarm: Alarm) {
+        let Alarm { topic, writer, finding } = alarm;
+        tracing::warn!(%topic, %writer, "alarm: {finding}");
+        let raised = RaisedAlarm { topic, writer, finding: finding.to_string(), at: self.now().wall };
+        let commit = self.parts.commit.clone();
+        self.spawn_write(async move { commit.write(move |write| topic_rows::raise(write, &raised)).await });
+    }
+
     /// Sends an own bundle again that another member cannot fetch.
     fn resend(&mut self, digest: &dim_topics::identity::Digest) {
         let block = self.parts.store.snapshot().and_then(|snapshot| topic_rows::block(&snapshot, digest));
@@ -239,11 +256,6 @@ impl ReliableTopics {
             Err(error) => tracing::error!("cannot read a bundle: {error}"),
         }
     }
-}
-
-fn tell(alarm: &Alarm) {
-    let Alarm { topic, writer, finding } = alarm;
-    tracing::warn!(%topic, %writer, "alarm: {finding}");
 }
 
 /// Whether the log and the disk take more events.

@@ -71,6 +71,9 @@ pub const SUBSCRIBED: TableDefinition<&str, (u8, u64)> = TableDefinition::new("s
 /// A reliable topic, to the hybrid time before which its own bundles were removed.
 pub const KEPT_SINCE: TableDefinition<&str, u64> = TableDefinition::new("kept-since");
 
+/// Alarms about writers of reliable topics, in the order in which they were raised.
+pub const ALARMS: TableDefinition<u64, &[u8]> = TableDefinition::new("alarms");
+
 /// Passes all tables to a macro.
 macro_rules! all {
     ($each:ident) => {
@@ -105,6 +108,7 @@ macro_rules! all {
             CHECKPOINTS,
             SUBSCRIBED,
             KEPT_SINCE,
+            ALARMS,
         )
     };
 }

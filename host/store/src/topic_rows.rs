@@ -13,12 +13,12 @@ use dim_topics::identity::{Digest, Incarnation, WriterId};
 use dim_topics::own_log::LogEnd;
 use dim_topics::reader::Since;
 use prost::Message as _;
-use redb::{ReadableTable as _, WriteTransaction};
+use redb::{ReadableTable as _, ReadableTableMetadata as _, WriteTransaction};
 
 use crate::outbox::Row as Publish;
 use crate::{
-    BUNDLE_DIGESTS, BUNDLES, CHECKPOINTS, INCARNATIONS, KEPT_SINCE, LOG_ENDS, OUTBOX, SUBSCRIBED, Snapshot,
-    StoreError, UNSENT_BUNDLES, add_to_counter, counter, next_numbers, outbox,
+    ALARMS, BUNDLE_DIGESTS, BUNDLES, CHECKPOINTS, INCARNATIONS, KEPT_SINCE, LOG_ENDS, OUTBOX, SUBSCRIBED,
+    Snapshot, StoreError, UNSENT_BUNDLES, add_to_counter, counter, next_numbers, outbox,
 };
 
 /// The name of the stored counter of the bundles' bytes.
@@ -161,6 +161,50 @@ pub fn advance(write: &WriteTransaction, delivery: &Delivery) -> Result<(), Stor
     let row = CheckpointRow::from(&delivery.checkpoint).encode_to_vec();
     table.insert((topic, key(&delivery.checkpoint.incarnation).as_slice()), row.as_slice())?;
     Ok(())
+}
+
+/// The maximum number of alarms that are kept. The oldest are removed.
+const MAX_ALARMS: u64 = 1_000;
+
+/// An alarm about a writer, as it was raised.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RaisedAlarm {
+    /// The topic.
+    pub topic: Topic,
+    /// The writer.
+    pub writer: WriterId,
+    /// The finding, for the operator.
+    pub finding: String,
+    /// The time at which it was raised.
+    pub at: Timestamp,
+}
+
+/// Adds an alarm.
+pub fn raise(write: &WriteTransaction, alarm: &RaisedAlarm) -> Result<(), StoreError> {
+    let number = next_numbers(write, "alarms", 1)?;
+    let mut table = write.open_table(ALARMS)?;
+    while table.len()? >= MAX_ALARMS {
+        table.pop_first()?;
+    }
+    let row = AlarmRow {
+        topic: alarm.topic.to_string(),
+        writer: alarm.writer.0.to_vec(),
+        finding: alarm.finding.clone(),
+        at: alarm.at.0,
+    };
+    table.insert(number, row.encode_to_vec().as_slice())?;
+    Ok(())
+}
+
+/// The alarms, oldest first.
+pub fn alarms(snapshot: &Snapshot) -> Result<Vec<RaisedAlarm>, StoreError> {
+    let rows = snapshot.table(ALARMS)?;
+    let alarm = |row: &[u8]| {
+        let AlarmRow { topic, writer, finding, at } = AlarmRow::read(row)?;
+        let writer = WriterId(fixed(&writer)?);
+        Ok(RaisedAlarm { topic: parse(&topic)?, writer, finding, at: Timestamp(at) })
+    };
+    rows.iter()?.map(|row| alarm(row?.1.value())).collect()
 }
 
 /// The block of an own bundle that is kept.
@@ -334,6 +378,19 @@ struct CheckpointRow {
     floor: u64,
 }
 
+/// An alarm. Field numbers are never reused.
+#[derive(Clone, PartialEq, prost::Message)]
+struct AlarmRow {
+    #[prost(string, tag = "1")]
+    topic: String,
+    #[prost(bytes = "vec", tag = "2")]
+    writer: Vec<u8>,
+    #[prost(string, tag = "3")]
+    finding: String,
+    #[prost(fixed64, tag = "4")]
+    at: u64,
+}
+
 /// Decodes a row.
 macro_rules! readable {
     ($($row:ident),*) => {
@@ -344,7 +401,7 @@ macro_rules! readable {
         })*
     };
 }
-readable!(BundleRow, BundleLabel, LogEndRow, CheckpointRow);
+readable!(AlarmRow, BundleRow, BundleLabel, LogEndRow, CheckpointRow);
 
 impl From<&Listed> for ListedRow {
     fn from(it: &Listed) -> Self {
@@ -505,7 +562,7 @@ mod tests {
     }
 
     #[test]
-    fn a_position_comes_back_as_it_was_written() {
+    fn positions_and_alarms_come_back_as_they_were_written() {
         let (_dir, store) = store();
         let checkpoint = |id: u8, before| Checkpoint {
             incarnation: Incarnation([id; 16]),
@@ -541,6 +598,17 @@ mod tests {
         let newest = Checkpoint { incarnation: three, ..checkpoint(3, Some((two, 7))) };
         let writer = WriterId([6; 32]);
         assert_eq!(state.checkpoints, [(topic(), writer, replaced), (topic(), writer, newest)]);
+        let alarm = |number: u64| RaisedAlarm {
+            topic: topic(),
+            writer,
+            finding: "it is running twice".to_owned(),
+            at: Timestamp(number),
+        };
+        let write = store.begin().unwrap();
+        (0..=MAX_ALARMS).try_for_each(|number| raise(&write, &alarm(number))).unwrap();
+        write.commit().unwrap();
+        let kept = alarms(&store.snapshot().unwrap()).unwrap();
+        assert_eq!((kept.len() as u64, &kept[0]), (MAX_ALARMS, &alarm(1)));
         let write = store.begin().unwrap();
         unsubscribe(&write, &topic()).unwrap();
         write.commit().unwrap();

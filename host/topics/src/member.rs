@@ -19,7 +19,7 @@ use crate::head_schedule::HeadSchedule;
 use crate::hybrid_clock::HybridClock;
 use crate::identity::{Digest, Incarnation, WriterId};
 use crate::own_log::{Author, LogEnd, OwnLog};
-use crate::reader::{Position, Reader, ReaderCounters, Since, Step};
+use crate::reader::{Position, RECENT, Reader, ReaderCounters, Since, Step};
 use crate::time::{Moment, Now};
 
 /// The maximum number of writers that a member reads on one topic. Further writers are refused.
@@ -59,6 +59,30 @@ pub struct Setup {
     pub checkpoints: Vec<(Topic, WriterId, Checkpoint)>,
     /// Any number that differs between members, for the jitter of heads.
     pub seed: u64,
+}
+
+/// The time in which other members are heard.
+#[derive(Clone, Copy, Debug, Default)]
+struct Connection {
+    /// The time since which there was no break.
+    since: Moment,
+    /// The time of the last message.
+    last: Option<Moment>,
+}
+
+impl Connection {
+    /// Notes a message of another member.
+    fn heard(&mut self, now: Moment) {
+        if self.last.is_none_or(|last| now.since(last) > RECENT) {
+            self.since = now;
+        }
+        self.last = Some(now);
+    }
+
+    /// The time since which there was no break; `None` if nobody is heard.
+    fn connected_since(&self, now: Moment) -> Option<Moment> {
+        self.last.filter(|last| now.since(*last) <= RECENT).map(|_| self.since)
+    }
 }
 
 /// The knowledge about another member.
@@ -109,6 +133,7 @@ pub struct Member {
     readers: Readers,
     heads: Heads,
     others: BTreeMap<WriterId, Other>,
+    connection: Connection,
     /// The blocks that were sent again, with the times.
     resent: BTreeMap<Digest, Moment>,
     /// The alarms about other programs with the key of this member.
@@ -182,6 +207,7 @@ impl Member {
             readers,
             heads,
             others: BTreeMap::new(),
+            connection: Connection::default(),
             resent: BTreeMap::new(),
             own_alarms: BTreeSet::new(),
             counters: MemberCounters::default(),
@@ -343,6 +369,7 @@ impl Member {
             return;
         }
         self.counters.heads += 1;
+        self.connection.heard(now.moment);
         self.clock.observe(head.time, now.wall);
         if !self.note_member(&head, now.moment) {
             return;
@@ -462,6 +489,9 @@ impl Member {
         }
         if is_own {
             self.continue_past(&bundle);
+        }
+        if !fetched && !is_own {
+            self.connection.heard(now.moment);
         }
         let is_near = self.clock.observe(bundle.time, now.wall);
         self.with_reader(&key, now, |reader, step| {
@@ -640,15 +670,16 @@ impl Member {
         now: Now,
         run: impl FnOnce(&mut Reader, &mut Step<'_>),
     ) {
+        let connected_since = self.connection.connected_since(now.moment);
         let Readers { topics, all, budget, blocked, timers, timer_of } = &mut self.readers;
         let (Some(reader), Some(since)) = (all.get_mut(key), topics.get(&key.0)) else { return };
         let actions = &mut self.actions;
-        let mut step = Step { now, since: *since, budget, actions, is_blocked: false };
+        let mut step = Step { now, since: *since, connected_since, budget, actions, is_blocked: false };
         run(reader, &mut step);
         if step.is_blocked {
             blocked.insert(key.clone());
         }
-        let deadline = reader.deadline(now.moment);
+        let deadline = reader.deadline(connected_since, now.moment);
         if let Some(before) = timer_of.remove(key) {
             timers.remove(&(before, key.0.clone(), key.1));
         }

@@ -28,11 +28,18 @@ const REMEMBERED_INCARNATIONS: usize = 32;
 /// The maximum number of blocks of a writer that are fetched at once.
 const MAX_FETCHES: usize = 16;
 
-/// A missing bundle becomes a gap after this time without any sign of the writer.
-pub const SILENT: Duration = Duration::from_secs(180);
+/// A missing bundle becomes a gap after this time without any sign of the writer, while other members are heard.
+pub const SILENT: Duration = Duration::from_secs(900);
 
-/// A missing bundle of a writer that lives becomes a gap after this time.
+/// A missing bundle of a writer that is heard becomes a gap after this time.
 pub const UNAVAILABLE: Duration = Duration::from_secs(1_800);
+
+/// A missing bundle becomes a gap after this time without any sign of the writer, if nobody else is heard either. The
+/// member itself may be cut off.
+pub const CUT_OFF: Duration = Duration::from_secs(6 * 3_600);
+
+/// A member counts as heard for this time after its last message. Heads come about every minute.
+pub const RECENT: Duration = Duration::from_secs(180);
 
 /// The number of failed attempts after which the writer is asked to send a bundle again.
 const TRIES_BEFORE_WANT: u32 = 2;
@@ -55,6 +62,8 @@ pub struct Step<'a> {
     pub now: Now,
     /// The place from which on the topic is read.
     pub since: Since,
+    /// The time since which other members are heard without a break; `None` if nobody is heard.
+    pub connected_since: Option<Moment>,
     /// The limits that all readers share.
     pub budget: &'a mut Budget,
     /// The actions for the driver.
@@ -153,7 +162,10 @@ impl Reader {
 
     /// Takes in a bundle. `fetched` says whether it was fetched.
     pub fn take(&mut self, bundle: Arc<Bundle>, fetched: bool, step: &mut Step<'_>) {
-        self.heard = step.now.moment;
+        if !fetched {
+            // Anybody may provide a block that is fetched.
+            self.heard = step.now.moment;
+        }
         let id = bundle.header.incarnation;
         if !self.admit(id, bundle.header.began, bundle.header.first, bundle.time, step) {
             return;
@@ -293,7 +305,7 @@ impl Reader {
     }
 
     /// The time after `now` at which [`Reader::advance`] has work although nothing is received.
-    pub fn deadline(&self, now: Moment) -> Option<Moment> {
+    pub fn deadline(&self, connected_since: Option<Moment>, now: Moment) -> Option<Moment> {
         let of = |reader: &IncarnationReader| {
             if reader.is_complete() {
                 return None;
@@ -301,9 +313,16 @@ impl Reader {
             let missing = reader.known.values().filter(|it| it.bundle.is_none());
             let missing = missing.take(MAX_FETCHES).filter(|it| !it.is_in_flight && it.not_before > now);
             let fetch = missing.map(|it| it.not_before).min();
-            let gap =
-                reader.stuck.map(|stuck| stuck.max(self.heard).after(SILENT).min(stuck.after(UNAVAILABLE)));
-            fetch.into_iter().chain(gap).filter(|at| *at > now).min()
+            let gaps = reader.stuck.into_iter().flat_map(|stuck| {
+                let silent = stuck.max(self.heard);
+                let connected = connected_since.unwrap_or_default();
+                [
+                    silent.max(connected).after(SILENT),
+                    stuck.max(connected).after(UNAVAILABLE),
+                    silent.after(CUT_OFF),
+                ]
+            });
+            fetch.into_iter().chain(gaps).filter(|at| *at > now).min()
         };
         self.incarnations.values().filter_map(of).min()
     }
@@ -546,7 +565,7 @@ impl Reader {
 
     /// Decides whether the next event, which is missing, becomes a gap.
     fn give_up_next(&mut self, id: Incarnation, step: &mut Step<'_>) -> bool {
-        let Some(reason) = self.gap_reason(id, step.now.moment) else { return false };
+        let Some(reason) = self.gap_reason(id, step) else { return false };
         let reader = self.incarnations.get_mut(&id).expect("the caller has looked");
         if reader.before == Before::Unknown {
             // The first bundle is missing, and so is the name of the incarnation before.
@@ -566,7 +585,7 @@ impl Reader {
 
     /// Decides whether the events before the earliest known bundle, which cannot be fetched, become a gap.
     fn give_up_beginning(&mut self, id: Incarnation, step: &mut Step<'_>) -> bool {
-        let Some(reason) = self.gap_reason(id, step.now.moment) else { return false };
+        let Some(reason) = self.gap_reason(id, step) else { return false };
         let reader = self.incarnations.get_mut(&id).expect("the caller has looked");
         let until = reader.known.first_key_value().map_or(reader.end, |(_, lowest)| lowest.listed.next());
         reader.before = Before::Nothing;
@@ -575,19 +594,21 @@ impl Reader {
     }
 
     /// The reason why the earliest missing bundle of an incarnation cannot be had, or `None` if it may still come.
-    fn gap_reason(&mut self, id: Incarnation, now: Moment) -> Option<GapReason> {
-        let (kept, heard) = (self.kept, self.heard);
+    fn gap_reason(&mut self, id: Incarnation, step: &Step<'_>) -> Option<GapReason> {
+        let (now, kept, heard) = (step.now.moment, self.kept, self.heard);
         let reader = self.incarnations.get_mut(&id).expect("the caller has looked");
         let stuck = *reader.stuck.get_or_insert(now);
         let lowest = reader.known.first_key_value().map(|(_, it)| it);
         if lowest.is_some_and(|it| it.bundle.is_none() && it.listed.time < kept && it.tries > 0) {
-            Some(GapReason::NotKept)
-        } else if now.since(stuck.max(heard)) >= SILENT {
-            Some(GapReason::WriterSilent)
-        } else if now.since(stuck) >= UNAVAILABLE {
-            Some(GapReason::Unavailable)
-        } else {
-            None
+            return Some(GapReason::NotKept);
+        }
+        let silent = stuck.max(heard);
+        match step.connected_since {
+            Some(connected) if now.since(heard) <= RECENT => {
+                (now.since(stuck.max(connected)) >= UNAVAILABLE).then_some(GapReason::Unavailable)
+            }
+            Some(connected) if now.since(silent.max(connected)) >= SILENT => Some(GapReason::WriterSilent),
+            _ => (now.since(silent) >= CUT_OFF).then_some(GapReason::WriterSilent),
         }
     }
 

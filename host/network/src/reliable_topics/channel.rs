@@ -13,9 +13,10 @@ use dim_topics::action::Delivery;
 use dim_topics::bundle::{Bundle, Listed};
 use dim_topics::head::Head;
 use dim_topics::identity::WriterId;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::SendResult;
+use super::writer_log::WriterLog;
 
 /// The number of inputs that wait for the driver. At the maximum the streams are read more slowly, and the daemon drops
 /// messages, which are fetched later.
@@ -120,6 +121,13 @@ impl Reliable {
         Ok(())
     }
 
+    /// Returns the logs of the writers of a topic, those of this host included; `None` if the driver has ended.
+    pub async fn writers(&self, topic: &Topic) -> Option<Vec<WriterLog>> {
+        let (to, answer) = oneshot::channel();
+        self.send(Input::Writers { topic: topic.clone(), to }).await;
+        answer.await.ok()
+    }
+
     /// Passes an input to the driver. It is dropped when the driver has ended.
     pub async fn send(&self, input: Input) {
         let _ = self.inputs.send(input).await;
@@ -192,6 +200,13 @@ pub enum Input {
     },
     /// Deliveries are durable.
     Committed(Vec<Delivery>),
+    /// A caller asks for the writers of a topic.
+    Writers {
+        /// The topic.
+        topic: Topic,
+        /// The caller.
+        to: oneshot::Sender<Vec<WriterLog>>,
+    },
     /// Old bundles were removed: all from before these hybrid times.
     Removed(BTreeMap<Topic, Timestamp>),
 }

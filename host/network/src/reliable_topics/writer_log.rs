@@ -1,0 +1,60 @@
+//! Owns the report about the writers of a reliable topic, for the operator.
+
+use dim_model::ident::{IpnsName, Topic};
+use dim_topics::identity::{Incarnation, WriterId};
+use dim_topics::member::Member;
+
+/// One incarnation of a writer, as this host knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WriterLog {
+    /// The writer, by the IPNS name of its key.
+    pub writer: IpnsName,
+    /// Whether this host is the writer.
+    pub is_own: bool,
+    /// The process start of the writer.
+    pub incarnation: Incarnation,
+    /// The sequence after the last event that the writer is known to have published.
+    pub end: u64,
+    /// The sequence after the last event that is durable at this host.
+    pub received: u64,
+    /// The counters of the writer, over all incarnations since the start of this host.
+    pub counters: dim_topics::reader::ReaderCounters,
+    /// The positions that other members report: the member, and the sequence after the last event that is durable
+    /// there.
+    pub readers: Vec<(IpnsName, u64)>,
+}
+
+/// Returns the logs of the writers of a topic.
+pub fn of_topic(member: &Member, topic: &Topic) -> Vec<WriterLog> {
+    let readers = |writer: &WriterId, incarnation: &Incarnation| {
+        let positions = member.positions_of(topic, writer).into_iter();
+        positions
+            .filter(|(_, id, _)| id == incarnation)
+            .map(|(reader, _, next)| (reader.name(), next))
+            .collect()
+    };
+    let id = member.id();
+    let own = member.own_end(topic).map(|end| WriterLog {
+        writer: id.name(),
+        is_own: true,
+        incarnation: end.incarnation,
+        end: end.next,
+        received: end.next,
+        counters: Default::default(),
+        readers: readers(&id, &end.incarnation),
+    });
+    let others = member.writers(topic).into_iter().flat_map(|status| {
+        let positions: Vec<_> = status.positions.clone();
+        positions.into_iter().map(move |position| (status.writer, status.counters, position))
+    });
+    let others = others.map(|(writer, counters, position)| WriterLog {
+        writer: writer.name(),
+        is_own: writer == id,
+        incarnation: position.incarnation,
+        end: position.end,
+        received: position.received,
+        counters,
+        readers: readers(&writer, &position.incarnation),
+    });
+    own.into_iter().chain(others).collect()
+}

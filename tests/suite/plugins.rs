@@ -1,9 +1,12 @@
 //! Plugins come, go and rest while the host runs, by whatever way: the command line, the API, a folder, a URL,
 //! a CID and an IPNS name end in the same states.
 
+use std::collections::VecDeque;
 use std::path::Path;
 use std::time::Duration;
 
+use dim_model::entry::{Event, Kind, Offset};
+use dim_model::ident::Topic;
 use dim_server::host::Grant;
 use dim_store::change::{Change, State};
 use dim_store::change_history;
@@ -263,6 +266,14 @@ async fn a_component_comes_by_a_name_and_follows_it_as_far_as_it_is_trusted() {
     assert_eq!(version(&host, "late").as_deref(), Some("2.0.0"));
 }
 
+/// The number of messages of a topic in the log of a host.
+fn heard(host: &TestHost, topic: &Topic) -> usize {
+    let mut entries = VecDeque::new();
+    host.host.storage.log.read(Offset(0), usize::MAX, &mut entries).unwrap();
+    let is_heard = |kind: &Kind| matches!(kind, Kind::Event(Event::Message { topic: of, .. }) if of == topic);
+    entries.iter().filter(|entry| is_heard(&entry.kind)).count()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_that_a_third_party_moves_replaces_the_plugin_on_two_hosts_without_a_message_lost() {
     let Some((one, other)) = Kubo::start_pair() else { return };
@@ -293,7 +304,7 @@ async fn a_name_that_a_third_party_moves_replaces_the_plugin_on_two_hosts_withou
         assert_eq!(version(&host, "late").as_deref(), Some("1.0.0"));
         hosts.push(host);
     }
-    let topic = "probe.in".parse().unwrap();
+    let topic: Topic = "probe.in".parse().unwrap();
     let speaker = directly(&other);
     for host in &hosts {
         host.listening(&topic).await;
@@ -320,8 +331,11 @@ async fn a_name_that_a_third_party_moves_replaces_the_plugin_on_two_hosts_withou
     };
     tokio::join!(load, moving);
     for host in &hosts {
-        eventually("each message was handled once", async || {
-            host.state_of("late", "count").await == messages
+        // The network may lose plain messages, most of all on a busy machine; what a host has heard is in its log.
+        let most_are_heard = async || heard(host, &topic) >= messages * 9 / 10;
+        eventually("nearly all messages are heard", most_are_heard).await;
+        eventually("each message that was heard was handled once", async || {
+            host.state_of("late", "count").await == heard(host, &topic)
         })
         .await;
         let told = [State::OnProbation, State::Installed];

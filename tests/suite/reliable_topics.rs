@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -112,8 +114,9 @@ async fn are_all_known(writer: &TestHost, reader: &TestHost) {
     assert_eq!(at_reader.len(), 2, "{at_reader:?}");
     assert_eq!(at_reader.iter().map(|log| log.received).sum::<u64>(), 500);
     assert!(at_reader.iter().all(|log| !log.is_own && log.end == log.received && log.counters.gaps == 0));
-    // The writer learns from the next head of the reader how far it is.
-    eventually_within(ARRIVAL, "the writer knows that everything was received", async || {
+    // The writer learns from a head of the reader how far it is. Heads are plain messages and can be lost; the third one
+    // comes a minute later.
+    eventually_within(ARRIVAL * 2, "the writer knows that everything was received", async || {
         let logs = logs(writer).await;
         let own = logs.iter().find(|log| log.is_own).expect("its own log");
         own.readers.iter().any(|(_, next)| *next == own.end)
@@ -199,15 +202,16 @@ async fn an_event_that_fits_into_no_message_is_fetched() {
     reader.stop().await;
 }
 
-/// Publishes numbered events until the host is gone. Returns the number of those that it acknowledged.
-async fn publish_until_it_is_gone(state: &Path, round: usize) -> usize {
+/// Publishes numbered events until the host is gone, and counts those that it acknowledged.
+async fn publish_until_it_is_gone(state: &Path, round: usize, acknowledged: &AtomicUsize) {
     let client = Client::new(Address::in_state_dir(state)).unwrap();
-    for number in 0.. {
+    loop {
+        let number = acknowledged.load(Ordering::SeqCst);
         if client.pubsub().publish("probe.in", format!("{round} {number}")).await.is_err() {
-            return number;
+            return;
         }
+        acknowledged.store(number + 1, Ordering::SeqCst);
     }
-    unreachable!("the host is killed")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -223,13 +227,16 @@ async fn events_that_were_acknowledged_survive_a_kill_of_their_host() {
     for round in 0..rounds {
         let args = ["--kubo", near.api(), "--config", config.to_str().unwrap()];
         let writer = tokio::task::block_in_place(|| Program::start(Path::new(PROGRAM), &state, &args));
+        let count = Arc::new(AtomicUsize::new(0));
         let load = tokio::spawn({
-            let state = state.clone();
-            async move { publish_until_it_is_gone(&state, round).await }
+            let (state, count) = (state.clone(), count.clone());
+            async move { publish_until_it_is_gone(&state, round, &count).await }
         });
+        eventually_within(ARRIVAL, "there is load", async || count.load(Ordering::SeqCst) > 0).await;
         tokio::time::sleep(Duration::from_millis(200 + 137 * (round as u64 % 5))).await;
         writer.kill();
-        acknowledged.push(load.await.unwrap());
+        load.await.unwrap();
+        acknowledged.push(count.load(Ordering::SeqCst));
     }
     // The last start publishes what was durable and not sent.
     let args = ["--kubo", near.api(), "--config", config.to_str().unwrap()];
@@ -242,13 +249,13 @@ async fn events_that_were_acknowledged_survive_a_kill_of_their_host() {
         numbers.collect::<Vec<_>>()
     };
     for (round, count) in acknowledged.iter().enumerate() {
-        assert!(*count > 0, "there was load");
         let all = async || of_round(round).len() >= *count;
         eventually_within(ARRIVAL, "the acknowledged events have arrived", all).await;
         let numbers = of_round(round);
         // The event that was under way when the host was killed may be durable.
         assert!(numbers.len() <= count + 1, "{} of {count}", numbers.len());
-        assert_eq!(numbers, (0..numbers.len()).collect::<Vec<_>>(), "once, and in order");
+        let is_in_order = numbers.iter().copied().eq(0..numbers.len());
+        assert!(is_in_order, "round {round}, {count} acknowledged: {:?}", received(&reader));
     }
     println!("{} events, {} acknowledged", received(&reader).len(), acknowledged.iter().sum::<usize>());
     writer.kill();

@@ -16,6 +16,9 @@ const HEADS_PER_SECOND: u32 = 10;
 /// The time after which newly received events are acknowledged.
 const ACKNOWLEDGE: Duration = Duration::from_secs(5);
 
+/// The time after which the last received events are acknowledged once more, because a head can be lost.
+const ACKNOWLEDGE_AGAIN: Duration = Duration::from_secs(20);
+
 /// The shortest time between two heads.
 const SHORTEST: Duration = Duration::from_millis(500);
 
@@ -27,6 +30,8 @@ pub struct HeadSchedule {
     sent: Option<Moment>,
     /// The time of the last bundle, and the number of heads after it so far.
     bundle: Option<(Moment, usize)>,
+    /// The time at which events of others became durable last, while an acknowledgement of them is due.
+    received: Option<Moment>,
     /// The state of the generator of jitter.
     jitter: u64,
 }
@@ -34,7 +39,7 @@ pub struct HeadSchedule {
 impl HeadSchedule {
     /// Creates a schedule whose first head is due at once. `seed` distinguishes the members of a fleet.
     pub fn new(now: Moment, seed: u64) -> Self {
-        Self { next: now, sent: None, bundle: None, jitter: seed }
+        Self { next: now, sent: None, bundle: None, received: None, jitter: seed }
     }
 
     /// The time of the next head.
@@ -50,6 +55,7 @@ impl HeadSchedule {
 
     /// Notes that events of others became durable. `members` is the number of known members.
     pub fn received(&mut self, now: Moment, members: usize) {
+        self.received = Some(now);
         self.not_later_than(now.after(ACKNOWLEDGE.max(spread(members))));
     }
 
@@ -76,10 +82,13 @@ impl HeadSchedule {
             }
             None => None,
         };
+        let again = self.received.map(|at| at.after(ACKNOWLEDGE_AGAIN.max(spread(members) * 4)));
+        let again = again.filter(|at| *at > now);
+        self.received = self.received.filter(|_| again.is_some());
         let quiet = QUIET.max(spread(members));
         // Between 70 and 130 percent.
         let quiet = now.after(quiet.mul_f64(0.7) + self.random(quiet.mul_f64(0.6)));
-        self.next = after_bundle.map_or(quiet, |at| at.min(quiet));
+        self.next = after_bundle.into_iter().chain(again).fold(quiet, Moment::min);
     }
 
     fn not_later_than(&mut self, at: Moment) {
@@ -123,6 +132,19 @@ mod tests {
         }
         let quiet = schedule.next().since(at(25_000));
         assert!((42..78).contains(&quiet.as_secs()), "{quiet:?}");
+    }
+
+    #[test]
+    fn what_was_received_is_acknowledged_twice() {
+        let mut schedule = HeadSchedule::new(at(0), 1);
+        schedule.sent(at(0), 1);
+        schedule.received(at(1_000), 1);
+        schedule.received(at(2_000), 1);
+        for expected in [6_000, 22_000] {
+            assert_eq!(schedule.next(), at(expected));
+            schedule.sent(at(expected), 1);
+        }
+        assert!(schedule.next() > at(60_000));
     }
 
     #[test]

@@ -92,7 +92,7 @@ struct Other {
     incarnation: Incarnation,
     number: u64,
     place: Place,
-    received: BTreeMap<(Topic, WriterId), (Incarnation, u64)>,
+    received: BTreeMap<(Topic, WriterId, Incarnation), u64>,
 }
 
 /// What a member shows of a writer on a topic.
@@ -444,11 +444,13 @@ impl Member {
     /// The positions that other members report in the log of a writer: the member, the incarnation, and the sequence
     /// after the last durable event.
     pub fn positions_of(&self, topic: &Topic, writer: &WriterId) -> Vec<(WriterId, Incarnation, u64)> {
-        let key = (topic.clone(), *writer);
-        let position = |(id, other): (&WriterId, &Other)| {
-            other.received.get(&key).map(|(incarnation, next)| (*id, *incarnation, *next))
+        let (lowest, highest) = (Incarnation([0; 16]), Incarnation([u8::MAX; 16]));
+        let range = (topic.clone(), *writer, lowest)..=(topic.clone(), *writer, highest);
+        let of_member = |(id, other): (&WriterId, &Other)| -> Vec<_> {
+            let positions = other.received.range(range.clone());
+            positions.map(|((_, _, incarnation), next)| (*id, *incarnation, *next)).collect()
         };
-        self.others.iter().filter_map(position).collect()
+        self.others.iter().flat_map(of_member).collect()
     }
 
     /// The durable end of the own log of a topic.
@@ -620,9 +622,9 @@ impl Member {
         other.place = head.place.clone();
         let mut room = MAX_POSITIONS.saturating_sub(positions);
         for Received { topic, writer, incarnation, next } in &head.received {
-            let key = (topic.clone(), *writer);
+            let key = (topic.clone(), *writer, *incarnation);
             if other.received.contains_key(&key) || room > 0 {
-                room -= usize::from(other.received.insert(key, (*incarnation, *next)).is_none());
+                room -= usize::from(other.received.insert(key, *next).is_none());
             }
         }
         true

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use dim_ipfs::{Backend, BackendError};
 use dim_model::ident::Topic;
 use dim_store::commit::{Commit, CommitError};
@@ -21,6 +22,7 @@ use dim_store::topic_rows::{self, RaisedAlarm, TopicState};
 use dim_store::{Store, StoreError};
 use dim_topics::action::{Action, Delivery};
 use dim_topics::alarm::Alarm;
+use dim_topics::identity::Digest;
 use dim_topics::member::{Member, Setup};
 use dim_topics::own_log::Author;
 use dim_topics::reader::Since;
@@ -73,6 +75,8 @@ pub struct ReliableTopics {
     began: Instant,
     /// The publishes that are not in a bundle yet, by topic.
     waiting: BTreeMap<Topic, Waiting>,
+    /// The last own bundles, which a process that was killed perhaps did not give to the daemon.
+    last_blocks: Vec<(Digest, Bytes)>,
     /// The blocks that are sent next.
     outgoing: Outgoing,
     /// The deliveries that are made durable next.
@@ -87,6 +91,7 @@ impl ReliableTopics {
     pub fn new(parts: Parts, identity: Identity, stop: CancellationToken) -> Result<Self, StoreError> {
         let state = TopicState::read(&parts.store.snapshot()?)?;
         let TopicState { past, logs, topics, checkpoints, kept, unsent } = state;
+        let last: Vec<Digest> = logs.values().flat_map(|end| end.recent.iter().map(|it| it.digest)).collect();
         let setup = Setup { author: identity.author, past, logs, topics, checkpoints, seed: identity.seed };
         let began = parts.log.clock().monotonic();
         let now = Now { moment: Moment::default(), wall: parts.log.clock().wall() };
@@ -96,11 +101,17 @@ impl ReliableTopics {
             member.keep_since(topic, *time);
         }
         outgoing.resend(&unsent, &parts.reliable.channels);
+        let snapshot = parts.store.snapshot()?;
+        let mut last_blocks = Vec::new();
+        for digest in last {
+            last_blocks.extend(topic_rows::block(&snapshot, &digest)?.map(|block| (digest, block)));
+        }
         Ok(Self {
             parts,
             member,
             began,
             waiting: BTreeMap::new(),
+            last_blocks,
             outgoing,
             deliveries: VecDeque::new(),
             is_committing: false,
@@ -127,6 +138,7 @@ impl ReliableTopics {
     async fn serve(&mut self, inputs: &mut Inputs) {
         self.listen_to_heads();
         self.remove_old_bundles();
+        self.put_last_blocks();
         let stop = self.stop.clone();
         loop {
             let wait = self.member.deadline().since(self.now().moment);
@@ -248,7 +260,7 @@ impl ReliableTopics {
     }
 
     /// Sends an own bundle again that another member cannot fetch.
-    fn resend(&mut self, digest: &dim_topics::identity::Digest) {
+    fn resend(&mut self, digest: &Digest) {
         let block = self.parts.store.snapshot().and_then(|snapshot| topic_rows::block(&snapshot, digest));
         match block {
             Ok(Some(block)) => self.outgoing.resend(&[block], &self.parts.reliable.channels),

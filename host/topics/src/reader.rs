@@ -42,7 +42,7 @@ pub const CUT_OFF: Duration = Duration::from_secs(6 * 3_600);
 pub const RECENT: Duration = Duration::from_secs(180);
 
 /// The number of failed attempts after which the writer is asked to send a bundle again.
-const TRIES_BEFORE_WANT: u32 = 2;
+const TRIES_BEFORE_WANT: u32 = 1;
 
 /// The place from which on a reader wants the events of a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -657,10 +657,8 @@ impl Reader {
         let flights = self.incarnations.values().flat_map(|it| it.known.values());
         let mut flights = flights.filter(|it| it.is_in_flight).count();
         for reader in self.incarnations.values_mut().filter(|it| !it.is_complete()) {
-            // Without a beginning, only the earliest known bundle leads to it.
-            let useful = if reader.next.is_some() { MAX_FETCHES } else { 1 };
             let next = reader.next;
-            let missing = reader.known.values_mut().filter(|it| it.bundle.is_none()).take(useful);
+            let missing = reader.known.values_mut().filter(|it| it.bundle.is_none()).take(MAX_FETCHES);
             for known in missing {
                 let is_due = !known.is_in_flight && known.not_before <= step.now.moment;
                 let is_first = next == Some(known.listed.first) || next.is_none();

@@ -196,9 +196,20 @@ impl ReliableTopics {
             // A head announces it, and readers fetch it.
             self.published(topic.clone(), bundle.digest);
         }
-        let (backend, digest) = (self.parts.backend.clone(), bundle.digest);
+        self.put_block(bundle.digest, bundle.block.clone());
+    }
+
+    /// Gives the last own bundles to the daemon again: a process that was killed perhaps did not.
+    pub(super) fn put_last_blocks(&mut self) {
+        for (digest, block) in std::mem::take(&mut self.last_blocks) {
+            self.put_block(digest, block);
+        }
+    }
+
+    fn put_block(&self, digest: Digest, block: Bytes) {
+        let backend = self.parts.backend.clone();
         self.tasks.spawn(async move {
-            if let Err(error) = backend.content.put_block(&digest.cid(), bundle.block.clone()).await {
+            if let Err(error) = backend.content.put_block(&digest.cid(), block).await {
                 // Members that miss it ask for it.
                 tracing::debug!(%digest, "the daemon does not store a bundle: {error}");
             }

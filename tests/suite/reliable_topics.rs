@@ -215,7 +215,6 @@ async fn publish_until_it_is_gone(state: &Path, round: usize, acknowledged: &Ato
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "exhaustive tier: blocks that a killed host did not give to its daemon are repaired slowly"]
 async fn events_that_were_acknowledged_survive_a_kill_of_their_host() {
     let Some((near, far)) = Kubo::start_pair() else { return };
     let reader = setup(far.api()).start().await;

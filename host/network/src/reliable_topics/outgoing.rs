@@ -34,8 +34,20 @@ const PACE: Duration = Duration::from_millis(2);
 pub struct Waiting {
     /// The publishes, in the order of their commits.
     pub queue: VecDeque<WaitingPublish>,
-    /// Whether a bundle of the topic is being made durable or sent. What waits meanwhile is the next bundle.
-    pub is_busy: bool,
+    /// The bundle of the topic that is being made durable or sent. What waits meanwhile is the next bundle.
+    on_its_way: Option<Digest>,
+}
+
+impl Waiting {
+    /// Notes that a bundle was sent. A bundle that was sent again is not the one that the next bundle waits for.
+    fn sent(&mut self, digest: &Digest) {
+        self.on_its_way = self.on_its_way.take().filter(|it| it != digest);
+    }
+
+    /// Puts publishes back that are not in a bundle after all.
+    fn put_back(&mut self, publishes: Vec<WaitingPublish>) {
+        publishes.into_iter().rev().for_each(|publish| self.queue.push_front(publish));
+    }
 }
 
 /// The publishes for the next bundle of a topic.
@@ -93,23 +105,23 @@ impl ReliableTopics {
     /// Forms the next bundle of a topic and makes it durable, unless one is on its way.
     pub(super) fn form(&mut self, topic: &Topic) {
         let waiting = self.waiting.entry(topic.clone()).or_default();
-        if waiting.is_busy || waiting.queue.is_empty() {
+        if waiting.on_its_way.is_some() || waiting.queue.is_empty() {
             return;
         }
-        let Next { rows, events } = match self.read_waiting(topic) {
-            Ok(read) => read,
+        let Next { mut rows, events } = match self.take_waiting(topic) {
+            Ok(taken) => taken,
             Err(error) => {
                 tracing::error!(%topic, "cannot read waiting publishes: {error}");
                 return;
             }
         };
-        let waiting = self.waiting.get_mut(topic).expect("it was there");
         if events.is_empty() {
             return;
         }
-        waiting.is_busy = true;
         let bundle = self.member.form(topic, &events);
-        let rows: Vec<WaitingPublish> = rows.into_iter().take(bundle.count as usize).collect();
+        let waiting = self.waiting.get_mut(topic).expect("it was there");
+        waiting.on_its_way = Some(bundle.digest);
+        waiting.put_back(rows.split_off(bundle.count as usize));
         let end = self.member.formed_end(topic).expect("a bundle was formed").clone();
         let (commit, sender, topic) =
             (self.parts.commit.clone(), self.parts.reliable.sender(), topic.clone());
@@ -127,31 +139,30 @@ impl ReliableTopics {
         });
     }
 
-    /// Reads the next publishes of a topic. Those that are void by now are dropped.
-    fn read_waiting(&mut self, topic: &Topic) -> Result<Next, StoreError> {
+    /// Takes the next publishes of a topic from the queue. Those that are void by now are dropped.
+    fn take_waiting(&mut self, topic: &Topic) -> Result<Next, StoreError> {
         let table = self.parts.store.snapshot()?.table(OUTBOX)?;
         let waiting = self.waiting.get_mut(topic).expect("the caller has made it");
-        let (mut next, mut bytes, mut void) = (Next::default(), 0, Vec::new());
-        let queue = std::mem::take(&mut waiting.queue);
-        let mut queue = queue.into_iter();
-        for publish in queue.by_ref() {
-            let row = table.get(publish.number)?.map(|row| Row::read(row.value())).transpose()?;
-            match row.filter(|row| !row.is_void) {
-                Some(row) => {
+        let (mut next, mut bytes, mut void, mut failure) = (Next::default(), 0, Vec::new(), None);
+        while next.rows.len() < MAX_EVENTS as usize && bytes < READ && failure.is_none() {
+            let Some(publish) = waiting.queue.pop_front() else { break };
+            let read = || table.get(publish.number)?.map(|row| Row::read(row.value())).transpose();
+            match read() {
+                Ok(Some(row)) if !row.is_void => {
                     bytes += row.data.len();
                     next.events.push((Timestamp(row.time), row.data));
-                    next.rows.push(publish.clone());
-                    waiting.queue.push_back(publish);
+                    next.rows.push(publish);
                 }
-                None => void.push(publish),
-            }
-            if next.rows.len() >= MAX_EVENTS as usize || bytes >= READ {
-                break;
+                Ok(_) => void.push(publish),
+                Err(error) => {
+                    waiting.queue.push_front(publish);
+                    waiting.put_back(std::mem::take(&mut next.rows));
+                    failure = Some(error);
+                }
             }
         }
-        waiting.queue.extend(queue);
         self.drop_void(void);
-        Ok(next)
+        failure.map_or(Ok(next), Err)
     }
 
     /// Removes publishes that were voided before they got a sequence.
@@ -181,14 +192,14 @@ impl ReliableTopics {
         rows: Vec<WaitingPublish>,
         is_void: bool,
     ) {
-        let waiting = self.waiting.get_mut(topic).expect("it formed the bundle");
         if is_void {
-            waiting.is_busy = false;
+            let waiting = self.waiting.get_mut(topic).expect("it formed the bundle");
+            waiting.on_its_way = None;
+            waiting.put_back(rows);
             self.member.abandon(topic);
             self.form(topic);
             return;
         }
-        waiting.queue.drain(..rows.len());
         self.count_down(&rows);
         let now = self.now();
         self.member.stored(bundle.clone(), now);
@@ -291,7 +302,7 @@ impl ReliableTopics {
             async move { commit.write_later(move |write| topic_rows::sent(write, &[digest])).await },
         );
         if let Some(waiting) = self.waiting.get_mut(&topic) {
-            waiting.is_busy = false;
+            waiting.sent(&digest);
         }
         self.form(&topic);
     }
@@ -317,5 +328,30 @@ impl ReliableTopics {
     /// Sends again after a pause.
     pub(super) fn retry(&mut self) {
         self.outgoing.is_sending = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bundle_that_is_sent_again_does_not_let_the_next_one_be_formed() {
+        let (own, earlier) = (Digest([1; 32]), Digest([2; 32]));
+        let mut waiting = Waiting { on_its_way: Some(own), ..Waiting::default() };
+        waiting.sent(&earlier);
+        assert_eq!(waiting.on_its_way, Some(own));
+        waiting.sent(&own);
+        assert_eq!(waiting.on_its_way, None);
+    }
+
+    #[test]
+    fn publishes_that_are_put_back_come_first_and_in_their_order() {
+        let publishes = |numbers: std::ops::Range<u64>| {
+            numbers.map(|number| WaitingPublish { number, owner: None }).collect::<Vec<_>>()
+        };
+        let mut waiting = Waiting { queue: publishes(3..5).into(), ..Waiting::default() };
+        waiting.put_back(publishes(0..3));
+        assert!(waiting.queue.iter().map(|publish| publish.number).eq(0..5));
     }
 }

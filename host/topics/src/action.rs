@@ -144,6 +144,11 @@ impl Budget {
         self.buffered + bytes <= MAX_BUFFERED
     }
 
+    /// Notes that bundles of `bytes` bytes left the memory.
+    pub fn release(&mut self, bytes: usize) {
+        self.buffered = self.buffered.saturating_sub(bytes);
+    }
+
     /// Whether more events may be delivered.
     pub fn may_deliver(&self) -> bool {
         self.uncommitted < MAX_UNCOMMITTED

@@ -241,7 +241,9 @@ impl Member {
     /// Ends a subscription. The positions in its logs are forgotten.
     pub fn unsubscribe(&mut self, topic: &Topic) {
         self.readers.topics.remove(topic);
-        self.readers.all.retain(|(of, _), _| of != topic);
+        let removed = self.readers.all.extract_if(.., |(of, _), _| of == topic);
+        let freed = removed.map(|(_, reader)| reader.buffered()).sum();
+        self.readers.budget.release(freed);
         self.readers.blocked.retain(|(of, _)| of != topic);
         self.readers.timers.retain(|(_, of, _)| of != topic);
         self.readers.timer_of.retain(|(of, _), _| of != topic);
@@ -473,6 +475,11 @@ impl Member {
     /// The counters.
     pub fn counters(&self) -> MemberCounters {
         self.counters
+    }
+
+    /// The size of the bundles that all readers have in memory, in bytes.
+    pub fn buffered(&self) -> usize {
+        self.readers.all.values().map(Reader::buffered).sum()
     }
 
     /// The use of the limits that all readers share.
@@ -756,5 +763,40 @@ impl Member {
             ((topic_turn + signed.logs) % logs, (received_turn + signed.positions) % positions);
         self.heads.schedule.sent(now.moment, self.others.len());
         self.actions.push(Action::PublishHead(signed.block));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ed25519_dalek::SigningKey;
+
+    use super::*;
+
+    fn author(key: u8) -> Author {
+        let key = SigningKey::from_bytes(&[key; 32]);
+        Author { fleet: "fleet".to_owned(), key, incarnation: Incarnation([1; 16]), began: Timestamp(1) }
+    }
+
+    #[test]
+    fn the_end_of_a_subscription_frees_the_memory_of_its_bundles() {
+        let topic: Topic = "jobs".parse().unwrap();
+        let now = Now { moment: Moment::default(), wall: Timestamp(9) };
+        let setup = Setup {
+            author: author(3),
+            past: BTreeMap::new(),
+            logs: BTreeMap::new(),
+            topics: BTreeMap::from([(topic.clone(), Since::Earliest)]),
+            checkpoints: Vec::new(),
+            seed: 1,
+        };
+        let mut member = Member::new(setup, now);
+        let mut log = OwnLog::default();
+        let events = [Event { time: Timestamp(7), data: Bytes::from_static(b"x") }];
+        let bundle = (0..2).map(|_| log.form(&topic, &events, &author(4))).last().unwrap();
+        let size = bundle.block.len();
+        member.receive(Arc::new(bundle), now);
+        assert_eq!(member.budget().buffered, size, "it waits for the first one");
+        member.unsubscribe(&topic);
+        assert_eq!(member.budget().buffered, 0);
     }
 }

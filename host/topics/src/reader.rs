@@ -13,7 +13,7 @@ use dim_model::time::Timestamp;
 
 use crate::action::{Action, Budget, Checkpoint, Delivery, GapReason, Outcome};
 use crate::alarm::{Alarm, Finding};
-use crate::bundle::{Bundle, Start};
+use crate::bundle::{Bundle, MAX_MESSAGE, Start};
 use crate::head::{LogHead, Received};
 use crate::identity::{Digest, Incarnation, WriterId};
 use crate::time::{Moment, Now};
@@ -196,7 +196,7 @@ impl Reader {
             None if conflicts.is_empty() => self.counters.repeated += 1,
             None => {}
         }
-        step.budget.buffered -= reader.trim().min(step.budget.buffered);
+        step.budget.release(reader.trim());
         if first == 0 && reader.before == Before::Unknown {
             reader.before = bundle.header.start.clone().map_or(Before::Nothing, Before::Incarnation);
         }
@@ -264,6 +264,11 @@ impl Reader {
     /// Whether an incarnation is read.
     pub fn follows(&self, incarnation: &Incarnation) -> bool {
         self.incarnations.contains_key(incarnation)
+    }
+
+    /// The size of the bundles in memory, in bytes.
+    pub fn buffered(&self) -> usize {
+        self.incarnations.values().map(IncarnationReader::buffered).sum()
     }
 
     /// Notes that the writer was heard, on any topic.
@@ -429,8 +434,9 @@ impl Reader {
     /// Delivers the next bundle of an incarnation, or reports the next gap. Returns false if there is neither.
     fn advance_incarnation(&mut self, id: Incarnation, step: &mut Step<'_>) -> bool {
         let Some(reader) = self.incarnations.get_mut(&id) else { return false };
-        if !reader.find_beginning(step.since) {
-            return self.give_up_beginning(id, step);
+        match reader.find_beginning(step.since) {
+            Some(freed) => step.budget.release(freed),
+            None => return self.give_up_beginning(id, step),
         }
         let Some(next) = reader.next else { return false };
         let Some(bundle) = reader.at_next().and_then(|known| known.bundle.clone()) else {
@@ -449,9 +455,8 @@ impl Reader {
         {
             // The writer lists another bundle before this one than the one that was delivered.
             let conflict = Conflict { kept: Some(last.digest), refused: bundle.listed() };
-            let freed = bundle.block.len();
             reader.known.remove(&next);
-            step.budget.buffered -= freed.min(step.budget.buffered);
+            step.budget.release(bundle.block.len());
             self.report(id, conflict, step);
             return true;
         }
@@ -465,7 +470,7 @@ impl Reader {
         };
         self.counters.gaps += u64::from(matches!(outcome, Outcome::Gap(_)));
         reader.deliver(time);
-        step.budget.buffered -= bundle.block.len().min(step.budget.buffered);
+        step.budget.release(bundle.block.len());
         self.deliver(id, next, outcome, step);
         true
     }
@@ -478,27 +483,19 @@ impl Reader {
             Before::Unknown | Before::Nothing => None,
         };
         let next = reader.next.expect("a reader that delivers has a position");
-        let checkpoint = Checkpoint {
-            incarnation: id,
-            began: reader.began,
-            next,
-            last: reader.last,
-            time: reader.time,
-            before,
-            is_replaced: self.replaced.contains(&id),
-            floor: self.floor,
-        };
+        let (began, last, time) = (reader.began, reader.last, reader.time);
+        let is_replaced = self.replaced.contains(&id);
         let replaced = before.filter(|_| first == 0).map(|(previous, _)| previous);
-        let removed = replaced.map_or_else(Vec::new, |previous| self.replace(previous));
-        let (topic, writer) = (self.topic.clone(), self.writer);
-        let checkpoint = Checkpoint { floor: self.floor, ..checkpoint };
+        let removed = replaced.map_or_else(Vec::new, |previous| self.replace(previous, step.budget));
+        let (topic, writer, floor) = (self.topic.clone(), self.writer, self.floor);
+        let checkpoint = Checkpoint { incarnation: id, began, next, last, time, before, is_replaced, floor };
         let delivery = Delivery { topic, writer, first, outcome, checkpoint, replaced, removed };
         step.budget.uncommitted += delivery.bytes();
         step.actions.push(Action::Deliver(delivery));
     }
 
     /// Notes that another incarnation continues `before`. Returns the incarnations that are removed for it.
-    fn replace(&mut self, before: Incarnation) -> Vec<Incarnation> {
+    fn replace(&mut self, before: Incarnation, budget: &mut Budget) -> Vec<Incarnation> {
         if !self.replaced.contains(&before) && self.incarnations.contains_key(&before) {
             self.replaced.push(before);
         }
@@ -507,6 +504,7 @@ impl Reader {
         for id in &removed {
             if let Some(reader) = self.incarnations.remove(id) {
                 self.floor = self.floor.max(reader.time);
+                budget.release(reader.buffered());
             }
             self.successors.remove(id);
         }
@@ -618,7 +616,7 @@ impl Reader {
             self.skip_rest_before(id, &reason, step);
         }
         let reader = self.incarnations.get_mut(&id).expect("the caller has looked");
-        step.budget.buffered -= reader.skip_to(next).min(step.budget.buffered);
+        step.budget.release(reader.skip_to(next));
         self.counters.gaps += 1;
         self.deliver(id, first, Outcome::Gap(reason), step);
     }
@@ -657,15 +655,13 @@ impl Reader {
         let flights = self.incarnations.values().flat_map(|it| it.known.values());
         let mut flights = flights.filter(|it| it.is_in_flight).count();
         for reader in self.incarnations.values_mut().filter(|it| !it.is_complete()) {
-            let next = reader.next;
             let missing = reader.known.values_mut().filter(|it| it.bundle.is_none()).take(MAX_FETCHES);
-            for known in missing {
-                let is_due = !known.is_in_flight && known.not_before <= step.now.moment;
-                let is_first = next == Some(known.listed.first) || next.is_none();
-                let has_room = is_first || step.budget.has_room(crate::bundle::MAX_MESSAGE);
-                if !is_due {
+            for (index, known) in missing.enumerate() {
+                if known.is_in_flight || known.not_before > step.now.moment {
                     continue;
                 }
+                // Only the earliest one leads further without room for it in memory.
+                let has_room = index == 0 || step.budget.has_room(MAX_MESSAGE);
                 if !has_room || flights >= MAX_FETCHES || !step.budget.may_fetch() {
                     step.is_blocked = true;
                     continue;
@@ -679,6 +675,45 @@ impl Reader {
                     listed: known.listed,
                 });
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use ed25519_dalek::SigningKey;
+
+    use super::*;
+    use crate::action::MAX_BUFFERED;
+    use crate::bundle::Event;
+    use crate::own_log::{Author, OwnLog};
+
+    #[test]
+    fn a_reader_that_looks_for_the_beginning_fetches_one_bundle_at_a_time_if_there_is_no_room() {
+        let (topic, key): (Topic, _) = ("jobs".parse().unwrap(), SigningKey::from_bytes(&[3; 32]));
+        let began = Timestamp(1);
+        let author = Author { fleet: "fleet".to_owned(), key, incarnation: Incarnation([1; 16]), began };
+        let mut log = OwnLog::default();
+        let events = [Event { time: Timestamp(7), data: Bytes::from_static(b"x") }];
+        let bundle = (0..20).map(|_| log.form(&topic, &events, &author)).last().unwrap();
+        for (buffered, fetches) in [(0, 8), (MAX_BUFFERED, 1)] {
+            let (mut budget, mut actions) = (Budget { buffered, ..Budget::default() }, Vec::new());
+            let now = Now { moment: Moment(Duration::from_secs(1)), wall: Timestamp(9) };
+            let mut step = Step {
+                now,
+                since: Since::Earliest,
+                connected_since: None,
+                budget: &mut budget,
+                actions: &mut actions,
+                is_blocked: false,
+            };
+            let mut reader = Reader::new(topic.clone(), author.id(), BTreeSet::new(), now.moment);
+            reader.take(Arc::new(bundle.clone()), false, &mut step);
+            step.now.moment = now.moment.after(Duration::from_secs(1));
+            reader.advance(&mut step);
+            // Without room the bundle itself is missing, too, and only the earliest one is fetched.
+            assert_eq!(actions.len(), fetches, "{buffered}: {actions:?}");
         }
     }
 }

@@ -168,11 +168,11 @@ impl IncarnationReader {
         freed
     }
 
-    /// Looks for the beginning: the first event that the reader wants. Returns false if an earlier bundle must be
-    /// fetched first.
-    pub fn find_beginning(&mut self, since: Since) -> bool {
+    /// Looks for the beginning: the first event that the reader wants. Returns the size of the bundles before it that
+    /// were in memory, in bytes, or `None` if an earlier bundle must be fetched first.
+    pub fn find_beginning(&mut self, since: Since) -> Option<usize> {
         if self.next.is_some() {
-            return true;
+            return Some(0);
         }
         let (time, evidence, is_entire) = match since {
             Since::Head(time) => {
@@ -184,18 +184,22 @@ impl IncarnationReader {
         };
         let unwanted = self.known.values().rev().find(|it| it.listed.time < time && !is_entire);
         let lowest = self.known.first_key_value().map_or(self.end, |(first, _)| *first);
-        self.next = match unwanted {
-            Some(it) => Some(it.listed.next().min(evidence)),
-            None if lowest == 0 => Some(0),
-            None => return false,
+        let next = match unwanted {
+            Some(it) => it.listed.next().min(evidence),
+            None if lowest == 0 => 0,
+            None => return None,
         };
-        let next = self.next.expect("it was set");
-        self.durable = next;
-        self.known.retain(|first, _| *first >= next);
+        (self.next, self.durable) = (Some(next), next);
         if next > 0 {
             self.before = Before::Nothing;
         }
-        true
+        Some(self.forget_before(next))
+    }
+
+    /// Forgets the bundles before `next`. Returns the size of those in memory, in bytes.
+    fn forget_before(&mut self, next: u64) -> usize {
+        let later = self.known.split_off(&next);
+        bytes_of(std::mem::replace(&mut self.known, later).values())
     }
 
     /// The bundle at the position of the next event, if its place is known.
@@ -217,15 +221,18 @@ impl IncarnationReader {
         known.bundle
     }
 
+    /// The size of the bundles in memory, in bytes.
+    pub fn buffered(&self) -> usize {
+        bytes_of(self.known.values())
+    }
+
     /// Skips the events before `next`, which cannot be had. Returns the size of the dropped bundles, in bytes.
     pub fn skip_to(&mut self, next: u64) -> usize {
         self.next = Some(next);
         self.last = None;
         self.stuck = None;
         self.end = self.end.max(next);
-        let later = self.known.split_off(&next);
-        let dropped = std::mem::replace(&mut self.known, later);
-        dropped.into_values().filter_map(|it| it.bundle).map(|bundle| bundle.block.len()).sum()
+        self.forget_before(next)
     }
 
     /// Notes a failed attempt to fetch a bundle.
@@ -238,6 +245,11 @@ impl IncarnationReader {
             known.not_before = now.after(pause);
         }
     }
+}
+
+/// The size of the bundles in memory, in bytes.
+fn bytes_of<'a>(known: impl Iterator<Item = &'a Known>) -> usize {
+    known.filter_map(|it| it.bundle.as_ref()).map(|bundle| bundle.block.len()).sum()
 }
 
 #[cfg(test)]
@@ -271,7 +283,7 @@ mod tests {
         }
         it.learn(listed(5, 4, 4), Moment::default()).unwrap();
         it.learn(listed(2, 3, 2), Moment::default()).unwrap();
-        assert!(it.find_beginning(Since::Earliest));
+        assert!(it.find_beginning(Since::Earliest).is_some());
         it.deliver(Timestamp(0));
         it.deliver(Timestamp(0));
         it.learn(listed(2, 3, 2), Moment::default()).unwrap();
@@ -297,11 +309,11 @@ mod tests {
             (Since::Head(Timestamp(late)), 1_000, None),
         ] {
             let mut it = reader(&places, began, 14);
-            assert_eq!(it.find_beginning(since), next.is_some(), "{since:?}");
+            assert_eq!(it.find_beginning(since).is_some(), next.is_some(), "{since:?}");
             assert_eq!(it.next, next, "{since:?}");
         }
         let mut whole = reader(&[listed(0, 10, 0), places[0]], 0, u64::MAX);
-        assert!(whole.find_beginning(Since::Earliest));
+        assert!(whole.find_beginning(Since::Earliest).is_some());
         assert_eq!(whole.next, Some(0));
     }
 

@@ -582,6 +582,9 @@ impl Fleet {
     /// Checks what every member has made durable, and that every event was published.
     fn check(&self) -> Result<(), String> {
         assert!(self.truth.len() > 0);
+        for member in self.nodes.iter().filter_map(|node| node.member.as_ref()) {
+            assert_eq!(member.budget().buffered, member.buffered(), "bytes of bundles in memory");
+        }
         let lost = self.lost();
         for node in &self.nodes {
             for (_, event) in node.store.outbox.values().flatten() {

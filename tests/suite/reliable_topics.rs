@@ -84,11 +84,17 @@ async fn are_connected(hosts: [&TestHost; 2]) {
     }
 }
 
+/// Two connected daemons, and a host on each: a writer and a reader.
+async fn connected_pair() -> Option<((Kubo, Kubo), [TestHost; 2])> {
+    let (near, far) = Kubo::start_pair()?;
+    let hosts = [setup(near.api()).start().await, setup(far.api()).start().await];
+    are_connected([&hosts[0], &hosts[1]]).await;
+    Some(((near, far), hosts))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn events_arrive_once_and_in_order_over_restarts_of_both_hosts() {
-    let Some((near, far)) = Kubo::start_pair() else { return };
-    let (writer, reader) = (setup(near.api()).start().await, setup(far.api()).start().await);
-    are_connected([&writer, &reader]).await;
+    let Some(((near, far), [writer, reader])) = connected_pair().await else { return };
     publish_numbers(&writer, 0..300).await;
     has_numbers(&reader, 300).await;
     assert_eq!(received(&writer), [], "its own events do not come back");
@@ -134,9 +140,7 @@ fn copy_of(dir: &Path) -> tempfile::TempDir {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_that_was_copied_is_noticed_by_every_host() {
-    let Some((near, far)) = Kubo::start_pair() else { return };
-    let (writer, reader) = (setup(near.api()).start().await, setup(far.api()).start().await);
-    are_connected([&writer, &reader]).await;
+    let Some(((near, _far), [writer, reader])) = connected_pair().await else { return };
     publish_numbers(&writer, 0..1).await;
     has_numbers(&reader, 1).await;
     let dir = writer.stop().await;
@@ -183,9 +187,7 @@ async fn lost_messages_are_fetched() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_that_fits_into_no_message_is_fetched() {
-    let Some((near, far)) = Kubo::start_pair() else { return };
-    let (writer, reader) = (setup(near.api()).start().await, setup(far.api()).start().await);
-    are_connected([&writer, &reader]).await;
+    let Some((_daemons, [writer, reader])) = connected_pair().await else { return };
     // Bytes that cannot be compressed.
     let mut state = 1_u64;
     let noise: Vec<u8> = std::iter::repeat_with(|| {

@@ -27,7 +27,6 @@ use dim_topics::member::{Member, Setup};
 use dim_topics::own_log::Author;
 use dim_topics::reader::Since;
 use dim_topics::time::{Moment, Now};
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -75,8 +74,6 @@ pub struct ReliableTopics {
     began: Instant,
     /// The publishes that are not in a bundle yet, by topic.
     waiting: BTreeMap<Topic, Waiting>,
-    /// The last own bundles, which a process that was killed perhaps did not give to the daemon.
-    last_blocks: Vec<(Digest, Bytes)>,
     /// The blocks that are sent next.
     outgoing: Outgoing,
     /// The deliveries that are made durable next.
@@ -91,7 +88,6 @@ impl ReliableTopics {
     pub fn new(parts: Parts, identity: Identity, stop: CancellationToken) -> Result<Self, StoreError> {
         let state = TopicState::read(&parts.store.snapshot()?)?;
         let TopicState { past, logs, topics, checkpoints, kept, unsent } = state;
-        let last: Vec<Digest> = logs.values().flat_map(|end| end.recent.iter().map(|it| it.digest)).collect();
         let setup = Setup { author: identity.author, past, logs, topics, checkpoints, seed: identity.seed };
         let began = parts.log.clock().monotonic();
         let now = Now { moment: Moment::default(), wall: parts.log.clock().wall() };
@@ -101,17 +97,11 @@ impl ReliableTopics {
             member.keep_since(topic, *time);
         }
         outgoing.resend(&unsent, &parts.reliable.channels);
-        let snapshot = parts.store.snapshot()?;
-        let mut last_blocks = Vec::new();
-        for digest in last {
-            last_blocks.extend(topic_rows::block(&snapshot, &digest)?.map(|block| (digest, block)));
-        }
         Ok(Self {
             parts,
             member,
             began,
             waiting: BTreeMap::new(),
-            last_blocks,
             outgoing,
             deliveries: VecDeque::new(),
             is_committing: false,
@@ -240,6 +230,18 @@ impl ReliableTopics {
         });
     }
 
+    /// Runs a task until it ends or the driver stops.
+    fn spawn_until_stop(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = work => {}
+            }
+        });
+    }
+
     /// Runs a small write whose loss in a crash does no harm.
     fn spawn_write(&self, write: impl Future<Output = Result<(), CommitError>> + Send + 'static) {
         self.tasks.spawn(async move {
@@ -259,10 +261,14 @@ impl ReliableTopics {
         self.spawn_write(async move { commit.write(move |write| topic_rows::raise(write, &raised)).await });
     }
 
+    /// Reads the block of an own bundle, if it is kept.
+    fn stored_block(&self, digest: &Digest) -> Result<Option<Bytes>, StoreError> {
+        topic_rows::block(&self.parts.store.snapshot()?, digest)
+    }
+
     /// Sends an own bundle again that another member cannot fetch.
     fn resend(&mut self, digest: &Digest) {
-        let block = self.parts.store.snapshot().and_then(|snapshot| topic_rows::block(&snapshot, digest));
-        match block {
+        match self.stored_block(digest) {
             Ok(Some(block)) => self.outgoing.resend(&[block], &self.parts.reliable.channels),
             Ok(None) => tracing::debug!(%digest, "a member asks for a bundle that is not kept"),
             Err(error) => tracing::error!("cannot read a bundle: {error}"),
@@ -270,13 +276,5 @@ impl ReliableTopics {
     }
 }
 
-/// Whether the log and the disk take more events.
-fn has_room(log: &EventLog, disk: &DiskMonitor) -> bool {
-    log.has_room() && disk.check().is_ok()
-}
-
 /// The result of sending a block.
 type SendResult = (outgoing::Block, Result<(), BackendError>);
-
-/// A sender of inputs to the driver.
-type InputSender = mpsc::Sender<Input>;

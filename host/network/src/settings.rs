@@ -17,11 +17,8 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Returns the peers that may publish on `topic`, or `None` if every peer may. An exact topic takes precedence
-    /// over a prefix, and a longer prefix over a shorter one.
+    /// Returns the peers that may publish on `topic`, or `None` if every peer may. The closest pattern decides.
     pub fn speakers(&self, topic: &Topic) -> Option<&BTreeSet<PeerName>> {
-        let covering = self.accepted_peers.iter().filter(|(pattern, _)| pattern.covers(topic));
-        let closest = covering.max_by_key(|(pattern, _)| (pattern.exact().is_some(), pattern.bytes()));
-        closest.map(|(_, peers)| peers)
+        TopicPattern::closest(&self.accepted_peers, topic)
     }
 }

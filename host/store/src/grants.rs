@@ -1,7 +1,7 @@
 //! Owns the grants of a plugin: topics, keys, names and limits above the default. Nothing is granted by
 //! default. The host functions check the grants before any other step.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
 use dim_model::ident::{InvalidWord, IpnsName, KeyName, Topic};
@@ -224,6 +224,14 @@ impl TopicPattern {
             Some(topic) => self.covers(topic),
             None => self == other || self.covers(&other.0),
         }
+    }
+
+    /// The value of the closest pattern that covers `topic`: an exact topic takes precedence over a prefix, and a longer
+    /// prefix over a shorter one.
+    pub fn closest<'a, V>(values: &'a BTreeMap<Self, V>, topic: &Topic) -> Option<&'a V> {
+        let covering = values.iter().filter(|(pattern, _)| pattern.covers(topic));
+        let closest = covering.max_by_key(|(pattern, _)| (pattern.exact().is_some(), pattern.bytes()));
+        closest.map(|(_, value)| value)
     }
 
     /// The length of the text in bytes.

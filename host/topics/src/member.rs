@@ -104,9 +104,6 @@ pub struct WriterStatus {
     pub positions: Vec<Position>,
     /// The counters.
     pub counters: ReaderCounters,
-    /// The positions that other members report: the member, the incarnation and the sequence after the last durable
-    /// event.
-    pub readers: Vec<(WriterId, Incarnation, u64)>,
 }
 
 /// The counters of a member.
@@ -174,15 +171,15 @@ impl Member {
     pub fn new(setup: Setup, now: Now) -> Self {
         let Setup { mut author, past, logs, topics, checkpoints, seed } = setup;
         let id = author.id();
-        let own: BTreeSet<Incarnation> = past.keys().copied().chain([author.incarnation]).collect();
         let mut readers = Readers { topics, ..Readers::default() };
         let mut last = Timestamp(0);
         for (topic, writer, checkpoint) in checkpoints {
             last = last.max(checkpoint.time);
             let key = (topic.clone(), writer);
-            let own = if writer == id { own.clone() } else { BTreeSet::new() };
-            let reader =
-                readers.all.entry(key).or_insert_with(|| Reader::new(topic, writer, own, now.moment));
+            let reader = readers.all.entry(key).or_insert_with(|| {
+                let own = if writer == id { own_incarnations(&author, &past) } else { BTreeSet::new() };
+                Reader::new(topic, writer, own, now.moment)
+            });
             reader.resume(&checkpoint);
         }
         // A clock that was set back does not make this process start look older than the ones before.
@@ -381,6 +378,11 @@ impl Member {
         }
         self.resend(&head, now.moment);
         self.look_at_received(&head, now);
+        for topic in self.readers.topics.keys() {
+            if let Some(reader) = self.readers.all.get_mut(&(topic.clone(), head.writer)) {
+                reader.hear(now.moment);
+            }
+        }
         for log in &head.topics {
             let key = (log.topic.clone(), head.writer);
             if self.ensure_reader(&key, now.moment) {
@@ -389,12 +391,6 @@ impl Member {
             }
         }
         self.take_reports(&head, now);
-        for key in self.keys_of(&head.writer) {
-            self.with_reader(&key, now, |reader, step| {
-                reader.hear(step.now.moment);
-                reader.advance(step);
-            });
-        }
     }
 
     /// Does what is due.
@@ -412,8 +408,7 @@ impl Member {
             self.ask(now.moment);
         }
         if !wants.is_empty() {
-            let soon = Moment(now.moment.0.max(self.heads.asked.map_or(Duration::ZERO, |it| it.0)));
-            self.heads.schedule.hurry(soon);
+            self.heads.schedule.hurry(now.moment);
         }
         if self.heads.schedule.next() <= now.moment {
             self.send_head(wants, now);
@@ -438,7 +433,6 @@ impl Member {
             writer: *writer,
             positions: reader.positions().collect(),
             counters: reader.counters(),
-            readers: self.positions_of(topic, writer),
         };
         of_topic.map(status).collect()
     }
@@ -453,6 +447,11 @@ impl Member {
             positions.map(|((_, _, incarnation), next)| (*id, *incarnation, *next)).collect()
         };
         self.others.iter().flat_map(of_member).collect()
+    }
+
+    /// The durable ends of the own logs.
+    pub fn own_ends(&self) -> impl Iterator<Item = &LogEnd> {
+        self.logs.values().filter_map(OwnLog::end)
     }
 
     /// The durable end of the own log of a topic.
@@ -490,7 +489,8 @@ impl Member {
     fn take(&mut self, bundle: Arc<Bundle>, fetched: bool, now: Now) {
         let key = (bundle.header.topic.clone(), bundle.header.writer);
         let is_own = key.1 == self.id;
-        if is_own && !self.is_of_another_program(&bundle) {
+        // The echo of an own bundle. Another program with the same key has others.
+        if is_own && !self.is_beyond_own_log(&key.0, &bundle.header.incarnation, bundle.next()) {
             return;
         }
         if !self.ensure_reader(&key, now.moment) {
@@ -512,12 +512,6 @@ impl Member {
             }
             reader.take(bundle, fetched, step);
         });
-    }
-
-    /// Whether a bundle that is signed with the key of this member is of another program.
-    fn is_of_another_program(&self, bundle: &Bundle) -> bool {
-        let incarnation = &bundle.header.incarnation;
-        self.is_beyond_own_log(&bundle.header.topic, incarnation, bundle.next())
     }
 
     /// Whether this member does not know the events of its key before `next`. Of its older incarnations it does not
@@ -663,11 +657,7 @@ impl Member {
             self.counters.refused += 1;
             return false;
         }
-        let own = if key.1 == self.id {
-            self.past.keys().copied().chain([self.author.incarnation]).collect()
-        } else {
-            BTreeSet::new()
-        };
+        let own = if key.1 == self.id { own_incarnations(&self.author, &self.past) } else { BTreeSet::new() };
         all.insert(key.clone(), Reader::new(key.0.clone(), key.1, own, now));
         true
     }
@@ -710,11 +700,6 @@ impl Member {
         for key in std::mem::take(&mut self.readers.blocked) {
             self.with_reader(&key, now, |reader, step| reader.advance(step));
         }
-    }
-
-    fn keys_of(&self, writer: &WriterId) -> Vec<(Topic, WriterId)> {
-        let keys = self.readers.topics.keys().map(|topic| (topic.clone(), *writer));
-        keys.filter(|key| self.readers.all.contains_key(key)).collect()
     }
 
     fn wants(&self) -> Vec<(WriterId, Digest)> {
@@ -764,6 +749,11 @@ impl Member {
         self.heads.schedule.sent(now.moment, self.others.len());
         self.actions.push(Action::PublishHead(signed.block));
     }
+}
+
+/// All incarnations of a member that its store knows.
+fn own_incarnations(author: &Author, past: &BTreeMap<Incarnation, Timestamp>) -> BTreeSet<Incarnation> {
+    past.keys().copied().chain([author.incarnation]).collect()
 }
 
 #[cfg(test)]

@@ -28,6 +28,14 @@ impl Files {
     }
 }
 
+/// Checks that the daemon has stored data under the expected CID.
+fn expect(call: &'static str, found: &str, cid: &Cid) -> Result<(), BackendError> {
+    if Cid::try_from(found).ok().as_ref() == Some(cid) {
+        return Ok(());
+    }
+    Err(BackendError::Unbelievable { call, why: format!("{found} instead of {cid}") })
+}
+
 #[async_trait]
 impl Content for Files {
     async fn put(&self, cid: &Cid, data: Bytes) -> Result<(), BackendError> {
@@ -49,10 +57,7 @@ impl Content for Files {
             .option("progress", "false")
             .file(data);
         let added: Added = self.rpc.json(call).await?;
-        if Cid::try_from(added.hash.as_str()).ok().as_ref() == Some(cid) {
-            return Ok(());
-        }
-        Err(BackendError::Unbelievable { call: "add", why: format!("{} instead of {cid}", added.hash) })
+        expect("add", &added.hash, cid)
     }
 
     async fn file(&self, path: &ContentPath, limit: usize) -> Result<(Cid, Bytes), BackendError> {
@@ -90,10 +95,7 @@ impl Content for Files {
             .option("allow-big-block", "true")
             .file(block);
         let put: Put = self.rpc.json(call).await?;
-        if Cid::try_from(put.key.as_str()).ok().as_ref() == Some(cid) {
-            return Ok(());
-        }
-        Err(BackendError::Unbelievable { call: "block/put", why: format!("{} instead of {cid}", put.key) })
+        expect("block/put", &put.key, cid)
     }
 
     async fn block(&self, cid: &Cid, limit: usize, timeout: Duration) -> Result<Bytes, BackendError> {

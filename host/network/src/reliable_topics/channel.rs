@@ -97,9 +97,7 @@ impl Reliable {
 
     /// The retention of a topic: that of the closest pattern. A topic that is no longer reliable has none.
     pub fn retention(&self, topic: &Topic) -> Option<Retention> {
-        let covering = self.patterns.iter().filter(|(pattern, _)| pattern.covers(topic));
-        let closest = covering.max_by_key(|(pattern, _)| (pattern.exact().is_some(), pattern.bytes()));
-        closest.map(|(_, retention)| *retention)
+        TopicPattern::closest(&self.patterns, topic).copied()
     }
 
     /// The pubsub topic that carries a topic.

@@ -18,9 +18,10 @@ use dim_topics::head::Head;
 use dim_topics::identity::WriterId;
 use dim_topics::time::Now;
 use futures::StreamExt as _;
+use tokio::sync::mpsc;
 
+use super::ReliableTopics;
 use super::channel::{Channels, Input};
-use super::{InputSender, ReliableTopics, has_room};
 
 /// The time limit of a fetch.
 const FETCH: Duration = Duration::from_secs(5);
@@ -35,21 +36,13 @@ impl ReliableTopics {
     /// Receives the heads of the other members, over all failures of the daemon.
     pub(super) fn listen_to_heads(&self) {
         let (backend, channels) = (self.parts.backend.clone(), self.parts.reliable.channels.clone());
-        let (sender, stop) = (self.parts.reliable.sender(), self.stop.clone());
-        let clock = self.parts.log.clock().clone();
-        let work = async move {
+        let (sender, clock) = (self.parts.reliable.sender(), self.parts.log.clock().clone());
+        self.spawn_until_stop(async move {
             let mut backoff = Backoff::new();
             loop {
                 let error = read_heads(&backend, &channels, &sender, &mut backoff).await;
                 tracing::debug!("the stream of heads ended, opening it again: {error}");
                 clock.sleep(backoff.next_pause()).await;
-            }
-        };
-        self.tasks.spawn(async move {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => {}
-                () = work => {}
             }
         });
     }
@@ -57,23 +50,16 @@ impl ReliableTopics {
     /// Fetches a missing bundle.
     pub(super) fn fetch(&self, topic: Topic, writer: WriterId, listed: Listed) {
         let (backend, sender) = (self.parts.backend.clone(), self.parts.reliable.sender());
-        let (fleet, stop) = (self.parts.reliable.channels.fleet().to_owned(), self.stop.clone());
-        self.tasks.spawn(async move {
-            let fetch = async {
-                let block = backend.content.block(&listed.digest.cid(), MAX_BLOCK, FETCH).await;
-                let bundle = block.map_err(|error| error.to_string());
-                let bundle = bundle.and_then(|it| Bundle::open(it, &fleet).map_err(|why| why.to_string()));
-                let bundle = bundle.inspect_err(|why| {
-                    tracing::debug!(%topic, %writer, first = listed.first, "a bundle cannot be fetched: {why}");
-                });
-                let bundle = bundle.ok().map(Arc::new);
-                let _ = sender.send(Input::Fetched { topic, writer, listed, bundle }).await;
-            };
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => {}
-                () = fetch => {}
-            }
+        let fleet = self.parts.reliable.channels.fleet().to_owned();
+        self.spawn_until_stop(async move {
+            let block = backend.content.block(&listed.digest.cid(), MAX_BLOCK, FETCH).await;
+            let bundle = block.map_err(|error| error.to_string());
+            let bundle = bundle.and_then(|it| Bundle::open(it, &fleet).map_err(|why| why.to_string()));
+            let bundle = bundle.inspect_err(|why| {
+                tracing::debug!(%topic, %writer, first = listed.first, "a bundle cannot be fetched: {why}");
+            });
+            let bundle = bundle.ok().map(Arc::new);
+            let _ = sender.send(Input::Fetched { topic, writer, listed, bundle }).await;
         });
     }
 
@@ -91,7 +77,7 @@ impl ReliableTopics {
         let parts = self.parts.clone();
         let (stop, sender) = (self.stop.clone(), parts.reliable.sender());
         self.tasks.spawn(async move {
-            while !has_room(&parts.log, &parts.disk) {
+            while !parts.log.has_room() || parts.disk.check().is_err() {
                 tokio::select! {
                     biased;
                     () = stop.cancelled() => return,
@@ -126,7 +112,7 @@ impl ReliableTopics {
 async fn read_heads(
     backend: &Backend,
     channels: &Channels,
-    sender: &InputSender,
+    sender: &mpsc::Sender<Input>,
     backoff: &mut Backoff,
 ) -> BackendError {
     let mut messages = match backend.pubsub.subscribe(&channels.heads).await {

@@ -211,9 +211,14 @@ impl ReliableTopics {
     }
 
     /// Gives the last own bundles to the daemon again: a process that was killed perhaps did not.
-    pub(super) fn put_last_blocks(&mut self) {
-        for (digest, block) in std::mem::take(&mut self.last_blocks) {
-            self.put_block(digest, block);
+    pub(super) fn put_last_blocks(&self) {
+        let last = self.member.own_ends().flat_map(|end| end.recent.iter().map(|it| it.digest));
+        for digest in last {
+            match self.stored_block(&digest) {
+                Ok(Some(block)) => self.put_block(digest, block),
+                Ok(None) => {}
+                Err(error) => tracing::error!("cannot read a bundle: {error}"),
+            }
         }
     }
 
@@ -229,8 +234,8 @@ impl ReliableTopics {
 
     /// Removes own bundles that retention does not keep, again and again.
     pub(super) fn remove_old_bundles(&self) {
-        let (parts, stop) = (self.parts.clone(), self.stop.clone());
-        let work = async move {
+        let parts = self.parts.clone();
+        self.spawn_until_stop(async move {
             loop {
                 parts.log.clock().sleep(RETENTION).await;
                 let (reliable, now) = (parts.reliable.clone(), parts.log.clock().wall());
@@ -246,13 +251,6 @@ impl ReliableTopics {
                     Err(error) => tracing::error!("cannot remove old bundles: {error}"),
                 }
             }
-        };
-        self.tasks.spawn(async move {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => {}
-                () = work => {}
-            }
         });
     }
 
@@ -267,14 +265,8 @@ impl ReliableTopics {
         };
         self.outgoing.is_sending = true;
         let (backend, sender) = (self.parts.backend.clone(), self.parts.reliable.sender());
-        let stop = self.stop.clone();
-        self.tasks.spawn(async move {
-            let publish = backend.pubsub.publish(&block.channel, block.data.clone());
-            let result = tokio::select! {
-                biased;
-                () = stop.cancelled() => return,
-                result = publish => result,
-            };
+        self.spawn_until_stop(async move {
+            let result = backend.pubsub.publish(&block.channel, block.data.clone()).await;
             if backend.network {
                 tokio::time::sleep(PACE).await;
             }
@@ -314,14 +306,10 @@ impl ReliableTopics {
         if block.bundle.is_some() {
             self.outgoing.bundles.push_front(block);
         }
-        let (clock, stop) = (self.parts.log.clock().clone(), self.stop.clone());
-        let sender = self.parts.reliable.sender();
-        self.tasks.spawn(async move {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => {}
-                () = clock.sleep(pause) => drop(sender.send(Input::Retry).await),
-            }
+        let (clock, sender) = (self.parts.log.clock().clone(), self.parts.reliable.sender());
+        self.spawn_until_stop(async move {
+            clock.sleep(pause).await;
+            let _ = sender.send(Input::Retry).await;
         });
     }
 

@@ -2,7 +2,8 @@
 
 use dim_model::ident::{IpnsName, Topic};
 use dim_topics::identity::{Incarnation, WriterId};
-use dim_topics::member::Member;
+use dim_topics::member::{Member, WriterStatus};
+use dim_topics::reader::{Position, ReaderCounters};
 
 /// One incarnation of a writer, as this host knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,7 +19,7 @@ pub struct WriterLog {
     /// The sequence after the last event that is durable at this host.
     pub received: u64,
     /// The counters of the writer, over all incarnations since the start of this host.
-    pub counters: dim_topics::reader::ReaderCounters,
+    pub counters: ReaderCounters,
     /// The positions that other members report: the member, and the sequence after the last event that is durable
     /// there.
     pub readers: Vec<(IpnsName, u64)>,
@@ -26,35 +27,28 @@ pub struct WriterLog {
 
 /// Returns the logs of the writers of a topic.
 pub fn of_topic(member: &Member, topic: &Topic) -> Vec<WriterLog> {
-    let readers = |writer: &WriterId, incarnation: &Incarnation| {
-        let positions = member.positions_of(topic, writer).into_iter();
-        positions
-            .filter(|(_, id, _)| id == incarnation)
-            .map(|(reader, _, next)| (reader.name(), next))
-            .collect()
-    };
     let id = member.id();
-    let own = member.own_end(topic).map(|end| WriterLog {
-        writer: id.name(),
-        is_own: true,
-        incarnation: end.incarnation,
-        end: end.next,
-        received: end.next,
-        counters: Default::default(),
-        readers: readers(&id, &end.incarnation),
+    let log = |writer: WriterId, counters: ReaderCounters, position: Position| {
+        let positions = member.positions_of(topic, &writer).into_iter();
+        let readers = positions.filter(|(_, incarnation, _)| *incarnation == position.incarnation);
+        WriterLog {
+            writer: writer.name(),
+            is_own: writer == id,
+            incarnation: position.incarnation,
+            end: position.end,
+            received: position.received,
+            counters,
+            readers: readers.map(|(reader, _, next)| (reader.name(), next)).collect(),
+        }
+    };
+    let own = member.own_end(topic).map(|end| {
+        let position = Position { incarnation: end.incarnation, end: end.next, received: end.next };
+        log(id, ReaderCounters::default(), position)
     });
-    let others = member.writers(topic).into_iter().flat_map(|status| {
-        let positions: Vec<_> = status.positions.clone();
-        positions.into_iter().map(move |position| (status.writer, status.counters, position))
-    });
-    let others = others.map(|(writer, counters, position)| WriterLog {
-        writer: writer.name(),
-        is_own: writer == id,
-        incarnation: position.incarnation,
-        end: position.end,
-        received: position.received,
-        counters,
-        readers: readers(&writer, &position.incarnation),
-    });
+    let others =
+        member.writers(topic).into_iter().flat_map(|WriterStatus { writer, positions, counters }| {
+            let log = &log;
+            positions.into_iter().map(move |position| log(writer, counters, position))
+        });
     own.into_iter().chain(others).collect()
 }

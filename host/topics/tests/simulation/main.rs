@@ -72,11 +72,3 @@ fn copied_and_restored_writers_are_noticed_by_every_member() {
 fn fifty_members_agree() {
     run_all(seeds() / 200, Troubles::many_members);
 }
-
-/// Seeds that have failed once.
-#[test]
-fn seeds_that_have_found_a_fault_pass() {
-    for seed in [] {
-        run(seed, Troubles::any);
-    }
-}

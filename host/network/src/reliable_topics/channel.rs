@@ -2,6 +2,7 @@
 //! outbox use it to pass on what belongs to a reliable topic.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use dim_store::grants::TopicPattern;
 use dim_topics::action::Delivery;
 use dim_topics::bundle::{Bundle, Listed};
 use dim_topics::head::Head;
-use dim_topics::identity::WriterId;
+use dim_topics::identity::{Digest, WriterId};
 use tokio::sync::{mpsc, oneshot};
 
 use super::SendResult;
@@ -43,10 +44,11 @@ impl Channels {
         Self { fleet: fleet.to_owned(), heads }
     }
 
-    /// The pubsub topic of a reliable topic. The name of a reliable topic is at most 400 bytes long.
+    /// The pubsub topic of a reliable topic. The CID of a name replaces a name that is too long for the prefix.
     pub fn of(&self, topic: &Topic) -> Topic {
-        let name = format!("{PREFIX}/{}/topics/{topic}", self.fleet);
-        name.parse().unwrap_or_else(|_| topic.clone())
+        let channel = |name: &dyn Display| format!("{PREFIX}/{}/topics/{name}", self.fleet).parse();
+        let short = || channel(&Digest::of(topic.as_str().as_bytes()));
+        channel(topic).or_else(|_| short()).expect("the config checks the name of a fleet")
     }
 
     /// The name of the fleet.
@@ -207,4 +209,23 @@ pub enum Input {
     },
     /// Old bundles were removed: all from before these hybrid times.
     Removed(BTreeMap<Topic, Timestamp>),
+}
+
+#[cfg(test)]
+mod tests {
+    use dim_model::ident::MAX_TOPIC;
+
+    use super::*;
+
+    #[test]
+    fn each_topic_has_a_channel_of_its_own() {
+        let channels = Channels::new(&"f".repeat(64));
+        let topic = |text: String| text.parse::<Topic>().unwrap();
+        let short = topic("jobs".to_owned());
+        assert_eq!(channels.of(&short).as_str(), format!("/dim/1/{}/topics/jobs", "f".repeat(64)));
+        let longest = ["a", "b"].map(|letter| topic(letter.repeat(MAX_TOPIC)));
+        let [one, other] = [&longest[0], &longest[1]].map(|topic| channels.of(topic));
+        assert_ne!(one, other);
+        assert!(one.as_str().starts_with("/dim/1/"), "it is not the plain topic: {one}");
+    }
 }

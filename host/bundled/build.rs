@@ -11,6 +11,9 @@ use std::path::PathBuf;
 
 use wasmtime::{Engine, InstanceAllocationStrategy};
 
+/// The level of compression: compiled forms are large, and are compressed once in a build.
+const LEVEL: i32 = 19;
+
 const PLUGINS: [&str; 3] = ["job-tracker", "node-registry", "heartbeat-watchdog"];
 
 fn main() {
@@ -46,7 +49,8 @@ fn main() {
         let component =
             std::fs::read(&built).unwrap_or_else(|error| panic!("cannot read {}: {error}", built.display()));
         let compiled = engine.precompile_component(&component).expect("the bundled plugins compile");
-        for (extension, bytes) in [("wasm", component), ("cwasm", compiled)] {
+        let compressed = zstd::bulk::compress(&compiled, LEVEL).expect("the memory of a context");
+        for (extension, bytes) in [("wasm", component), ("cwasm.zst", compressed)] {
             std::fs::write(file.with_extension(extension), bytes)
                 .expect("the output directory can be written to");
         }

@@ -1,10 +1,10 @@
 //! The plugins that come with the host. It owns their components and the form that the build has compiled them to.
 
-/// The name, the component, and the compiled form of each bundled plugin.
+/// The name, the component, and the compressed compiled form of each bundled plugin.
 struct Bundled {
     name: &'static str,
     component: &'static [u8],
-    compiled: &'static [u8],
+    compressed: &'static [u8],
 }
 
 macro_rules! bundled {
@@ -12,7 +12,7 @@ macro_rules! bundled {
         Bundled {
             name: $name,
             component: include_bytes!(concat!(env!("OUT_DIR"), "/", $file, ".wasm")),
-            compiled: include_bytes!(concat!(env!("OUT_DIR"), "/", $file, ".cwasm")),
+            compressed: include_bytes!(concat!(env!("OUT_DIR"), "/", $file, ".cwasm.zst")),
         }
     };
 }
@@ -33,7 +33,8 @@ pub fn component(name: &str) -> Option<&'static [u8]> {
     BUNDLED.iter().find(|bundled| bundled.name == name).map(|bundled| bundled.component)
 }
 
-/// Returns the component of each bundled plugin and the form that wasmtime compiled it to when this program was built.
+/// Returns the component of each bundled plugin and the form that wasmtime compiled it to when this program was built, as
+/// a zstd frame (RFC 8878).
 pub fn compiled() -> impl Iterator<Item = (&'static [u8], &'static [u8])> {
-    BUNDLED.iter().map(|bundled| (bundled.component, bundled.compiled))
+    BUNDLED.iter().map(|bundled| (bundled.component, bundled.compressed))
 }

@@ -68,7 +68,7 @@ pub struct Engine {
     cache: Cache,
     /// The cache that other programs of this user share, if there is one.
     shared: Option<Cache>,
-    /// The compiled forms of components that are part of this program, by the digest of the component.
+    /// The compiled forms of components that are part of this program, compressed, by the digest of the component.
     built_in: BTreeMap<String, &'static [u8]>,
     compiler: Compiler,
 }
@@ -113,16 +113,16 @@ impl Engine {
         Self { shared, ..self }
     }
 
-    /// Adds compiled forms that are part of this program, each with the digest of its component. A form that was
-    /// compiled with other settings, or for a processor with other features, is not used: the component is compiled.
+    /// Adds compiled forms that are part of this program, each as a zstd frame with the digest of its component. A form
+    /// that was compiled with other settings, or for a processor with other features, is not used: the component is
+    /// compiled.
     ///
     /// # Safety
     ///
-    /// Each form must be the unchanged result of wasmtime's `Engine::precompile_component` for the component of that
-    /// digest.
+    /// Each frame must contain the unchanged result of wasmtime's `Engine::precompile_component` for the component of
+    /// that digest.
     pub unsafe fn with_built_in(self, built_in: impl IntoIterator<Item = (Digest, &'static [u8])>) -> Self {
-        let built_in =
-            built_in.into_iter().map(|(digest, compiled)| (digest.to_string(), compiled)).collect();
+        let built_in = built_in.into_iter().map(|(digest, frame)| (digest.to_string(), frame)).collect();
         Self { built_in, ..self }
     }
 
@@ -176,9 +176,10 @@ impl Engine {
     }
 
     fn built_in(&self, digest: Digest) -> Option<Component> {
-        let compiled = self.built_in.get(&digest.to_string())?;
+        let frame = self.built_in.get(&digest.to_string())?;
+        let compiled = zstd::decode_all(*frame).expect("a frame that is part of this program");
         // SAFETY: the caller of `with_built_in` vouches for the bytes. wasmtime checks the version and the settings.
-        let component = unsafe { Component::deserialize(&self.engine, compiled) };
+        let component = unsafe { Component::deserialize(&self.engine, &compiled) };
         component
             .inspect_err(|error| {
                 tracing::debug!("the compiled form in the program cannot be used here: {error:#}")

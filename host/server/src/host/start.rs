@@ -284,7 +284,7 @@ pub(super) fn cores() -> usize {
 
 /// Gives an engine the bundled plugins in the form that the build of this program has compiled them to.
 pub fn with_bundled(engine: Engine) -> Engine {
-    let compiled = dim_bundled::compiled().map(|(component, compiled)| (Digest::of(component), compiled));
+    let compiled = dim_bundled::compiled().map(|(component, frame)| (Digest::of(component), frame));
     // SAFETY: the build script of `dim-bundled` has compiled each form from the component beside it.
     unsafe { engine.with_built_in(compiled) }
 }

@@ -30,6 +30,8 @@ pub enum Fault {
     Slow,
     /// Drops one in ten messages of subscriptions.
     Losing,
+    /// Drops all messages of subscriptions.
+    LosingAll,
 }
 
 /// A running proxy, which ends on drop.
@@ -165,8 +167,11 @@ impl Shared {
             self.delay().await;
             let data = if is_subscription.load(Ordering::Relaxed) {
                 chunks.add(&buffer[..length]);
-                let is_losing = *self.fault.borrow() == Fault::Losing;
-                chunks.take(|| is_losing && self.one_in(10))
+                let fault = *self.fault.borrow();
+                chunks.take(|| match fault {
+                    Fault::Losing => self.one_in(10),
+                    _ => fault == Fault::LosingAll,
+                })
             } else {
                 buffer[..length].to_vec()
             };

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use dim_server::host::{Host, Options};
+use dim_store::topic_rows::TopicState;
 use dim_store::{FORMAT, META, Usage};
 use dim_tests::{Setup, TestHost};
 use redb::ReadableDatabase as _;
@@ -57,7 +58,13 @@ async fn a_store_of_format_5_is_brought_up_to_date_with_all_that_is_in_it() {
     is_brought_up_to_date(5).await;
 }
 
-/// The kept stores of formats 2 to 5 hold the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_of_format_6_is_brought_up_to_date_with_all_that_is_in_it() {
+    is_brought_up_to_date(6).await;
+}
+
+/// The kept stores of all formats hold the same. That of format 6 has a bundle of a reliable topic and two publishes that
+/// wait for the next one, too.
 async fn is_brought_up_to_date(format: u64) {
     let dir = kept(&format!("format-{format}"));
     assert_eq!(format_of(dir.path()), format.to_be_bytes());
@@ -77,7 +84,11 @@ async fn is_brought_up_to_date(format: u64) {
         dim_store::change_history::of(&snapshot, &name.parse().unwrap(), 10).unwrap().len() as u64
     });
     let waiting = dim_store::outbox::waiting(&host.host.storage.store).unwrap().0;
-    assert_eq!(waiting, 10 + changes.iter().sum::<u64>());
+    let of_reliable_topics = if format == 6 { 2 } else { 0 };
+    assert_eq!(waiting, 10 + of_reliable_topics + changes.iter().sum::<u64>());
+    let topics = TopicState::read(&host.host.storage.store.snapshot().unwrap()).unwrap();
+    let places: Vec<_> = topics.places.iter().map(|(topic, it)| (topic.as_str(), it.listed.count)).collect();
+    assert_eq!(places, if format == 6 { vec![("probe.in", 1)] } else { vec![] });
     // What format 3 counts along.
     let (counted, documents) = (usage(&host), host.host.storage.store.snapshot().unwrap());
     let documents = documents.table(dim_store::DOCUMENTS).unwrap();

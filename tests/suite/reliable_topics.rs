@@ -168,6 +168,47 @@ async fn a_host_that_was_copied_is_noticed_by_every_host() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_joins_late_reads_all_that_is_kept_also_after_garbage_collection() {
+    let Some((near, far)) = Kubo::start_pair() else { return };
+    let writer = setup(near.api()).start().await;
+    // Each is a bundle of its own, so that the index has many. Messages and heads list the last eight.
+    for number in 0..300 {
+        publish(&writer, &number.to_string()).await;
+        eventually_within(ARRIVAL, "it is in a bundle", async || own_end(&writer).await == number + 1).await;
+    }
+    // The blocks of bundles are pinned through the index.
+    eventually_within(ARRIVAL, "the index is pinned", async || pinned_bundles(&near) >= 300).await;
+    near.ipfs(&["repo", "gc", "--quiet"]);
+    assert!(pinned_bundles(&near) >= 300);
+    let late = "topics: { probe.*: { delivery: reliable, from: earliest } }\n";
+    let grants = json!({ "config": { "topics": ["probe.in"] } });
+    let reader = Setup::default().and_probe("probe", grants).yaml(late).on_kubo(far.api()).start().await;
+    has_numbers(&reader, 300).await;
+    let logs = reader.host.exchange.links.reliable.writers(&topic()).await.unwrap();
+    assert_eq!(logs[0].counters.gaps, 0);
+    writer.stop().await;
+    reader.stop().await;
+}
+
+/// The sequence after the last event of a host.
+async fn own_end(host: &TestHost) -> u64 {
+    let logs = host.host.exchange.links.reliable.writers(&topic()).await.unwrap();
+    logs.iter().find(|log| log.is_own).map_or(0, |log| log.end)
+}
+
+/// The number of blocks below the index that a daemon has pinned.
+fn pinned_bundles(kubo: &Kubo) -> usize {
+    let pins = kubo.ipfs(&["pin", "ls", "--type=recursive", "--quiet"]);
+    let is_index = |pin: &&str| {
+        pin.starts_with("bafyrei")
+            && kubo.try_ipfs(&["--timeout=5s", "dag", "get", pin]).is_ok_and(|it| it.contains("level"))
+    };
+    // Another index may have replaced it meanwhile.
+    let blocks = |root: &str| kubo.try_ipfs(&["--timeout=5s", "refs", "--recursive", "--unique", root]);
+    pins.lines().find(is_index).and_then(|root| blocks(root).ok()).map_or(0, |blocks| blocks.lines().count())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn lost_messages_are_fetched() {
     let Some((near, far)) = Kubo::start_pair() else { return };
     let target: SocketAddr = far.url().trim_start_matches("http://").parse().unwrap();

@@ -99,6 +99,10 @@ impl Content for Files {
         Ok(())
     }
 
+    async fn pin_graph(&self, _: &Cid, _: Option<&Cid>, _: Duration) -> Result<(), BackendError> {
+        Ok(())
+    }
+
     /// Finds nothing, because there is no network.
     async fn block(&self, cid: &Cid, _: usize, _: Duration) -> Result<Bytes, BackendError> {
         Err(BackendError::NotFound(cid.to_string()))

@@ -114,6 +114,13 @@ pub trait Content: Send + Sync + 'static {
     /// Stores a block with the CID `cid`, so that peers can fetch it. The block is not pinned.
     async fn put_block(&self, cid: &Cid, block: Bytes) -> Result<(), BackendError>;
 
+    /// Pins a block and all blocks that it leads to, in place of `before`. The backend has all of them.
+    ///
+    /// # Errors
+    /// The backend misses a block, so that the pin takes longer than `timeout`.
+    async fn pin_graph(&self, cid: &Cid, before: Option<&Cid>, timeout: Duration)
+    -> Result<(), BackendError>;
+
     /// Fetches a block of at most `limit` bytes, and checks it against its CID.
     ///
     /// # Errors

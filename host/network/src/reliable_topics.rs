@@ -5,11 +5,12 @@
 mod channel;
 mod intake;
 mod outgoing;
+mod own_index;
 mod writer_log;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use dim_ipfs::{Backend, BackendError};
@@ -30,10 +31,11 @@ use dim_topics::time::{Moment, Now};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use channel::{Channels, Input, Inputs, Reliable, Retention, WaitingPublish};
+pub use channel::{Beginning, Channels, Input, Inputs, Reliable, ReliableTopic, WaitingPublish};
 pub use writer_log::WriterLog;
 
 use outgoing::{Outgoing, Waiting};
+use own_index::OwnIndexes;
 
 /// The maximum number of inputs that are handled before the actions that they cause.
 const AT_ONCE: usize = 256;
@@ -76,6 +78,8 @@ pub struct ReliableTopics {
     waiting: BTreeMap<Topic, Waiting>,
     /// The blocks that are sent next.
     outgoing: Outgoing,
+    /// The indexes of the own logs in the daemon.
+    indexes: OwnIndexes,
     /// The deliveries that are made durable next.
     deliveries: VecDeque<Delivery>,
     is_committing: bool,
@@ -87,7 +91,7 @@ impl ReliableTopics {
     /// Creates the driver, which continues after the state in the store.
     pub fn new(parts: Parts, identity: Identity, stop: CancellationToken) -> Result<Self, StoreError> {
         let state = TopicState::read(&parts.store.snapshot()?)?;
-        let TopicState { past, logs, topics, checkpoints, kept, unsent } = state;
+        let TopicState { past, logs, topics, checkpoints, kept, unsent, places, pins } = state;
         let setup = Setup { author: identity.author, past, logs, topics, checkpoints, seed: identity.seed };
         let began = parts.log.clock().monotonic();
         let now = Now { moment: Moment::default(), wall: parts.log.clock().wall() };
@@ -96,6 +100,9 @@ impl ReliableTopics {
         for (topic, time) in &kept {
             member.keep_since(topic, *time);
         }
+        for (topic, place) in places {
+            member.restore(&topic, place);
+        }
         outgoing.resend(&unsent, &parts.reliable.channels);
         Ok(Self {
             parts,
@@ -103,6 +110,7 @@ impl ReliableTopics {
             began,
             waiting: BTreeMap::new(),
             outgoing,
+            indexes: OwnIndexes::new(pins),
             deliveries: VecDeque::new(),
             is_committing: false,
             tasks: TaskTracker::new(),
@@ -129,6 +137,7 @@ impl ReliableTopics {
         self.listen_to_heads();
         self.remove_old_bundles();
         self.put_last_blocks();
+        self.plan_indexes(Duration::ZERO);
         let stop = self.stop.clone();
         loop {
             let wait = self.member.deadline().since(self.now().moment);
@@ -175,6 +184,11 @@ impl ReliableTopics {
                 Some(bundle) => self.member.fetched(&topic, &writer, &listed, bundle, now),
                 None => self.member.fetch_failed(&topic, &writer, &listed, now),
             },
+            Input::NodeFetched { topic, writer, digest, block } => {
+                self.member.node_fetched(&topic, &writer, &digest, block.as_deref(), now);
+            }
+            Input::IndexesDue => self.provide_index(),
+            Input::IndexProvided(provided) => self.index_provided(provided),
             Input::Committed(deliveries) => self.committed(&deliveries, now),
             Input::Writers { topic, to } => {
                 // The caller may have disconnected.
@@ -184,6 +198,7 @@ impl ReliableTopics {
                 for (topic, time) in &kept {
                     self.member.keep_since(topic, *time);
                 }
+                self.shorten_indexes(kept.into_keys());
             }
         }
     }
@@ -199,6 +214,7 @@ impl ReliableTopics {
                     self.outgoing.head(self.parts.reliable.channels.heads.clone(), head);
                 }
                 Action::Fetch { topic, writer, listed } => self.fetch(topic, writer, listed),
+                Action::FetchNode { topic, writer, digest } => self.fetch_node(topic, writer, digest),
                 Action::Deliver(delivery) => self.deliveries.push_back(delivery),
                 Action::Resend(digest) => self.resend(&digest),
                 Action::Alarm(alarm) => self.raise(alarm),
@@ -209,7 +225,11 @@ impl ReliableTopics {
     }
 
     fn subscribe(&mut self, topic: Topic, now: Now) {
-        let since = Since::Head(now.wall);
+        let since = match self.parts.reliable.settings(&topic).map(|it| it.from).unwrap_or_default() {
+            Beginning::Head => Since::Head(now.wall),
+            Beginning::Time(time) => Since::Time(time.before(now.wall)),
+            Beginning::Earliest => Since::Earliest,
+        };
         if !self.member.subscribe(topic.clone(), since, now) {
             return;
         }
@@ -266,11 +286,17 @@ impl ReliableTopics {
         topic_rows::block(&self.parts.store.snapshot()?, digest)
     }
 
-    /// Sends an own bundle again that another member cannot fetch.
+    /// Sends an own bundle again that another member cannot fetch, or provides the indexes again.
     fn resend(&mut self, digest: &Digest) {
         match self.stored_block(digest) {
-            Ok(Some(block)) => self.outgoing.resend(&[block], &self.parts.reliable.channels),
-            Ok(None) => tracing::debug!(%digest, "a member asks for a bundle that is not kept"),
+            Ok(Some(block)) => {
+                self.put_block(*digest, block.clone());
+                self.outgoing.resend(&[block], &self.parts.reliable.channels);
+            }
+            Ok(None) => {
+                tracing::debug!(%digest, "a member asks for a node of an index, or for a bundle that is not kept");
+                self.repair_indexes();
+            }
             Err(error) => tracing::error!("cannot read a bundle: {error}"),
         }
     }

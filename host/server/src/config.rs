@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use dim_model::ident::{InvalidWord, PeerName, PluginName, Topic};
 use dim_model::signer::Signer;
-use dim_network::reliable_topics::Retention;
+use dim_network::reliable_topics::{Beginning, ReliableTopic};
 use dim_store::commit::Durability;
 use dim_store::event_log::TAIL_BYTES;
 use dim_store::grants::{Grants, NameOrKey, TopicPattern};
@@ -184,6 +184,51 @@ pub struct TopicConfig {
     /// The retention of the host's own events on a reliable topic, for members that are away or join late.
     #[serde(skip_serializing_if = "RetentionConfig::is_default")]
     pub retention: RetentionConfig,
+    /// The event of a reliable topic with which the host begins when its first plugin or caller subscribes: `head`,
+    /// `earliest`, a time, or a duration before now.
+    #[serde(skip_serializing_if = "FromConfig::is_head")]
+    pub from: FromConfig,
+}
+
+/// The event with which a subscription begins, as the config has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct FromConfig {
+    beginning: Beginning,
+    text: String,
+}
+
+impl Default for FromConfig {
+    fn default() -> Self {
+        Self { beginning: Beginning::Head, text: "head".to_owned() }
+    }
+}
+
+impl FromConfig {
+    fn is_head(&self) -> bool {
+        self.beginning == Beginning::Head
+    }
+}
+
+impl TryFrom<String> for FromConfig {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let beginning = match text.as_str() {
+            "head" => Beginning::Head,
+            "earliest" => Beginning::Earliest,
+            time => {
+                Beginning::Time(time.parse().map_err(|how| format!("`head`, `earliest`, or a time: {how}"))?)
+            }
+        };
+        Ok(Self { beginning, text })
+    }
+}
+
+impl From<FromConfig> for String {
+    fn from(FromConfig { text, .. }: FromConfig) -> Self {
+        text
+    }
 }
 
 /// The section `topics.TOPIC.retention`.
@@ -583,14 +628,14 @@ impl Config {
         }
     }
 
-    /// Returns the reliable topics, with the retention of the host's own events.
-    pub fn reliable(&self) -> BTreeMap<TopicPattern, Retention> {
+    /// Returns the settings of the reliable topics.
+    pub fn reliable(&self) -> BTreeMap<TopicPattern, ReliableTopic> {
         let reliable = self.topics.iter().filter(|(_, topic)| topic.delivery == Delivery::Reliable);
-        let retention = |topic: &TopicConfig| {
+        let settings = |topic: &TopicConfig| {
             let RetentionConfig { time, bytes } = topic.retention;
-            Retention { time, bytes }
+            ReliableTopic { time, bytes, from: topic.from.beginning }
         };
-        reliable.map(|(pattern, topic)| (pattern.clone(), retention(topic))).collect()
+        reliable.map(|(pattern, topic)| (pattern.clone(), settings(topic))).collect()
     }
 
     /// Returns the time after which a publish expires.

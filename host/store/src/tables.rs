@@ -57,6 +57,8 @@ pub const OTHERS: TableDefinition<&str, ()> = TableDefinition::new("others");
 pub const INCARNATIONS: TableDefinition<&[u8], u64> = TableDefinition::new("incarnations");
 /// Own bundles of reliable topics in the order of their commits.
 pub const BUNDLES: TableDefinition<u64, &[u8]> = TableDefinition::new("bundles");
+/// The number of an own bundle, to its topic, its place and its size.
+pub const PLACES: TableDefinition<u64, &[u8]> = TableDefinition::new("places");
 /// The digest of an own bundle, to its number.
 pub const BUNDLE_DIGESTS: TableDefinition<&[u8], u64> = TableDefinition::new("bundle-digests");
 /// The numbers of own bundles that were perhaps not published.
@@ -70,6 +72,9 @@ pub const SUBSCRIBED: TableDefinition<&str, (u8, u64)> = TableDefinition::new("s
 
 /// A reliable topic, to the hybrid time before which its own bundles were removed.
 pub const KEPT_SINCE: TableDefinition<&str, u64> = TableDefinition::new("kept-since");
+
+/// A reliable topic, to the digest of the root of the index that the daemon has pinned last.
+pub const INDEX_PINS: TableDefinition<&str, &[u8]> = TableDefinition::new("index-pins");
 
 /// Alarms about writers of reliable topics, in the order in which they were raised.
 pub const ALARMS: TableDefinition<u64, &[u8]> = TableDefinition::new("alarms");
@@ -102,12 +107,14 @@ macro_rules! all {
             HISTORY,
             INCARNATIONS,
             BUNDLES,
+            PLACES,
             BUNDLE_DIGESTS,
             UNSENT_BUNDLES,
             LOG_ENDS,
             CHECKPOINTS,
             SUBSCRIBED,
             KEPT_SINCE,
+            INDEX_PINS,
             ALARMS,
         )
     };

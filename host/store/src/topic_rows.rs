@@ -10,6 +10,7 @@ use dim_model::time::Timestamp;
 use dim_topics::action::{Checkpoint, Delivery};
 use dim_topics::bundle::{Bundle, Listed};
 use dim_topics::identity::{Digest, Incarnation, WriterId};
+use dim_topics::index::BundlePlace;
 use dim_topics::own_log::LogEnd;
 use dim_topics::reader::Since;
 use prost::Message as _;
@@ -17,8 +18,8 @@ use redb::{ReadableTable as _, ReadableTableMetadata as _, WriteTransaction};
 
 use crate::outbox::Row as Publish;
 use crate::{
-    ALARMS, BUNDLE_DIGESTS, BUNDLES, CHECKPOINTS, INCARNATIONS, KEPT_SINCE, LOG_ENDS, OUTBOX, SUBSCRIBED,
-    Snapshot, StoreError, UNSENT_BUNDLES, add_to_counter, counter, next_numbers, outbox,
+    ALARMS, BUNDLE_DIGESTS, BUNDLES, CHECKPOINTS, INCARNATIONS, INDEX_PINS, KEPT_SINCE, LOG_ENDS, OUTBOX,
+    PLACES, SUBSCRIBED, Snapshot, StoreError, UNSENT_BUNDLES, add_to_counter, counter, next_numbers, outbox,
 };
 
 /// The name of the stored counter of the bundles' bytes.
@@ -39,6 +40,10 @@ pub struct TopicState {
     pub kept: BTreeMap<Topic, Timestamp>,
     /// The own bundles that were perhaps not published, in order.
     pub unsent: Vec<Bytes>,
+    /// The own bundles that are kept, in the order of their commits.
+    pub places: Vec<(Topic, BundlePlace)>,
+    /// The roots of the indexes that the daemon has pinned last.
+    pub pins: BTreeMap<Topic, Digest>,
 }
 
 impl TopicState {
@@ -68,6 +73,14 @@ impl TopicState {
         for row in snapshot.table(KEPT_SINCE)?.iter()? {
             let (topic, time) = row?;
             state.kept.insert(parse(topic.value())?, Timestamp(time.value()));
+        }
+        for row in snapshot.table(PLACES)?.iter()? {
+            let (topic, place) = PlaceRow::read(row?.1.value())?.into_place()?;
+            state.places.push((topic, place));
+        }
+        for row in snapshot.table(INDEX_PINS)?.iter()? {
+            let (topic, root) = row?;
+            state.pins.insert(parse(topic.value())?, Digest(fixed(root.value())?));
         }
         let bundles = snapshot.table(BUNDLES)?;
         for row in snapshot.table(UNSENT_BUNDLES)?.iter()? {
@@ -123,11 +136,47 @@ pub fn append(
     let row = BundleRow { topic: topic.to_owned(), time: bundle.time.0, block: bundle.block.clone() };
     let row = row.encode_to_vec();
     write.open_table(BUNDLES)?.insert(number, row.as_slice())?;
+    let place = PlaceRow::of(bundle, row.len());
+    write.open_table(PLACES)?.insert(number, place.encode_to_vec().as_slice())?;
     write.open_table(BUNDLE_DIGESTS)?.insert(bundle.digest.0.as_slice(), number)?;
     write.open_table(UNSENT_BUNDLES)?.insert(number, ())?;
     write.open_table(LOG_ENDS)?.insert(topic, LogEndRow::from(end).encode_to_vec().as_slice())?;
     add_to_counter(write, BYTES, row.len() as i64)?;
     Ok(true)
+}
+
+/// Adds the places of all own bundles to a store that has none.
+pub(crate) fn add_places(write: &WriteTransaction) -> Result<(), StoreError> {
+    let mut places = write.open_table(PLACES)?;
+    for row in write.open_table(BUNDLES)?.iter()? {
+        let (number, row) = row?;
+        let block = BundleRow::read(row.value())?.block;
+        let bundle = Bundle::open_of_any_fleet(block)
+            .map_err(|error| StoreError::corrupt("reliable topics", error))?;
+        let place = PlaceRow::of(&bundle, row.value().len());
+        places.insert(number.value(), place.encode_to_vec().as_slice())?;
+    }
+    Ok(())
+}
+
+/// Notes the root of the index of an own log that the daemon has pinned; `None` if the log has no bundles any more.
+pub fn pinned(write: &WriteTransaction, topic: &Topic, root: Option<&Digest>) -> Result<(), StoreError> {
+    let mut pins = write.open_table(INDEX_PINS)?;
+    match root {
+        Some(root) => pins.insert(topic.as_str(), root.0.as_slice())?,
+        None => pins.remove(topic.as_str())?,
+    };
+    Ok(())
+}
+
+/// The places of the own bundles of a topic that are kept, in the order of their commits.
+pub fn places(snapshot: &Snapshot, topic: &Topic) -> Result<Vec<BundlePlace>, StoreError> {
+    let mut places = Vec::new();
+    for row in snapshot.table(PLACES)?.iter()? {
+        let (of, place) = PlaceRow::read(row?.1.value())?.into_place()?;
+        places.extend((of == *topic).then_some(place));
+    }
+    Ok(places)
 }
 
 /// Notes that bundles were published.
@@ -235,33 +284,35 @@ pub fn remove_old(
     kept: impl Fn(&Topic) -> Kept,
 ) -> Result<BTreeMap<Topic, Timestamp>, StoreError> {
     let mut bundles = write.open_table(BUNDLES)?;
+    let mut places = write.open_table(PLACES)?;
     let mut digests = write.open_table(BUNDLE_DIGESTS)?;
     let unsent = write.open_table(UNSENT_BUNDLES)?;
     // From the newest on, so that the newest bytes are kept.
     let mut held: BTreeMap<Topic, (Kept, u64)> = BTreeMap::new();
     let mut old = Vec::new();
-    for row in bundles.iter()?.rev() {
+    for row in places.iter()?.rev() {
         let (number, row) = row?;
-        let (number, size) = (number.value(), row.value().len() as u64);
-        let label = BundleLabel::read(row.value())?;
-        let topic: Topic = parse(&label.topic)?;
+        let (number, row) = (number.value(), PlaceRow::read(row.value())?);
+        let size = row.size;
+        let (topic, BundlePlace { listed, .. }) = row.into_place()?;
         let (kept, bytes) = held.entry(topic.clone()).or_insert_with(|| (kept(&topic), 0));
         *bytes += size;
-        let is_old = label.time < kept.since.0 || *bytes > kept.bytes;
+        let is_old = listed.time < kept.since || *bytes > kept.bytes;
         if is_old && unsent.get(number)?.is_none() {
-            old.push((number, topic, label.time, Digest::of(&BundleRow::read(row.value())?.block), size));
+            old.push((number, topic, listed, size));
         }
     }
     let mut removed = 0;
     let mut earliest: BTreeMap<Topic, Timestamp> = BTreeMap::new();
-    for (number, topic, time, digest, size) in old {
+    for (number, topic, listed, size) in old {
         bundles.remove(number)?;
-        digests.remove(digest.0.as_slice())?;
+        places.remove(number)?;
+        digests.remove(listed.digest.0.as_slice())?;
         removed += size;
         let kept = earliest.entry(topic).or_default();
-        *kept = (*kept).max(Timestamp(time + 1));
+        *kept = (*kept).max(Timestamp(listed.time.0 + 1));
     }
-    drop((bundles, digests, unsent));
+    drop((bundles, places, digests, unsent));
     let mut kept = write.open_table(KEPT_SINCE)?;
     for (topic, time) in &earliest {
         kept.insert(topic.as_str(), time.0)?;
@@ -317,13 +368,18 @@ struct BundleRow {
     block: Bytes,
 }
 
-/// The header of a [`BundleRow`].
+/// The place of an own bundle. Field numbers are never reused.
 #[derive(Clone, PartialEq, prost::Message)]
-struct BundleLabel {
+struct PlaceRow {
     #[prost(string, tag = "1")]
     topic: String,
-    #[prost(fixed64, tag = "2")]
-    time: u64,
+    #[prost(bytes = "vec", tag = "2")]
+    incarnation: Vec<u8>,
+    #[prost(message, optional, tag = "3")]
+    listed: Option<ListedRow>,
+    /// The size of the [`BundleRow`], in bytes.
+    #[prost(uint64, tag = "4")]
+    size: u64,
 }
 
 /// The place of a bundle. Field numbers are never reused.
@@ -401,7 +457,23 @@ macro_rules! readable {
         })*
     };
 }
-readable!(AlarmRow, BundleRow, BundleLabel, LogEndRow, CheckpointRow);
+readable!(AlarmRow, BundleRow, PlaceRow, LogEndRow, CheckpointRow);
+
+impl PlaceRow {
+    fn of(bundle: &Bundle, size: usize) -> Self {
+        Self {
+            topic: bundle.header.topic.to_string(),
+            incarnation: bundle.header.incarnation.0.to_vec(),
+            listed: Some(ListedRow::from(&bundle.listed())),
+            size: size as u64,
+        }
+    }
+
+    fn into_place(self) -> Result<(Topic, BundlePlace), StoreError> {
+        let listed = self.listed.ok_or_else(|| corrupt("a place without a bundle"))?.into_listed()?;
+        Ok((parse(&self.topic)?, BundlePlace { incarnation: incarnation(&self.incarnation)?, listed }))
+    }
+}
 
 impl From<&Listed> for ListedRow {
     fn from(it: &Listed) -> Self {

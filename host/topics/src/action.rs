@@ -42,10 +42,19 @@ pub enum Action {
         /// The bundle.
         listed: Listed,
     },
+    /// Fetch a node of the index of a writer, and call `node_fetched`.
+    FetchNode {
+        /// The topic.
+        topic: Topic,
+        /// The writer.
+        writer: WriterId,
+        /// The node.
+        digest: Digest,
+    },
     /// Append events or a gap to the event log and store the checkpoint, in one transaction, and call `committed`.
     /// The deliveries of a topic and writer are made durable in the order of their actions.
     Deliver(Delivery),
-    /// Publish a stored block of this member again, because another member cannot fetch it.
+    /// Provide a stored bundle of this member, or a node of an own index, again: another member cannot fetch it.
     Resend(Digest),
     /// Show the finding to the operator.
     Alarm(Alarm),

@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use crate::block::{self, Unverified};
 use crate::compression;
 use crate::identity::{Digest, Incarnation, WriterId};
+use crate::index::BundlePlace;
 use crate::malformed::Malformed;
 
 /// The version of the payloads of bundles and heads.
@@ -244,13 +245,22 @@ impl Bundle {
 
     /// Parses and verifies a block as a bundle of `fleet`.
     pub fn open(block: Bytes, fleet: &str) -> Result<Self, Malformed> {
+        Self::open_where(block, |of| of == fleet)
+    }
+
+    /// Parses and verifies a block as a bundle of any fleet.
+    pub fn open_of_any_fleet(block: Bytes) -> Result<Self, Malformed> {
+        Self::open_where(block, |_| true)
+    }
+
+    fn open_where(block: Bytes, is_expected: impl FnOnce(&str) -> bool) -> Result<Self, Malformed> {
         let envelope = Unverified::parse(&block)?;
         let payload: Payload<'_> = serde_ipld_dagcbor::from_slice(envelope.payload)
             .map_err(|_| Malformed::Payload("not the DAG-CBOR map of a bundle"))?;
         if payload.v != VERSION {
             return Err(Malformed::Version(payload.v));
         }
-        if payload.fleet != fleet {
+        if !is_expected(payload.fleet) {
             return Err(Malformed::Elsewhere);
         }
         payload.check()?;
@@ -273,6 +283,11 @@ impl Bundle {
     /// The place of the bundle.
     pub fn listed(&self) -> Listed {
         Listed { first: self.header.first, count: self.count, time: self.time, digest: self.digest }
+    }
+
+    /// The place of the bundle in the log of its writer.
+    pub fn place(&self) -> BundlePlace {
+        BundlePlace { incarnation: self.header.incarnation, listed: self.listed() }
     }
 
     /// The sequence after the last event.

@@ -13,7 +13,7 @@
 //! | `time` | the hybrid time |
 //! | `hello` | whether the writer asks all others for their heads |
 //! | `peer`, `addresses` | null or the peer id of the daemon, and its multiaddresses |
-//! | `topics` | `[topic, incarnation, next, kept, recent, earlier]` for each own log: the newest incarnation with events, the sequence after its last event, the time of the earliest event that is kept, the last bundles, and `[incarnation, next]` of at most 8 incarnations before, newest first |
+//! | `topics` | a map for each own log: `topic`; `incarnation` and `next`: the newest incarnation with events and the sequence after its last event; `kept`: the time of the earliest event that is kept; `recent`: the last bundles; `earlier`: `[incarnation, next]` of at most 8 incarnations before, newest first; `index`: null, or the digest of the root of the index |
 //! | `received` | `[topic, writer, incarnation, next]`: events before `next` are durable at the sender of the head |
 //! | `alarms` | `[topic, writer]`: writers of whose identity the sender has an alarm |
 //! | `wants` | `[writer, digest]`: blocks that the sender cannot fetch and asks the writer to send again |
@@ -83,6 +83,8 @@ pub struct LogHead {
     pub recent: Vec<Listed>,
     /// The incarnations before, newest first, each with the sequence after its last event. At most 8.
     pub earlier: Vec<(Incarnation, u64)>,
+    /// The root of the index of the bundles that the writer keeps. The last ones may be missing in it.
+    pub index: Option<Digest>,
 }
 
 /// The position up to which a member has received an incarnation.
@@ -155,9 +157,16 @@ struct Payload<'a> {
     incarnation: Incarnation,
 }
 
-/// `[topic, incarnation, next, kept, recent, earlier]`.
 #[derive(Serialize, Deserialize)]
-struct WireLog<'a>(&'a str, Incarnation, u64, u64, Vec<Listed>, Vec<(Incarnation, u64)>);
+struct WireLog<'a> {
+    kept: u64,
+    next: u64,
+    index: Option<Digest>,
+    topic: &'a str,
+    recent: Vec<Listed>,
+    earlier: Vec<(Incarnation, u64)>,
+    incarnation: Incarnation,
+}
 
 /// `[topic, writer, incarnation, next]`.
 #[derive(Serialize, Deserialize)]
@@ -185,11 +194,16 @@ impl Head {
             .iter()
             .take(MAX_TOPICS)
             .take_while(|it| {
-                fits(it.topic.as_str().len() + 48 + it.recent.len() * 60 + it.earlier.len() * 27)
+                fits(it.topic.as_str().len() + 140 + it.recent.len() * 60 + it.earlier.len() * 27)
             })
-            .map(|it| {
-                let (recent, earlier) = (it.recent.clone(), it.earlier.clone());
-                WireLog(it.topic.as_str(), it.incarnation, it.next, it.kept.0, recent, earlier)
+            .map(|it| WireLog {
+                kept: it.kept.0,
+                next: it.next,
+                index: it.index,
+                topic: it.topic.as_str(),
+                recent: it.recent.clone(),
+                earlier: it.earlier.clone(),
+                incarnation: it.incarnation,
             })
             .collect();
         let mut fits = room_of(POSITION_BYTES);
@@ -263,12 +277,14 @@ pub struct SignedHead {
 impl Payload<'_> {
     fn into_head(self) -> Result<Head, Malformed> {
         let topic = |text: &str| text.parse::<Topic>().map_err(|_| Malformed::Payload("a topic is invalid"));
-        let log = |WireLog(name, incarnation, next, kept, recent, earlier): WireLog<'_>| {
+        let log = |it: WireLog<'_>| {
+            let WireLog { kept, next, index, topic: name, recent, earlier, incarnation } = it;
             check_recent(&recent, next, Timestamp(u64::MAX))?;
             if earlier.len() > MAX_EARLIER {
                 return Err(Malformed::Payload("it lists too many earlier incarnations"));
             }
-            Ok(LogHead { topic: topic(name)?, incarnation, next, kept: Timestamp(kept), recent, earlier })
+            let (topic, kept) = (topic(name)?, Timestamp(kept));
+            Ok(LogHead { topic, incarnation, next, kept, recent, earlier, index })
         };
         let position = |WireReceived(name, writer, incarnation, next): WireReceived<'_>| {
             Ok(Received { topic: topic(name)?, writer, incarnation, next })
@@ -328,6 +344,7 @@ mod tests {
                     kept: Timestamp(1),
                     recent: (12..20).map(listed).collect(),
                     earlier: (0..8).map(|it| (Incarnation([it; 16]), u64::MAX)).collect(),
+                    index: Some(Digest([7; 32])),
                 })
                 .collect(),
             received: (0..received)

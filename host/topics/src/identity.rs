@@ -10,6 +10,8 @@ use ed25519_dalek::VerifyingKey;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
+use crate::malformed::Malformed;
+
 /// The multicodec of DAG-CBOR, the codec of a block.
 const DAG_CBOR: u64 = 0x71;
 
@@ -100,6 +102,14 @@ impl Digest {
     /// Returns the digest of a block.
     pub fn of(block: &[u8]) -> Self {
         Self(Sha256::digest(block).into())
+    }
+
+    /// Returns the digest of the block that a link of untrusted bytes names.
+    pub(crate) fn of_link(link: &Cid) -> Result<Self, Malformed> {
+        let hash = link.hash();
+        let digest = (link.codec() == DAG_CBOR && hash.code() == SHA2_256).then(|| hash.digest());
+        let digest = digest.and_then(|digest| digest.try_into().ok());
+        digest.map(Self).ok_or(Malformed::Payload("a link is to no block of this protocol"))
     }
 
     /// Returns the CID of the block.

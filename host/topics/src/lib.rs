@@ -28,6 +28,7 @@ mod compression;
 pub mod block;
 pub mod bundle;
 pub mod head;
+pub mod index;
 pub mod own_log;
 pub mod reader;
 pub mod head_schedule;

@@ -18,6 +18,7 @@ use crate::head::{Head, Place, Received};
 use crate::head_schedule::HeadSchedule;
 use crate::hybrid_clock::HybridClock;
 use crate::identity::{Digest, Incarnation, WriterId};
+use crate::index::{BundlePlace, NewNodes, Node};
 use crate::own_log::{Author, LogEnd, OwnLog};
 use crate::reader::{Position, RECENT, Reader, ReaderCounters, Since, Step};
 use crate::time::{Moment, Now};
@@ -300,6 +301,36 @@ impl Member {
         }
     }
 
+    /// Adds a bundle of an earlier process start, which is still kept, to the index of an own log. The bundles come in the
+    /// order in which they were formed.
+    pub fn restore(&mut self, topic: &Topic, place: BundlePlace) {
+        self.logs.entry(topic.clone()).or_default().restore(place);
+    }
+
+    /// The own logs with at least `count` durable bundles that are not in their index.
+    pub fn unindexed(&self, count: usize) -> Vec<Topic> {
+        let logs = self.logs.iter().filter(|(_, log)| log.unindexed() >= count.max(1));
+        logs.map(|(topic, _)| topic.clone()).collect()
+    }
+
+    /// Completes the index of an own log. The driver provides the new nodes to others, and calls [`Member::indexed`].
+    pub fn index(&mut self, topic: &Topic) -> Option<NewNodes> {
+        self.logs.get_mut(topic)?.index()
+    }
+
+    /// Builds the index of an own log anew from the bundles that are kept, in the order in which they were formed. All its
+    /// nodes are new then.
+    pub fn restore_index(&mut self, topic: &Topic, places: Vec<BundlePlace>) {
+        self.logs.entry(topic.clone()).or_default().restore_index(places);
+    }
+
+    /// Notes that others can read the index of an own log with this root; `None` if there is none any more.
+    pub fn indexed(&mut self, topic: &Topic, root: Option<Digest>) {
+        if let Some(log) = self.logs.get_mut(topic) {
+            log.indexed(root);
+        }
+    }
+
     /// Notes that the bundles of an own log before a time were removed.
     pub fn keep_since(&mut self, topic: &Topic, time: Timestamp) {
         if let Some(log) = self.logs.get_mut(topic) {
@@ -326,6 +357,23 @@ impl Member {
         if is_wanted && bundle.listed() == *listed {
             self.take(bundle, true, now);
         }
+        self.advance_blocked(now);
+    }
+
+    /// Takes in a node of an index that was fetched; `None` if it cannot be had.
+    pub fn node_fetched(
+        &mut self,
+        topic: &Topic,
+        writer: &WriterId,
+        digest: &Digest,
+        block: Option<&[u8]>,
+        now: Now,
+    ) {
+        let budget = &mut self.readers.budget;
+        budget.fetches = budget.fetches.saturating_sub(1);
+        let node = block.and_then(|block| Node::open(block).ok());
+        let key = (topic.clone(), *writer);
+        self.with_reader(&key, now, |reader, step| reader.take_node(digest, node, step));
         self.advance_blocked(now);
     }
 

@@ -7,7 +7,8 @@ use ed25519_dalek::SigningKey;
 
 use crate::bundle::{Bundle, Event, Header, Listed, RECENT, Start};
 use crate::head::{LogHead, MAX_EARLIER};
-use crate::identity::{Incarnation, WriterId};
+use crate::identity::{Digest, Incarnation, WriterId};
+use crate::index::{BundlePlace, IndexBuilder, NewNodes};
 
 /// The identity with which a member writes.
 #[derive(Clone, Debug)]
@@ -74,12 +75,16 @@ pub struct OwnLog {
     before: Option<LogEnd>,
     /// The hybrid time before which bundles were removed.
     kept: Timestamp,
+    /// The index of the durable bundles.
+    index: IndexBuilder,
+    /// The root of the index that other members can read.
+    root: Option<Digest>,
 }
 
 impl OwnLog {
     /// Continues a log after `end`.
     pub fn after(end: LogEnd) -> Self {
-        Self { formed: Some(end.clone()), end: Some(end), before: None, kept: Timestamp(0) }
+        Self { formed: Some(end.clone()), end: Some(end), ..Self::default() }
     }
 
     /// Forms a bundle of as many of `events` as fit, at least one, with the next sequences. The caller makes it durable
@@ -124,6 +129,7 @@ impl OwnLog {
             self.end.as_ref().is_none_or(|it| it.incarnation != end.incarnation || it.next < end.next);
         // A bundle of an earlier process start that is published again is not newer.
         if is_newer && self.formed.as_ref().is_none_or(|formed| formed.incarnation == end.incarnation) {
+            self.index.add(bundle.place());
             let before = self.end.replace(end);
             self.before =
                 before.filter(|it| it.incarnation != bundle.header.incarnation).or(self.before.take());
@@ -133,6 +139,33 @@ impl OwnLog {
     /// Notes that the bundles before a time were removed.
     pub fn keep_since(&mut self, time: Timestamp) {
         self.kept = self.kept.max(time);
+        self.index.remove_before(time);
+    }
+
+    /// Adds a durable bundle of an earlier process start, which is still kept, to the index.
+    pub fn restore(&mut self, place: BundlePlace) {
+        self.index.add(place);
+    }
+
+    /// The number of durable bundles that are not in the index yet.
+    pub fn unindexed(&self) -> usize {
+        self.index.added()
+    }
+
+    /// Completes the index. The caller provides the new nodes to others, and calls [`OwnLog::indexed`].
+    pub fn index(&mut self) -> Option<NewNodes> {
+        self.index.root()
+    }
+
+    /// Builds the index anew from the bundles that are kept.
+    pub fn restore_index(&mut self, places: Vec<BundlePlace>) {
+        self.index = IndexBuilder::default();
+        places.into_iter().for_each(|place| self.index.add(place));
+    }
+
+    /// Notes that others can read the index with this root. Heads state it.
+    pub fn indexed(&mut self, root: Option<Digest>) {
+        self.root = root;
     }
 
     /// The end of the log, if it has events.
@@ -156,7 +189,8 @@ impl OwnLog {
     /// The statement of a head about the log, if it has events.
     pub fn head(&self, topic: &Topic) -> Option<LogHead> {
         let LogEnd { incarnation, next, recent, earlier } = self.end.clone()?;
-        Some(LogHead { topic: topic.clone(), incarnation, next, kept: self.kept, recent, earlier })
+        let (kept, index) = (self.kept, self.root);
+        Some(LogHead { topic: topic.clone(), incarnation, next, kept, recent, earlier, index })
     }
 }
 

@@ -3,6 +3,7 @@
 //! deliveries, requests to fetch blocks, and alarms.
 
 mod incarnation;
+mod index_walk;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,8 +17,10 @@ use crate::alarm::{Alarm, Finding};
 use crate::bundle::{Bundle, MAX_MESSAGE, Start};
 use crate::head::{LogHead, Received};
 use crate::identity::{Digest, Incarnation, WriterId};
+use crate::index::Node;
 use crate::time::{Moment, Now};
 use incarnation::{Before, Conflict, IncarnationReader};
+use index_walk::IndexWalk;
 
 /// The maximum number of incarnations of a writer that a reader follows at once.
 pub const MAX_INCARNATIONS: usize = 1_024;
@@ -118,6 +121,8 @@ pub struct Reader {
     latest: Timestamp,
     /// The hybrid time before which the writer has removed its bundles.
     kept: Timestamp,
+    /// The search for the places of bundles.
+    index: IndexWalk,
     heard: Moment,
     alarms: BTreeSet<Finding>,
     counters: ReaderCounters,
@@ -138,6 +143,7 @@ impl Reader {
             floor: Timestamp(0),
             latest: Timestamp(0),
             kept: Timestamp(0),
+            index: IndexWalk::default(),
             heard: now,
             alarms: BTreeSet::new(),
             counters: ReaderCounters::default(),
@@ -223,6 +229,9 @@ impl Reader {
         }
         let began = if log.incarnation == process.0 { process.1 } else { Timestamp(0) };
         self.kept = self.kept.max(log.kept);
+        if let Some(root) = log.index.filter(|_| is_latest) {
+            self.index.state(root);
+        }
         let ids = [log.incarnation].into_iter().chain(log.earlier.iter().map(|(id, _)| *id));
         self.chain = ids.zip(log.earlier.iter().copied()).collect();
         let latest = log.recent.last().map_or(step.now.wall, |it| it.time);
@@ -286,6 +295,29 @@ impl Reader {
         }
     }
 
+    /// Takes in a node of the index, or notes that it cannot be had.
+    pub fn take_node(&mut self, digest: &Digest, node: Option<Node>, step: &mut Step<'_>) {
+        let mut conflicts = Vec::new();
+        let mut is_full = false;
+        for place in self.index.take(digest, node, step.now.moment) {
+            if let Some(reader) = self.incarnations.get_mut(&place.incarnation) {
+                let learned = reader.learn(place.listed, step.now.moment);
+                conflicts.extend(learned.err().map(|conflict| (place.incarnation, conflict)));
+                let searched = reader.searched;
+                step.budget.release(reader.trim());
+                is_full |= reader.searched != searched;
+            }
+        }
+        if is_full {
+            // The rest is looked for when these are delivered.
+            self.index.end();
+        }
+        for (id, conflict) in conflicts {
+            self.report(id, conflict, step);
+        }
+        self.advance(step);
+    }
+
     /// Notes that the events of an incarnation before `next` are durable.
     pub fn committed(&mut self, incarnation: &Incarnation, next: u64) {
         if let Some(reader) = self.incarnations.get_mut(incarnation) {
@@ -329,14 +361,16 @@ impl Reader {
             });
             fetch.into_iter().chain(gaps).filter(|at| *at > now).min()
         };
-        self.incarnations.values().filter_map(of).min()
+        let node = self.index.deadline().filter(|at| *at > now);
+        self.incarnations.values().filter_map(of).chain(node).min()
     }
 
     /// The blocks that could not be fetched and that the writer should send again.
     pub fn wants(&self) -> impl Iterator<Item = (WriterId, Digest)> {
         let known = self.incarnations.values().flat_map(|it| it.known.values().take(MAX_FETCHES));
         let wanted = known.filter(|it| it.bundle.is_none() && it.tries >= TRIES_BEFORE_WANT);
-        wanted.map(|it| (self.writer, it.listed.digest))
+        let wanted = wanted.map(|it| it.listed.digest).chain(self.index.want());
+        wanted.map(|digest| (self.writer, digest))
     }
 
     /// Whether events are missing whose bundles are not known, so that a head of the writer is needed.
@@ -440,7 +474,11 @@ impl Reader {
         }
         let Some(next) = reader.next else { return false };
         let Some(bundle) = reader.at_next().and_then(|known| known.bundle.clone()) else {
-            return next < reader.end && self.give_up_next(id, step);
+            return if next < reader.end {
+                self.give_up_next(id, step)
+            } else {
+                self.skip_rest(id, next, step)
+            };
         };
         if next == 0 && !self.is_previous_done(id, step) {
             return false;
@@ -597,7 +635,9 @@ impl Reader {
         let reader = self.incarnations.get_mut(&id).expect("the caller has looked");
         let stuck = *reader.stuck.get_or_insert(now);
         let lowest = reader.known.first_key_value().map(|(_, it)| it);
-        if lowest.is_some_and(|it| it.bundle.is_none() && it.listed.time < kept && it.tries > 0) {
+        // Only a reader that has read earlier events tries whether another member still has it.
+        let is_tried = |tries: u32| tries > 0 || reader.next.is_none();
+        if lowest.is_some_and(|it| it.bundle.is_none() && it.listed.time < kept && is_tried(it.tries)) {
             return Some(GapReason::NotKept);
         }
         let silent = stuck.max(heard);
@@ -613,7 +653,7 @@ impl Reader {
     /// Skips events that cannot be had, and reports the gap.
     fn skip(&mut self, id: Incarnation, first: u64, next: u64, reason: GapReason, step: &mut Step<'_>) {
         if first == 0 {
-            self.skip_rest_before(id, &reason, step);
+            self.expect_no_rest_before(id, &reason, step.since);
         }
         let reader = self.incarnations.get_mut(&id).expect("the caller has looked");
         step.budget.release(reader.skip_to(next));
@@ -621,15 +661,15 @@ impl Reader {
         self.deliver(id, first, Outcome::Gap(reason), step);
     }
 
-    /// Reports the end of the incarnation before `id` as a gap, if it is missing and only the first bundle of `id`,
-    /// which cannot be had, knows the places of its bundles.
-    fn skip_rest_before(&mut self, id: Incarnation, reason: &GapReason, step: &mut Step<'_>) {
+    /// Notes that the end of the incarnation before `id` cannot be had, if it is missing: only the first bundle of `id`,
+    /// which cannot be had either, knows the places of its bundles.
+    fn expect_no_rest_before(&mut self, id: Incarnation, reason: &GapReason, since: Since) {
         let Some((previous, end)) = self.chain.get(&id).copied() else { return };
         if self.own.contains(&previous) {
             return;
         }
         if !self.incarnations.contains_key(&previous) {
-            let is_wanted = step.since == Since::Earliest || self.follows_ancestor(previous);
+            let is_wanted = since == Since::Earliest || self.follows_ancestor(previous);
             if !is_wanted || self.incarnations.len() >= MAX_INCARNATIONS {
                 return;
             }
@@ -637,10 +677,16 @@ impl Reader {
             (reader.next, reader.before) = (Some(0), Before::Nothing);
             self.incarnations.insert(previous, reader);
         }
-        let reader = &self.incarnations[&previous];
-        if let Some(next) = reader.next.filter(|next| reader.is_complete() && *next < end) {
-            self.skip(previous, next, end, reason.clone(), step);
-        }
+        let reader = self.incarnations.get_mut(&previous).expect("it was added");
+        reader.rest = Some((end, reason.clone()));
+    }
+
+    /// Reports the end of an incarnation as a gap, if it cannot be had.
+    fn skip_rest(&mut self, id: Incarnation, next: u64, step: &mut Step<'_>) -> bool {
+        let reader = self.incarnations.get_mut(&id).expect("the caller has looked");
+        let Some((end, reason)) = reader.rest.take().filter(|(end, _)| *end > next) else { return false };
+        self.skip(id, next, end, reason, step);
+        true
     }
 
     /// Whether an incarnation before `id` is read.
@@ -650,16 +696,54 @@ impl Reader {
         ancestors.into_iter().any(|id| self.incarnations.contains_key(&id))
     }
 
+    /// Looks for missing places in the index of the writer.
+    fn search_index(&mut self, step: &mut Step<'_>) {
+        if !self.index.is_active() {
+            let Some(root) = self.index.root() else { return };
+            let lacking = self.incarnations.values_mut().filter(|it| it.lacks_places());
+            let lacking = lacking.filter(|it| it.searched != Some(root));
+            let from = lacking.map(|it| {
+                it.searched = Some(root);
+                it.wanted_from(step.since)
+            });
+            match from.min() {
+                Some(from) => self.index.begin(from),
+                None => return,
+            }
+        }
+        let Some(digest) = self.index.due(step.now.moment) else { return };
+        if !step.budget.may_fetch() {
+            step.is_blocked = true;
+            return;
+        }
+        self.index.fetching();
+        step.budget.fetches += 1;
+        let (topic, writer) = (self.topic.clone(), self.writer);
+        step.actions.push(Action::FetchNode { topic, writer, digest });
+    }
+
     /// Requests the missing bundles that are needed first.
     fn fetch(&mut self, step: &mut Step<'_>) {
+        self.search_index(step);
+        let is_searching = self.index.is_active();
         let flights = self.incarnations.values().flat_map(|it| it.known.values());
         let mut flights = flights.filter(|it| it.is_in_flight).count();
         for reader in self.incarnations.values_mut().filter(|it| !it.is_complete()) {
-            let missing = reader.known.values_mut().filter(|it| it.bundle.is_none()).take(MAX_FETCHES);
-            for (index, known) in missing.enumerate() {
+            if is_searching && reader.lacks_places() {
+                // Earlier bundles are found soon.
+                continue;
+            }
+            let missing = reader.known.values().filter(|it| it.bundle.is_none()).map(|it| it.listed.first);
+            let missing: Vec<u64> = missing.take(MAX_FETCHES).collect();
+            for (index, first) in missing.into_iter().enumerate() {
+                let known = &reader.known[&first];
                 if known.is_in_flight || known.not_before > step.now.moment {
                     continue;
                 }
+                if !step.budget.has_room(MAX_MESSAGE) {
+                    step.budget.release(reader.make_room(first, step.now.moment).unwrap_or(0));
+                }
+                let known = reader.known.get_mut(&first).expect("it is known");
                 // Only the earliest one leads further without room for it in memory.
                 let has_room = index == 0 || step.budget.has_room(MAX_MESSAGE);
                 if !has_room || flights >= MAX_FETCHES || !step.budget.may_fetch() {

@@ -98,6 +98,25 @@ impl Content for Files {
         expect("block/put", &put.key, cid)
     }
 
+    async fn pin_graph(
+        &self,
+        cid: &Cid,
+        before: Option<&Cid>,
+        timeout: Duration,
+    ) -> Result<(), BackendError> {
+        if let Some(before) = before {
+            let update =
+                Call::new("pin/update").arg(before.to_string()).arg(cid.to_string()).timeout(timeout);
+            match self.rpc.bytes(update).await {
+                Ok(_) => return Ok(()),
+                // Another program has removed the pin, or the repository is another one.
+                Err(BackendError::Refused { message, .. }) if message.contains("not recursively pinned") => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.rpc.bytes(Call::new("pin/add").arg(cid.to_string()).timeout(timeout)).await.map(drop)
+    }
+
     async fn block(&self, cid: &Cid, limit: usize, timeout: Duration) -> Result<Bytes, BackendError> {
         let call = Call::new("block/get").arg(cid.to_string()).timeout(timeout);
         let block = self.rpc.bytes_up_to(call, limit).await?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dim_model::ident::{PluginName, Topic};
-use dim_model::time::Timestamp;
+use dim_model::time::{Since, Timestamp};
 use dim_store::grants::TopicPattern;
 use dim_topics::action::Delivery;
 use dim_topics::bundle::{Bundle, Listed};
@@ -17,6 +17,7 @@ use dim_topics::identity::{Digest, WriterId};
 use tokio::sync::{mpsc, oneshot};
 
 use super::SendResult;
+use super::own_index::Provided;
 use super::writer_log::WriterLog;
 
 /// The number of inputs that wait for the driver. At the maximum the streams are read more slowly, and the daemon drops
@@ -57,19 +58,33 @@ impl Channels {
     }
 }
 
-/// The retention of the own bundles of a topic.
+/// The settings of a reliable topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Retention {
-    /// Older bundles are removed.
+pub struct ReliableTopic {
+    /// Own bundles are kept for this time.
     pub time: Duration,
-    /// The most bytes of the topic that are kept.
+    /// The most bytes of own bundles that are kept.
     pub bytes: u64,
+    /// The event with which a new subscription begins.
+    pub from: Beginning,
+}
+
+/// The event with which a subscription begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Beginning {
+    /// The next one.
+    #[default]
+    Head,
+    /// The first one of this time or later.
+    Time(Since),
+    /// The earliest one that its writer keeps.
+    Earliest,
 }
 
 /// The reliable topics as the rest of the host sees them.
 #[derive(Clone, Debug)]
 pub struct Reliable {
-    patterns: Arc<BTreeMap<TopicPattern, Retention>>,
+    patterns: Arc<BTreeMap<TopicPattern, ReliableTopic>>,
     /// The names of the pubsub topics.
     pub channels: Channels,
     inputs: mpsc::Sender<Input>,
@@ -81,7 +96,7 @@ pub struct Inputs(pub(super) mpsc::Receiver<Input>);
 
 impl Reliable {
     /// Creates the way to a driver. `patterns` are the reliable topics.
-    pub fn new(fleet: &str, patterns: BTreeMap<TopicPattern, Retention>) -> (Self, Inputs) {
+    pub fn new(fleet: &str, patterns: BTreeMap<TopicPattern, ReliableTopic>) -> (Self, Inputs) {
         let (sender, receiver) = mpsc::channel(WAITING);
         let it = Self { patterns: Arc::new(patterns), channels: Channels::new(fleet), inputs: sender };
         (it, Inputs(receiver))
@@ -97,8 +112,8 @@ impl Reliable {
         self.patterns.keys().any(|pattern| pattern.covers(topic))
     }
 
-    /// The retention of a topic: that of the closest pattern. A topic that is no longer reliable has none.
-    pub fn retention(&self, topic: &Topic) -> Option<Retention> {
+    /// The settings of a topic: those of the closest pattern. A topic that is no longer reliable has none.
+    pub fn settings(&self, topic: &Topic) -> Option<ReliableTopic> {
         TopicPattern::closest(&self.patterns, topic).copied()
     }
 
@@ -198,6 +213,21 @@ pub enum Input {
         /// The bundle, if it was found.
         bundle: Option<Arc<Bundle>>,
     },
+    /// A fetch of a node of an index has ended.
+    NodeFetched {
+        /// The topic.
+        topic: Topic,
+        /// The writer.
+        writer: WriterId,
+        /// The requested node.
+        digest: Digest,
+        /// The node, if it was found.
+        block: Option<Bytes>,
+    },
+    /// It is time to provide the indexes of the own logs.
+    IndexesDue,
+    /// The index of an own log was provided, or could not be provided.
+    IndexProvided(Provided),
     /// Deliveries are durable.
     Committed(Vec<Delivery>),
     /// A caller asks for the writers of a topic.

@@ -24,7 +24,7 @@ use super::ReliableTopics;
 use super::channel::{Channels, Input};
 
 /// The time limit of a fetch.
-const FETCH: Duration = Duration::from_secs(5);
+pub(super) const FETCH: Duration = Duration::from_secs(5);
 
 /// The pause between checks whether the log takes more events.
 const ROOM_POLL: Duration = Duration::from_millis(5);

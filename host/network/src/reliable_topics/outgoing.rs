@@ -17,7 +17,7 @@ use dim_store::{OUTBOX, StoreError, topic_rows};
 use dim_topics::bundle::{Bundle, MAX_EVENTS, MAX_MESSAGE};
 use dim_topics::identity::Digest;
 
-use super::channel::{Channels, Input, Retention, WaitingPublish};
+use super::channel::{Channels, Input, ReliableTopic, WaitingPublish};
 use super::{ReliableTopics, SendResult};
 
 /// The size of the publishes that are read for one bundle, in bytes. More would not fit.
@@ -208,6 +208,7 @@ impl ReliableTopics {
             self.published(topic.clone(), bundle.digest);
         }
         self.put_block(bundle.digest, bundle.block.clone());
+        self.plan_indexes(super::own_index::PAUSE);
     }
 
     /// Gives the last own bundles to the daemon again: a process that was killed perhaps did not.
@@ -222,7 +223,7 @@ impl ReliableTopics {
         }
     }
 
-    fn put_block(&self, digest: Digest, block: Bytes) {
+    pub(super) fn put_block(&self, digest: Digest, block: Bytes) {
         let backend = self.parts.backend.clone();
         self.tasks.spawn(async move {
             if let Err(error) = backend.content.put_block(&digest.cid(), block).await {
@@ -239,8 +240,8 @@ impl ReliableTopics {
             loop {
                 parts.log.clock().sleep(RETENTION).await;
                 let (reliable, now) = (parts.reliable.clone(), parts.log.clock().wall());
-                let kept = move |topic: &Topic| match reliable.retention(topic) {
-                    Some(Retention { time, bytes }) => {
+                let kept = move |topic: &Topic| match reliable.settings(topic) {
+                    Some(ReliableTopic { time, bytes, .. }) => {
                         Kept { since: Timestamp(now.0.saturating_sub(nanoseconds(time))), bytes }
                     }
                     None => Kept { since: now, bytes: 0 },

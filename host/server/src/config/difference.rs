@@ -7,7 +7,7 @@ use dim_model::ident::PluginName;
 use dim_store::grants::TopicPattern;
 use serde_json::{Map, Value};
 
-use super::{Config, Delivery, TopicConfig};
+use super::{Config, TopicConfig};
 
 /// A key whose value changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,13 +90,12 @@ impl Comparison {
 }
 
 impl Config {
-    /// Returns the settings of topics after `after` was read. The delivery and the retention of a topic stay until a restart.
+    /// Returns the settings of topics after `after` was read. Only the peers change before a restart.
     fn topics_after(&self, after: &Self) -> BTreeMap<TopicPattern, TopicConfig> {
         let patterns: BTreeSet<_> = self.topics.keys().chain(after.topics.keys()).collect();
         let topic = |pattern: &TopicPattern| TopicConfig {
             peers: after.topics.get(pattern).and_then(|topic| topic.peers.clone()),
-            delivery: self.topics.get(pattern).map_or_else(Delivery::default, |topic| topic.delivery),
-            retention: self.topics.get(pattern).map(|topic| topic.retention.clone()).unwrap_or_default(),
+            ..self.topics.get(pattern).cloned().unwrap_or_default()
         };
         patterns.into_iter().map(|pattern| (pattern.clone(), topic(pattern))).collect()
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use dim_model::time::Timestamp;
 
+use crate::action::GapReason;
 use crate::bundle::{Bundle, Listed, Start};
 use crate::identity::Digest;
 use crate::reader::Since;
@@ -85,6 +86,10 @@ pub struct IncarnationReader {
     pub known: BTreeMap<u64, Known>,
     /// The time since which the next event is missing.
     pub stuck: Option<Moment>,
+    /// The end up to which the last events cannot be had, and the reason, if nobody knows the places of their bundles.
+    pub rest: Option<(u64, GapReason)>,
+    /// The root of the index in which the bundles of the incarnation were looked for last.
+    pub searched: Option<Digest>,
     /// The position at which the incarnation was first heard of. `u64::MAX` if only its successor named it.
     evidence: u64,
     delivered: VecDeque<Listed>,
@@ -103,6 +108,8 @@ impl IncarnationReader {
             time: Timestamp(0),
             known: BTreeMap::new(),
             stuck: None,
+            rest: None,
+            searched: None,
             evidence,
             delivered: VecDeque::new(),
         }
@@ -163,9 +170,36 @@ impl IncarnationReader {
         let mut freed = 0;
         while self.known.len() > MAX_KNOWN {
             let Some((_, known)) = self.known.pop_last() else { break };
+            // They are looked for again.
+            self.searched = None;
             freed += known.bundle.map_or(0, |bundle| bundle.block.len());
         }
         freed
+    }
+
+    /// Whether the places of the next bundles are unknown.
+    pub fn lacks_places(&self) -> bool {
+        let lowest = self.known.first_key_value().map_or(self.end, |(first, _)| *first);
+        lowest > self.next.unwrap_or(0) && !self.is_complete()
+    }
+
+    /// The time from which on bundles are wanted.
+    pub fn wanted_from(&self, since: Since) -> Timestamp {
+        match since {
+            _ if self.next.is_some() => self.time,
+            Since::Head(time) if self.began.after(CLOCK_TOLERANCE) >= time => self.began,
+            Since::Head(time) | Since::Time(time) => time,
+            Since::Earliest => Timestamp(0),
+        }
+    }
+
+    /// Drops the latest bundle in memory that is later than `first`, so that an earlier one can be fetched. Returns its
+    /// size in bytes.
+    pub fn make_room(&mut self, first: u64, now: Moment) -> Option<usize> {
+        let later = self.known.range_mut(first + 1..).rev().map(|(_, known)| known);
+        let latest = later.into_iter().find(|known| known.bundle.is_some())?;
+        latest.not_before = now;
+        latest.bundle.take().map(|bundle| bundle.block.len())
     }
 
     /// Looks for the beginning: the first event that the reader wants. Returns the size of the bundles before it that

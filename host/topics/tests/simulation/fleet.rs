@@ -42,6 +42,8 @@ enum Happening {
     PublishEvent { node: usize, topic: usize, number: usize },
     CommitBundle { node: usize, generation: u64, bundle: Arc<Bundle>, end: LogEnd, events: usize },
     CommitDeliveries { node: usize, generation: u64, deliveries: Vec<Delivery> },
+    EndNodeFetch { node: usize, generation: u64, topic: Topic, writer: WriterId, digest: Digest },
+    ProvideIndexes { node: usize, generation: u64 },
     EndFetch { node: usize, generation: u64, topic: Topic, writer: WriterId, listed: Listed },
     Crash { node: usize },
     Start { node: usize },
@@ -79,6 +81,8 @@ pub struct Fleet {
     lost: BTreeMap<(Topic, Incarnation), u64>,
     /// The bundles by their digests.
     bundles: HashMap<Digest, Arc<Bundle>>,
+    /// The nodes of indexes by their digests.
+    index_nodes: HashMap<Digest, Bytes>,
     /// Verified heads, because each is received by many members.
     heads: HashMap<Digest, Head>,
 }
@@ -102,6 +106,7 @@ impl Fleet {
             noticeable: BTreeSet::new(),
             lost: BTreeMap::new(),
             bundles: HashMap::new(),
+            index_nodes: HashMap::new(),
             heads: HashMap::new(),
             troubles,
         };
@@ -214,6 +219,16 @@ impl Fleet {
                     self.end_fetch(node, &topic, &writer, &listed);
                 }
             }
+            Happening::EndNodeFetch { node, generation, topic, writer, digest } => {
+                if self.nodes[node].generation == generation {
+                    self.end_node_fetch(node, &topic, &writer, &digest);
+                }
+            }
+            Happening::ProvideIndexes { node, generation } => {
+                if self.nodes[node].generation == generation {
+                    self.provide_indexes(node);
+                }
+            }
             Happening::Crash { node } => self.crash(node),
             Happening::Start { node } => self.start(node),
             Happening::LoseBlocks { node } => self.nodes[node].blocks.clear(),
@@ -266,6 +281,33 @@ impl Fleet {
         });
         for topic in self.topics.clone() {
             self.form_bundle(node, &topic);
+        }
+        self.plan_indexes(node);
+    }
+
+    /// Provides the indexes of a member soon.
+    fn plan_indexes(&mut self, node: usize) {
+        let it = &mut self.nodes[node];
+        if it.is_indexing {
+            return;
+        }
+        it.is_indexing = true;
+        let generation = it.generation;
+        let at = self.now + Duration::from_millis(100) + self.random(Duration::from_secs(5));
+        self.at(at, Happening::ProvideIndexes { node, generation });
+    }
+
+    fn provide_indexes(&mut self, node: usize) {
+        let it = &mut self.nodes[node];
+        it.is_indexing = false;
+        let Some(member) = &mut it.member else { return };
+        for topic in member.unindexed(1) {
+            let nodes = member.index(&topic);
+            member.indexed(&topic, nodes.as_ref().map(|nodes| nodes.root));
+            // All bundles may be removed by now.
+            let Some(nodes) = nodes else { continue };
+            it.blocks.extend(nodes.blocks.iter().map(|(digest, _)| *digest));
+            self.index_nodes.extend(nodes.blocks);
         }
     }
 
@@ -331,6 +373,7 @@ impl Fleet {
         }
         self.with_member(node, |member, now| member.stored(bundle, now));
         self.form_bundle(node, &topic);
+        self.plan_indexes(node);
     }
 
     fn commit_deliveries(&mut self, node: usize, deliveries: Vec<Delivery>) {
@@ -389,12 +432,25 @@ impl Fleet {
         }
     }
 
-    fn end_fetch(&mut self, node: usize, topic: &Topic, writer: &WriterId, listed: &Listed) {
+    fn end_node_fetch(&mut self, node: usize, topic: &Topic, writer: &WriterId, digest: &Digest) {
+        let block = self.provider(node, digest).map(|_| self.index_nodes[digest].clone());
+        if block.is_some() {
+            self.nodes[node].blocks.insert(*digest);
+        }
+        let block = block.as_deref();
+        self.with_member(node, |member, now| member.node_fetched(topic, writer, digest, block, now));
+    }
+
+    /// A member from which another one can fetch a block now.
+    fn provider(&mut self, node: usize, digest: &Digest) -> Option<usize> {
         let fails = self.has_trouble && self.rng.random_bool(self.troubles.failed_fetches);
         let reaches = |other: &usize| self.reaches(*other, node);
-        let has = |other: &usize| self.nodes[*other].blocks.contains(&listed.digest);
-        let provider = (0..self.nodes.len()).find(|other| reaches(other) && has(other));
-        let block = provider.filter(|_| !fails).map(|_| self.bundles[&listed.digest].clone());
+        let has = |other: &usize| self.nodes[*other].blocks.contains(digest);
+        (0..self.nodes.len()).find(|other| reaches(other) && has(other)).filter(|_| !fails)
+    }
+
+    fn end_fetch(&mut self, node: usize, topic: &Topic, writer: &WriterId, listed: &Listed) {
+        let block = self.provider(node, &listed.digest).map(|_| self.bundles[&listed.digest].clone());
         match block {
             Some(bundle) => {
                 self.nodes[node].blocks.insert(listed.digest);
@@ -505,6 +561,11 @@ impl Fleet {
                 let at = self.now + Duration::from_millis(2) + self.random(Duration::from_millis(100));
                 self.at(at, Happening::EndFetch { node, generation, topic, writer, listed });
             }
+            Action::FetchNode { topic, writer, digest } => {
+                let generation = self.nodes[node].generation;
+                let at = self.now + Duration::from_millis(2) + self.random(Duration::from_millis(100));
+                self.at(at, Happening::EndNodeFetch { node, generation, topic, writer, digest });
+            }
             Action::Deliver(delivery) => {
                 if let Outcome::Gap(reason) = &delivery.outcome {
                     let is_allowed = self.troubles.has_retention && *reason == GapReason::NotKept;
@@ -519,6 +580,13 @@ impl Fleet {
                 if let Some(block) = bundle.map(|(bundle, _)| bundle.block.clone()) {
                     it.blocks.insert(digest);
                     self.broadcast(node, &Message::Bundle(block));
+                } else if let Some(member) = &mut it.member {
+                    for topic in self.topics.iter() {
+                        let kept = it.store.bundles.iter().map(|(bundle, _)| bundle);
+                        let kept = kept.filter(|bundle| bundle.header.topic == *topic);
+                        member.restore_index(topic, kept.map(|bundle| bundle.place()).collect());
+                    }
+                    self.plan_indexes(node);
                 }
             }
             Action::Alarm(alarm) => {

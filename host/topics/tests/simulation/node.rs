@@ -59,6 +59,8 @@ pub struct Node {
     pub deliveries: VecDeque<Delivery>,
     /// Whether deliveries are being made durable.
     pub is_committing: bool,
+    /// Whether a time is planned at which the own indexes are provided.
+    pub is_indexing: bool,
     /// The alarms since the start of the simulation.
     pub alarms: BTreeSet<Alarm>,
     /// The time of the earliest planned wake.
@@ -89,6 +91,7 @@ impl Node {
             writing: BTreeSet::new(),
             deliveries: VecDeque::new(),
             is_committing: false,
+            is_indexing: false,
             alarms: BTreeSet::new(),
             wake: None,
             joined: false,
@@ -130,6 +133,9 @@ impl Node {
         for (topic, time) in &self.store.kept {
             member.keep_since(topic, *time);
         }
+        for (bundle, _) in &self.store.bundles {
+            member.restore(&bundle.header.topic, bundle.place());
+        }
         self.store.past.insert(incarnation, member.began());
         self.member = Some(member);
     }
@@ -141,6 +147,7 @@ impl Node {
         self.writing.clear();
         self.deliveries.clear();
         self.is_committing = false;
+        self.is_indexing = false;
         self.wake = None;
     }
 

@@ -1,0 +1,186 @@
+//! Owns the indexes of the own logs in the daemon: their nodes, and the pins that protect the blocks of own bundles from
+//! garbage collection.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use dim_ipfs::BackendError;
+use dim_model::backoff::Backoff;
+use dim_model::ident::Topic;
+use dim_store::{StoreError, topic_rows};
+use dim_topics::identity::{Digest, WriterId};
+use dim_topics::index::{MAX_NODE, NewNodes};
+
+use super::channel::Input;
+use super::intake::FETCH;
+use super::{Parts, ReliableTopics};
+
+/// The pause between a bundle and the index that has it. Until then heads and bundles list it.
+pub(super) const PAUSE: Duration = Duration::from_secs(1);
+
+/// The time limit of a pin. The daemon has all blocks, so a pin that takes longer misses some.
+const PIN: Duration = Duration::from_secs(5);
+
+/// The indexes in the daemon.
+#[derive(Debug, Default)]
+pub struct OwnIndexes {
+    /// The roots that the daemon has pinned last.
+    pinned: BTreeMap<Topic, Digest>,
+    /// The topics whose index is provided next although no bundle is new.
+    changed: BTreeSet<Topic>,
+    /// The topics whose blocks the daemon has lost, at least in part.
+    damaged: BTreeSet<Topic>,
+    /// Whether a time is planned, or an index is being provided.
+    is_planned: bool,
+    backoff: Backoff,
+}
+
+impl OwnIndexes {
+    /// Continues with the roots that the daemon has pinned last.
+    pub fn new(pinned: BTreeMap<Topic, Digest>) -> Self {
+        Self { pinned, ..Self::default() }
+    }
+}
+
+/// The index of an own log that was provided, or the reason why it was not.
+#[derive(Debug)]
+pub struct Provided {
+    topic: Topic,
+    /// `None` if the log has no bundles any more.
+    root: Option<Digest>,
+    result: Result<(), BackendError>,
+}
+
+impl ReliableTopics {
+    /// Fetches a node of the index of a writer.
+    pub(super) fn fetch_node(&self, topic: Topic, writer: WriterId, digest: Digest) {
+        let (backend, sender) = (self.parts.backend.clone(), self.parts.reliable.sender());
+        self.spawn_until_stop(async move {
+            let block = backend.content.block(&digest.cid(), MAX_NODE, FETCH).await;
+            let block = block.inspect_err(|why| {
+                tracing::debug!(%topic, %writer, %digest, "a node of an index cannot be fetched: {why}");
+            });
+            let _ = sender.send(Input::NodeFetched { topic, writer, digest, block: block.ok() }).await;
+        });
+    }
+
+    /// Provides the indexes of all logs with new bundles soon.
+    pub(super) fn plan_indexes(&mut self, pause: Duration) {
+        // On the embedded bus nobody fetches anything.
+        if self.indexes.is_planned || !self.parts.backend.network {
+            return;
+        }
+        self.indexes.is_planned = true;
+        let (clock, sender) = (self.parts.log.clock().clone(), self.parts.reliable.sender());
+        self.spawn_until_stop(async move {
+            clock.sleep(pause).await;
+            let _ = sender.send(Input::IndexesDue).await;
+        });
+    }
+
+    /// Provides the indexes of logs whose oldest bundles were removed.
+    pub(super) fn shorten_indexes(&mut self, topics: impl IntoIterator<Item = Topic>) {
+        self.indexes.changed.extend(topics);
+        if !self.indexes.changed.is_empty() {
+            self.plan_indexes(PAUSE);
+        }
+    }
+
+    /// Provides all blocks of the own logs again: another member cannot fetch a node.
+    pub(super) fn repair_indexes(&mut self) {
+        let topics: Vec<Topic> = self.indexes.pinned.keys().cloned().collect();
+        self.indexes.damaged.extend(topics);
+        if !self.indexes.damaged.is_empty() {
+            self.plan_indexes(PAUSE);
+        }
+    }
+
+    /// Provides the index of one log with new bundles. The others follow.
+    pub(super) fn provide_index(&mut self) {
+        let new = self.member.unindexed(1).into_iter().next();
+        let changed = || self.indexes.changed.first().cloned();
+        let Some(topic) = new.or_else(changed).or_else(|| self.indexes.damaged.first().cloned()) else {
+            self.indexes.is_planned = false;
+            return;
+        };
+        self.indexes.changed.remove(&topic);
+        let lost =
+            if self.indexes.damaged.contains(&topic) { self.restore_index(&topic) } else { Ok(Vec::new()) };
+        let lost = lost.unwrap_or_else(|error| {
+            tracing::error!(%topic, "cannot read the places of bundles: {error}");
+            Vec::new()
+        });
+        let nodes = self.member.index(&topic);
+        let pinned = self.indexes.pinned.get(&topic).copied();
+        let (parts, sender) = (self.parts.clone(), self.parts.reliable.sender());
+        self.spawn_until_stop(async move {
+            let root = nodes.as_ref().map(|nodes| nodes.root);
+            let result = provide(&parts, &lost, nodes, pinned).await;
+            let _ = sender.send(Input::IndexProvided(Provided { topic, root, result })).await;
+        });
+    }
+
+    /// Continues after an index was provided, or tries again later with all its blocks.
+    pub(super) fn index_provided(&mut self, Provided { topic, root, result }: Provided) {
+        if let Err(error) = result {
+            tracing::debug!(%topic, "the index of the own log is not provided yet: {error}");
+            self.indexes.damaged.insert(topic);
+            self.indexes.is_planned = false;
+            let pause = self.indexes.backoff.next_pause();
+            self.plan_indexes(pause);
+            return;
+        }
+        self.indexes.backoff.reset();
+        self.indexes.damaged.remove(&topic);
+        self.member.indexed(&topic, root);
+        match root {
+            Some(root) => self.indexes.pinned.insert(topic.clone(), root),
+            None => self.indexes.pinned.remove(&topic),
+        };
+        let commit = self.parts.commit.clone();
+        self.spawn_write(async move {
+            commit.write_later(move |write| topic_rows::pinned(write, &topic, root.as_ref())).await
+        });
+        self.indexes.is_planned = false;
+        if !self.member.unindexed(1).is_empty() || !self.indexes.damaged.is_empty() {
+            self.plan_indexes(PAUSE);
+        } else {
+            self.shorten_indexes([]);
+        }
+    }
+
+    /// Builds the index of a log again, so that all its nodes are new. Returns the bundles that are kept.
+    fn restore_index(&mut self, topic: &Topic) -> Result<Vec<Digest>, StoreError> {
+        let places = topic_rows::places(&self.parts.store.snapshot()?, topic)?;
+        let digests = places.iter().map(|place| place.listed.digest).collect();
+        self.member.restore_index(topic, places);
+        Ok(digests)
+    }
+}
+
+/// Gives the daemon the bundles that it has lost, and new nodes. Then moves the pin from the root before to the new one.
+async fn provide(
+    parts: &Parts,
+    lost: &[Digest],
+    nodes: Option<NewNodes>,
+    pinned: Option<Digest>,
+) -> Result<(), BackendError> {
+    let content = &parts.backend.content;
+    let Some(NewNodes { root, blocks }) = nodes else {
+        return match pinned {
+            Some(root) => content.unpin(&root.cid()).await,
+            None => Ok(()),
+        };
+    };
+    for digest in lost {
+        let stored = parts.store.snapshot().and_then(|snapshot| topic_rows::block(&snapshot, digest));
+        if let Some(block) = stored.map_err(|error| BackendError::Store(error.to_string()))? {
+            content.put_block(&digest.cid(), block).await?;
+        }
+    }
+    for (digest, block) in blocks {
+        content.put_block(&digest.cid(), block).await?;
+    }
+    let before = pinned.filter(|before| *before != root).map(|before| before.cid());
+    content.pin_graph(&root.cid(), before.as_ref(), PIN).await
+}

@@ -1,0 +1,31 @@
+//! Reliable topics between two hosts on two Kubo daemons: `cargo bench -p dim-tests --bench topics -- WHAT`. Everything
+//! runs on this machine: both hosts, both daemons, the load and the checks.
+//!
+//! - `rate [SECONDS] [EVENTS]`: so many events a second for a time, without and with losses, beside what a daemon alone
+//!   does with the same messages.
+//! - `latency [EVENTS]`: one event at a time: from the publish to its commit at the other host, and how soon a lost
+//!   message is repaired.
+
+mod checker;
+mod latency;
+mod pair;
+mod rate;
+
+fn main() {
+    // cargo adds `--bench`.
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    let number =
+        |index: usize, default: u64| args.get(index).map_or(default, |text| text.parse().expect("a number"));
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        match args.first().map(String::as_str) {
+            Some("rate") => rate::run(number(1, 60), number(2, 50_000)).await,
+            Some("latency") => latency::run(number(1, 300)).await,
+            _ => println!("say what: rate [SECONDS] [EVENTS] or latency [EVENTS]"),
+        }
+    });
+}

@@ -1,0 +1,90 @@
+//! Two hosts, each on its own daemon: a writer without plugins, and a reader with the node registry.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dim_ipfs::Backend;
+use dim_model::entry::Offset;
+use dim_model::ident::Topic;
+use dim_store::effect::Publish;
+use dim_tests::{FaultProxy, Kubo, Setup, TestHost, eventually_within};
+
+/// The number of nodes whose heartbeats are published.
+const NODES: u64 = 1_000;
+
+/// The hosts and their daemons.
+pub struct Pair {
+    /// The daemon of the writer.
+    pub near: Kubo,
+    /// The daemon of the reader.
+    pub far: Kubo,
+    /// The way of the reader to its daemon.
+    pub proxy: FaultProxy,
+    /// The host that publishes.
+    pub writer: TestHost,
+    /// The host that handles what the other one publishes.
+    pub reader: TestHost,
+}
+
+/// The topic of the heartbeats.
+pub fn topic() -> Topic {
+    "dim.nodes.heartbeat".parse().expect("a topic")
+}
+
+/// The heartbeat with a number, of about 300 bytes.
+pub fn heartbeat(number: u64) -> Bytes {
+    let (node, free) = (number % NODES, number % 63 + 1);
+    Bytes::from(format!(
+        "{{\"node_id\":\"node-{node:06}\",\"timestamp\":\"2026-01-01T00:00:00.000000\",\"status\":\"online\",\
+         \"resources\":{{\"cpu_available\":{free},\"memory_available\":{free}.5,\"gpu_available\":1}},\
+         \"cached_models\":[\"llama-3-8b-instruct\",\"mistral-7b-instruct-v0.3\"],\"number\":{number}}}"
+    ))
+}
+
+impl Pair {
+    /// Starts all. The heartbeats are on a reliable topic.
+    pub async fn start() -> Self {
+        let (near, far) = Kubo::start_pair().expect("a Kubo");
+        let target: SocketAddr = far.url().trim_start_matches("http://").parse().expect("an address");
+        let proxy = FaultProxy::start(target, 7).await;
+        let topics = "topics: { dim.nodes.*: { delivery: reliable } }\n";
+        let writer = Setup::default().yaml(topics).on_kubo(near.api()).start().await;
+        let others = "plugins: { job-tracker: { disabled: true }, heartbeat-watchdog: { disabled: true } }\n";
+        let reader = Setup::bundled().yaml(topics).yaml(others).on_kubo(&proxy.api()).start().await;
+        let channel = reader.host.exchange.links.reliable.channels.of(&topic());
+        let publisher: &Backend = &writer.host.exchange.links.backend;
+        eventually_within(Duration::from_secs(60), "the reader is heard on the topic", async || {
+            publisher.pubsub.peers(&channel).await.is_ok_and(|peers| !peers.is_empty())
+        })
+        .await;
+        Self { near, far, proxy, writer, reader }
+    }
+
+    /// Publishes a heartbeat. It is durable at the end.
+    pub async fn publish(&self, number: u64) {
+        let storage = &self.writer.host.storage;
+        let publish = Publish { topic: topic(), data: heartbeat(number) };
+        storage.commit.publish(publish, storage.log.now()).await.expect("the writer commits");
+    }
+
+    /// Waits until the plugin of the reader has handled everything before an entry.
+    pub async fn handled(&self, next: Offset) {
+        let plugins = self.reader.host.plugins.all();
+        while plugins.values().any(|plugin| plugin.handle.status().cursor < next.0) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// The number of bundles that the reader had to fetch.
+    pub async fn repaired(&self) -> u64 {
+        let logs = self.reader.host.exchange.links.reliable.writers(&topic()).await.expect("it runs");
+        logs.first().map_or(0, |log| log.counters.repaired)
+    }
+
+    /// Stops the hosts.
+    pub async fn stop(self) {
+        self.writer.stop().await;
+        self.reader.stop().await;
+    }
+}

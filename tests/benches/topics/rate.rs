@@ -1,0 +1,122 @@
+//! A steady rate of events, handled by a plugin of the other host, without and with losses, beside a daemon alone.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use dim_model::ident::Topic;
+use dim_tests::{Fault, Kubo, Witness, directly};
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+
+use crate::checker::{Checker, percentile};
+use crate::pair::{Pair, heartbeat};
+
+/// The pause between two groups of publishes.
+const TICK: Duration = Duration::from_millis(10);
+
+/// The maximum number of publishes that are not durable yet. At the maximum the load waits.
+const OUTSTANDING: usize = 20_000;
+
+/// The time of a measurement of a daemon alone.
+const ALONE: Duration = Duration::from_secs(10);
+
+/// The maximum size of a message of reliable topics, about.
+const LARGE: usize = 56 << 10;
+
+pub async fn run(seconds: u64, rate: u64) {
+    println!(
+        "| {seconds} s of {rate} events a second | published/s | handled/s | in the log p50 | p99 | repaired bundles | CPU an event |"
+    );
+    println!("|---|---|---|---|---|---|---|");
+    for (label, fault) in [("nothing is lost", Fault::None), ("one message in ten is lost", Fault::Losing)] {
+        let pair = Pair::start().await;
+        // The first event connects what is slow at first.
+        let mut checker = Checker::new(&pair.reader, 0);
+        pair.publish(0).await;
+        checker.read_to(1).await;
+        pair.proxy.set(fault);
+        println!("| {label} | {} |", measure(&pair, checker, seconds, rate).await);
+        pair.stop().await;
+    }
+    println!();
+    println!("| a daemon alone, {} s, one message after the other | messages/s | lost |", ALONE.as_secs());
+    println!("|---|---|---|");
+    let (near, far) = Kubo::start_pair().expect("a Kubo");
+    let small = |number| heartbeat(number);
+    println!("| an event a message | {} |", alone(&near, &far, "raw.small", small).await);
+    let noise = Bytes::from((0..LARGE).map(|_| rand::random()).collect::<Vec<u8>>());
+    let large = move |number: u64| [number.to_le_bytes().as_slice(), &noise].concat().into();
+    println!("| messages of 56 KiB | {} |", alone(&near, &far, "raw.large", large).await);
+}
+
+/// Publishes at a rate, and waits until everything is handled.
+async fn measure(pair: &Pair, mut checker: Checker, seconds: u64, rate: u64) -> String {
+    let count = seconds * rate;
+    let (cpu, begun) = (cpu_time(), Instant::now());
+    let check = tokio::spawn(async move {
+        checker.read_to(count + 1).await;
+        checker
+    });
+    publish(pair, count, rate).await;
+    let published = begun.elapsed();
+    let mut checker = check.await.expect("nothing is lost, repeated, or out of order");
+    pair.handled(checker.next).await;
+    let handled = begun.elapsed();
+    let each = (cpu_time() - cpu).as_secs_f64() * 1e6 / count as f64;
+    let rate_of = |time: Duration| count as f64 / time.as_secs_f64();
+    format!(
+        "{:.0} | {:.0} | {:.0} ms | {:.0} ms | {} | {each:.1} us",
+        rate_of(published),
+        rate_of(handled),
+        percentile(&mut checker.delays, 0.5).as_secs_f64() * 1e3,
+        percentile(&mut checker.delays, 0.99).as_secs_f64() * 1e3,
+        pair.repaired().await,
+    )
+}
+
+/// Publishes `count` heartbeats from number 1 on.
+async fn publish(pair: &Pair, count: u64, rate: u64) {
+    let begun = Instant::now();
+    let mut tick = tokio::time::interval(TICK);
+    let mut outstanding = FuturesUnordered::new();
+    let mut next = 1;
+    while next <= count {
+        tick.tick().await;
+        let due = (begun.elapsed().as_secs_f64() * rate as f64) as u64;
+        while next <= due.min(count) && outstanding.len() < OUTSTANDING {
+            outstanding.push(pair.publish(next));
+            next += 1;
+        }
+        // Each is polled once at least, in order.
+        while let Some(Some(())) = futures::FutureExt::now_or_never(outstanding.next()) {}
+    }
+    while outstanding.next().await.is_some() {}
+}
+
+/// The CPU time of this process: both hosts, the load and the checks.
+fn cpu_time() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("Linux");
+    let fields: Vec<&str> = stat.rsplit(')').next().expect("a name").split_whitespace().collect();
+    let ticks: u64 = fields[11..13].iter().map(|text| text.parse::<u64>().expect("a number")).sum();
+    // Linux counts in hundredths of a second.
+    Duration::from_millis(ticks * 10)
+}
+
+/// Publishes messages through one daemon as fast as it takes them, and counts them at another one.
+async fn alone(near: &Kubo, far: &Kubo, name: &str, message: impl Fn(u64) -> Bytes) -> String {
+    let topic: Topic = name.parse().expect("a topic");
+    let (publisher, witness) = (directly(near), Witness::of(far, name).await);
+    while publisher.pubsub.peers(&topic).await.expect("a daemon").is_empty() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let begun = Instant::now();
+    let mut count = 0;
+    while begun.elapsed() < ALONE {
+        publisher.pubsub.publish(&topic, message(count)).await.expect("a daemon");
+        count += 1;
+    }
+    let rate = count as f64 / begun.elapsed().as_secs_f64();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let lost = count.saturating_sub(witness.seen().len() as u64);
+    format!("{rate:.0} | {:.2} %", lost as f64 * 100.0 / count as f64)
+}

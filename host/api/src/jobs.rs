@@ -470,7 +470,7 @@ impl Verdicts {
         is_heard
             && match origin {
                 Origin::Peer(peer) => self.trusted_observers.contains(peer.as_str()),
-                Origin::Member(event) => self.trusted_observers.contains(event.peer().as_str()),
+                Origin::Member(event) => self.trusted_observers.contains(event.writer.peer().as_str()),
                 Origin::Plugin(_) | Origin::Host => true,
             }
     }

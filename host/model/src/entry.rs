@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 pub use encoding::{MalformedEntry, decode_chunk, encode_into};
 
-use crate::ident::{ContentPath, IpnsName, PeerName, PluginName, Topic};
+use crate::ident::{ContentPath, IpnsName, MemberName, PeerName, PluginName, Topic};
 use crate::time::Timestamp;
 
 /// The position of an entry in the log.
@@ -213,21 +213,14 @@ pub enum Origin {
 /// The identity of an event of a member.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct MemberEvent {
-    /// The writer, by the IPNS name of its key.
-    pub writer: IpnsName,
+    /// The writer.
+    pub writer: MemberName,
     /// The process start of the writer: 16 random bytes.
     pub incarnation: [u8; 16],
     /// The number of the event in the incarnation, from 0.
     pub sequence: u64,
     /// The hybrid logical time of the event.
     pub time: Timestamp,
-}
-
-impl MemberEvent {
-    /// The peer id of the writer's key. Components of contract 0.1.0 see a member as this peer.
-    pub fn peer(&self) -> PeerName {
-        self.writer.peer()
-    }
 }
 
 impl fmt::Display for MemberEvent {

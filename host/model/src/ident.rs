@@ -2,7 +2,9 @@
 //! untrusted text, parses it once and returns types whose values are valid.
 
 use std::borrow::Borrow;
+use std::cell::RefCell;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -274,6 +276,91 @@ impl IpnsName {
     /// Returns the multihash of the public key: the bytes of the peer id.
     pub fn multihash(&self) -> cid::multihash::Multihash<64> {
         *Cid::try_from(self.as_str()).expect("a name is a CID, checked when it was made").hash()
+    }
+}
+
+/// The writer of an event of a reliable topic, by its public key. It has the texts of the key, which would cost more to
+/// make than the rest of an event. Clones share them.
+#[derive(Clone)]
+pub struct MemberName(Arc<MemberTexts>);
+
+struct MemberTexts {
+    multihash: Vec<u8>,
+    name: IpnsName,
+    peer: PeerName,
+}
+
+thread_local! {
+    /// The last member. Consecutive events have the same one, more often than not.
+    static LAST_MEMBER: RefCell<Option<MemberName>> = const { RefCell::new(None) };
+}
+
+impl MemberName {
+    /// Returns the member with a public key, given the bytes of its multihash (the bytes of the peer id).
+    pub fn from_multihash(bytes: &[u8]) -> Result<Self, cid::multihash::Error> {
+        LAST_MEMBER.with_borrow_mut(|last| {
+            if let Some(last) = last.as_ref().filter(|last| last.multihash() == bytes) {
+                return Ok(last.clone());
+            }
+            let name = IpnsName::from_multihash(cid::multihash::Multihash::from_bytes(bytes)?);
+            Ok(last.insert(Self::from(name)).clone())
+        })
+    }
+
+    /// The bytes of the multihash of the key.
+    pub fn multihash(&self) -> &[u8] {
+        &self.0.multihash
+    }
+
+    /// The IPNS name of the key.
+    pub fn name(&self) -> &IpnsName {
+        &self.0.name
+    }
+
+    /// The peer id of the key. Components of contract 0.1.0 see a member as this peer.
+    pub fn peer(&self) -> &PeerName {
+        &self.0.peer
+    }
+}
+
+impl From<IpnsName> for MemberName {
+    fn from(name: IpnsName) -> Self {
+        let (multihash, peer) = (name.multihash().to_bytes(), name.peer());
+        Self(Arc::new(MemberTexts { multihash, name, peer }))
+    }
+}
+
+impl FromStr for MemberName {
+    type Err = InvalidWord;
+
+    fn from_str(text: &str) -> Result<Self, InvalidWord> {
+        text.parse::<IpnsName>().map(Self::from)
+    }
+}
+
+impl PartialEq for MemberName {
+    fn eq(&self, other: &Self) -> bool {
+        self.multihash() == other.multihash()
+    }
+}
+
+impl Eq for MemberName {}
+
+impl Hash for MemberName {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.multihash().hash(state);
+    }
+}
+
+impl fmt::Display for MemberName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.name().fmt(f)
+    }
+}
+
+impl fmt::Debug for MemberName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.name().fmt(f)
     }
 }
 

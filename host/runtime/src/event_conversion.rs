@@ -41,7 +41,7 @@ pub fn wit_event(event: &Event) -> wit::Event {
                 Origin::Host => wit::Origin::Host,
                 Origin::Peer(peer) => wit::Origin::Peer(peer.to_string()),
                 // Contract 0.1.0 knows no members.
-                Origin::Member(event) => wit::Origin::Peer(event.peer().to_string()),
+                Origin::Member(event) => wit::Origin::Peer(event.writer.peer().to_string()),
             },
         }),
         Event::Timer { key, due } => wit::Event::Timer(wit::DueTimer { key: key.clone(), due: due.0 }),

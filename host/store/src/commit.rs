@@ -27,7 +27,7 @@ pub use durability::Durability;
 pub use queue::Progress;
 
 use apply::{NameChanges, Wakes};
-use queue::{AfterCommit, Queue, Submitted, Write};
+use queue::{AfterCommit, ApiPublish, Queue, Submitted, Write};
 
 use crate::batch::Batch;
 use crate::change::{Change, Changes};
@@ -35,10 +35,10 @@ use crate::disk_monitor::{DiskMonitor, IntakeStopped};
 use crate::effect::{NameUpdate, Publish};
 use crate::followed_names::Followed;
 use crate::interest::Interest;
-use crate::outbox::{self, Backlog};
+use crate::outbox::Backlog;
 use crate::{StoreError, Sync, dead_letters};
 use dim_ipfs::Current;
-use dim_model::entry::{Event, Kind, Origin};
+use dim_model::entry::Kind;
 use dim_model::ident::{IpnsName, KeyName, PluginName};
 use dim_model::time::Timestamp;
 
@@ -255,13 +255,16 @@ impl Commit {
     /// Publishes a message of an API caller: to the plugins, and through the outbox.
     pub async fn publish(&self, publish: Publish, now: Timestamp) -> Result<(), CommitError> {
         self.disk.check()?;
-        let Publish { topic, data } = publish.clone();
-        let message = Kind::Event(Event::Message { topic, data, origin: Origin::Host });
-        let write = move |transaction: &WriteTransaction, _: &mut NameChanges, _: &mut Announcements| {
-            outbox::enqueue(transaction, None, &[publish], now)?;
-            Ok((vec![message], ()))
-        };
-        self.enqueue(Sync::Now, Wakes { outbox: true, ..Wakes::default() }, write).await
+        let (done, result) = oneshot::channel();
+        {
+            let mut queue = self.queue.lock().expect("no one panics while holding the queue");
+            if queue.closed {
+                return Err(CommitError::Closed);
+            }
+            queue.publishes.push(ApiPublish { publish, at: now, done });
+        }
+        self.wake();
+        result.await.map_err(|_| CommitError::Closed)
     }
 
     async fn enqueue<R: Send + 'static>(

@@ -21,15 +21,24 @@ pub fn enqueue(
     publishes: &[Publish],
     now: Timestamp,
 ) -> Result<(), StoreError> {
+    enqueue_at(write, plugin, publishes.iter().map(|publish| (publish, now)))
+}
+
+/// Adds publishes, each with its time.
+pub(crate) fn enqueue_at<'a>(
+    write: &WriteTransaction,
+    plugin: Option<&PluginName>,
+    publishes: impl ExactSizeIterator<Item = (&'a Publish, Timestamp)>,
+) -> Result<(), StoreError> {
     let first = next_numbers(write, "outbox", publishes.len() as u64)?;
     let mut table = write.open_table(OUTBOX)?;
     let mut added = 0;
-    for (number, publish) in (first..).zip(publishes) {
+    for (number, (publish, time)) in (first..).zip(publishes) {
         let row = Row {
             plugin: plugin.map(PluginName::to_string),
             topic: publish.topic.to_string(),
             data: publish.data.clone(),
-            time: now.0,
+            time: time.0,
             is_void: false,
         };
         let row = row.encode_to_vec();
@@ -43,9 +52,23 @@ pub fn enqueue(
 pub fn forget(write: &WriteTransaction, numbers: &[u64]) -> Result<(), StoreError> {
     let mut table = write.open_table(OUTBOX)?;
     let mut removed = 0;
-    for number in numbers {
-        removed += table.remove(number)?.map_or(0, |row| row.value().len() as i64);
+    let (lowest, highest) = (numbers.iter().min().copied(), numbers.iter().max().copied());
+    match lowest.zip(highest) {
+        // One pass over neighbours costs less than as many searches.
+        Some((lowest, highest)) if numbers.is_sorted() && highest - lowest < 2 * numbers.len() as u64 => {
+            table.retain_in(lowest..=highest, |number, row| {
+                let is_kept = numbers.binary_search(&number).is_err();
+                removed += if is_kept { 0 } else { row.len() as i64 };
+                is_kept
+            })?;
+        }
+        _ => {
+            for number in numbers {
+                removed += table.remove(number)?.map_or(0, |row| row.value().len() as i64);
+            }
+        }
     }
+    drop(table);
     add_to_counter(write, BYTES, -removed)
 }
 

@@ -47,10 +47,11 @@ impl HeadSchedule {
         self.next
     }
 
-    /// Notes that a bundle was published.
-    pub fn published(&mut self, now: Moment) {
+    /// Notes that a bundle was published. `members` is the number of known members.
+    pub fn published(&mut self, now: Moment, members: usize) {
         self.bundle = Some((now, 0));
-        self.not_later_than(now.after(AFTER_BUNDLE[0]));
+        let earliest = self.sent.map_or(now, |sent| sent.after(spread(members)));
+        self.not_later_than(now.after(AFTER_BUNDLE[0]).max(earliest));
     }
 
     /// Notes that events of others became durable. `members` is the number of known members.
@@ -78,7 +79,7 @@ impl HeadSchedule {
                 while *count < AFTER_BUNDLE.len() && at.after(AFTER_BUNDLE[*count]) <= now {
                     *count += 1;
                 }
-                AFTER_BUNDLE.get(*count).map(|wait| at.after(*wait))
+                AFTER_BUNDLE.get(*count).map(|wait| at.after(*wait).max(now.after(spread(members))))
             }
             None => None,
         };
@@ -125,7 +126,7 @@ mod tests {
         let mut schedule = HeadSchedule::new(at(0), 1);
         assert_eq!(schedule.next(), at(0));
         schedule.sent(at(0), 1);
-        schedule.published(at(10_000));
+        schedule.published(at(10_000), 1);
         for expected in [11_000, 14_000, 25_000] {
             assert_eq!(schedule.next(), at(expected));
             schedule.sent(at(expected), 1);
@@ -154,6 +155,7 @@ mod tests {
         let quiet = schedule.next().since(at(0));
         assert!((420..780).contains(&quiet.as_secs()), "{quiet:?}");
         schedule.received(at(1_000), 6_000);
+        schedule.published(at(1_000), 6_000);
         assert!(schedule.next() > at(400_000));
         schedule.asked(at(1_000), 100);
         assert!(schedule.next() <= at(11_000));

@@ -290,7 +290,7 @@ impl Member {
 
     /// Publishes a bundle of this member that is durable now.
     pub fn stored(&mut self, bundle: Arc<Bundle>, now: Now) {
-        self.heads.schedule.published(now.moment);
+        self.heads.schedule.published(now.moment, self.others.len());
         self.logs.entry(bundle.header.topic.clone()).or_default().stored(&bundle);
         if bundle.block.len() <= MAX_MESSAGE {
             let topic = bundle.header.topic.clone();

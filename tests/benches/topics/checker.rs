@@ -35,6 +35,11 @@ impl Checker {
         Self { host: host.host.clone(), next, seen, delays: Vec::new() }
     }
 
+    /// Begins with the first entry of the log.
+    pub fn from_the_beginning(host: &TestHost) -> Self {
+        Self { host: host.host.clone(), next: Offset(0), seen: 0, delays: Vec::new() }
+    }
+
     /// Reads until the heartbeat before `count` has been seen.
     ///
     /// # Panics

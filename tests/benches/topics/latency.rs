@@ -7,6 +7,9 @@ use dim_tests::Fault;
 use crate::checker::{Checker, percentile};
 use crate::pair::Pair;
 
+/// The pause before a last message. Then no head follows soon that an earlier one has caused.
+const QUIET: Duration = Duration::from_secs(6);
+
 /// The pause between events. It is longer than a repair takes.
 const PAUSE: Duration = Duration::from_millis(150);
 
@@ -26,12 +29,12 @@ pub async fn run(events: u64) {
     }
     let mut last = Vec::new();
     for _ in 0..events / 10 {
+        tokio::time::sleep(QUIET).await;
         let begun = Instant::now();
         lose_one(&pair, &mut number).await;
         checker.read_to(number).await;
         pair.handled(checker.next).await;
         last.push(begun.elapsed());
-        tokio::time::sleep(PAUSE).await;
     }
     println!("| one event at a time | p50 | p99 |");
     println!("|---|---|---|");

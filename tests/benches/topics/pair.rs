@@ -15,10 +15,8 @@ const NODES: u64 = 1_000;
 
 /// The hosts and their daemons.
 pub struct Pair {
-    /// The daemon of the writer.
-    pub near: Kubo,
-    /// The daemon of the reader.
-    pub far: Kubo,
+    /// The daemons. They end with the pair.
+    pub _daemons: (Kubo, Kubo),
     /// The way of the reader to its daemon.
     pub proxy: FaultProxy,
     /// The host that publishes.
@@ -42,30 +40,59 @@ pub fn heartbeat(number: u64) -> Bytes {
     ))
 }
 
+/// The config: the heartbeats are on a reliable topic, of which a host that joins late wants everything.
+pub const TOPICS: &str = "topics: { dim.nodes.*: { delivery: reliable, from: earliest } }\n";
+
+/// The config of a host with the node registry alone.
+pub const REGISTRY: &str =
+    "plugins: { job-tracker: { disabled: true }, heartbeat-watchdog: { disabled: true } }\n";
+
+/// The maximum time of a start.
+const START: Duration = Duration::from_secs(60);
+
+/// Starts two connected daemons.
+pub fn daemons() -> (Kubo, Kubo) {
+    Kubo::start_pair().expect("a Kubo")
+}
+
+/// Starts the host that publishes.
+pub async fn writer(near: &Kubo) -> TestHost {
+    Setup::default().yaml(TOPICS).on_kubo(near.api()).start().await
+}
+
+/// Starts the host that handles the events, and its way to the daemon.
+pub async fn reader(far: &Kubo) -> (FaultProxy, TestHost) {
+    let target: SocketAddr = far.url().trim_start_matches("http://").parse().expect("an address");
+    let proxy = FaultProxy::start(target, 7).await;
+    let reader = Setup::bundled().yaml(TOPICS).yaml(REGISTRY).on_kubo(&proxy.api()).start().await;
+    (proxy, reader)
+}
+
+/// Publishes a heartbeat. It is durable at the end.
+pub async fn publish(writer: &TestHost, number: u64) {
+    let storage = &writer.host.storage;
+    let publish = Publish { topic: topic(), data: heartbeat(number) };
+    storage.commit.publish(publish, storage.log.now()).await.expect("the writer commits");
+}
+
 impl Pair {
-    /// Starts all. The heartbeats are on a reliable topic.
+    /// Starts all.
     pub async fn start() -> Self {
-        let (near, far) = Kubo::start_pair().expect("a Kubo");
-        let target: SocketAddr = far.url().trim_start_matches("http://").parse().expect("an address");
-        let proxy = FaultProxy::start(target, 7).await;
-        let topics = "topics: { dim.nodes.*: { delivery: reliable } }\n";
-        let writer = Setup::default().yaml(topics).on_kubo(near.api()).start().await;
-        let others = "plugins: { job-tracker: { disabled: true }, heartbeat-watchdog: { disabled: true } }\n";
-        let reader = Setup::bundled().yaml(topics).yaml(others).on_kubo(&proxy.api()).start().await;
+        let (near, far) = daemons();
+        let writer = writer(&near).await;
+        let (proxy, reader) = reader(&far).await;
         let channel = reader.host.exchange.links.reliable.channels.of(&topic());
         let publisher: &Backend = &writer.host.exchange.links.backend;
-        eventually_within(Duration::from_secs(60), "the reader is heard on the topic", async || {
+        eventually_within(START, "the reader is heard on the topic", async || {
             publisher.pubsub.peers(&channel).await.is_ok_and(|peers| !peers.is_empty())
         })
         .await;
-        Self { near, far, proxy, writer, reader }
+        Self { _daemons: (near, far), proxy, writer, reader }
     }
 
     /// Publishes a heartbeat. It is durable at the end.
     pub async fn publish(&self, number: u64) {
-        let storage = &self.writer.host.storage;
-        let publish = Publish { topic: topic(), data: heartbeat(number) };
-        storage.commit.publish(publish, storage.log.now()).await.expect("the writer commits");
+        publish(&self.writer, number).await;
     }
 
     /// Waits until the plugin of the reader has handled everything before an entry.

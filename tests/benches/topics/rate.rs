@@ -1,15 +1,16 @@
 //! A steady rate of events, handled by a plugin of the other host, without and with losses, beside a daemon alone.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use dim_model::ident::Topic;
-use dim_tests::{Fault, Kubo, Witness, directly};
-use futures::StreamExt as _;
+use dim_tests::{Fault, Kubo, TestHost, Witness, directly};
 use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
 
 use crate::checker::{Checker, percentile};
-use crate::pair::{Pair, heartbeat};
+use crate::pair::{self, Pair, heartbeat};
 
 /// The pause between two groups of publishes.
 const TICK: Duration = Duration::from_millis(10);
@@ -52,17 +53,19 @@ pub async fn run(seconds: u64, rate: u64) {
 /// Publishes at a rate, and waits until everything is handled.
 async fn measure(pair: &Pair, mut checker: Checker, seconds: u64, rate: u64) -> String {
     let count = seconds * rate;
-    let (cpu, begun) = (cpu_time(), Instant::now());
+    // Both hosts, the load and the checks.
+    let process = std::process::id();
+    let (cpu, begun) = (cpu_time(process), Instant::now());
     let check = tokio::spawn(async move {
         checker.read_to(count + 1).await;
         checker
     });
-    publish(pair, count, rate).await;
+    publish(&pair.writer, 1..count + 1, rate).await;
     let published = begun.elapsed();
     let mut checker = check.await.expect("nothing is lost, repeated, or out of order");
     pair.handled(checker.next).await;
     let handled = begun.elapsed();
-    let each = (cpu_time() - cpu).as_secs_f64() * 1e6 / count as f64;
+    let each = (cpu_time(process) - cpu).as_secs_f64() * 1e6 / count as f64;
     let rate_of = |time: Duration| count as f64 / time.as_secs_f64();
     format!(
         "{:.0} | {:.0} | {:.0} ms | {:.0} ms | {} | {each:.1} us",
@@ -74,28 +77,28 @@ async fn measure(pair: &Pair, mut checker: Checker, seconds: u64, rate: u64) -> 
     )
 }
 
-/// Publishes `count` heartbeats from number 1 on.
-async fn publish(pair: &Pair, count: u64, rate: u64) {
+/// Publishes heartbeats with the given numbers.
+pub async fn publish(writer: &TestHost, numbers: Range<u64>, rate: u64) {
     let begun = Instant::now();
     let mut tick = tokio::time::interval(TICK);
     let mut outstanding = FuturesUnordered::new();
-    let mut next = 1;
-    while next <= count {
+    let mut next = numbers.start;
+    while next < numbers.end {
         tick.tick().await;
-        let due = (begun.elapsed().as_secs_f64() * rate as f64) as u64;
-        while next <= due.min(count) && outstanding.len() < OUTSTANDING {
-            outstanding.push(pair.publish(next));
+        let due = numbers.start + (begun.elapsed().as_secs_f64() * rate as f64) as u64;
+        while next < due.min(numbers.end) && outstanding.len() < OUTSTANDING {
+            outstanding.push(pair::publish(writer, next));
             next += 1;
         }
-        // Each is polled once at least, in order.
-        while let Some(Some(())) = futures::FutureExt::now_or_never(outstanding.next()) {}
+        // Each is polled once at least, in order. Tokio would let only some end at a time.
+        while let Some(Some(())) = tokio::task::unconstrained(outstanding.next()).now_or_never() {}
     }
     while outstanding.next().await.is_some() {}
 }
 
-/// The CPU time of this process: both hosts, the load and the checks.
-fn cpu_time() -> Duration {
-    let stat = std::fs::read_to_string("/proc/self/stat").expect("Linux");
+/// The CPU time of a process.
+pub fn cpu_time(process: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).expect("Linux");
     let fields: Vec<&str> = stat.rsplit(')').next().expect("a name").split_whitespace().collect();
     let ticks: u64 = fields[11..13].iter().map(|text| text.parse::<u64>().expect("a number")).sum();
     // Linux counts in hundredths of a second.

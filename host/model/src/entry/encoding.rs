@@ -5,12 +5,11 @@ use std::fmt::Display;
 use std::str::FromStr;
 
 use bytes::{Buf, Bytes, BytesMut};
-use cid::multihash::Multihash;
 use prost::Message as _;
 use thiserror::Error;
 
 use super::{Entry, Event, Generation, Hearing, Kind, MemberEvent, Offset, Origin, Resolution, StruckLimit};
-use crate::ident::{IpnsName, PeerName, Topic};
+use crate::ident::{MemberName, PeerName, Topic};
 use crate::time::Timestamp;
 
 /// The error of stored bytes that are no entry.
@@ -133,7 +132,7 @@ fn wire_message(topic: &Topic, data: &Bytes, origin: &Origin) -> wire::Message {
         Origin::Host => None,
         Origin::Peer(peer) => Some(wire::message::Origin::Peer(peer.to_string())),
         Origin::Member(event) => Some(wire::message::Origin::Member(wire::Member {
-            writer: event.writer.multihash().to_bytes().into(),
+            writer: Bytes::copy_from_slice(event.writer.multihash()),
             incarnation: Bytes::copy_from_slice(&event.incarnation),
             sequence: event.sequence,
             time: event.time.0,
@@ -236,9 +235,8 @@ fn message_of(message: wire::Message) -> Result<(Topic, Bytes, Origin), Malforme
 }
 
 fn member_event(member: &wire::Member) -> Result<MemberEvent, MalformedEntry> {
-    let key = Multihash::from_bytes(&member.writer).map_err(MalformedEntry::because)?;
     Ok(MemberEvent {
-        writer: IpnsName::from_multihash(key),
+        writer: MemberName::from_multihash(&member.writer).map_err(MalformedEntry::because)?,
         incarnation: member.incarnation.as_ref().try_into().map_err(MalformedEntry::because)?,
         sequence: member.sequence,
         time: Timestamp(member.time),

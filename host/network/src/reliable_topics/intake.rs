@@ -7,7 +7,7 @@ use bytes::Bytes;
 use dim_ipfs::{Backend, BackendError};
 use dim_model::backoff::Backoff;
 use dim_model::entry::{Event, Kind, MemberEvent, Origin};
-use dim_model::ident::Topic;
+use dim_model::ident::{MemberName, Topic};
 use dim_model::time::Timestamp;
 use dim_store::commit::CommitError;
 use dim_store::topic_rows;
@@ -139,9 +139,10 @@ async fn read_heads(
 /// The entries of a delivery.
 fn kinds_of(delivery: &Delivery, now: Timestamp) -> Vec<Kind> {
     let Delivery { topic, writer, first, outcome, checkpoint, .. } = delivery;
+    let name = MemberName::from(writer.name());
     let message = |(sequence, data, time): (u64, Bytes, Timestamp)| {
         let origin = Origin::Member(MemberEvent {
-            writer: writer.name(),
+            writer: name.clone(),
             incarnation: checkpoint.incarnation.0,
             sequence,
             time,

@@ -7,15 +7,29 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use dim_model::entry::Kind;
 use dim_model::ident::PluginName;
+use dim_model::time::Timestamp;
 use redb::WriteTransaction;
+use tokio::sync::oneshot;
 
 use super::apply::{NameChanges, Wakes};
 use super::code_change::Announcements;
 use crate::batch::Batch;
+use crate::effect::Publish;
 use crate::entry_context::EntryContext;
 use crate::event_log::Mailbox;
 use crate::rollback_rows::Place;
 use crate::{StoreError, Sync};
+
+/// A publish of an API caller.
+#[derive(Debug)]
+pub struct ApiPublish {
+    /// The message.
+    pub publish: Publish,
+    /// The time of the call.
+    pub at: Timestamp,
+    /// Told when the publish is durable.
+    pub done: oneshot::Sender<()>,
+}
 
 /// A small write of another stage.
 pub struct Write {
@@ -47,6 +61,8 @@ pub struct Queue {
     pub batches: BTreeMap<PluginName, Submitted>,
     /// Small writes, in the order of their arrival.
     pub writes: Vec<Write>,
+    /// Publishes of API callers, in the order of their arrival.
+    pub publishes: Vec<ApiPublish>,
     /// The plugins whose large batch has already waited for one transaction, in the order of their arrival.
     pub waits: VecDeque<PluginName>,
     /// Whether the queue refuses new work.
@@ -62,8 +78,10 @@ impl Queue {
     /// take turns.
     pub fn take(&mut self) -> Work {
         let writes = std::mem::take(&mut self.writes);
+        let publishes = std::mem::take(&mut self.publishes);
         let is_large = |batch: &Submitted| batch.batch.bytes > LARGE;
-        let is_idle = writes.is_empty() && !self.batches.values().any(|it| !is_large(it));
+        let is_idle =
+            writes.is_empty() && publishes.is_empty() && !self.batches.values().any(|it| !is_large(it));
         let mut large = self.batches.iter().filter(|(_, it)| is_large(it)).map(|(name, _)| name);
         let first = large.next().filter(|_| is_idle).cloned();
         let turn = self.waits.pop_front().or(first);
@@ -76,7 +94,7 @@ impl Queue {
             }
         }
         self.batches = waiting;
-        Work { batches: taken.into_values().collect(), writes }
+        Work { batches: taken.into_values().collect(), writes, publishes }
     }
 }
 
@@ -138,12 +156,14 @@ pub struct Work {
     pub batches: Vec<Submitted>,
     /// Small writes, in the order of their arrival.
     pub writes: Vec<Write>,
+    /// Publishes of API callers, in the order of their arrival.
+    pub publishes: Vec<ApiPublish>,
 }
 
 impl Work {
     /// Whether there is no work.
     pub fn is_empty(&self) -> bool {
-        self.batches.is_empty() && self.writes.is_empty()
+        self.batches.is_empty() && self.writes.is_empty() && self.publishes.is_empty()
     }
 }
 

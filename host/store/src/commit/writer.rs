@@ -4,16 +4,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use dim_model::entry::{Entry, Kind, Offset};
+use dim_model::entry::{Entry, Event, Kind, Offset, Origin};
+use redb::WriteTransaction;
 use tokio_util::sync::CancellationToken;
 
 use super::apply::{NameChanges, Wakes, apply, entries_of};
 use super::code_change::{self, Announcements};
 use super::durability::Disk;
-use super::queue::{Queue, Submitted, Work};
+use super::queue::{ApiPublish, Queue, Submitted, Work};
 use super::{Commit, Durability};
+use crate::effect::Publish;
 use crate::event_log::EventLog;
-use crate::{Store, StoreError, Sync};
+use crate::{Store, StoreError, Sync, outbox};
 
 /// How long log entries wait for a batch that shares their transaction.
 const LINGER: Duration = Duration::from_millis(20);
@@ -98,6 +100,11 @@ impl Commit {
             log.append_now(entries);
             after.push(done);
         }
+        if !work.publishes.is_empty() {
+            worth = Sync::Now;
+            wakes.outbox = true;
+            log.append_now(publish_all(&write, &work.publishes)?);
+        }
         for Submitted { batch, progress, undo, context } in &mut work.batches {
             progress.taken.store(batch.number, Ordering::Release);
             progress.mailbox.ring();
@@ -149,6 +156,10 @@ impl Commit {
             self.finish(submitted);
         }
         after.into_iter().for_each(|done| done());
+        for ApiPublish { done, .. } in work.publishes {
+            // The caller may have disconnected.
+            let _ = done.send(());
+        }
         self.announce(&wakes);
         Ok(())
     }
@@ -194,4 +205,14 @@ impl Commit {
             }
         }
     }
+}
+
+/// Adds publishes of API callers to the outbox. Returns their entries: the plugins receive the messages, too.
+fn publish_all(write: &WriteTransaction, publishes: &[ApiPublish]) -> Result<Vec<Kind>, StoreError> {
+    outbox::enqueue_at(write, None, publishes.iter().map(|it| (&it.publish, it.at)))?;
+    let entry = |ApiPublish { publish, .. }: &ApiPublish| {
+        let Publish { topic, data } = publish.clone();
+        Kind::Event(Event::Message { topic, data, origin: Origin::Host })
+    };
+    Ok(publishes.iter().map(entry).collect())
 }

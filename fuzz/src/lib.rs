@@ -5,9 +5,11 @@
 
 pub mod api;
 pub mod blocks;
+pub mod bundles;
 pub mod components;
 pub mod config;
 pub mod events;
+pub mod heads;
 pub mod heartbeats;
 pub mod ipns_records;
 pub mod job_events;
@@ -41,9 +43,11 @@ macro_rules! targets {
 targets![
     api,
     blocks,
+    bundles,
     components,
     config,
     events,
+    heads,
     heartbeats,
     ipns_records,
     job_events,

@@ -107,9 +107,11 @@ macro_rules! targets {
 targets! {
     requests_at_random_neither_break_the_host_nor_are_answered_by_chance: "api", 400;
     blocks_at_random_are_files_or_errors: "blocks", 20_000;
+    bundles_at_random_are_read_in_order_or_refused: "bundles", 5_000;
     components_at_random_are_judged: "components", 5_000;
     configs_at_random_are_read_or_refused: "config", 3_000;
     recorded_events_at_random_are_handled_or_refused: "events", 1_000;
+    heads_at_random_make_a_reader_neither_fail_nor_exceed_its_limits: "heads", 5_000;
     heartbeats_at_random_leave_sound_nodes: "heartbeats", 1_000;
     records_at_random_are_believed_only_if_signed: "ipns_records", 5_000;
     job_events_at_random_leave_sound_jobs: "job_events", 1_000;

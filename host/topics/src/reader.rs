@@ -229,11 +229,14 @@ impl Reader {
         }
         let began = if log.incarnation == process.0 { process.1 } else { Timestamp(0) };
         self.kept = self.kept.max(log.kept);
-        if let Some(root) = log.index.filter(|_| is_latest) {
-            self.index.state(root);
+        // A late head of an earlier process start knows less.
+        if is_latest {
+            if let Some(root) = log.index {
+                self.index.state(root);
+            }
+            let ids = [log.incarnation].into_iter().chain(log.earlier.iter().map(|(id, _)| *id));
+            self.chain = ids.zip(log.earlier.iter().copied()).collect();
         }
-        let ids = [log.incarnation].into_iter().chain(log.earlier.iter().map(|(id, _)| *id));
-        self.chain = ids.zip(log.earlier.iter().copied()).collect();
         let latest = log.recent.last().map_or(step.now.wall, |it| it.time);
         if !self.admit(log.incarnation, began, log.next, latest, step) {
             return;
@@ -474,11 +477,7 @@ impl Reader {
         }
         let Some(next) = reader.next else { return false };
         let Some(bundle) = reader.at_next().and_then(|known| known.bundle.clone()) else {
-            return if next < reader.end {
-                self.give_up_next(id, step)
-            } else {
-                self.skip_rest(id, next, step)
-            };
+            return next < reader.end && self.give_up_next(id, step);
         };
         if next == 0 && !self.is_previous_done(id, step) {
             return false;
@@ -602,11 +601,7 @@ impl Reader {
     /// Decides whether the next event, which is missing, becomes a gap.
     fn give_up_next(&mut self, id: Incarnation, step: &mut Step<'_>) -> bool {
         let Some(reason) = self.gap_reason(id, step) else { return false };
-        let reader = self.incarnations.get_mut(&id).expect("the caller has looked");
-        if reader.before == Before::Unknown {
-            // The first bundle is missing, and so is the name of the incarnation before.
-            reader.before = Before::Nothing;
-        }
+        let reader = &self.incarnations[&id];
         let next = reader.next.expect("the caller has looked");
         let lowest = reader.known.first_key_value().map(|(_, it)| it.listed);
         let until = match (lowest, &reason) {
@@ -615,18 +610,15 @@ impl Reader {
             (Some(lowest), _) if lowest.first == next => lowest.next(),
             (Some(lowest), _) => lowest.first,
         };
-        self.skip(id, next, until, reason, step);
-        true
+        self.skip(id, next, until, reason, step)
     }
 
     /// Decides whether the events before the earliest known bundle, which cannot be fetched, become a gap.
     fn give_up_beginning(&mut self, id: Incarnation, step: &mut Step<'_>) -> bool {
         let Some(reason) = self.gap_reason(id, step) else { return false };
-        let reader = self.incarnations.get_mut(&id).expect("the caller has looked");
+        let reader = &self.incarnations[&id];
         let until = reader.known.first_key_value().map_or(reader.end, |(_, lowest)| lowest.listed.next());
-        reader.before = Before::Nothing;
-        self.skip(id, 0, until, reason, step);
-        true
+        self.skip(id, 0, until, reason, step)
     }
 
     /// The reason why the earliest missing bundle of an incarnation cannot be had, or `None` if it may still come.
@@ -650,43 +642,52 @@ impl Reader {
         }
     }
 
-    /// Skips events that cannot be had, and reports the gap.
-    fn skip(&mut self, id: Incarnation, first: u64, next: u64, reason: GapReason, step: &mut Step<'_>) {
-        if first == 0 {
-            self.expect_no_rest_before(id, &reason, step.since);
+    /// Skips events that cannot be had, and reports the gap. Returns false if an earlier gap comes first, and it is not
+    /// decided yet.
+    fn skip(
+        &mut self,
+        id: Incarnation,
+        first: u64,
+        next: u64,
+        reason: GapReason,
+        step: &mut Step<'_>,
+    ) -> bool {
+        if first == 0 && !self.skip_rest_before(id, &reason, step) {
+            return false;
         }
         let reader = self.incarnations.get_mut(&id).expect("the caller has looked");
+        if reader.before == Before::Unknown {
+            // The first bundle is missing, and so is the name of the incarnation before.
+            reader.before = Before::Nothing;
+        }
         step.budget.release(reader.skip_to(next));
         self.counters.gaps += 1;
         self.deliver(id, first, Outcome::Gap(reason), step);
+        true
     }
 
-    /// Notes that the end of the incarnation before `id` cannot be had, if it is missing: only the first bundle of `id`,
-    /// which cannot be had either, knows the places of its bundles.
-    fn expect_no_rest_before(&mut self, id: Incarnation, reason: &GapReason, since: Since) {
-        let Some((previous, end)) = self.chain.get(&id).copied() else { return };
+    /// Reports the end of the incarnation before `id` as a gap, if it is missing and only the first bundle of `id`,
+    /// which cannot be had, knows the places of its bundles. Returns false if that incarnation still misses events whose
+    /// places are known: after this gap nobody would look for its end.
+    fn skip_rest_before(&mut self, id: Incarnation, reason: &GapReason, step: &mut Step<'_>) -> bool {
+        let Some((previous, end)) = self.chain.get(&id).copied() else { return true };
         if self.own.contains(&previous) {
-            return;
+            return true;
         }
         if !self.incarnations.contains_key(&previous) {
-            let is_wanted = since == Since::Earliest || self.follows_ancestor(previous);
+            let is_wanted = step.since == Since::Earliest || self.follows_ancestor(previous);
             if !is_wanted || self.incarnations.len() >= MAX_INCARNATIONS {
-                return;
+                return true;
             }
             let mut reader = IncarnationReader::new(Timestamp(0), u64::MAX);
             (reader.next, reader.before) = (Some(0), Before::Nothing);
             self.incarnations.insert(previous, reader);
         }
-        let reader = self.incarnations.get_mut(&previous).expect("it was added");
-        reader.rest = Some((end, reason.clone()));
-    }
-
-    /// Reports the end of an incarnation as a gap, if it cannot be had.
-    fn skip_rest(&mut self, id: Incarnation, next: u64, step: &mut Step<'_>) -> bool {
-        let reader = self.incarnations.get_mut(&id).expect("the caller has looked");
-        let Some((end, reason)) = reader.rest.take().filter(|(end, _)| *end > next) else { return false };
-        self.skip(id, next, end, reason, step);
-        true
+        let reader = &self.incarnations[&previous];
+        match reader.next.filter(|_| reader.is_complete()) {
+            Some(next) if next < end => self.skip(previous, next, end, reason.clone(), step),
+            position => position.is_some(),
+        }
     }
 
     /// Whether an incarnation before `id` is read.

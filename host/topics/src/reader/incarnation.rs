@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use dim_model::time::Timestamp;
 
-use crate::action::GapReason;
 use crate::bundle::{Bundle, Listed, Start};
 use crate::identity::Digest;
 use crate::reader::Since;
@@ -86,8 +85,6 @@ pub struct IncarnationReader {
     pub known: BTreeMap<u64, Known>,
     /// The time since which the next event is missing.
     pub stuck: Option<Moment>,
-    /// The end up to which the last events cannot be had, and the reason, if nobody knows the places of their bundles.
-    pub rest: Option<(u64, GapReason)>,
     /// The root of the index in which the bundles of the incarnation were looked for last.
     pub searched: Option<Digest>,
     /// The position at which the incarnation was first heard of. `u64::MAX` if only its successor named it.
@@ -108,7 +105,6 @@ impl IncarnationReader {
             time: Timestamp(0),
             known: BTreeMap::new(),
             stuck: None,
-            rest: None,
             searched: None,
             evidence,
             delivered: VecDeque::new(),

@@ -11,6 +11,7 @@ mod host;
 pub mod javascript;
 mod kubo;
 mod link;
+pub mod measurement;
 mod program;
 mod proxy;
 pub mod python;

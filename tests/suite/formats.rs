@@ -87,7 +87,8 @@ async fn is_brought_up_to_date(format: u64) {
     let of_reliable_topics = if format == 6 { 2 } else { 0 };
     assert_eq!(waiting, 10 + of_reliable_topics + changes.iter().sum::<u64>());
     let topics = TopicState::read(&host.host.storage.store.snapshot().unwrap()).unwrap();
-    let places: Vec<_> = topics.places.iter().map(|(topic, it)| (topic.as_str(), it.listed.count)).collect();
+    let places = topics.places.iter().flat_map(|(topic, places)| places.iter().map(move |it| (topic, it)));
+    let places: Vec<_> = places.map(|(topic, it)| (topic.as_str(), it.listed.count)).collect();
     assert_eq!(places, if format == 6 { vec![("probe.in", 1)] } else { vec![] });
     // What format 3 counts along.
     let (counted, documents) = (usage(&host), host.host.storage.store.snapshot().unwrap());

@@ -68,6 +68,13 @@ pub struct Parts {
     pub reliable: Reliable,
 }
 
+impl Parts {
+    /// Reads the block of an own bundle, if it is kept.
+    fn stored_block(&self, digest: &Digest) -> Result<Option<Bytes>, StoreError> {
+        topic_rows::block(&self.store.snapshot()?, digest)
+    }
+}
+
 /// The driver of reliable topics.
 #[derive(Debug)]
 pub struct ReliableTopics {
@@ -100,8 +107,8 @@ impl ReliableTopics {
         for (topic, time) in &kept {
             member.keep_since(topic, *time);
         }
-        for (topic, place) in places {
-            member.restore(&topic, place);
+        for (topic, places) in places {
+            member.restore_index(&topic, places);
         }
         outgoing.resend(&unsent, &parts.reliable.channels);
         Ok(Self {
@@ -281,14 +288,9 @@ impl ReliableTopics {
         self.spawn_write(async move { commit.write(move |write| topic_rows::raise(write, &raised)).await });
     }
 
-    /// Reads the block of an own bundle, if it is kept.
-    fn stored_block(&self, digest: &Digest) -> Result<Option<Bytes>, StoreError> {
-        topic_rows::block(&self.parts.store.snapshot()?, digest)
-    }
-
     /// Sends an own bundle again that another member cannot fetch, or provides the indexes again.
     fn resend(&mut self, digest: &Digest) {
-        match self.stored_block(digest) {
+        match self.parts.stored_block(digest) {
             Ok(Some(block)) => {
                 self.put_block(*digest, block.clone());
                 self.outgoing.resend(&[block], &self.parts.reliable.channels);

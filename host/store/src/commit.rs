@@ -256,15 +256,21 @@ impl Commit {
     pub async fn publish(&self, publish: Publish, now: Timestamp) -> Result<(), CommitError> {
         self.disk.check()?;
         let (done, result) = oneshot::channel();
+        self.add(|queue| queue.publishes.push(ApiPublish { publish, at: now, done }))?;
+        result.await.map_err(|_| CommitError::Closed)
+    }
+
+    /// Adds work to the queue, and wakes the writer.
+    fn add(&self, put: impl FnOnce(&mut Queue)) -> Result<(), CommitError> {
         {
             let mut queue = self.queue.lock().expect("no one panics while holding the queue");
             if queue.closed {
                 return Err(CommitError::Closed);
             }
-            queue.publishes.push(ApiPublish { publish, at: now, done });
+            put(&mut queue);
         }
         self.wake();
-        result.await.map_err(|_| CommitError::Closed)
+        Ok(())
     }
 
     async fn enqueue<R: Send + 'static>(
@@ -280,20 +286,13 @@ impl Commit {
         + 'static,
     ) -> Result<R, CommitError> {
         let (done, result) = oneshot::channel();
-        {
-            let mut queue = self.queue.lock().expect("no one panics while holding the queue");
-            if queue.closed {
-                return Err(CommitError::Closed);
-            }
-            let run = Box::new(
-                move |transaction: &WriteTransaction, names: &mut NameChanges, told: &mut Announcements| {
-                    let (entries, result) = write(transaction, names, told)?;
-                    Ok((entries, Box::new(move || drop(done.send(result))) as AfterCommit))
-                },
-            );
-            queue.writes.push(Write { sync, wakes, run });
-        }
-        self.wake();
+        let run = Box::new(
+            move |transaction: &WriteTransaction, names: &mut NameChanges, told: &mut Announcements| {
+                let (entries, result) = write(transaction, names, told)?;
+                Ok((entries, Box::new(move || drop(done.send(result))) as AfterCommit))
+            },
+        );
+        self.add(|queue| queue.writes.push(Write { sync, wakes, run }))?;
         result.await.map_err(|_| CommitError::Closed)
     }
 

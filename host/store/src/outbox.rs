@@ -52,11 +52,10 @@ pub(crate) fn enqueue_at<'a>(
 pub fn forget(write: &WriteTransaction, numbers: &[u64]) -> Result<(), StoreError> {
     let mut table = write.open_table(OUTBOX)?;
     let mut removed = 0;
-    let (lowest, highest) = (numbers.iter().min().copied(), numbers.iter().max().copied());
-    match lowest.zip(highest) {
+    match numbers {
         // One pass over neighbours costs less than as many searches.
-        Some((lowest, highest)) if numbers.is_sorted() && highest - lowest < 2 * numbers.len() as u64 => {
-            table.retain_in(lowest..=highest, |number, row| {
+        [lowest, .., highest] if numbers.is_sorted() && highest - lowest < 2 * numbers.len() as u64 => {
+            table.retain_in(*lowest..=*highest, |number, row| {
                 let is_kept = numbers.binary_search(&number).is_err();
                 removed += if is_kept { 0 } else { row.len() as i64 };
                 is_kept

@@ -41,7 +41,7 @@ pub struct TopicState {
     /// The own bundles that were perhaps not published, in order.
     pub unsent: Vec<Bytes>,
     /// The own bundles that are kept, in the order of their commits.
-    pub places: Vec<(Topic, BundlePlace)>,
+    pub places: BTreeMap<Topic, Vec<BundlePlace>>,
     /// The roots of the indexes that the daemon has pinned last.
     pub pins: BTreeMap<Topic, Digest>,
 }
@@ -76,7 +76,7 @@ impl TopicState {
         }
         for row in snapshot.table(PLACES)?.iter()? {
             let (topic, place) = PlaceRow::read(row?.1.value())?.into_place()?;
-            state.places.push((topic, place));
+            state.places.entry(topic).or_default().push(place);
         }
         for row in snapshot.table(INDEX_PINS)?.iter()? {
             let (topic, root) = row?;

@@ -301,16 +301,9 @@ impl Member {
         }
     }
 
-    /// Adds a bundle of an earlier process start, which is still kept, to the index of an own log. The bundles come in the
-    /// order in which they were formed.
-    pub fn restore(&mut self, topic: &Topic, place: BundlePlace) {
-        self.logs.entry(topic.clone()).or_default().restore(place);
-    }
-
-    /// The own logs with at least `count` durable bundles that are not in their index.
-    pub fn unindexed(&self, count: usize) -> Vec<Topic> {
-        let logs = self.logs.iter().filter(|(_, log)| log.unindexed() >= count.max(1));
-        logs.map(|(topic, _)| topic.clone()).collect()
+    /// The own logs with durable bundles that are not in their index.
+    pub fn unindexed(&self) -> impl Iterator<Item = &Topic> {
+        self.logs.iter().filter(|(_, log)| log.unindexed() > 0).map(|(topic, _)| topic)
     }
 
     /// Completes the index of an own log. The driver provides the new nodes to others, and calls [`Member::indexed`].

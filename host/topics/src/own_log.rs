@@ -142,11 +142,6 @@ impl OwnLog {
         self.index.remove_before(time);
     }
 
-    /// Adds a durable bundle of an earlier process start, which is still kept, to the index.
-    pub fn restore(&mut self, place: BundlePlace) {
-        self.index.add(place);
-    }
-
     /// The number of durable bundles that are not in the index yet.
     pub fn unindexed(&self) -> usize {
         self.index.added()

@@ -41,8 +41,7 @@ const WARM_UP: Duration = Duration::from_secs(3);
 fn main() {
     let seconds = if std::env::args().any(|arg| arg == "quick") { 4 } else { 20 };
     let length = Duration::from_secs(seconds);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    runtime.expect("a runtime").block_on(async {
+    dim_tests::measurement::runtime().block_on(async {
         let warm = TempDir::new().expect("a directory");
         let alone = Run::start(&warm, &[]).await;
         let capacity = alone.capacity(length / 2).await;

@@ -10,8 +10,7 @@ mod ready;
 mod soak;
 
 fn main() {
-    // cargo adds `--bench`.
-    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    let args = dim_tests::measurement::arguments();
     let number = |default: u64| args.get(1).map_or(default, |text| text.parse().expect("a number"));
     match args.first().map(String::as_str) {
         Some("faults") => faults::run(number(60), args.get(2).map(String::as_str)),

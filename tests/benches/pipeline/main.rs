@@ -14,6 +14,7 @@ use dim_model::entry::{Event, Kind, Origin};
 use dim_model::ident::{PeerName, Topic};
 use dim_server::config::Config;
 use dim_server::host::{Host, Options};
+use dim_tests::measurement::{percentile, runtime};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 use tempfile::TempDir;
 
@@ -22,12 +23,7 @@ const TOPIC: &str = "dim.nodes.heartbeat";
 fn main() {
     let quick = std::env::args().any(|arg| arg == "quick");
     let events = if quick { 40_000 } else { 400_000 };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    runtime.block_on(async {
+    runtime().block_on(async {
         let warm = TempDir::new().expect("a directory");
         drop(start(&warm, "", "immediate").await);
         println!("| heartbeats a second | 1,000 nodes | 50,000 nodes, random order |");
@@ -227,7 +223,7 @@ async fn latency(warm: &TempDir, rounds: usize) {
         [("from the log to its commit", commits), ("a bare write of 4 KiB and fsync", syncs)]
     {
         times.sort();
-        let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e3;
+        let at = |share| percentile(&times, share).as_secs_f64() * 1e3;
         println!("| {label} | {:.2} ms | {:.2} ms |", at(0.5), at(0.99));
     }
     println!();

@@ -19,6 +19,7 @@ use dim_server::replay::Replay;
 use dim_store::change::{Change, Pause};
 use dim_tests::alone::{Rows, proposal, rows, rows_of};
 use dim_tests::component::with_manifest;
+use dim_tests::measurement::{percentile, runtime};
 use tempfile::TempDir;
 
 /// Events a second.
@@ -33,8 +34,7 @@ const MIGRATED: u64 = 50_000;
 fn main() {
     let quick = std::env::args().any(|arg| arg == "quick");
     let replacements = if quick { 50 } else { 1_000 };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    runtime.expect("a runtime").block_on(async {
+    runtime().block_on(async {
         let without = under_load(0, Duration::from_secs(if quick { 5 } else { 15 })).await;
         let with = under_load(replacements, Duration::ZERO).await;
         println!("| under load | without replacements | with {replacements} |\n|---|---|---|");
@@ -71,11 +71,6 @@ type PartOf = fn(&Pause) -> u64;
 
 fn milliseconds(time: Duration) -> String {
     format!("{:.2} ms", time.as_secs_f64() * 1e3)
-}
-
-fn percentile(sorted: &[Duration], share: f64) -> Duration {
-    let index = ((sorted.len() as f64 * share).ceil() as usize).clamp(1, sorted.len().max(1)) - 1;
-    sorted.get(index).copied().unwrap_or_default()
 }
 
 fn config() -> Config {

@@ -69,9 +69,3 @@ impl Checker {
         }
     }
 }
-
-/// The value below which a share of `times` is.
-pub fn percentile(times: &mut [Duration], share: f64) -> Duration {
-    times.sort();
-    times.get(((times.len().max(1) - 1) as f64 * share) as usize).copied().unwrap_or_default()
-}

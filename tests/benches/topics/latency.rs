@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use dim_tests::Fault;
+use dim_tests::measurement::percentile;
 
-use crate::checker::{Checker, percentile};
+use crate::checker::Checker;
 use crate::pair::Pair;
 
 /// The pause before a last message. Then no head follows soon that an earlier one has caused.
@@ -43,7 +44,8 @@ pub async fn run(events: u64) {
         ("from the message after a lost one until both are handled", repairs),
         ("from the publish of a lost last message until it is handled", last),
     ] {
-        let at = |share| percentile(&mut times, share).as_secs_f64() * 1e3;
+        times.sort();
+        let at = |share| percentile(&times, share).as_secs_f64() * 1e3;
         let [p50, p99] = [0.5, 0.99].map(at);
         println!("| {label} | {p50:.0} ms | {p99:.0} ms |");
     }

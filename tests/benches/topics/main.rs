@@ -15,17 +15,13 @@ mod pair;
 mod rate;
 mod writers;
 
+use dim_tests::measurement;
+
 fn main() {
-    // cargo adds `--bench`.
-    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    let args = measurement::arguments();
     let number =
         |index: usize, default: u64| args.get(index).map_or(default, |text| text.parse().expect("a number"));
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    runtime.block_on(async {
+    measurement::runtime().block_on(async {
         match args.first().map(String::as_str) {
             Some("rate") => rate::run(number(1, 60), number(2, 50_000)).await,
             Some("latency") => latency::run(number(1, 300)).await,

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use dim_model::ident::Topic;
+use dim_tests::measurement::percentile;
 use dim_tests::{Fault, Kubo, TestHost, Witness, directly};
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
 
-use crate::checker::{Checker, percentile};
+use crate::checker::Checker;
 use crate::pair::{self, Pair, heartbeat};
 
 /// The pause between two groups of publishes.
@@ -65,14 +66,15 @@ async fn measure(pair: &Pair, mut checker: Checker, seconds: u64, rate: u64) -> 
     let mut checker = check.await.expect("nothing is lost, repeated, or out of order");
     pair.handled(checker.next).await;
     let handled = begun.elapsed();
+    checker.delays.sort();
     let each = (cpu_time(process) - cpu).as_secs_f64() * 1e6 / count as f64;
     let rate_of = |time: Duration| count as f64 / time.as_secs_f64();
     format!(
         "{:.0} | {:.0} | {:.0} ms | {:.0} ms | {} | {each:.1} us",
         rate_of(published),
         rate_of(handled),
-        percentile(&mut checker.delays, 0.5).as_secs_f64() * 1e3,
-        percentile(&mut checker.delays, 0.99).as_secs_f64() * 1e3,
+        percentile(&checker.delays, 0.5).as_secs_f64() * 1e3,
+        percentile(&checker.delays, 0.99).as_secs_f64() * 1e3,
         pair.repaired().await,
     )
 }

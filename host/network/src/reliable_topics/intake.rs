@@ -15,7 +15,8 @@ use dim_topics::action::{Delivery, Outcome};
 use dim_topics::block::MAX_BLOCK;
 use dim_topics::bundle::{Bundle, Listed};
 use dim_topics::head::Head;
-use dim_topics::identity::WriterId;
+use dim_topics::identity::{Digest, WriterId};
+use dim_topics::index::MAX_NODE;
 use dim_topics::time::Now;
 use futures::StreamExt as _;
 use tokio::sync::mpsc;
@@ -24,7 +25,7 @@ use super::ReliableTopics;
 use super::channel::{Channels, Input};
 
 /// The time limit of a fetch.
-pub(super) const FETCH: Duration = Duration::from_secs(5);
+const FETCH: Duration = Duration::from_secs(5);
 
 /// The pause between checks whether the log takes more events.
 const ROOM_POLL: Duration = Duration::from_millis(5);
@@ -60,6 +61,18 @@ impl ReliableTopics {
             });
             let bundle = bundle.ok().map(Arc::new);
             let _ = sender.send(Input::Fetched { topic, writer, listed, bundle }).await;
+        });
+    }
+
+    /// Fetches a node of the index of a writer.
+    pub(super) fn fetch_node(&self, topic: Topic, writer: WriterId, digest: Digest) {
+        let (backend, sender) = (self.parts.backend.clone(), self.parts.reliable.sender());
+        self.spawn_until_stop(async move {
+            let block = backend.content.block(&digest.cid(), MAX_NODE, FETCH).await;
+            let block = block.inspect_err(|why| {
+                tracing::debug!(%topic, %writer, %digest, "a node of an index cannot be fetched: {why}");
+            });
+            let _ = sender.send(Input::NodeFetched { topic, writer, digest, block: block.ok() }).await;
         });
     }
 

@@ -215,7 +215,7 @@ impl ReliableTopics {
     pub(super) fn put_last_blocks(&self) {
         let last = self.member.own_ends().flat_map(|end| end.recent.iter().map(|it| it.digest));
         for digest in last {
-            match self.stored_block(&digest) {
+            match self.parts.stored_block(&digest) {
                 Ok(Some(block)) => self.put_block(digest, block),
                 Ok(None) => {}
                 Err(error) => tracing::error!("cannot read a bundle: {error}"),

@@ -8,11 +8,10 @@ use dim_ipfs::BackendError;
 use dim_model::backoff::Backoff;
 use dim_model::ident::Topic;
 use dim_store::{StoreError, topic_rows};
-use dim_topics::identity::{Digest, WriterId};
-use dim_topics::index::{MAX_NODE, NewNodes};
+use dim_topics::identity::Digest;
+use dim_topics::index::NewNodes;
 
 use super::channel::Input;
-use super::intake::FETCH;
 use super::{Parts, ReliableTopics};
 
 /// The pause between a bundle and the index that has it. Until then heads and bundles list it.
@@ -52,18 +51,6 @@ pub struct Provided {
 }
 
 impl ReliableTopics {
-    /// Fetches a node of the index of a writer.
-    pub(super) fn fetch_node(&self, topic: Topic, writer: WriterId, digest: Digest) {
-        let (backend, sender) = (self.parts.backend.clone(), self.parts.reliable.sender());
-        self.spawn_until_stop(async move {
-            let block = backend.content.block(&digest.cid(), MAX_NODE, FETCH).await;
-            let block = block.inspect_err(|why| {
-                tracing::debug!(%topic, %writer, %digest, "a node of an index cannot be fetched: {why}");
-            });
-            let _ = sender.send(Input::NodeFetched { topic, writer, digest, block: block.ok() }).await;
-        });
-    }
-
     /// Provides the indexes of all logs with new bundles soon.
     pub(super) fn plan_indexes(&mut self, pause: Duration) {
         // On the embedded bus nobody fetches anything.
@@ -81,23 +68,19 @@ impl ReliableTopics {
     /// Provides the indexes of logs whose oldest bundles were removed.
     pub(super) fn shorten_indexes(&mut self, topics: impl IntoIterator<Item = Topic>) {
         self.indexes.changed.extend(topics);
-        if !self.indexes.changed.is_empty() {
-            self.plan_indexes(PAUSE);
-        }
+        self.plan_indexes(PAUSE);
     }
 
     /// Provides all blocks of the own logs again: another member cannot fetch a node.
     pub(super) fn repair_indexes(&mut self) {
-        let topics: Vec<Topic> = self.indexes.pinned.keys().cloned().collect();
-        self.indexes.damaged.extend(topics);
-        if !self.indexes.damaged.is_empty() {
-            self.plan_indexes(PAUSE);
-        }
+        let OwnIndexes { pinned, damaged, .. } = &mut self.indexes;
+        damaged.extend(pinned.keys().cloned());
+        self.plan_indexes(PAUSE);
     }
 
     /// Provides the index of one log with new bundles. The others follow.
     pub(super) fn provide_index(&mut self) {
-        let new = self.member.unindexed(1).into_iter().next();
+        let new = self.member.unindexed().next().cloned();
         let changed = || self.indexes.changed.first().cloned();
         let Some(topic) = new.or_else(changed).or_else(|| self.indexes.damaged.first().cloned()) else {
             self.indexes.is_planned = false;
@@ -141,12 +124,9 @@ impl ReliableTopics {
         self.spawn_write(async move {
             commit.write_later(move |write| topic_rows::pinned(write, &topic, root.as_ref())).await
         });
+        // There may be another one.
         self.indexes.is_planned = false;
-        if !self.member.unindexed(1).is_empty() || !self.indexes.damaged.is_empty() {
-            self.plan_indexes(PAUSE);
-        } else {
-            self.shorten_indexes([]);
-        }
+        self.plan_indexes(PAUSE);
     }
 
     /// Builds the index of a log again, so that all its nodes are new. Returns the bundles that are kept.
@@ -173,7 +153,7 @@ async fn provide(
         };
     };
     for digest in lost {
-        let stored = parts.store.snapshot().and_then(|snapshot| topic_rows::block(&snapshot, digest));
+        let stored = parts.stored_block(digest);
         if let Some(block) = stored.map_err(|error| BackendError::Store(error.to_string()))? {
             content.put_block(&digest.cid(), block).await?;
         }

@@ -301,7 +301,7 @@ impl Fleet {
         let it = &mut self.nodes[node];
         it.is_indexing = false;
         let Some(member) = &mut it.member else { return };
-        for topic in member.unindexed(1) {
+        for topic in member.unindexed().cloned().collect::<Vec<_>>() {
             let nodes = member.index(&topic);
             member.indexed(&topic, nodes.as_ref().map(|nodes| nodes.root));
             // All bundles may be removed by now.
@@ -582,9 +582,7 @@ impl Fleet {
                     self.broadcast(node, &Message::Bundle(block));
                 } else if let Some(member) = &mut it.member {
                     for topic in self.topics.iter() {
-                        let kept = it.store.bundles.iter().map(|(bundle, _)| bundle);
-                        let kept = kept.filter(|bundle| bundle.header.topic == *topic);
-                        member.restore_index(topic, kept.map(|bundle| bundle.place()).collect());
+                        member.restore_index(topic, it.store.places(topic));
                     }
                     self.plan_indexes(node);
                 }

@@ -11,6 +11,7 @@ use dim_topics::action::{Checkpoint, Delivery};
 use dim_topics::alarm::Alarm;
 use dim_topics::bundle::Bundle;
 use dim_topics::identity::{Digest, Incarnation, WriterId};
+use dim_topics::index::BundlePlace;
 use dim_topics::member::{Member, Setup};
 use dim_topics::own_log::{Author, LogEnd};
 use dim_topics::reader::Since;
@@ -39,6 +40,14 @@ pub struct Store {
     pub checkpoints: BTreeMap<(Topic, WriterId, Incarnation), Checkpoint>,
     pub topics: BTreeMap<Topic, Since>,
     pub record: Record,
+}
+
+impl Store {
+    /// The own bundles of a topic that are kept.
+    pub fn places(&self, topic: &Topic) -> Vec<BundlePlace> {
+        let bundles = self.bundles.iter().map(|(bundle, _)| bundle);
+        bundles.filter(|bundle| bundle.header.topic == *topic).map(|bundle| bundle.place()).collect()
+    }
 }
 
 /// One simulated member.
@@ -133,8 +142,8 @@ impl Node {
         for (topic, time) in &self.store.kept {
             member.keep_since(topic, *time);
         }
-        for (bundle, _) in &self.store.bundles {
-            member.restore(&bundle.header.topic, bundle.place());
+        for topic in self.store.topics.keys() {
+            member.restore_index(topic, self.store.places(topic));
         }
         self.store.past.insert(incarnation, member.began());
         self.member = Some(member);

@@ -89,7 +89,7 @@ impl<P: Plugin> Fleet<P> {
                 self.pass(deaf);
                 self.host.was_deaf_for(deaf);
                 let until = self.host.now().timestamp();
-                let gap = Gap { topic: "heartbeats".to_owned(), since: until, until };
+                let gap = Gap { topic: "heartbeats".to_owned(), since: until, until, missing: None };
                 self.host.handle(&mut self.plugin, Event::Gap(gap)).expect("a gap does not fail");
             }
             b'@' => self.plugin = start(&self.host, self.config),

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use dim_model::time::Timestamp;
-use dim_topics::action::Action;
+use dim_topics::action::{Action, Stream};
 use dim_topics::block;
 use dim_topics::bundle::Listed;
 use dim_topics::head::{Head, LogHead, Place, Received};
@@ -41,7 +41,7 @@ pub fn run(data: &[u8]) {
             _ => None,
         });
         let Some(digest) = wanted else { break };
-        member.node_fetched(&topic(), &writer, &digest, Some(part), now(2 + number as u64));
+        member.node_fetched(&Stream::main(topic()), &writer, &digest, Some(part), now(2 + number as u64));
     }
     check(&mut member, &mut next);
     member.wake(now(100_000));

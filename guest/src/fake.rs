@@ -44,6 +44,7 @@ use std::time::Duration;
 use crate::bindings::dim::coordination::event::{DueTimer, Event, Failure, Refusal};
 use crate::bindings::dim::coordination::ipns::Resolution;
 use crate::bindings::dim::coordination::log::Level;
+use crate::bindings::dim::coordination::pubsub::Beginning;
 use crate::plugin::Plugin;
 use crate::time::Time;
 
@@ -60,7 +61,8 @@ struct World {
     state_version: Option<u32>,
     timers: BTreeMap<String, u64>,
     published: Vec<Published>,
-    topics: BTreeSet<String>,
+    /// The subscribed topics, with the beginnings of the subscriptions.
+    topics: BTreeMap<String, Beginning>,
     /// The followed names, as the plugin wrote them.
     followed: BTreeSet<String>,
     /// The published and known names, by key or name.
@@ -266,7 +268,12 @@ impl Host {
 
     /// Returns the topics that the plugin subscribed to.
     pub fn topics(&self) -> BTreeSet<String> {
-        World::with(|world| world.topics.clone())
+        World::with(|world| world.topics.keys().cloned().collect())
+    }
+
+    /// Returns the event with which the subscription to a topic begins; none without a subscription.
+    pub fn beginning(&self, topic: &str) -> Option<Beginning> {
+        World::with(|world| world.topics.get(topic).copied())
     }
 }
 

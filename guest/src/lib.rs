@@ -128,7 +128,9 @@ pub mod time;
 pub mod timers;
 pub mod verbatim;
 
-pub use bindings::dim::coordination::event::{DueTimer, Event, Failure, Gap, Message, Origin, Refusal};
+pub use bindings::dim::coordination::event::{
+    DueTimer, Event, Failure, Gap, MemberEvent, Message, MissingEvents, Origin, Refusal,
+};
 pub use failure::OrFail;
 pub use plugin::{NoConfig, Plugin};
 

@@ -2,10 +2,22 @@
 
 use serde::Serialize;
 
-pub use crate::bindings::dim::coordination::pubsub::{Error, Hearing};
+pub use crate::bindings::dim::coordination::pubsub::{Beginning, Error, Hearing};
 use crate::failure::{A_WHILE, is_met_for_a_while};
-pub use crate::host::pubsub::{heard, list_peers, list_topics, publish, subscribe, unsubscribe};
+use crate::host::pubsub;
+pub use crate::host::pubsub::{heard, list_peers, list_topics, publish, unsubscribe};
 use crate::{Failure, Refusal};
+
+/// Subscribes to `topic`, from the next event on.
+pub fn subscribe(topic: &str) -> Result<(), Error> {
+    subscribe_from(topic, Beginning::Head)
+}
+
+/// Subscribes to `topic`, from `beginning` on. Writers keep their events only on reliable topics; on a plain topic every
+/// subscription begins with the next event.
+pub fn subscribe_from(topic: &str, beginning: Beginning) -> Result<(), Error> {
+    pubsub::subscribe(topic, beginning)
+}
 
 /// Publishes a value as JSON on `topic`.
 pub fn publish_json<T: Serialize + ?Sized>(topic: &str, value: &T) -> Result<(), Error> {

@@ -14,6 +14,17 @@ use crate::state::{Error, Map};
 /// The first peer that published for each id.
 const BOUND: Map<str, String> = Map::new("speaker/");
 
+impl Origin {
+    /// The peer id of a peer or of a member, in base58; none for this host and its plugins.
+    pub fn peer(&self) -> Option<&str> {
+        match self {
+            Origin::Peer(peer) => Some(peer),
+            Origin::Member(event) => Some(&event.peer),
+            Origin::Plugin(_) | Origin::Host => None,
+        }
+    }
+}
+
 /// The rule that binds an id to peers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -64,7 +75,7 @@ impl Speakers {
     /// Rejects a message whose sender may not publish for `id`. Under [`Binding::First`] an unbound id is bound to the
     /// sender.
     pub fn check(&self, id: &str, origin: &Origin) -> Result<(), Failure> {
-        let Origin::Peer(peer) = origin else { return Ok(()) };
+        let Some(peer) = origin.peer() else { return Ok(()) };
         let no = |whose: &str| Err(Failure::Reject(format!("{peer} may not publish for {id}: {whose}")));
         if let Some(peers) = self.listed.get(id) {
             return if peers.contains(peer) { Ok(()) } else { no("the config lists other peers for it") };
@@ -73,9 +84,9 @@ impl Speakers {
             Binding::No => Ok(()),
             Binding::Listed => no("the config lists no peer for it"),
             Binding::First => match BOUND.get(id)? {
-                Some(bound) if bound == *peer => Ok(()),
+                Some(bound) if bound == peer => Ok(()),
                 Some(bound) => no(&format!("it is bound to {bound}, the first peer that published for it")),
-                None => Ok(BOUND.set(id, peer)?),
+                None => Ok(BOUND.set(id, &peer.to_owned())?),
             },
         }
     }

@@ -14,11 +14,11 @@
  * dead letter.
  */
 
-import * as hostIpns from 'dim:coordination/ipns@0.1.0';
-import * as hostLog from 'dim:coordination/log@0.1.0';
-import * as hostPubsub from 'dim:coordination/pubsub@0.1.0';
-import * as hostState from 'dim:coordination/state@0.1.0';
-import * as hostTimers from 'dim:coordination/timers@0.1.0';
+import * as hostIpns from 'dim:coordination/ipns@0.2.0';
+import * as hostLog from 'dim:coordination/log@0.2.0';
+import * as hostPubsub from 'dim:coordination/pubsub@0.2.0';
+import * as hostState from 'dim:coordination/state@0.2.0';
+import * as hostTimers from 'dim:coordination/timers@0.2.0';
 
 /** The plugin's config. The SDK fills it before it calls `start`. */
 export const config = {};
@@ -206,7 +206,17 @@ export const timers = {
 /** Pubsub topics. */
 export const pubsub = {
   publish: (topic, data) => asked(() => hostPubsub.publish(topic, encode(data))),
-  subscribe: (topic) => asked(() => hostPubsub.subscribe(topic)),
+  /**
+   * Subscribes to a topic. `from` is 'head' (the next event), 'earliest' (the earliest event that its writer keeps) or a
+   * Date. On a plain topic nothing is kept: every subscription begins at the head.
+   */
+  subscribe(topic, from = 'head') {
+    if (!(from instanceof Date) && from !== 'head' && from !== 'earliest') {
+      throw new TypeError(`${from} is no beginning: use 'head', 'earliest' or a Date`);
+    }
+    const beginning = from instanceof Date ? { tag: 'time', val: timestamp(from) } : { tag: from };
+    return asked(() => hostPubsub.subscribe(topic, beginning));
+  },
   unsubscribe: (topic) => asked(() => hostPubsub.unsubscribe(topic)),
   listPeers: (topic) => asked(() => hostPubsub.listPeers(topic)),
   listTopics: () => asked(() => hostPubsub.listTopics()),
@@ -271,14 +281,23 @@ export function members(body, kinds) {
   return body;
 }
 
-/** A message on a topic. `origin` is 'host', 'plugin NAME' or 'peer ID'. `data` is untrusted input. */
+/**
+ * A message on a topic. `origin` is 'host', 'plugin NAME', 'peer ID' or 'member NAME'. `data` is untrusted input. On a
+ * reliable topic `member` is the identity of the event: { writer, peer, incarnation, sequence, time }.
+ */
 class Message {
   type = 'message';
 
   constructor({ topic, data, origin }) {
     this.topic = topic;
     this.data = data;
-    this.origin = origin.val === undefined ? origin.tag : `${origin.tag} ${origin.val}`;
+    if (origin.tag === 'member') {
+      const { writer, peer, incarnation, sequence, time } = origin.val;
+      this.origin = `member ${writer}`;
+      this.member = { writer, peer, incarnation, sequence: Number(sequence), time: date(time) };
+    } else {
+      this.origin = origin.val === undefined ? origin.tag : `${origin.tag} ${origin.val}`;
+    }
   }
 
   /** Reads the data as JSON with these members, for example `{ node_id: 'string' }`. Else throws Reject. */
@@ -295,6 +314,10 @@ class Message {
   }
 }
 
+/** The events of a member that a gap names: { missing: { writer, peer, incarnation, first, next } }, or {}. */
+const missing = ({ missing: of }) =>
+  of === undefined ? {} : { missing: { ...of, first: Number(of.first), next: Number(of.next) } };
+
 /** Converts an event of the WIT interface to a plain object. For `dim_component.js`. */
 export function plain({ tag, val }) {
   switch (tag) {
@@ -305,7 +328,7 @@ export function plain({ tag, val }) {
     case 'name-changed':
       return { type: 'name-changed', name: val.name, path: val.path, sequence: Number(val.sequence) };
     default:
-      return { type: 'gap', topic: val.topic, since: date(val.since), until: date(val.until) };
+      return { type: 'gap', topic: val.topic, since: date(val.since), until: date(val.until), ...missing(val) };
   }
 }
 

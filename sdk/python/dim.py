@@ -173,12 +173,31 @@ def members(body, **kinds):
 
 
 @dataclass(frozen=True)
+class MemberEvent:
+    """The identity of an event on a reliable topic.
+
+    `writer` is the IPNS name of the writer's key and `peer` the peer id of the same key. `incarnation` is its process
+    start, as 32 hex digits, and `sequence` the number of the event in it, from 0. `time` is the hybrid logical time.
+    """
+
+    writer: str
+    peer: str
+    incarnation: str
+    sequence: int
+    time: datetime.datetime
+
+
+@dataclass(frozen=True)
 class Message:
-    """A message on a topic. `origin` is "host", "plugin NAME" or "peer ID". `data` is untrusted input."""
+    """A message on a topic. `origin` is "host", "plugin NAME", "peer ID" or "member NAME". `data` is untrusted input.
+
+    On a reliable topic `member` is the identity of the event.
+    """
 
     topic: str
     data: bytes
     origin: str
+    member: MemberEvent | None = None
 
     def json(self, **members):
         """Reads the data as JSON with these members, for example `node_id=str`. Else raises Reject."""
@@ -210,12 +229,27 @@ class NameChanged:
 
 
 @dataclass(frozen=True)
+class MissingEvents:
+    """The events of a member from `first` to the one before `next`, which cannot be had."""
+
+    writer: str
+    peer: str
+    incarnation: str
+    first: int
+    next: int
+
+
+@dataclass(frozen=True)
 class Gap:
-    """A span of time in which the host or the plugin may have missed messages of a topic."""
+    """A span of time in which the host or the plugin may have missed messages of a topic.
+
+    On a reliable topic `missing` names the events.
+    """
 
     topic: str
     since: datetime.datetime
     until: datetime.datetime
+    missing: MissingEvents | None = None
 
 
 def _get(key, default=None):
@@ -314,10 +348,28 @@ def _heard(topic, since):
     return heard.listened / 1e9, _datetime(heard.confirmed_until)
 
 
+def _subscribe(topic, beginning="head"):
+    """Subscribes to a topic.
+
+    `beginning` is "head" (the next event), "earliest" (the earliest event that its writer keeps) or a datetime. On a
+    plain topic nothing is kept: every subscription begins at the head.
+    """
+    match beginning:
+        case "head":
+            beginning = _pubsub.Beginning_Head()
+        case "earliest":
+            beginning = _pubsub.Beginning_Earliest()
+        case datetime.datetime():
+            beginning = _pubsub.Beginning_Time(_timestamp(beginning))
+        case _:
+            raise ValueError(f'{beginning!r} is no beginning: use "head", "earliest" or a datetime')
+    _asked(_pubsub.subscribe, topic, beginning)
+
+
 # Pubsub topics.
 pubsub = SimpleNamespace(
     publish=lambda topic, data: _asked(_pubsub.publish, topic, _encode(data)),
-    subscribe=lambda topic: _asked(_pubsub.subscribe, topic),
+    subscribe=_subscribe,
     unsubscribe=lambda topic: _asked(_pubsub.unsubscribe, topic),
     list_peers=lambda topic: _asked(_pubsub.list_peers, topic),
     list_topics=lambda: _asked(_pubsub.list_topics),
@@ -369,15 +421,20 @@ def _plain(event):
     value = event.value
     match event:
         case _event.Event_Message():
-            origin = type(value.origin).__name__.partition("_")[2].lower()
             of = getattr(value.origin, "value", None)
+            if isinstance(value.origin, _event.Origin_Member):
+                member = MemberEvent(of.writer, of.peer, of.incarnation, of.sequence, _datetime(of.time))
+                return Message(value.topic, value.data, f"member {of.writer}", member)
+            origin = type(value.origin).__name__.partition("_")[2].lower()
             return Message(value.topic, value.data, origin if of is None else f"{origin} {of}")
         case _event.Event_Timer():
             return Timer(value.key, _datetime(value.due))
         case _event.Event_NameChanged():
             return NameChanged(value.name, value.path, value.sequence)
         case _event.Event_Gap():
-            return Gap(value.topic, _datetime(value.since), _datetime(value.until))
+            of = value.missing
+            missing = of and MissingEvents(of.writer, of.peer, of.incarnation, of.first, of.next)
+            return Gap(value.topic, _datetime(value.since), _datetime(value.until), missing)
 
 
 def _done(called, result):

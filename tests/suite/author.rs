@@ -217,6 +217,13 @@ impl Author {
             let step = json!({ "message": "dim.nodes.heartbeat", "data": data, "include": { "dead": dead } });
             steps += &format!("- {step}\n");
         }
+        // What comes on a reliable topic.
+        let member = json!({
+            "message": "dim.nodes.heartbeat", "from": "member alice", "data": { "node_id": "n9" },
+            "include": { "state": { "count/n9": 1 } },
+        });
+        let missing = json!({ "missing": "dim.nodes.heartbeat", "from": "member alice", "count": 3 });
+        steps += &format!("- {member}\n- {missing}\n");
         std::fs::write(&scenario, steps).unwrap();
         let component = format!("{name}/{name}.wasm");
         self.does(&["plugin", "test", &component, "--scenario", "hostile.yaml"]);
@@ -425,7 +432,7 @@ fn a_component_that_is_not_fit_is_told_why() {
         &wat::parse_str("(component (import \"dim:coordination/states@0.1.0\" (instance)))").unwrap(),
         "name = \"o\"\nversion = \"1.0.0\"\n",
     );
-    refused("imports.wasm", &other, "the most similar is dim:coordination/state@0.1.0");
+    refused("imports.wasm", &other, "the most similar is dim:coordination/state@0.2.0");
     let empty = dim_tests::component::with_manifest(
         &wat::parse_str("(component)").unwrap(),
         "name = \"e\"\nversion = \"1.0.0\"\n",

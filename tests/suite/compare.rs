@@ -244,3 +244,100 @@ fn config_of(file: &Path, plugin: &str) -> serde_json::Map<String, Value> {
     let header = Events::open(file).unwrap().header;
     header.plugins[plugin].as_object().unwrap().clone()
 }
+
+/// A script that notes a number.
+fn note(number: u64) -> Value {
+    dim_tests::script(json!([{ "do": "note", "key": "heard", "what": number }]))
+}
+
+#[test]
+fn a_scenario_plays_members_their_gaps_and_a_plugin_that_joins_late() {
+    let bench = TestBench::new().unwrap();
+    let probe = bench.plugin(&std::fs::read(dim_tests::PROBE).unwrap()).unwrap();
+    let message =
+        |from: &str, number: u64| json!({ "message": "probe.in", "from": from, "data": note(number) });
+    let run = |steps: Value| json!({ "command": "run", "body": dim_tests::script(steps) });
+    let steps = json!([
+        message("member a", 0),
+        { "missing": "probe.in", "from": "member a", "count": 2 },
+        message("member a", 3),
+        { "wait": "1h" },
+        message("member b", 4),
+        // It gets what the members have kept, and the gap.
+        run(json!([{ "do": "subscribe", "topic": "probe.in", "from": "earliest" }])),
+        message("member a", 5),
+        run(json!([{ "do": "unsubscribe", "topic": "probe.in" }])),
+        message("member b", 6),
+        run(json!([{ "do": "subscribe", "topic": "probe.in" }])),
+        message("member b", 7),
+        run(json!([{ "do": "unsubscribe", "topic": "probe.in" }])),
+        // Half an hour before, two events of one member were published.
+        run(json!([{ "do": "subscribe", "topic": "probe.in", "from": 1_767_225_600_000_000_000_u64 + 1 }])),
+        message("member a", 8),
+    ]);
+    let heard = [0, 3, 4, 5, 7, 4, 5, 6, 7, 8];
+    let include = json!({
+        "state": {
+            "heard": heard,
+            "gaps": [{ "topic": "probe.in", "missing": { "first": 1, "next": 3, "incarnation": "<any>" } }],
+        },
+        "hears": ["probe.in"],
+    });
+    let given = json!({ "config": { "topics": ["probe.*"] } });
+    let text = json!({ "given": given, "steps": steps, "include": include }).to_string();
+    let report = Scenario::parse("it", &text).unwrap().run(&bench, &probe, &Runs::default()).unwrap();
+    assert!(report.is_well() && report.crashes > Some(5), "{report}");
+    for (step, why) in [
+        (json!({ "missing": "probe.in", "from": "alice" }), "`missing` needs `from: member NAME`"),
+        (json!({ "wait": "1s", "count": 2 }), "\"count\" does not belong to this step"),
+    ] {
+        let text = json!({ "steps": [step] }).to_string();
+        let error = Scenario::parse("it", &text).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    }
+}
+
+/// The events of a member as a host exports them, for a plugin that had caught up before, and for one that catches up.
+#[test]
+fn recorded_events_of_members_come_to_a_plugin_as_they_came_on_the_host() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = TestBench::new().unwrap();
+    let probe = bench.plugin(&std::fs::read(dim_tests::PROBE).unwrap()).unwrap();
+    let writer = "k51qzi5uqu5dlmit2tuwdvnx4sbnyqgmvbxftl0eo3f33wwtb9gr7yozae9kpw";
+    let member = |sequence: u64| {
+        let from = format!("member {writer} {} {sequence} 2026-01-01T00:00:00Z", "07".repeat(16));
+        json!({ "topic": "probe.in", "from": from, "text": note(sequence).to_string() })
+    };
+    let subscribe =
+        dim_tests::script(json!([{ "do": "subscribe", "topic": "probe.in", "from": "earliest" }]));
+    let subscribe =
+        json!({ "command": { "plugin": "probe", "method": "run", "body": subscribe.to_string() } });
+    let who = json!({ "plugin": "probe", "subscription": 1 });
+    let of = |mut event: Value| {
+        event["earlier_for"] = who.clone();
+        json!({ "message": event })
+    };
+    let live = |sequence| json!({ "message": member(sequence) });
+    let state = |kind: &str| json!({ kind: { "plugin": "probe", "subscription": 1, "topic": "probe.in" } });
+    let catching_up = [
+        subscribe.clone(),
+        state("catching_up"),
+        live(2),
+        of(member(0)),
+        of(member(1)),
+        of(member(2)),
+        state("caught_up"),
+        live(3),
+    ];
+    let at_once = [subscribe, live(0), live(1), live(2), live(3)];
+    for records in [&catching_up[..], &at_once[..]] {
+        let file = recorded(&dir, records.len() as u64, |number| records[number as usize].clone());
+        let config = json!({ "topics": ["probe.*"] }).as_object().unwrap().clone();
+        let given = Given { config, ..given(&file) };
+        let runs = Runs::default();
+        let (report, did) = try_on(&bench, &probe, &given, || Events::open(&file), &runs).unwrap();
+        assert!(report.is_well(), "{report}");
+        // The command and four events.
+        assert_eq!((did.calls, did.dead), (5, 0), "{did:?}");
+    }
+}

@@ -12,7 +12,7 @@ use dim_client::{Address, Client};
 use dim_model::entry::{Event, Kind, MemberEvent, Offset, Origin};
 use dim_model::ident::Topic;
 use dim_store::effect::Publish;
-use dim_tests::{Fault, FaultProxy, Kubo, Program, Setup, TestHost, eventually_within, tier};
+use dim_tests::{Fault, FaultProxy, Kubo, Program, Setup, TestHost, eventually_within, script, tier};
 use serde_json::json;
 
 /// Maximum time until everything has arrived.
@@ -188,6 +188,123 @@ async fn a_host_that_joins_late_reads_all_that_is_kept_also_after_garbage_collec
     assert_eq!(logs[0].counters.gaps, 0);
     writer.stop().await;
     reader.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_that_subscribes_late_begins_where_it_says_and_then_follows_the_others() {
+    let Some((near, far)) = Kubo::start_pair() else { return };
+    let writer = setup(near.api()).start().await;
+    let plugin = |topics: &[&str]| json!({ "config": { "topics": topics } });
+    let reading = || {
+        let setup =
+            Setup::default().and_probe("probe", plugin(&[])).and_probe("early", plugin(&["probe.in"]));
+        setup.yaml(RELIABLE).on_kubo(far.api())
+    };
+    let reader = reading().start().await;
+    are_connected([&writer, &reader]).await;
+    let notes = async |numbers: std::ops::Range<usize>| {
+        for number in numbers {
+            let note = script(json!([{ "do": "note", "key": "heard", "what": number }]));
+            publish(&writer, &note.to_string()).await;
+        }
+    };
+    let has = async |host: &TestHost, plugin: &str, count: usize| {
+        let what = format!("{plugin} has {count} events");
+        eventually_within(ARRIVAL, &what, async || {
+            host.state_of(plugin, "heard").await.as_array().is_some_and(|heard| heard.len() >= count)
+        })
+        .await;
+        let heard = host.state_of(plugin, "heard").await;
+        assert_eq!(heard, json!((0..count).collect::<Vec<_>>()), "{plugin}");
+    };
+    notes(0..100).await;
+    has(&reader, "early", 100).await;
+    assert_eq!(reader.state_of("probe", "heard").await, json!(null));
+    // It gets what the others have had, while more comes.
+    reader.run(json!([{ "do": "subscribe", "topic": "probe.in", "from": "earliest" }])).await;
+    notes(100..200).await;
+    has(&reader, "probe", 200).await;
+    has(&reader, "early", 200).await;
+    // It goes on after a restart.
+    let reader = reading().start_in(reader.stop().await).await;
+    notes(200..220).await;
+    has(&reader, "probe", 220).await;
+    has(&reader, "early", 220).await;
+    assert!(reader.dead_letters().is_empty());
+    // The log says who has caught up.
+    let mut entries = VecDeque::new();
+    reader.host.storage.log.read(Offset(0), usize::MAX, &mut entries).unwrap();
+    let kinds = entries.iter().map(|entry| &entry.kind);
+    let ends: Vec<_> = kinds.filter(|kind| matches!(kind, Kind::CaughtUp { .. })).collect();
+    assert!(matches!(ends[..], [Kind::CaughtUp { plugin, .. }] if plugin.as_str() == "probe"), "{ends:?}");
+    assert_eq!(dim_store::catch_ups::all(&reader.host.storage.store.snapshot().unwrap()).unwrap(), []);
+    writer.stop().await;
+    reader.stop().await;
+}
+
+/// The plain messages in the log of a host, in order.
+fn plain_messages(host: &TestHost) -> Vec<String> {
+    let mut entries = VecDeque::new();
+    host.host.storage.log.read(Offset(0), usize::MAX, &mut entries).unwrap();
+    let message = |kind: &Kind| match kind {
+        Kind::Event(Event::Message { data, origin: Origin::Peer(_), .. }) => {
+            Some(String::from_utf8_lossy(data).into_owned())
+        }
+        _ => None,
+    };
+    entries.iter().filter_map(|entry| message(&entry.kind)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_and_plain_programs_share_a_topic_and_receive_each_event_once() {
+    let Some((near, far)) = Kubo::start_pair() else { return };
+    let both = |api: &str| {
+        let grants = json!({ "config": { "topics": ["probe.in"] } });
+        let setup = Setup::default().and_probe("probe", grants);
+        setup.yaml("topics: { probe.*: { delivery: both } }\n").on_kubo(api)
+    };
+    let hosts = [both(near.api()).start().await, both(far.api()).start().await];
+    // It is to the others what any program is, and uses the daemon of a host.
+    let grants = json!({ "config": { "topics": ["probe.in"] } });
+    let program = Setup::default().and_probe("probe", grants).on_kubo(far.api()).start().await;
+    are_connected([&hosts[0], &hosts[1]]).await;
+    for host in [&hosts[0], &hosts[1], &program] {
+        let pubsub = &host.host.exchange.links.backend.pubsub;
+        eventually_within(ARRIVAL, "the plain topic has a peer", async || {
+            pubsub.peers(&topic()).await.is_ok_and(|peers| !peers.is_empty())
+        })
+        .await;
+    }
+    let texts = |name: &str| (0..20).map(|number| format!("{name} {number}")).collect::<Vec<_>>();
+    for number in 0..20 {
+        for (host, name) in [(&hosts[0], "near"), (&hosts[1], "far"), (&program, "program")] {
+            publish(host, &format!("{name} {number}")).await;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let from_members = |host: &TestHost| -> Vec<String> {
+        received(host).iter().map(|(_, data)| String::from_utf8_lossy(data).into_owned()).collect()
+    };
+    for host in &hosts {
+        eventually_within(ARRIVAL, "the events of the other host", async || from_members(host).len() >= 20)
+            .await;
+        eventually_within(ARRIVAL, "the messages", async || plain_messages(host).len() >= 20).await;
+    }
+    eventually_within(ARRIVAL, "the program has all", async || plain_messages(&program).len() >= 40).await;
+    // What was held is decided by now.
+    tokio::time::sleep(dim_network::reliable_topics::HOLD + Duration::from_secs(1)).await;
+    for (host, other) in [(&hosts[0], "far"), (&hosts[1], "near")] {
+        assert_eq!(from_members(host), texts(other));
+        assert_eq!(plain_messages(host), texts("program"));
+    }
+    let mut all = plain_messages(&program);
+    all.sort();
+    let mut expected = [texts("near"), texts("far")].concat();
+    expected.sort();
+    assert_eq!(all, expected);
+    for host in hosts.into_iter().chain([program]) {
+        host.stop().await;
+    }
 }
 
 /// The sequence after the last event of a host.

@@ -109,12 +109,12 @@ async fn what_is_wrong_with_new_code_is_told_and_the_old_code_goes_on() {
         (greedy, "limit on memory"),
     ];
     let mut foreign = whole.clone();
-    renamed(&mut foreign, b"dim:coordination/timers@0.1.0", b"dim:coordination/timerz@0.1.0");
-    let nearest = "imports dim:coordination/timerz@0.1.0, which this host does not offer; the most similar is dim:coordination/timers@0.1.0";
+    renamed(&mut foreign, b"dim:coordination/timers@0.2.0", b"dim:coordination/timerz@0.2.0");
+    let nearest = "imports dim:coordination/timerz@0.2.0, which this host does not offer; the most similar is dim:coordination/timers@0.2.0";
     wrong.push((foreign, nearest));
     let mut newer = whole.clone();
-    renamed(&mut newer, b"dim:coordination/state@0.1.0", b"dim:coordination/state@0.7.0");
-    wrong.push((newer, "imports dim:coordination/state in version 0.7.0, this host offers 0.1.0"));
+    renamed(&mut newer, b"dim:coordination/state@0.2.0", b"dim:coordination/state@0.7.0");
+    wrong.push((newer, "imports dim:coordination/state in version 0.7.0, this host offers 0.2.0 and 0.1.0"));
     let mut random = StdRng::seed_from_u64(tier::seed("components cut off"));
     for _ in 0..tier::repeats(10, 50) {
         wrong.push((whole[..random.random_range(0..whole.len())].to_vec(), ""));

@@ -109,7 +109,7 @@ pub mod timers {
 /// Implements `pubsub`.
 pub mod pubsub {
     use super::{World, granted};
-    use crate::bindings::dim::coordination::pubsub::{Error, Hearing};
+    use crate::bindings::dim::coordination::pubsub::{Beginning, Error, Hearing};
     use crate::fake::Published;
     use crate::time::Time;
 
@@ -121,11 +121,11 @@ pub mod pubsub {
         })
     }
 
-    /// Subscribes to a topic.
-    pub fn subscribe(topic: &str) -> Result<(), Error> {
+    /// Subscribes to a topic. A topic that is subscribed keeps its beginning.
+    pub fn subscribe(topic: &str, beginning: Beginning) -> Result<(), Error> {
         granted(topic, Error::NotGranted)?;
         World::effect(Error::ReadOnly, Error::LimitExceeded, |world| {
-            world.topics.insert(topic.to_owned());
+            world.topics.entry(topic.to_owned()).or_insert(beginning);
         })
     }
 
@@ -138,7 +138,7 @@ pub mod pubsub {
 
     /// Returns the subscribed topics.
     pub fn list_topics() -> Vec<String> {
-        World::with(|world| world.topics.iter().cloned().collect())
+        World::with(|world| world.topics.keys().cloned().collect())
     }
 
     /// Returns no peers: a fake host has none.

@@ -138,7 +138,24 @@ pub enum DeadEvent {
         since: Timestamp,
         /// The end of the span.
         until: Timestamp,
+        /// On a reliable topic: the events of a member that cannot be had.
+        #[schema(nullable = false)]
+        missing: Option<MissingEvents>,
     },
+}
+
+/// Consecutive events of a member that cannot be had.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "the event describes itself")]
+pub struct MissingEvents {
+    /// The writer, by the IPNS name of its key.
+    writer: String,
+    /// The process start of the writer, in hex.
+    incarnation: String,
+    /// The sequence of the first missing event.
+    first: u64,
+    /// The sequence after the last missing event.
+    next: u64,
 }
 
 /// Lists dead letters in the order of their creation, in pages.

@@ -116,6 +116,7 @@ fn topics(registry: &mut Registry, host: &Host) {
     let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     counter(registry, "messages_received", "Messages that became entries", load(&received.received));
     counter(registry, "messages_echoed", "Echoes of own publishes", load(&received.echoes));
+    counter(registry, "messages_copied", "Plain copies of events of reliable topics", load(&received.copies));
     counter(registry, "messages_repeated", "Messages that arrived twice", load(&received.repeated));
     counter(
         registry,

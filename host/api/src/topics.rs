@@ -13,7 +13,7 @@ use dim_model::feed::Missed;
 use dim_model::ident::{IpnsName, PeerName, Topic};
 use dim_model::time::Timestamp;
 use dim_network::outbox::API_QUOTA;
-use dim_network::reliable_topics::WriterLog;
+use dim_network::reliable_topics::{Reliable, WriterLog};
 use dim_server::host::Host;
 use dim_store::StoreError;
 use dim_store::effect::Publish;
@@ -61,6 +61,18 @@ pub enum TopicDelivery {
     Plain,
     /// Each event of each host of the fleet once, in the order of its host.
     Reliable,
+    /// Reliable between hosts, and plain for other programs.
+    Both,
+}
+
+impl TopicDelivery {
+    fn of(topic: &Topic, reliable: &Reliable) -> Self {
+        match reliable.settings(topic) {
+            None => Self::Plain,
+            Some(settings) if settings.is_plain_too => Self::Both,
+            Some(_) => Self::Reliable,
+        }
+    }
 }
 
 /// One incarnation of a writer of a reliable topic.
@@ -138,7 +150,9 @@ pub async fn writers(
     let topic: Topic = topic.parse()?;
     let reliable = &host.exchange.links.reliable;
     if !reliable.is_reliable(&topic) {
-        let why = format!("the topic {topic} is not reliable: the config has no `delivery: reliable` for it");
+        let why = format!(
+            "the topic {topic} is not reliable: the config has no `delivery: reliable` and no `delivery: both` for it"
+        );
         return Err(ApiError::not_found(why));
     }
     let logs = reliable.writers(&topic).await;
@@ -154,11 +168,7 @@ pub async fn list(Current(host): Current) -> Json<Vec<TopicListening>> {
     let listening = host.exchange.links.interest.topics().into_iter().map(|topic| {
         let hearing = listening_records.get(&topic).cloned().unwrap_or_default();
         TopicListening {
-            delivery: if host.exchange.links.reliable.is_reliable(&topic) {
-                TopicDelivery::Reliable
-            } else {
-                TopicDelivery::Plain
-            },
+            delivery: TopicDelivery::of(&topic, &host.exchange.links.reliable),
             is_restricted: host.network.now().speakers(&topic).is_some(),
             refused: hearing.refused,
             last_refused: hearing.last_refused.clone(),

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 pub use encoding::{MalformedEntry, decode_chunk, encode_into};
 
+use crate::beginning::Beginning;
 use crate::ident::{ContentPath, IpnsName, MemberName, PeerName, PluginName, Topic};
 use crate::time::Timestamp;
 
@@ -119,8 +120,29 @@ pub enum Kind {
         topic: Topic,
         /// Whether the plugin is subscribed from this entry on.
         subscribed: bool,
+        /// The event with which the subscription begins.
+        beginning: Beginning,
         /// The generation that requested it.
         by: Generation,
+    },
+    /// An event of a member that is older than the subscription of a plugin and is for that plugin alone.
+    Earlier {
+        /// The plugin.
+        plugin: PluginName,
+        /// The entry of the subscription.
+        subscription: Offset,
+        /// The event.
+        event: Event,
+    },
+    /// A plugin has received all earlier events of a topic. From this entry on it receives the events of members that
+    /// come to all plugins.
+    CaughtUp {
+        /// The plugin.
+        plugin: PluginName,
+        /// The entry of the subscription.
+        subscription: Offset,
+        /// The topic.
+        topic: Topic,
     },
     /// Other code of a plugin takes over. It is no event; it records which code handled which entries.
     Code {
@@ -194,7 +216,41 @@ pub enum Event {
         since: Timestamp,
         /// The end of the span.
         until: Timestamp,
+        /// On a reliable topic: the events of a member that cannot be had.
+        missing: Option<Missing>,
     },
+}
+
+/// Consecutive events of a member that cannot be had.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Missing {
+    /// The writer.
+    pub writer: MemberName,
+    /// The process start of the writer: 16 random bytes, in hex in JSON.
+    #[serde(with = "incarnation_text")]
+    pub incarnation: [u8; 16],
+    /// The sequence of the first missing event.
+    pub first: u64,
+    /// The sequence after the last missing event.
+    pub next: u64,
+}
+
+/// The text of an incarnation in JSON: 32 hex digits.
+mod incarnation_text {
+    use multibase::Base;
+    use serde::de::Error as _;
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(incarnation: &[u8; 16], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&Base::Base16Lower.encode(incarnation))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; 16], D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let bytes = Base::Base16Lower.decode(text).map_err(D::Error::custom)?;
+        bytes.try_into().map_err(|_| D::Error::custom("an incarnation has 32 hex digits"))
+    }
 }
 
 /// The sender of a message.
@@ -291,6 +347,8 @@ impl Kind {
             | Kind::Again { plugin, .. }
             | Kind::Struck { plugin, .. }
             | Kind::Subscription { plugin, .. }
+            | Kind::Earlier { plugin, .. }
+            | Kind::CaughtUp { plugin, .. }
             | Kind::Code { plugin, .. } => Some(plugin),
             Kind::Event(_) | Kind::Heard(_) | Kind::NameConfirmed(_) | Kind::Peers { .. } => None,
         }
@@ -308,7 +366,9 @@ impl Kind {
     pub fn payload_len(&self) -> usize {
         match self {
             Kind::Command { method, body, .. } => method.len() + body.len(),
-            Kind::Event(event) | Kind::Again { event, .. } => event.payload_len(),
+            Kind::Event(event) | Kind::Again { event, .. } | Kind::Earlier { event, .. } => {
+                event.payload_len()
+            }
             Kind::Heard(topics) => topics.len() * 64,
             Kind::Peers { peers, .. } => peers.len() * 64,
             _ => 64,
@@ -346,8 +406,12 @@ impl Event {
             ),
             Event::Timer { key, due } => ("timer", serde_json::json!({ "key": key, "due": due })),
             Event::NameChanged(resolution) => ("name-changed", serde_json::json!(resolution)),
-            Event::Gap { topic, since, until } => {
-                ("gap", serde_json::json!({ "topic": topic, "since": since, "until": until }))
+            Event::Gap { topic, since, until, missing } => {
+                let mut gap = serde_json::json!({ "topic": topic, "since": since, "until": until });
+                if let Some(missing) = missing {
+                    gap["missing"] = serde_json::json!(missing);
+                }
+                ("gap", gap)
             }
         }
     }

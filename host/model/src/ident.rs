@@ -11,7 +11,7 @@ use std::sync::Arc;
 use cid::Cid;
 use libp2p_identity::PeerId;
 use multibase::Base;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
@@ -327,6 +327,18 @@ impl From<IpnsName> for MemberName {
     fn from(name: IpnsName) -> Self {
         let (multihash, peer) = (name.multihash().to_bytes(), name.peer());
         Self(Arc::new(MemberTexts { multihash, name, peer }))
+    }
+}
+
+impl Serialize for MemberName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.name().serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for MemberName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        IpnsName::deserialize(deserializer).map(Self::from)
     }
 }
 

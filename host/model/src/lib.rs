@@ -14,6 +14,7 @@ pub mod connectivity;
 pub mod error_chain;
 pub mod escape;
 pub mod backoff;
+pub mod beginning;
 pub mod suggestion;
 pub mod signer;
 mod schemas;

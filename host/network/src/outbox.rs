@@ -159,11 +159,7 @@ impl Outbox {
         match self.backend.pubsub.publish(&topic, row.data.clone()).await {
             Ok(()) => Ok(true),
             Err(error) => {
-                if error.certainly_not_sent() {
-                    self.echoes.forget(expected);
-                } else {
-                    self.echoes.doubt(expected);
-                }
+                self.echoes.failed(expected, &error);
                 let whose = whose.as_ref().map_or("the API", PluginName::as_str);
                 tracing::debug!(%topic, whose, "not published yet: {error}");
                 Ok(false)

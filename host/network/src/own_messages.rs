@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
+use dim_ipfs::BackendError;
 use dim_model::ident::Topic;
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
@@ -61,6 +62,15 @@ impl Echoes {
     /// Stops expecting an echo after the publish was refused.
     pub fn forget(&self, expected: Expected) {
         self.lock().take(&expected);
+    }
+
+    /// Notes that a publish has failed.
+    pub fn failed(&self, expected: Expected, error: &BackendError) {
+        if error.certainly_not_sent() {
+            self.forget(expected);
+        } else {
+            self.doubt(expected);
+        }
     }
 
     /// Records that it is unknown whether a publish was sent.

@@ -6,6 +6,7 @@ mod channel;
 mod intake;
 mod outgoing;
 mod own_index;
+mod plain_copies;
 mod writer_log;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -14,14 +15,17 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use dim_ipfs::{Backend, BackendError};
-use dim_model::ident::Topic;
+use dim_model::beginning::Beginning;
+use dim_model::entry::Offset;
+use dim_model::ident::{PluginName, Topic};
+use dim_store::catch_ups::{self, CatchUp};
 use dim_store::commit::{Commit, CommitError};
 use dim_store::disk_monitor::DiskMonitor;
 use dim_store::event_log::EventLog;
 use dim_store::outbox::Backlog;
 use dim_store::topic_rows::{self, RaisedAlarm, TopicState};
 use dim_store::{Store, StoreError};
-use dim_topics::action::{Action, Delivery};
+use dim_topics::action::{Action, Stream};
 use dim_topics::alarm::Alarm;
 use dim_topics::identity::Digest;
 use dim_topics::member::{Member, Setup};
@@ -31,9 +35,13 @@ use dim_topics::time::{Moment, Now};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use channel::{Beginning, Channels, Input, Inputs, Reliable, ReliableTopic, WaitingPublish};
+use crate::own_messages::Echoes;
+
+pub use channel::{Channels, Input, Inputs, Reliable, ReliableTopic, WaitingPublish};
+pub use plain_copies::{HOLD, Verdict};
 pub use writer_log::WriterLog;
 
+use intake::Outcome;
 use outgoing::{Outgoing, Waiting};
 use own_index::OwnIndexes;
 
@@ -66,6 +74,8 @@ pub struct Parts {
     pub backlog: Arc<Backlog>,
     /// The names of the pubsub topics, and the way to the driver.
     pub reliable: Reliable,
+    /// The expected echoes of plain messages.
+    pub echoes: Arc<Echoes>,
 }
 
 impl Parts {
@@ -87,8 +97,10 @@ pub struct ReliableTopics {
     outgoing: Outgoing,
     /// The indexes of the own logs in the daemon.
     indexes: OwnIndexes,
-    /// The deliveries that are made durable next.
-    deliveries: VecDeque<Delivery>,
+    /// The results of the protocol that are made durable next.
+    outcomes: VecDeque<Outcome>,
+    /// The plugins that catch up, by the entries of their subscriptions.
+    catching_up: BTreeMap<u64, PluginName>,
     is_committing: bool,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -110,7 +122,7 @@ impl ReliableTopics {
         for (topic, places) in places {
             member.restore_index(&topic, places);
         }
-        outgoing.resend(&unsent, &parts.reliable.channels);
+        outgoing.resend(&unsent, &parts.reliable, now.wall);
         Ok(Self {
             parts,
             member,
@@ -118,7 +130,8 @@ impl ReliableTopics {
             waiting: BTreeMap::new(),
             outgoing,
             indexes: OwnIndexes::new(pins),
-            deliveries: VecDeque::new(),
+            outcomes: VecDeque::new(),
+            catching_up: BTreeMap::new(),
             is_committing: false,
             tasks: TaskTracker::new(),
             stop,
@@ -142,6 +155,7 @@ impl ReliableTopics {
 
     async fn serve(&mut self, inputs: &mut Inputs) {
         self.listen_to_heads();
+        self.watch_catch_ups();
         self.remove_old_bundles();
         self.put_last_blocks();
         self.plan_indexes(Duration::ZERO);
@@ -177,7 +191,13 @@ impl ReliableTopics {
         let now = self.now();
         match input {
             Input::Bundle(bundle) => self.member.receive(bundle, now),
-            Input::Head(head) => self.member.receive_head(*head, now),
+            Input::Head(head) => {
+                if let Some(daemon) = &head.place.peer {
+                    self.parts.reliable.copies().member_is_at(head.writer, daemon);
+                }
+                self.member.receive_head(*head, now);
+            }
+            Input::Place(place) => self.member.set_place(place),
             Input::Subscribed(topic) => self.subscribe(topic, now),
             Input::Unsubscribed(topic) => self.unsubscribe(topic, now),
             Input::Waiting { topic, publish } => {
@@ -187,16 +207,17 @@ impl ReliableTopics {
             Input::Stored { topic, bundle, rows, is_void } => self.stored(&topic, bundle, rows, is_void),
             Input::Sent(result) => self.sent(result),
             Input::Retry => self.retry(),
-            Input::Fetched { topic, writer, listed, bundle } => match bundle {
-                Some(bundle) => self.member.fetched(&topic, &writer, &listed, bundle, now),
-                None => self.member.fetch_failed(&topic, &writer, &listed, now),
+            Input::Fetched { stream, writer, listed, bundle } => match bundle {
+                Some(bundle) => self.member.fetched(&stream, &writer, &listed, bundle, now),
+                None => self.member.fetch_failed(&stream, &writer, &listed, now),
             },
-            Input::NodeFetched { topic, writer, digest, block } => {
-                self.member.node_fetched(&topic, &writer, &digest, block.as_deref(), now);
+            Input::NodeFetched { stream, writer, digest, block } => {
+                self.member.node_fetched(&stream, &writer, &digest, block.as_deref(), now);
             }
+            Input::CatchUpsChanged => self.update_catch_ups(),
             Input::IndexesDue => self.provide_index(),
             Input::IndexProvided(provided) => self.index_provided(provided),
-            Input::Committed(deliveries) => self.committed(&deliveries, now),
+            Input::Committed(outcomes) => self.committed(&outcomes, now),
             Input::Writers { topic, to } => {
                 // The caller may have disconnected.
                 let _ = to.send(writer_log::of_topic(&self.member, &topic));
@@ -214,15 +235,14 @@ impl ReliableTopics {
     fn act(&mut self) {
         for action in self.member.take_actions() {
             match action {
-                Action::Publish { topic, bundle } => {
-                    self.outgoing.bundle(self.parts.reliable.channels.of(&topic), &bundle);
-                }
+                Action::Publish { bundle, .. } => self.outgoing.bundle(&bundle, &self.parts.reliable),
                 Action::PublishHead(head) => {
                     self.outgoing.head(self.parts.reliable.channels.heads.clone(), head);
                 }
-                Action::Fetch { topic, writer, listed } => self.fetch(topic, writer, listed),
-                Action::FetchNode { topic, writer, digest } => self.fetch_node(topic, writer, digest),
-                Action::Deliver(delivery) => self.deliveries.push_back(delivery),
+                Action::Fetch { stream, writer, listed } => self.fetch(stream, writer, listed),
+                Action::FetchNode { stream, writer, digest } => self.fetch_node(stream, writer, digest),
+                Action::Deliver(delivery) => self.outcomes.push_back(Outcome::Delivery(Box::new(delivery))),
+                Action::CaughtUp(stream) => self.outcomes.push_back(Outcome::CaughtUp(stream)),
                 Action::Resend(digest) => self.resend(&digest),
                 Action::Alarm(alarm) => self.raise(alarm),
             }
@@ -232,25 +252,76 @@ impl ReliableTopics {
     }
 
     fn subscribe(&mut self, topic: Topic, now: Now) {
-        let since = match self.parts.reliable.settings(&topic).map(|it| it.from).unwrap_or_default() {
+        let since = self.parts.reliable.settings(&topic).map(|it| it.from).unwrap_or_default();
+        let since = match since.at(now.wall) {
             Beginning::Head => Since::Head(now.wall),
-            Beginning::Time(time) => Since::Time(time.before(now.wall)),
+            Beginning::Time(time) => Since::Time(time),
             Beginning::Earliest => Since::Earliest,
         };
-        if !self.member.subscribe(topic.clone(), since, now) {
-            return;
+        if self.member.subscribe(topic.clone(), since, now) {
+            self.write_since(topic);
+            self.update_catch_ups();
         }
+    }
+
+    /// Stores the place from which on the events of a topic are wanted.
+    fn write_since(&self, topic: Topic) {
+        let Some(since) = self.member.since(&topic) else { return };
         let commit = self.parts.commit.clone();
         self.spawn_write(async move {
             commit.write_later(move |write| topic_rows::subscribe(write, &topic, since)).await
         });
     }
 
+    /// Drops the results of some readings that are not durable.
+    fn drop_outcomes(&mut self, is_gone: impl Fn(&Stream) -> bool, now: Now) {
+        let dropped = self.outcomes.iter().filter(|it| is_gone(it.stream()));
+        self.member.dropped(dropped.map(Outcome::bytes).sum(), now);
+        self.outcomes.retain(|it| !is_gone(it.stream()));
+    }
+
+    /// Updates the catch-ups whenever subscriptions begin or end.
+    fn watch_catch_ups(&self) {
+        let (commit, sender) = (self.parts.commit.clone(), self.parts.reliable.sender());
+        self.spawn_until_stop(async move {
+            while sender.send(Input::CatchUpsChanged).await.is_ok() {
+                commit.catch_ups.notified().await;
+            }
+        });
+    }
+
+    /// Begins and ends catch-ups as the store says.
+    fn update_catch_ups(&mut self) {
+        let stored = match self.parts.store.snapshot().and_then(|snapshot| catch_ups::all(&snapshot)) {
+            Ok(stored) => stored,
+            Err(error) => {
+                tracing::error!("cannot read the subscriptions that catch up: {error}");
+                return;
+            }
+        };
+        let now = self.now();
+        let ended: Vec<u64> = self.catching_up.keys().copied().collect();
+        let is_stored = |number: u64| stored.iter().any(|it| it.subscription.0 == number);
+        for number in ended.into_iter().filter(|number| !is_stored(*number)) {
+            self.catching_up.remove(&number);
+            self.member.end_catch_up(number);
+            self.drop_outcomes(|stream| stream.catch_up == Some(number), now);
+        }
+        for CatchUp { subscription: Offset(number), plugin, topic, since, checkpoints } in stored {
+            if self.catching_up.contains_key(&number) {
+                continue;
+            }
+            tracing::debug!(%plugin, %topic, "a plugin receives earlier events");
+            self.catching_up.insert(number, plugin);
+            self.member.catch_up(number, topic.clone(), since, checkpoints, now);
+            self.write_since(topic);
+        }
+    }
+
     fn unsubscribe(&mut self, topic: Topic, now: Now) {
         self.member.unsubscribe(&topic);
-        let dropped = self.deliveries.iter().filter(|delivery| delivery.topic == topic);
-        self.member.dropped(dropped.map(Delivery::bytes).sum(), now);
-        self.deliveries.retain(|delivery| delivery.topic != topic);
+        self.catching_up.retain(|number, _| self.member.catch_ups().any(|it| it == *number));
+        self.drop_outcomes(|stream| stream.topic == topic, now);
         let commit = self.parts.commit.clone();
         self.spawn_write(async move {
             commit.write_later(move |write| topic_rows::unsubscribe(write, &topic)).await
@@ -293,7 +364,7 @@ impl ReliableTopics {
         match self.parts.stored_block(digest) {
             Ok(Some(block)) => {
                 self.put_block(*digest, block.clone());
-                self.outgoing.resend(&[block], &self.parts.reliable.channels);
+                self.outgoing.send_again(block, &self.parts.reliable);
             }
             Ok(None) => {
                 tracing::debug!(%digest, "a member asks for a node of an index, or for a bundle that is not kept");

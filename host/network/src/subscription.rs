@@ -19,7 +19,7 @@ pub use prober::Prober;
 
 use crate::Settings;
 use crate::own_messages::Echoes;
-use crate::reliable_topics::{Input, Reliable};
+use crate::reliable_topics::{HOLD, Input, Reliable, Verdict};
 use dim_ipfs::{Backend, BackendError, Incoming};
 use dim_model::backoff::Backoff;
 use dim_model::entry::{Event, Kind, Origin};
@@ -44,6 +44,8 @@ pub struct Counters {
     pub received: AtomicU64,
     /// Echoes of the host's own publishes.
     pub echoes: AtomicU64,
+    /// Plain copies of events of members that were dropped.
+    pub copies: AtomicU64,
     /// Messages that arrived again.
     pub repeated: AtomicU64,
     /// Messages that exceeded the maximum size and were dropped.
@@ -121,25 +123,60 @@ impl Subscriptions {
             if self.reliable.is_reliable(&topic) {
                 self.reliable.send(Input::Subscribed(topic.clone())).await;
             }
-            loop {
-                let why = tokio::select! {
-                    biased;
-                    // A stopped intake closes the stream. The time until it is open again is a gap.
-                    short = self.disk.short() => short.to_string(),
-                    error = self.stream(&topic, &mut streams) => error.to_string(),
-                };
-                self.listening_records.disconnected(&topic, &why);
-                self.echoes.stream_ended(&topic);
-                self.counters.reconnects.fetch_add(1, Ordering::Relaxed);
-                tracing::debug!(%topic, "the stream ended, opening it again: {why}");
-                self.log.clock().sleep(streams.backoff.next_pause()).await;
-                self.disk.enough().await;
-            }
+            let bundles = self.listen_to_bundles(&topic);
+            let messages = self.listen_to_messages(&topic, &mut streams);
+            tokio::join!(bundles, messages);
         };
         tokio::select! {
             biased;
             () = stop.cancelled() => {}
             () = work => {}
+        }
+    }
+
+    /// Reads the bundles of a topic that is plain, too. On a topic that is only reliable, they are its messages.
+    async fn listen_to_bundles(&self, topic: &Topic) {
+        let mut backoff = Backoff::new();
+        while self.reliable.is_both(topic) {
+            let error = self.bundles(topic, &mut backoff).await;
+            tracing::debug!(%topic, "the stream of bundles ended, opening it again: {error}");
+            self.log.clock().sleep(backoff.next_pause()).await;
+        }
+    }
+
+    async fn bundles(&self, topic: &Topic, backoff: &mut Backoff) -> BackendError {
+        let identity = match self.backend.pubsub.identity().await {
+            Ok(identity) => identity,
+            Err(error) => return error,
+        };
+        let mut messages = match self.backend.pubsub.subscribe(&self.reliable.channels.of(topic)).await {
+            Ok(messages) => messages,
+            Err(error) => return error,
+        };
+        backoff.reset();
+        while let Some(message) = messages.next().await {
+            match message {
+                Ok(message) => self.take_in_bundle(topic, &identity, message).await,
+                Err(error) => return error,
+            }
+        }
+        ended(topic)
+    }
+
+    async fn listen_to_messages(&self, topic: &Topic, streams: &mut Streams) {
+        loop {
+            let why = tokio::select! {
+                biased;
+                // A stopped intake closes the stream. The time until it is open again is a gap.
+                short = self.disk.short() => short.to_string(),
+                error = self.stream(topic, streams) => error.to_string(),
+            };
+            self.listening_records.disconnected(topic, &why);
+            self.echoes.stream_ended(topic);
+            self.counters.reconnects.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(%topic, "the stream ended, opening it again: {why}");
+            self.log.clock().sleep(streams.backoff.next_pause()).await;
+            self.disk.enough().await;
         }
     }
 
@@ -149,11 +186,11 @@ impl Subscriptions {
             Ok(identity) => identity,
             Err(error) => return error,
         };
+        let is_reliable = self.reliable.is_only_reliable(topic);
         let mut messages = match self.backend.pubsub.subscribe(&self.reliable.channel(topic)).await {
             Ok(messages) => messages,
             Err(error) => return error,
         };
-        let is_reliable = self.reliable.is_reliable(topic);
         self.listening_records.connected(topic, is_reliable, self.log.now());
         self.echoes.stream_began(topic);
         streams.backoff.reset();
@@ -164,7 +201,7 @@ impl Subscriptions {
                 Err(error) => return error,
             }
         }
-        BackendError::Unreachable { what: format!("topic {topic}"), why: "the stream was closed".to_owned() }
+        ended(topic)
     }
 
     async fn take_in(&self, topic: &Topic, identity: &PeerName, message: Incoming, seen: &mut Seen) {
@@ -193,6 +230,37 @@ impl Subscriptions {
         if self.backend.network && message.from != *identity {
             self.heard_others(topic).await;
         }
+        if self.reliable.is_both(topic) {
+            self.take_in_of_both(topic, message).await;
+        } else {
+            self.deliver(topic, message).await;
+        }
+    }
+
+    /// Delivers a plain message of a topic with both deliveries, unless it is the copy of an event of a member.
+    async fn take_in_of_both(&self, topic: &Topic, message: Incoming) {
+        match self.judge(topic, &message, false) {
+            Verdict::Deliver => self.deliver(topic, message).await,
+            Verdict::Copy => drop(self.counters.copies.fetch_add(1, Ordering::Relaxed)),
+            Verdict::Hold => {
+                let (it, topic) = (self.clone(), topic.clone());
+                tokio::spawn(async move {
+                    it.log.clock().sleep(HOLD).await;
+                    match it.judge(&topic, &message, true) {
+                        Verdict::Copy => drop(it.counters.copies.fetch_add(1, Ordering::Relaxed)),
+                        Verdict::Deliver | Verdict::Hold => it.deliver(&topic, message).await,
+                    }
+                });
+            }
+        }
+    }
+
+    fn judge(&self, topic: &Topic, message: &Incoming, was_held: bool) -> Verdict {
+        let now = self.log.clock().monotonic();
+        self.reliable.copies().judge(topic, &message.from, &message.data, was_held, now)
+    }
+
+    async fn deliver(&self, topic: &Topic, message: Incoming) {
         let event =
             Event::Message { topic: topic.clone(), data: message.data, origin: Origin::Peer(message.from) };
         self.append(Kind::Event(event)).await;
@@ -233,6 +301,11 @@ impl Subscriptions {
             tracing::error!("a message was lost on its way into the log: {error}");
         }
     }
+}
+
+/// The error of a stream that the daemon has closed.
+fn ended(topic: &Topic) -> BackendError {
+    BackendError::Unreachable { what: format!("topic {topic}"), why: "the stream was closed".to_owned() }
 }
 
 /// An open stream.

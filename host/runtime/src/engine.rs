@@ -13,16 +13,17 @@ use dim_model::signer::Signer;
 use dim_store::plugin_limits::MEMORY_BYTES;
 use thiserror::Error;
 use wasmtime::InstanceAllocationStrategy;
-use wasmtime::component::{Component, HasSelf, Linker};
+use wasmtime::component::{Component, Linker};
 
 use crate::compile_settings::{MEMORY_RESERVATION, config};
 use crate::compiled_cache::{Cache, Trusted};
 use crate::compiler::Compiler;
+use crate::contract::{self, Linked};
 use crate::imports::lacking;
 use crate::instance::Guest;
 use crate::manifest::{Inspection, ManifestError, inspect};
 use crate::pool::Capacity;
-use crate::{bindings, wasi};
+use crate::wasi;
 
 /// The reason why a component cannot run here.
 #[derive(Debug, Error)]
@@ -57,8 +58,13 @@ pub enum EngineError {
     #[error("the compiler failed: {0}")]
     Compiler(String),
     /// The imports or exports of the component do not fit the contract.
-    #[error("the component does not fit the world `dim:coordination/plugin@0.1.0`")]
-    World(#[source] wasmtime::Error),
+    #[error("the component does not fit the world `dim:coordination/plugin@{version}`")]
+    World {
+        /// The version of the contract.
+        version: &'static str,
+        /// The reason.
+        source: wasmtime::Error,
+    },
 }
 
 /// The engine.
@@ -84,7 +90,7 @@ impl std::fmt::Debug for Engine {
 pub struct Prepared {
     /// The inspection of the file.
     pub inspection: Arc<Inspection>,
-    pub(super) pre: bindings::PluginPre<Guest>,
+    pub(super) linked: Linked,
 }
 
 impl std::fmt::Debug for Prepared {
@@ -103,8 +109,7 @@ impl Engine {
         let engine = wasmtime::Engine::new(&config(pool)).map_err(EngineError::Engine)?;
         let mut linker = Linker::new(&engine);
         wasi::add_to_linker(&mut linker).map_err(EngineError::Engine)?;
-        bindings::Plugin::add_to_linker::<_, HasSelf<_>>(&mut linker, |guest| guest)
-            .map_err(EngineError::Engine)?;
+        contract::add_to_linker(&mut linker).map_err(EngineError::Engine)?;
         Ok(Self { engine, linker, cache, shared: None, built_in: BTreeMap::new(), compiler })
     }
 
@@ -134,9 +139,11 @@ impl Engine {
     /// Compiles an inspected component, or takes its compiled form from the cache. Takes seconds for a large one.
     pub fn prepare(&self, bytes: &[u8], inspection: Inspection) -> Result<Prepared, EngineError> {
         let component = self.component(bytes, &inspection)?;
-        let pre = self.linker.instantiate_pre(&component).map_err(EngineError::World)?;
-        let pre = bindings::PluginPre::new(pre).map_err(EngineError::World)?;
-        Ok(Prepared { inspection: Arc::new(inspection), pre })
+        let version = contract::version_of(&inspection.imports);
+        let unfit = |source| EngineError::World { version, source };
+        let pre = self.linker.instantiate_pre(&component).map_err(unfit)?;
+        let linked = Linked::new(pre, version).map_err(unfit)?;
+        Ok(Prepared { inspection: Arc::new(inspection), linked })
     }
 
     /// Whether a cache contains the compiled form of the component with this digest.

@@ -2,10 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use wasmparser::{ComponentType, InstanceTypeDeclaration, Parser, Payload};
+use crate::contract;
 
-/// The version of the contract.
-const CONTRACT: &str = "0.1.0";
+use wasmparser::{ComponentType, InstanceTypeDeclaration, Parser, Payload};
 
 /// The version of WASI that wasmtime offers.
 const WASI: &str = "0.2.12";
@@ -48,10 +47,12 @@ const OFFERED: [&str; 34] = [
     "wasi:sockets/udp-create-socket",
 ];
 
-fn offered() -> impl Iterator<Item = (&'static str, &'static str)> {
-    OFFERED
-        .into_iter()
-        .map(|interface| (interface, if interface.starts_with("dim:") { CONTRACT } else { WASI }))
+/// The offered interfaces with their versions, the newest version first.
+fn offered() -> impl Iterator<Item = (&'static str, &'static [&'static str])> {
+    let versions = |interface: &str| -> &'static [&'static str] {
+        if interface.starts_with("dim:") { &contract::VERSIONS } else { &[WASI] }
+    };
+    OFFERED.into_iter().map(move |interface| (interface, versions(interface)))
 }
 
 /// Explains the first import that the host does not offer: its name, its version, and the most similar offered
@@ -60,15 +61,17 @@ pub fn lacking<'a>(imports: impl IntoIterator<Item = &'a String>) -> Option<Stri
     imports.into_iter().find_map(|import| {
         let (interface, version) = import.split_once('@').unwrap_or((import, ""));
         match offered().find(|(offered, _)| *offered == interface) {
-            Some((_, offered)) if is_compatible(version, offered) => None,
+            Some((_, offered)) if offered.iter().any(|offered| is_compatible(version, offered)) => None,
             Some((_, offered)) => Some(format!(
-                "it imports {interface} in version {version}, this host offers {offered}: build it with that version, or use another dim"
+                "it imports {interface} in version {version}, this host offers {}: build it with such a version, or use another dim",
+                offered.join(" and ")
             )),
             None => {
                 let distance = |offered: &str| strsim::levenshtein(offered, interface);
                 let (nearest, offered) = offered().min_by_key(|(offered, _)| distance(offered))?;
                 Some(format!(
-                    "it imports {import}, which this host does not offer; the most similar is {nearest}@{offered}"
+                    "it imports {import}, which this host does not offer; the most similar is {nearest}@{}",
+                    offered[0]
                 ))
             }
         }
@@ -126,11 +129,12 @@ mod tests {
     fn what_the_host_lacks_is_told_with_the_nearest_that_it_has() {
         let told = |import: &str| lacking(&[import.to_owned()]);
         assert_eq!(told("dim:coordination/state@0.1.0"), None);
+        assert_eq!(told("dim:coordination/state@0.2.0"), None);
         assert_eq!(told("wasi:cli/stdout@0.2.3"), None);
         let why = told("dim:coordination/states@0.1.0").unwrap();
-        assert!(why.ends_with("the most similar is dim:coordination/state@0.1.0"), "{why}");
+        assert!(why.ends_with("the most similar is dim:coordination/state@0.2.0"), "{why}");
         let why = told("dim:coordination/state@0.9.0").unwrap();
-        assert!(why.contains("in version 0.9.0, this host offers 0.1.0"), "{why}");
+        assert!(why.contains("in version 0.9.0, this host offers 0.2.0 and 0.1.0"), "{why}");
         assert!(told("wasi:http/outgoing-handler@0.2.0").is_some());
     }
 }

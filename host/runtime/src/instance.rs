@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use dim_model::entry::Event;
 use dim_model::escape::escaped;
 use dim_model::ident::PluginName;
 use dim_store::StoreError;
@@ -14,7 +15,9 @@ use wasmtime::component::ResourceTable;
 use wasmtime::{ResourceLimiter, UpdateDeadline, WasmBacktrace};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
-use crate::bindings;
+use crate::bindings::v0_2::{Failure, Refusal as PluginRefusal};
+use crate::bindings::{v0_1, v0_2};
+use crate::contract::Exports;
 use crate::engine::{Engine, Prepared};
 use crate::exception;
 use crate::session::{Answer, Mode, Refusal, Session};
@@ -124,8 +127,10 @@ impl Guest {
 }
 
 // These interfaces contain only types.
-impl bindings::dim::coordination::time::Host for Guest {}
-impl bindings::dim::coordination::event::Host for Guest {}
+impl v0_1::dim::coordination::time::Host for Guest {}
+impl v0_1::dim::coordination::event::Host for Guest {}
+impl v0_2::dim::coordination::time::Host for Guest {}
+impl v0_2::dim::coordination::event::Host for Guest {}
 
 impl WasiView for Guest {
     fn ctx(&mut self) -> WasiCtxView<'_> {
@@ -221,7 +226,7 @@ impl Setting {
 /// A running instance.
 pub struct Instance {
     store: wasmtime::Store<Guest>,
-    plugin: bindings::Plugin,
+    exports: Exports,
     console: Console,
     limits: Limits,
 }
@@ -257,15 +262,15 @@ impl Instance {
             calls_left: limits.host_calls,
             is_out_of_calls: false,
         };
-        let mut store = wasmtime::Store::new(prepared.pre.engine(), guest);
+        let mut store = wasmtime::Store::new(prepared.linked.engine(), guest);
         store.limiter(|guest| &mut guest.memory);
         store.set_hostcall_fuel(limits.border_bytes);
         store.epoch_deadline_callback(|mut context| Ok(context.data_mut().deadline.look()));
         store.set_epoch_deadline(1);
-        match prepared.pre.instantiate(&mut store) {
-            Ok(plugin) => {
+        match prepared.linked.instantiate(&mut store) {
+            Ok(exports) => {
                 store.data_mut().session.mode = mode;
-                Ok(Self { store, plugin, console, limits })
+                Ok(Self { store, exports, console, limits })
             }
             Err(error) => {
                 let mut guest = store.into_data();
@@ -310,47 +315,39 @@ impl Instance {
         from_state_version: Option<u32>,
     ) -> Result<Result<(), String>, CallError> {
         let limit = self.limits.start_cpu();
-        self.call(limit, true, |plugin, store| plugin.call_start(store, config, from_state_version))
+        self.call(limit, true, |exports, store| exports.start(store, config, from_state_version))
     }
 
     /// Calls `handle`.
-    pub fn handle(&mut self, event: &bindings::Event) -> Result<Result<(), bindings::Failure>, CallError> {
+    pub fn handle(&mut self, event: &Event) -> Result<Result<(), Failure>, CallError> {
         let limit = self.limits.call_cpu();
-        self.call(limit, false, |plugin, store| plugin.call_handle(store, event))
+        self.call(limit, false, |exports, store| exports.handle(store, event))
     }
 
     /// Calls `command`.
-    pub fn command(
-        &mut self,
-        method: &str,
-        body: &str,
-    ) -> Result<Result<String, bindings::Refusal>, CallError> {
+    pub fn command(&mut self, method: &str, body: &str) -> Result<Result<String, PluginRefusal>, CallError> {
         let limit = self.limits.call_cpu();
-        self.call(limit, false, |plugin, store| plugin.call_command(store, method, body))
+        self.call(limit, false, |exports, store| exports.command(store, method, body))
     }
 
     /// Calls `query`.
-    pub fn query(
-        &mut self,
-        method: &str,
-        body: &str,
-    ) -> Result<Result<String, bindings::Refusal>, CallError> {
+    pub fn query(&mut self, method: &str, body: &str) -> Result<Result<String, PluginRefusal>, CallError> {
         let limit = self.limits.call_cpu();
-        self.call(limit, false, |plugin, store| plugin.call_query(store, method, body))
+        self.call(limit, false, |exports, store| exports.query(store, method, body))
     }
 
     fn call<R>(
         &mut self,
         limit: Duration,
         is_start: bool,
-        call: impl FnOnce(&bindings::Plugin, &mut wasmtime::Store<Guest>) -> wasmtime::Result<R>,
+        call: impl FnOnce(&Exports, &mut wasmtime::Store<Guest>) -> wasmtime::Result<R>,
     ) -> Result<R, CallError> {
         let guest = self.store.data_mut();
         guest.deadline = Deadline { limit, is_start, ..Deadline::default() };
         guest.memory.struck = false;
         (guest.calls_left, guest.is_out_of_calls) = (self.limits.host_calls, false);
         self.store.set_epoch_deadline(1);
-        let result = call(&self.plugin, &mut self.store);
+        let result = call(&self.exports, &mut self.store);
         let written = self.console.take_lines();
         for line in &written {
             self.session_mut().line(tracing::Level::INFO, line.clone());

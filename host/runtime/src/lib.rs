@@ -10,6 +10,7 @@ mod plugin_actor;
 mod bindings;
 mod compiled_cache;
 mod compile_settings;
+mod contract;
 pub mod compiler;
 mod engine;
 mod exception;
@@ -30,6 +31,7 @@ mod host_functions;
 
 pub use compiled_cache::Cache;
 pub use compiler::{Allotment, Compiler};
+pub use contract::version_of;
 pub use engine::{Engine, EngineError, Prepared, judge};
 pub use imports::{lacking, ways_to_wait};
 pub use manifest::{

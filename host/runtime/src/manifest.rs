@@ -7,11 +7,12 @@ use std::io::{self, Read as _};
 use std::path::Path;
 use std::str::FromStr;
 
-use dim_model::ident::{Digest, InvalidWord, KeyName, PeerName, PluginName};
+use dim_model::beginning::ReadFrom;
+use dim_model::ident::{Digest, InvalidWord, KeyName, PeerName, PluginName, Topic};
 use dim_model::signer::Signer;
 use dim_model::suggestion::meant;
 use dim_store::change::Version;
-use dim_store::grants::Grants;
+use dim_store::grants::{Grants, TopicPattern};
 use dim_store::plugin_limits::SomeLimits;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -132,6 +133,14 @@ pub enum ManifestError {
         "the manifest asks for more than {MAX_WORDS} topics, keys and names, or for more than {MAX_WORD_BYTES} bytes of them, including those from its config: request `prefix.*` instead"
     )]
     TooManyWords,
+    /// A beginning is for a topic to which the manifest does not subscribe.
+    #[error("`topics.from` has {0:?}, which is not in `topics.subscribe`")]
+    NotSubscribed(String),
+    /// A beginning is for a prefix of topics, to which the host does not subscribe.
+    #[error(
+        "`topics.from` has {0:?}: a plugin says at its call of `subscribe` where a topic of a prefix begins"
+    )]
+    Prefix(String),
     /// A topic, key or name is invalid.
     #[error(transparent)]
     Word(#[from] InvalidWord),
@@ -204,6 +213,11 @@ pub struct Topics {
     pub subscribe: Vec<String>,
     /// Topics to publish on.
     pub publish: Vec<String>,
+    /// The events with which the subscriptions begin, for topics of `subscribe`, as they are written there: `head`
+    /// (the default), `earliest`, a time, or a duration before the installation.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<String, String>)]
+    pub from: BTreeMap<String, ReadFrom>,
 }
 
 /// IPNS keys and names that a plugin requests. Each may be `${config.x}`.
@@ -384,8 +398,12 @@ impl Manifest {
             share: words(&self.ipns.share, &config, left)?,
             limits: SomeLimits::default(),
         };
-        // Checked here, so that [`Manifest::imports`] cannot fail.
+        // Checked here, so that [`Manifest::imports`] and [`Manifest::beginnings`] cannot fail.
         words::<KeyName>(&self.ipns.import, &config, left)?;
+        if let Some(topic) = self.topics.from.keys().find(|topic| !self.topics.subscribe.contains(topic)) {
+            return Err(ManifestError::NotSubscribed(topic.clone()));
+        }
+        self.all_beginnings(&config, left)?;
         Ok(Resolved { asks, config: Value::Object(config).to_string() })
     }
 
@@ -393,6 +411,28 @@ impl Manifest {
     pub fn imports(&self, config: &str) -> BTreeSet<KeyName> {
         let config = serde_json::from_str(config).unwrap_or_default();
         words(&self.ipns.import, &config, &mut WordsLeft::default()).unwrap_or_default()
+    }
+
+    /// The events with which the subscriptions of the manifest begin, for a config from [`Manifest::resolve`]. The
+    /// others begin at the head.
+    pub fn beginnings(&self, config: &str) -> BTreeMap<Topic, ReadFrom> {
+        let config = serde_json::from_str(config).unwrap_or_default();
+        self.all_beginnings(&config, &mut WordsLeft::default()).unwrap_or_default()
+    }
+
+    fn all_beginnings(
+        &self,
+        config: &Map<String, Value>,
+        left: &mut WordsLeft,
+    ) -> Result<BTreeMap<Topic, ReadFrom>, ManifestError> {
+        let mut beginnings = BTreeMap::new();
+        for (topic, from) in &self.topics.from {
+            for pattern in words::<TopicPattern>(std::slice::from_ref(topic), config, left)? {
+                let topic = pattern.exact().ok_or_else(|| ManifestError::Prefix(topic.clone()))?;
+                beginnings.insert(topic.clone(), from.clone());
+            }
+        }
+        Ok(beginnings)
     }
 
     fn config_with(

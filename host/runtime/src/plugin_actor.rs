@@ -29,12 +29,14 @@ use crate::instance::{CallError, Setting, thread_cpu};
 use crate::session::{Mode, Session, SessionParts};
 use crate::wasi::Numbers;
 use dim_model::entry::{Entry, Event, Generation, Kind, Offset};
-use dim_model::ident::PluginName;
+use dim_model::ident::{PluginName, Topic};
+use dim_model::time::Timestamp;
 use dim_store::StoreError;
 use dim_store::batch::{Reply, ReplyError};
+use dim_store::catch_ups;
 use dim_store::commit::{Commit, Progress};
 use dim_store::disk_monitor::DiskMonitor;
-use dim_store::entry_context::ContextChange;
+use dim_store::entry_context::{ContextChange, SubscriptionRequest};
 use dim_store::event_log::EventLog;
 use dim_store::plugin_limits::LimitName;
 use dim_store::plugin_registry::Quarantine;
@@ -432,17 +434,18 @@ impl Actor {
         let since = self.session().context.time();
         tracing::warn!(plugin = %self.plugin, entries = first.0 - cursor.0, %since, %until, "missed entries that the log no longer contains");
         self.session_mut().meets(LimitName::QUEUE_BYTES);
+        let lost = self.stop_catching_up()?;
         let (plugin, by) = (&self.plugin, self.generation());
-        let gaps = self.session().context.subscriptions().iter().map(|topic| Kind::Again {
-            plugin: plugin.clone(),
-            attempt: 0,
-            first: cursor,
-            by: Generation(0),
-            event: Event::Gap { topic: topic.clone(), since, until },
+        let gaps = self.session().context.subscriptions().iter().map(|topic| {
+            // Earlier events of any time may be among the missing entries.
+            let since = if lost.contains(topic) { Timestamp(0) } else { since };
+            let event = Event::Gap { topic: topic.clone(), since, until, missing: None };
+            Kind::Again { plugin: plugin.clone(), attempt: 0, first: cursor, by: Generation(0), event }
         });
-        let asked = self.session().context.asked().map(|(topic, subscribed)| {
+        let asked = self.session().context.asked().map(|(topic, SubscriptionRequest(beginning))| {
             let (plugin, topic) = (plugin.clone(), topic.clone());
-            Kind::Subscription { plugin, topic, subscribed, by }
+            let (subscribed, beginning) = (beginning.is_some(), beginning.unwrap_or_default());
+            Kind::Subscription { plugin, topic, subscribed, beginning, by }
         });
         self.host.log.append_now(gaps.chain(asked));
         self.inbox.forget_waiting(first);
@@ -456,6 +459,18 @@ impl Actor {
         self.attempts.after = first;
         self.sealing.context_changed = true;
         Ok(())
+    }
+
+    /// Ends the receipt of earlier events of topics for which none come any more: the end may be among missing entries.
+    /// Returns these topics.
+    fn stop_catching_up(&mut self) -> Result<Vec<Topic>, StoreError> {
+        let session = self.session_mut();
+        let under_way = catch_ups::all(&session.store().snapshot()?)?;
+        let is_over = |of: Offset| under_way.iter().all(|it| it.subscription != of);
+        let over = session.context.catching_up().filter(|(_, of)| is_over(*of));
+        let over: Vec<Topic> = over.map(|(topic, _)| topic.clone()).collect();
+        over.iter().for_each(|topic| session.context.stop_catching_up(topic));
+        Ok(over)
     }
 
     /// The time that measures pauses.

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use dim_model::beginning::Beginning;
 use dim_model::ident::{KeyName, Topic};
+use dim_model::time::Timestamp;
 use dim_store::grants::Reach;
 use dim_store::plugin_limits::Limits;
 use dim_store::plugin_registry::Code;
@@ -34,6 +36,12 @@ impl Runnable {
     /// The version.
     pub fn version(&self) -> &str {
         &self.prepared.inspection.manifest.version
+    }
+
+    /// Returns the beginning of a subscription to a topic of the manifest that is made at `now`.
+    pub fn beginning(&self, topic: &Topic, now: Timestamp) -> Beginning {
+        let beginnings = self.prepared.inspection.manifest.beginnings(&self.config);
+        beginnings.get(topic).map_or(Beginning::Head, |from| from.at(now))
     }
 
     /// Whether the plugin takes over documents of another publisher under a key, by its command `import`.

@@ -20,6 +20,7 @@ use dim_model::escape::escaped;
 use dim_model::ident::{IpnsName, KeyName, PluginName};
 use dim_model::time::Timestamp;
 use dim_store::batch::{Batch, Effects};
+use dim_store::catch_ups::KeptTopics;
 use dim_store::entry_context::EntryContext;
 use dim_store::grants::Reach;
 use dim_store::plugin_limits::{KEY_BYTES, LimitName, Limits};
@@ -116,6 +117,8 @@ pub struct SessionParts {
     pub keys: Arc<Keyring>,
     /// The number of this plugin's publishes that wait to be sent.
     pub outbox_len: Arc<AtomicUsize>,
+    /// The topics whose writers keep their events.
+    pub kept_topics: KeptTopics,
     /// The feed of log lines.
     pub listeners: Lines,
 }
@@ -208,6 +211,8 @@ pub struct Reads {
     pub(super) snapshot: Snapshot,
     /// The keys of the host.
     pub(super) keys: Arc<Keyring>,
+    /// The topics whose writers keep their events.
+    pub(super) kept_topics: KeptTopics,
     /// The last key that was read, with the length of its value: plugins mostly write the same key next.
     pub(super) last_read: Option<(Vec<u8>, Option<usize>)>,
 }
@@ -216,7 +221,7 @@ impl Session {
     /// Creates a session for `version` of a plugin.
     pub fn new(parts: SessionParts, version: String) -> Result<Self, StoreError> {
         let SessionParts { plugin, id, reach, limits, context, effects, store, files, keys, .. } = parts;
-        let SessionParts { outbox_len, listeners, .. } = parts;
+        let SessionParts { outbox_len, kept_topics, listeners, .. } = parts;
         let clock = Arc::new(AtomicU64::new(context.time().0));
         let snapshot = store.snapshot()?;
         let line_rate = limits.log_lines_per_second.saturating_mul(outgoing::BURST) as f64;
@@ -246,7 +251,7 @@ impl Session {
                 start_rate: outgoing::Rate::default(),
                 started: outgoing::Room::ENDLESS,
             },
-            reads: Reads { store, files, snapshot, keys, last_read: None },
+            reads: Reads { store, files, snapshot, keys, kept_topics, last_read: None },
             clock,
         })
     }

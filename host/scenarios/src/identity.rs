@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use dim_ipfs::keys::name_of;
 use dim_model::entry::export::{Header, Malformed};
-use dim_model::ident::{IpnsName, KeyName, PeerName};
+use dim_model::ident::{IpnsName, KeyName, MemberName, PeerName};
 use libp2p_identity::Keypair;
 use sha2::{Digest as _, Sha256};
 
@@ -55,6 +55,17 @@ pub fn pair_of(seed: u64, word: &str) -> Keypair {
 pub fn peer_of(seed: u64, word: &str) -> PeerName {
     let peer = pair_of(seed, &format!("peer {word}")).public().to_peer_id();
     peer.to_base58().parse().expect("a peer id is base58")
+}
+
+/// The member behind a word.
+pub fn member_of(seed: u64, word: &str) -> MemberName {
+    MemberName::from(name_of(&pair_of(seed, &format!("member {word}"))))
+}
+
+/// The process start of the member behind a word.
+pub fn incarnation_of(seed: u64, word: &str) -> [u8; 16] {
+    let secret = secret_of(seed, &format!("incarnation {word}"));
+    *secret.first_chunk().expect("it has 32 bytes")
 }
 
 /// The IPNS name of the plugin's own key `key`.

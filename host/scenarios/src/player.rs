@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use dim_model::beginning::Beginning;
 use dim_model::entry::export::Record;
 use dim_model::time::Timestamp;
+use dim_store::entry_context::SubscriptionRequest;
 use serde::Serialize;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -80,6 +82,7 @@ impl Player {
     /// Starts a plugin with the given data.
     pub fn new(bench: &TestBench, plugin: &Plugin, given: &Given) -> Result<Self, TrialError> {
         let mut trial = Trial::new(bench, plugin, given)?;
+        trial.expect_recorded_events();
         trial.start()?;
         Ok(Self { trial, totals: Totals::of(plugin), effects: Sha256::new() })
     }
@@ -174,9 +177,14 @@ fn digest(hash: &mut Sha256, happened: &Happened) {
         put(update.value.path().as_str().as_bytes());
         put(&update.lifetime.as_nanos().to_be_bytes());
     }
-    for (topic, subscribed) in &happened.asked.subscriptions {
+    for (topic, SubscriptionRequest(requested)) in &happened.asked.subscriptions {
         put(topic.as_str().as_bytes());
-        put(&[u8::from(*subscribed)]);
+        put(&[u8::from(requested.is_some())]);
+        match requested {
+            None | Some(Beginning::Head) => {}
+            Some(Beginning::Earliest) => put(b"earliest"),
+            Some(Beginning::Time(time)) => put(&time.0.to_be_bytes()),
+        }
     }
     for (name, followed) in &happened.asked.follows {
         put(name.as_str().as_bytes());

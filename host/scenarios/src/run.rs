@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use dim_model::entry::{Event, Kind, Origin};
-use dim_model::ident::PeerName;
+use dim_model::entry::{Event, Kind, MemberEvent, Missing, Origin};
+use dim_model::ident::{PeerName, Topic};
 use rand::SeedableRng as _;
 use rand::seq::index::sample;
 use rand_chacha::ChaCha12Rng;
@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 
 use crate::TrialError;
 use crate::final_state::End;
-use crate::identity::name_for;
+use crate::identity::{incarnation_of, member_of, name_for};
 use crate::matching::{Difference, Match, differences};
 use crate::notation::{self, shown, shown_key};
 use crate::report::{Failure, Report, Why};
@@ -141,6 +141,7 @@ impl Scenario {
             end: End::default(),
             happened: Vec::new(),
             peers: BTreeMap::new(),
+            sequences: BTreeMap::new(),
         };
         if let Err(error) = run.all() {
             run.fail("", error.to_string(), Vec::new());
@@ -169,6 +170,8 @@ struct Run<'a> {
     happened: Vec<Option<Map<String, Value>>>,
     /// The peers behind words.
     peers: BTreeMap<String, PeerName>,
+    /// The numbers of the next events of members, by topic and word.
+    sequences: BTreeMap<(Topic, String), u64>,
 }
 
 /// Maximum number of a plugin's log lines in one failure.
@@ -186,6 +189,16 @@ impl Run<'_> {
     fn peer(&mut self, word: &str) -> PeerName {
         let vars = self.vars();
         self.peers.entry(word.to_owned()).or_insert_with(|| vars.peer(word)).clone()
+    }
+
+    /// The identity of the next event of a member, of which it publishes `count`.
+    fn member_event(&mut self, topic: &Topic, word: &str, count: u64) -> MemberEvent {
+        let (seed, time) = (self.vars().seed, self.trial.now());
+        let next = self.sequences.entry((topic.clone(), word.to_owned())).or_default();
+        let sequence = *next;
+        *next += count;
+        let (writer, incarnation) = (member_of(seed, word), incarnation_of(seed, word));
+        MemberEvent { writer, incarnation, sequence, time }
     }
 
     fn fail(&mut self, place: &str, reason: String, differences: Vec<Difference>) {
@@ -289,11 +302,20 @@ impl Run<'_> {
                     MessageSender::Host => Origin::Host,
                     MessageSender::Plugin(plugin) => Origin::Plugin(plugin.parse().map_err(word)?),
                     MessageSender::Peer(peer) => Origin::Peer(self.peer(&peer)),
+                    MessageSender::Member(member) => Origin::Member(self.member_event(&topic, &member, 1)),
                 };
-                if self.is_plain && !self.trial.hears(&topic) {
+                // What a member has published is kept for a later subscription.
+                let is_kept = matches!(origin, Origin::Member(_));
+                if self.is_plain && !is_kept && !self.trial.hears(&topic) {
                     self.fail(place, format!("the plugin is not subscribed to {topic}"), Vec::new());
                 }
                 self.trial.feed(Kind::Event(Event::Message { topic, data: data.into(), origin }))?;
+            }
+            Action::Missing(topic, member, count) => {
+                let MemberEvent { writer, incarnation, sequence: first, .. } =
+                    self.member_event(&topic, &member, count);
+                let missing = Some(Missing { writer, incarnation, first, next: first + count });
+                self.trial.feed(Kind::Event(Event::Gap { topic, since: now, until: now, missing }))?;
             }
             Action::Wait(Time::For(duration)) => self.trial.wait_until(now.after(duration))?,
             Action::Wait(Time::Until(until)) if until < now => {
@@ -450,6 +472,7 @@ impl Action {
     fn told(&self) -> String {
         match self {
             Self::Message { topic, .. } => format!("message {topic}"),
+            Self::Missing(topic, ..) => format!("missing {topic}"),
             Self::Wait(Time::For(duration)) => format!("wait {duration:?}"),
             Self::Wait(Time::Until(until)) => format!("until {until}"),
             Self::Deaf(duration, _) => format!("deaf {duration:?}"),

@@ -98,6 +98,18 @@ pub struct Trial {
     ticked_at: Option<Timestamp>,
     commits: Commits,
     followed: FollowedNames,
+    kept: KeptEvents,
+}
+
+/// The events that members keep for plugins that subscribe later.
+#[derive(Default)]
+struct KeptEvents {
+    /// The events and gaps, with the times at which they came.
+    events: Vec<(Timestamp, Event)>,
+    /// Whether recorded entries bring the earlier events of a subscription.
+    is_recorded: bool,
+    /// The topics whose earlier events recorded entries bring now.
+    recorded: BTreeSet<Topic>,
 }
 
 /// The commits of a trial.
@@ -144,6 +156,7 @@ impl Trial {
             ticked_at: None,
             commits: Commits::default(),
             followed: FollowedNames::default(),
+            kept: KeptEvents::default(),
         })
     }
 
@@ -167,7 +180,13 @@ impl Trial {
         self.go_on()?;
         self.make_ready()?;
         self.commit()?;
+        self.catch_up()?;
         self.tell_names()
+    }
+
+    /// Leaves it to recorded entries to bring the earlier events of a subscription.
+    pub fn expect_recorded_events(&mut self) {
+        self.kept.is_recorded = true;
     }
 
     /// Appends an entry with the current time and handles it: an event for the plugin, or a change of its entry
@@ -278,9 +297,20 @@ impl Trial {
                 }
                 return self.resolve(resolution.clone(), document);
             }
+            What::CatchingUp { who, .. } | What::CaughtUp { who, .. } if who.plugin != self.ground.plugin => {
+                return Ok(());
+            }
+            What::CatchingUp { topic, .. } => {
+                self.kept.recorded.insert(topic.clone());
+                return Ok(());
+            }
+            What::CaughtUp { topic, .. } => drop(self.kept.recorded.remove(topic)),
             _ => {}
         }
         let kind = record.what.kind().map_err(|error| wrong(error.to_string()))?;
+        if let Kind::Event(event) = &kind {
+            self.end_unrecorded_catch_up(event)?;
+        }
         if let Kind::Event(Event::Message { origin: Origin::Plugin(sender), .. }) = &kind
             && *sender == self.ground.plugin
         {

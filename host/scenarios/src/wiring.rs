@@ -15,6 +15,7 @@ use dim_model::time::{Clock, Timestamp};
 use dim_runtime::{Actor, Engine, Handle, Numbers, check_key};
 use dim_server::config::Config;
 use dim_server::host::{HostError, HostIdentity, Links, Loader, Ready, Storage, ToRun, Wired};
+use dim_store::catch_ups::KeptTopics;
 use dim_store::commit::{Commit, Durability, give_up};
 use dim_store::event_log::{EventLog, TAIL_BYTES};
 use dim_store::outbox::{self, Backlog};
@@ -191,6 +192,7 @@ impl Ground {
                 backlog,
                 listening_records: Arc::default(),
                 reliable: Default::default(),
+                kept_topics: KeptTopics::All,
                 unresolved: Arc::default(),
                 failures: Arc::default(),
                 checked_names: Arc::default(),

@@ -12,9 +12,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use dim_model::beginning::ReadFrom;
 use dim_model::ident::{InvalidWord, PeerName, PluginName, Topic};
 use dim_model::signer::Signer;
-use dim_network::reliable_topics::{Beginning, ReliableTopic};
+use dim_network::reliable_topics::ReliableTopic;
 use dim_store::commit::Durability;
 use dim_store::event_log::TAIL_BYTES;
 use dim_store::grants::{Grants, NameOrKey, TopicPattern};
@@ -186,49 +187,8 @@ pub struct TopicConfig {
     pub retention: RetentionConfig,
     /// The event of a reliable topic with which the host begins when its first plugin or caller subscribes: `head`,
     /// `earliest`, a time, or a duration before now.
-    #[serde(skip_serializing_if = "FromConfig::is_head")]
-    pub from: FromConfig,
-}
-
-/// The event with which a subscription begins, as the config has it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct FromConfig {
-    beginning: Beginning,
-    text: String,
-}
-
-impl Default for FromConfig {
-    fn default() -> Self {
-        Self { beginning: Beginning::Head, text: "head".to_owned() }
-    }
-}
-
-impl FromConfig {
-    fn is_head(&self) -> bool {
-        self.beginning == Beginning::Head
-    }
-}
-
-impl TryFrom<String> for FromConfig {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        let beginning = match text.as_str() {
-            "head" => Beginning::Head,
-            "earliest" => Beginning::Earliest,
-            time => {
-                Beginning::Time(time.parse().map_err(|how| format!("`head`, `earliest`, or a time: {how}"))?)
-            }
-        };
-        Ok(Self { beginning, text })
-    }
-}
-
-impl From<FromConfig> for String {
-    fn from(FromConfig { text, .. }: FromConfig) -> Self {
-        text
-    }
+    #[serde(skip_serializing_if = "ReadFrom::is_head")]
+    pub from: ReadFrom,
 }
 
 /// The section `topics.TOPIC.retention`.
@@ -263,6 +223,9 @@ pub enum Delivery {
     Plain,
     /// Each event of each host of the fleet is delivered once, in the order of its host.
     Reliable,
+    /// Reliable between hosts, and plain for other programs: events are published as plain messages, too, and plain
+    /// messages of other programs are delivered.
+    Both,
 }
 
 impl Delivery {
@@ -630,10 +593,11 @@ impl Config {
 
     /// Returns the settings of the reliable topics.
     pub fn reliable(&self) -> BTreeMap<TopicPattern, ReliableTopic> {
-        let reliable = self.topics.iter().filter(|(_, topic)| topic.delivery == Delivery::Reliable);
+        let reliable = self.topics.iter().filter(|(_, topic)| topic.delivery != Delivery::Plain);
         let settings = |topic: &TopicConfig| {
             let RetentionConfig { time, bytes } = topic.retention;
-            ReliableTopic { time, bytes, from: topic.from.beginning }
+            let is_plain_too = topic.delivery == Delivery::Both;
+            ReliableTopic { time, bytes, from: topic.from.clone(), is_plain_too }
         };
         reliable.map(|(pattern, topic)| (pattern.clone(), settings(topic))).collect()
     }

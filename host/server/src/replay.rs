@@ -13,6 +13,7 @@ use dim_model::ident::PluginName;
 use dim_model::time::{MachineClock, Timestamp};
 use dim_runtime::{Actor, Capacity, Compiler, Engine, Lines, Parts, ProbationParts, SessionParts};
 use dim_store::batch::{Batch, Effects, Timers};
+use dim_store::catch_ups::KeptTopics;
 use dim_store::commit::Commit;
 use dim_store::entry_context::{EntryContext, Void};
 use dim_store::event_log::{EventLog, TAIL_BYTES};
@@ -151,6 +152,7 @@ impl Replay {
             files: self.source.clone(),
             keys: self.keys.clone(),
             outbox_len: Arc::default(),
+            kept_topics: KeptTopics::All,
             listeners: Lines::default(),
         };
         let parts = Parts {

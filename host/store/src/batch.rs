@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use crate::PluginId;
 use crate::disk_monitor::IntakeStopped;
 use crate::effect::{Asked, DeadLetter, NameUpdate, NameValue, Publish, Retry};
-use crate::entry_context::{EntryContext, OwnName};
+use crate::entry_context::{EntryContext, OwnName, SubscriptionRequest};
 use crate::handover::{Handover, TakeBack};
 use crate::plugin_registry::Quarantine;
 use crate::probation::{Probation, Rates, Verdict};
@@ -60,7 +60,7 @@ pub struct Requested {
     /// The newest value of each name that changed.
     pub names: BTreeMap<KeyName, NameUpdate>,
     /// Topics to subscribe to (true) or to unsubscribe from (false), in order.
-    pub subscriptions: Vec<(Topic, bool)>,
+    pub subscriptions: Vec<(Topic, SubscriptionRequest)>,
     /// Names to follow (true) or to stop following (false).
     pub follows: BTreeMap<IpnsName, bool>,
     /// New dead letters.
@@ -252,7 +252,7 @@ enum Undo {
     /// `roll_back` also truncates the batch's list to its length from before the entry.
     Subscription {
         topic: Topic,
-        before: Option<bool>,
+        before: Option<SubscriptionRequest>,
     },
     Follow {
         name: IpnsName,
@@ -277,7 +277,7 @@ pub struct Effects {
     /// The number of subscriptions of the batch from before the entry.
     subscriptions_before: usize,
     /// The subscriptions that the entry has changed: their index in the batch, and their state in the context before.
-    changed: BTreeMap<Topic, (usize, Option<bool>)>,
+    changed: BTreeMap<Topic, (usize, Option<SubscriptionRequest>)>,
 }
 
 impl Effects {
@@ -437,12 +437,12 @@ impl Effects {
     }
 
     /// Subscribes or unsubscribes, contrary to the current state. Two changes in one entry cancel each other.
-    pub fn subscribe(&mut self, context: &mut EntryContext, topic: Topic, subscribed: bool) {
-        let before = context.ask_subscription(topic.clone(), subscribed);
+    pub fn subscribe(&mut self, context: &mut EntryContext, topic: Topic, requested: SubscriptionRequest) {
+        let before = context.ask_subscription(topic.clone(), requested);
         match self.changed.remove(&topic) {
             None => {
                 self.changed.insert(topic.clone(), (self.batch.requested.subscriptions.len(), before));
-                self.batch.requested.subscriptions.push((topic.clone(), subscribed));
+                self.batch.requested.subscriptions.push((topic.clone(), requested));
             }
             Some((place, at_first)) => {
                 context.restore_subscription(topic.clone(), at_first);

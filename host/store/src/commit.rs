@@ -120,6 +120,8 @@ pub struct Commit {
     pub names: Notify,
     /// Woken when a plugin has requested a retry.
     pub retries: Notify,
+    /// Woken when a plugin begins to receive earlier events of a topic, or ends it.
+    pub catch_ups: Notify,
     /// The counters of the writer.
     pub counters: Counters,
 }
@@ -145,6 +147,7 @@ impl Commit {
             outbox: Notify::new(),
             names: Notify::new(),
             retries: Notify::new(),
+            catch_ups: Notify::new(),
             counters: Counters::default(),
         }
     }

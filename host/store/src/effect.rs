@@ -13,6 +13,8 @@ use dim_model::ident::{ContentPath, IpnsName, KeyName, PluginName, Topic};
 use dim_model::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::entry_context::SubscriptionRequest;
+
 /// Default lifetime of a record.
 pub const LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
@@ -81,7 +83,7 @@ pub struct Asked {
     /// New values of names.
     pub names: BTreeMap<KeyName, NameUpdate>,
     /// Topics to subscribe to (true) or to unsubscribe from (false), in order.
-    pub subscriptions: Vec<(Topic, bool)>,
+    pub subscriptions: Vec<(Topic, SubscriptionRequest)>,
     /// Names to follow (true) or to stop following (false).
     pub follows: BTreeMap<IpnsName, bool>,
 }

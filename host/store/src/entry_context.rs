@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use dim_model::beginning::Beginning;
 use dim_model::entry::Resolution;
 use dim_model::entry::{Entry, Event, Generation, Hearing, Kind, Offset, Origin};
 use dim_model::ident::{ContentPath, IpnsName, KeyName, PeerName, PluginName, Topic};
@@ -27,9 +28,13 @@ pub struct EntryContext {
     /// subscription, the host must not begin it again.
     #[serde(default)]
     once: BTreeSet<Topic>,
-    /// Requested subscriptions (true) and unsubscriptions (false) that are not in the log yet.
+    /// SubscriptionRequest subscriptions and unsubscriptions that are not in the log yet.
     #[serde(default)]
-    asked: BTreeMap<Topic, bool>,
+    asked: BTreeMap<Topic, SubscriptionRequest>,
+    /// The topics of which the plugin still receives earlier events, with the entries of the subscriptions. The events
+    /// of members that come to all plugins are not for it yet.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    catching_up: BTreeMap<Topic, u64>,
     follows: BTreeMap<IpnsName, Option<Resolution>>,
     /// The names of the plugin's own keys.
     #[serde(default)]
@@ -43,6 +48,44 @@ pub struct EntryContext {
     /// Changes of own names before this offset are already part of `own`.
     #[serde(default)]
     own_settled: u64,
+}
+
+/// A requested change of a subscription: the beginning of a new one, or `None` to end it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "StoredRequest", into = "StoredRequest")]
+pub struct SubscriptionRequest(pub Option<Beginning>);
+
+/// The stored form: `true`, `false`, or the beginning if it is not the head.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum StoredRequest {
+    Subscribed(bool),
+    Time { from: Timestamp },
+    Earliest { from_earliest: bool },
+}
+
+impl From<StoredRequest> for SubscriptionRequest {
+    fn from(stored: StoredRequest) -> Self {
+        Self(match stored {
+            StoredRequest::Subscribed(false) => None,
+            StoredRequest::Subscribed(true) | StoredRequest::Earliest { from_earliest: false } => {
+                Some(Beginning::Head)
+            }
+            StoredRequest::Earliest { from_earliest: true } => Some(Beginning::Earliest),
+            StoredRequest::Time { from } => Some(Beginning::Time(from)),
+        })
+    }
+}
+
+impl From<SubscriptionRequest> for StoredRequest {
+    fn from(SubscriptionRequest(requested): SubscriptionRequest) -> Self {
+        match requested {
+            None => Self::Subscribed(false),
+            Some(Beginning::Head) => Self::Subscribed(true),
+            Some(Beginning::Time(from)) => Self::Time { from },
+            Some(Beginning::Earliest) => Self::Earliest { from_earliest: true },
+        }
+    }
 }
 
 /// Generations of code whose work was reverted.
@@ -156,18 +199,26 @@ impl EntryContext {
                 self.peers.insert(topic.clone(), peers.clone());
                 ContextChange::Some
             }
-            Kind::Subscription { plugin: whose, topic, subscribed, by }
+            Kind::Subscription { plugin: whose, topic, subscribed, beginning, by }
                 if whose == plugin && !self.void.contains(*by) =>
             {
-                if self.asked.get(topic) == Some(subscribed) {
+                if self.asked.get(topic).is_some_and(|it| it.0.is_some() == *subscribed) {
                     self.asked.remove(topic);
                 }
                 if *subscribed {
                     self.once.insert(topic.clone());
-                    self.subscriptions.insert(topic.clone());
+                    if self.subscriptions.insert(topic.clone()) && *beginning != Beginning::Head {
+                        self.catching_up.insert(topic.clone(), entry.offset.0);
+                    }
                 } else {
                     self.unsubscribe(topic);
                 }
+                ContextChange::Some
+            }
+            Kind::CaughtUp { plugin: whose, subscription, topic }
+                if whose == plugin && self.catches_up(topic) == Some(*subscription) =>
+            {
+                self.catching_up.remove(topic);
                 ContextChange::Some
             }
             Kind::Event(Event::NameChanged(resolution)) => {
@@ -192,13 +243,32 @@ impl EntryContext {
         }
     }
 
+    /// The entry of the subscription of which the plugin still receives the earlier events of a topic, if it does.
+    pub fn catches_up(&self, topic: &Topic) -> Option<Offset> {
+        self.catching_up.get(topic).copied().map(Offset)
+    }
+
+    /// The topics of which the plugin still receives earlier events, with the entries of the subscriptions.
+    pub fn catching_up(&self) -> impl Iterator<Item = (&Topic, Offset)> {
+        self.catching_up.iter().map(|(topic, offset)| (topic, Offset(*offset)))
+    }
+
+    /// Ends the receipt of earlier events of a topic, because the log has lost entries about them.
+    pub fn stop_catching_up(&mut self, topic: &Topic) {
+        self.catching_up.remove(topic);
+    }
+
     /// Records a requested subscription or its end; returns the earlier request for the topic.
-    pub fn ask_subscription(&mut self, topic: Topic, subscribed: bool) -> Option<bool> {
-        self.asked.insert(topic, subscribed)
+    pub fn ask_subscription(
+        &mut self,
+        topic: Topic,
+        requested: SubscriptionRequest,
+    ) -> Option<SubscriptionRequest> {
+        self.asked.insert(topic, requested)
     }
 
     /// Reverts [`EntryContext::ask_subscription`].
-    pub fn restore_subscription(&mut self, topic: Topic, before: Option<bool>) {
+    pub fn restore_subscription(&mut self, topic: Topic, before: Option<SubscriptionRequest>) {
         match before {
             Some(before) => self.asked.insert(topic, before),
             None => self.asked.remove(&topic),
@@ -233,19 +303,20 @@ impl EntryContext {
 
     /// Whether the plugin will be subscribed once all its requests are in the log.
     pub fn will_hear(&self, topic: &Topic) -> bool {
-        self.asked.get(topic).copied().unwrap_or_else(|| self.subscriptions.contains(topic))
+        let asked = self.asked.get(topic).map(|it| it.0.is_some());
+        asked.unwrap_or_else(|| self.subscriptions.contains(topic))
     }
 
     /// The requested subscriptions and unsubscriptions that are not in the log yet.
-    pub fn asked(&self) -> impl Iterator<Item = (&Topic, bool)> {
-        self.asked.iter().map(|(topic, subscribed)| (topic, *subscribed))
+    pub fn asked(&self) -> impl Iterator<Item = (&Topic, SubscriptionRequest)> {
+        self.asked.iter().map(|(topic, requested)| (topic, *requested))
     }
 
     /// The topics of the plugin's subscriptions once all its requests are in the log.
     pub fn topics_to_hear(&self) -> BTreeSet<&Topic> {
         let mut topics: BTreeSet<&Topic> = self.subscriptions.iter().collect();
-        for (topic, subscribed) in &self.asked {
-            if *subscribed {
+        for (topic, requested) in &self.asked {
+            if requested.0.is_some() {
                 topics.insert(topic)
             } else {
                 topics.remove(topic)
@@ -257,6 +328,7 @@ impl EntryContext {
     /// Ends a subscription, and drops the listening spans and the peers of the topic.
     pub fn unsubscribe(&mut self, topic: &Topic) {
         self.subscriptions.remove(topic);
+        self.catching_up.remove(topic);
         self.heard.remove(topic);
         self.peers.remove(topic);
     }
@@ -399,6 +471,10 @@ impl EntryContext {
     pub fn event_for(&self, plugin: &PluginName, entry: &Entry) -> Option<Event> {
         match &entry.kind {
             Kind::Event(event) if self.concerns(plugin, event) => Some(event.clone()),
+            Kind::Earlier { plugin: whose, subscription, event } if whose == plugin => {
+                let current = self.catches_up(event.topic()?)?;
+                (current == *subscription).then(|| event.clone())
+            }
             Kind::Again { plugin: whose, event, by, .. } if whose == plugin && !self.void.contains(*by) => {
                 Some(event.clone())
             }
@@ -409,10 +485,15 @@ impl EntryContext {
     fn concerns(&self, plugin: &PluginName, event: &Event) -> bool {
         match event {
             Event::Message { topic, origin, .. } => {
+                let is_later = matches!(origin, Origin::Member(_)) && self.catching_up.contains_key(topic);
                 !matches!(origin, Origin::Plugin(sender) if sender == plugin)
                     && self.subscriptions.contains(topic)
+                    && !is_later
             }
-            Event::Gap { topic, .. } => self.subscriptions.contains(topic),
+            Event::Gap { topic, missing, .. } => {
+                let is_later = missing.is_some() && self.catching_up.contains_key(topic);
+                self.subscriptions.contains(topic) && !is_later
+            }
             Event::NameChanged(resolution) => self.follows.contains_key(&resolution.name),
             Event::Timer { .. } => false,
         }
@@ -435,6 +516,16 @@ fn known_of(
 mod tests {
     use super::*;
 
+    fn subscription(plugin: &PluginName, topic: &Topic, beginning: Option<Beginning>) -> Kind {
+        Kind::Subscription {
+            plugin: plugin.clone(),
+            topic: topic.clone(),
+            subscribed: beginning.is_some(),
+            beginning: beginning.unwrap_or_default(),
+            by: Generation(0),
+        }
+    }
+
     fn heard(topic: &Topic, since: u64, until: u64) -> Entry {
         let hearing = Hearing { topic: topic.clone(), since: Timestamp(since), until: Timestamp(until) };
         Entry { offset: Offset(0), time: Timestamp(until), kind: Kind::Heard(vec![hearing]) }
@@ -447,7 +538,7 @@ mod tests {
         let manifest = [topic(0), topic(1)];
         let mut context = EntryContext::default();
         let tell = |context: &mut EntryContext, topic: Topic, subscribed: bool| {
-            let kind = Kind::Subscription { plugin: plugin.clone(), topic, subscribed, by: Generation(0) };
+            let kind = subscription(&plugin, &topic, subscribed.then_some(Beginning::Head));
             context.observe(&plugin, &Entry { offset: Offset(0), time: Timestamp(0), kind });
         };
         for number in 0..1_000 {
@@ -472,18 +563,83 @@ mod tests {
     fn time_that_was_not_listened_does_not_count() {
         let (plugin, topic) = ("watchdog".parse().unwrap(), "beats".parse::<Topic>().unwrap());
         let mut context = EntryContext::default();
-        let subscription = Kind::Subscription {
-            plugin: "watchdog".parse().unwrap(),
-            topic: topic.clone(),
-            subscribed: true,
-            by: Generation(0),
-        };
-        context.observe(&plugin, &Entry { offset: Offset(0), time: Timestamp(0), kind: subscription });
+        let kind = subscription(&plugin, &topic, Some(Beginning::Head));
+        context.observe(&plugin, &Entry { offset: Offset(0), time: Timestamp(0), kind });
         for (since, until) in [(10, 20), (20, 30), (100, 130)] {
             context.observe(&plugin, &heard(&topic, since, until));
         }
         assert_eq!(context.heard(&topic, Timestamp(0)), (Duration::from_nanos(50), Timestamp(130)));
         assert_eq!(context.heard(&topic, Timestamp(25)), (Duration::from_nanos(35), Timestamp(130)));
         assert_eq!(context.heard(&topic, Timestamp(200)), (Duration::ZERO, Timestamp(130)));
+    }
+
+    #[test]
+    fn a_plugin_that_catches_up_receives_the_events_of_members_once_and_in_order() {
+        let (plugin, other): (PluginName, PluginName) = ("late".parse().unwrap(), "early".parse().unwrap());
+        let topic = "jobs".parse::<Topic>().unwrap();
+        let event = |sequence| Event::Message {
+            topic: topic.clone(),
+            data: bytes::Bytes::new(),
+            origin: Origin::Member(dim_model::entry::MemberEvent {
+                writer: "k51qzi5uqu5dlmit2tuwdvnx4sbnyqgmvbxftl0eo3f33wwtb9gr7yozae9kpw".parse().unwrap(),
+                incarnation: [1; 16],
+                sequence,
+                time: Timestamp(0),
+            }),
+        };
+        let earlier = |plugin: &PluginName, of, event| {
+            let (plugin, subscription) = (plugin.clone(), Offset(of));
+            Kind::Earlier { plugin, subscription, event }
+        };
+        let caught_up = |plugin: &PluginName, of| {
+            let (plugin, topic, subscription) = (plugin.clone(), topic.clone(), Offset(of));
+            Kind::CaughtUp { plugin, subscription, topic }
+        };
+        let mut context = EntryContext::default();
+        let mut received = Vec::new();
+        let kinds = [
+            earlier(&plugin, 1, event(0)),
+            subscription(&plugin, &topic, Some(Beginning::Earliest)),
+            Kind::Event(event(2)),
+            earlier(&other, 1, event(0)),
+            // It belongs to an earlier subscription.
+            earlier(&plugin, 0, event(0)),
+            earlier(&plugin, 1, event(1)),
+            // A second subscription changes nothing.
+            subscription(&plugin, &topic, Some(Beginning::Earliest)),
+            earlier(&plugin, 1, event(2)),
+            caught_up(&other, 1),
+            caught_up(&plugin, 0),
+            Kind::Event(event(3)),
+            earlier(&plugin, 1, event(3)),
+            caught_up(&plugin, 1),
+            earlier(&plugin, 1, event(4)),
+            Kind::Event(event(4)),
+            subscription(&plugin, &topic, Some(Beginning::Earliest)),
+            Kind::Event(event(5)),
+        ];
+        for (offset, kind) in (0..).zip(kinds) {
+            let entry = Entry { offset: Offset(offset), time: Timestamp(0), kind };
+            context.observe(&plugin, &entry);
+            context = EntryContext::from_bytes(&context.to_bytes()).unwrap();
+            received.extend(context.event_for(&plugin, &entry));
+        }
+        assert_eq!(received, (1..=5).map(event).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn requested_subscriptions_are_stored_in_the_form_of_earlier_versions_unless_they_begin_elsewhere() {
+        for (requested, stored) in [
+            (Some(Beginning::Head), "true"),
+            (None, "false"),
+            (Some(Beginning::Earliest), r#"{"from_earliest":true}"#),
+            (Some(Beginning::Time(Timestamp(0))), r#"{"from":"1970-01-01T00:00:00Z"}"#),
+        ] {
+            assert_eq!(serde_json::to_string(&SubscriptionRequest(requested)).unwrap(), stored);
+            assert_eq!(
+                serde_json::from_str::<SubscriptionRequest>(stored).unwrap(),
+                SubscriptionRequest(requested)
+            );
+        }
     }
 }

@@ -92,8 +92,8 @@ impl Interest {
         if batch.code.verdict.is_some() {
             self.forget(&Subscriber::Fallback(batch.plugin.clone()));
         }
-        for (topic, subscribed) in &batch.requested.subscriptions {
-            self.want_topic(topic, party.clone(), *subscribed);
+        for (topic, requested) in &batch.requested.subscriptions {
+            self.want_topic(topic, party.clone(), requested.0.is_some());
         }
         for (name, followed) in &batch.requested.follows {
             let mut wanted = self.lock();
@@ -194,14 +194,17 @@ fn change<K: Ord + Clone>(
 
 #[cfg(test)]
 mod tests {
+    use dim_model::beginning::Beginning;
+
     use super::*;
+    use crate::entry_context::SubscriptionRequest;
 
     #[test]
     fn a_subscription_that_is_not_in_the_log_yet_is_restored_too() {
         let (asked, ended): (Topic, Topic) = ("asked".parse().unwrap(), "ended".parse().unwrap());
         let mut context = EntryContext::default();
-        context.ask_subscription(asked.clone(), true);
-        context.ask_subscription(ended, false);
+        context.ask_subscription(asked.clone(), SubscriptionRequest(Some(Beginning::Head)));
+        context.ask_subscription(ended, SubscriptionRequest(None));
         let interest = Interest::default();
         interest.restore(&"probe".parse().unwrap(), &context);
         assert_eq!(interest.topics(), BTreeSet::from([asked]));

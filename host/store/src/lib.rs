@@ -41,6 +41,7 @@ pub mod grants;
 pub mod plugin_limits;
 pub mod probation;
 pub mod handover;
+pub mod catch_ups;
 pub mod change;
 pub mod interest;
 

@@ -15,7 +15,9 @@ use crate::change::Version;
 use crate::entry_context::EntryContext;
 use crate::grants::{Grants, Reach};
 use crate::probation::Rates;
-use crate::{CURSORS, PLUGINS, PluginId, STATE, Snapshot, StateKey, Store, StoreError, TIMERS, WORLDS};
+use crate::{
+    CURSORS, PLUGINS, PluginId, STATE, Snapshot, StateKey, Store, StoreError, TIMERS, WORLDS, catch_ups,
+};
 
 /// The row of a plugin.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -284,6 +286,7 @@ pub fn purge(write: &WriteTransaction, name: &PluginName, row: Row) -> Result<()
     write.open_table(TIMERS)?.retain_in(from.as_bytes()..to.as_bytes(), |_, _| false)?;
     write.open_table(WORLDS)?.remove(id.0)?;
     write.open_table(CURSORS)?.remove(id.0)?;
+    catch_ups::forget_plugin(write, name)?;
     put_within(
         write,
         name,
@@ -393,6 +396,11 @@ pub fn installed(snapshot: &Snapshot) -> Result<BTreeMap<PluginName, Code>, Stor
 pub fn row_within(write: &WriteTransaction, name: &PluginName) -> Result<Row, StoreError> {
     let row = row(&write.open_table(PLUGINS)?, name)?;
     row.ok_or_else(|| StoreError::corrupt("plugins", format!("{name} has no row")))
+}
+
+/// The number of a plugin, within the transaction of the commit; `None` if it has no row.
+pub fn id_within(write: &WriteTransaction, name: &PluginName) -> Result<Option<PluginId>, StoreError> {
+    Ok(row(&write.open_table(PLUGINS)?, name)?.map(|row| row.id))
 }
 
 /// Writes the row of a plugin.

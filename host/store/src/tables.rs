@@ -67,6 +67,11 @@ pub const UNSENT_BUNDLES: TableDefinition<u64, ()> = TableDefinition::new("unsen
 pub const LOG_ENDS: TableDefinition<&str, &[u8]> = TableDefinition::new("log-ends");
 /// A reliable topic, and a writer and an incarnation, to the position of this host in it.
 pub const CHECKPOINTS: TableDefinition<(&str, &[u8]), &[u8]> = TableDefinition::new("checkpoints");
+/// The entry of a subscription that receives earlier events, to its plugin, its topic and its beginning.
+pub const CATCH_UPS: TableDefinition<u64, &[u8]> = TableDefinition::new("catch-ups");
+/// The entry of such a subscription, and a writer and an incarnation, to its position in it.
+pub const CATCH_UP_CHECKPOINTS: TableDefinition<(u64, &[u8]), &[u8]> =
+    TableDefinition::new("catch-up-checkpoints");
 /// A subscribed reliable topic, to the kind and the time of its beginning.
 pub const SUBSCRIBED: TableDefinition<&str, (u8, u64)> = TableDefinition::new("subscribed");
 
@@ -112,6 +117,8 @@ macro_rules! all {
             UNSENT_BUNDLES,
             LOG_ENDS,
             CHECKPOINTS,
+            CATCH_UPS,
+            CATCH_UP_CHECKPOINTS,
             SUBSCRIBED,
             KEPT_SINCE,
             INDEX_PINS,

@@ -14,7 +14,7 @@ use dim_topics::index::BundlePlace;
 use dim_topics::own_log::LogEnd;
 use dim_topics::reader::Since;
 use prost::Message as _;
-use redb::{ReadableTable as _, ReadableTableMetadata as _, WriteTransaction};
+use redb::{AccessGuard, ReadableTable as _, ReadableTableMetadata as _, WriteTransaction};
 
 use crate::outbox::Row as Publish;
 use crate::{
@@ -63,12 +63,10 @@ impl TopicState {
             state.topics.insert(parse(topic.value())?, since_of(since.value())?);
         }
         for row in snapshot.table(CHECKPOINTS)?.iter()? {
-            let (key, checkpoint) = row?;
-            let (topic, id) = key.value();
-            let checkpoint = CheckpointRow::read(checkpoint.value())?;
-            let (writer, id) = id.split_at_checked(32).ok_or_else(|| corrupt("a short key"))?;
-            let checkpoint = checkpoint.into_checkpoint(incarnation(id)?)?;
-            state.checkpoints.push((parse(topic)?, WriterId(fixed(writer)?), checkpoint));
+            let (key, row) = row?;
+            let (topic, key) = key.value();
+            let (writer, checkpoint) = checkpoint(key, row.value())?;
+            state.checkpoints.push((parse(topic)?, writer, checkpoint));
         }
         for row in snapshot.table(KEPT_SINCE)?.iter()? {
             let (topic, time) = row?;
@@ -194,22 +192,49 @@ pub fn sent(write: &WriteTransaction, digests: &[Digest]) -> Result<(), StoreErr
 /// Writes the position after a delivery.
 pub fn advance(write: &WriteTransaction, delivery: &Delivery) -> Result<(), StoreError> {
     let mut table = write.open_table(CHECKPOINTS)?;
-    let topic = delivery.topic.as_str();
-    let key = |id: &Incarnation| [delivery.writer.0.as_slice(), &id.0].concat();
-    if let Some(replaced) = &delivery.replaced {
-        let before =
-            table.get((topic, key(replaced).as_slice()))?.map(|row| CheckpointRow::read(row.value()));
-        if let Some(row) = before.transpose()? {
-            let row = CheckpointRow { is_replaced: true, ..row }.encode_to_vec();
-            table.insert((topic, key(replaced).as_slice()), row.as_slice())?;
-        }
+    let topic = delivery.stream.topic.as_str();
+    for (key, row) in checkpoint_rows(delivery, |key| row_of(table.get((topic, key))?))? {
+        match row {
+            Some(row) => table.insert((topic, key.as_slice()), row.as_slice())?,
+            None => table.remove((topic, key.as_slice()))?,
+        };
     }
-    for removed in &delivery.removed {
-        table.remove((topic, key(removed).as_slice()))?;
-    }
-    let row = CheckpointRow::from(&delivery.checkpoint).encode_to_vec();
-    table.insert((topic, key(&delivery.checkpoint.incarnation).as_slice()), row.as_slice())?;
     Ok(())
+}
+
+/// The key of a row, and its new content; `None` if it is removed.
+type ChangedRow = (Vec<u8>, Option<Vec<u8>>);
+
+/// Returns the changed rows of positions after a delivery: the keys with the new rows, or `None` for a row that is
+/// removed. `before` returns the present row of a key.
+pub(crate) fn checkpoint_rows(
+    delivery: &Delivery,
+    before: impl Fn(&[u8]) -> Result<Option<Vec<u8>>, StoreError>,
+) -> Result<Vec<ChangedRow>, StoreError> {
+    let key = |id: &Incarnation| [delivery.writer.0.as_slice(), &id.0].concat();
+    let mut rows = Vec::new();
+    if let Some(replaced) = &delivery.replaced
+        && let Some(row) = before(&key(replaced))?
+    {
+        let row = CheckpointRow { is_replaced: true, ..CheckpointRow::read(&row)? };
+        rows.push((key(replaced), Some(row.encode_to_vec())));
+    }
+    rows.extend(delivery.removed.iter().map(|removed| (key(removed), None)));
+    let row = CheckpointRow::from(&delivery.checkpoint).encode_to_vec();
+    rows.push((key(&delivery.checkpoint.incarnation), Some(row)));
+    Ok(rows)
+}
+
+/// Decodes the row of a position. Its key is the writer and the incarnation.
+pub(crate) fn checkpoint(key: &[u8], row: &[u8]) -> Result<(WriterId, Checkpoint), StoreError> {
+    let (writer, id) = key.split_at_checked(32).ok_or_else(|| corrupt("a short key"))?;
+    let checkpoint = CheckpointRow::read(row)?.into_checkpoint(incarnation(id)?)?;
+    Ok((WriterId(fixed(writer)?), checkpoint))
+}
+
+/// The bytes of a row, if there is one.
+pub(crate) fn row_of(row: Option<AccessGuard<'_, &'static [u8]>>) -> Result<Option<Vec<u8>>, StoreError> {
+    Ok(row.map(|row| row.value().to_vec()))
 }
 
 /// The maximum number of alarms that are kept. The oldest are removed.
@@ -647,7 +672,7 @@ mod tests {
             floor: Timestamp(2),
         };
         let delivery = |checkpoint: Checkpoint, removed| Delivery {
-            topic: topic(),
+            stream: dim_topics::action::Stream::main(topic()),
             writer: WriterId([6; 32]),
             first: 5,
             outcome: dim_topics::action::Outcome::Events(Vec::new()),

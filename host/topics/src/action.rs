@@ -21,6 +21,23 @@ pub const MAX_UNCOMMITTED: usize = 16 << 20;
 /// The maximum number of blocks that are fetched at once, over all writers.
 pub const MAX_FETCHES: usize = 32;
 
+/// A reading of a topic.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stream {
+    /// The topic.
+    pub topic: Topic,
+    /// The number of the catch-up that reads the topic for one receiver; `None` for the reading whose events come to all
+    /// receivers.
+    pub catch_up: Option<u64>,
+}
+
+impl Stream {
+    /// The reading of a topic whose events come to all receivers.
+    pub fn main(topic: Topic) -> Self {
+        Self { topic, catch_up: None }
+    }
+}
+
 /// A request to the driver.
 #[derive(Clone, Debug)]
 pub enum Action {
@@ -35,8 +52,8 @@ pub enum Action {
     PublishHead(Bytes),
     /// Fetch a block, and call `fetched` or `fetch_failed`.
     Fetch {
-        /// The topic.
-        topic: Topic,
+        /// The reading.
+        stream: Stream,
         /// The writer.
         writer: WriterId,
         /// The bundle.
@@ -44,8 +61,8 @@ pub enum Action {
     },
     /// Fetch a node of the index of a writer, and call `node_fetched`.
     FetchNode {
-        /// The topic.
-        topic: Topic,
+        /// The reading.
+        stream: Stream,
         /// The writer.
         writer: WriterId,
         /// The node.
@@ -54,6 +71,9 @@ pub enum Action {
     /// Append events or a gap to the event log and store the checkpoint, in one transaction, and call `committed`.
     /// The deliveries of a topic and writer are made durable in the order of their actions.
     Deliver(Delivery),
+    /// A catch-up has received what the main reading of its topic has. Its receiver gets the events of the main reading
+    /// from the place of this action among the deliveries on.
+    CaughtUp(Stream),
     /// Provide a stored bundle of this member, or a node of an own index, again: another member cannot fetch it.
     Resend(Digest),
     /// Show the finding to the operator.
@@ -63,8 +83,8 @@ pub enum Action {
 /// Consecutive events of an incarnation, or a gap in them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivery {
-    /// The topic.
-    pub topic: Topic,
+    /// The reading.
+    pub stream: Stream,
     /// The writer.
     pub writer: WriterId,
     /// The sequence of the first event, or of the first missing one.

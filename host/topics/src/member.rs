@@ -4,6 +4,7 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use bytes::Bytes;
 use dim_model::ident::Topic;
 use dim_model::time::Timestamp;
 
-use crate::action::{Action, Budget, Checkpoint};
+use crate::action::{Action, Budget, Checkpoint, Delivery, Stream};
 use crate::alarm::{Alarm, Finding};
 use crate::bundle::{Bundle, Event, Listed, MAX_MESSAGE};
 use crate::head::{Head, Place, Received};
@@ -140,17 +141,21 @@ pub struct Member {
     actions: Vec<Action>,
 }
 
+/// A reading of a topic, and a writer.
+type ReaderKey = (Stream, WriterId);
+
 /// The readers of all topics and writers.
 #[derive(Debug, Default)]
 struct Readers {
-    topics: BTreeMap<Topic, Since>,
-    all: BTreeMap<(Topic, WriterId), Reader>,
+    /// The readings of topics.
+    streams: BTreeMap<Stream, Since>,
+    all: BTreeMap<ReaderKey, Reader>,
     budget: Budget,
     /// The readers that wait for a limit that all readers share.
-    blocked: BTreeSet<(Topic, WriterId)>,
+    blocked: BTreeSet<ReaderKey>,
     /// The readers with work at a time.
-    timers: BTreeSet<(Moment, Topic, WriterId)>,
-    timer_of: BTreeMap<(Topic, WriterId), Moment>,
+    timers: BTreeSet<(Moment, ReaderKey)>,
+    timer_of: BTreeMap<ReaderKey, Moment>,
 }
 
 /// The heads of this member.
@@ -172,14 +177,15 @@ impl Member {
     pub fn new(setup: Setup, now: Now) -> Self {
         let Setup { mut author, past, logs, topics, checkpoints, seed } = setup;
         let id = author.id();
-        let mut readers = Readers { topics, ..Readers::default() };
+        let streams = topics.into_iter().map(|(topic, since)| (Stream::main(topic), since)).collect();
+        let mut readers = Readers { streams, ..Readers::default() };
         let mut last = Timestamp(0);
         for (topic, writer, checkpoint) in checkpoints {
             last = last.max(checkpoint.time);
-            let key = (topic.clone(), writer);
-            let reader = readers.all.entry(key).or_insert_with(|| {
+            let stream = Stream::main(topic);
+            let reader = readers.all.entry((stream.clone(), writer)).or_insert_with(|| {
                 let own = if writer == id { own_incarnations(&author, &past) } else { BTreeSet::new() };
-                Reader::new(topic, writer, own, now.moment)
+                Reader::new(stream, writer, own, now.moment)
             });
             reader.resume(&checkpoint);
         }
@@ -230,21 +236,94 @@ impl Member {
 
     /// Subscribes to a topic. Returns false if it is subscribed already.
     pub fn subscribe(&mut self, topic: Topic, since: Since, now: Now) -> bool {
-        let Entry::Vacant(entry) = self.readers.topics.entry(topic) else { return false };
+        let earliest = self.readers.catch_ups_of(&topic).map(|(_, since)| *since).reduce(Since::min);
+        let since = earliest.map_or(since, |earliest| earliest.min(since));
+        let Entry::Vacant(entry) = self.readers.streams.entry(Stream::main(topic)) else { return false };
         entry.insert(since);
         self.ask(now.moment);
         true
     }
 
-    /// Ends a subscription. The positions in its logs are forgotten.
+    /// The place from which on the events of a topic are wanted; `None` if it is not subscribed.
+    pub fn since(&self, topic: &Topic) -> Option<Since> {
+        self.readers.streams.get(&Stream::main(topic.clone())).copied()
+    }
+
+    /// Ends a subscription, and the catch-ups of its topic. The positions in its logs are forgotten.
     pub fn unsubscribe(&mut self, topic: &Topic) {
-        self.readers.topics.remove(topic);
-        let removed = self.readers.all.extract_if(.., |(of, _), _| of == topic);
-        let freed = removed.map(|(_, reader)| reader.buffered()).sum();
-        self.readers.budget.release(freed);
-        self.readers.blocked.retain(|(of, _)| of != topic);
-        self.readers.timers.retain(|(_, of, _)| of != topic);
-        self.readers.timer_of.retain(|(of, _), _| of != topic);
+        self.readers.remove(|stream| stream.topic == *topic);
+    }
+
+    /// Reads a topic once more, for one receiver, until it has caught up with the main reading of the topic. Continues
+    /// at `checkpoints`. The main reading then wants events of new writers from the same place on.
+    pub fn catch_up(
+        &mut self,
+        number: u64,
+        topic: Topic,
+        since: Since,
+        checkpoints: Vec<(WriterId, Checkpoint)>,
+        now: Now,
+    ) {
+        let main = Stream::main(topic.clone());
+        let stream = Stream { topic, catch_up: Some(number) };
+        if self.readers.streams.contains_key(&stream) {
+            return;
+        }
+        if let Some(earliest) = self.readers.streams.get_mut(&main) {
+            *earliest = earliest.min(since);
+        }
+        self.readers.streams.insert(stream.clone(), since);
+        for (writer, checkpoint) in checkpoints {
+            if self.ensure_reader(&(stream.clone(), writer), now.moment) {
+                let reader = self.readers.all.get_mut(&(stream.clone(), writer)).expect("it was made");
+                reader.resume(&checkpoint);
+            }
+        }
+        let known = self.readers.all.keys().filter(|(of, _)| *of == main).map(|(_, writer)| *writer);
+        for writer in known.filter(|writer| *writer != self.id).collect::<Vec<_>>() {
+            if self.ensure_reader(&(stream.clone(), writer), now.moment) {
+                let mut reader = self.readers.all.remove(&(stream.clone(), writer)).expect("it was made");
+                reader.learn_from(&self.readers.all[&(main.clone(), writer)], since, now.moment);
+                self.readers.all.insert((stream.clone(), writer), reader);
+                self.with_reader(&(stream.clone(), writer), now, |reader, step| reader.advance(step));
+            }
+        }
+        self.ask(now.moment);
+        self.look_for_caught_up();
+    }
+
+    /// The numbers of the catch-ups.
+    pub fn catch_ups(&self) -> impl Iterator<Item = u64> {
+        self.readers.streams.keys().filter_map(|stream| stream.catch_up)
+    }
+
+    /// Ends a catch-up.
+    pub fn end_catch_up(&mut self, number: u64) {
+        self.readers.remove(|stream| stream.catch_up == Some(number));
+    }
+
+    /// Ends the catch-ups that have received everything that the main readings of their topics have.
+    fn look_for_caught_up(&mut self) {
+        let streams = self.readers.streams.keys().filter(|stream| stream.catch_up.is_some());
+        let done: Vec<Stream> = streams.filter(|stream| self.has_caught_up(stream)).cloned().collect();
+        for stream in done {
+            self.readers.remove(|it| *it == stream);
+            self.actions.push(Action::CaughtUp(stream));
+        }
+    }
+
+    fn has_caught_up(&self, stream: &Stream) -> bool {
+        let main = Stream::main(stream.topic.clone());
+        let reader = |stream: &Stream, writer| self.readers.all.get(&(stream.clone(), writer));
+        let mut writers =
+            self.readers.all.range(of_stream(&main)).map(|((_, writer), reader)| (*writer, reader));
+        let has_writer = |(writer, main): (WriterId, &Reader)| {
+            writer == self.id || reader(stream, writer).is_some_and(|it| it.has_caught_up_with(main))
+        };
+        let mut others = self.readers.all.range(of_stream(stream)).map(|((_, writer), _)| *writer);
+        self.readers.streams.contains_key(&main)
+            && writers.all(has_writer)
+            && others.all(|writer| reader(&main, writer).is_some())
     }
 
     /// Sets the place of the daemon that heads name.
@@ -333,22 +412,25 @@ impl Member {
 
     /// Takes in a bundle that arrived as a message.
     pub fn receive(&mut self, bundle: Arc<Bundle>, now: Now) {
-        self.take(bundle, false, now);
+        for stream in self.readers.streams_of(&bundle.header.topic) {
+            self.take(&stream, bundle.clone(), false, now);
+        }
+        self.look_for_caught_up();
     }
 
     /// Takes in a block that was fetched, by the place for which it was requested.
     pub fn fetched(
         &mut self,
-        topic: &Topic,
+        stream: &Stream,
         writer: &WriterId,
         listed: &Listed,
         bundle: Arc<Bundle>,
         now: Now,
     ) {
-        self.end_fetch(topic, writer, listed, now);
-        let is_wanted = bundle.header.topic == *topic && bundle.header.writer == *writer;
+        self.end_fetch(stream, writer, listed, now);
+        let is_wanted = bundle.header.topic == stream.topic && bundle.header.writer == *writer;
         if is_wanted && bundle.listed() == *listed {
-            self.take(bundle, true, now);
+            self.take(stream, bundle, true, now);
         }
         self.advance_blocked(now);
     }
@@ -356,7 +438,7 @@ impl Member {
     /// Takes in a node of an index that was fetched; `None` if it cannot be had.
     pub fn node_fetched(
         &mut self,
-        topic: &Topic,
+        stream: &Stream,
         writer: &WriterId,
         digest: &Digest,
         block: Option<&[u8]>,
@@ -365,33 +447,29 @@ impl Member {
         let budget = &mut self.readers.budget;
         budget.fetches = budget.fetches.saturating_sub(1);
         let node = block.and_then(|block| Node::open(block).ok());
-        let key = (topic.clone(), *writer);
+        let key = (stream.clone(), *writer);
         self.with_reader(&key, now, |reader, step| reader.take_node(digest, node, step));
         self.advance_blocked(now);
     }
 
     /// Notes that a block could not be fetched, or is no bundle.
-    pub fn fetch_failed(&mut self, topic: &Topic, writer: &WriterId, listed: &Listed, now: Now) {
-        self.end_fetch(topic, writer, listed, now);
-        let key = (topic.clone(), *writer);
+    pub fn fetch_failed(&mut self, stream: &Stream, writer: &WriterId, listed: &Listed, now: Now) {
+        self.end_fetch(stream, writer, listed, now);
+        let key = (stream.clone(), *writer);
         self.with_reader(&key, now, |reader, step| reader.advance(step));
         self.advance_blocked(now);
     }
 
     /// Notes that a delivery is durable.
-    pub fn committed(
-        &mut self,
-        topic: &Topic,
-        writer: &WriterId,
-        checkpoint: &Checkpoint,
-        bytes: usize,
-        now: Now,
-    ) {
+    pub fn committed(&mut self, delivery: &Delivery, now: Now) {
+        let Delivery { stream, writer, checkpoint, .. } = delivery;
         let budget = &mut self.readers.budget;
-        budget.uncommitted = budget.uncommitted.saturating_sub(bytes);
-        if let Some(reader) = self.readers.all.get_mut(&(topic.clone(), *writer)) {
+        budget.uncommitted = budget.uncommitted.saturating_sub(delivery.bytes());
+        if let Some(reader) = self.readers.all.get_mut(&(stream.clone(), *writer)) {
             reader.committed(&checkpoint.incarnation, checkpoint.next);
-            self.heads.schedule.received(now.moment, self.others.len());
+            if stream.catch_up.is_none() {
+                self.heads.schedule.received(now.moment, self.others.len());
+            }
         }
         self.advance_blocked(now);
     }
@@ -419,31 +497,34 @@ impl Member {
         }
         self.resend(&head, now.moment);
         self.look_at_received(&head, now);
-        for topic in self.readers.topics.keys() {
-            if let Some(reader) = self.readers.all.get_mut(&(topic.clone(), head.writer)) {
+        for stream in self.readers.streams.keys() {
+            if let Some(reader) = self.readers.all.get_mut(&(stream.clone(), head.writer)) {
                 reader.hear(now.moment);
             }
         }
         for log in &head.topics {
-            let key = (log.topic.clone(), head.writer);
-            if self.ensure_reader(&key, now.moment) {
-                let process = (head.incarnation, head.began);
-                self.with_reader(&key, now, |reader, step| reader.take_head(log, process, step));
+            for stream in self.readers.streams_of(&log.topic) {
+                let key = (stream, head.writer);
+                if self.ensure_reader(&key, now.moment) {
+                    let process = (head.incarnation, head.began);
+                    self.with_reader(&key, now, |reader, step| reader.take_head(log, process, step));
+                }
             }
         }
         self.take_reports(&head, now);
+        self.look_for_caught_up();
     }
 
     /// Does what is due.
     pub fn wake(&mut self, now: Now) {
-        while let Some((at, topic, writer)) = self.readers.timers.first().cloned()
+        while let Some((at, key)) = self.readers.timers.first().cloned()
             && at <= now.moment
         {
             self.readers.timers.pop_first();
-            let key = (topic, writer);
             self.readers.timer_of.remove(&key);
             self.with_reader(&key, now, |reader, step| reader.advance(step));
         }
+        self.look_for_caught_up();
         let wants = self.wants();
         if self.readers.all.values().any(Reader::needs_head) {
             self.ask(now.moment);
@@ -458,7 +539,7 @@ impl Member {
 
     /// The time at which [`Member::wake`] has work.
     pub fn deadline(&self) -> Moment {
-        let timer = self.readers.timers.first().map(|(at, ..)| *at);
+        let timer = self.readers.timers.first().map(|(at, _)| *at);
         timer.map_or(self.heads.schedule.next(), |at| at.min(self.heads.schedule.next()))
     }
 
@@ -469,8 +550,8 @@ impl Member {
 
     /// The writers of a topic.
     pub fn writers(&self, topic: &Topic) -> Vec<WriterStatus> {
-        let of_topic = self.readers.all.iter().filter(|((of, _), _)| of == topic);
-        let status = |((_, writer), reader): (&(Topic, WriterId), &Reader)| WriterStatus {
+        let of_topic = self.readers.all.range(of_stream(&Stream::main(topic.clone())));
+        let status = |((_, writer), reader): (&ReaderKey, &Reader)| WriterStatus {
             writer: *writer,
             positions: reader.positions().collect(),
             counters: reader.counters(),
@@ -502,7 +583,7 @@ impl Member {
 
     /// The findings about writers.
     pub fn alarms(&self) -> Vec<Alarm> {
-        let of = |((topic, writer), reader): (&(Topic, WriterId), &Reader)| -> Vec<Alarm> {
+        let of = |((Stream { topic, .. }, writer), reader): (&ReaderKey, &Reader)| -> Vec<Alarm> {
             let alarm =
                 |finding: &Finding| Alarm { topic: topic.clone(), writer: *writer, finding: finding.clone() };
             reader.alarms().map(alarm).collect()
@@ -527,11 +608,11 @@ impl Member {
         self.readers.budget
     }
 
-    fn take(&mut self, bundle: Arc<Bundle>, fetched: bool, now: Now) {
-        let key = (bundle.header.topic.clone(), bundle.header.writer);
+    fn take(&mut self, stream: &Stream, bundle: Arc<Bundle>, fetched: bool, now: Now) {
+        let key = (stream.clone(), bundle.header.writer);
         let is_own = key.1 == self.id;
         // The echo of an own bundle. Another program with the same key has others.
-        if is_own && !self.is_beyond_own_log(&key.0, &bundle.header.incarnation, bundle.next()) {
+        if is_own && !self.is_beyond_own_log(&stream.topic, &bundle.header.incarnation, bundle.next()) {
             return;
         }
         if !self.ensure_reader(&key, now.moment) {
@@ -574,7 +655,7 @@ impl Member {
     fn continue_past(&mut self, bundle: &Bundle) {
         let header = &bundle.header;
         let end = self.logs.get(&header.topic).and_then(|log| log.end_of(&header.incarnation));
-        let reader = self.readers.all.get_mut(&(header.topic.clone(), header.writer));
+        let reader = self.readers.all.get_mut(&(Stream::main(header.topic.clone()), header.writer));
         if let (Some(end), Some(reader)) = (end, reader)
             && !reader.follows(&header.incarnation)
         {
@@ -605,7 +686,7 @@ impl Member {
     fn look_at_received(&mut self, head: &Head, now: Now) {
         for Received { topic, writer, incarnation, next } in &head.received {
             if *writer != self.id {
-                let key = (topic.clone(), *writer);
+                let key = (Stream::main(topic.clone()), *writer);
                 self.with_reader(&key, now, |reader, step| reader.compare(incarnation, *next, step));
             } else if self.is_beyond_own_log(topic, incarnation, *next) {
                 self.alarm_of_own_key(topic.clone(), *incarnation);
@@ -617,7 +698,7 @@ impl Member {
     fn take_reports(&mut self, head: &Head, now: Now) {
         let finding = Finding::Reported { by: head.writer };
         for (topic, writer) in &head.alarms {
-            let key = (topic.clone(), *writer);
+            let key = (Stream::main(topic.clone()), *writer);
             if *writer == self.id {
                 self.own_alarm(topic.clone(), finding.clone());
             } else if self.ensure_reader(&key, now.moment) {
@@ -684,17 +765,17 @@ impl Member {
         }
     }
 
-    /// Makes sure that there is a reader. Returns false if the topic is not subscribed or has too many writers.
-    fn ensure_reader(&mut self, key: &(Topic, WriterId), now: Moment) -> bool {
-        let Readers { topics, all, .. } = &mut self.readers;
-        if !topics.contains_key(&key.0) {
+    /// Makes sure that there is a reader. Returns false if the topic is not subscribed or has too many writers. A catch-up
+    /// does not read the logs of this member.
+    fn ensure_reader(&mut self, key: &ReaderKey, now: Moment) -> bool {
+        let Readers { streams, all, .. } = &mut self.readers;
+        if !streams.contains_key(&key.0) || key.0.catch_up.is_some() && key.1 == self.id {
             return false;
         }
         if all.contains_key(key) {
             return true;
         }
-        let (lowest, highest) = ((key.0.clone(), WriterId([0; 32])), (key.0.clone(), WriterId([255; 32])));
-        if all.range(lowest..=highest).count() >= MAX_WRITERS {
+        if all.range(of_stream(&key.0)).count() >= MAX_WRITERS {
             self.counters.refused += 1;
             return false;
         }
@@ -704,15 +785,10 @@ impl Member {
     }
 
     /// Runs a step of a reader, and notes when it has work again.
-    fn with_reader(
-        &mut self,
-        key: &(Topic, WriterId),
-        now: Now,
-        run: impl FnOnce(&mut Reader, &mut Step<'_>),
-    ) {
+    fn with_reader(&mut self, key: &ReaderKey, now: Now, run: impl FnOnce(&mut Reader, &mut Step<'_>)) {
         let connected_since = self.connection.connected_since(now.moment);
-        let Readers { topics, all, budget, blocked, timers, timer_of } = &mut self.readers;
-        let (Some(reader), Some(since)) = (all.get_mut(key), topics.get(&key.0)) else { return };
+        let Readers { streams, all, budget, blocked, timers, timer_of } = &mut self.readers;
+        let (Some(reader), Some(since)) = (all.get_mut(key), streams.get(&key.0)) else { return };
         let actions = &mut self.actions;
         let mut step = Step { now, since: *since, connected_since, budget, actions, is_blocked: false };
         run(reader, &mut step);
@@ -721,18 +797,18 @@ impl Member {
         }
         let deadline = reader.deadline(connected_since, now.moment);
         if let Some(before) = timer_of.remove(key) {
-            timers.remove(&(before, key.0.clone(), key.1));
+            timers.remove(&(before, key.clone()));
         }
         if let Some(at) = deadline {
-            timers.insert((at, key.0.clone(), key.1));
+            timers.insert((at, key.clone()));
             timer_of.insert(key.clone(), at);
         }
     }
 
-    fn end_fetch(&mut self, topic: &Topic, writer: &WriterId, listed: &Listed, now: Now) {
+    fn end_fetch(&mut self, stream: &Stream, writer: &WriterId, listed: &Listed, now: Now) {
         let budget = &mut self.readers.budget;
         budget.fetches = budget.fetches.saturating_sub(1);
-        let key = (topic.clone(), *writer);
+        let key = (stream.clone(), *writer);
         self.with_reader(&key, now, |reader, step| reader.fetch_ended(&listed.digest, step.now.moment));
     }
 
@@ -741,6 +817,7 @@ impl Member {
         for key in std::mem::take(&mut self.readers.blocked) {
             self.with_reader(&key, now, |reader, step| reader.advance(step));
         }
+        self.look_for_caught_up();
     }
 
     fn wants(&self) -> Vec<(WriterId, Digest)> {
@@ -759,7 +836,8 @@ impl Member {
 
     fn send_head(&mut self, wants: Vec<(WriterId, Digest)>, now: Now) {
         let mut topics: Vec<_> = self.logs.iter().filter_map(|(topic, log)| log.head(topic)).collect();
-        let mut received: Vec<_> = self.readers.all.values().flat_map(Reader::received).collect();
+        let main = self.readers.all.iter().filter(|((stream, _), _)| stream.catch_up.is_none());
+        let mut received: Vec<_> = main.flat_map(|(_, reader)| reader.received()).collect();
         let (topic_turn, received_turn) = self.heads.turns;
         let (logs, positions) = (topics.len().max(1), received.len().max(1));
         topics.rotate_left(topic_turn.min(logs) % logs);
@@ -790,6 +868,36 @@ impl Member {
         self.heads.schedule.sent(now.moment, self.others.len());
         self.actions.push(Action::PublishHead(signed.block));
     }
+}
+
+impl Readers {
+    /// The readings of a topic.
+    fn streams_of(&self, topic: &Topic) -> Vec<Stream> {
+        let lowest = Stream::main(topic.clone());
+        let streams = self.streams.range(lowest..).map(|(stream, _)| stream);
+        streams.take_while(|stream| stream.topic == *topic).cloned().collect()
+    }
+
+    /// The catch-ups of a topic.
+    fn catch_ups_of<'a>(&'a self, topic: &'a Topic) -> impl Iterator<Item = (&'a Stream, &'a Since)> {
+        self.streams.iter().filter(move |(stream, _)| stream.topic == *topic && stream.catch_up.is_some())
+    }
+
+    /// Removes readings with their positions.
+    fn remove(&mut self, is_gone: impl Fn(&Stream) -> bool) {
+        self.streams.retain(|stream, _| !is_gone(stream));
+        let removed = self.all.extract_if(.., |(stream, _), _| is_gone(stream));
+        let freed = removed.map(|(_, reader)| reader.buffered()).sum();
+        self.budget.release(freed);
+        self.blocked.retain(|(stream, _)| !is_gone(stream));
+        self.timers.retain(|(_, (stream, _))| !is_gone(stream));
+        self.timer_of.retain(|(stream, _), _| !is_gone(stream));
+    }
+}
+
+/// The keys of all readers of a stream.
+fn of_stream(stream: &Stream) -> RangeInclusive<ReaderKey> {
+    (stream.clone(), WriterId([0; 32]))..=(stream.clone(), WriterId([255; 32]))
 }
 
 /// All incarnations of a member that its store knows.

@@ -9,10 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dim_model::ident::Topic;
 use dim_model::time::Timestamp;
 
-use crate::action::{Action, Budget, Checkpoint, Delivery, GapReason, Outcome};
+use crate::action::{Action, Budget, Checkpoint, Delivery, GapReason, Outcome, Stream};
 use crate::alarm::{Alarm, Finding};
 use crate::bundle::{Bundle, MAX_MESSAGE, Start};
 use crate::head::{LogHead, Received};
@@ -52,10 +51,23 @@ const TRIES_BEFORE_WANT: u32 = 1;
 pub enum Since {
     /// From the time of the subscription on, and from the first bundle or head that it hears of a writer.
     Head(Timestamp),
-    /// From the first bundle of this time on.
+    /// From the first bundle of this time on, and from the first bundle or head that it hears of a writer.
     Time(Timestamp),
     /// From the earliest event that is kept.
     Earliest,
+}
+
+impl Since {
+    /// The earlier one of two places.
+    pub fn min(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Earliest, _) | (_, Self::Earliest) => Self::Earliest,
+            (Self::Head(one), Self::Head(other)) => Self::Head(one.min(other)),
+            (Self::Head(one) | Self::Time(one), Self::Head(other) | Self::Time(other)) => {
+                Self::Time(one.min(other))
+            }
+        }
+    }
 }
 
 /// The work of one step of a reader: the time, the limits that all readers share, and the results.
@@ -102,7 +114,7 @@ pub struct ReaderCounters {
 /// The log of one writer on one topic.
 #[derive(Debug)]
 pub struct Reader {
-    topic: Topic,
+    stream: Stream,
     writer: WriterId,
     incarnations: BTreeMap<Incarnation, IncarnationReader>,
     /// For each continued incarnation: those that continue it, in the order in which they were seen.
@@ -130,9 +142,9 @@ pub struct Reader {
 
 impl Reader {
     /// Creates the reader of a writer that is heard for the first time. It does not read the incarnations `own`.
-    pub fn new(topic: Topic, writer: WriterId, own: BTreeSet<Incarnation>, now: Moment) -> Self {
+    pub fn new(stream: Stream, writer: WriterId, own: BTreeSet<Incarnation>, now: Moment) -> Self {
         Self {
-            topic,
+            stream,
             writer,
             incarnations: BTreeMap::new(),
             successors: BTreeMap::new(),
@@ -164,6 +176,75 @@ impl Reader {
         if *is_replaced {
             self.replaced.push(*incarnation);
         }
+    }
+
+    /// Learns from the main reading of the topic, for a catch-up, which incarnations there are and where they end, because
+    /// their writer may be gone.
+    pub fn learn_from(&mut self, main: &Reader, since: Since, now: Moment) {
+        for (id, known) in &main.incarnations {
+            let Some(next) = known.next else { continue };
+            if self.incarnations.contains_key(id) || self.was_removed(known) {
+                continue;
+            }
+            let mut reader = IncarnationReader::new(known.began, next);
+            reader.end = next;
+            match since {
+                // It wants nothing of the incarnation that the main reading has.
+                Since::Time(time) | Since::Head(time) if known.time < time => {
+                    (reader.next, reader.durable) = (Some(next), next);
+                    (reader.last, reader.time) = (known.last, known.time);
+                    reader.before = Before::Nothing;
+                }
+                _ => {
+                    // Nothing else is known, so there is no conflict.
+                    let _ = known.last.map(|last| reader.learn(last, now));
+                }
+            }
+            self.incarnations.insert(*id, reader);
+        }
+        self.kept = self.kept.max(main.kept);
+    }
+
+    /// Whether everything that the main reading of the topic has delivered is delivered here, and what it does not know.
+    pub fn has_caught_up_with(&self, main: &Reader) -> bool {
+        let is_known = |(id, known): (&Incarnation, &IncarnationReader)| match self.incarnations.get(id) {
+            Some(reader) => reader.next.is_some() && reader.next == known.next,
+            None => known.next.is_some() && self.was_removed(known),
+        };
+        let passed = self.incarnations_before(main);
+        // The main reading may still read an incarnation that it does not know.
+        let is_done = |(id, reader): (&Incarnation, &IncarnationReader)| {
+            main.incarnations.contains_key(id) || reader.is_complete() && passed.contains(id)
+        };
+        main.incarnations.iter().all(is_known) && self.incarnations.iter().all(is_done)
+    }
+
+    /// The incarnation before another one, from its first bundle or from the last head.
+    fn incarnation_before(&self, id: &Incarnation) -> Option<Incarnation> {
+        match self.incarnations.get(id).map(|it| &it.before) {
+            Some(Before::Incarnation(start)) => Some(start.previous),
+            _ => self.chain.get(id).map(|(previous, _)| *previous),
+        }
+    }
+
+    /// The incarnations before those of which the main reading has passed the beginning. It never reads them.
+    fn incarnations_before(&self, main: &Reader) -> BTreeSet<Incarnation> {
+        let mut passed = BTreeSet::new();
+        let begun = main.incarnations.iter().filter(|(_, it)| it.next.is_some_and(|next| next > 0));
+        for (id, _) in begun {
+            let mut at = *id;
+            while let Some(previous) = self.incarnation_before(&at)
+                && passed.insert(previous)
+            {
+                at = previous;
+            }
+        }
+        passed
+    }
+
+    /// Whether an incarnation of the main reading is one of those that were replaced long ago and removed here.
+    fn was_removed(&self, known: &IncarnationReader) -> bool {
+        self.floor > Timestamp(0) && known.time.max(known.began) <= self.floor
     }
 
     /// Takes in a bundle. `fetched` says whether it was fetched.
@@ -384,7 +465,7 @@ impl Reader {
     /// The durable positions, for heads.
     pub fn received(&self) -> impl Iterator<Item = Received> {
         self.incarnations.iter().filter(|(_, it)| it.next.is_some()).map(|(incarnation, it)| Received {
-            topic: self.topic.clone(),
+            topic: self.stream.topic.clone(),
             writer: self.writer,
             incarnation: *incarnation,
             next: it.durable,
@@ -412,8 +493,9 @@ impl Reader {
 
     /// Reports a finding, once.
     pub fn alarm(&mut self, finding: Finding, step: &mut Step<'_>) {
-        if self.alarms.insert(finding.clone()) {
-            let (topic, writer) = (self.topic.clone(), self.writer);
+        // The main reading of the topic reports it.
+        if self.stream.catch_up.is_none() && self.alarms.insert(finding.clone()) {
+            let (topic, writer) = (self.stream.topic.clone(), self.writer);
             step.actions.push(Action::Alarm(Alarm { topic, writer, finding }));
         }
     }
@@ -524,9 +606,9 @@ impl Reader {
         let is_replaced = self.replaced.contains(&id);
         let replaced = before.filter(|_| first == 0).map(|(previous, _)| previous);
         let removed = replaced.map_or_else(Vec::new, |previous| self.replace(previous, step.budget));
-        let (topic, writer, floor) = (self.topic.clone(), self.writer, self.floor);
+        let (stream, writer, floor) = (self.stream.clone(), self.writer, self.floor);
         let checkpoint = Checkpoint { incarnation: id, began, next, last, time, before, is_replaced, floor };
-        let delivery = Delivery { topic, writer, first, outcome, checkpoint, replaced, removed };
+        let delivery = Delivery { stream, writer, first, outcome, checkpoint, replaced, removed };
         step.budget.uncommitted += delivery.bytes();
         step.actions.push(Action::Deliver(delivery));
     }
@@ -587,7 +669,7 @@ impl Reader {
     /// Learns the end of an incarnation from its successor.
     fn learn_end(&mut self, start: &Start, step: &mut Step<'_>) {
         let reader = self.incarnations.get_mut(&start.previous).expect("the caller has looked");
-        if reader.end >= start.next {
+        if reader.end >= start.next && !reader.lacks_places() {
             return;
         }
         let conflicts: Vec<_> =
@@ -684,7 +766,8 @@ impl Reader {
             self.incarnations.insert(previous, reader);
         }
         let reader = &self.incarnations[&previous];
-        match reader.next.filter(|_| reader.is_complete()) {
+        let has_no_place = reader.known.is_empty() && reader.next.is_none();
+        match reader.next.filter(|_| reader.is_complete()).or(has_no_place.then_some(0)) {
             Some(next) if next < end => self.skip(previous, next, end, reason.clone(), step),
             position => position.is_some(),
         }
@@ -719,8 +802,8 @@ impl Reader {
         }
         self.index.fetching();
         step.budget.fetches += 1;
-        let (topic, writer) = (self.topic.clone(), self.writer);
-        step.actions.push(Action::FetchNode { topic, writer, digest });
+        let (stream, writer) = (self.stream.clone(), self.writer);
+        step.actions.push(Action::FetchNode { stream, writer, digest });
     }
 
     /// Requests the missing bundles that are needed first.
@@ -755,7 +838,7 @@ impl Reader {
                 flights += 1;
                 step.budget.fetches += 1;
                 step.actions.push(Action::Fetch {
-                    topic: self.topic.clone(),
+                    stream: self.stream.clone(),
                     writer: self.writer,
                     listed: known.listed,
                 });
@@ -767,6 +850,7 @@ impl Reader {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use dim_model::ident::Topic;
     use ed25519_dalek::SigningKey;
 
     use super::*;
@@ -793,7 +877,8 @@ mod tests {
                 actions: &mut actions,
                 is_blocked: false,
             };
-            let mut reader = Reader::new(topic.clone(), author.id(), BTreeSet::new(), now.moment);
+            let mut reader =
+                Reader::new(Stream::main(topic.clone()), author.id(), BTreeSet::new(), now.moment);
             reader.take(Arc::new(bundle.clone()), false, &mut step);
             step.now.moment = now.moment.after(Duration::from_secs(1));
             reader.advance(&mut step);

@@ -180,10 +180,8 @@ impl JobTracker {
     /// `trusted_observers`.
     fn verdict(&self, message: &Message) -> Result<(), Failure> {
         let verdict = Verdict::parse(&message.data)?;
-        let believed = match &message.origin {
-            Origin::Plugin(_) | Origin::Host => true,
-            Origin::Peer(peer) => self.config.trusted_observers.contains(peer),
-        };
+        let trusted = &self.config.trusted_observers;
+        let believed = message.origin.peer().is_none_or(|peer| trusted.iter().any(|it| it == peer));
         let now = Time::now();
         let dead = match verdict.death(now) {
             Death::Dead(dead) if believed => Some(dead),

@@ -133,11 +133,11 @@ impl NodeRegistry {
     /// `trusted_observers`.
     fn verdict(&self, message: &Message) -> Result<(), Failure> {
         let verdict = Verdict::parse(&message.data)?;
-        let observer = match &message.origin {
-            Origin::Plugin(_) => Observer::Own,
-            Origin::Host => Observer::Other,
-            Origin::Peer(peer) if self.config.trusted_observers.contains(peer) => Observer::Other,
-            Origin::Peer(_) => return Ok(()),
+        let trusted = &self.config.trusted_observers;
+        let observer = match (&message.origin, message.origin.peer()) {
+            (Origin::Plugin(_), _) => Observer::Own,
+            (_, Some(peer)) if !trusted.iter().any(|it| it == peer) => return Ok(()),
+            _ => Observer::Other,
         };
         let Some(record) = NODES.get_raw(&verdict.node_id)? else { return Ok(()) };
         let Some(mut node) = query::read(&record) else { return Ok(()) };

@@ -13,6 +13,7 @@ use dim_runtime::{Mode, Session, SessionParts};
 use dim_server::host::Host;
 use dim_store::PluginId;
 use dim_store::batch::{Batch, Effects, Timers};
+use dim_store::catch_ups::KeptTopics;
 use dim_store::commit::Progress;
 use dim_store::entry_context::EntryContext;
 use dim_store::event_log::Mailbox;
@@ -59,6 +60,7 @@ fn run(host: &Host, shown: &AtomicU64, stop: &AtomicBool) {
         store: host.storage.store.clone(),
         keys: host.storage.keys.clone(),
         outbox_len: Arc::default(),
+        kept_topics: KeptTopics::All,
         listeners: dim_runtime::Lines::default(),
     };
     let mut session = Session::new(parts, "0".to_owned()).expect("a session");

@@ -6,6 +6,7 @@ use std::hash::BuildHasher as _;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use dim_guest::log::Level;
+use dim_guest::pubsub::Beginning;
 use dim_guest::{Event, Failure, Plugin, Refusal, export_plugin, ipns, json, log, pubsub, state, timers};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -81,7 +82,16 @@ impl Plugin for Probe {
                 note("fired", &json!({ "key": timer.key, "due": timer.due, "now": now }))
             }
             Event::Gap(gap) => {
-                note("gaps", &json!({ "topic": gap.topic, "since": gap.since, "until": gap.until }))
+                let missing = gap.missing.map(|it| {
+                    json!({
+                        "writer": it.writer, "peer": it.peer, "incarnation": it.incarnation,
+                        "first": it.first, "next": it.next,
+                    })
+                });
+                note(
+                    "gaps",
+                    &json!({ "topic": gap.topic, "since": gap.since, "until": gap.until, "missing": missing }),
+                )
             }
             Event::NameChanged(known) => {
                 let document = ipns::get_state(&known.name)
@@ -218,7 +228,14 @@ impl Probe {
             "clear" => answer(timers::clear(&key())),
             "timer-at" => answer(timers::get(&key())),
             "publish" => answer(pubsub::publish(text("topic"), &bytes("data"))),
-            "subscribe" => answer(pubsub::subscribe(text("topic"))),
+            "subscribe" => answer(pubsub::subscribe_from(
+                text("topic"),
+                match (step["from"].as_str(), step["from"].as_u64()) {
+                    (Some("earliest"), _) => Beginning::Earliest,
+                    (_, Some(time)) => Beginning::Time(time),
+                    _ => Beginning::Head,
+                },
+            )),
             "unsubscribe" => answer(pubsub::unsubscribe(text("topic"))),
             "topics" => json!(pubsub::list_topics()),
             "peers" => answer(pubsub::list_peers(text("topic"))),

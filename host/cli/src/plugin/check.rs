@@ -25,9 +25,6 @@ pub struct Check {
     config: Option<PathBuf>,
 }
 
-/// The WIT world that the component was linked against.
-const WORLD: &str = "dim:coordination/plugin@0.1.0";
-
 /// The error for a component that a host would refuse.
 #[derive(Debug, thiserror::Error)]
 #[error("{0} would be refused")]
@@ -71,7 +68,8 @@ impl Check {
                     refused.extend(fits_the_world(&bytes)?);
                 }
                 if refused.is_empty() {
-                    found["world"] = json!(WORLD);
+                    let contract = dim_runtime::version_of(&inspection.imports);
+                    found["world"] = json!(format!("dim:coordination/plugin@{contract}"));
                 }
             }
         }

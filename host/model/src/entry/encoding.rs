@@ -8,7 +8,10 @@ use bytes::{Buf, Bytes, BytesMut};
 use prost::Message as _;
 use thiserror::Error;
 
-use super::{Entry, Event, Generation, Hearing, Kind, MemberEvent, Offset, Origin, Resolution, StruckLimit};
+use super::{
+    Entry, Event, Generation, Hearing, Kind, MemberEvent, Missing, Offset, Origin, Resolution, StruckLimit,
+};
+use crate::beginning::Beginning;
 use crate::ident::{MemberName, PeerName, Topic};
 use crate::time::Timestamp;
 
@@ -110,11 +113,28 @@ fn wire_kind(kind: &Kind) -> wire::entry::Kind {
                 room_document_bytes: room.map(|(.., document_bytes)| document_bytes),
             })
         }
-        Kind::Subscription { plugin, topic, subscribed, by } => W::Subscription(wire::Subscription {
+        Kind::Subscription { plugin, topic, subscribed, beginning, by } => {
+            W::Subscription(wire::Subscription {
+                plugin: plugin.to_string(),
+                topic: topic.to_string(),
+                subscribed: *subscribed,
+                by: by.0,
+                is_from_earliest: *beginning == Beginning::Earliest,
+                from_time: match beginning {
+                    Beginning::Time(time) => Some(time.0),
+                    Beginning::Head | Beginning::Earliest => None,
+                },
+            })
+        }
+        Kind::Earlier { plugin, subscription, event } => W::Earlier(wire::Earlier {
             plugin: plugin.to_string(),
+            subscription: subscription.0,
+            event: Some(wire_event(event)),
+        }),
+        Kind::CaughtUp { plugin, subscription, topic } => W::CaughtUp(wire::CaughtUp {
+            plugin: plugin.to_string(),
+            subscription: subscription.0,
             topic: topic.to_string(),
-            subscribed: *subscribed,
-            by: by.0,
         }),
         Kind::Code { plugin, generation, digest, at, voids } => W::Code(wire::Code {
             plugin: plugin.to_string(),
@@ -161,7 +181,17 @@ fn wire_event(event: &Event) -> wire::Event {
         Event::Message { topic, data, origin } => W::Message(wire_message(topic, data, origin)),
         Event::Timer { key, due } => W::Timer(wire::Timer { key: key.clone(), due: due.0 }),
         Event::NameChanged(resolution) => W::NameChanged(wire_resolution(resolution)),
-        Event::Gap { topic, since, until } => W::Gap(wire_span(topic, *since, *until)),
+        Event::Gap { topic, since, until, missing } => W::Gap(wire::Gap {
+            topic: topic.to_string(),
+            since: since.0,
+            until: until.0,
+            missing: missing.as_ref().map(|it| wire::Missing {
+                writer: Bytes::copy_from_slice(it.writer.multihash()),
+                incarnation: Bytes::copy_from_slice(&it.incarnation),
+                first: it.first,
+                next: it.next,
+            }),
+        }),
     };
     wire::Event { event: Some(event) }
 }
@@ -212,7 +242,22 @@ fn kind_of(wire: wire::entry::Kind) -> Result<Kind, MalformedEntry> {
             plugin: word(&subscription.plugin)?,
             topic: word(&subscription.topic)?,
             subscribed: subscription.subscribed,
+            beginning: match subscription.from_time {
+                _ if subscription.is_from_earliest => Beginning::Earliest,
+                Some(time) => Beginning::Time(Timestamp(time)),
+                None => Beginning::Head,
+            },
             by: Generation(subscription.by),
+        },
+        W::Earlier(earlier) => Kind::Earlier {
+            plugin: word(&earlier.plugin)?,
+            subscription: Offset(earlier.subscription),
+            event: event_of(earlier.event.ok_or_else(|| missing("earlier event"))?)?,
+        },
+        W::CaughtUp(caught_up) => Kind::CaughtUp {
+            plugin: word(&caught_up.plugin)?,
+            subscription: Offset(caught_up.subscription),
+            topic: word(&caught_up.topic)?,
         },
         W::Code(code) => Kind::Code {
             plugin: word(&code.plugin)?,
@@ -252,10 +297,21 @@ fn event_of(wire: wire::Event) -> Result<Event, MalformedEntry> {
         }
         W::Timer(timer) => Event::Timer { key: timer.key, due: Timestamp(timer.due) },
         W::NameChanged(resolution) => Event::NameChanged(resolution_of(resolution)?),
-        W::Gap(span) => {
-            let Hearing { topic, since, until } = span_of(&span)?;
-            Event::Gap { topic, since, until }
-        }
+        W::Gap(gap) => Event::Gap {
+            topic: word(&gap.topic)?,
+            since: Timestamp(gap.since),
+            until: Timestamp(gap.until),
+            missing: gap.missing.map(missing_of).transpose()?,
+        },
+    })
+}
+
+fn missing_of(missing: wire::Missing) -> Result<Missing, MalformedEntry> {
+    Ok(Missing {
+        writer: MemberName::from_multihash(&missing.writer).map_err(MalformedEntry::because)?,
+        incarnation: missing.incarnation.as_ref().try_into().map_err(MalformedEntry::because)?,
+        first: missing.first,
+        next: missing.next,
     })
 }
 
@@ -294,7 +350,7 @@ mod wire {
         pub offset: u64,
         #[prost(fixed64, tag = "2")]
         pub time: u64,
-        #[prost(oneof = "entry::Kind", tags = "3, 4, 6, 7, 8, 9, 10, 11, 12, 13")]
+        #[prost(oneof = "entry::Kind", tags = "3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15")]
         pub kind: Option<entry::Kind>,
     }
 
@@ -321,6 +377,10 @@ mod wire {
             Struck(super::Struck),
             #[prost(message, tag = "13")]
             Code(super::Code),
+            #[prost(message, tag = "14")]
+            Earlier(super::Earlier),
+            #[prost(message, tag = "15")]
+            CaughtUp(super::CaughtUp),
         }
     }
 
@@ -384,6 +444,31 @@ mod wire {
     }
 
     #[derive(Clone, PartialEq, prost::Message)]
+    pub struct Gap {
+        #[prost(string, tag = "1")]
+        pub topic: String,
+        #[prost(fixed64, tag = "2")]
+        pub since: u64,
+        #[prost(fixed64, tag = "3")]
+        pub until: u64,
+        #[prost(message, optional, tag = "4")]
+        pub missing: Option<Missing>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct Missing {
+        /// The multihash of the writer's public key.
+        #[prost(bytes = "bytes", tag = "1")]
+        pub writer: Bytes,
+        #[prost(bytes = "bytes", tag = "2")]
+        pub incarnation: Bytes,
+        #[prost(uint64, tag = "3")]
+        pub first: u64,
+        #[prost(uint64, tag = "4")]
+        pub next: u64,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
     pub struct Heard {
         #[prost(message, repeated, tag = "1")]
         pub topics: Vec<Span>,
@@ -431,7 +516,7 @@ mod wire {
             #[prost(message, tag = "3")]
             NameChanged(super::Resolution),
             #[prost(message, tag = "4")]
-            Gap(super::Span),
+            Gap(super::Gap),
         }
     }
 
@@ -489,6 +574,30 @@ mod wire {
         pub subscribed: bool,
         #[prost(uint32, tag = "4")]
         pub by: u32,
+        #[prost(bool, tag = "5")]
+        pub is_from_earliest: bool,
+        #[prost(fixed64, optional, tag = "6")]
+        pub from_time: Option<u64>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct Earlier {
+        #[prost(string, tag = "1")]
+        pub plugin: String,
+        #[prost(message, optional, tag = "2")]
+        pub event: Option<Event>,
+        #[prost(uint64, tag = "3")]
+        pub subscription: u64,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct CaughtUp {
+        #[prost(string, tag = "1")]
+        pub plugin: String,
+        #[prost(string, tag = "2")]
+        pub topic: String,
+        #[prost(uint64, tag = "3")]
+        pub subscription: u64,
     }
 
     #[derive(Clone, PartialEq, prost::Message)]

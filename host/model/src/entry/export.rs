@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use thiserror::Error;
 
-use super::{Entry, Event, Hearing, Kind, Origin, Resolution};
+use super::{Entry, Event, Generation, Hearing, Kind, Missing, Offset, Origin, Resolution};
+use crate::beginning::Beginning;
 use crate::ident::{IpnsName, KeyName, PeerName, PluginName, Topic};
 use crate::time::Timestamp;
 
@@ -64,6 +65,9 @@ pub enum What {
         topic: Topic,
         /// `host`, `plugin NAME`, `peer ID` or `member WRITER INCARNATION SEQUENCE TIME`.
         from: String,
+        /// The plugin that alone receives it, if it is older than the subscription of that plugin.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        earlier_for: Option<CatchingUp>,
         /// Its bytes.
         #[serde(flatten)]
         data: Data,
@@ -76,6 +80,28 @@ pub enum What {
         since: Timestamp,
         /// The end of the span.
         until: Timestamp,
+        /// On a reliable topic: the events of a member that cannot be had.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        missing: Option<Missing>,
+        /// The plugin that alone receives it, if it is older than the subscription of that plugin.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        earlier_for: Option<CatchingUp>,
+    },
+    /// A plugin begins to receive earlier events of a topic.
+    CatchingUp {
+        /// The plugin and its subscription.
+        #[serde(flatten)]
+        who: CatchingUp,
+        /// The topic.
+        topic: Topic,
+    },
+    /// A plugin has received all earlier events of a topic.
+    CaughtUp {
+        /// The plugin and its subscription.
+        #[serde(flatten)]
+        who: CatchingUp,
+        /// The topic.
+        topic: Topic,
     },
     /// Spans of time in which the host heard topics.
     Heard(Vec<Span>),
@@ -108,6 +134,15 @@ pub enum What {
     },
 }
 
+/// A plugin that receives earlier events.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CatchingUp {
+    /// The plugin.
+    pub plugin: PluginName,
+    /// The offset of the entry of its subscription.
+    pub subscription: u64,
+}
+
 /// A span of time in which the host heard a topic.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -135,7 +170,9 @@ pub enum Malformed {
     #[error("{}", .0.to_string().replace(" at line 1 column ", ", at column "))]
     Line(serde_json::Error),
     /// The record has no content, or more than one.
-    #[error("a record has one of message, gap, heard, peers, name, confirmed and command")]
+    #[error(
+        "a record has one of message, gap, catching_up, caught_up, heard, peers, name, confirmed and command"
+    )]
     Sort,
     /// A message has neither text nor base64, or it has both.
     #[error("a message has either text or base64")]
@@ -215,21 +252,14 @@ impl Record {
     /// document that a name points to.
     pub fn of(entry: &Entry, document: impl FnOnce(&Resolution) -> Option<Vec<u8>>) -> Option<Self> {
         let what = match &entry.kind {
-            Kind::Event(Event::Message { topic, data, origin }) => {
-                let from = match origin {
-                    Origin::Host => "host".to_owned(),
-                    Origin::Plugin(plugin) => format!("plugin {plugin}"),
-                    Origin::Peer(peer) => format!("peer {peer}"),
-                    Origin::Member(event) => format!("member {event}"),
-                };
-                What::Message { topic: topic.clone(), from, data: data.as_ref().into() }
+            Kind::Event(event) => What::of_event(event, None, document)?,
+            Kind::Earlier { plugin, subscription, event } => {
+                let who = CatchingUp { plugin: plugin.clone(), subscription: subscription.0 };
+                What::of_event(event, Some(who), document)?
             }
-            Kind::Event(Event::Gap { topic, since, until }) => {
-                What::Gap { topic: topic.clone(), since: *since, until: *until }
-            }
-            Kind::Event(Event::NameChanged(resolution)) => {
-                let document = document(resolution).map(|bytes| bytes.as_slice().into());
-                What::Name { resolution: resolution.clone(), document }
+            Kind::CaughtUp { plugin, subscription, topic } => {
+                let who = CatchingUp { plugin: plugin.clone(), subscription: subscription.0 };
+                What::CaughtUp { who, topic: topic.clone() }
             }
             Kind::Heard(heard) => {
                 let span = |it: &Hearing| Span { topic: it.topic.clone(), since: it.since, until: it.until };
@@ -240,9 +270,14 @@ impl Record {
             Kind::Command { plugin, method, body } => {
                 What::Command { plugin: plugin.clone(), method: method.clone(), body: body.clone() }
             }
+            Kind::Subscription { plugin, topic, subscribed: true, beginning, .. }
+                if *beginning != Beginning::Head =>
+            {
+                let who = CatchingUp { plugin: plugin.clone(), subscription: entry.offset.0 };
+                What::CatchingUp { who, topic: topic.clone() }
+            }
             // Replays of dead letters are left out too. The export has their events as they first came.
             Kind::Again { .. }
-            | Kind::Event(Event::Timer { .. })
             | Kind::Tick(_)
             | Kind::Struck { .. }
             | Kind::Subscription { .. }
@@ -268,10 +303,45 @@ impl Record {
 }
 
 impl What {
+    /// The content of the record of an event, or `None` for a timer.
+    fn of_event(
+        event: &Event,
+        earlier_for: Option<CatchingUp>,
+        document: impl FnOnce(&Resolution) -> Option<Vec<u8>>,
+    ) -> Option<Self> {
+        Some(match event {
+            Event::Message { topic, data, origin } => {
+                let from = match origin {
+                    Origin::Host => "host".to_owned(),
+                    Origin::Plugin(plugin) => format!("plugin {plugin}"),
+                    Origin::Peer(peer) => format!("peer {peer}"),
+                    Origin::Member(event) => format!("member {event}"),
+                };
+                Self::Message { topic: topic.clone(), from, earlier_for, data: data.as_ref().into() }
+            }
+            Event::Gap { topic, since, until, missing } => Self::Gap {
+                topic: topic.clone(),
+                since: *since,
+                until: *until,
+                missing: missing.clone(),
+                earlier_for,
+            },
+            Event::NameChanged(resolution) => {
+                let document = document(resolution).map(|bytes| bytes.as_slice().into());
+                Self::Name { resolution: resolution.clone(), document }
+            }
+            Event::Timer { .. } => return None,
+        })
+    }
+
     /// Returns the topics of the record.
     pub fn topics(&self) -> Vec<&Topic> {
         match self {
-            Self::Message { topic, .. } | Self::Gap { topic, .. } | Self::Peers { topic, .. } => vec![topic],
+            Self::Message { topic, .. }
+            | Self::Gap { topic, .. }
+            | Self::CatchingUp { topic, .. }
+            | Self::CaughtUp { topic, .. }
+            | Self::Peers { topic, .. } => vec![topic],
             Self::Heard(spans) => spans.iter().map(|span| &span.topic).collect(),
             Self::Name { .. } | Self::Confirmed(_) | Self::Command { .. } => Vec::new(),
         }
@@ -280,7 +350,7 @@ impl What {
     /// Converts the content to that of an entry.
     pub fn kind(&self) -> Result<Kind, Malformed> {
         Ok(match self {
-            Self::Message { topic, from, data } => {
+            Self::Message { topic, from, earlier_for, data } => {
                 let no_sender = || Malformed::Sender(from.clone());
                 let origin = match from.split_once(' ') {
                     None if from == "host" => Origin::Host,
@@ -289,11 +359,25 @@ impl What {
                     Some(("member", event)) => Origin::Member(event.parse().map_err(|_| no_sender())?),
                     _ => return Err(no_sender()),
                 };
-                Kind::Event(Event::Message { topic: topic.clone(), data: data.bytes()?, origin })
+                let event = Event::Message { topic: topic.clone(), data: data.bytes()?, origin };
+                kind_of(event, earlier_for.as_ref())
             }
-            Self::Gap { topic, since, until } => {
-                Kind::Event(Event::Gap { topic: topic.clone(), since: *since, until: *until })
+            Self::Gap { topic, since, until, missing, earlier_for } => {
+                let (topic, since, until, missing) = (topic.clone(), *since, *until, missing.clone());
+                kind_of(Event::Gap { topic, since, until, missing }, earlier_for.as_ref())
             }
+            Self::CatchingUp { who: CatchingUp { plugin, .. }, topic } => Kind::Subscription {
+                plugin: plugin.clone(),
+                topic: topic.clone(),
+                subscribed: true,
+                beginning: Beginning::Earliest,
+                by: Generation(0),
+            },
+            Self::CaughtUp { who: CatchingUp { plugin, subscription }, topic } => Kind::CaughtUp {
+                plugin: plugin.clone(),
+                subscription: Offset(*subscription),
+                topic: topic.clone(),
+            },
             Self::Heard(spans) => {
                 let heard =
                     |span: &Span| Hearing { topic: span.topic.clone(), since: span.since, until: span.until };
@@ -309,10 +393,20 @@ impl What {
     }
 }
 
+/// The content of the entry of an event.
+fn kind_of(event: Event, earlier_for: Option<&CatchingUp>) -> Kind {
+    match earlier_for {
+        Some(CatchingUp { plugin, subscription }) => {
+            Kind::Earlier { plugin: plugin.clone(), subscription: Offset(*subscription), event }
+        }
+        None => Kind::Event(event),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::entry::{MemberEvent, Offset};
+    use crate::entry::MemberEvent;
 
     #[test]
     fn what_leaves_the_host_comes_back_to_the_byte() {
@@ -335,7 +429,40 @@ mod tests {
                     time: Timestamp(1_700_000_000_123_456_789),
                 }),
             ),
-            Kind::Event(Event::Gap { topic: topic.clone(), since, until }),
+            Kind::Event(Event::Gap { topic: topic.clone(), since, until, missing: None }),
+            Kind::Event(Event::Gap {
+                topic: topic.clone(),
+                since,
+                until,
+                missing: Some(Missing {
+                    writer: peer.as_str().parse().unwrap(),
+                    incarnation: [8; 16],
+                    first: 3,
+                    next: 9,
+                }),
+            }),
+            Kind::Earlier {
+                plugin: "p".parse().unwrap(),
+                subscription: Offset(2),
+                event: Event::Message {
+                    topic: topic.clone(),
+                    data: Bytes::from_static(b"old"),
+                    origin: Origin::Host,
+                },
+            },
+            Kind::Earlier {
+                plugin: "p".parse().unwrap(),
+                subscription: Offset(2),
+                event: Event::Gap { topic: topic.clone(), since, until, missing: None },
+            },
+            Kind::Subscription {
+                plugin: "p".parse().unwrap(),
+                topic: topic.clone(),
+                subscribed: true,
+                beginning: Beginning::Earliest,
+                by: Generation(0),
+            },
+            Kind::CaughtUp { plugin: "p".parse().unwrap(), subscription: Offset(2), topic: topic.clone() },
             Kind::Heard(vec![Hearing { topic: topic.clone(), since, until }]),
             Kind::Peers { topic: topic.clone(), peers: vec![peer] },
             Kind::Command { plugin: "p".parse().unwrap(), method: "m".to_owned(), body: "{}".to_owned() },

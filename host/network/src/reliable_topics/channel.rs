@@ -3,21 +3,25 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
+use dim_model::beginning::ReadFrom;
 use dim_model::ident::{PluginName, Topic};
-use dim_model::time::{Since, Timestamp};
+use dim_model::time::Timestamp;
+use dim_store::catch_ups::KeptTopics;
 use dim_store::grants::TopicPattern;
-use dim_topics::action::Delivery;
+use dim_topics::action::Stream;
 use dim_topics::bundle::{Bundle, Listed};
-use dim_topics::head::Head;
+use dim_topics::head::{Head, Place};
 use dim_topics::identity::{Digest, WriterId};
 use tokio::sync::{mpsc, oneshot};
 
 use super::SendResult;
+use super::intake::Outcome;
 use super::own_index::Provided;
+use super::plain_copies::PlainCopies;
 use super::writer_log::WriterLog;
 
 /// The number of inputs that wait for the driver. At the maximum the streams are read more slowly, and the daemon drops
@@ -59,26 +63,16 @@ impl Channels {
 }
 
 /// The settings of a reliable topic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReliableTopic {
     /// Own bundles are kept for this time.
     pub time: Duration,
     /// The most bytes of own bundles that are kept.
     pub bytes: u64,
     /// The event with which a new subscription begins.
-    pub from: Beginning,
-}
-
-/// The event with which a subscription begins.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Beginning {
-    /// The next one.
-    #[default]
-    Head,
-    /// The first one of this time or later.
-    Time(Since),
-    /// The earliest one that its writer keeps.
-    Earliest,
+    pub from: ReadFrom,
+    /// Whether the events are published as plain messages, too, and plain messages of others are taken in.
+    pub is_plain_too: bool,
 }
 
 /// The reliable topics as the rest of the host sees them.
@@ -87,6 +81,7 @@ pub struct Reliable {
     patterns: Arc<BTreeMap<TopicPattern, ReliableTopic>>,
     /// The names of the pubsub topics.
     pub channels: Channels,
+    copies: Arc<Mutex<PlainCopies>>,
     inputs: mpsc::Sender<Input>,
 }
 
@@ -98,7 +93,12 @@ impl Reliable {
     /// Creates the way to a driver. `patterns` are the reliable topics.
     pub fn new(fleet: &str, patterns: BTreeMap<TopicPattern, ReliableTopic>) -> (Self, Inputs) {
         let (sender, receiver) = mpsc::channel(WAITING);
-        let it = Self { patterns: Arc::new(patterns), channels: Channels::new(fleet), inputs: sender };
+        let it = Self {
+            patterns: Arc::new(patterns),
+            channels: Channels::new(fleet),
+            copies: Arc::default(),
+            inputs: sender,
+        };
         (it, Inputs(receiver))
     }
 
@@ -112,14 +112,34 @@ impl Reliable {
         self.patterns.keys().any(|pattern| pattern.covers(topic))
     }
 
-    /// The settings of a topic: those of the closest pattern. A topic that is no longer reliable has none.
-    pub fn settings(&self, topic: &Topic) -> Option<ReliableTopic> {
-        TopicPattern::closest(&self.patterns, topic).copied()
+    /// The topics whose writers keep their events.
+    pub fn kept_topics(&self) -> KeptTopics {
+        KeptTopics::These(self.patterns.keys().cloned().collect())
     }
 
-    /// The pubsub topic that carries a topic.
+    /// The settings of a topic: those of the closest pattern. A topic that is no longer reliable has none.
+    pub fn settings(&self, topic: &Topic) -> Option<ReliableTopic> {
+        TopicPattern::closest(&self.patterns, topic).cloned()
+    }
+
+    /// Whether a topic is reliable and plain.
+    pub fn is_both(&self, topic: &Topic) -> bool {
+        self.settings(topic).is_some_and(|it| it.is_plain_too)
+    }
+
+    /// Whether a topic is reliable and not plain.
+    pub fn is_only_reliable(&self, topic: &Topic) -> bool {
+        self.settings(topic).is_some_and(|it| !it.is_plain_too)
+    }
+
+    /// The pubsub topic whose messages show whether the host hears a topic: that of its plain messages if it has any.
     pub fn channel(&self, topic: &Topic) -> Topic {
-        if self.is_reliable(topic) { self.channels.of(topic) } else { topic.clone() }
+        if self.is_only_reliable(topic) { self.channels.of(topic) } else { topic.clone() }
+    }
+
+    /// The recent events and messages on topics with both deliveries.
+    pub fn copies(&self) -> MutexGuard<'_, PlainCopies> {
+        self.copies.lock().expect("no thread panics while it holds the copies")
     }
 
     /// Passes a message of a reliable topic to the driver. Returns the reason if it is no bundle of the topic.
@@ -204,9 +224,9 @@ pub enum Input {
     Retry,
     /// A fetch has ended.
     Fetched {
-        /// The topic of the bundle.
-        topic: Topic,
-        /// Its writer.
+        /// The reading of the topic.
+        stream: Stream,
+        /// The writer.
         writer: WriterId,
         /// The requested bundle.
         listed: Listed,
@@ -215,8 +235,8 @@ pub enum Input {
     },
     /// A fetch of a node of an index has ended.
     NodeFetched {
-        /// The topic.
-        topic: Topic,
+        /// The reading of the topic.
+        stream: Stream,
         /// The writer.
         writer: WriterId,
         /// The requested node.
@@ -224,12 +244,16 @@ pub enum Input {
         /// The node, if it was found.
         block: Option<Bytes>,
     },
+    /// The place of the daemon.
+    Place(Place),
     /// It is time to provide the indexes of the own logs.
     IndexesDue,
     /// The index of an own log was provided, or could not be provided.
     IndexProvided(Provided),
-    /// Deliveries are durable.
-    Committed(Vec<Delivery>),
+    /// Results of the protocol are durable.
+    Committed(Vec<Outcome>),
+    /// Subscriptions of plugins that receive earlier events began or ended.
+    CatchUpsChanged,
     /// A caller asks for the writers of a topic.
     Writers {
         /// The topic.

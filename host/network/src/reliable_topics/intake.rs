@@ -1,28 +1,30 @@
 //! Owns the way of the events of others: heads from the daemon, missing bundles, and deliveries into the event log.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use dim_ipfs::{Backend, BackendError};
 use dim_model::backoff::Backoff;
-use dim_model::entry::{Event, Kind, MemberEvent, Origin};
-use dim_model::ident::{MemberName, Topic};
+use dim_model::entry::{Event, Kind, MemberEvent, Missing, Offset, Origin};
+use dim_model::ident::{MemberName, PluginName};
 use dim_model::time::Timestamp;
 use dim_store::commit::CommitError;
-use dim_store::topic_rows;
-use dim_topics::action::{Delivery, Outcome};
+use dim_store::{StoreError, catch_ups, topic_rows};
+use dim_topics::action::{self, Delivery, Stream};
 use dim_topics::block::MAX_BLOCK;
 use dim_topics::bundle::{Bundle, Listed};
-use dim_topics::head::Head;
+use dim_topics::head::{Head, Place};
 use dim_topics::identity::{Digest, WriterId};
 use dim_topics::index::MAX_NODE;
 use dim_topics::time::Now;
 use futures::StreamExt as _;
+use redb::WriteTransaction;
 use tokio::sync::mpsc;
 
-use super::ReliableTopics;
 use super::channel::{Channels, Input};
+use super::{Parts, ReliableTopics};
 
 /// The time limit of a fetch.
 const FETCH: Duration = Duration::from_secs(5);
@@ -41,6 +43,10 @@ impl ReliableTopics {
         self.spawn_until_stop(async move {
             let mut backoff = Backoff::new();
             loop {
+                if let Ok(peer) = backend.pubsub.identity().await {
+                    let place = Place { peer: Some(peer), addresses: Vec::new() };
+                    let _ = sender.send(Input::Place(place)).await;
+                }
                 let error = read_heads(&backend, &channels, &sender, &mut backoff).await;
                 tracing::debug!("the stream of heads ended, opening it again: {error}");
                 clock.sleep(backoff.next_pause()).await;
@@ -49,7 +55,7 @@ impl ReliableTopics {
     }
 
     /// Fetches a missing bundle.
-    pub(super) fn fetch(&self, topic: Topic, writer: WriterId, listed: Listed) {
+    pub(super) fn fetch(&self, stream: Stream, writer: WriterId, listed: Listed) {
         let (backend, sender) = (self.parts.backend.clone(), self.parts.reliable.sender());
         let fleet = self.parts.reliable.channels.fleet().to_owned();
         self.spawn_until_stop(async move {
@@ -57,36 +63,39 @@ impl ReliableTopics {
             let bundle = block.map_err(|error| error.to_string());
             let bundle = bundle.and_then(|it| Bundle::open(it, &fleet).map_err(|why| why.to_string()));
             let bundle = bundle.inspect_err(|why| {
+                let topic = &stream.topic;
                 tracing::debug!(%topic, %writer, first = listed.first, "a bundle cannot be fetched: {why}");
             });
             let bundle = bundle.ok().map(Arc::new);
-            let _ = sender.send(Input::Fetched { topic, writer, listed, bundle }).await;
+            let _ = sender.send(Input::Fetched { stream, writer, listed, bundle }).await;
         });
     }
 
     /// Fetches a node of the index of a writer.
-    pub(super) fn fetch_node(&self, topic: Topic, writer: WriterId, digest: Digest) {
+    pub(super) fn fetch_node(&self, stream: Stream, writer: WriterId, digest: Digest) {
         let (backend, sender) = (self.parts.backend.clone(), self.parts.reliable.sender());
         self.spawn_until_stop(async move {
             let block = backend.content.block(&digest.cid(), MAX_NODE, FETCH).await;
             let block = block.inspect_err(|why| {
+                let topic = &stream.topic;
                 tracing::debug!(%topic, %writer, %digest, "a node of an index cannot be fetched: {why}");
             });
-            let _ = sender.send(Input::NodeFetched { topic, writer, digest, block: block.ok() }).await;
+            let _ = sender.send(Input::NodeFetched { stream, writer, digest, block: block.ok() }).await;
         });
     }
 
-    /// Makes the waiting deliveries durable, unless others are being made durable.
+    /// Makes the waiting results durable, unless others are being made durable.
     pub(super) fn commit_next(&mut self) {
-        if self.is_committing || self.deliveries.is_empty() {
+        if self.is_committing || self.outcomes.is_empty() {
             return;
         }
         self.is_committing = true;
         let (mut batch, mut bytes) = (Vec::new(), 0);
-        while let Some(delivery) = self.deliveries.pop_front_if(|_| bytes < BATCH) {
-            bytes += delivery.bytes();
-            batch.push(delivery);
+        while let Some(outcome) = self.outcomes.pop_front_if(|_| bytes < BATCH) {
+            bytes += outcome.bytes();
+            batch.push(outcome);
         }
+        let plugins = self.catching_up.clone();
         let parts = self.parts.clone();
         let (stop, sender) = (self.stop.clone(), parts.reliable.sender());
         self.tasks.spawn(async move {
@@ -97,11 +106,12 @@ impl ReliableTopics {
                     () = tokio::time::sleep(ROOM_POLL) => {}
                 }
             }
-            let kinds: Vec<Kind> = batch.iter().flat_map(|it| kinds_of(it, parts.log.now())).collect();
+            let now = parts.log.now();
+            let kinds: Vec<Kind> = batch.iter().flat_map(|it| it.kinds(&plugins, &parts, now)).collect();
             let batch = Arc::new(batch);
             let written = batch.clone();
             let write = parts.commit.append_and_write(kinds, move |write| {
-                written.iter().try_for_each(|delivery| topic_rows::advance(write, delivery))
+                written.iter().try_for_each(|outcome| outcome.write(write))
             });
             match write.await {
                 Ok(()) => drop(sender.send(Input::Committed(Arc::unwrap_or_clone(batch))).await),
@@ -112,11 +122,16 @@ impl ReliableTopics {
     }
 
     /// Tells the protocol what is durable.
-    pub(super) fn committed(&mut self, deliveries: &[Delivery], now: Now) {
+    pub(super) fn committed(&mut self, outcomes: &[Outcome], now: Now) {
         self.is_committing = false;
-        for delivery in deliveries {
-            let Delivery { topic, writer, checkpoint, .. } = delivery;
-            self.member.committed(topic, writer, checkpoint, delivery.bytes(), now);
+        for outcome in outcomes {
+            match outcome {
+                Outcome::Delivery(delivery) => self.member.committed(delivery, now),
+                Outcome::CaughtUp(stream) => {
+                    let plugin = stream.catch_up.and_then(|number| self.catching_up.remove(&number));
+                    tracing::debug!(topic = %stream.topic, ?plugin, "a plugin has received all earlier events");
+                }
+            }
         }
     }
 }
@@ -149,9 +164,74 @@ async fn read_heads(
     }
 }
 
-/// The entries of a delivery.
-fn kinds_of(delivery: &Delivery, now: Timestamp) -> Vec<Kind> {
-    let Delivery { topic, writer, first, outcome, checkpoint, .. } = delivery;
+/// A result of the protocol that is made durable, in the order in which the protocol returned it.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// Events or a gap.
+    Delivery(Box<Delivery>),
+    /// A catch-up has ended.
+    CaughtUp(Stream),
+}
+
+impl Outcome {
+    /// The reading of the topic.
+    pub fn stream(&self) -> &Stream {
+        match self {
+            Self::Delivery(delivery) => &delivery.stream,
+            Self::CaughtUp(stream) => stream,
+        }
+    }
+
+    /// The size in memory, in bytes.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Delivery(delivery) => delivery.bytes(),
+            Self::CaughtUp(_) => 0,
+        }
+    }
+
+    /// The entries of the log. `plugins` are those that catch up, by the entries of their subscriptions.
+    fn kinds(&self, plugins: &BTreeMap<u64, PluginName>, parts: &Parts, now: Timestamp) -> Vec<Kind> {
+        let stream = self.stream();
+        let catch_up = stream.catch_up.map(|number| (Offset(number), plugins.get(&number)));
+        match (self, catch_up) {
+            (Self::Delivery(delivery), None) => {
+                let events = events_of(delivery, now).into_iter();
+                let is_new = |event: &Event| !is_delivered_as_copy(event, delivery, parts);
+                events.filter(is_new).map(Kind::Event).collect()
+            }
+            (Self::Delivery(delivery), Some((subscription, Some(plugin)))) => {
+                let earlier = |event| Kind::Earlier { plugin: plugin.clone(), subscription, event };
+                events_of(delivery, now).into_iter().map(earlier).collect()
+            }
+            (Self::CaughtUp(_), Some((subscription, Some(plugin)))) => {
+                vec![Kind::CaughtUp { plugin: plugin.clone(), subscription, topic: stream.topic.clone() }]
+            }
+            // The subscription has ended.
+            (_, Some((_, None))) | (Self::CaughtUp(_), None) => Vec::new(),
+        }
+    }
+
+    /// Writes the new position.
+    fn write(&self, write: &WriteTransaction) -> Result<(), StoreError> {
+        let Self::Delivery(delivery) = self else { return Ok(()) };
+        match delivery.stream.catch_up {
+            None => topic_rows::advance(write, delivery),
+            Some(number) => catch_ups::advance(write, Offset(number), delivery),
+        }
+    }
+}
+
+/// Whether the plain copy of an event came so long before its bundle that it was delivered.
+fn is_delivered_as_copy(event: &Event, delivery: &Delivery, parts: &Parts) -> bool {
+    let Event::Message { topic, data, .. } = event else { return false };
+    let now = parts.log.clock().monotonic();
+    parts.reliable.is_both(topic) && parts.reliable.copies().take_event(topic, &delivery.writer, data, now)
+}
+
+/// The events of a delivery.
+fn events_of(delivery: &Delivery, now: Timestamp) -> Vec<Event> {
+    let Delivery { stream: Stream { topic, .. }, writer, first, outcome, checkpoint, .. } = delivery;
     let name = MemberName::from(writer.name());
     let message = |(sequence, data, time): (u64, Bytes, Timestamp)| {
         let origin = Origin::Member(MemberEvent {
@@ -160,18 +240,21 @@ fn kinds_of(delivery: &Delivery, now: Timestamp) -> Vec<Kind> {
             sequence,
             time,
         });
-        Kind::Event(Event::Message { topic: topic.clone(), data, origin })
+        Event::Message { topic: topic.clone(), data, origin }
     };
     match outcome {
-        Outcome::Events(events) => {
+        action::Outcome::Events(events) => {
             let events = (*first..).zip(events).map(|(sequence, it)| (sequence, it.data.clone(), it.time));
             events.map(message).collect()
         }
-        Outcome::Gap(reason) => {
+        action::Outcome::Gap(reason) => {
             let (next, incarnation) = (checkpoint.next, checkpoint.incarnation);
             tracing::warn!(%topic, %writer, %incarnation, first, next, "events are missing: {reason}");
             let since = checkpoint.time.min(now);
-            vec![Kind::Event(Event::Gap { topic: topic.clone(), since, until: now })]
+            let missing =
+                Missing { writer: name, incarnation: checkpoint.incarnation.0, first: *first, next };
+            let missing = Some(missing);
+            vec![Event::Gap { topic: topic.clone(), since, until: now, missing }]
         }
     }
 }

@@ -14,14 +14,21 @@ use dim_store::commit::CommitError;
 use dim_store::outbox::Row;
 use dim_store::topic_rows::Kept;
 use dim_store::{OUTBOX, StoreError, topic_rows};
-use dim_topics::bundle::{Bundle, MAX_EVENTS, MAX_MESSAGE};
+use dim_topics::bundle::{Bundle, Event, MAX_EVENTS, MAX_MESSAGE};
 use dim_topics::identity::Digest;
 
-use super::channel::{Channels, Input, ReliableTopic, WaitingPublish};
+use super::channel::{Input, Reliable, ReliableTopic, WaitingPublish};
 use super::{ReliableTopics, SendResult};
 
 /// The size of the publishes that are read for one bundle, in bytes. More would not fit.
 const READ: usize = 512 << 10;
+
+/// The maximum number of events of a bundle on a topic that is plain, too. Each is a message of its own as well, and the
+/// next bundle waits for them.
+const MAX_COPIED: usize = 64;
+
+/// The age up to which a bundle that was perhaps not sent is sent again with its plain copies.
+const COPY_AGAIN: Duration = Duration::from_secs(300);
 
 /// The pause between removals of old bundles.
 const RETENTION: Duration = Duration::from_secs(60);
@@ -58,13 +65,23 @@ struct Next {
     events: Vec<(Timestamp, Bytes)>,
 }
 
-/// A block on its way to the daemon.
+/// A message on its way to the daemon.
 #[derive(Clone, Debug)]
 pub struct Block {
     channel: Topic,
     data: Bytes,
-    /// The topic and the digest of a bundle; `None` for a head.
-    bundle: Option<(Topic, Digest)>,
+    kind: BlockKind,
+    /// The topic and the digest of the bundle that is published when this message is.
+    ends: Option<(Topic, Digest)>,
+}
+
+/// The kind of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BlockKind {
+    Head,
+    Bundle,
+    /// An event as a plain message.
+    Copy,
 }
 
 /// The blocks that are sent next, one at a time.
@@ -72,31 +89,78 @@ pub struct Block {
 pub struct Outgoing {
     heads: VecDeque<Block>,
     bundles: VecDeque<Block>,
+    copies: VecDeque<Block>,
     is_sending: bool,
     backoff: Backoff,
 }
 
 impl Outgoing {
-    /// Adds a bundle.
-    pub fn bundle(&mut self, channel: Topic, bundle: &Bundle) {
-        let id = (bundle.header.topic.clone(), bundle.digest);
-        self.bundles.push_back(Block { channel, data: bundle.block.clone(), bundle: Some(id) });
+    /// Adds a bundle, and its events as plain messages if its topic is plain, too.
+    pub fn bundle(&mut self, bundle: &Bundle, reliable: &Reliable) {
+        let topic = &bundle.header.topic;
+        let events = if reliable.is_both(topic) { bundle.events() } else { Ok(Vec::new()) };
+        let copies = events.unwrap_or_else(|why| {
+            tracing::error!(%topic, "an own bundle cannot be read: {why}");
+            Vec::new()
+        });
+        let copy = |event: Event| Block {
+            channel: topic.clone(),
+            data: event.data,
+            kind: BlockKind::Copy,
+            ends: None,
+        };
+        let mut blocks: VecDeque<Block> = copies.into_iter().map(copy).collect();
+        let (channel, data) = (reliable.channels.of(topic), bundle.block.clone());
+        blocks.push_front(Block { channel, data, kind: BlockKind::Bundle, ends: None });
+        if let Some(last) = blocks.back_mut() {
+            last.ends = Some((topic.clone(), bundle.digest));
+        }
+        self.bundles.extend(blocks.pop_front());
+        self.copies.extend(blocks);
     }
 
     /// Adds a head. It replaces a head that was not sent yet.
     pub fn head(&mut self, channel: Topic, data: Bytes) {
         self.heads.clear();
-        self.heads.push_back(Block { channel, data, bundle: None });
+        self.heads.push_back(Block { channel, data, kind: BlockKind::Head, ends: None });
     }
 
-    /// Adds stored bundles.
-    pub fn resend(&mut self, blocks: &[Bytes], channels: &Channels) {
+    /// Adds stored bundles that were perhaps not sent. The plain copies of old ones are left out: nobody would recognise
+    /// them any more.
+    pub fn resend(&mut self, blocks: &[Bytes], reliable: &Reliable, now: Timestamp) {
         for block in blocks {
-            match Bundle::open(block.clone(), channels.fleet()) {
-                Ok(bundle) => self.bundle(channels.of(&bundle.header.topic), &bundle),
+            match Bundle::open(block.clone(), reliable.channels.fleet()) {
+                Ok(bundle) if now.since(bundle.time) < COPY_AGAIN => self.bundle(&bundle, reliable),
+                Ok(_) => self.send_again(block.clone(), reliable),
                 // The operator has renamed the fleet.
                 Err(why) => tracing::debug!("a stored bundle is not sent: {why}"),
             }
+        }
+    }
+
+    /// Adds a stored bundle again, without plain copies.
+    pub fn send_again(&mut self, block: Bytes, reliable: &Reliable) {
+        match Bundle::open(block, reliable.channels.fleet()) {
+            Ok(Bundle { header, digest, block: data, .. }) => {
+                let (channel, ends) = (reliable.channels.of(&header.topic), Some((header.topic, digest)));
+                self.bundles.push_back(Block { channel, data, kind: BlockKind::Bundle, ends });
+            }
+            Err(why) => tracing::debug!("a stored bundle is not sent: {why}"),
+        }
+    }
+
+    fn next(&mut self) -> Option<Block> {
+        let Self { heads, bundles, copies, .. } = self;
+        heads.pop_front().or_else(|| bundles.pop_front()).or_else(|| copies.pop_front())
+    }
+
+    /// Puts a message back that could not be sent.
+    fn put_back(&mut self, block: Block) {
+        match block.kind {
+            // It is out of date by then.
+            BlockKind::Head => {}
+            BlockKind::Bundle => self.bundles.push_front(block),
+            BlockKind::Copy => self.copies.push_front(block),
         }
     }
 }
@@ -144,7 +208,8 @@ impl ReliableTopics {
         let table = self.parts.store.snapshot()?.table(OUTBOX)?;
         let waiting = self.waiting.get_mut(topic).expect("the caller has made it");
         let (mut next, mut bytes, mut void, mut failure) = (Next::default(), 0, Vec::new(), None);
-        while next.rows.len() < MAX_EVENTS as usize && bytes < READ && failure.is_none() {
+        let most = if self.parts.reliable.is_both(topic) { MAX_COPIED } else { MAX_EVENTS as usize };
+        while next.rows.len() < most && bytes < READ && failure.is_none() {
             let Some(publish) = waiting.queue.pop_front() else { break };
             let read = || table.get(publish.number)?.map(|row| Row::read(row.value())).transpose();
             match read() {
@@ -260,14 +325,17 @@ impl ReliableTopics {
         if self.outgoing.is_sending {
             return;
         }
-        let Some(block) = self.outgoing.heads.pop_front().or_else(|| self.outgoing.bundles.pop_front())
-        else {
-            return;
-        };
+        let Some(block) = self.outgoing.next() else { return };
         self.outgoing.is_sending = true;
         let (backend, sender) = (self.parts.backend.clone(), self.parts.reliable.sender());
+        let echoes = self.parts.echoes.clone();
         self.spawn_until_stop(async move {
+            let is_copy = block.kind == BlockKind::Copy;
+            let expected = is_copy.then(|| echoes.expect(&block.channel, &block.data));
             let result = backend.pubsub.publish(&block.channel, block.data.clone()).await;
+            if let (Some(expected), Err(error)) = (expected, &result) {
+                echoes.failed(expected, error);
+            }
             if backend.network {
                 tokio::time::sleep(PACE).await;
             }
@@ -283,7 +351,7 @@ impl ReliableTopics {
         }
         self.outgoing.is_sending = false;
         self.outgoing.backoff.reset();
-        if let Some((topic, digest)) = block.bundle {
+        if let Some((topic, digest)) = block.ends {
             self.published(topic, digest);
         }
     }
@@ -303,10 +371,7 @@ impl ReliableTopics {
     fn try_again(&mut self, block: Block, error: &BackendError) {
         tracing::debug!(channel = %block.channel, "not published yet: {error}");
         let pause = self.outgoing.backoff.next_pause();
-        // A head is out of date by then.
-        if block.bundle.is_some() {
-            self.outgoing.bundles.push_front(block);
-        }
+        self.outgoing.put_back(block);
         let (clock, sender) = (self.parts.log.clock().clone(), self.parts.reliable.sender());
         self.spawn_until_stop(async move {
             clock.sleep(pause).await;

@@ -148,7 +148,8 @@ impl ListeningRecords {
             if let Some(since) = span.missed_since.filter(|_| !hearing.is_reliable) {
                 hearing.gaps += 1;
                 hearing.deaf_for += span.since.since(since);
-                kinds.push(Kind::Event(Event::Gap { topic: topic.clone(), since, until: span.since }));
+                let (topic, until) = (topic.clone(), span.since);
+                kinds.push(Kind::Event(Event::Gap { topic, since, until, missing: None }));
             }
             heard.push(Hearing { topic: topic.clone(), since: span.since, until: span.until });
         }

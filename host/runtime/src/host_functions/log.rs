@@ -4,31 +4,46 @@ use std::fmt::Write as _;
 
 use dim_store::plugin_limits::LINE_BYTES;
 
-use crate::bindings::dim::coordination::log::{Field, Host, Level};
 use crate::instance::Guest;
 
-impl Host for Guest {
-    fn write(&mut self, level: Level, message: String, fields: Vec<Field>) -> wasmtime::Result<()> {
-        self.count_call()?;
-        let mut line = message;
-        for Field { name, value } in fields {
-            let _ = write!(line, " {name}={value:?}");
-            if line.len() > LINE_BYTES {
-                break;
-            }
-        }
-        line.truncate(line.floor_char_boundary(LINE_BYTES));
-        self.session_mut().line(severity(level), line);
-        Ok(())
-    }
-}
+/// Implements the interface for a version of the contract.
+macro_rules! implement {
+    ($version:ident) => {
+        const _: () = {
+            use crate::bindings::$version::dim::coordination::log::{Field, Host, Level};
 
-fn severity(level: Level) -> tracing::Level {
-    match level {
-        Level::Trace => tracing::Level::TRACE,
-        Level::Debug => tracing::Level::DEBUG,
-        Level::Info => tracing::Level::INFO,
-        Level::Warn => tracing::Level::WARN,
-        Level::Error => tracing::Level::ERROR,
-    }
+            impl Host for Guest {
+                fn write(
+                    &mut self,
+                    level: Level,
+                    message: String,
+                    fields: Vec<Field>,
+                ) -> wasmtime::Result<()> {
+                    self.count_call()?;
+                    let mut line = message;
+                    for Field { name, value } in fields {
+                        let _ = write!(line, " {name}={value:?}");
+                        if line.len() > LINE_BYTES {
+                            break;
+                        }
+                    }
+                    line.truncate(line.floor_char_boundary(LINE_BYTES));
+                    self.session_mut().line(severity(level), line);
+                    Ok(())
+                }
+            }
+
+            fn severity(level: Level) -> tracing::Level {
+                match level {
+                    Level::Trace => tracing::Level::TRACE,
+                    Level::Debug => tracing::Level::DEBUG,
+                    Level::Info => tracing::Level::INFO,
+                    Level::Warn => tracing::Level::WARN,
+                    Level::Error => tracing::Level::ERROR,
+                }
+            }
+        };
+    };
 }
+implement!(v0_1);
+implement!(v0_2);

@@ -10,8 +10,8 @@ use dim_store::effect::{DeadLetter, Retry};
 use sha2::{Digest as _, Sha256};
 
 use super::Actor;
-use crate::bindings::dim::coordination::event as wit;
-use crate::event_conversion::{reply_error, said, wit_event};
+use crate::bindings::v0_2::Failure;
+use crate::event_conversion::{reply_error, said};
 use crate::instance::{CallError, Trap, thread_cpu};
 use crate::session::Mode;
 
@@ -74,7 +74,6 @@ impl Actor {
         delivery: Delivery,
     ) -> Result<Outcome, StoreError> {
         self.attempts.called = true;
-        let event = wit_event(&delivery.event);
         let before = self.attempts.tried.take().filter(|it| (it.offset, it.part) == (entry.offset, part));
         let mut tried = before.unwrap_or(Tried { offset: entry.offset, part, ..Tried::default() });
         for again in tried.times..TRIES {
@@ -94,7 +93,7 @@ impl Actor {
                 continue;
             }
             let begun = thread_cpu();
-            let called = self.instance().handle(&event);
+            let called = self.instance().handle(&delivery.event);
             self.note_outbox(entry, part, again);
             let failure = match called {
                 Ok(Ok(())) => {
@@ -121,14 +120,14 @@ impl Actor {
             self.begin(Mode::Entry, entry, part, again);
             self.clear_fired(&delivery);
             match failure {
-                wit::Failure::Retry(after) if delivery.attempt < self.session().limits().retries => {
+                Failure::Retry(after) if delivery.attempt < self.session().limits().retries => {
                     self.put_off(delivery, entry, Duration::from_nanos(after));
                 }
-                wit::Failure::Retry(_) => {
+                Failure::Retry(_) => {
                     let reason = format!("still not handled after {tries} tries");
                     self.set_aside(delivery, entry, tries, Trap::of_reason(reason), tried.lines);
                 }
-                wit::Failure::Reject(why) => {
+                Failure::Reject(why) => {
                     self.set_aside(delivery, entry, tries, Trap::of_reason(said(why)), tried.lines);
                 }
             }

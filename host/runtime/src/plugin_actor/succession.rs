@@ -8,12 +8,14 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use dim_model::beginning::Beginning;
 use dim_model::entry::{Generation, Kind, Offset};
 use dim_model::ident::Topic;
 use dim_model::time::nanoseconds;
 use dim_store::StoreError;
 use dim_store::change::{Change, Pause};
 use dim_store::checkpoint;
+use dim_store::entry_context::SubscriptionRequest;
 use dim_store::handover::{Handover, StartFailure, Succession, TakeBack, TakenOver};
 use dim_store::plugin_registry::{self, Claim, Setup};
 use dim_store::probation::{Probation, Rates, Verdict};
@@ -231,17 +233,18 @@ impl Actor {
     /// Subscribes to topics that only the new manifest requests, and unsubscribes from topics that only the
     /// earlier one requested. Requests of `start` take precedence.
     fn exchange_topics(&mut self, before: &[Topic]) {
+        let time = self.session().context.time();
         let now = self.run.topics.clone();
+        let come = now.iter().filter(|topic| !before.contains(topic));
+        let come: Vec<_> = come.map(|topic| (topic, Some(self.run.beginning(topic, time)))).collect();
+        let gone = before.iter().filter(|topic| !now.contains(topic)).map(|topic| (topic, None));
         let session = self.session_mut();
-        let time = session.context.time();
         session.begin(Mode::Entry, time);
-        let come = now.iter().filter(|topic| !before.contains(topic)).map(|topic| (topic, true));
-        let gone = before.iter().filter(|topic| !now.contains(topic)).map(|topic| (topic, false));
-        for (topic, wanted) in come.chain(gone) {
+        for (topic, wanted) in come.into_iter().chain(gone) {
             let is_asked =
                 session.effects.batch.requested.subscriptions.iter().any(|(asked, _)| asked == topic);
-            if !is_asked && session.context.will_hear(topic) != wanted {
-                session.effects.subscribe(&mut session.context, topic.clone(), wanted);
+            if !is_asked && session.context.will_hear(topic) != wanted.is_some() {
+                session.request_subscription(topic.clone(), SubscriptionRequest(wanted));
             }
         }
     }
@@ -277,9 +280,10 @@ impl Actor {
             // The plugin must not receive such messages that are in the log already either.
             session.context.revoke(&topic);
             if session.context.will_hear(&topic) {
-                session.effects.subscribe(&mut session.context, topic.clone(), false);
+                session.effects.subscribe(&mut session.context, topic.clone(), SubscriptionRequest(None));
             }
-            log.append_now([Kind::Subscription { plugin: plugin.clone(), topic, subscribed: false, by }]);
+            let (plugin, beginning) = (plugin.clone(), Beginning::Head);
+            log.append_now([Kind::Subscription { plugin, topic, subscribed: false, beginning, by }]);
         }
         let followed: Vec<_> = session.context.follows().keys().cloned().collect();
         for name in followed {

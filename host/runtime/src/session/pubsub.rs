@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use dim_model::ident::Topic;
 use dim_store::effect::Publish;
+use dim_store::entry_context::SubscriptionRequest;
 use dim_store::plugin_limits::LimitName;
 
 use super::{Answer, Refusal, Session, allowed, word};
@@ -43,8 +44,9 @@ impl Session {
 
     /// Subscribes to a topic or unsubscribes from it. Two opposite changes in one entry cancel each other. The
     /// others become entries of the log and count for the rate of publishes.
-    pub fn subscribe(&mut self, topic: &str, subscribed: bool) -> Answer<()> {
+    pub fn subscribe(&mut self, topic: &str, requested: SubscriptionRequest) -> Answer<()> {
         let topic = allowed!(word::<Topic>(topic));
+        let subscribed = requested.0.is_some();
         if subscribed && !self.code.reach.may_subscribe(&topic) {
             return Ok(Err(Refusal::NotGranted(topic.to_string())));
         }
@@ -64,8 +66,18 @@ impl Session {
         } else if let Err(limit) = self.publishing.outgoing.take_change() {
             return Ok(Err(Refusal::Limit(limit)));
         }
-        self.effects.subscribe(&mut self.context, topic, subscribed);
+        self.request_subscription(topic, requested);
         Ok(Ok(()))
+    }
+
+    /// Requests a change of a subscription, contrary to the current state.
+    pub fn request_subscription(
+        &mut self,
+        topic: Topic,
+        SubscriptionRequest(beginning): SubscriptionRequest,
+    ) {
+        let beginning = beginning.map(|it| self.reads.kept_topics.beginning(&topic, it));
+        self.effects.subscribe(&mut self.context, topic, SubscriptionRequest(beginning));
     }
 
     /// The topic, if the plugin may subscribe to it.

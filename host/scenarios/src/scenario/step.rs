@@ -28,6 +28,8 @@ struct RawStep {
     until: Option<Timestamp>,
     deaf: Option<Value>,
     topic: Option<Topic>,
+    missing: Option<Topic>,
+    count: Option<u64>,
     down: Option<Value>,
     command: Option<String>,
     query: Option<String>,
@@ -74,6 +76,8 @@ pub enum Action {
         /// The sender.
         from: MessageSender,
     },
+    /// Events of a member cannot be had: the topic, the member, and their number.
+    Missing(Topic, String, u64),
     /// Time passes.
     Wait(Time),
     /// Time passes while the host does not hear one topic, or any topic.
@@ -119,6 +123,8 @@ pub enum MessageSender {
     Plugin(String),
     /// A peer, by its id or by a word.
     Peer(String),
+    /// A member of the fleet, by a word. It keeps its events: a plugin that subscribes later can begin with them.
+    Member(String),
 }
 
 impl MessageSender {
@@ -126,9 +132,10 @@ impl MessageSender {
         match text.as_deref() {
             None => Self::Peer("peer".to_owned()),
             Some("host") => Self::Host,
-            Some(text) => match text.strip_prefix("plugin ") {
-                Some(plugin) => Self::Plugin(plugin.to_owned()),
-                None => Self::Peer(text.to_owned()),
+            Some(text) => match text.split_once(' ') {
+                Some(("plugin", plugin)) => Self::Plugin(plugin.to_owned()),
+                Some(("member", member)) => Self::Member(member.to_owned()),
+                _ => Self::Peer(text.to_owned()),
             },
         }
     }
@@ -178,6 +185,13 @@ impl RawStep {
             goes_with.extend(["data", "from"]);
             let from = MessageSender::parse(self.from.clone());
             actions.push(Action::Message { topic, data: data.clone().unwrap_or_default(), from });
+        }
+        if let Some(topic) = self.missing {
+            goes_with.extend(["from", "count"]);
+            let MessageSender::Member(member) = MessageSender::parse(self.from.clone()) else {
+                return Err("`missing` needs `from: member NAME`".to_owned());
+            };
+            actions.push(Action::Missing(topic, member, self.count.unwrap_or(1)));
         }
         if let Some(wait) = self.wait {
             actions.push(Action::Wait(Time::For(duration("wait", wait)?)));
@@ -230,6 +244,7 @@ impl RawStep {
             ("data", data.is_some()),
             ("from", self.from.is_some()),
             ("topic", self.topic.is_some()),
+            ("count", self.count.is_some()),
             ("body", body.is_some()),
             ("document", document.is_some()),
             ("are", self.are.is_some()),
@@ -249,4 +264,5 @@ impl RawStep {
     }
 }
 
-const ACTIONS: &str = "message, wait, until, deaf, down, command, query, name, peers, replace, repeat";
+const ACTIONS: &str =
+    "message, missing, wait, until, deaf, down, command, query, name, peers, replace, repeat";

@@ -7,8 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use dim_model::entry::{Entry, Event, Hearing, Kind};
-use dim_model::ident::IpnsName;
+use dim_model::beginning::Beginning;
+use dim_model::entry::{Entry, Event, Hearing, Kind, Origin};
+use dim_model::ident::{IpnsName, Topic};
+use dim_model::time::Timestamp;
 use dim_runtime::{Done, Started, Step};
 use dim_server::host::Storage;
 use dim_store::commit::NameChange;
@@ -28,12 +30,81 @@ impl Trial {
     /// Appends an entry from outside and handles it. There may be an interruption, except for listening records and
     /// lists of peers.
     pub(super) fn append(&mut self, kind: Kind) -> Result<(), TrialError> {
+        if let Kind::Event(event) = &kind
+            && is_of_member(event)
+            && !self.kept.is_recorded
+        {
+            self.kept.events.push((self.now(), event.clone()));
+        }
+        let kind = self.of_this_trial(kind);
         if matches!(kind, Kind::Heard(_) | Kind::Peers { .. }) {
             self.append_quietly(kind)?;
         } else {
             self.with_interruption(|trial| trial.append_quietly(kind))?;
         }
+        self.catch_up()?;
         self.tell_names()
+    }
+
+    /// Replaces the subscription of a recorded earlier event by that of this trial.
+    fn of_this_trial(&self, kind: Kind) -> Kind {
+        let context = self.wiring.actor.context();
+        let current = |topic: Option<&Topic>, recorded| {
+            topic.and_then(|topic| context.catches_up(topic)).unwrap_or(recorded)
+        };
+        match kind {
+            Kind::Earlier { plugin, subscription, event } => {
+                Kind::Earlier { plugin, subscription: current(event.topic(), subscription), event }
+            }
+            Kind::CaughtUp { plugin, subscription, topic } => {
+                Kind::CaughtUp { plugin, subscription: current(Some(&topic), subscription), topic }
+            }
+            other => other,
+        }
+    }
+
+    /// Ends the receipt of earlier events before the event of a member that comes to all plugins, if the recorded host
+    /// had none for the plugin.
+    pub(super) fn end_unrecorded_catch_up(&mut self, event: &Event) -> Result<(), TrialError> {
+        let Some(topic) =
+            event.topic().filter(|topic| is_of_member(event) && !self.kept.recorded.contains(*topic))
+        else {
+            return Ok(());
+        };
+        let Some(subscription) = self.wiring.actor.context().catches_up(topic) else { return Ok(()) };
+        let plugin = self.ground.plugin.clone();
+        self.feed(Kind::CaughtUp { plugin, subscription, topic: topic.clone() })
+    }
+
+    /// Delivers the earlier events of new subscriptions, as the members have kept them.
+    pub(super) fn catch_up(&mut self) -> Result<(), TrialError> {
+        loop {
+            let next = self.wiring.actor.context().catching_up().next();
+            let next = next.map(|(topic, subscription)| (topic.clone(), subscription));
+            let Some((topic, subscription)) = next.filter(|_| !self.kept.is_recorded) else { return Ok(()) };
+            let mut entries = VecDeque::new();
+            self.wiring.loader.storage.log.read(subscription, 1, &mut entries)?;
+            let from = match entries.front().map(|entry| &entry.kind) {
+                Some(Kind::Subscription { beginning: Beginning::Time(time), .. }) => *time,
+                _ => Timestamp(0),
+            };
+            let plugin = &self.ground.plugin;
+            let is_wanted =
+                |(time, event): &&(Timestamp, Event)| *time >= from && event.topic() == Some(&topic);
+            let earlier = self.kept.events.iter().filter(is_wanted).map(|(_, event)| Kind::Earlier {
+                plugin: plugin.clone(),
+                subscription,
+                event: event.clone(),
+            });
+            let end = Kind::CaughtUp { plugin: plugin.clone(), subscription, topic: topic.clone() };
+            let kinds: Vec<Kind> = earlier.chain([end]).collect();
+            // All in one commit, so that a crash loses all or nothing.
+            for kind in kinds {
+                let entry = self.wiring.loader.storage.log.append(kind);
+                self.ground.numbers.add(entry.offset.0);
+            }
+            self.go_on()?;
+        }
     }
 
     pub(super) fn append_quietly(&mut self, kind: Kind) -> Result<(), TrialError> {
@@ -85,7 +156,7 @@ impl Trial {
         let missed: Vec<_> = missed.into_iter().map(|(topic, until)| (topic.clone(), *until)).collect();
         for (topic, since) in missed {
             self.heard.insert(topic.clone(), now);
-            self.append(Kind::Event(Event::Gap { topic, since, until: now }))?;
+            self.append(Kind::Event(Event::Gap { topic, since, until: now, missing: None }))?;
         }
         Ok(())
     }
@@ -224,4 +295,9 @@ impl Trial {
         change.now_or_never().expect("it was committed")?;
         self.go_on()
     }
+}
+
+/// Whether an event is of a member, on a reliable topic.
+fn is_of_member(event: &Event) -> bool {
+    matches!(event, Event::Message { origin: Origin::Member(_), .. } | Event::Gap { missing: Some(_), .. })
 }

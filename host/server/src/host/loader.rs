@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use dim_ipfs::Backend;
+use dim_model::beginning::Beginning;
 use dim_model::entry::{Generation, Kind, Offset};
 use dim_model::error_chain::listed;
 use dim_model::ident::{IpnsName, KeyName, PluginName, Topic};
@@ -14,7 +15,8 @@ use dim_network::name_follower::Unresolved;
 use dim_network::name_publisher::{CheckedNames, Failures};
 use dim_network::reliable_topics::Reliable;
 use dim_network::subscription::ListeningRecords;
-use dim_runtime::{Actor, Engine, Fallback, Lines, Numbers, Parts, ProbationParts, SessionParts};
+use dim_runtime::{Actor, Engine, Fallback, Lines, Numbers, Parts, ProbationParts, Runnable, SessionParts};
+use dim_store::catch_ups::KeptTopics;
 use dim_store::checkpoint;
 use dim_store::entry_context::EntryContext;
 use dim_store::grants::{NameOrKey, Reach};
@@ -83,6 +85,8 @@ pub struct Links {
     pub listening_records: Arc<ListeningRecords>,
     /// The reliable topics.
     pub reliable: Reliable,
+    /// The topics whose writers keep their events.
+    pub kept_topics: KeptTopics,
     /// The followed names that cannot be resolved.
     pub unresolved: Arc<Unresolved>,
     /// The reasons why names could not be published.
@@ -147,7 +151,7 @@ impl Loader {
         self.restore_hearings(&context);
         context.add_own_names(&self.storage.store.snapshot()?, self.storage.keys.names_of(reach.writes()))?;
         self.links.interest.restore(name, &context);
-        self.subscribe_to_new(name, &run.topics, &context);
+        self.subscribe_to_new(name, &run, &context);
         let (probation, fallback) = self.fallback(row.id, fallback)?;
         let session = SessionParts {
             plugin: name.clone(),
@@ -160,6 +164,7 @@ impl Loader {
             files: self.storage.store.clone(),
             keys: self.storage.keys.clone(),
             outbox_len: self.links.backlog.length(Some(name)),
+            kept_topics: self.links.kept_topics.clone(),
             listeners: self.lines.clone(),
         };
         let parts = Parts {
@@ -221,33 +226,37 @@ impl Loader {
         let revoked = |topic: &&Topic| !reach.may_subscribe(topic);
         for topic in context.subscriptions().iter().filter(revoked).cloned().collect::<Vec<_>>() {
             context.revoke(&topic);
-            let (plugin, by) = (name.clone(), Generation(0));
-            self.storage.log.append_now([Kind::Subscription { plugin, topic, subscribed: false, by }]);
+            let (plugin, by, beginning) = (name.clone(), Generation(0), Beginning::Head);
+            let ended = Kind::Subscription { plugin, topic, subscribed: false, beginning, by };
+            self.storage.log.append_now([ended]);
         }
     }
 
-    /// Subscribes to topics that are new in the manifest, from the head of the log. The plugin may have unsubscribed
-    /// from known topics.
-    fn subscribe_to_new(&self, name: &PluginName, topics: &[Topic], context: &EntryContext) {
-        for topic in topics.iter().filter(|topic| context.is_new(topic)) {
+    /// Subscribes to topics that are new in the manifest. The plugin may have unsubscribed from known topics.
+    fn subscribe_to_new(&self, name: &PluginName, run: &Runnable, context: &EntryContext) {
+        for topic in run.topics.iter().filter(|topic| context.is_new(topic)) {
             self.links.interest.want_topic(topic, Subscriber::Plugin(name.clone()), true);
             // The announcement is in the log already, and the plugin may end it there: a second one would begin it
             // again.
             if self.announced().remove(&(name.clone(), topic.clone())) {
                 continue;
             }
-            let (plugin, topic, by) = (name.clone(), topic.clone(), Generation(0));
-            self.storage.log.append_now([Kind::Subscription { plugin, topic, subscribed: true, by }]);
+            self.begin_subscription(name, topic, run.beginning(topic, self.storage.log.now()));
         }
     }
 
+    fn begin_subscription(&self, name: &PluginName, topic: &Topic, beginning: Beginning) {
+        let beginning = self.links.kept_topics.beginning(topic, beginning);
+        let (plugin, topic, by) = (name.clone(), topic.clone(), Generation(0));
+        self.storage.log.append_now([Kind::Subscription { plugin, topic, subscribed: true, beginning, by }]);
+    }
+
     /// Subscribes a new plugin before the intake begins and long before the plugin runs.
-    pub fn announce(&self, name: &PluginName, topics: Vec<Topic>) {
-        for topic in topics {
+    pub fn announce(&self, name: &PluginName, topics: Vec<(Topic, Beginning)>) {
+        for (topic, beginning) in topics {
             self.links.interest.want_topic(&topic, Subscriber::Plugin(name.clone()), true);
             self.announced().insert((name.clone(), topic.clone()));
-            let (plugin, by) = (name.clone(), Generation(0));
-            self.storage.log.append_now([Kind::Subscription { plugin, topic, subscribed: true, by }]);
+            self.begin_subscription(name, &topic, beginning);
         }
     }
 

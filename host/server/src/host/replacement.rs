@@ -328,6 +328,7 @@ impl Host {
             files: self.storage.store.clone(),
             keys: self.storage.keys.clone(),
             outbox_len: Arc::default(),
+            kept_topics: self.deployment.loader.links.kept_topics.clone(),
             listeners: Lines::default(),
         };
         let (prepared, config) = (ready.prepared.clone(), ready.config.clone());

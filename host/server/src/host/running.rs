@@ -244,6 +244,7 @@ impl Start {
         &self,
         running: &Running,
         key: SigningKey,
+        echoes: &Arc<Echoes>,
         inputs: Inputs,
     ) -> Result<(), HostError> {
         let (storage, links) = (&self.loader.storage, &self.loader.links);
@@ -255,6 +256,7 @@ impl Start {
             backend: links.backend.clone(),
             backlog: links.backlog.clone(),
             reliable: links.reliable.clone(),
+            echoes: echoes.clone(),
         };
         let mut random = rand::rng();
         let mut incarnation = [0; 16];

@@ -10,14 +10,15 @@ use dim_ipfs::embedded::Bus;
 use dim_ipfs::keys::{Key, Keyring};
 use dim_ipfs::kubo::{self, Settings};
 use dim_ipfs::{Backend, embedded};
+use dim_model::beginning::Beginning;
 use dim_model::error_chain::chain;
 use dim_model::health::Acknowledged;
-use dim_model::ident::{Digest, PluginName};
+use dim_model::ident::{Digest, PluginName, Topic};
 use dim_model::live::Live;
 use dim_model::time::Timestamp;
 use dim_network::outbox::Sent;
 use dim_network::reliable_topics::{Inputs, Reliable};
-use dim_runtime::{Allotment, Cache, Capacity, Compiler, Engine, Lines};
+use dim_runtime::{Allotment, Cache, Capacity, Compiler, Engine, Inspection, Lines};
 use dim_store::commit::Commit;
 use dim_store::disk_monitor::{DiskCheck, DiskMonitor, Quota};
 use dim_store::event_log::EventLog;
@@ -33,7 +34,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::adopt_name::LeftOut;
-use super::candidate::{Candidate, Terms, candidates};
+use super::candidate::{Allowance, Candidate, Terms, candidates};
 use super::key_claims::KeyClaims;
 use super::loader::{HostIdentity, Links, Loader};
 use super::running::Running;
@@ -102,6 +103,7 @@ impl Start {
                 interest,
                 backlog,
                 listening_records: Arc::default(),
+                kept_topics: reliable.kept_topics(),
                 reliable,
                 unresolved: Arc::default(),
                 failures: Arc::default(),
@@ -145,10 +147,10 @@ impl Start {
         let known = plugin_registry::rows(&self.loader.storage.store.snapshot()?)?;
         let (config, id) = (&self.loader.config.now(), &self.loader.identity.id);
         for candidate in self.candidates.iter().filter(|it| !known.contains_key(&it.name)) {
-            let inspected = candidate.inspect(config);
             // An error is reported when the plugin is loaded.
-            if let Ok((_, allowance)) = inspected.and_then(|it| Ok(candidate.resolve(config, &it, id)?)) {
-                self.loader.announce(&candidate.name, allowance.topics());
+            let Ok(inspection) = candidate.inspect(config) else { continue };
+            if let Ok((set, allowance)) = candidate.resolve(config, &inspection, id) {
+                self.announce(&candidate.name, &inspection, &set, &allowance);
             }
         }
         self.announce_folder(&known);
@@ -174,12 +176,23 @@ impl Start {
             let inspected = candidate.inspect(&config).ok();
             let may_run =
                 inspected.filter(|inspection| candidate.policy(&config, inspection) == Policy::Allow);
-            let resolved = may_run.and_then(|inspection| candidate.resolve(&config, &inspection, id).ok());
+            let Some(inspection) = may_run else { continue };
             // A plugin that requests more than it is granted waits for the operator.
-            if let Some((_, allowance)) = resolved.filter(|(_, allowance)| allowance.missing().is_empty()) {
-                self.loader.announce(&candidate.name, allowance.topics());
+            match candidate.resolve(&config, &inspection, id) {
+                Ok((set, allowance)) if allowance.missing().is_empty() => {
+                    self.announce(&candidate.name, &inspection, &set, &allowance);
+                }
+                _ => {}
             }
         }
+    }
+
+    /// Announces the subscriptions of a plugin with the config `set`.
+    fn announce(&self, name: &PluginName, inspection: &Inspection, set: &str, allowance: &Allowance) {
+        let (beginnings, now) = (inspection.manifest.beginnings(set), self.loader.storage.log.now());
+        let beginning = |topic: &Topic| beginnings.get(topic).map_or(Beginning::Head, |from| from.at(now));
+        let topics = allowance.topics().into_iter();
+        self.loader.announce(name, topics.map(|topic| (topic.clone(), beginning(&topic))).collect());
     }
 
     /// Restores the topics on which other peers were heard before.
@@ -200,7 +213,7 @@ impl Start {
         let writer = self.writer.take();
         let running = Running::spawn(&self, &echoes, &received, &fail)?;
         if let Some((key, inputs)) = writer {
-            self.spawn_reliable_topics(&running, key, inputs)?;
+            self.spawn_reliable_topics(&running, key, &echoes, inputs)?;
         }
         let Self { config_file, loader, bus, sent, writer: _, candidates, awaited } = self;
         let loading: BTreeSet<_> = candidates.iter().map(|candidate| candidate.name.clone()).collect();

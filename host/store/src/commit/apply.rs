@@ -9,6 +9,7 @@ use redb::{AccessGuard, WriteTransaction};
 use super::{NameChange, code_change};
 use crate::batch::Batch;
 use crate::effect::NameUpdate;
+use crate::entry_context::SubscriptionRequest;
 use crate::names::{Changed, Known};
 use crate::plugin_registry;
 use crate::rollback_rows::{Part, Place, Saved};
@@ -125,12 +126,16 @@ pub fn entries_of(batch: &Batch) -> Vec<Kind> {
             origin: origin.clone(),
         })
     });
-    let subscriptions = batch.requested.subscriptions.iter().map(|(topic, subscribed)| Kind::Subscription {
-        plugin: batch.plugin.clone(),
-        topic: topic.clone(),
-        subscribed: *subscribed,
-        by: batch.by,
-    });
+    let subscriptions =
+        batch.requested.subscriptions.iter().map(|(topic, SubscriptionRequest(beginning))| {
+            Kind::Subscription {
+                plugin: batch.plugin.clone(),
+                topic: topic.clone(),
+                subscribed: beginning.is_some(),
+                beginning: beginning.unwrap_or_default(),
+                by: batch.by,
+            }
+        });
     messages.chain(subscriptions).chain(batch.requested.struck.iter().cloned()).collect()
 }
 

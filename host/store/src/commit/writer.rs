@@ -15,7 +15,7 @@ use super::queue::{ApiPublish, Queue, Submitted, Work};
 use super::{Commit, Durability};
 use crate::effect::Publish;
 use crate::event_log::EventLog;
-use crate::{Store, StoreError, Sync, outbox};
+use crate::{Store, StoreError, Sync, catch_ups, outbox};
 
 /// How long log entries wait for a batch that shares their transaction.
 const LINGER: Duration = Duration::from_millis(20);
@@ -125,6 +125,7 @@ impl Commit {
         let sync = self.sync(worth, &work, &entries, disk, stopping);
         store.set_sync(&mut write, sync)?;
         crate::event_log_rows::append(&write, entries.iter().map(AsRef::as_ref))?;
+        let are_catch_ups_changed = catch_ups::observe(&write, entries.iter().map(AsRef::as_ref))?;
         if let Some(last) = entries.last() {
             names.settle(&write, last.offset)?;
         }
@@ -161,6 +162,9 @@ impl Commit {
             let _ = done.send(());
         }
         self.announce(&wakes);
+        if are_catch_ups_changed {
+            self.catch_ups.notify_one();
+        }
         Ok(())
     }
 

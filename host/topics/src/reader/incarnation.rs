@@ -209,7 +209,7 @@ impl IncarnationReader {
                 let is_new = self.began.after(CLOCK_TOLERANCE) >= time;
                 (time, self.evidence, is_new)
             }
-            Since::Time(time) => (time, u64::MAX, false),
+            Since::Time(time) => (time, self.evidence, false),
             Since::Earliest => (Timestamp(0), u64::MAX, true),
         };
         let unwanted = self.known.values().rev().find(|it| it.listed.time < time && !is_entire);
@@ -330,7 +330,8 @@ mod tests {
         for (since, began, next) in [
             (Since::Time(Timestamp(112)), 0, Some(12)),
             (Since::Time(Timestamp(113)), 0, Some(14)),
-            (Since::Time(Timestamp(900)), 0, Some(16)),
+            // What arrives as a message is wanted, whatever the clock of its writer says.
+            (Since::Time(Timestamp(900)), 0, Some(14)),
             (Since::Time(Timestamp(110)), 0, None),
             (Since::Earliest, 0, None),
             // Everything that is heard is wanted, although the time is earlier than the subscription.

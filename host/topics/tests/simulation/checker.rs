@@ -97,7 +97,7 @@ impl Record {
     /// Adds a delivery, in the order in which deliveries are made durable. It fails at the first event that is not the
     /// next one of its writer.
     pub fn add(&mut self, delivery: &Delivery, is_own: bool, truth: &Truth) {
-        let key = (delivery.topic.clone(), delivery.writer, delivery.checkpoint.incarnation);
+        let key = (delivery.stream.topic.clone(), delivery.writer, delivery.checkpoint.incarnation);
         let published = &truth.logs[&key];
         if !is_own && !self.taken.contains_key(&key) {
             self.check_order(&key, delivery, published);
@@ -108,7 +108,7 @@ impl Record {
             let chain = next.checked_sub(1).map_or(0, |index| published.chain[index as usize]);
             Taken { next, chain, gaps: Vec::new() }
         });
-        assert_eq!(taken.next, delivery.first, "the next event is delivered next");
+        assert_eq!(taken.next, delivery.first, "the next event is delivered next: {taken:?}, {delivery:?}");
         match &delivery.outcome {
             Outcome::Events(events) => {
                 for event in events {
@@ -144,7 +144,10 @@ impl Record {
         }
         let before = (key.0.clone(), key.1, start.previous);
         let taken = self.taken.get(&before).map_or(0, |taken| taken.next);
-        assert!(taken >= start.next, "an incarnation is delivered before the end of the one before it");
+        assert!(
+            taken >= start.next,
+            "{delivery:?} comes before the end of the incarnation before it: {taken} of {start:?}",
+        );
     }
 
     /// Checks that the reader has everything that others have published on a topic. `reader` and `own` are the identity

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dim_model::ident::Topic;
-use dim_topics::action::{Action, Delivery, GapReason, Outcome};
+use dim_topics::action::{Action, GapReason, Outcome, Stream};
 use dim_topics::alarm::Finding;
 use dim_topics::bundle::{Bundle, Listed};
 use dim_topics::head::Head;
@@ -18,8 +18,8 @@ use dim_topics::reader::Since;
 use rand::rngs::StdRng;
 use rand::{Rng as _, RngExt as _, SeedableRng as _};
 
-use crate::checker::Truth;
-use crate::node::{FLEET, Node, Store};
+use crate::checker::{Record, Truth};
+use crate::node::{Committed, FLEET, LateReceiver, Node, Store};
 use crate::troubles::Troubles;
 
 /// The time after the troubles in which everything must be delivered.
@@ -41,10 +41,10 @@ enum Happening {
     Wake { node: usize },
     PublishEvent { node: usize, topic: usize, number: usize },
     CommitBundle { node: usize, generation: u64, bundle: Arc<Bundle>, end: LogEnd, events: usize },
-    CommitDeliveries { node: usize, generation: u64, deliveries: Vec<Delivery> },
-    EndNodeFetch { node: usize, generation: u64, topic: Topic, writer: WriterId, digest: Digest },
+    CommitDeliveries { node: usize, generation: u64, deliveries: Vec<Committed> },
+    EndNodeFetch { node: usize, generation: u64, stream: Stream, writer: WriterId, digest: Digest },
     ProvideIndexes { node: usize, generation: u64 },
-    EndFetch { node: usize, generation: u64, topic: Topic, writer: WriterId, listed: Listed },
+    EndFetch { node: usize, generation: u64, stream: Stream, writer: WriterId, listed: Listed },
     Crash { node: usize },
     Start { node: usize },
     LoseBlocks { node: usize },
@@ -55,6 +55,7 @@ enum Happening {
     Backup { node: usize },
     Restore { node: usize },
     Copy { node: usize },
+    BeginCatchUp { node: usize, topic: usize, number: u64 },
     EndTroubles,
 }
 
@@ -165,6 +166,11 @@ impl Fleet {
             let node = victims.swap_remove(self.rng.random_range(0..victims.len()));
             self.at(length / 2, Happening::Copy { node });
         }
+        for number in 0..self.troubles.catch_ups {
+            let (at, node) = (self.random(length), self.rng.random_range(0..members));
+            let (topic, number) = (self.rng.random_range(0..self.topics.len()), number as u64);
+            self.at(at, Happening::BeginCatchUp { node, topic, number });
+        }
         self.at(length, Happening::EndTroubles);
     }
 
@@ -214,14 +220,14 @@ impl Fleet {
                     self.commit_deliveries(node, deliveries);
                 }
             }
-            Happening::EndFetch { node, generation, topic, writer, listed } => {
+            Happening::EndFetch { node, generation, stream, writer, listed } => {
                 if self.nodes[node].generation == generation {
-                    self.end_fetch(node, &topic, &writer, &listed);
+                    self.end_fetch(node, &stream, &writer, &listed);
                 }
             }
-            Happening::EndNodeFetch { node, generation, topic, writer, digest } => {
+            Happening::EndNodeFetch { node, generation, stream, writer, digest } => {
                 if self.nodes[node].generation == generation {
-                    self.end_node_fetch(node, &topic, &writer, &digest);
+                    self.end_node_fetch(node, &stream, &writer, &digest);
                 }
             }
             Happening::ProvideIndexes { node, generation } => {
@@ -242,6 +248,7 @@ impl Fleet {
             Happening::Backup { node } => drop(self.backups.insert(node, self.nodes[node].store.clone())),
             Happening::Restore { node } => self.restore(node),
             Happening::Copy { node } => self.copy(node),
+            Happening::BeginCatchUp { node, topic, number } => self.begin_catch_up(node, topic, number),
             Happening::EndTroubles => {
                 self.has_trouble = false;
                 self.cut_off.clear();
@@ -376,16 +383,15 @@ impl Fleet {
         self.plan_indexes(node);
     }
 
-    fn commit_deliveries(&mut self, node: usize, deliveries: Vec<Delivery>) {
+    fn commit_deliveries(&mut self, node: usize, deliveries: Vec<Committed>) {
         self.nodes[node].is_committing = false;
         if self.may_crash(node) {
             return;
         }
         for delivery in &deliveries {
             let it = &mut self.nodes[node];
-            it.commit(delivery);
-            let is_own = delivery.writer == Node::id(&it.store);
-            it.store.record.add(delivery, is_own, &self.truth);
+            it.commit(delivery, &self.truth);
+            let Committed::Delivery(delivery) = delivery else { continue };
             let own = &it.store.past;
             let id = delivery.checkpoint.incarnation;
             assert!(
@@ -398,8 +404,9 @@ impl Fleet {
         }
         self.with_member(node, |member, now| {
             for delivery in &deliveries {
-                let (topic, writer) = (&delivery.topic, &delivery.writer);
-                member.committed(topic, writer, &delivery.checkpoint, delivery.bytes(), now);
+                if let Committed::Delivery(delivery) = delivery {
+                    member.committed(delivery, now);
+                }
             }
         });
         self.commit_more(node);
@@ -432,13 +439,13 @@ impl Fleet {
         }
     }
 
-    fn end_node_fetch(&mut self, node: usize, topic: &Topic, writer: &WriterId, digest: &Digest) {
+    fn end_node_fetch(&mut self, node: usize, stream: &Stream, writer: &WriterId, digest: &Digest) {
         let block = self.provider(node, digest).map(|_| self.index_nodes[digest].clone());
         if block.is_some() {
             self.nodes[node].blocks.insert(*digest);
         }
         let block = block.as_deref();
-        self.with_member(node, |member, now| member.node_fetched(topic, writer, digest, block, now));
+        self.with_member(node, |member, now| member.node_fetched(stream, writer, digest, block, now));
     }
 
     /// A member from which another one can fetch a block now.
@@ -449,14 +456,14 @@ impl Fleet {
         (0..self.nodes.len()).find(|other| reaches(other) && has(other)).filter(|_| !fails)
     }
 
-    fn end_fetch(&mut self, node: usize, topic: &Topic, writer: &WriterId, listed: &Listed) {
+    fn end_fetch(&mut self, node: usize, stream: &Stream, writer: &WriterId, listed: &Listed) {
         let block = self.provider(node, &listed.digest).map(|_| self.bundles[&listed.digest].clone());
         match block {
             Some(bundle) => {
                 self.nodes[node].blocks.insert(listed.digest);
-                self.with_member(node, |member, now| member.fetched(topic, writer, listed, bundle, now));
+                self.with_member(node, |member, now| member.fetched(stream, writer, listed, bundle, now));
             }
-            None => self.with_member(node, |member, now| member.fetch_failed(topic, writer, listed, now)),
+            None => self.with_member(node, |member, now| member.fetch_failed(stream, writer, listed, now)),
         }
     }
 
@@ -522,6 +529,21 @@ impl Fleet {
         }
     }
 
+    /// Adds a receiver to a member that has run for a while.
+    fn begin_catch_up(&mut self, node: usize, topic: usize, number: u64) {
+        let topic = self.topics[topic].clone();
+        let receiver = LateReceiver {
+            topic: topic.clone(),
+            checkpoints: BTreeMap::new(),
+            record: Record::default(),
+            has_caught_up: false,
+        };
+        self.nodes[node].store.late_receivers.insert(number, receiver);
+        self.with_member(node, |member, now| {
+            member.catch_up(number, topic, Since::Earliest, Vec::new(), now);
+        });
+    }
+
     /// Calls the protocol of a member, and carries out its actions.
     fn with_member(
         &mut self,
@@ -556,15 +578,15 @@ impl Fleet {
                 self.broadcast(node, &Message::Bundle(bundle.block.clone()));
             }
             Action::PublishHead(block) => self.broadcast(node, &Message::Head(block)),
-            Action::Fetch { topic, writer, listed } => {
+            Action::Fetch { stream, writer, listed } => {
                 let generation = self.nodes[node].generation;
                 let at = self.now + Duration::from_millis(2) + self.random(Duration::from_millis(100));
-                self.at(at, Happening::EndFetch { node, generation, topic, writer, listed });
+                self.at(at, Happening::EndFetch { node, generation, stream, writer, listed });
             }
-            Action::FetchNode { topic, writer, digest } => {
+            Action::FetchNode { stream, writer, digest } => {
                 let generation = self.nodes[node].generation;
                 let at = self.now + Duration::from_millis(2) + self.random(Duration::from_millis(100));
-                self.at(at, Happening::EndNodeFetch { node, generation, topic, writer, digest });
+                self.at(at, Happening::EndNodeFetch { node, generation, stream, writer, digest });
             }
             Action::Deliver(delivery) => {
                 if let Outcome::Gap(reason) = &delivery.outcome {
@@ -572,7 +594,10 @@ impl Fleet {
                     let is_doubled = self.doubled.contains(&delivery.writer);
                     assert!(is_allowed || is_doubled, "{delivery:?} at {:?}", self.now);
                 }
-                self.nodes[node].deliveries.push_back(delivery);
+                self.nodes[node].deliveries.push_back(Committed::Delivery(Box::new(delivery)));
+            }
+            Action::CaughtUp(stream) => {
+                self.nodes[node].deliveries.push_back(Committed::CaughtUp(stream));
             }
             Action::Resend(digest) => {
                 let it = &mut self.nodes[node];
@@ -663,6 +688,18 @@ impl Fleet {
                     self.troubles.has_retention && *reason == GapReason::NotKept || !self.doubled.is_empty()
                 };
                 fail_unless(gaps.iter().all(is_expected), || format!("gaps: {gaps:?}"))?;
+            }
+            for (number, receiver) in &node.store.late_receivers {
+                let topic = &receiver.topic;
+                let checked = receiver.record.check_all(topic, own, id, (&self.truth, &lost));
+                let gaps = checked.map_err(|why| format!("receiver {number}: {why}"))?;
+                let is_expected = |reason: &GapReason| {
+                    self.troubles.has_retention && *reason == GapReason::NotKept || !self.doubled.is_empty()
+                };
+                fail_unless(gaps.iter().all(is_expected), || format!("gaps of receiver {number}: {gaps:?}"))?;
+                fail_unless(receiver.has_caught_up || !self.doubled.is_empty(), || {
+                    format!("receiver {number} of {id} does not catch up")
+                })?;
             }
             for writer in &self.noticeable {
                 let is_noticed = node.alarms.iter().any(|alarm| alarm.writer == *writer);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use dim_model::ident::Topic;
 use dim_model::time::Timestamp;
-use dim_topics::action::{Checkpoint, Delivery};
+use dim_topics::action::{Checkpoint, Delivery, Stream};
 use dim_topics::alarm::Alarm;
 use dim_topics::bundle::Bundle;
 use dim_topics::identity::{Digest, Incarnation, WriterId};
@@ -18,7 +18,7 @@ use dim_topics::reader::Since;
 use dim_topics::time::{Moment, Now};
 use ed25519_dalek::SigningKey;
 
-use crate::checker::Record;
+use crate::checker::{Record, Truth};
 
 /// The name of the fleet.
 pub const FLEET: &str = "simulated";
@@ -37,9 +37,30 @@ pub struct Store {
     pub bundles: Vec<(Arc<Bundle>, bool)>,
     pub logs: BTreeMap<Topic, LogEnd>,
     pub kept: BTreeMap<Topic, Timestamp>,
-    pub checkpoints: BTreeMap<(Topic, WriterId, Incarnation), Checkpoint>,
+    pub checkpoints: Checkpoints,
     pub topics: BTreeMap<Topic, Since>,
     pub record: Record,
+    /// The receivers that began late, by the numbers of their catch-ups.
+    pub late_receivers: BTreeMap<u64, LateReceiver>,
+}
+
+/// A receiver of a member that began later than the member, and reads from the earliest event on.
+#[derive(Clone, Debug)]
+pub struct LateReceiver {
+    pub topic: Topic,
+    pub checkpoints: Checkpoints,
+    pub record: Record,
+    pub has_caught_up: bool,
+}
+
+/// Positions in the logs of writers.
+pub type Checkpoints = BTreeMap<(Topic, WriterId, Incarnation), Checkpoint>;
+
+/// Something that a member makes durable.
+#[derive(Debug)]
+pub enum Committed {
+    Delivery(Box<Delivery>),
+    CaughtUp(Stream),
 }
 
 impl Store {
@@ -65,7 +86,7 @@ pub struct Node {
     /// The topics for which a bundle is being made durable.
     pub writing: BTreeSet<Topic>,
     /// The deliveries that are not durable.
-    pub deliveries: VecDeque<Delivery>,
+    pub deliveries: VecDeque<Committed>,
     /// Whether deliveries are being made durable.
     pub is_committing: bool,
     /// Whether a time is planned at which the own indexes are provided.
@@ -92,6 +113,7 @@ impl Node {
                 checkpoints: BTreeMap::new(),
                 topics: BTreeMap::new(),
                 record: Record::default(),
+                late_receivers: BTreeMap::new(),
             },
             member: None,
             generation: 0,
@@ -145,6 +167,10 @@ impl Node {
         for topic in self.store.topics.keys() {
             member.restore_index(topic, self.store.places(topic));
         }
+        for (number, receiver) in self.store.late_receivers.iter().filter(|(_, it)| !it.has_caught_up) {
+            let checkpoints = receiver.checkpoints.iter().map(|((_, writer, _), it)| (*writer, it.clone()));
+            member.catch_up(*number, receiver.topic.clone(), Since::Earliest, checkpoints.collect(), now);
+        }
         self.store.past.insert(incarnation, member.began());
         self.member = Some(member);
     }
@@ -160,19 +186,48 @@ impl Node {
         self.wake = None;
     }
 
-    /// Makes a delivery durable, in the way of a transaction.
-    pub fn commit(&mut self, delivery: &Delivery) {
-        let (topic, writer) = (delivery.topic.clone(), delivery.writer);
+    /// Makes a result durable, in the way of a transaction, and checks it.
+    pub fn commit(&mut self, result: &Committed, truth: &Truth) {
+        let delivery = match result {
+            Committed::Delivery(delivery) => delivery,
+            Committed::CaughtUp(stream) => {
+                let number = stream.catch_up.expect("the main reading does not catch up");
+                let receiver = self.store.late_receivers.get_mut(&number).expect("it began");
+                assert!(!receiver.has_caught_up, "a receiver catches up once");
+                receiver.has_caught_up = true;
+                return;
+            }
+        };
+        let is_own = delivery.writer == Node::id(&self.store);
         let store = &mut self.store;
-        if let Some(replaced) = delivery.replaced
-            && let Some(checkpoint) = store.checkpoints.get_mut(&(topic.clone(), writer, replaced))
-        {
-            checkpoint.is_replaced = true;
+        if let Some(number) = delivery.stream.catch_up {
+            let receiver = store.late_receivers.get_mut(&number).expect("it began");
+            assert!(!receiver.has_caught_up, "an earlier event after the end of a catch-up");
+            receiver.record.add(delivery, is_own, truth);
+            advance(&mut receiver.checkpoints, delivery);
+            return;
         }
-        for removed in &delivery.removed {
-            store.checkpoints.remove(&(topic.clone(), writer, *removed));
+        store.record.add(delivery, is_own, truth);
+        advance(&mut store.checkpoints, delivery);
+        for receiver in store.late_receivers.values_mut() {
+            if receiver.has_caught_up && receiver.topic == delivery.stream.topic {
+                receiver.record.add(delivery, is_own, truth);
+            }
         }
-        let key = (topic, writer, delivery.checkpoint.incarnation);
-        store.checkpoints.insert(key, delivery.checkpoint.clone());
     }
+}
+
+/// Writes the position after a delivery.
+fn advance(checkpoints: &mut Checkpoints, delivery: &Delivery) {
+    let (topic, writer) = (delivery.stream.topic.clone(), delivery.writer);
+    if let Some(replaced) = delivery.replaced
+        && let Some(checkpoint) = checkpoints.get_mut(&(topic.clone(), writer, replaced))
+    {
+        checkpoint.is_replaced = true;
+    }
+    for removed in &delivery.removed {
+        checkpoints.remove(&(topic.clone(), writer, *removed));
+    }
+    let key = (topic, writer, delivery.checkpoint.incarnation);
+    checkpoints.insert(key, delivery.checkpoint.clone());
 }

@@ -38,6 +38,8 @@ pub struct Troubles {
     pub clock_jumps: usize,
     /// The number of members that join late and read from the beginning.
     pub late_joiners: usize,
+    /// The number of receivers of a member that begin late and catch up.
+    pub catch_ups: usize,
     /// The longest time of a commit.
     pub commit: Duration,
     /// Whether writers remove old bundles.
@@ -75,6 +77,7 @@ impl Troubles {
             has_retention: rng.random_bool(0.15),
             restored: 0,
             copied: 0,
+            catch_ups: chance(rng, 0.4, 2),
         }
     }
 

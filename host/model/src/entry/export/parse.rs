@@ -3,8 +3,8 @@
 
 use serde::Deserialize;
 
-use super::{Data, Malformed, Record, Span, What};
-use crate::entry::Resolution;
+use super::{CatchingUp, Data, Malformed, Record, Span, What};
+use crate::entry::{Missing, Resolution};
 use crate::ident::{PeerName, PluginName, Topic};
 use crate::time::Timestamp;
 
@@ -15,7 +15,9 @@ pub struct Written {
     offset: u64,
     time: Timestamp,
     message: Option<Message>,
-    gap: Option<Span>,
+    gap: Option<Gap>,
+    catching_up: Option<CaughtUp>,
+    caught_up: Option<CaughtUp>,
     heard: Option<Vec<Span>>,
     peers: Option<Peers>,
     name: Option<Name>,
@@ -28,8 +30,27 @@ pub struct Written {
 struct Message {
     topic: Topic,
     from: String,
+    earlier_for: Option<CatchingUp>,
     text: Option<String>,
     base64: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Gap {
+    topic: Topic,
+    since: Timestamp,
+    until: Timestamp,
+    missing: Option<Missing>,
+    earlier_for: Option<CatchingUp>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CaughtUp {
+    plugin: PluginName,
+    subscription: u64,
+    topic: Topic,
 }
 
 #[derive(Deserialize)]
@@ -58,14 +79,38 @@ impl TryFrom<Written> for Record {
     type Error = Malformed;
 
     fn try_from(written: Written) -> Result<Self, Malformed> {
-        let Written { offset, time, message, gap, heard, peers, name, confirmed, command } = written;
+        let Written { offset, time, message, gap, catching_up, caught_up, .. } = written;
+        let Written { heard, peers, name, confirmed, command, .. } = written;
         let message = message.map(What::try_from).transpose()?;
-        let gap = gap.map(|Span { topic, since, until }| What::Gap { topic, since, until });
+        let gap = gap.map(|Gap { topic, since, until, missing, earlier_for }| What::Gap {
+            topic,
+            since,
+            until,
+            missing,
+            earlier_for,
+        });
+        let catching_up = catching_up.map(|CaughtUp { plugin, subscription, topic }| What::CatchingUp {
+            who: CatchingUp { plugin, subscription },
+            topic,
+        });
+        let caught_up = caught_up.map(|CaughtUp { plugin, subscription, topic }| What::CaughtUp {
+            who: CatchingUp { plugin, subscription },
+            topic,
+        });
         let peers = peers.map(|Peers { topic, peers }| What::Peers { topic, peers });
         let name = name.map(|Name { resolution, document }| What::Name { resolution, document });
         let command = command.map(|Command { plugin, method, body }| What::Command { plugin, method, body });
-        let all =
-            [message, gap, heard.map(What::Heard), peers, name, confirmed.map(What::Confirmed), command];
+        let all = [
+            message,
+            gap,
+            catching_up,
+            caught_up,
+            heard.map(What::Heard),
+            peers,
+            name,
+            confirmed.map(What::Confirmed),
+            command,
+        ];
         let mut told = all.into_iter().flatten();
         match (told.next(), told.next()) {
             (Some(what), None) => Ok(Self { offset, time, what }),
@@ -78,12 +123,12 @@ impl TryFrom<Message> for What {
     type Error = Malformed;
 
     fn try_from(written: Message) -> Result<Self, Malformed> {
-        let Message { topic, from, text, base64 } = written;
+        let Message { topic, from, earlier_for, text, base64 } = written;
         let data = match (text, base64) {
             (Some(text), None) => Data::Text(text),
             (None, Some(base64)) => Data::Base64(base64),
             _ => return Err(Malformed::Data),
         };
-        Ok(Self::Message { topic, from, data })
+        Ok(Self::Message { topic, from, earlier_for, data })
     }
 }

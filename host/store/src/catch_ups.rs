@@ -1,0 +1,267 @@
+//! Owns the catch-ups: subscriptions of plugins that begin before the head of a reliable topic, until they have caught
+//! up with the events that come to all plugins. The entries of the log begin and end them, in the transaction that
+//! appends the entries. The positions in the logs of the writers are rows of their own.
+
+use std::sync::Arc;
+
+use dim_model::beginning::Beginning;
+use dim_model::entry::{Entry, Generation, Kind, Offset};
+use dim_model::ident::{PluginName, Topic};
+use dim_model::time::Timestamp;
+use dim_topics::action::{Checkpoint, Delivery};
+use dim_topics::identity::WriterId;
+use dim_topics::reader::Since;
+use prost::Message as _;
+use redb::{ReadableTable as _, WriteTransaction};
+
+use crate::grants::TopicPattern;
+use crate::rollback_rows::Place;
+use crate::topic_rows::row_of;
+use crate::{CATCH_UP_CHECKPOINTS, CATCH_UPS, Snapshot, StoreError, checkpoint, plugin_registry, topic_rows};
+
+/// The topics whose writers keep their events.
+#[derive(Clone, Debug)]
+pub enum KeptTopics {
+    /// All topics, for a trial.
+    All,
+    /// The topics of these patterns.
+    These(Arc<[TopicPattern]>),
+}
+
+impl KeptTopics {
+    /// Returns the beginning of a subscription to a topic. Nothing is kept on a plain topic, so a subscription begins at
+    /// its head.
+    pub fn beginning(&self, topic: &Topic, requested: Beginning) -> Beginning {
+        match self {
+            Self::All => requested,
+            Self::These(patterns) if patterns.iter().any(|pattern| pattern.covers(topic)) => requested,
+            Self::These(_) => Beginning::Head,
+        }
+    }
+}
+
+/// A subscription that receives earlier events.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CatchUp {
+    /// The entry of the subscription.
+    pub subscription: Offset,
+    /// The plugin.
+    pub plugin: PluginName,
+    /// The topic.
+    pub topic: Topic,
+    /// The place from which on the plugin wants events.
+    pub since: Since,
+    /// The positions in the logs of the writers.
+    pub checkpoints: Vec<(WriterId, Checkpoint)>,
+}
+
+/// The catch-ups that are under way, oldest first.
+pub fn all(snapshot: &Snapshot) -> Result<Vec<CatchUp>, StoreError> {
+    let mut all = Vec::new();
+    for row in snapshot.table(CATCH_UPS)?.iter()? {
+        let (subscription, row) = row?;
+        let row = CatchUpRow::read(row.value())?;
+        if row.ended_by.is_none() {
+            all.push(CatchUp {
+                subscription: Offset(subscription.value()),
+                since: row.since(),
+                plugin: parse(&row.plugin)?,
+                topic: parse(&row.topic)?,
+                checkpoints: Vec::new(),
+            });
+        }
+    }
+    let checkpoints = snapshot.table(CATCH_UP_CHECKPOINTS)?;
+    for it in &mut all {
+        let of = it.subscription.0;
+        for row in checkpoints.range(keys_of(of))? {
+            let (key, row) = row?;
+            it.checkpoints.push(topic_rows::checkpoint(key.value().1, row.value())?);
+        }
+    }
+    Ok(all)
+}
+
+/// Begins and ends catch-ups as `entries` say, which are appended to the log in the same transaction. Returns whether
+/// there was one.
+pub fn observe<'a>(
+    write: &WriteTransaction,
+    entries: impl IntoIterator<Item = &'a Entry>,
+) -> Result<bool, StoreError> {
+    let mut is_changed = false;
+    for entry in entries {
+        is_changed |= match &entry.kind {
+            Kind::Subscription { plugin, topic, subscribed: true, beginning, by } => {
+                begin(write, entry, (plugin, topic), *beginning, *by)?
+            }
+            Kind::Subscription { plugin, topic, subscribed: false, by, .. } => {
+                end(write, plugin, topic, *by)?
+            }
+            Kind::CaughtUp { subscription, .. } => remove(write, &[subscription.0])?,
+            Kind::Code { plugin, generation, voids, .. } => {
+                let is_reverted = voids.map(|first| revert(write, plugin, first, *generation)).transpose()?;
+                forget_ended(write, plugin)? || is_reverted.unwrap_or(false)
+            }
+            _ => false,
+        };
+    }
+    Ok(is_changed)
+}
+
+/// Writes the position after a delivery to a plugin that catches up.
+pub fn advance(write: &WriteTransaction, of: Offset, delivery: &Delivery) -> Result<(), StoreError> {
+    if write.open_table(CATCH_UPS)?.get(of.0)?.is_none() {
+        // The subscription has ended meanwhile.
+        return Ok(());
+    }
+    let mut table = write.open_table(CATCH_UP_CHECKPOINTS)?;
+    for (key, row) in topic_rows::checkpoint_rows(delivery, |key| row_of(table.get((of.0, key))?))? {
+        match row {
+            Some(row) => table.insert((of.0, key.as_slice()), row.as_slice())?,
+            None => table.remove((of.0, key.as_slice()))?,
+        };
+    }
+    Ok(())
+}
+
+/// Ends all catch-ups of a plugin that is removed.
+pub fn forget_plugin(write: &WriteTransaction, plugin: &PluginName) -> Result<(), StoreError> {
+    let gone = select(write, plugin, |_| true)?;
+    remove(write, &gone.into_iter().map(|(number, _)| number).collect::<Vec<_>>())?;
+    Ok(())
+}
+
+fn begin(
+    write: &WriteTransaction,
+    entry: &Entry,
+    (plugin, topic): (&PluginName, &Topic),
+    beginning: Beginning,
+    by: Generation,
+) -> Result<bool, StoreError> {
+    let from_time = match beginning {
+        Beginning::Head => return Ok(false),
+        Beginning::Time(time) => Some(time.0),
+        Beginning::Earliest => None,
+    };
+    let is_same = |row: &CatchUpRow| row.topic == topic.as_str() && row.ended_by.is_none();
+    if !select(write, plugin, is_same)?.is_empty() {
+        return Ok(false);
+    }
+    let (plugin, topic) = (plugin.to_string(), topic.to_string());
+    put(write, entry.offset.0, &CatchUpRow { plugin, topic, from_time, by: by.0, ended_by: None })?;
+    Ok(true)
+}
+
+/// Ends the catch-up of a topic. Its positions are kept while a rollback may revert the end.
+fn end(
+    write: &WriteTransaction,
+    plugin: &PluginName,
+    topic: &Topic,
+    by: Generation,
+) -> Result<bool, StoreError> {
+    let ended = select(write, plugin, |row| row.topic == topic.as_str() && row.ended_by.is_none())?;
+    for (number, row) in &ended {
+        put(write, *number, &CatchUpRow { ended_by: Some(by.0), ..row.clone() })?;
+    }
+    forget_ended(write, plugin)?;
+    Ok(!ended.is_empty())
+}
+
+/// Reverts what the generations from `first` to the one before `end` have begun and ended.
+fn revert(
+    write: &WriteTransaction,
+    plugin: &PluginName,
+    first: Generation,
+    end: Generation,
+) -> Result<bool, StoreError> {
+    let is_void = |by: u32| (first.0..end.0).contains(&by);
+    let begun = select(write, plugin, |row| is_void(row.by))?;
+    let is_changed = remove(write, &begun.iter().map(|(number, _)| *number).collect::<Vec<_>>())?;
+    let ended = select(write, plugin, |row| row.ended_by.is_some_and(is_void))?;
+    for (number, row) in &ended {
+        put(write, *number, &CatchUpRow { ended_by: None, ..row.clone() })?;
+    }
+    Ok(is_changed || !ended.is_empty())
+}
+
+/// Removes catch-ups whose end no rollback can revert. Always returns false: nothing that is under way changes.
+fn forget_ended(write: &WriteTransaction, plugin: &PluginName) -> Result<bool, StoreError> {
+    // A plugin that is announced has no row yet, and none that was never replaced has a checkpoint.
+    let checkpoints = match plugin_registry::id_within(write, plugin)? {
+        Some(id) => checkpoint::checkpoints_within(write, id)?,
+        None => Vec::new(),
+    };
+    let earliest = checkpoints.iter().map(|(Place(_, first), _)| first.0).min().unwrap_or(u32::MAX);
+    let gone = select(write, plugin, |row| row.ended_by.is_some_and(|by| by < earliest))?;
+    remove(write, &gone.into_iter().map(|(number, _)| number).collect::<Vec<_>>())?;
+    Ok(false)
+}
+
+/// The rows of a plugin for which `wanted` returns true.
+fn select(
+    write: &WriteTransaction,
+    plugin: &PluginName,
+    wanted: impl Fn(&CatchUpRow) -> bool,
+) -> Result<Vec<(u64, CatchUpRow)>, StoreError> {
+    let mut found = Vec::new();
+    for row in write.open_table(CATCH_UPS)?.iter()? {
+        let (number, row) = row?;
+        let row = CatchUpRow::read(row.value())?;
+        if row.plugin == plugin.as_str() && wanted(&row) {
+            found.push((number.value(), row));
+        }
+    }
+    Ok(found)
+}
+
+fn put(write: &WriteTransaction, number: u64, row: &CatchUpRow) -> Result<(), StoreError> {
+    write.open_table(CATCH_UPS)?.insert(number, row.encode_to_vec().as_slice())?;
+    Ok(())
+}
+
+/// Removes catch-ups with their positions. Returns whether there was one.
+fn remove(write: &WriteTransaction, numbers: &[u64]) -> Result<bool, StoreError> {
+    let mut is_changed = false;
+    for number in numbers {
+        is_changed |= write.open_table(CATCH_UPS)?.remove(number)?.is_some();
+        write.open_table(CATCH_UP_CHECKPOINTS)?.retain_in(keys_of(*number), |_, _| false)?;
+    }
+    Ok(is_changed)
+}
+
+/// The keys of all positions of a catch-up.
+fn keys_of(number: u64) -> std::ops::RangeInclusive<(u64, &'static [u8])> {
+    (number, &[] as &[u8])..=(number, &[u8::MAX; 49])
+}
+
+fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, StoreError> {
+    text.parse().map_err(|error: T::Err| StoreError::corrupt("catch-ups", error.to_string()))
+}
+
+/// A catch-up. Field numbers are never reused.
+#[derive(Clone, PartialEq, prost::Message)]
+struct CatchUpRow {
+    #[prost(string, tag = "1")]
+    plugin: String,
+    #[prost(string, tag = "2")]
+    topic: String,
+    /// The beginning; `None` for the earliest event that is kept.
+    #[prost(fixed64, optional, tag = "3")]
+    from_time: Option<u64>,
+    /// The generation that subscribed.
+    #[prost(uint32, tag = "4")]
+    by: u32,
+    /// The generation that unsubscribed.
+    #[prost(uint32, optional, tag = "5")]
+    ended_by: Option<u32>,
+}
+
+impl CatchUpRow {
+    fn read(bytes: &[u8]) -> Result<Self, StoreError> {
+        Self::decode(bytes).map_err(|error| StoreError::corrupt("catch-ups", error))
+    }
+
+    fn since(&self) -> Since {
+        self.from_time.map_or(Since::Earliest, |time| Since::Time(Timestamp(time)))
+    }
+}

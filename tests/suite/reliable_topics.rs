@@ -255,6 +255,13 @@ fn plain_messages(host: &TestHost) -> Vec<String> {
     entries.iter().filter_map(|entry| message(&entry.kind)).collect()
 }
 
+/// Checks that plain messages, of which a daemon may lose some, are among the expected ones, and that none came twice.
+fn are_of(mut messages: Vec<String>, expected: &[String]) {
+    messages.sort();
+    assert!(messages.windows(2).all(|pair| pair[0] != pair[1]), "{messages:?}");
+    assert!(messages.iter().all(|message| expected.contains(message)), "{messages:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn hosts_and_plain_programs_share_a_topic_and_receive_each_event_once() {
     let Some((near, far)) = Kubo::start_pair() else { return };
@@ -288,20 +295,16 @@ async fn hosts_and_plain_programs_share_a_topic_and_receive_each_event_once() {
     for host in &hosts {
         eventually_within(ARRIVAL, "the events of the other host", async || from_members(host).len() >= 20)
             .await;
-        eventually_within(ARRIVAL, "the messages", async || plain_messages(host).len() >= 20).await;
+        eventually_within(ARRIVAL, "the messages", async || plain_messages(host).len() >= 15).await;
     }
-    eventually_within(ARRIVAL, "the program has all", async || plain_messages(&program).len() >= 40).await;
+    eventually_within(ARRIVAL, "the program has most", async || plain_messages(&program).len() >= 30).await;
     // What was held is decided by now.
     tokio::time::sleep(dim_network::reliable_topics::HOLD + Duration::from_secs(1)).await;
     for (host, other) in [(&hosts[0], "far"), (&hosts[1], "near")] {
         assert_eq!(from_members(host), texts(other));
-        assert_eq!(plain_messages(host), texts("program"));
+        are_of(plain_messages(host), &texts("program"));
     }
-    let mut all = plain_messages(&program);
-    all.sort();
-    let mut expected = [texts("near"), texts("far")].concat();
-    expected.sort();
-    assert_eq!(all, expected);
+    are_of(plain_messages(&program), &[texts("near"), texts("far")].concat());
     for host in hosts.into_iter().chain([program]) {
         host.stop().await;
     }

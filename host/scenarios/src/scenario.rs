@@ -268,7 +268,7 @@ mod tests {
         let stray = wrong("steps: [{ wait: 3s, data: 1 }]");
         assert_eq!(stray, "it: step 1 (line 1): \"data\" does not belong to this step");
         let both = wrong("steps: [{ wait: 3s, down: 3s }]");
-        assert!(both.starts_with("it: step 1 (line 1): a step is one of message, wait"), "{both}");
+        assert!(both.starts_with("it: step 1 (line 1): a step is one of message, missing, wait"), "{both}");
         let nested = wrong("steps: [{ repeat: 2, steps: [{ message: t, expect: { published: [] } }] }]");
         assert!(nested.starts_with("it: step 1 (line 1), step 1: there is no \"published\""), "{nested}");
         assert!(wrong("given: { state: { k: { $base64: '?' } } }\nsteps: []").contains("given.state.k"));

@@ -271,10 +271,11 @@ impl Subscriptions {
         if self.backend.network && message.from != *identity {
             self.heard_others(topic).await;
         }
-        if let Err(why) = self.reliable.receive(topic, message.data).await {
-            tracing::debug!(%topic, from = %message.from, "a message on a reliable topic is refused: {why}");
+        let from = message.from.clone();
+        if let Err(why) = self.reliable.receive(topic, message).await {
+            tracing::debug!(%topic, %from, "a message on a reliable topic is refused: {why}");
             self.counters.refused.fetch_add(1, Ordering::Relaxed);
-            self.listening_records.refused(topic, &message.from);
+            self.listening_records.refused(topic, &from);
         }
     }
 

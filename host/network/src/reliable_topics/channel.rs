@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
+use dim_ipfs::Incoming;
 use dim_model::beginning::ReadFrom;
 use dim_model::ident::{PluginName, Topic};
 use dim_model::time::Timestamp;
@@ -146,11 +147,14 @@ impl Reliable {
     pub async fn receive(
         &self,
         topic: &Topic,
-        message: Bytes,
+        message: Incoming,
     ) -> Result<(), dim_topics::malformed::Malformed> {
-        let bundle = Bundle::open(message, self.channels.fleet())?;
+        let bundle = Bundle::open(message.data, self.channels.fleet())?;
         if bundle.header.topic != *topic {
             return Err(dim_topics::malformed::Malformed::Elsewhere);
+        }
+        if self.is_both(topic) {
+            self.copies().member_is_at(bundle.header.writer, &message.from);
         }
         self.send(Input::Bundle(Arc::new(bundle))).await;
         Ok(())

@@ -25,6 +25,9 @@ const MAX_REMEMBERED: usize = 65_536;
 /// The maximum number of messages that are held at once. Further ones are delivered at once.
 const MAX_HELD: usize = 1_024;
 
+/// The maximum number of daemons of a member that are remembered.
+const MAX_DAEMONS: usize = 4;
+
 /// A topic and the content of a message.
 type Content = (Topic, [u8; 32]);
 
@@ -46,10 +49,10 @@ pub enum Verdict {
 /// The recent events of members and the recent plain messages on topics with both deliveries.
 #[derive(Debug, Default)]
 pub struct PlainCopies {
-    /// The daemons of members, as their heads name them.
-    daemons: HashMap<WriterId, PeerName>,
-    /// The events of members, with the daemons of the writers where they are known.
-    events: HashMap<Content, HashSet<Option<PeerName>>>,
+    /// The daemons of members, as their heads name them and as their bundles came, the latest last.
+    daemons: HashMap<WriterId, Vec<PeerName>>,
+    /// The events of members, with their writers.
+    events: HashMap<Content, HashSet<WriterId>>,
     event_order: VecDeque<(Instant, Content)>,
     /// The senders of the plain messages that were delivered.
     messages: HashMap<Content, Vec<PeerName>>,
@@ -58,25 +61,32 @@ pub struct PlainCopies {
 }
 
 impl PlainCopies {
-    /// Notes the daemon of a member.
+    /// Notes a daemon of a member. Anybody can send the bundles of a member again, so a member may have several.
     pub fn member_is_at(&mut self, writer: WriterId, daemon: &PeerName) {
-        if self.daemons.get(&writer) != Some(daemon) {
-            self.daemons.insert(writer, daemon.clone());
+        let daemons = self.daemons.entry(writer).or_default();
+        if !daemons.contains(daemon) {
+            daemons.push(daemon.clone());
+            let surplus = daemons.len().saturating_sub(MAX_DAEMONS);
+            daemons.drain(..surplus);
         }
+    }
+
+    /// Whether a message may come from the daemon of a writer.
+    fn may_be_of(&self, writer: &WriterId, sender: &PeerName) -> bool {
+        self.daemons.get(writer).is_none_or(|daemons| daemons.contains(sender))
     }
 
     /// Notes an event of a member. Returns whether its plain copy was delivered already, so that it must not be delivered
     /// again.
     pub fn take_event(&mut self, topic: &Topic, writer: &WriterId, data: &[u8], now: Instant) -> bool {
         self.forget_old(now);
-        let daemon = self.daemons.get(writer).cloned();
         let content = content(topic, data);
-        let delivered = self.messages.get_mut(&content).and_then(|senders| {
-            let is_copy = |sender: &PeerName| daemon.as_ref().is_none_or(|daemon| daemon == sender);
-            let place = senders.iter().position(is_copy)?;
-            Some(senders.swap_remove(place))
-        });
-        self.events.entry(content.clone()).or_default().insert(daemon);
+        let senders = self.messages.get(&content).map_or(&[][..], Vec::as_slice);
+        let delivered = senders.iter().position(|sender| self.may_be_of(writer, sender));
+        if let (Some(place), Some(senders)) = (delivered, self.messages.get_mut(&content)) {
+            senders.swap_remove(place);
+        }
+        self.events.entry(content.clone()).or_default().insert(*writer);
         self.event_order.push_back((now, content));
         delivered.is_some()
     }
@@ -93,11 +103,11 @@ impl PlainCopies {
         self.forget_old(now);
         self.held -= usize::from(was_held);
         let content = content(topic, data);
-        let is_copy = |daemon: &Option<PeerName>| daemon.as_ref().is_none_or(|daemon| daemon == from);
-        if self.events.get(&content).is_some_and(|daemons| daemons.iter().any(is_copy)) {
+        let mut writers = self.events.get(&content).into_iter().flatten();
+        if writers.any(|writer| self.may_be_of(writer, from)) {
             return Verdict::Copy;
         }
-        let is_of_member = self.daemons.values().any(|daemon| daemon == from);
+        let is_of_member = self.daemons.values().any(|daemons| daemons.contains(from));
         if is_of_member && !was_held && self.held < MAX_HELD {
             self.held += 1;
             return Verdict::Hold;

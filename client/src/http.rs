@@ -42,6 +42,8 @@ pub struct ServerEvent {
     pub kind: String,
     /// The data of the event.
     pub data: String,
+    /// The id after which a stream resumes, if the event has one.
+    pub id: Option<String>,
 }
 
 impl ServerEvent {
@@ -244,7 +246,15 @@ impl Http {
         &self,
         segments: &[&str],
     ) -> Result<impl Stream<Item = Result<ServerEvent, ClientError>> + Send + use<>, ClientError> {
-        let response = self.send(self.request(Method::GET, segments)?).await?;
+        self.events_of(self.request(Method::GET, segments)?).await
+    }
+
+    /// Reads server-sent events as the answer to a request, for example with a parameter or with `Last-Event-ID`.
+    pub async fn events_of(
+        &self,
+        request: RequestBuilder,
+    ) -> Result<impl Stream<Item = Result<ServerEvent, ClientError>> + Send + use<>, ClientError> {
+        let response = self.send(request).await?;
         let reading =
             Reading { http: self.clone(), chunks: response.bytes_stream().boxed(), text: Vec::new() };
         Ok(stream::unfold(Some(reading), |reading| async {
@@ -302,13 +312,15 @@ impl Reading {
 }
 
 fn event_of(text: &str) -> Option<ServerEvent> {
-    let (mut kind, mut data) = (String::from("message"), Vec::new());
+    let (mut kind, mut data, mut id) = (String::from("message"), Vec::new(), None);
     for line in text.lines() {
         if let Some(value) = line.strip_prefix("event:") {
             kind = value.trim_start().to_owned();
+        } else if let Some(value) = line.strip_prefix("id:") {
+            id = Some(value.trim_start().to_owned());
         } else if let Some(value) = line.strip_prefix("data:") {
             data.push(value.strip_prefix(' ').unwrap_or(value));
         }
     }
-    (!data.is_empty()).then(|| ServerEvent { kind, data: data.join("\n") })
+    (!data.is_empty()).then(|| ServerEvent { kind, data: data.join("\n"), id })
 }

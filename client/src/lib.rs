@@ -42,7 +42,7 @@ pub use fleet::{Fleet, Job, JobUpdate, Node, NodeDead};
 pub use http::{Http, MAX_BODY, ServerEvent};
 pub use ipns::{Ipns, Published, Resolution};
 pub use mask::masked;
-pub use pubsub::{Message, Origin, Pubsub, Subscription, Topic};
+pub use pubsub::{Beginning, EventIdentity, Message, Origin, Pubsub, Subscription, Topic};
 
 /// Installs the TLS crypto provider of the process. Has no effect if one is already installed.
 pub fn install_tls() {

@@ -45,6 +45,35 @@ pub struct Message {
     pub time: jiff::Timestamp,
     /// The publisher.
     pub origin: Origin,
+    /// The identity of the event, on a reliable topic.
+    pub event: Option<EventIdentity>,
+    /// The id after which a later subscription resumes ([`Beginning::After`]).
+    pub id: String,
+}
+
+/// The identity of an event of a member on a reliable topic. The events of a member come in the order of its sequences.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct EventIdentity {
+    /// The process start of the member, in hex.
+    pub incarnation: String,
+    /// The number of the event in the incarnation, from 0.
+    pub sequence: u64,
+    /// The hybrid logical time of the event.
+    pub time: jiff::Timestamp,
+}
+
+/// The message with which a subscription begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Beginning {
+    /// The next one.
+    Head,
+    /// The first one that the host's log has. If nobody listens to the topic yet and it is reliable, the host reads what
+    /// its writers keep.
+    Earliest,
+    /// The first one that the host received at this time or later.
+    Time(jiff::Timestamp),
+    /// The one after the message with this id. What the host does not have any more is [`ClientError::Lagged`].
+    After(String),
 }
 
 /// The publisher of a message.
@@ -74,7 +103,23 @@ impl Pubsub {
 
     /// Subscribes to `topic`. Returns when the subscription is active; earlier messages are not delivered.
     pub async fn subscribe(&self, topic: &str) -> Result<Subscription<Message>, ClientError> {
-        let events = self.http.events(&["topics", topic, "messages"]).await?;
+        self.subscribe_from(topic, Beginning::Head).await
+    }
+
+    /// Subscribes to `topic`, from `beginning` on. Returns when the subscription is active.
+    pub async fn subscribe_from(
+        &self,
+        topic: &str,
+        beginning: Beginning,
+    ) -> Result<Subscription<Message>, ClientError> {
+        let request = self.http.request(Method::GET, &["topics", topic, "messages"])?;
+        let request = match beginning {
+            Beginning::Head => request,
+            Beginning::Earliest => request.query(&[("from", "earliest")]),
+            Beginning::Time(time) => request.query(&[("from", time.to_string())]),
+            Beginning::After(id) => request.header("Last-Event-ID", id),
+        };
+        let events = self.http.events_of(request).await?;
         let http = self.http.clone();
         Ok(Subscription::new(events, self.stop.clone(), move |event| message_of(&http, &event)))
     }
@@ -143,6 +188,7 @@ fn message_of(http: &Http, event: &ServerEvent) -> Result<Message, ClientError> 
         from: Option<String>,
         data: Option<String>,
         data_multibase: Option<String>,
+        event: Option<EventIdentity>,
     }
     event.check_lagged()?;
     let told: Told = serde_json::from_str(&event.data).map_err(|error| http.strange(error.to_string()))?;
@@ -160,5 +206,6 @@ fn message_of(http: &Http, event: &ServerEvent) -> Result<Message, ClientError> 
         ("member", Some(member)) => Origin::Member(member),
         (other, _) => return Err(http.strange(format!("a message from {other:?}"))),
     };
-    Ok(Message { topic: told.topic, data, time: told.time, origin })
+    let id = event.id.clone().unwrap_or_default();
+    Ok(Message { topic: told.topic, data, time: told.time, origin, event: told.event, id })
 }

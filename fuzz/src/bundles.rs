@@ -44,6 +44,7 @@ pub(crate) fn member() -> Member {
         logs: BTreeMap::new(),
         topics: BTreeMap::from([(topic(), Since::Earliest)]),
         checkpoints: Vec::new(),
+        alarmed: Default::default(),
         seed: 1,
     };
     Member::new(setup, now(0))

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use dim_client::{Client, ClientError, JobUpdate, Node, Origin};
+use dim_client::{Beginning, Client, ClientError, JobUpdate, Message, Node, Origin};
 use dim_tests::{Program, eventually};
 use serde_json::json;
 
@@ -95,4 +95,35 @@ async fn a_host_that_is_not_there_is_told() {
     let error = client.fleet().get_node_registry().await.unwrap_err();
     assert!(matches!(&error, ClientError::Unreachable { address, .. } if address.contains("/nowhere")));
     assert!(client.pubsub().subscribe("t").await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscription_begins_where_the_caller_says_and_resumes_after_a_message() {
+    let (_dir, _program, client) = host();
+    let pubsub = client.pubsub();
+    // Somebody listens, so that the log has the messages.
+    let _first = pubsub.subscribe("fleet.talk").await.unwrap();
+    for number in 0..5 {
+        pubsub.publish("fleet.talk", number.to_string()).await.unwrap();
+    }
+    let read = async |beginning: Beginning, count: usize| {
+        let mut messages = pubsub.subscribe_from("fleet.talk", beginning).await.unwrap();
+        let mut all = Vec::new();
+        while all.len() < count {
+            all.push(soon(messages.next()).await.unwrap().unwrap());
+        }
+        all
+    };
+    let texts = |messages: &[Message]| -> Vec<String> {
+        messages.iter().map(|it| String::from_utf8_lossy(&it.data).into_owned()).collect()
+    };
+    let all = read(Beginning::Earliest, 5).await;
+    assert_eq!(texts(&all), ["0", "1", "2", "3", "4"]);
+    assert_eq!(all[0].event, None, "it is no event of a member");
+    assert_eq!(texts(&read(Beginning::After(all[2].id.clone()), 2).await), ["3", "4"]);
+    assert_eq!(read(Beginning::Time(all[3].time), 1).await[0].time, all[3].time);
+    let tomorrow = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24);
+    let mut later = pubsub.subscribe_from("fleet.talk", Beginning::Time(tomorrow)).await.unwrap();
+    pubsub.publish("fleet.talk", "5").await.unwrap();
+    assert_eq!(texts(&[soon(later.next()).await.unwrap().unwrap()]), ["5"], "it is the next one");
 }

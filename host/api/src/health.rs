@@ -179,7 +179,8 @@ fn past(host: &Host) -> Result<Vec<HealthFinding>, ApiError> {
 /// Returns the alarms about writers of reliable topics: one finding for each writer.
 fn alarms(host: &Host) -> Result<Vec<HealthFinding>, ApiError> {
     let mut of_writer: BTreeMap<String, Vec<RaisedAlarm>> = BTreeMap::new();
-    for alarm in topic_rows::alarms(&host.storage.store.snapshot()?)? {
+    let raised = topic_rows::alarms(&host.storage.store.snapshot()?)?;
+    for alarm in raised.into_iter().filter(|alarm| !alarm.is_acknowledged) {
         of_writer.entry(alarm.writer.to_string()).or_default().push(alarm);
     }
     let finding = |(writer, alarms): (String, Vec<RaisedAlarm>)| {
@@ -199,13 +200,18 @@ fn alarms(host: &Host) -> Result<Vec<HealthFinding>, ApiError> {
 /// Acknowledges the past events that the health findings describe.
 ///
 /// Acknowledged events are hidden until another event of the same kind concerns the same subject, or until the host
-/// restarts. The answer lists what was acknowledged.
+/// restarts. Acknowledged alarms stay hidden. The answer lists what was acknowledged.
 #[utoipa::path(post, path = "/status/acknowledge", tag = "host", operation_id = "acknowledge_past_events",
     responses((status = 200, body = [HealthFinding])))]
 pub async fn acknowledge(Current(host): Current) -> Result<Json<Vec<HealthFinding>>, ApiError> {
     let mut past = past(&host)?;
     past.retain(|trouble| host.notes.acknowledged.shows(trouble));
-    host.notes.acknowledged.put_aside(&past);
+    let (alarms, others): (Vec<_>, Vec<_>) =
+        past.iter().cloned().partition(|it| it.code == Code::WriterAlarm);
+    host.notes.acknowledged.put_aside(&others);
+    if !alarms.is_empty() {
+        host.storage.commit.write(topic_rows::acknowledge_alarms).await?;
+    }
     Ok(Json(past))
 }
 

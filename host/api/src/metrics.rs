@@ -1,16 +1,19 @@
 //! Owns `/metrics`: reads the counters of all stages and returns them for Prometheus.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use dim_model::entry::Offset;
 use dim_model::time::Timestamp;
+use dim_network::reliable_topics::ReaderCounters;
 use dim_network::subscription::ListeningRecord;
 use dim_runtime::PluginStatus;
 use dim_server::host::Host;
 use dim_store::names::{self, Known};
 use dim_store::{Usage, dead_letters, followed_names, outbox};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
@@ -28,6 +31,7 @@ pub async fn metrics(Current(host): Current) -> Result<Response, ApiError> {
     let mut registry = Registry::with_prefix("dim");
     plugins(&mut registry, &host);
     topics(&mut registry, &host);
+    writers(&mut registry, &host).await;
     sending(&mut registry, &host)?;
     own_names(&mut registry, &host)?;
     store(&mut registry, &host)?;
@@ -172,6 +176,43 @@ fn topics(registry: &mut Registry, host: &Host) {
     family(registry, Kind::Counter, "topic_lost", help, "topic", lost);
 }
 
+/// The values of one writer of a reliable topic, over all its incarnations.
+#[derive(Debug, Default)]
+struct OfWriter {
+    lag: u64,
+    counters: ReaderCounters,
+}
+
+async fn writers(registry: &mut Registry, host: &Host) {
+    let reliable = &host.exchange.links.reliable;
+    let mut all: BTreeMap<(String, String), OfWriter> = BTreeMap::new();
+    let mut readers: BTreeMap<(String, String), f64> = BTreeMap::new();
+    for topic in host.exchange.links.interest.topics().iter().filter(|topic| reliable.is_reliable(topic)) {
+        for log in reliable.writers(topic).await.unwrap_or_default() {
+            for (reader, received) in log.readers.iter().filter(|_| log.is_own) {
+                let lag = log.end.saturating_sub(*received) as f64;
+                readers.insert((topic.to_string(), reader.to_string()), lag);
+            }
+            let of_writer = all.entry((topic.to_string(), log.writer.to_string())).or_default();
+            of_writer.lag += log.end.saturating_sub(log.received);
+            // They are those of the writer, in each of its incarnations.
+            of_writer.counters = log.counters;
+        }
+    }
+    let mut of_each = |kind: Kind, name: &str, help: &str, value: fn(&OfWriter) -> u64| {
+        let values = all.iter().map(|(labels, of_writer)| (labels.clone(), value(of_writer) as f64));
+        family_of_two(registry, kind, name, help, ["topic", "writer"], values);
+    };
+    let help = "Events of a writer that are known and not durable at this host";
+    of_each(Kind::Gauge, "topic_writer_lag", help, |it| it.lag);
+    let help = "Bundles that were fetched because their message was lost";
+    of_each(Kind::Counter, "topic_writer_repaired", help, |it| it.counters.repaired);
+    of_each(Kind::Counter, "topic_writer_gaps", "Gaps in the events of a writer", |it| it.counters.gaps);
+    of_each(Kind::Counter, "topic_writer_refused", "Bundles that were refused", |it| it.counters.refused);
+    let help = "Events of this host that another host does not have, as far as it has reported";
+    family_of_two(registry, Kind::Gauge, "topic_reader_lag", help, ["topic", "reader"], readers.into_iter());
+}
+
 fn sending(registry: &mut Registry, host: &Host) -> Result<(), ApiError> {
     let sent = &host.exchange.sent;
     let load = |counter: &AtomicUsize| counter.load(Ordering::Relaxed) as u64;
@@ -272,10 +313,34 @@ fn family(
     label: &'static str,
     values: impl Iterator<Item = (String, f64)>,
 ) {
-    let counters = Family::<[(&'static str, String); 1], Counter<f64, AtomicU64>>::default();
-    let gauges = Family::<[(&'static str, String); 1], Gauge<f64, AtomicU64>>::default();
-    for (whose, value) in values {
-        let labels = [(label, whose)];
+    family_of(registry, kind, name, help, values.map(|(whose, value)| ([(label, whose)], value)));
+}
+
+/// Registers a family with one value for each pair of values of two labels.
+fn family_of_two(
+    registry: &mut Registry,
+    kind: Kind,
+    name: &str,
+    help: &str,
+    [one, other]: [&'static str; 2],
+    values: impl Iterator<Item = ((String, String), f64)>,
+) {
+    let values = values.map(|((first, second), value)| ([(one, first), (other, second)], value));
+    family_of(registry, kind, name, help, values);
+}
+
+fn family_of<const N: usize>(
+    registry: &mut Registry,
+    kind: Kind,
+    name: &str,
+    help: &str,
+    values: impl Iterator<Item = ([(&'static str, String); N], f64)>,
+) where
+    [(&'static str, String); N]: EncodeLabelSet,
+{
+    let counters = Family::<[(&'static str, String); N], Counter<f64, AtomicU64>>::default();
+    let gauges = Family::<[(&'static str, String); N], Gauge<f64, AtomicU64>>::default();
+    for (labels, value) in values {
         match kind {
             Kind::Counter => drop(counters.get_or_create(&labels).inc_by(value)),
             Kind::Gauge => drop(gauges.get_or_create(&labels).set(value)),

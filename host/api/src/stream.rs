@@ -29,6 +29,8 @@ pub enum Start {
     Now,
     /// After the event with this id.
     After(u64),
+    /// From the entry at this offset on.
+    At(Offset),
     /// After an event with an id that is not of this host.
     Elsewhere,
 }
@@ -141,6 +143,7 @@ impl Entries {
     pub fn from(host: &Host, start: Start) -> Self {
         let (from, missed) = match start {
             Start::Now => (None, Missed::Nothing),
+            Start::At(offset) => (Some(offset), Missed::Nothing),
             Start::After(id) if id < host.storage.log.head().0 => (Some(Offset(id + 1)), Missed::Nothing),
             Start::After(_) | Start::Elsewhere => (None, Missed::Unknown),
         };
@@ -193,7 +196,7 @@ impl<T: Clone, W: Fn(&T) -> bool> OfFeed<T, W> {
     /// Returns the items of `feed` from `start` on that match `wanted`.
     pub fn from(feed: &Arc<Feed<T>>, start: Start, kind: &'static str, wanted: W) -> Self {
         let after = match start {
-            Start::Now => None,
+            Start::Now | Start::At(_) => None,
             Start::After(id) => Some(id),
             Start::Elsewhere => Some(u64::MAX),
         };

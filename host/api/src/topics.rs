@@ -8,6 +8,7 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::http::StatusCode;
 use axum::response::Response;
+use dim_model::beginning::{Beginning, ReadFrom};
 use dim_model::entry::{Entry, Event, Kind, Offset, Origin};
 use dim_model::feed::Missed;
 use dim_model::ident::{IpnsName, PeerName, Topic};
@@ -20,11 +21,11 @@ use dim_store::effect::Publish;
 use dim_store::interest::Subscriber;
 use dim_store::plugin_limits::MESSAGE_BYTES;
 use multibase::Base;
-use serde::Serialize;
-use utoipa::ToSchema;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use crate::ApiError;
-use crate::extract::{Current, Path, Plain};
+use crate::extract::{Current, Path, Plain, Query};
 use crate::openapi::{Binary, Missing, TooLarge};
 use crate::stream::{self, Delivery, Entries, Source, Start};
 
@@ -286,7 +287,19 @@ pub enum MessageOrigin {
     Member,
 }
 
-/// Streams the messages of a topic from now on, as server-sent events.
+/// The first message of a stream.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct FirstMessage {
+    /// `head` for messages from now on (the default), `earliest` for all that the host's log has, or a time or a duration
+    /// before now for those that were received since. If nobody listens to the topic yet and it is reliable, the host
+    /// reads what its writers keep. `Last-Event-ID` takes precedence
+    #[param(value_type = Option<String>, nullable = false)]
+    from: Option<ReadFrom>,
+}
+
+/// Streams the messages of a topic, as server-sent events.
 ///
 /// The data of an event `message` is the message, and the event's id is the offset of its entry in the log. A
 /// reconnecting caller sends its last id as `Last-Event-ID` and gets the messages since. An event `lagged` has the
@@ -294,6 +307,7 @@ pub enum MessageOrigin {
 /// unknown, for example after a gap in listening. The stream continues after it.
 #[utoipa::path(get, path = "/topics/{topic}/messages", tag = "topics", operation_id = "subscribe_topic",
     params(
+        FirstMessage,
         ("topic" = Topic, Path, description = "The topic"),
         ("Last-Event-ID" = Option<String>, Header, description = "The last id that the caller had"),
     ),
@@ -302,10 +316,12 @@ pub enum MessageOrigin {
 pub async fn subscribe(
     Current(host): Current,
     Path(topic): Path<String>,
+    Query(FirstMessage { from }): Query<FirstMessage>,
     start: Start,
 ) -> Result<Response, ApiError> {
     let ended = host.life.ended.clone();
-    Ok(stream::answer(Listening::begin(host, topic.parse()?, start).await?, ended))
+    let from = from.unwrap_or_default().at(host.storage.log.now());
+    Ok(stream::answer(Listening::begin(host, topic.parse()?, start, from).await?, ended))
 }
 
 /// A caller that listens. Its interest in the topic ends on drop.
@@ -319,11 +335,21 @@ struct Listening {
 }
 
 impl Listening {
-    async fn begin(host: Arc<Host>, topic: Topic, start: Start) -> Result<Self, StoreError> {
+    async fn begin(
+        host: Arc<Host>,
+        topic: Topic,
+        mut start: Start,
+        from: Beginning,
+    ) -> Result<Self, StoreError> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let party = Subscriber::Caller(NEXT.fetch_add(1, Ordering::Relaxed));
-        let mut entries = Entries::from(&host, start);
         let mut since = host.storage.log.now();
+        if let (Start::Now, Some(time)) = (start, time_of(from)) {
+            let store = host.storage.store.clone();
+            let found = tokio::task::spawn_blocking(move || store.log_offset_at(time)).await;
+            (start, since) = (Start::At(found.expect("reading does not panic")?), time);
+        }
+        let mut entries = Entries::from(&host, start);
         if let Start::After(id) = start {
             let log = host.storage.log.clone();
             let read = tokio::task::spawn_blocking(move || {
@@ -343,8 +369,17 @@ impl Listening {
                 entries.doubt();
             }
         }
-        host.exchange.links.interest.want_topic(&topic, party.clone(), true);
+        host.exchange.links.interest.want_topic_from(&topic, party.clone(), from);
         Ok(Self { host, topic, party, entries, since })
+    }
+}
+
+/// The time of a beginning; `None` for the head.
+fn time_of(beginning: Beginning) -> Option<Timestamp> {
+    match beginning {
+        Beginning::Head => None,
+        Beginning::Time(time) => Some(time),
+        Beginning::Earliest => Some(Timestamp(0)),
     }
 }
 
@@ -357,10 +392,11 @@ impl Source for Listening {
         let (mut told, entries) = self.entries.read().await?;
         for entry in entries {
             match &entry.kind {
-                Kind::Event(Event::Gap { topic, until, .. })
+                Kind::Event(Event::Gap { topic, until, missing, .. })
                     if *topic == self.topic && *until > self.since =>
                 {
-                    told.missed = Missed::Unknown;
+                    let count = missing.as_ref().map(|it| it.next.saturating_sub(it.first));
+                    told.missed = count.map_or(Missed::Unknown, Missed::Count);
                 }
                 _ => {}
             }

@@ -132,9 +132,11 @@ impl Client {
     pub async fn events(
         &self,
         segments: &[&str],
+        query: &[(&str, &str)],
         mut each: impl FnMut(&str) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
-        let mut events = pin!(self.telling(self.http.events(segments)).await?);
+        let request = self.http.request(Method::GET, segments)?.query(query);
+        let mut events = pin!(self.telling(self.http.events_of(request)).await?);
         let mut look = tokio::time::interval(LOOK_EVERY);
         loop {
             let next = tokio::select! {

@@ -96,7 +96,7 @@ impl Command {
             Self::Rm { id } => out.object(&client.delete(&["jobs", &id]).await?),
             Self::Watch => {
                 let mut rows = out.stream(&CHANGES);
-                client.events(&["watch", "jobs"], |data| rows.row(&serde_json::from_str(data)?)).await
+                client.events(&["watch", "jobs"], &[], |data| rows.row(&serde_json::from_str(data)?)).await
             }
         }
     }

@@ -297,7 +297,9 @@ impl PluginCommand {
             }
             Self::Log { name } => {
                 let mut rows = out.stream(&LINE);
-                client.events(&["plugins", &name, "log"], |line| rows.row(&serde_json::from_str(line)?)).await
+                client
+                    .events(&["plugins", &name, "log"], &[], |line| rows.row(&serde_json::from_str(line)?))
+                    .await
             }
             Self::Dev(dev) => dev.execute(client, out).await,
             Self::Command { name, method, json } => {

@@ -1,6 +1,7 @@
 //! Owns `dim topic`: the subcommands for pubsub topics, and their requests to the API.
 
 use clap::Subcommand;
+use dim_model::beginning::ReadFrom;
 use reqwest::Method;
 use serde_json::Value;
 
@@ -21,6 +22,12 @@ pub enum Command {
     Sub {
         /// Topic
         topic: String,
+        /// First message: head (the next one), earliest (all in the host's log), a time or a duration before now
+        ///
+        /// On a reliable topic that nobody else listens to, the host reads what the writers keep. Examples: 2h,
+        /// 2026-01-31T12:00:00Z
+        #[arg(long, value_name = "FROM", default_value = "head")]
+        from: ReadFrom,
     },
     /// List the topics that the host is subscribed to
     Ls {
@@ -53,7 +60,7 @@ impl Command {
                 client.send_bytes(Method::POST, &["topics", &topic, "messages"], &[], data).await?;
                 Ok(())
             }
-            Self::Sub { topic } => {
+            Self::Sub { topic, from } => {
                 const COLUMNS: [Column; 4] = [
                     Column::time("TIME", "/time"),
                     Column::word("ORIGIN", "/origin"),
@@ -62,7 +69,8 @@ impl Command {
                 ];
                 let mut rows = out.stream(&COLUMNS);
                 let path = ["topics", topic.as_str(), "messages"];
-                let told = client.events(&path, |data| {
+                let query = [("from", from.text())];
+                let told = client.events(&path, &query, |data| {
                     let mut message: Value = serde_json::from_str(data)?;
                     // Data that is not UTF-8 arrives as multibase. The table has one column for both.
                     if let Some(data) = message.get("data_multibase").filter(|_| !out.is_json()).cloned() {

@@ -50,6 +50,11 @@ impl ReadFrom {
         self.place == Place::Head
     }
 
+    /// The text, as it was written.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
     /// Returns the beginning of a subscription that is made at `now`.
     pub fn at(&self, now: Timestamp) -> Beginning {
         match self.place {

@@ -38,6 +38,7 @@ use tokio_util::task::TaskTracker;
 use crate::own_messages::Echoes;
 
 pub use channel::{Channels, Input, Inputs, Reliable, ReliableTopic, WaitingPublish};
+pub use dim_topics::reader::ReaderCounters;
 pub use plain_copies::{HOLD, Verdict};
 pub use writer_log::WriterLog;
 
@@ -110,8 +111,9 @@ impl ReliableTopics {
     /// Creates the driver, which continues after the state in the store.
     pub fn new(parts: Parts, identity: Identity, stop: CancellationToken) -> Result<Self, StoreError> {
         let state = TopicState::read(&parts.store.snapshot()?)?;
-        let TopicState { past, logs, topics, checkpoints, kept, unsent, places, pins } = state;
-        let setup = Setup { author: identity.author, past, logs, topics, checkpoints, seed: identity.seed };
+        let TopicState { past, logs, topics, checkpoints, kept, unsent, places, pins, alarmed } = state;
+        let Identity { author, seed } = identity;
+        let setup = Setup { author, past, logs, topics, checkpoints, alarmed, seed };
         let began = parts.log.clock().monotonic();
         let now = Now { moment: Moment::default(), wall: parts.log.clock().wall() };
         let mut outgoing = Outgoing::default();
@@ -198,7 +200,7 @@ impl ReliableTopics {
                 self.member.receive_head(*head, now);
             }
             Input::Place(place) => self.member.set_place(place),
-            Input::Subscribed(topic) => self.subscribe(topic, now),
+            Input::Subscribed(topic, beginning) => self.subscribe(topic, beginning, now),
             Input::Unsubscribed(topic) => self.unsubscribe(topic, now),
             Input::Waiting { topic, publish } => {
                 self.waiting.entry(topic.clone()).or_default().queue.push_back(publish);
@@ -251,9 +253,9 @@ impl ReliableTopics {
         self.commit_next();
     }
 
-    fn subscribe(&mut self, topic: Topic, now: Now) {
+    fn subscribe(&mut self, topic: Topic, beginning: Beginning, now: Now) {
         let since = self.parts.reliable.settings(&topic).map(|it| it.from).unwrap_or_default();
-        let since = match since.at(now.wall) {
+        let since = match since.at(now.wall).min(beginning) {
             Beginning::Head => Since::Head(now.wall),
             Beginning::Time(time) => Since::Time(time),
             Beginning::Earliest => Since::Earliest,
@@ -354,7 +356,14 @@ impl ReliableTopics {
     fn raise(&self, alarm: Alarm) {
         let Alarm { topic, writer, finding } = alarm;
         tracing::warn!(%topic, %writer, "alarm: {finding}");
-        let raised = RaisedAlarm { topic, writer, finding: finding.to_string(), at: self.now().wall };
+        let raised = RaisedAlarm {
+            topic,
+            writer,
+            finding: finding.to_string(),
+            at: self.now().wall,
+            is_reported: finding.is_reported(),
+            is_acknowledged: false,
+        };
         let commit = self.parts.commit.clone();
         self.spawn_write(async move { commit.write(move |write| topic_rows::raise(write, &raised)).await });
     }

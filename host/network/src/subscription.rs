@@ -121,7 +121,8 @@ impl Subscriptions {
         let work = async {
             let mut streams = Streams::default();
             if self.reliable.is_reliable(&topic) {
-                self.reliable.send(Input::Subscribed(topic.clone())).await;
+                let beginning = self.interest.beginning(&topic);
+                self.reliable.send(Input::Subscribed(topic.clone(), beginning)).await;
             }
             let bundles = self.listen_to_bundles(&topic);
             let messages = self.listen_to_messages(&topic, &mut streams);

@@ -34,6 +34,20 @@ impl Store {
         Ok(table.first()?.map(|(first, _)| Offset(first.value())))
     }
 
+    /// The offset of the first entry that was appended at `time` or later, among those that the log still contains.
+    pub fn log_offset_at(&self, time: Timestamp) -> Result<Offset, StoreError> {
+        let (mut lowest, mut highest) = (self.log_start()?.unwrap_or_default().0, self.log_end()?.0.0);
+        // The times of entries do not fall.
+        while lowest < highest {
+            let middle = lowest + (highest - lowest) / 2;
+            match self.read_log(Offset(middle), 1)?.first() {
+                Some(entry) if entry.time < time => lowest = entry.offset.0 + 1,
+                _ => highest = middle,
+            }
+        }
+        Ok(Offset(lowest))
+    }
+
     /// Reads at least one and at most `limit` entries from `from` on; none if there are no more.
     pub fn read_log(&self, from: Offset, limit: usize) -> Result<Vec<Entry>, StoreError> {
         let read = self.database.begin_read()?;

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard};
 
+use dim_model::beginning::Beginning;
 use dim_model::ident::{IpnsName, PluginName, Topic};
 use tokio::sync::Notify;
 
@@ -35,6 +36,8 @@ pub struct Interest {
 #[derive(Debug, Default)]
 struct Wanted {
     topics: BTreeMap<Topic, BTreeSet<Subscriber>>,
+    /// The beginnings that callers want for their topics, other than the head.
+    beginnings: BTreeMap<Subscriber, (Topic, Beginning)>,
     names: BTreeMap<IpnsName, BTreeSet<Subscriber>>,
     /// Names with a new follower, which needs the last known value once more.
     fresh: BTreeSet<IpnsName>,
@@ -118,8 +121,28 @@ impl Interest {
 
     /// Adds a topic to the interest of a party, or removes it.
     pub fn want_topic(&self, topic: &Topic, party: Subscriber, wants: bool) {
-        change(&mut self.lock().topics, topic, party, wants);
+        let mut wanted = self.lock();
+        if !wants {
+            wanted.beginnings.remove(&party);
+        }
+        change(&mut wanted.topics, topic, party, wants);
+        drop(wanted);
         self.topics_changed.notify_one();
+    }
+
+    /// Adds a topic to the interest of a caller, from `beginning` on if nobody else wants the topic.
+    pub fn want_topic_from(&self, topic: &Topic, caller: Subscriber, beginning: Beginning) {
+        if beginning != Beginning::Head {
+            self.lock().beginnings.insert(caller.clone(), (topic.clone(), beginning));
+        }
+        self.want_topic(topic, caller, true);
+    }
+
+    /// The earliest beginning that a caller wants for a topic.
+    pub fn beginning(&self, topic: &Topic) -> Beginning {
+        let wanted = self.lock();
+        let of_topic = wanted.beginnings.values().filter(|(of, _)| of == topic);
+        of_topic.map(|(_, beginning)| *beginning).reduce(Beginning::min).unwrap_or_default()
     }
 
     /// The topics that any party wants.
@@ -194,8 +217,6 @@ fn change<K: Ord + Clone>(
 
 #[cfg(test)]
 mod tests {
-    use dim_model::beginning::Beginning;
-
     use super::*;
     use crate::entry_context::SubscriptionRequest;
 

@@ -2,7 +2,7 @@
 //! positions in the logs of others. It receives what the protocol (`dim-topics`) asks to make durable, and returns the
 //! state with which it continues after a start.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use dim_model::ident::Topic;
@@ -44,6 +44,8 @@ pub struct TopicState {
     pub places: BTreeMap<Topic, Vec<BundlePlace>>,
     /// The roots of the indexes that the daemon has pinned last.
     pub pins: BTreeMap<Topic, Digest>,
+    /// The topics and writers of alarms that heads report and that the operator has not acknowledged.
+    pub alarmed: BTreeSet<(Topic, WriterId)>,
 }
 
 impl TopicState {
@@ -80,6 +82,8 @@ impl TopicState {
             let (topic, root) = row?;
             state.pins.insert(parse(topic.value())?, Digest(fixed(root.value())?));
         }
+        let reported = alarms(snapshot)?.into_iter().filter(|it| it.is_reported && !it.is_acknowledged);
+        state.alarmed = reported.map(|alarm| (alarm.topic, alarm.writer)).collect();
         let bundles = snapshot.table(BUNDLES)?;
         for row in snapshot.table(UNSENT_BUNDLES)?.iter()? {
             let number = row?.0.value();
@@ -251,12 +255,22 @@ pub struct RaisedAlarm {
     pub finding: String,
     /// The time at which it was raised.
     pub at: Timestamp,
+    /// Whether heads report it to the other members.
+    pub is_reported: bool,
+    /// Whether the operator has acknowledged it.
+    pub is_acknowledged: bool,
 }
 
-/// Adds an alarm.
+/// Adds an alarm, unless the same one was raised before.
 pub fn raise(write: &WriteTransaction, alarm: &RaisedAlarm) -> Result<(), StoreError> {
-    let number = next_numbers(write, "alarms", 1)?;
     let mut table = write.open_table(ALARMS)?;
+    for row in table.iter()? {
+        let AlarmRow { topic, writer, finding, .. } = AlarmRow::read(row?.1.value())?;
+        if topic == alarm.topic.as_str() && writer == alarm.writer.0 && finding == alarm.finding {
+            return Ok(());
+        }
+    }
+    let number = next_numbers(write, "alarms", 1)?;
     while table.len()? >= MAX_ALARMS {
         table.pop_first()?;
     }
@@ -265,8 +279,24 @@ pub fn raise(write: &WriteTransaction, alarm: &RaisedAlarm) -> Result<(), StoreE
         writer: alarm.writer.0.to_vec(),
         finding: alarm.finding.clone(),
         at: alarm.at.0,
+        is_reported: alarm.is_reported,
+        is_acknowledged: alarm.is_acknowledged,
     };
     table.insert(number, row.encode_to_vec().as_slice())?;
+    Ok(())
+}
+
+/// Notes that the operator has acknowledged all alarms.
+pub fn acknowledge_alarms(write: &WriteTransaction) -> Result<(), StoreError> {
+    let mut table = write.open_table(ALARMS)?;
+    let mut rows = Vec::new();
+    for row in table.iter()? {
+        let (number, row) = row?;
+        rows.push((number.value(), AlarmRow { is_acknowledged: true, ..AlarmRow::read(row.value())? }));
+    }
+    for (number, row) in rows {
+        table.insert(number, row.encode_to_vec().as_slice())?;
+    }
     Ok(())
 }
 
@@ -274,9 +304,9 @@ pub fn raise(write: &WriteTransaction, alarm: &RaisedAlarm) -> Result<(), StoreE
 pub fn alarms(snapshot: &Snapshot) -> Result<Vec<RaisedAlarm>, StoreError> {
     let rows = snapshot.table(ALARMS)?;
     let alarm = |row: &[u8]| {
-        let AlarmRow { topic, writer, finding, at } = AlarmRow::read(row)?;
-        let writer = WriterId(fixed(&writer)?);
-        Ok(RaisedAlarm { topic: parse(&topic)?, writer, finding, at: Timestamp(at) })
+        let AlarmRow { topic, writer, finding, at, is_reported, is_acknowledged } = AlarmRow::read(row)?;
+        let (topic, writer, at) = (parse(&topic)?, WriterId(fixed(&writer)?), Timestamp(at));
+        Ok(RaisedAlarm { topic, writer, finding, at, is_reported, is_acknowledged })
     };
     rows.iter()?.map(|row| alarm(row?.1.value())).collect()
 }
@@ -470,6 +500,10 @@ struct AlarmRow {
     finding: String,
     #[prost(fixed64, tag = "4")]
     at: u64,
+    #[prost(bool, tag = "5")]
+    is_reported: bool,
+    #[prost(bool, tag = "6")]
+    is_acknowledged: bool,
 }
 
 /// Decodes a row.
@@ -698,14 +732,27 @@ mod tests {
         let alarm = |number: u64| RaisedAlarm {
             topic: topic(),
             writer,
-            finding: "it is running twice".to_owned(),
+            finding: format!("it is running twice, {number}"),
             at: Timestamp(number),
+            is_reported: number > MAX_ALARMS - 2,
+            is_acknowledged: false,
         };
         let write = store.begin().unwrap();
         (0..=MAX_ALARMS).try_for_each(|number| raise(&write, &alarm(number))).unwrap();
+        // The same alarm again.
+        raise(&write, &RaisedAlarm { at: Timestamp(9_999), ..alarm(5) }).unwrap();
         write.commit().unwrap();
         let kept = alarms(&store.snapshot().unwrap()).unwrap();
         assert_eq!((kept.len() as u64, &kept[0]), (MAX_ALARMS, &alarm(1)));
+        let state = TopicState::read(&store.snapshot().unwrap()).unwrap();
+        assert_eq!(state.alarmed, BTreeSet::from([(topic(), writer)]));
+        let write = store.begin().unwrap();
+        acknowledge_alarms(&write).unwrap();
+        raise(&write, &alarm(MAX_ALARMS)).unwrap();
+        write.commit().unwrap();
+        let snapshot = store.snapshot().unwrap();
+        assert!(alarms(&snapshot).unwrap().iter().all(|alarm| alarm.is_acknowledged));
+        assert_eq!(TopicState::read(&snapshot).unwrap().alarmed, BTreeSet::new());
         let write = store.begin().unwrap();
         unsubscribe(&write, &topic()).unwrap();
         write.commit().unwrap();

@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::plugin_registry;
 use crate::{
     CURSORS, META, Snapshot, StoreError, dead_letters, documents, event_log_rows, outbox, rollback_rows,
+    topic_rows,
 };
 
 /// The size of the store's content in bytes.
@@ -25,6 +26,8 @@ pub struct Usage {
     pub dead_letters: u64,
     /// Size of the rollback data of plugins.
     pub undo: u64,
+    /// Size of the own events of reliable topics that are kept.
+    pub bundles: u64,
 }
 
 impl Usage {
@@ -42,6 +45,7 @@ impl Usage {
             outbox: outbox::bytes(&meta)?,
             dead_letters: dead_letters::bytes(&meta)?,
             undo: rollback_rows::bytes(&meta)?,
+            bundles: topic_rows::bytes(&meta)?,
         })
     }
 
@@ -69,7 +73,7 @@ impl Usage {
     }
 
     /// The name and size of each part.
-    pub fn parts(&self) -> [(&'static str, u64); 6] {
+    pub fn parts(&self) -> [(&'static str, u64); 7] {
         [
             ("log", self.log),
             ("state", self.state),
@@ -77,6 +81,7 @@ impl Usage {
             ("outbox", self.outbox),
             ("dead letters", self.dead_letters),
             ("undo", self.undo),
+            ("bundles", self.bundles),
         ]
     }
 }

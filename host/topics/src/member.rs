@@ -59,6 +59,9 @@ pub struct Setup {
     pub topics: BTreeMap<Topic, Since>,
     /// The positions in the logs of others.
     pub checkpoints: Vec<(Topic, WriterId, Checkpoint)>,
+    /// The topics and writers of which this member has raised an alarm that heads report
+    /// ([`Finding::is_reported`]). They are reported again, because others may not have heard of them.
+    pub alarmed: BTreeSet<(Topic, WriterId)>,
     /// Any number that differs between members, for the jitter of heads.
     pub seed: u64,
 }
@@ -137,6 +140,8 @@ pub struct Member {
     resent: BTreeMap<Digest, Moment>,
     /// The alarms about other programs with the key of this member.
     own_alarms: BTreeSet<Alarm>,
+    /// The topics and writers of which an earlier process of this member has raised an alarm.
+    alarmed: BTreeSet<(Topic, WriterId)>,
     counters: MemberCounters,
     actions: Vec<Action>,
 }
@@ -175,7 +180,7 @@ struct Heads {
 impl Member {
     /// Creates a member that continues after the state in its store.
     pub fn new(setup: Setup, now: Now) -> Self {
-        let Setup { mut author, past, logs, topics, checkpoints, seed } = setup;
+        let Setup { mut author, past, logs, topics, checkpoints, alarmed, seed } = setup;
         let id = author.id();
         let streams = topics.into_iter().map(|(topic, since)| (Stream::main(topic), since)).collect();
         let mut readers = Readers { streams, ..Readers::default() };
@@ -214,6 +219,7 @@ impl Member {
             connection: Connection::default(),
             resent: BTreeMap::new(),
             own_alarms: BTreeSet::new(),
+            alarmed,
             counters: MemberCounters::default(),
             actions: Vec::new(),
         }
@@ -843,7 +849,8 @@ impl Member {
         topics.rotate_left(topic_turn.min(logs) % logs);
         received.rotate_left(received_turn.min(positions) % positions);
         let alarms = self.alarms().into_iter().filter(|alarm| alarm.finding.is_reported());
-        let alarms: BTreeSet<_> = alarms.map(|alarm| (alarm.topic, alarm.writer)).collect();
+        let alarms = alarms.map(|alarm| (alarm.topic, alarm.writer)).chain(self.alarmed.iter().cloned());
+        let alarms: BTreeSet<_> = alarms.collect();
         let alarms = alarms.into_iter().take(crate::head::MAX_ALARMS).collect();
         self.heads.number += 1;
         if self.heads.hello {
@@ -926,6 +933,7 @@ mod tests {
             logs: BTreeMap::new(),
             topics: BTreeMap::from([(topic.clone(), Since::Earliest)]),
             checkpoints: Vec::new(),
+            alarmed: BTreeSet::new(),
             seed: 1,
         };
         let mut member = Member::new(setup, now);

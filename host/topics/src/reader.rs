@@ -706,8 +706,14 @@ impl Reader {
     /// The reason why the earliest missing bundle of an incarnation cannot be had, or `None` if it may still come.
     fn gap_reason(&mut self, id: Incarnation, step: &Step<'_>) -> Option<GapReason> {
         let (now, kept, heard) = (step.now.moment, self.kept, self.heard);
+        let is_passed = self.is_passed(&id);
+        let is_searched = |searched: Option<Digest>| searched.is_some() && searched == self.index.root();
         let reader = self.incarnations.get_mut(&id).expect("the caller has looked");
         let stuck = *reader.stuck.get_or_insert(now);
+        if is_passed && reader.known.is_empty() && is_searched(reader.searched) && !self.index.is_active() {
+            // Its successor was read without it, and the index of the writer does not have it.
+            return Some(GapReason::NotKept);
+        }
         let lowest = reader.known.first_key_value().map(|(_, it)| it);
         // Only a reader that has read earlier events tries whether another member still has it.
         let is_tried = |tries: u32| tries > 0 || reader.next.is_none();
@@ -722,6 +728,13 @@ impl Reader {
             Some(connected) if now.since(silent.max(connected)) >= SILENT => Some(GapReason::WriterSilent),
             _ => (now.since(silent) >= CUT_OFF).then_some(GapReason::WriterSilent),
         }
+    }
+
+    /// Whether the beginning of the incarnation after `id` was delivered or skipped.
+    fn is_passed(&self, id: &Incarnation) -> bool {
+        let after = self.chain.iter().filter(|(_, (before, _))| before == id);
+        let mut after = after.filter_map(|(after, _)| self.incarnations.get(after));
+        after.any(|reader| reader.next.is_some_and(|next| next > 0))
     }
 
     /// Skips events that cannot be had, and reports the gap. Returns false if an earlier gap comes first, and it is not

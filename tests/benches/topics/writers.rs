@@ -89,6 +89,7 @@ impl Writers {
                 logs: BTreeMap::new(),
                 topics: BTreeMap::new(),
                 checkpoints: Vec::new(),
+                alarmed: Default::default(),
                 seed: rand::random(),
             };
             Member::new(setup, Now { moment: Moment::default(), wall: Timestamp::wall() })

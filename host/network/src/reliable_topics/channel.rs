@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dim_ipfs::Incoming;
-use dim_model::beginning::ReadFrom;
+use dim_model::beginning::{Beginning, ReadFrom};
 use dim_model::ident::{PluginName, Topic};
 use dim_model::time::Timestamp;
 use dim_store::catch_ups::KeptTopics;
@@ -200,8 +200,8 @@ pub enum Input {
     Bundle(Arc<Bundle>),
     /// A head arrived.
     Head(Box<Head>),
-    /// A plugin or a caller wants a topic.
-    Subscribed(Topic),
+    /// A plugin or a caller wants a topic, a caller perhaps from an earlier event on.
+    Subscribed(Topic, Beginning),
     /// Nobody wants a topic any more.
     Unsubscribed(Topic),
     /// A publish is durable in the outbox.

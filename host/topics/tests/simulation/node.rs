@@ -150,6 +150,7 @@ impl Node {
             began: now.wall,
         };
         let checkpoints = self.store.checkpoints.iter();
+        let alarmed = self.alarms.iter().filter(|alarm| alarm.finding.is_reported());
         let setup = Setup {
             author,
             past: self.store.past.clone(),
@@ -158,6 +159,7 @@ impl Node {
             checkpoints: checkpoints
                 .map(|((topic, writer, _), checkpoint)| (topic.clone(), *writer, checkpoint.clone()))
                 .collect(),
+            alarmed: alarmed.map(|alarm| (alarm.topic.clone(), alarm.writer)).collect(),
             seed,
         };
         let mut member = Member::new(setup, now);

@@ -310,13 +310,16 @@ impl Reader {
         }
         let began = if log.incarnation == process.0 { process.1 } else { Timestamp(0) };
         self.kept = self.kept.max(log.kept);
-        // A late head of an earlier process start knows less.
+        let ids = [log.incarnation].into_iter().chain(log.earlier.iter().map(|(id, _)| *id));
+        let chain = ids.zip(log.earlier.iter().copied());
+        // A late head of an earlier process start knows less, but perhaps no later one has come.
         if is_latest {
             if let Some(root) = log.index {
                 self.index.state(root);
             }
-            let ids = [log.incarnation].into_iter().chain(log.earlier.iter().map(|(id, _)| *id));
-            self.chain = ids.zip(log.earlier.iter().copied()).collect();
+            self.chain = chain.collect();
+        } else {
+            chain.for_each(|(id, before)| drop(self.chain.entry(id).or_insert(before)));
         }
         let latest = log.recent.last().map_or(step.now.wall, |it| it.time);
         if !self.admit(log.incarnation, began, log.next, latest, step) {
@@ -511,6 +514,10 @@ impl Reader {
     ) -> bool {
         if self.incarnations.contains_key(&id) {
             return true;
+        }
+        if self.is_passed(&id) {
+            // A late message from before the beginning: its events would come out of order.
+            return false;
         }
         let refusal = if time <= self.floor {
             Finding::Outdated { incarnation: id }
@@ -730,11 +737,20 @@ impl Reader {
         }
     }
 
-    /// Whether the beginning of the incarnation after `id` was delivered or skipped.
+    /// Whether the beginning of the next incarnation after `id` that is followed was delivered or skipped.
     fn is_passed(&self, id: &Incarnation) -> bool {
-        let after = self.chain.iter().filter(|(_, (before, _))| before == id);
-        let mut after = after.filter_map(|(after, _)| self.incarnations.get(after));
-        after.any(|reader| reader.next.is_some_and(|next| next > 0))
+        let mut at = *id;
+        // A chain of a hostile writer may be a circle.
+        for _ in 0..=self.chain.len() {
+            let Some((after, _)) = self.chain.iter().find(|(_, (before, _))| *before == at) else {
+                return false;
+            };
+            if let Some(reader) = self.incarnations.get(after) {
+                return reader.next.is_some_and(|next| next > 0);
+            }
+            at = *after;
+        }
+        false
     }
 
     /// Skips events that cannot be had, and reports the gap. Returns false if an earlier gap comes first, and it is not

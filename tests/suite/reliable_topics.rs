@@ -282,6 +282,19 @@ async fn hosts_and_plain_programs_share_a_topic_and_receive_each_event_once() {
         })
         .await;
     }
+    // A host recognises the copies of another once it has a head and a bundle of it. Until then an event may come twice.
+    const WARM_UP: &str = "warm-up";
+    for (host, name) in [(&hosts[0], "near"), (&hosts[1], "far")] {
+        publish(host, &format!("{WARM_UP} {name}")).await;
+    }
+    for host in &hosts {
+        eventually_within(ARRIVAL, "the daemon of the other host is known", async || {
+            host.host.exchange.links.reliable.copies().confirmed() == 1
+        })
+        .await;
+    }
+    let is_measured = |text: &String| !text.starts_with(WARM_UP);
+    let plain = |host: &TestHost| plain_messages(host).into_iter().filter(is_measured).collect::<Vec<_>>();
     let texts = |name: &str| (0..20).map(|number| format!("{name} {number}")).collect::<Vec<_>>();
     for number in 0..20 {
         for (host, name) in [(&hosts[0], "near"), (&hosts[1], "far"), (&program, "program")] {
@@ -290,21 +303,22 @@ async fn hosts_and_plain_programs_share_a_topic_and_receive_each_event_once() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let from_members = |host: &TestHost| -> Vec<String> {
-        received(host).iter().map(|(_, data)| String::from_utf8_lossy(data).into_owned()).collect()
+        let texts = received(host).into_iter().map(|(_, data)| String::from_utf8_lossy(&data).into_owned());
+        texts.filter(is_measured).collect()
     };
     for host in &hosts {
         eventually_within(ARRIVAL, "the events of the other host", async || from_members(host).len() >= 20)
             .await;
-        eventually_within(ARRIVAL, "the messages", async || plain_messages(host).len() >= 15).await;
+        eventually_within(ARRIVAL, "the messages", async || plain(host).len() >= 15).await;
     }
-    eventually_within(ARRIVAL, "the program has most", async || plain_messages(&program).len() >= 30).await;
+    eventually_within(ARRIVAL, "the program has most", async || plain(&program).len() >= 30).await;
     // What was held is decided by now.
     tokio::time::sleep(dim_network::reliable_topics::HOLD + Duration::from_secs(1)).await;
     for (host, other) in [(&hosts[0], "far"), (&hosts[1], "near")] {
         assert_eq!(from_members(host), texts(other));
-        are_of(plain_messages(host), &texts("program"));
+        are_of(plain(host), &texts("program"));
     }
-    are_of(plain_messages(&program), &[texts("near"), texts("far")].concat());
+    are_of(plain(&program), &[texts("near"), texts("far")].concat());
     for host in hosts.into_iter().chain([program]) {
         host.stop().await;
     }

@@ -194,8 +194,11 @@ impl ReliableTopics {
         match input {
             Input::Bundle(bundle) => self.member.receive(bundle, now),
             Input::Head(head) => {
-                if let Some(daemon) = &head.place.peer {
-                    self.parts.reliable.copies().member_is_at(head.writer, daemon);
+                let is_other = head.writer != self.member.id();
+                if let Some(daemon) = head.place.peer.as_ref().filter(|_| is_other)
+                    && self.parts.reliable.has_both()
+                {
+                    self.parts.reliable.copies().head_names(head.writer, daemon);
                 }
                 self.member.receive_head(*head, now);
             }
@@ -373,6 +376,7 @@ impl ReliableTopics {
         match self.parts.stored_block(digest) {
             Ok(Some(block)) => {
                 self.put_block(*digest, block.clone());
+                // It was published before.
                 self.outgoing.send_again(block, &self.parts.reliable);
             }
             Ok(None) => {

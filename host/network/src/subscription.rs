@@ -240,14 +240,14 @@ impl Subscriptions {
 
     /// Delivers a plain message of a topic with both deliveries, unless it is the copy of an event of a member.
     async fn take_in_of_both(&self, topic: &Topic, message: Incoming) {
-        match self.judge(topic, &message, false) {
+        match self.judge(topic, &message) {
             Verdict::Deliver => self.deliver(topic, message).await,
             Verdict::Copy => drop(self.counters.copies.fetch_add(1, Ordering::Relaxed)),
             Verdict::Hold => {
                 let (it, topic) = (self.clone(), topic.clone());
                 tokio::spawn(async move {
                     it.log.clock().sleep(HOLD).await;
-                    match it.judge(&topic, &message, true) {
+                    match it.judge_held(&topic, &message) {
                         Verdict::Copy => drop(it.counters.copies.fetch_add(1, Ordering::Relaxed)),
                         Verdict::Deliver | Verdict::Hold => it.deliver(&topic, message).await,
                     }
@@ -256,9 +256,14 @@ impl Subscriptions {
         }
     }
 
-    fn judge(&self, topic: &Topic, message: &Incoming, was_held: bool) -> Verdict {
+    fn judge(&self, topic: &Topic, message: &Incoming) -> Verdict {
         let now = self.log.clock().monotonic();
-        self.reliable.copies().judge(topic, &message.from, &message.data, was_held, now)
+        self.reliable.copies().judge(topic, &message.from, &message.data, now)
+    }
+
+    fn judge_held(&self, topic: &Topic, message: &Incoming) -> Verdict {
+        let now = self.log.clock().monotonic();
+        self.reliable.copies().judge_held(topic, &message.from, &message.data, now)
     }
 
     async fn deliver(&self, topic: &Topic, message: Incoming) {

@@ -28,6 +28,7 @@ use crate::event_conversion::reply_error;
 use crate::instance::{CallError, Setting, thread_cpu};
 use crate::session::{Mode, Session, SessionParts};
 use crate::wasi::Numbers;
+use dim_model::beginning::Beginning;
 use dim_model::entry::{Entry, Event, Generation, Kind, Offset};
 use dim_model::ident::{PluginName, Topic};
 use dim_model::time::Timestamp;
@@ -442,10 +443,15 @@ impl Actor {
             let event = Event::Gap { topic: topic.clone(), since, until, missing: None };
             Kind::Again { plugin: plugin.clone(), attempt: 0, first: cursor, by: Generation(0), event }
         });
-        let asked = self.session().context.asked().map(|(topic, SubscriptionRequest(beginning))| {
-            let (plugin, topic) = (plugin.clone(), topic.clone());
-            let (subscribed, beginning) = (beginning.is_some(), beginning.unwrap_or_default());
-            Kind::Subscription { plugin, topic, subscribed, beginning, by }
+        let asked = self.session().context.asked().flat_map(|(topic, SubscriptionRequest(beginning))| {
+            let kind = |beginning: Option<Beginning>| {
+                let (plugin, topic) = (plugin.clone(), topic.clone());
+                let (subscribed, beginning) = (beginning.is_some(), beginning.unwrap_or_default());
+                Kind::Subscription { plugin, topic, subscribed, beginning, by }
+            };
+            // The missing entries may have begun a catch-up that the plugin knows nothing of.
+            let is_early = beginning.is_some_and(|beginning| beginning != Beginning::Head);
+            is_early.then(|| kind(None)).into_iter().chain([kind(beginning)]).collect::<Vec<_>>()
         });
         self.host.log.append_now(gaps.chain(asked));
         self.inbox.forget_waiting(first);

@@ -14,10 +14,13 @@ use dim_topics::reader::Since;
 use prost::Message as _;
 use redb::{ReadableTable as _, WriteTransaction};
 
+use crate::entry_context::EntryContext;
 use crate::grants::TopicPattern;
 use crate::rollback_rows::Place;
 use crate::topic_rows::row_of;
-use crate::{CATCH_UP_CHECKPOINTS, CATCH_UPS, Snapshot, StoreError, checkpoint, plugin_registry, topic_rows};
+use crate::{
+    CATCH_UP_CHECKPOINTS, CATCH_UPS, Snapshot, StoreError, WORLDS, checkpoint, plugin_registry, topic_rows,
+};
 
 /// The topics whose writers keep their events.
 #[derive(Clone, Debug)]
@@ -124,8 +127,18 @@ pub fn advance(write: &WriteTransaction, of: Offset, delivery: &Delivery) -> Res
     Ok(())
 }
 
-/// Ends all catch-ups of a plugin that is removed.
+/// Ends all catch-ups of a plugin that is removed. If it is installed again, it continues with the events that come to
+/// all plugins; the time without it is a gap.
 pub fn forget_plugin(write: &WriteTransaction, plugin: &PluginName) -> Result<(), StoreError> {
+    if let Some(id) = plugin_registry::id_within(write, plugin)? {
+        let mut contexts = write.open_table(WORLDS)?;
+        let context = contexts.get(id.0)?.map(|row| EntryContext::from_bytes(row.value())).transpose()?;
+        if let Some(mut context) = context.filter(|context| context.catching_up().next().is_some()) {
+            let topics: Vec<Topic> = context.catching_up().map(|(topic, _)| topic.clone()).collect();
+            topics.iter().for_each(|topic| context.stop_catching_up(topic));
+            contexts.insert(id.0, context.to_bytes().as_slice())?;
+        }
+    }
     let gone = select(write, plugin, |_| true)?;
     remove(write, &gone.into_iter().map(|(number, _)| number).collect::<Vec<_>>())?;
     Ok(())
@@ -161,7 +174,12 @@ fn end(
 ) -> Result<bool, StoreError> {
     let ended = select(write, plugin, |row| row.topic == topic.as_str() && row.ended_by.is_none())?;
     for (number, row) in &ended {
-        put(write, *number, &CatchUpRow { ended_by: Some(by.0), ..row.clone() })?;
+        if row.by == by.0 {
+            // A rollback that reverts the end reverts the beginning, too.
+            remove(write, &[*number])?;
+        } else {
+            put(write, *number, &CatchUpRow { ended_by: Some(by.0), ..row.clone() })?;
+        }
     }
     forget_ended(write, plugin)?;
     Ok(!ended.is_empty())

@@ -28,7 +28,7 @@ pub struct EntryContext {
     /// subscription, the host must not begin it again.
     #[serde(default)]
     once: BTreeSet<Topic>,
-    /// SubscriptionRequest subscriptions and unsubscriptions that are not in the log yet.
+    /// Requested subscriptions and unsubscriptions that are not in the log yet.
     #[serde(default)]
     asked: BTreeMap<Topic, SubscriptionRequest>,
     /// The topics of which the plugin still receives earlier events, with the entries of the subscriptions. The events

@@ -319,7 +319,9 @@ impl Reader {
             }
             self.chain = chain.collect();
         } else {
-            chain.for_each(|(id, before)| drop(self.chain.entry(id).or_insert(before)));
+            for (id, before) in chain {
+                self.chain.entry(id).or_insert(before);
+            }
         }
         let latest = log.recent.last().map_or(step.now.wall, |it| it.time);
         if !self.admit(log.incarnation, began, log.next, latest, step) {

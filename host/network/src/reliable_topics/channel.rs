@@ -128,6 +128,11 @@ impl Reliable {
         self.settings(topic).is_some_and(|it| it.is_plain_too)
     }
 
+    /// Whether any topic is reliable and plain.
+    pub fn has_both(&self) -> bool {
+        self.patterns.values().any(|it| it.is_plain_too)
+    }
+
     /// Whether a topic is reliable and not plain.
     pub fn is_only_reliable(&self, topic: &Topic) -> bool {
         self.settings(topic).is_some_and(|it| !it.is_plain_too)
@@ -154,7 +159,7 @@ impl Reliable {
             return Err(dim_topics::malformed::Malformed::Elsewhere);
         }
         if self.is_both(topic) {
-            self.copies().member_is_at(bundle.header.writer, &message.from);
+            self.copies().bundle_came_from(bundle.header.writer, &message.from);
         }
         self.send(Input::Bundle(Arc::new(bundle))).await;
         Ok(())

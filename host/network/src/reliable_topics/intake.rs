@@ -111,7 +111,8 @@ impl ReliableTopics {
             let batch = Arc::new(batch);
             let written = batch.clone();
             let write = parts.commit.append_and_write(kinds, move |write| {
-                written.iter().try_for_each(|outcome| outcome.write(write))
+                let mut logged = written.iter().filter(|outcome| outcome.is_logged(&plugins));
+                logged.try_for_each(|outcome| outcome.write(write))
             });
             match write.await {
                 Ok(()) => drop(sender.send(Input::Committed(Arc::unwrap_or_clone(batch))).await),
@@ -180,6 +181,11 @@ impl Outcome {
             Self::Delivery(delivery) => &delivery.stream,
             Self::CaughtUp(stream) => stream,
         }
+    }
+
+    /// Whether it becomes entries of the log: a catch-up may have ended meanwhile.
+    fn is_logged(&self, plugins: &BTreeMap<u64, PluginName>) -> bool {
+        self.stream().catch_up.is_none_or(|number| plugins.contains_key(&number))
     }
 
     /// The size in memory, in bytes.

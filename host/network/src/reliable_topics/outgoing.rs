@@ -111,11 +111,15 @@ impl Outgoing {
         };
         let mut blocks: VecDeque<Block> = copies.into_iter().map(copy).collect();
         let (channel, data) = (reliable.channels.of(topic), bundle.block.clone());
-        blocks.push_front(Block { channel, data, kind: BlockKind::Bundle, ends: None });
+        // A larger one is fetched by its CID.
+        let is_message = data.len() <= MAX_MESSAGE;
+        if is_message {
+            blocks.push_front(Block { channel, data, kind: BlockKind::Bundle, ends: None });
+        }
         if let Some(last) = blocks.back_mut() {
             last.ends = Some((topic.clone(), bundle.digest));
         }
-        self.bundles.extend(blocks.pop_front());
+        self.bundles.extend(is_message.then(|| blocks.pop_front()).flatten());
         self.copies.extend(blocks);
     }
 
@@ -131,19 +135,23 @@ impl Outgoing {
         for block in blocks {
             match Bundle::open(block.clone(), reliable.channels.fleet()) {
                 Ok(bundle) if now.since(bundle.time) < COPY_AGAIN => self.bundle(&bundle, reliable),
-                Ok(_) => self.send_again(block.clone(), reliable),
+                Ok(bundle) => {
+                    self.send_again(block.clone(), reliable);
+                    let ends = Some((bundle.header.topic, bundle.digest));
+                    self.bundles.back_mut().expect("it was added").ends = ends;
+                }
                 // The operator has renamed the fleet.
                 Err(why) => tracing::debug!("a stored bundle is not sent: {why}"),
             }
         }
     }
 
-    /// Adds a stored bundle again, without plain copies.
+    /// Adds a stored bundle again, without plain copies, because another member cannot fetch it.
     pub fn send_again(&mut self, block: Bytes, reliable: &Reliable) {
         match Bundle::open(block, reliable.channels.fleet()) {
-            Ok(Bundle { header, digest, block: data, .. }) => {
-                let (channel, ends) = (reliable.channels.of(&header.topic), Some((header.topic, digest)));
-                self.bundles.push_back(Block { channel, data, kind: BlockKind::Bundle, ends });
+            Ok(Bundle { header, block: data, .. }) => {
+                let channel = reliable.channels.of(&header.topic);
+                self.bundles.push_back(Block { channel, data, kind: BlockKind::Bundle, ends: None });
             }
             Err(why) => tracing::debug!("a stored bundle is not sent: {why}"),
         }
@@ -270,7 +278,11 @@ impl ReliableTopics {
         self.member.stored(bundle.clone(), now);
         if bundle.block.len() > MAX_MESSAGE {
             // A head announces it, and readers fetch it.
-            self.published(topic.clone(), bundle.digest);
+            if self.parts.reliable.is_both(topic) {
+                self.outgoing.bundle(&bundle, &self.parts.reliable);
+            } else {
+                self.published(topic.clone(), bundle.digest);
+            }
         }
         self.put_block(bundle.digest, bundle.block.clone());
         self.plan_indexes(super::own_index::PAUSE);

@@ -5,6 +5,9 @@
 //! the daemon of its sender. Other programs may use the same daemon: a message that is no copy is held for a moment,
 //! because the bundle may only be late, and is then delivered. If the bundle comes later still, its event is not delivered
 //! again.
+//!
+//! A daemon counts as that of a member if a signed head of the member names it and a bundle of the member came from it.
+//! So nobody can pass off the daemon of another program as the own one, or the own daemon as that of another member.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -25,8 +28,8 @@ const MAX_REMEMBERED: usize = 65_536;
 /// The maximum number of messages that are held at once. Further ones are delivered at once.
 const MAX_HELD: usize = 1_024;
 
-/// The maximum number of daemons of a member that are remembered.
-const MAX_DAEMONS: usize = 4;
+/// The maximum number of members whose daemons are remembered. The copies of further ones are not recognised.
+const MAX_MEMBERS: usize = 10_000;
 
 /// A topic and the content of a message.
 type Content = (Topic, [u8; 32]);
@@ -46,34 +49,92 @@ pub enum Verdict {
     Hold,
 }
 
+/// What is known of the daemon of a member.
+#[derive(Debug, Default)]
+struct Daemon {
+    /// The daemon that the last head names.
+    named: Option<PeerName>,
+    /// The daemon from which the last bundle came, if it was not the named one before.
+    sender: Option<PeerName>,
+    /// Whether a bundle came from the named daemon.
+    is_confirmed: bool,
+}
+
+impl Daemon {
+    fn confirmed(&self) -> Option<&PeerName> {
+        self.named.as_ref().filter(|_| self.is_confirmed)
+    }
+}
+
 /// The recent events of members and the recent plain messages on topics with both deliveries.
 #[derive(Debug, Default)]
 pub struct PlainCopies {
-    /// The daemons of members, as their heads name them and as their bundles came, the latest last.
-    daemons: HashMap<WriterId, Vec<PeerName>>,
-    /// The events of members, with their writers.
-    events: HashMap<Content, HashSet<WriterId>>,
-    event_order: VecDeque<(Instant, Content)>,
-    /// The senders of the plain messages that were delivered.
-    messages: HashMap<Content, Vec<PeerName>>,
-    message_order: VecDeque<(Instant, Content, PeerName)>,
+    daemons: HashMap<WriterId, Daemon>,
+    /// The members at each confirmed daemon.
+    members: HashMap<PeerName, HashSet<WriterId>>,
+    /// The events of members, with the times at which they came last.
+    events: HashMap<Content, HashMap<WriterId, Instant>>,
+    event_order: VecDeque<(Instant, Content, WriterId)>,
+    /// The senders of the plain messages that were delivered, with the times.
+    messages: HashMap<Content, Vec<(PeerName, Instant)>>,
+    message_order: VecDeque<(Instant, Content)>,
     held: usize,
 }
 
 impl PlainCopies {
-    /// Notes a daemon of a member. Anybody can send the bundles of a member again, so a member may have several.
-    pub fn member_is_at(&mut self, writer: WriterId, daemon: &PeerName) {
-        let daemons = self.daemons.entry(writer).or_default();
-        if !daemons.contains(daemon) {
-            daemons.push(daemon.clone());
-            let surplus = daemons.len().saturating_sub(MAX_DAEMONS);
-            daemons.drain(..surplus);
+    /// Notes the daemon that a signed head of a member names.
+    pub fn head_names(&mut self, writer: WriterId, daemon: &PeerName) {
+        self.update(writer, |known| {
+            if known.named.as_ref() != Some(daemon) {
+                known.is_confirmed = known.sender.as_ref() == Some(daemon);
+                known.named = Some(daemon.clone());
+            }
+        });
+    }
+
+    /// Notes the daemon from which a bundle of a member came.
+    pub fn bundle_came_from(&mut self, writer: WriterId, daemon: &PeerName) {
+        self.update(writer, |known| {
+            if known.named.as_ref() == Some(daemon) {
+                known.is_confirmed = true;
+            } else if known.sender.as_ref() != Some(daemon) {
+                known.sender = Some(daemon.clone());
+            }
+        });
+    }
+
+    /// The number of members whose daemons are confirmed.
+    pub fn confirmed(&self) -> usize {
+        self.daemons.values().filter(|daemon| daemon.is_confirmed).count()
+    }
+
+    fn update(&mut self, writer: WriterId, change: impl FnOnce(&mut Daemon)) {
+        if !self.daemons.contains_key(&writer) && self.daemons.len() >= MAX_MEMBERS {
+            return;
+        }
+        let known = self.daemons.entry(writer).or_default();
+        let before = known.confirmed().cloned();
+        change(known);
+        let after = known.confirmed().cloned();
+        if before == after {
+            return;
+        }
+        if let Some(before) = before
+            && let Some(members) = self.members.get_mut(&before)
+        {
+            members.remove(&writer);
+            if members.is_empty() {
+                self.members.remove(&before);
+            }
+        }
+        if let Some(after) = after {
+            self.members.entry(after).or_default().insert(writer);
         }
     }
 
-    /// Whether a message may come from the daemon of a writer.
-    fn may_be_of(&self, writer: &WriterId, sender: &PeerName) -> bool {
-        self.daemons.get(writer).is_none_or(|daemons| daemons.contains(sender))
+    /// Whether a message comes from the daemon of a member.
+    fn is_of(&self, writer: &WriterId, sender: &PeerName) -> bool {
+        self.members.get(sender).is_some_and(|members| members.contains(writer))
     }
 
     /// Notes an event of a member. Returns whether its plain copy was delivered already, so that it must not be delivered
@@ -82,58 +143,72 @@ impl PlainCopies {
         self.forget_old(now);
         let content = content(topic, data);
         let senders = self.messages.get(&content).map_or(&[][..], Vec::as_slice);
-        let delivered = senders.iter().position(|sender| self.may_be_of(writer, sender));
+        let delivered = senders.iter().position(|(sender, _)| self.is_of(writer, sender));
         if let (Some(place), Some(senders)) = (delivered, self.messages.get_mut(&content)) {
             senders.swap_remove(place);
         }
-        self.events.entry(content.clone()).or_default().insert(*writer);
-        self.event_order.push_back((now, content));
+        self.events.entry(content.clone()).or_default().insert(*writer, now);
+        self.event_order.push_back((now, content, *writer));
         delivered.is_some()
     }
 
-    /// Decides about a plain message. `was_held` says whether it was held before.
-    pub fn judge(
-        &mut self,
-        topic: &Topic,
-        from: &PeerName,
-        data: &[u8],
-        was_held: bool,
-        now: Instant,
-    ) -> Verdict {
+    /// Decides about a plain message that has arrived.
+    pub fn judge(&mut self, topic: &Topic, from: &PeerName, data: &[u8], now: Instant) -> Verdict {
         self.forget_old(now);
-        self.held -= usize::from(was_held);
-        let content = content(topic, data);
-        let mut writers = self.events.get(&content).into_iter().flatten();
-        if writers.any(|writer| self.may_be_of(writer, from)) {
+        if self.is_copy(topic, from, data) {
             return Verdict::Copy;
         }
-        let is_of_member = self.daemons.values().any(|daemons| daemons.contains(from));
-        if is_of_member && !was_held && self.held < MAX_HELD {
+        if self.members.contains_key(from) && self.held < MAX_HELD {
             self.held += 1;
             return Verdict::Hold;
         }
-        self.messages.entry(content.clone()).or_default().push(from.clone());
-        self.message_order.push_back((now, content, from.clone()));
+        self.delivered(topic, from, data, now);
         Verdict::Deliver
+    }
+
+    /// Decides about a plain message that was held. It is a copy, or it is delivered.
+    pub fn judge_held(&mut self, topic: &Topic, from: &PeerName, data: &[u8], now: Instant) -> Verdict {
+        self.forget_old(now);
+        self.held -= 1;
+        if self.is_copy(topic, from, data) {
+            return Verdict::Copy;
+        }
+        self.delivered(topic, from, data, now);
+        Verdict::Deliver
+    }
+
+    fn is_copy(&self, topic: &Topic, from: &PeerName, data: &[u8]) -> bool {
+        let writers = self.events.get(&content(topic, data));
+        writers.is_some_and(|writers| writers.keys().any(|writer| self.is_of(writer, from)))
+    }
+
+    fn delivered(&mut self, topic: &Topic, from: &PeerName, data: &[u8], now: Instant) {
+        let content = content(topic, data);
+        self.messages.entry(content.clone()).or_default().push((from.clone(), now));
+        self.message_order.push_back((now, content));
     }
 
     fn forget_old(&mut self, now: Instant) {
         let is_old = |at: Instant, count: usize| {
             now.saturating_duration_since(at) > REMEMBERED || count > MAX_REMEMBERED
         };
-        while let Some((at, content)) = self.event_order.front()
+        while let Some((at, content, writer)) = self.event_order.front()
             && is_old(*at, self.event_order.len())
         {
-            self.events.remove(content);
+            if let Some(writers) = self.events.get_mut(content) {
+                // The same event may have come again since.
+                writers.retain(|it, last| it != writer || *last > *at);
+                if writers.is_empty() {
+                    self.events.remove(content);
+                }
+            }
             self.event_order.pop_front();
         }
-        while let Some((at, content, sender)) = self.message_order.front()
+        while let Some((at, content)) = self.message_order.front()
             && is_old(*at, self.message_order.len())
         {
             if let Some(senders) = self.messages.get_mut(content) {
-                if let Some(place) = senders.iter().position(|it| it == sender) {
-                    senders.swap_remove(place);
-                }
+                senders.retain(|(_, time)| *time > *at);
                 if senders.is_empty() {
                     self.messages.remove(content);
                 }
@@ -170,7 +245,8 @@ mod tests {
         }
 
         fn knows_the_daemon(mut self) -> Self {
-            self.copies.member_is_at(WRITER, &self.daemon);
+            self.copies.bundle_came_from(WRITER, &self.daemon);
+            self.copies.head_names(WRITER, &self.daemon);
             self
         }
 
@@ -179,15 +255,15 @@ mod tests {
         }
 
         fn plain(&mut self, data: &[u8]) -> Verdict {
-            self.copies.judge(&self.topic, &self.daemon, data, false, self.now)
+            self.copies.judge(&self.topic, &self.daemon, data, self.now)
         }
 
         fn held(&mut self, data: &[u8]) -> Verdict {
-            self.copies.judge(&self.topic, &self.daemon, data, true, self.now)
+            self.copies.judge_held(&self.topic, &self.daemon, data, self.now)
         }
 
         fn of_other(&mut self, data: &[u8]) -> Verdict {
-            self.copies.judge(&self.topic, &self.other, data, false, self.now)
+            self.copies.judge(&self.topic, &self.other, data, self.now)
         }
     }
 
@@ -222,27 +298,47 @@ mod tests {
     }
 
     #[test]
-    fn the_copy_of_a_member_whose_daemon_is_unknown_is_recognised_by_its_content() {
+    fn nobody_takes_the_daemon_of_another_for_the_own_or_the_own_for_that_of_another() {
+        // An attacker names the daemon of a program, and publishes what the program will publish.
         let mut it = Fixture::new();
-        assert_eq!(it.plain(b"a"), Verdict::Deliver);
-        assert!(it.event(b"a"));
-        assert!(!it.event(b"b"));
+        it.copies.head_names(WRITER, &it.daemon);
+        it.copies.bundle_came_from(WRITER, &it.other);
+        assert!(!it.event(b"a"));
+        assert_eq!((it.copies.confirmed(), it.plain(b"a")), (0, Verdict::Deliver));
+        // It sends the bundles of a member again, and publishes what the member will publish.
+        let mut it = Fixture::new().knows_the_daemon();
+        it.copies.bundle_came_from(WRITER, &it.other);
+        assert_eq!(it.of_other(b"b"), Verdict::Deliver);
+        assert!(!it.event(b"b"), "the event of the member is delivered");
         assert_eq!(it.plain(b"b"), Verdict::Copy);
+        // A member that has another daemon now.
+        it.copies.head_names(WRITER, &it.other);
+        assert_eq!(it.of_other(b"b"), Verdict::Copy);
+        assert_eq!(it.plain(b"b"), Verdict::Deliver);
     }
 
     #[test]
     fn what_is_remembered_is_bounded_in_time_and_number() {
-        let mut it = Fixture::new();
+        let mut it = Fixture::new().knows_the_daemon();
         assert!(!it.event(b"a"));
+        assert!(!it.event(b"b"));
         assert_eq!(it.of_other(b"m"), Verdict::Deliver);
-        it.now += REMEMBERED + Duration::from_secs(1);
-        assert_eq!(it.plain(b"a"), Verdict::Deliver);
-        assert!(!it.event(b"m"));
+        it.now += REMEMBERED / 2;
+        assert!(!it.event(b"b"));
+        it.now += REMEMBERED / 2 + Duration::from_secs(1);
+        assert_eq!(it.plain(b"a"), Verdict::Hold, "it is forgotten");
+        assert_eq!(it.plain(b"b"), Verdict::Copy, "it came again");
         for number in 0..MAX_REMEMBERED + 10 {
             it.event(&number.to_be_bytes());
             it.of_other(&(number + 1_000_000).to_be_bytes());
         }
         assert!(it.copies.events.len() <= MAX_REMEMBERED + 1);
         assert!(it.copies.messages.len() <= MAX_REMEMBERED + 1);
+        for number in 0..MAX_MEMBERS as u64 + 10 {
+            let mut id = [0; 32];
+            id[..8].copy_from_slice(&number.to_be_bytes());
+            it.copies.head_names(WriterId(id), &it.other);
+        }
+        assert_eq!(it.copies.daemons.len(), MAX_MEMBERS);
     }
 }

@@ -226,9 +226,7 @@ impl Loader {
         let revoked = |topic: &&Topic| !reach.may_subscribe(topic);
         for topic in context.subscriptions().iter().filter(revoked).cloned().collect::<Vec<_>>() {
             context.revoke(&topic);
-            let (plugin, by, beginning) = (name.clone(), Generation(0), Beginning::Head);
-            let ended = Kind::Subscription { plugin, topic, subscribed: false, beginning, by };
-            self.storage.log.append_now([ended]);
+            self.end_subscription(name, &topic);
         }
     }
 
@@ -245,6 +243,12 @@ impl Loader {
         }
     }
 
+    fn end_subscription(&self, name: &PluginName, topic: &Topic) {
+        let (plugin, topic, by) = (name.clone(), topic.clone(), Generation(0));
+        let (subscribed, beginning) = (false, Beginning::Head);
+        self.storage.log.append_now([Kind::Subscription { plugin, topic, subscribed, beginning, by }]);
+    }
+
     fn begin_subscription(&self, name: &PluginName, topic: &Topic, beginning: Beginning) {
         let beginning = self.links.kept_topics.beginning(topic, beginning);
         let (plugin, topic, by) = (name.clone(), topic.clone(), Generation(0));
@@ -256,17 +260,20 @@ impl Loader {
         for (topic, beginning) in topics {
             self.links.interest.want_topic(&topic, Subscriber::Plugin(name.clone()), true);
             self.announced().insert((name.clone(), topic.clone()));
+            // The plugin never reads the announcement of a start that was killed.
+            self.end_subscription(name, &topic);
             self.begin_subscription(name, &topic, beginning);
         }
     }
 
     /// Removes the announcement of a plugin that is not loaded.
     pub fn withdraw(&self, name: &PluginName) {
-        let mut announced = self.announced();
-        let before = announced.len();
-        announced.retain(|(plugin, _)| plugin != name);
-        if announced.len() < before {
+        let withdrawn: Vec<_> = self.announced().extract_if(.., |(plugin, _)| plugin == name).collect();
+        if !withdrawn.is_empty() {
             self.links.interest.forget(&Subscriber::Plugin(name.clone()));
+        }
+        for (_, topic) in withdrawn {
+            self.end_subscription(name, &topic);
         }
     }
 

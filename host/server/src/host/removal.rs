@@ -10,7 +10,7 @@ use dim_store::checkpoint;
 use dim_store::commit::give_up;
 use dim_store::interest::Subscriber;
 use dim_store::plugin_registry::{self, Row, Standing};
-use dim_store::{PluginId, dead_letters, retry_rows};
+use dim_store::{PluginId, catch_ups, dead_letters, retry_rows};
 
 use super::replacement::ReplaceError;
 use super::{Host, Loaded, UNHURT};
@@ -100,6 +100,7 @@ impl Host {
                     let why = "the plugin was removed before its probation was over".to_owned();
                     told.amend(write, unproven, now, |change| change.ended(state, Some(why), None))?;
                 }
+                catch_ups::forget_plugin(write, &whose)?;
                 if !purge {
                     return plugin_registry::put_within(write, &whose, &row);
                 }
@@ -111,6 +112,7 @@ impl Host {
                 plugin_registry::purge(write, &whose, row)
             })
             .await?;
+        self.storage.commit.catch_ups.notify_one();
         self.deployment.claims.forget(name);
         self.exchange.links.interest.forget(&Subscriber::Plugin(name.clone()));
         self.exchange.links.interest.forget(&Subscriber::Fallback(name.clone()));

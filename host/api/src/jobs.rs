@@ -378,7 +378,7 @@ impl Source for Watching {
             let (questions, missed) = Questions::of(&entries, &tracker);
             self.upto = read.upto;
             self.questions = questions;
-            told.missed = if missed == Missed::Nothing { read.missed } else { missed };
+            told.missed = read.missed.and(missed);
         }
         self.ask_some(&mut told).await;
         if self.questions.waiting.is_empty() {

@@ -1,6 +1,6 @@
 //! Owns `/v1/topics`: publishes messages, streams the messages of a topic, and lists topics and peers.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,7 +11,7 @@ use axum::response::Response;
 use dim_model::beginning::{Beginning, ReadFrom};
 use dim_model::entry::{Entry, Event, Kind, Offset, Origin};
 use dim_model::feed::Missed;
-use dim_model::ident::{IpnsName, PeerName, Topic};
+use dim_model::ident::{IpnsName, MemberName, PeerName, Topic};
 use dim_model::time::Timestamp;
 use dim_network::outbox::API_QUOTA;
 use dim_network::reliable_topics::{Reliable, WriterLog};
@@ -332,6 +332,9 @@ struct Listening {
     entries: Entries,
     /// The time from which the caller wants messages.
     since: Timestamp,
+    /// For each incarnation of a member: the sequence after its last event. A host that begins to read a topic again also
+    /// receives events that are in its log from before.
+    received: HashMap<(MemberName, [u8; 16]), u64>,
 }
 
 impl Listening {
@@ -369,8 +372,13 @@ impl Listening {
                 entries.doubt();
             }
         }
+        let from = match start {
+            // It has what was there.
+            Start::After(_) => Beginning::Head,
+            _ => from,
+        };
         host.exchange.links.interest.want_topic_from(&topic, party.clone(), from);
-        Ok(Self { host, topic, party, entries, since })
+        Ok(Self { host, topic, party, entries, since, received: HashMap::new() })
     }
 }
 
@@ -396,9 +404,12 @@ impl Source for Listening {
                     if *topic == self.topic && *until > self.since =>
                 {
                     let count = missing.as_ref().map(|it| it.next.saturating_sub(it.first));
-                    told.missed = count.map_or(Missed::Unknown, Missed::Count);
+                    told.missed = told.missed.and(count.map_or(Missed::Unknown, Missed::Count));
                 }
                 _ => {}
+            }
+            if self.is_repeated(&entry) {
+                continue;
             }
             if let Some(message) = self.message(&entry) {
                 let data = serde_json::json!(message).to_string();
@@ -410,6 +421,20 @@ impl Source for Listening {
 }
 
 impl Listening {
+    /// Whether an entry is an event of a member that the caller has.
+    fn is_repeated(&mut self, entry: &Entry) -> bool {
+        let Kind::Event(Event::Message { topic, origin: Origin::Member(event), .. }) = &entry.kind else {
+            return false;
+        };
+        if *topic != self.topic {
+            return false;
+        }
+        let next = self.received.entry((event.writer.clone(), event.incarnation)).or_default();
+        let is_repeated = event.sequence < *next;
+        *next = (event.sequence + 1).max(*next);
+        is_repeated
+    }
+
     fn message(&self, entry: &Entry) -> Option<Message> {
         let Kind::Event(Event::Message { topic, data, origin }) = &entry.kind else { return None };
         (*topic == self.topic).then(|| {

@@ -42,6 +42,17 @@ pub enum Missed {
     Unknown,
 }
 
+impl Missed {
+    /// What is missed of two parts together.
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Nothing, it) | (it, Self::Nothing) => it,
+            (Self::Count(one), Self::Count(other)) => Self::Count(one.saturating_add(other)),
+            (Self::Unknown, _) | (_, Self::Unknown) => Self::Unknown,
+        }
+    }
+}
+
 impl<T: Clone> Feed<T> {
     /// Makes a feed that holds the newest `most` items. Its numbers are greater than those of feeds made earlier,
     /// because they start at the time in microseconds.

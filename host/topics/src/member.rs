@@ -324,7 +324,8 @@ impl Member {
         let mut writers =
             self.readers.all.range(of_stream(&main)).map(|((_, writer), reader)| (*writer, reader));
         let has_writer = |(writer, main): (WriterId, &Reader)| {
-            writer == self.id || reader(stream, writer).is_some_and(|it| it.has_caught_up_with(main))
+            writer == self.id
+                || reader(stream, writer).map_or(main.is_empty(), |it| it.has_caught_up_with(main))
         };
         let mut others = self.readers.all.range(of_stream(stream)).map(|((_, writer), _)| *writer);
         self.readers.streams.contains_key(&main)
@@ -945,5 +946,69 @@ mod tests {
         assert_eq!(member.budget().buffered, size, "it waits for the first one");
         member.unsubscribe(&topic);
         assert_eq!(member.budget().buffered, 0);
+    }
+
+    /// The bundle that a fetch asks for.
+    fn fetched_place(actions: &[Action]) -> Option<Listed> {
+        actions.iter().find_map(|action| match action {
+            Action::Fetch { listed, .. } => Some(*listed),
+            _ => None,
+        })
+    }
+
+    #[test]
+    fn a_catch_up_goes_on_after_a_restart_although_the_writer_is_gone() {
+        let topic: Topic = "jobs".parse().unwrap();
+        let now = Now { moment: Moment::default(), wall: Timestamp(9) };
+        let (mut log, writer) = (OwnLog::default(), author(4));
+        let events = [Event { time: Timestamp(7), data: Bytes::from_static(b"x") }];
+        let bundles: Vec<Arc<Bundle>> =
+            (0..3).map(|_| Arc::new(log.form(&topic, &events, &writer))).collect();
+        let checkpoint = |bundle: &Bundle| Checkpoint {
+            incarnation: writer.incarnation,
+            began: writer.began,
+            next: bundle.listed().next(),
+            last: Some(bundle.listed()),
+            time: Timestamp(7),
+            before: None,
+            is_replaced: false,
+            floor: Timestamp(0),
+        };
+        let setup = Setup {
+            author: author(3),
+            past: BTreeMap::new(),
+            logs: BTreeMap::new(),
+            topics: BTreeMap::from([(topic.clone(), Since::Earliest)]),
+            checkpoints: vec![(topic.clone(), writer.id(), checkpoint(&bundles[2]))],
+            alarmed: BTreeSet::new(),
+            seed: 1,
+        };
+        let mut member = Member::new(setup, now);
+        let begun = vec![(writer.id(), checkpoint(&bundles[0]))];
+        member.catch_up(1, topic.clone(), Since::Earliest, begun, now);
+        let stream = Stream { topic, catch_up: Some(1) };
+        let (mut delivered, mut now) = (Vec::new(), now);
+        let mut has_caught_up = false;
+        while !has_caught_up {
+            now.moment = member.deadline().max(now.moment);
+            assert!(now.moment < Moment::default().after(Duration::from_secs(60)), "it waits for the writer");
+            member.wake(now);
+            let actions = member.take_actions();
+            if let Some(listed) = fetched_place(&actions) {
+                let bundle = bundles.iter().find(|bundle| bundle.listed() == listed).unwrap();
+                member.fetched(&stream, &writer.id(), &listed, bundle.clone(), now);
+            }
+            for action in actions.into_iter().chain(member.take_actions()) {
+                match action {
+                    Action::Deliver(delivery) => {
+                        delivered.push(delivery.first);
+                        member.committed(&delivery, now);
+                    }
+                    Action::CaughtUp(_) => has_caught_up = true,
+                    _ => {}
+                }
+            }
+        }
+        assert_eq!(delivered, [1, 2]);
     }
 }

@@ -183,7 +183,16 @@ impl Reader {
     pub fn learn_from(&mut self, main: &Reader, since: Since, now: Moment) {
         for (id, known) in &main.incarnations {
             let Some(next) = known.next else { continue };
-            if self.incarnations.contains_key(id) || self.was_removed(known) {
+            if let Some(reader) = self.incarnations.get_mut(id) {
+                // It continues after a restart.
+                if reader.next.is_some_and(|at| at < next) {
+                    reader.end = reader.end.max(next);
+                    // What the main reading has delivered is the event.
+                    let _ = known.last.map(|last| reader.learn(last, now));
+                }
+                continue;
+            }
+            if self.was_removed(known) {
                 continue;
             }
             let mut reader = IncarnationReader::new(known.began, next);
@@ -202,7 +211,18 @@ impl Reader {
             }
             self.incarnations.insert(*id, reader);
         }
+        for (id, before) in &main.chain {
+            self.chain.entry(*id).or_insert(*before);
+        }
+        if let (None, Some(root)) = (self.index.root(), main.index.root()) {
+            self.index.state(root);
+        }
         self.kept = self.kept.max(main.kept);
+    }
+
+    /// Whether nothing is known of the writer but its name.
+    pub fn is_empty(&self) -> bool {
+        self.incarnations.is_empty()
     }
 
     /// Whether everything that the main reading of the topic has delivered is delivered here, and what it does not know.

@@ -1,5 +1,6 @@
 //! Owns the host functions: the conversion of their arguments and results between the types of WIT and those of the
-//! host. There is one file for each interface in `wit/`, which implements it for each version of the contract. `session` does the work.
+//! host. There is one file for each interface in `wit/`, which implements it for each version of the contract. `session`
+//! does the work.
 
 mod ipns;
 mod log;

@@ -59,7 +59,7 @@ pub struct Requested {
     pub publishes: Vec<Publish>,
     /// The newest value of each name that changed.
     pub names: BTreeMap<KeyName, NameUpdate>,
-    /// Topics to subscribe to (true) or to unsubscribe from (false), in order.
+    /// Requested subscriptions and ends of subscriptions, in order.
     pub subscriptions: Vec<(Topic, SubscriptionRequest)>,
     /// Names to follow (true) or to stop following (false).
     pub follows: BTreeMap<IpnsName, bool>,

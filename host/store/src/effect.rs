@@ -82,7 +82,7 @@ pub struct Asked {
     pub publishes: Vec<Publish>,
     /// New values of names.
     pub names: BTreeMap<KeyName, NameUpdate>,
-    /// Topics to subscribe to (true) or to unsubscribe from (false), in order.
+    /// Requested subscriptions and ends of subscriptions, in order.
     pub subscriptions: Vec<(Topic, SubscriptionRequest)>,
     /// Names to follow (true) or to stop following (false).
     pub follows: BTreeMap<IpnsName, bool>,

@@ -100,10 +100,11 @@ pub fn observe<'a>(
             Kind::Subscription { plugin, topic, subscribed: false, by, .. } => {
                 end(write, plugin, topic, *by)?
             }
-            Kind::CaughtUp { subscription, .. } => remove(write, &[subscription.0])?,
+            Kind::CaughtUp { subscription, .. } => remove(write, subscription.0)?,
             Kind::Code { plugin, generation, voids, .. } => {
                 let is_reverted = voids.map(|first| revert(write, plugin, first, *generation)).transpose()?;
-                forget_ended(write, plugin)? || is_reverted.unwrap_or(false)
+                forget_ended(write, plugin)?;
+                is_reverted.unwrap_or(false)
             }
             _ => false,
         };
@@ -139,8 +140,7 @@ pub fn forget_plugin(write: &WriteTransaction, plugin: &PluginName) -> Result<()
             contexts.insert(id.0, context.to_bytes().as_slice())?;
         }
     }
-    let gone = select(write, plugin, |_| true)?;
-    remove(write, &gone.into_iter().map(|(number, _)| number).collect::<Vec<_>>())?;
+    remove_of(write, plugin, |_| true)?;
     Ok(())
 }
 
@@ -176,7 +176,7 @@ fn end(
     for (number, row) in &ended {
         if row.by == by.0 {
             // A rollback that reverts the end reverts the beginning, too.
-            remove(write, &[*number])?;
+            remove(write, *number)?;
         } else {
             put(write, *number, &CatchUpRow { ended_by: Some(by.0), ..row.clone() })?;
         }
@@ -193,8 +193,7 @@ fn revert(
     end: Generation,
 ) -> Result<bool, StoreError> {
     let is_void = |by: u32| (first.0..end.0).contains(&by);
-    let begun = select(write, plugin, |row| is_void(row.by))?;
-    let is_changed = remove(write, &begun.iter().map(|(number, _)| *number).collect::<Vec<_>>())?;
+    let is_changed = remove_of(write, plugin, |row| is_void(row.by))?;
     let ended = select(write, plugin, |row| row.ended_by.is_some_and(is_void))?;
     for (number, row) in &ended {
         put(write, *number, &CatchUpRow { ended_by: None, ..row.clone() })?;
@@ -202,17 +201,16 @@ fn revert(
     Ok(is_changed || !ended.is_empty())
 }
 
-/// Removes catch-ups whose end no rollback can revert. Always returns false: nothing that is under way changes.
-fn forget_ended(write: &WriteTransaction, plugin: &PluginName) -> Result<bool, StoreError> {
+/// Removes catch-ups whose end no rollback can revert.
+fn forget_ended(write: &WriteTransaction, plugin: &PluginName) -> Result<(), StoreError> {
     // A plugin that is announced has no row yet, and none that was never replaced has a checkpoint.
     let checkpoints = match plugin_registry::id_within(write, plugin)? {
         Some(id) => checkpoint::checkpoints_within(write, id)?,
         None => Vec::new(),
     };
     let earliest = checkpoints.iter().map(|(Place(_, first), _)| first.0).min().unwrap_or(u32::MAX);
-    let gone = select(write, plugin, |row| row.ended_by.is_some_and(|by| by < earliest))?;
-    remove(write, &gone.into_iter().map(|(number, _)| number).collect::<Vec<_>>())?;
-    Ok(false)
+    remove_of(write, plugin, |row| row.ended_by.is_some_and(|by| by < earliest))?;
+    Ok(())
 }
 
 /// The rows of a plugin for which `wanted` returns true.
@@ -237,14 +235,23 @@ fn put(write: &WriteTransaction, number: u64, row: &CatchUpRow) -> Result<(), St
     Ok(())
 }
 
-/// Removes catch-ups with their positions. Returns whether there was one.
-fn remove(write: &WriteTransaction, numbers: &[u64]) -> Result<bool, StoreError> {
+/// Removes the catch-ups of a plugin for which `wanted` returns true. Returns whether there was one.
+fn remove_of(
+    write: &WriteTransaction,
+    plugin: &PluginName,
+    wanted: impl Fn(&CatchUpRow) -> bool,
+) -> Result<bool, StoreError> {
     let mut is_changed = false;
-    for number in numbers {
-        is_changed |= write.open_table(CATCH_UPS)?.remove(number)?.is_some();
-        write.open_table(CATCH_UP_CHECKPOINTS)?.retain_in(keys_of(*number), |_, _| false)?;
+    for (number, _) in select(write, plugin, wanted)? {
+        is_changed |= remove(write, number)?;
     }
     Ok(is_changed)
+}
+
+/// Removes a catch-up with its positions. Returns whether there was one.
+fn remove(write: &WriteTransaction, number: u64) -> Result<bool, StoreError> {
+    write.open_table(CATCH_UP_CHECKPOINTS)?.retain_in(keys_of(number), |_, _| false)?;
+    Ok(write.open_table(CATCH_UPS)?.remove(number)?.is_some())
 }
 
 /// The keys of all positions of a catch-up.

@@ -15,9 +15,7 @@ use crate::change::Version;
 use crate::entry_context::EntryContext;
 use crate::grants::{Grants, Reach};
 use crate::probation::Rates;
-use crate::{
-    CURSORS, PLUGINS, PluginId, STATE, Snapshot, StateKey, Store, StoreError, TIMERS, WORLDS, catch_ups,
-};
+use crate::{CURSORS, PLUGINS, PluginId, STATE, Snapshot, StateKey, Store, StoreError, TIMERS, WORLDS};
 
 /// The row of a plugin.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -286,7 +284,6 @@ pub fn purge(write: &WriteTransaction, name: &PluginName, row: Row) -> Result<()
     write.open_table(TIMERS)?.retain_in(from.as_bytes()..to.as_bytes(), |_, _| false)?;
     write.open_table(WORLDS)?.remove(id.0)?;
     write.open_table(CURSORS)?.remove(id.0)?;
-    catch_ups::forget_plugin(write, name)?;
     put_within(
         write,
         name,

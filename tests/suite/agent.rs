@@ -6,7 +6,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use dim_client::Client;
-use dim_tests::{Agent, Kubo, Link, Program, downtime, eventually, eventually_within, tier};
+use dim_tests::{
+    Agent, Fault, FaultProxy, Kubo, Link, Program, downtime, eventually, eventually_within, tier,
+};
 use serde_json::{Value, json};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_dim-under-test");
@@ -51,6 +53,13 @@ impl Place {
         let agent = tokio::task::block_in_place(start);
         let builder = reqwest::Client::builder().unix_socket(agent.socket().as_path()).no_proxy();
         Node { agent, http: builder.build().unwrap() }
+    }
+
+    /// Writes the config of the fleet. Returns its path.
+    fn config(&self, yaml: &str) -> String {
+        let path = self.0.path().join("fleet.yaml");
+        std::fs::write(&path, yaml).unwrap();
+        path.to_str().unwrap().to_owned()
     }
 
     fn client(&self) -> Client {
@@ -328,6 +337,50 @@ async fn over_a_daemon_nothing_is_said_to_nobody_and_what_is_repeated_changes_no
     assert_eq!(client.fleet().get_job("early").await.unwrap(), job);
     assert_eq!(host.json(&["dead", "ls"]), json!([]));
     assert_eq!(node.waiting().await, 3, "they are told twice more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_reliable_topics_a_notice_waits_until_a_host_has_it_over_losses_and_kills_of_both() {
+    let Some((ours, theirs)) = tokio::task::block_in_place(Kubo::start_pair) else { return };
+    let target: SocketAddr = theirs.url().trim_start_matches("http://").parse().unwrap();
+    let proxy = FaultProxy::start(target, tier::seed("the proxy")).await;
+    let place = Place::new();
+    let config = place.config("topics: { dim.*: { delivery: reliable } }\n");
+    let host = || place.host(&["--kubo", &proxy.api(), "--config", &config]);
+    // The clock of the agent runs faster, so that it notices the missing acknowledgement soon.
+    let agent = || place.agent_by(&["--kubo", ours.api(), "--config", &config, "--every", "10s"], 10);
+    let (client, first) = (place.client(), host());
+    let node = agent();
+    node.give_life_of("early").await;
+    becomes_complete(&client, "early").await;
+    eventually("a heartbeat comes", async || place.last_seen().await.is_some()).await;
+    node.all_taken(3).await;
+    proxy.set(Fault::Losing);
+    for number in 0..10 {
+        node.give_life_of(&format!("lossy-{number}")).await;
+    }
+    first.kill();
+    for number in 10..20 {
+        node.give_life_of(&format!("lossy-{number}")).await;
+    }
+    eventually("the agent knows that nobody acknowledges", async || {
+        let why = node.status().await["notices"]["contact"]["why"].clone();
+        why.as_str().is_some_and(|why| why.contains("no host has acknowledged a notice"))
+    })
+    .await;
+    assert!(node.waiting().await >= 3 * 10, "the host has heard the first ones at most");
+    node.agent.kill();
+    let node = agent();
+    let second = host();
+    let patience = Duration::from_secs(120);
+    eventually_within(patience, "no notice waits", async || node.waiting().await == 0).await;
+    for number in 0..20 {
+        becomes_complete(&client, &format!("lossy-{number}")).await;
+    }
+    let notices = node.status().await["notices"].clone();
+    assert_eq!((&notices["taken"], &notices["refused"]), (&json!(63), &json!(0)), "{notices}");
+    assert_eq!(second.json(&["dead", "ls"]), json!([]));
+    assert!(node.agent.dim(&["status"]).status.success());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,6 +12,9 @@
 //! transport       a host's API, or a Kubo daemon
 //! ```
 //!
+//! Over a daemon the agent is a writer of its own on the topics that are reliable: a notice is delivered once another
+//! member of the fleet has it on its disk.
+//!
 //! A notice has the time at which it was given, so that the job tracker orders it correctly although it arrives late.
 //! Sending it again changes nothing.
 
@@ -38,10 +41,13 @@ pub use spool::SpoolError;
 
 use dim_ipfs::kubo;
 use dim_model::connectivity::Connectivity;
-use dim_model::ident::NodeId;
+use dim_model::ident::{NodeId, Topic};
 use dim_model::time::{Clock, Timestamp};
+use dim_network::lone_writer::{self, LoneWriter, Tasks};
+use dim_network::reliable_topics::{Deliveries, ReliableTopic};
 use dim_server::config::Topics;
 use dim_store::Absent;
+use dim_store::grants::TopicPattern;
 use dim_store::plugin_limits::MESSAGE_BYTES;
 
 use heartbeat::{Heartbeat, Said};
@@ -50,6 +56,12 @@ use sender::Sender;
 use socket::{Desk, Socket};
 use spool::{Room, Spool, on_disk};
 use transport::Transport;
+
+/// The name of the directory for reliable topics inside an agent's directory.
+const WRITER: &str = "writer";
+
+/// A day.
+const DAY: Duration = Duration::from_secs(24 * 3_600);
 
 /// The error that ends an agent or its start.
 #[derive(Debug, Error)]
@@ -74,6 +86,9 @@ pub enum AgentError {
     /// The client for a Kubo daemon cannot be made.
     #[error("cannot make a client for the Kubo daemon")]
     Kubo(#[from] kubo::ClientError),
+    /// The store for reliable topics cannot be opened.
+    #[error("cannot write reliable topics")]
+    Writer(#[from] lone_writer::OpenError),
     /// A task of the agent ended by itself.
     #[error("a part of the agent ended: {0}")]
     Ended(String),
@@ -100,13 +115,36 @@ pub struct Options {
     pub clock: Arc<dyn Clock>,
 }
 
+impl Options {
+    /// The time after which a notice on a reliable topic that nobody has acknowledged is published again: half of the
+    /// time for which it is kept for readers.
+    fn again(&self) -> Duration {
+        let kept = match &self.to {
+            To::Kubo(to) => to.deliveries.values().flatten().map(|it| it.time).min(),
+            To::Host(_) => None,
+        };
+        kept.unwrap_or(DAY) / 2
+    }
+}
+
 /// The receiver of notices and heartbeats.
 #[derive(Clone, Debug)]
 pub enum To {
     /// A host, over its API.
     Host(dim_client::Client),
     /// The subscribers of the topics, through a Kubo daemon.
-    Kubo(kubo::Settings),
+    Kubo(ToKubo),
+}
+
+/// A Kubo daemon as the receiver.
+#[derive(Clone, Debug)]
+pub struct ToKubo {
+    /// The daemon.
+    pub settings: kubo::Settings,
+    /// The name of the fleet.
+    pub fleet: String,
+    /// The delivery of the topics. The agent is a writer of its own on reliable ones.
+    pub deliveries: Deliveries,
 }
 
 /// A running agent.
@@ -126,10 +164,11 @@ impl Agent {
     pub async fn start(options: Options) -> Result<Self, AgentError> {
         let machine = Machine::new().map_err(|error| AgentError::Machine(format!("{error:?}")))?;
         let machine = checked(&options, machine).await?;
-        let transport = transport(&options)?;
         let (dir, absent) = (options.dir.clone(), options.absent);
         let spool = tokio::task::spawn_blocking(move || Spool::open(&dir, Room::default(), absent));
         let spool = Arc::new(spool.await.expect("the spool does not panic")?);
+        // The spool has the lock of the directory.
+        let (transport, writing) = transport(&options).await?;
         let socket = Socket::listen(&options.dir)
             .map_err(|source| AgentError::Socket { path: options.dir.join(SOCKET), source })?;
         let (notices, heartbeats) = (Connectivity::new("notices"), Connectivity::new("heartbeats"));
@@ -152,6 +191,10 @@ impl Agent {
             parts: JoinSet::new(),
         };
         agent.run(socket, Arc::new(desk), options, machine);
+        if let Some(writing) = writing {
+            let stop = agent.stop.child_token();
+            agent.parts.spawn(async move { writing.run(stop).await.map_err(std::io::Error::other) });
+        }
         Ok(agent)
     }
 
@@ -161,6 +204,7 @@ impl Agent {
             transport: desk.transport.clone(),
             connectivity: desk.notices.clone(),
             clock: options.clock.clone(),
+            again: options.again(),
         };
         let heartbeat = Heartbeat {
             node: options.node,
@@ -206,12 +250,29 @@ fn words(end: Result<std::io::Result<()>, JoinError>) -> String {
     }
 }
 
-fn transport(options: &Options) -> Result<Arc<dyn Transport>, AgentError> {
+/// Returns the transport, and the tasks of the writer of reliable topics if it has one.
+async fn transport(options: &Options) -> Result<(Arc<dyn Transport>, Option<Tasks>), AgentError> {
     let (node, topics) = (options.node.clone(), options.topics.clone());
-    Ok(match &options.to {
-        To::Host(client) => Arc::new(transport::Api { client: client.clone(), node, topics }),
-        To::Kubo(settings) => Arc::new(transport::Kubo { backend: kubo::backend(settings)?, node, topics }),
-    })
+    let ToKubo { settings, fleet, deliveries } = match &options.to {
+        To::Host(client) => return Ok((Arc::new(transport::Api { client: client.clone(), node, topics }), None)),
+        To::Kubo(to) => to.clone(),
+    };
+    let backend = kubo::backend(&settings)?;
+    let mut kubo = transport::Kubo { backend: backend.clone(), node, topics, writer: None };
+    let is_reliable = |topic: &Topic| matches!(TopicPattern::closest(&deliveries, topic), Some(Some(_)));
+    if !kubo.used_topics().into_iter().any(is_reliable) {
+        return Ok((Arc::new(kubo), None));
+    }
+    let (dir, clock) = (options.dir.join(WRITER), options.clock.clone());
+    let room = Room::default();
+    // What retention removes was acknowledged, or is published again before.
+    let kept = |it: ReliableTopic| ReliableTopic { bytes: it.bytes.max(4 * room.bytes), ..it };
+    let deliveries = deliveries.into_iter().map(|(pattern, it)| (pattern, it.map(kept))).collect();
+    let options = lone_writer::Options { dir, fleet, deliveries, backend, clock };
+    let opened = tokio::task::spawn_blocking(move || LoneWriter::open(options)).await;
+    let (writer, tasks) = opened.expect("opening does not panic")?;
+    kubo.writer = Some(writer);
+    Ok((Arc::new(kubo), Some(tasks)))
 }
 
 /// Checks that a heartbeat with the given models fits into a message. Returns the machine.

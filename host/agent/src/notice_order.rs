@@ -2,13 +2,14 @@
 //! Notices are in order, each is repeated as often as the transport requires, and a notice that must wait does not
 //! delay other jobs.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use dim_model::backoff::Backoff;
-use dim_model::ident::JobId;
+use dim_model::ident::{JobId, Topic};
 
 use crate::notice::Notice;
+use crate::transport::Receipt;
 
 /// The notices that are not finished yet.
 #[derive(Debug)]
@@ -20,6 +21,8 @@ pub struct Pending {
     repeats: &'static [Duration],
     /// The number of the last notice that was added.
     pub last: u64,
+    /// The time of the last look for acknowledgements.
+    looked: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -28,6 +31,8 @@ struct Telling {
     /// The number of sends since the receivers were last unreachable.
     told: usize,
     due: Instant,
+    /// The place on a reliable topic, and the time, if it was published there.
+    published: Option<(Receipt, Instant)>,
 }
 
 /// The state of a notice after a send.
@@ -42,13 +47,13 @@ pub enum Delivered {
 impl Pending {
     /// Makes an empty order. Each notice is sent once, and again after each pause of `repeats`.
     pub fn new(repeats: &'static [Duration]) -> Self {
-        Self { notices: BTreeMap::new(), held: HashMap::new(), repeats, last: 0 }
+        Self { notices: BTreeMap::new(), held: HashMap::new(), repeats, last: 0, looked: None }
     }
 
     /// Adds a notice. Its number must be greater than all others.
     pub fn add(&mut self, number: u64, notice: Notice, now: Instant) {
         self.last = number;
-        self.notices.insert(number, Telling { notice, told: 0, due: now });
+        self.notices.insert(number, Telling { notice, told: 0, due: now, published: None });
     }
 
     /// Returns the notice to send now.
@@ -76,6 +81,43 @@ impl Pending {
         telling.told += 1;
         telling.due = now + *pause;
         Delivered::Again
+    }
+
+    /// Records that a notice was published on a reliable topic. It is published again after `again`, unless it is removed
+    /// before.
+    pub fn published(&mut self, number: u64, receipt: Receipt, now: Instant, again: Duration) {
+        let Some(telling) = self.notices.get_mut(&number) else { return };
+        self.held.remove(&telling.notice.job);
+        telling.due = now + again;
+        telling.published = Some((receipt, now));
+    }
+
+    /// Returns whether the last look for acknowledgements was at least `pause` ago. Then a new one begins.
+    pub fn is_time_to_look(&mut self, now: Instant, pause: Duration) -> bool {
+        let is_time = self.looked.is_none_or(|looked| now.saturating_duration_since(looked) >= pause);
+        self.looked = if is_time { Some(now) } else { self.looked };
+        is_time
+    }
+
+    /// Returns the topics of the published notices.
+    pub fn published_on(&self) -> BTreeSet<Topic> {
+        let published = self.notices.values().filter_map(|telling| telling.published.as_ref());
+        published.map(|(receipt, _)| receipt.topic.clone()).collect()
+    }
+
+    /// Returns the published notices of a topic up to that with the number `acknowledged` of the topic.
+    pub fn acknowledged(&self, topic: &Topic, acknowledged: u64) -> Vec<u64> {
+        let is_acknowledged =
+            |receipt: &Receipt| receipt.topic == *topic && receipt.number <= acknowledged;
+        let published = self.notices.iter().filter(|(_, telling)| {
+            telling.published.as_ref().is_some_and(|(receipt, _)| is_acknowledged(receipt))
+        });
+        published.map(|(number, _)| *number).collect()
+    }
+
+    /// Returns the time at which the oldest published notice was published.
+    pub fn oldest_published(&self) -> Option<Instant> {
+        self.notices.values().filter_map(|telling| telling.published.as_ref()).map(|(_, at)| *at).min()
     }
 
     /// Delays the notices of a job, longer each time.
@@ -148,6 +190,28 @@ mod tests {
         assert_eq!(pending.next(after(now, 1)).unwrap().0, 1);
         pending.remove(1);
         assert_eq!(pending.next(now).unwrap().0, 3);
+    }
+
+    #[test]
+    fn a_published_notice_waits_for_its_acknowledgement_and_is_published_again_late() {
+        let (mut pending, now) = (Pending::new(&[]), Instant::now());
+        let [jobs, results] = ["jobs", "results"].map(|topic| topic.parse::<Topic>().unwrap());
+        let receipt = |topic: &Topic, number| Receipt { topic: topic.clone(), number };
+        for (number, topic, place) in [(1, &jobs, 1), (2, &results, 1), (3, &jobs, 2)] {
+            pending.add(number, notice("a"), now);
+            pending.published(number, receipt(topic, place), now, Duration::from_secs(60));
+        }
+        assert_eq!(pending.next(now), None);
+        assert!(!pending.has_told(), "they are not repeated for a receiver that was away");
+        assert_eq!(pending.published_on(), [jobs.clone(), results.clone()].into());
+        assert!(pending.acknowledged(&jobs, 0).is_empty());
+        assert_eq!(pending.acknowledged(&jobs, 1), [1]);
+        assert_eq!(pending.acknowledged(&jobs, 7), [1, 3]);
+        assert_eq!(pending.oldest_published(), Some(now));
+        pending.remove(1);
+        assert_eq!(pending.next(after(now, 61)).unwrap().0, 2);
+        pending.published(2, receipt(&results, 2), after(now, 61), Duration::from_secs(60));
+        assert!(pending.acknowledged(&results, 1).is_empty(), "the later place counts");
     }
 
     #[test]

@@ -16,6 +16,9 @@ use crate::transport::{Answer, Transport, Undelivered};
 /// The time between two checks for receivers, while notices must be repeated.
 const LOOK: Duration = Duration::from_secs(5);
 
+/// The pause between checks for acknowledgements.
+const ACKNOWLEDGED: Duration = Duration::from_millis(250);
+
 /// The task that sends notices.
 #[derive(Debug)]
 pub struct Sender {
@@ -27,6 +30,8 @@ pub struct Sender {
     pub connectivity: Arc<Connectivity>,
     /// The clock that measures pauses.
     pub clock: Arc<dyn Clock>,
+    /// The time after which a published notice without an acknowledgement is published again.
+    pub again: Duration,
 }
 
 impl Sender {
@@ -52,6 +57,7 @@ impl Sender {
     async fn turn(&self, pending: &mut Pending, backoff: &mut Backoff) -> Result<(), Duration> {
         let turn = async {
             self.load(pending).await?;
+            self.take_acknowledged(pending).await?;
             match pending.next(self.clock.monotonic()).map(|(number, notice)| (number, notice.clone())) {
                 Some((number, notice)) => {
                     let told = self.transport.tell(&notice).await;
@@ -88,13 +94,19 @@ impl Sender {
         told: Result<Answer, Undelivered>,
     ) -> Result<(), Failure> {
         let answer = told.map_err(|why| Failure::Undelivered { number, why })?;
-        self.connectivity.made();
         tracing::debug!(number, job = %notice.job, notice = notice.word.name(), "told");
+        if !matches!(answer, Answer::Published(_)) {
+            self.connectivity.made();
+        }
         match answer {
+            Answer::Published(receipt) => {
+                pending.published(number, receipt, self.clock.monotonic(), self.again);
+                return Ok(());
+            }
             Answer::Taken if pending.told(number, self.clock.monotonic()) == Delivered::Again => {
                 return Ok(());
             }
-            Answer::Taken => on_disk(&self.spool, move |spool| spool.taken(number)).await?,
+            Answer::Taken => on_disk(&self.spool, move |spool| spool.taken(&[number])).await?,
             Answer::Refused(reason) => {
                 tracing::warn!(job = %notice.job, notice = notice.word.name(), "a notice is refused: {reason}");
                 let refusal = Refusal { notice, refused: Timestamp::wall(), reason };
@@ -105,10 +117,40 @@ impl Sender {
         Ok(())
     }
 
+    /// Removes the published notices that are acknowledged.
+    async fn take_acknowledged(&self, pending: &mut Pending) -> Result<(), Failure> {
+        let now = self.clock.monotonic();
+        if !pending.is_time_to_look(now, ACKNOWLEDGED) {
+            return Ok(());
+        }
+        for topic in pending.published_on() {
+            let acknowledged = self.transport.acknowledged(&topic).await;
+            let numbers = Arc::new(pending.acknowledged(&topic, acknowledged));
+            if numbers.is_empty() {
+                continue;
+            }
+            let taken = numbers.clone();
+            on_disk(&self.spool, move |spool| spool.taken(&taken)).await?;
+            numbers.iter().for_each(|number| pending.remove(*number));
+            self.connectivity.made();
+        }
+        let oldest = pending.oldest_published();
+        let Some(waits) = oldest.map(|at| now.saturating_duration_since(at)) else { return Ok(()) };
+        if waits > self.transport.acknowledged_within().await {
+            let why = format!("no host has acknowledged a notice that was published {} s ago", waits.as_secs());
+            self.connectivity.failed(&Undelivered::Away(why));
+        }
+        Ok(())
+    }
+
     /// Waits for a new notice or for the time of a pending one. If notices were sent and must be repeated, it checks
     /// that receivers exist.
     async fn wait(&self, pending: &Pending) -> Result<(), Failure> {
-        let look = if pending.has_told() { LOOK } else { Duration::from_secs(3_600) };
+        let look = match () {
+            () if !pending.published_on().is_empty() => ACKNOWLEDGED,
+            () if pending.has_told() => LOOK,
+            () => Duration::from_secs(3_600),
+        };
         let now = self.clock.monotonic();
         let due = pending.soonest().map_or(look, |soonest| look.min(soonest.saturating_duration_since(now)));
         tokio::select! {

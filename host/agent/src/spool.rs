@@ -130,14 +130,14 @@ impl Spool {
         self.with(|opened| Ok(opened.waiting(after)?))
     }
 
-    /// Removes an accepted notice. Blocks.
-    pub fn taken(&self, number: u64) -> Result<(), SpoolError> {
-        self.with(|opened| Ok(opened.remove(number, None)?))
+    /// Removes accepted notices. Blocks.
+    pub fn taken(&self, numbers: &[u64]) -> Result<(), SpoolError> {
+        self.with(|opened| Ok(opened.take(numbers)?))
     }
 
     /// Moves a notice that was finally refused to the refusals. Blocks.
     pub fn refused(&self, number: u64, refusal: &Refusal) -> Result<(), SpoolError> {
-        self.with(|opened| Ok(opened.remove(number, Some(refusal))?))
+        self.with(|opened| Ok(opened.refuse(number, refusal)?))
     }
 
     /// Returns the contents. Blocks.
@@ -199,9 +199,9 @@ mod tests {
         for number in 0..3 {
             spool.keep(job(number), word()).unwrap();
         }
-        spool.taken(1).unwrap();
+        spool.taken(&[1]).unwrap();
         // One that is gone is not taken twice.
-        spool.taken(1).unwrap();
+        spool.taken(&[1]).unwrap();
         drop(spool);
         let spool = Spool::open(dir.path(), Room::default(), Absent::Refused).unwrap();
         let waiting = spool.waiting(0).unwrap();
@@ -210,7 +210,7 @@ mod tests {
         // The tracker tells them apart by the millisecond.
         assert!(waiting[1].1.given.0 - waiting[0].1.given.0 >= APART);
         // A number is not given twice, whatever has left.
-        spool.taken(3).unwrap();
+        spool.taken(&[3]).unwrap();
         assert_eq!(spool.keep(job(3), word()).unwrap(), 4);
         let contents = spool.contents().unwrap();
         assert_eq!((contents.waiting, contents.taken), (2, 2));
@@ -224,7 +224,7 @@ mod tests {
         spool.keep(job(0), word()).unwrap();
         spool.keep(job(1), word()).unwrap();
         assert!(matches!(spool.keep(job(2), word()), Err(SpoolError::Full { notices: 2, .. })));
-        spool.taken(1).unwrap();
+        spool.taken(&[1]).unwrap();
         let long = Word::Event(JobEvent {
             event_type: EventType::Failed,
             data: serde_json::from_str(&format!("\"{}\"", "x".repeat(1_000))).unwrap(),

@@ -8,6 +8,7 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use dim_model::ident::Topic;
 use thiserror::Error;
 
 use crate::notice::Notice;
@@ -31,6 +32,12 @@ pub trait Transport: Debug + Send + Sync + 'static {
     /// Returns the pauses before a notice is sent again. It is empty if the first answer proves the delivery.
     fn repeats(&self) -> &'static [Duration];
 
+    /// Returns how many of the notices that were published on a topic since the start are acknowledged.
+    async fn acknowledged(&self, topic: &Topic) -> u64;
+
+    /// Returns the time within which a published notice is usually acknowledged.
+    async fn acknowledged_within(&self) -> Duration;
+
     /// Checks that a receiver exists. The sender calls it at intervals while notices must be repeated.
     async fn audience(&self) -> Result<(), Undelivered>;
 }
@@ -40,8 +47,19 @@ pub trait Transport: Debug + Send + Sync + 'static {
 pub enum Answer {
     /// The notice was accepted.
     Taken,
+    /// The notice was published on a reliable topic. It is accepted once the receipt is acknowledged.
+    Published(Receipt),
     /// The notice was finally refused, with the reason.
     Refused(String),
+}
+
+/// The place of a published notice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// The topic.
+    pub topic: Topic,
+    /// The number of the notice among those of the topic since the start.
+    pub number: u64,
 }
 
 /// The error of a notice or heartbeat that was not sent. A later call may succeed.

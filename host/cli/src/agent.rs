@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, Subcommand};
-use dim_agent::{Agent as Running, Options, SOCKET, To};
+use dim_agent::{Agent as Running, Options, SOCKET, To, ToKubo};
 use dim_client::{Address, Client, ClientError, Http};
 use dim_ipfs::kubo;
 use dim_model::ident::{CidText, JobId, NodeId};
@@ -55,7 +55,7 @@ struct Run {
     /// http://HOST:5001
     #[arg(long, value_name = "ADDR", value_parser = parse_kubo)]
     kubo: Option<String>,
-    /// Config file of the fleet, YAML, for its topics and the `api_authorization` of the daemon
+    /// Config file of the fleet, YAML, for the names and kinds of its topics and the `api_authorization` of the daemon
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Model that the node has cached; repeat for more
@@ -270,7 +270,8 @@ impl Run {
             return Ok(To::Host(Client::with_token(address, token.as_ref())?));
         };
         let authorization = config.ipfs.api_authorization.as_ref().map(Secret::read).transpose()?;
-        Ok(To::Kubo(kubo::Settings { address: address.parse()?, authorization }))
+        let settings = kubo::Settings { address: address.parse()?, authorization };
+        Ok(To::Kubo(ToKubo { settings, fleet: config.fleet.name.clone(), deliveries: config.deliveries() }))
     }
 }
 

@@ -9,6 +9,7 @@ pub mod subscription;
 pub mod name_follower;
 pub mod outbox;
 pub mod reliable_topics;
+pub mod lone_writer;
 pub mod name_publisher;
 pub mod own_messages;
 mod settings;

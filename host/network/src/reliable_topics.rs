@@ -3,6 +3,7 @@
 //! heads, fetches missing bundles, and appends the events of others to the log.
 
 mod channel;
+mod identity;
 mod intake;
 mod outgoing;
 mod own_index;
@@ -29,7 +30,6 @@ use dim_topics::action::{Action, Stream};
 use dim_topics::alarm::Alarm;
 use dim_topics::identity::Digest;
 use dim_topics::member::{Member, Setup};
-use dim_topics::own_log::Author;
 use dim_topics::reader::Since;
 use dim_topics::time::{Moment, Now};
 use tokio_util::sync::CancellationToken;
@@ -37,7 +37,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::own_messages::Echoes;
 
-pub use channel::{Channels, Input, Inputs, Reliable, ReliableTopic, WaitingPublish};
+pub use channel::{Channels, Deliveries, Input, Inputs, Reliable, ReliableTopic, WaitingPublish};
+pub use identity::{Identity, IdentityError};
 pub use dim_topics::reader::ReaderCounters;
 pub use plain_copies::{HOLD, Verdict};
 pub use writer_log::WriterLog;
@@ -49,16 +50,7 @@ use own_index::OwnIndexes;
 /// The maximum number of inputs that are handled before the actions that they cause.
 const AT_ONCE: usize = 256;
 
-/// The identity of this start of a host on reliable topics.
-#[derive(Debug)]
-pub struct Identity {
-    /// The private key, the process start and the fleet.
-    pub author: Author,
-    /// Any number, for the jitter of heads.
-    pub seed: u64,
-}
-
-/// The parts of the host that the driver uses.
+/// The parts of the program that the driver uses.
 #[derive(Clone, Debug)]
 pub struct Parts {
     /// The store.
@@ -227,6 +219,8 @@ impl ReliableTopics {
                 // The caller may have disconnected.
                 let _ = to.send(writer_log::of_topic(&self.member, &topic));
             }
+            // The caller may have disconnected.
+            Input::AcknowledgedWithin(to) => drop(to.send(self.member.acknowledged_within())),
             Input::Removed(kept) => {
                 for (topic, time) in &kept {
                     self.member.keep_since(topic, *time);

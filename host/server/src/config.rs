@@ -15,7 +15,7 @@ use std::time::Duration;
 use dim_model::beginning::ReadFrom;
 use dim_model::ident::{InvalidWord, PeerName, PluginName, Topic};
 use dim_model::signer::Signer;
-use dim_network::reliable_topics::ReliableTopic;
+use dim_network::reliable_topics::{Deliveries, ReliableTopic};
 use dim_store::commit::Durability;
 use dim_store::event_log::TAIL_BYTES;
 use dim_store::grants::{Grants, NameOrKey, TopicPattern};
@@ -179,9 +179,9 @@ pub struct TopicConfig {
     /// like any other. Absent: every peer.
     #[serde(deserialize_with = "accepted", skip_serializing_if = "Option::is_none")]
     pub peers: Option<BTreeSet<PeerName>>,
-    /// The delivery of messages on the topic.
-    #[serde(skip_serializing_if = "Delivery::is_plain")]
-    pub delivery: Delivery,
+    /// The delivery of messages on the topic. Absent: that of the closest wider pattern that states one, else plain.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delivery: Option<Delivery>,
     /// The retention of the host's own events on a reliable topic, for members that are away or join late.
     #[serde(skip_serializing_if = "RetentionConfig::is_default")]
     pub retention: RetentionConfig,
@@ -215,24 +215,16 @@ impl RetentionConfig {
 }
 
 /// The delivery of the messages of a topic.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Delivery {
     /// Plain pubsub: messages can be lost. A gap reports times in which the host may have missed some.
-    #[default]
     Plain,
     /// Each event of each host of the fleet is delivered once, in the order of its host.
     Reliable,
     /// Reliable between hosts, and plain for other programs: events are published as plain messages, too, and plain
     /// messages of other programs are delivered.
     Both,
-}
-
-impl Delivery {
-    /// Whether the messages of the topic are plain pubsub.
-    fn is_plain(&self) -> bool {
-        *self == Self::Plain
-    }
 }
 
 /// The section `signing`.
@@ -591,15 +583,20 @@ impl Config {
         }
     }
 
-    /// Returns the settings of the reliable topics.
-    pub fn reliable(&self) -> BTreeMap<TopicPattern, ReliableTopic> {
-        let reliable = self.topics.iter().filter(|(_, topic)| topic.delivery != Delivery::Plain);
-        let settings = |topic: &TopicConfig| {
+    /// Returns the delivery of the topics whose delivery is stated.
+    pub fn deliveries(&self) -> Deliveries {
+        let delivery = |topic: &TopicConfig| {
             let RetentionConfig { time, bytes } = topic.retention;
-            let is_plain_too = topic.delivery == Delivery::Both;
-            ReliableTopic { time, bytes, from: topic.from.clone(), is_plain_too }
+            let reliable =
+                |is_plain_too| ReliableTopic { time, bytes, from: topic.from.clone(), is_plain_too };
+            topic.delivery.map(|delivery| match delivery {
+                Delivery::Plain => None,
+                Delivery::Reliable => Some(reliable(false)),
+                Delivery::Both => Some(reliable(true)),
+            })
         };
-        reliable.map(|(pattern, topic)| (pattern.clone(), settings(topic))).collect()
+        let stated = self.topics.iter().filter_map(|(pattern, topic)| Some((pattern.clone(), delivery(topic)?)));
+        stated.collect()
     }
 
     /// Returns the time after which a publish expires.

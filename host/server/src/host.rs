@@ -37,6 +37,7 @@ use dim_model::time::{Clock, MachineClock, Timestamp};
 use dim_network::name_publisher::CheckedNames;
 use dim_network::outbox::Sent;
 use dim_network::own_messages::Echoes;
+use dim_network::reliable_topics::IdentityError;
 use dim_network::subscription::{self};
 use dim_runtime::{EngineError, Handle, Line};
 use dim_store::change::Changes;
@@ -78,11 +79,9 @@ pub enum HostError {
     /// A key cannot be read or made.
     #[error(transparent)]
     Key(#[from] KeyError),
-    /// The key with which the host writes reliable topics cannot be used.
-    #[error(
-        "the key dim-writer is no Ed25519 key of this host, so that reliable topics cannot be written: rename it"
-    )]
-    Writer,
+    /// The host cannot write reliable topics.
+    #[error(transparent)]
+    Writer(#[from] IdentityError),
     /// The address of the daemon is invalid.
     #[error(transparent)]
     Address(#[from] AddressError),

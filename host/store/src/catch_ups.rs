@@ -2,6 +2,7 @@
 //! up with the events that come to all plugins. The entries of the log begin and end them, in the transaction that
 //! appends the entries. The positions in the logs of the writers are rows of their own.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use dim_model::beginning::Beginning;
@@ -27,8 +28,8 @@ use crate::{
 pub enum KeptTopics {
     /// All topics, for a trial.
     All,
-    /// The topics of these patterns.
-    These(Arc<[TopicPattern]>),
+    /// The topics of the patterns with `true`. The closest pattern decides.
+    These(Arc<BTreeMap<TopicPattern, bool>>),
 }
 
 impl KeptTopics {
@@ -37,7 +38,7 @@ impl KeptTopics {
     pub fn beginning(&self, topic: &Topic, requested: Beginning) -> Beginning {
         match self {
             Self::All => requested,
-            Self::These(patterns) if patterns.iter().any(|pattern| pattern.covers(topic)) => requested,
+            Self::These(patterns) if TopicPattern::closest(patterns, topic) == Some(&true) => requested,
             Self::These(_) => Beginning::Head,
         }
     }

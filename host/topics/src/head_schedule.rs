@@ -108,6 +108,12 @@ impl HeadSchedule {
     }
 }
 
+/// The time within which a received event is acknowledged, unless two heads are lost. `members` is the number of known
+/// members.
+pub fn acknowledged_within(members: usize) -> Duration {
+    ACKNOWLEDGE_AGAIN.max(spread(members) * 4) + ACKNOWLEDGE * 2
+}
+
 /// The time in which each of `members` members may send one head.
 fn spread(members: usize) -> Duration {
     Duration::from_secs(1) * u32::try_from(members).unwrap_or(u32::MAX) / HEADS_PER_SECOND

@@ -135,19 +135,31 @@ impl Opened {
         Ok(waiting)
     }
 
-    /// Removes a notice that was accepted, or moves it to the refusals.
-    pub fn remove(&mut self, number: u64, refusal: Option<&Refusal>) -> OnDisk<()> {
+    /// Removes notices that were accepted.
+    pub fn take(&mut self, numbers: &[u64]) -> OnDisk<()> {
         let write = disk(self.database.begin_write())?;
-        let removed = disk(disk(write.open_table(WAITING))?.remove(number))?.map(|row| row.value().len());
-        let Some(bytes) = removed else { return Ok(()) };
-        match refusal {
-            None => add(&write, "taken", 1)?,
-            Some(refusal) => set_aside(&write, number, refusal)?,
-        };
+        let removed = remove(&write, numbers)?;
+        add(&write, "taken", removed.notices)?;
         disk(write.commit())?;
-        self.waiting -= 1;
-        self.bytes -= bytes as u64;
+        self.count_down(removed);
         Ok(())
+    }
+
+    /// Moves a notice to the refusals.
+    pub fn refuse(&mut self, number: u64, refusal: &Refusal) -> OnDisk<()> {
+        let write = disk(self.database.begin_write())?;
+        let removed = remove(&write, &[number])?;
+        if removed.notices > 0 {
+            set_aside(&write, number, refusal)?;
+        }
+        disk(write.commit())?;
+        self.count_down(removed);
+        Ok(())
+    }
+
+    fn count_down(&mut self, removed: Removed) {
+        self.waiting -= removed.notices;
+        self.bytes -= removed.bytes;
     }
 
     /// Returns the contents.
@@ -170,6 +182,26 @@ impl Opened {
             refusals: refusals.into(),
         })
     }
+}
+
+/// What was removed from the waiting notices.
+#[derive(Clone, Copy, Debug, Default)]
+struct Removed {
+    notices: u64,
+    bytes: u64,
+}
+
+/// Removes waiting notices. A number that is not there is passed over.
+fn remove(write: &WriteTransaction, numbers: &[u64]) -> OnDisk<Removed> {
+    let mut waiting = disk(write.open_table(WAITING))?;
+    let mut removed = Removed::default();
+    for number in numbers {
+        if let Some(row) = disk(waiting.remove(number))? {
+            removed.notices += 1;
+            removed.bytes += row.value().len() as u64;
+        }
+    }
+    Ok(removed)
 }
 
 /// Adds to a counter and returns the new value.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use dim_client::{Client, ClientError, Job, Problem};
-use dim_model::ident::NodeId;
+use dim_model::ident::{NodeId, Topic};
 use dim_server::config::Topics;
 use reqwest::Method;
 use serde_json::Value;
@@ -55,6 +55,14 @@ impl Transport for Api {
 
     fn repeats(&self) -> &'static [Duration] {
         &[]
+    }
+
+    async fn acknowledged(&self, _: &Topic) -> u64 {
+        0
+    }
+
+    async fn acknowledged_within(&self) -> Duration {
+        Duration::ZERO
     }
 
     async fn audience(&self) -> Result<(), Undelivered> {

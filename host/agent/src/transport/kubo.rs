@@ -1,19 +1,22 @@
 //! Owns the transport through a Kubo daemon, without a host. It receives notices and heartbeats and publishes them on
 //! topics.
 //!
-//! Receivers do not acknowledge, and a daemon that accepts a message does not prove that anyone receives it. For half
+//! On a plain topic receivers do not acknowledge, and a daemon that accepts a message does not prove that anyone receives it. For half
 //! a minute a daemon counts peers whose connection is lost, and a busy receiver drops messages that arrive out of
 //! order. So a notice is sent only while its topic has a subscriber, and four times within 100 s. It starts again if
 //! there was no subscriber meanwhile.
+//!
+//! On a reliable topic the agent is a writer of its own. It publishes a notice once, and another member acknowledges it.
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 use dim_ipfs::{Backend, BackendError};
 use dim_model::ident::{NodeId, Topic};
+use dim_network::lone_writer::{LoneWriter, PublishError};
 use dim_server::config::Topics;
 
-use super::{Answer, Transport, Undelivered};
+use super::{Answer, Receipt, Transport, Undelivered};
 use crate::notice::{Notice, Word};
 
 /// The pauses between repetitions: the time for a burst to end, and for a daemon to notice a lost connection. On a
@@ -33,6 +36,8 @@ pub struct Kubo {
     pub node: NodeId,
     /// The topics of notices and heartbeats.
     pub topics: Topics,
+    /// The writer of the topics that are reliable.
+    pub writer: Option<LoneWriter>,
 }
 
 #[async_trait]
@@ -46,21 +51,49 @@ impl Transport for Kubo {
             Word::Event(_) => &self.topics.job_updates,
             Word::Result(_) => &self.topics.results_ready,
         };
-        self.publish(topic, notice.message(&self.node)).await?;
+        let message = notice.message(&self.node);
+        if let Some(writer) = self.writer_of(topic) {
+            let number = writer.publish(topic, message.into()).await.map_err(|error| not_now(&error))?;
+            return Ok(Answer::Published(Receipt { topic: topic.clone(), number }));
+        }
+        self.publish(topic, message).await?;
         tokio::time::sleep(PACE).await;
         Ok(Answer::Taken)
     }
 
     async fn beat(&self, heartbeat: String) -> Result<(), Undelivered> {
-        self.publish(&self.topics.node_heartbeat, heartbeat).await
+        let topic = &self.topics.node_heartbeat;
+        let Some(writer) = self.writer_of(topic) else { return self.publish(topic, heartbeat).await };
+        self.audience_of(&writer.channel(topic)).await?;
+        // Heartbeats do not pile up for a daemon that accepts none.
+        if writer.waiting() > 0 {
+            return Err(Undelivered::NotNow("earlier events wait for the daemon".to_owned()));
+        }
+        writer.publish(topic, heartbeat.into()).await.map_err(|error| not_now(&error))?;
+        Ok(())
     }
 
     fn repeats(&self) -> &'static [Duration] {
         REPEATS
     }
 
+    async fn acknowledged(&self, topic: &Topic) -> u64 {
+        match &self.writer {
+            Some(writer) => writer.acknowledged(topic).await,
+            None => 0,
+        }
+    }
+
+    async fn acknowledged_within(&self) -> Duration {
+        match &self.writer {
+            Some(writer) => writer.acknowledged_within().await,
+            None => Duration::ZERO,
+        }
+    }
+
     async fn audience(&self) -> Result<(), Undelivered> {
-        for topic in [&self.topics.job_updates, &self.topics.results_ready] {
+        let topics = [&self.topics.job_updates, &self.topics.results_ready].into_iter();
+        for topic in topics.filter(|topic| self.writer_of(topic).is_none()) {
             self.audience_of(topic).await?;
         }
         Ok(())
@@ -68,6 +101,17 @@ impl Transport for Kubo {
 }
 
 impl Kubo {
+    /// The topics on which the agent publishes.
+    pub fn used_topics(&self) -> [&Topic; 3] {
+        let Topics { job_updates, results_ready, node_heartbeat, .. } = &self.topics;
+        [job_updates, results_ready, node_heartbeat]
+    }
+
+    /// The writer of a topic, if it is reliable.
+    fn writer_of(&self, topic: &Topic) -> Option<&LoneWriter> {
+        self.writer.as_ref().filter(|writer| writer.writes(topic))
+    }
+
     async fn publish(&self, topic: &Topic, message: String) -> Result<(), Undelivered> {
         self.audience_of(topic).await?;
         self.backend.pubsub.publish(topic, message.into()).await.map_err(|error| match error {
@@ -90,4 +134,8 @@ impl Kubo {
 
 fn away(error: &BackendError) -> Undelivered {
     Undelivered::Away(error.to_string())
+}
+
+fn not_now(error: &PublishError) -> Undelivered {
+    Undelivered::NotNow(dim_model::error_chain::chain(error))
 }

@@ -76,10 +76,14 @@ pub struct ReliableTopic {
     pub is_plain_too: bool,
 }
 
+/// The settings of the topics whose delivery is stated; `None` for plain topics. The closest pattern decides. Other topics
+/// are plain.
+pub type Deliveries = BTreeMap<TopicPattern, Option<ReliableTopic>>;
+
 /// The reliable topics as the rest of the host sees them.
 #[derive(Clone, Debug)]
 pub struct Reliable {
-    patterns: Arc<BTreeMap<TopicPattern, ReliableTopic>>,
+    deliveries: Arc<Deliveries>,
     /// The names of the pubsub topics.
     pub channels: Channels,
     copies: Arc<Mutex<PlainCopies>>,
@@ -91,11 +95,11 @@ pub struct Reliable {
 pub struct Inputs(pub(super) mpsc::Receiver<Input>);
 
 impl Reliable {
-    /// Creates the way to a driver. `patterns` are the reliable topics.
-    pub fn new(fleet: &str, patterns: BTreeMap<TopicPattern, ReliableTopic>) -> (Self, Inputs) {
+    /// Creates the way to a driver.
+    pub fn new(fleet: &str, deliveries: Deliveries) -> (Self, Inputs) {
         let (sender, receiver) = mpsc::channel(WAITING);
         let it = Self {
-            patterns: Arc::new(patterns),
+            deliveries: Arc::new(deliveries),
             channels: Channels::new(fleet),
             copies: Arc::default(),
             inputs: sender,
@@ -105,32 +109,37 @@ impl Reliable {
 
     /// Whether any topic is reliable.
     pub fn is_used(&self) -> bool {
-        !self.patterns.is_empty()
+        self.deliveries.values().any(Option::is_some)
     }
 
     /// Whether a topic is reliable.
     pub fn is_reliable(&self, topic: &Topic) -> bool {
-        self.patterns.keys().any(|pattern| pattern.covers(topic))
+        self.closest(topic).is_some()
     }
 
     /// The topics whose writers keep their events.
     pub fn kept_topics(&self) -> KeptTopics {
-        KeptTopics::These(self.patterns.keys().cloned().collect())
+        let kept = self.deliveries.iter().map(|(pattern, it)| (pattern.clone(), it.is_some()));
+        KeptTopics::These(Arc::new(kept.collect()))
     }
 
     /// The settings of a topic: those of the closest pattern. A topic that is no longer reliable has none.
     pub fn settings(&self, topic: &Topic) -> Option<ReliableTopic> {
-        TopicPattern::closest(&self.patterns, topic).cloned()
+        self.closest(topic).cloned()
+    }
+
+    fn closest(&self, topic: &Topic) -> Option<&ReliableTopic> {
+        TopicPattern::closest(&self.deliveries, topic)?.as_ref()
     }
 
     /// Whether a topic is reliable and plain.
     pub fn is_both(&self, topic: &Topic) -> bool {
-        self.settings(topic).is_some_and(|it| it.is_plain_too)
+        self.closest(topic).is_some_and(|it| it.is_plain_too)
     }
 
     /// Whether any topic is reliable and plain.
     pub fn has_both(&self) -> bool {
-        self.patterns.values().any(|it| it.is_plain_too)
+        self.deliveries.values().flatten().any(|it| it.is_plain_too)
     }
 
     /// Whether a topic is reliable and not plain.
@@ -169,6 +178,13 @@ impl Reliable {
     pub async fn writers(&self, topic: &Topic) -> Option<Vec<WriterLog>> {
         let (to, answer) = oneshot::channel();
         self.send(Input::Writers { topic: topic.clone(), to }).await;
+        answer.await.ok()
+    }
+
+    /// Returns the time within which another member usually acknowledges an event; `None` if the driver has ended.
+    pub async fn acknowledged_within(&self) -> Option<Duration> {
+        let (to, answer) = oneshot::channel();
+        self.send(Input::AcknowledgedWithin(to)).await;
         answer.await.ok()
     }
 
@@ -270,6 +286,8 @@ pub enum Input {
         /// The caller.
         to: oneshot::Sender<Vec<WriterLog>>,
     },
+    /// A caller asks within which time another member usually acknowledges an event.
+    AcknowledgedWithin(oneshot::Sender<Duration>),
     /// Old bundles were removed: all from before these hybrid times.
     Removed(BTreeMap<Topic, Timestamp>),
 }
@@ -279,6 +297,29 @@ mod tests {
     use dim_model::ident::MAX_TOPIC;
 
     use super::*;
+
+    #[test]
+    fn the_closest_pattern_decides_about_the_delivery() {
+        let reliable = |is_plain_too| {
+            let (time, from) = (Duration::from_secs(60), ReadFrom::default());
+            Some(ReliableTopic { time, bytes: 1_000, from, is_plain_too })
+        };
+        let rows = [("dim.*", reliable(false)), ("dim.jobs.*", None), ("dim.jobs.results", reliable(true))];
+        let deliveries = rows.map(|(pattern, it)| (pattern.parse().unwrap(), it)).into();
+        let (it, _inputs) = Reliable::new("fleet", deliveries);
+        let kinds = |topic: &str| {
+            let topic = topic.parse().unwrap();
+            let is_kept = it.kept_topics().beginning(&topic, Beginning::Earliest) == Beginning::Earliest;
+            assert_eq!(is_kept, it.is_reliable(&topic), "{topic}");
+            (it.is_reliable(&topic), it.is_only_reliable(&topic), it.is_both(&topic))
+        };
+        assert_eq!(kinds("dim.nodes.status"), (true, true, false));
+        assert_eq!(kinds("dim.jobs.updates"), (false, false, false));
+        assert_eq!(kinds("dim.jobs.results"), (true, false, true));
+        assert_eq!(kinds("other"), (false, false, false));
+        let (plain, _inputs) = Reliable::new("fleet", [("dim.*".parse().unwrap(), None)].into());
+        assert!(it.is_used() && !plain.is_used());
+    }
 
     #[test]
     fn each_topic_has_a_channel_of_its_own() {

@@ -10,7 +10,7 @@ use serde::Deserialize as _;
 use super::findings::{Finding, Severity};
 use super::reader::in_words;
 use super::tree::{Node, Step};
-use super::{Config, Delivery};
+use super::Config;
 
 /// The sections of the file that belong to the host; all others belong to other programs.
 pub(super) const SECTIONS: &[&str] = &[
@@ -189,7 +189,7 @@ impl Examined {
             self.tell(Severity::Error, path, why);
         }
         for (pattern, topic) in &config.topics {
-            if topic.peers.is_none() && topic.delivery == Delivery::Plain {
+            if topic.peers.is_none() && topic.delivery.is_none() {
                 let why = "`peers` is missing: name the accepted peers, or set `delivery: reliable`";
                 self.tell(Severity::Error, &["topics", &pattern.to_string()], why);
             }

@@ -18,10 +18,6 @@ use dim_runtime::{Actor, Engine};
 use dim_store::retention::Retention;
 use dim_store::retry_scheduler::Retries;
 use dim_store::{StoreError, names, outbox};
-use dim_topics::identity::Incarnation;
-use dim_topics::own_log::Author;
-use ed25519_dalek::SigningKey;
-use rand::Rng as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -243,7 +239,7 @@ impl Start {
     pub(super) fn spawn_reliable_topics(
         &self,
         running: &Running,
-        key: SigningKey,
+        identity: Identity,
         echoes: &Arc<Echoes>,
         inputs: Inputs,
     ) -> Result<(), HostError> {
@@ -258,16 +254,6 @@ impl Start {
             reliable: links.reliable.clone(),
             echoes: echoes.clone(),
         };
-        let mut random = rand::rng();
-        let mut incarnation = [0; 16];
-        random.fill_bytes(&mut incarnation);
-        let author = Author {
-            fleet: links.reliable.channels.fleet().to_owned(),
-            key,
-            incarnation: Incarnation(incarnation),
-            began: storage.log.clock().wall(),
-        };
-        let identity = Identity { author, seed: random.next_u64() };
         let driver = ReliableTopics::new(parts, identity, running.stops.tasks.clone())?;
         running.other_tasks.spawn(driver.run(inputs));
         Ok(())

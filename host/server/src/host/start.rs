@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::Instant;
 
 use dim_ipfs::embedded::Bus;
-use dim_ipfs::keys::{Key, Keyring};
+use dim_ipfs::keys::Keyring;
 use dim_ipfs::kubo::{self, Settings};
 use dim_ipfs::{Backend, embedded};
 use dim_model::beginning::Beginning;
@@ -17,7 +17,7 @@ use dim_model::ident::{Digest, PluginName, Topic};
 use dim_model::live::Live;
 use dim_model::time::Timestamp;
 use dim_network::outbox::Sent;
-use dim_network::reliable_topics::{Inputs, Reliable};
+use dim_network::reliable_topics::{Identity, Inputs, Reliable};
 use dim_runtime::{Allotment, Cache, Capacity, Compiler, Engine, Inspection, Lines};
 use dim_store::commit::Commit;
 use dim_store::disk_monitor::{DiskCheck, DiskMonitor, Quota};
@@ -27,8 +27,6 @@ use dim_store::outbox::Backlog;
 use dim_store::plugin_registry::{self, Row, Setup};
 use dim_store::retention::Awaited;
 use dim_store::{Absent, Medium, Store, StoreError, Usage, dead_letters, heard_topics};
-use ed25519_dalek::SigningKey;
-use libp2p_identity::Keypair;
 use rand::Rng as _;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -52,8 +50,8 @@ pub struct Start {
     pub(super) loader: Arc<Loader>,
     pub(super) bus: Option<Arc<Bus>>,
     pub(super) sent: Arc<Sent>,
-    /// The key with which the host writes reliable topics, and the inputs of their driver, if there is such a topic.
-    pub(super) writer: Option<(SigningKey, Inputs)>,
+    /// The identity with which the host writes reliable topics, and the inputs of their driver, if there is such a topic.
+    pub(super) writer: Option<(Identity, Inputs)>,
     /// The plugins to load.
     candidates: Vec<Candidate>,
     /// The plugins for which retention keeps the log.
@@ -91,8 +89,9 @@ impl Start {
         let engine = Engine::new(compiled(&store)?, compiler, Capacity::Host).map_err(HostError::Engine)?;
         let engine = with_bundled(engine);
         let engine = Arc::new(engine.sharing(shared_cache.as_deref().and_then(shared)));
-        let (reliable, inputs) = Reliable::new(&config.fleet.name, config.reliable());
-        let writer = if reliable.is_used() { Some(writer_key(&keys)?) } else { None };
+        let (reliable, inputs) = Reliable::new(&config.fleet.name, config.deliveries());
+        let identity_of = || Identity::new(&keys, &config.fleet.name, log.clock().wall());
+        let writer = if reliable.is_used() { Some((identity_of()?, inputs)) } else { None };
         let loader = Loader {
             identity: HostIdentity { id: identity(&store)?, secret: secret(&store)?, numbers: None },
             network: Live::new(config.network()),
@@ -123,7 +122,7 @@ impl Start {
             loader: Arc::new(loader),
             bus,
             sent: Arc::default(),
-            writer: writer.map(|key| (key, inputs)),
+            writer,
             candidates,
             awaited: Arc::new(RwLock::new(awaited)),
         };
@@ -212,8 +211,8 @@ impl Start {
         let (received, echoes, fail) = (Arc::default(), Arc::default(), Arc::new(fail));
         let writer = self.writer.take();
         let running = Running::spawn(&self, &echoes, &received, &fail)?;
-        if let Some((key, inputs)) = writer {
-            self.spawn_reliable_topics(&running, key, &echoes, inputs)?;
+        if let Some((identity, inputs)) = writer {
+            self.spawn_reliable_topics(&running, identity, &echoes, inputs)?;
         }
         let Self { config_file, loader, bus, sent, writer: _, candidates, awaited } = self;
         let loading: BTreeSet<_> = candidates.iter().map(|candidate| candidate.name.clone()).collect();
@@ -258,22 +257,6 @@ impl Start {
             },
         })
     }
-}
-
-/// The key of the host with which it writes reliable topics.
-const WRITER_KEY: &str = "dim-writer";
-
-/// Returns the private key with which the host writes reliable topics. It is made once and kept with the other keys.
-fn writer_key(keys: &Keyring) -> Result<SigningKey, HostError> {
-    let name = WRITER_KEY.parse()?;
-    let pair = match keys.get_or_create(&name).map_err(HostError::Key)? {
-        Key::Own(pair) => pair,
-        Key::Adopted(_) => return Err(HostError::Writer),
-    };
-    let pair = Keypair::clone(&pair).try_into_ed25519().map_err(|_| HostError::Writer)?;
-    let secret = pair.secret();
-    let secret: [u8; 32] = secret.as_ref().try_into().map_err(|_| HostError::Writer)?;
-    Ok(SigningKey::from_bytes(&secret))
 }
 
 /// Opens the shared cache of compiled components. Returns `None` if the directory cannot be trusted.

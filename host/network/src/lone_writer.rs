@@ -1,0 +1,282 @@
+//! Owns a writer of reliable topics without a host: a program that publishes events and receives none. It has a store of
+//! its own. It receives events, and returns once they are on the disk. Later it returns how many of them another member
+//! has made durable.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::Thread;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dim_ipfs::Backend;
+use dim_ipfs::keys::{KeyError, Keyring};
+use dim_model::error_chain::chain;
+use dim_model::ident::Topic;
+use dim_model::time::Clock;
+use dim_store::commit::{Commit, CommitError, Durability};
+use dim_store::disk_monitor::{DiskCheck, DiskMonitor, Quota};
+use dim_store::effect::Publish;
+use dim_store::event_log::EventLog;
+use dim_store::outbox::Backlog;
+use dim_store::{Absent, Disk, Store, StoreError, dead_letters, outbox};
+use dim_topics::identity::Incarnation;
+use thiserror::Error;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::outbox::{API_QUOTA, Outbox};
+use crate::reliable_topics::{
+    Deliveries, Identity, IdentityError, Inputs, Parts, Reliable, ReliableTopics, WriterLog,
+};
+
+/// The size of the cache for the pages of the store, in bytes.
+const CACHE: usize = 4 << 20;
+
+/// Most memory for entries of the log, in bytes. A writer without plugins has hardly any.
+const TAIL: usize = 1 << 20;
+
+/// The bytes of the disk that stay free.
+const MIN_FREE: u64 = 64 << 20;
+
+/// The pause between checks of the disk.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The time after which an event on a topic that is no longer reliable expires.
+const EXPIRY: Duration = Duration::from_secs(3_600);
+
+/// The options of a writer.
+#[derive(Debug)]
+pub struct Options {
+    /// The directory of its store and its key.
+    pub dir: PathBuf,
+    /// The name of the fleet.
+    pub fleet: String,
+    /// The delivery of the topics.
+    pub deliveries: Deliveries,
+    /// The daemon.
+    pub backend: Backend,
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// The reason why a writer does not start.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// Its store cannot be opened.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Its keys cannot be read.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
+    /// Its key cannot be used.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+}
+
+/// The reason why an event is not published.
+#[derive(Debug, Error)]
+pub enum PublishError {
+    /// The store failed, or the disk is full.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+    /// Too many events wait for the daemon.
+    #[error("{API_QUOTA} events wait for the daemon already")]
+    Full,
+}
+
+/// What was published on a topic since the start, and what of it is acknowledged.
+#[derive(Debug, Default)]
+struct Published {
+    /// The number of events that are on the disk.
+    count: u64,
+    /// The number of events that the end of the log at some time covers, and this end.
+    target: Option<(u64, Incarnation, u64)>,
+    /// The number of events that another member has.
+    acknowledged: u64,
+}
+
+/// A writer.
+#[derive(Debug)]
+pub struct LoneWriter {
+    parts: Parts,
+    published: Mutex<BTreeMap<Topic, Published>>,
+}
+
+/// The tasks of a writer, before they run.
+#[derive(Debug)]
+pub struct Tasks {
+    parts: Parts,
+    identity: Identity,
+    inputs: Inputs,
+}
+
+impl LoneWriter {
+    /// Opens the store in a directory, which is created if it is missing. The tasks must run before anything is
+    /// published. Blocks.
+    pub fn open(options: Options) -> Result<(Self, Tasks), OpenError> {
+        let Options { dir, fleet, deliveries, backend, clock } = options;
+        let store = Arc::new(Store::open_on(&dir, Arc::new(Disk), CACHE, Absent::Refused)?);
+        let keys = Keyring::open(store.dir())?;
+        let identity = Identity::new(&keys, &fleet, clock.wall())?;
+        let (backlog, disk) = (Arc::new(Backlog::restore(&store)?), Arc::<DiskMonitor>::default());
+        let (interest, letters) = (Arc::default(), dead_letters::Quota::default());
+        let commit =
+            Arc::new(Commit::new(Durability::Immediate, letters, interest, backlog.clone(), disk.clone()));
+        let (next, last) = store.log_end()?;
+        let log = Arc::new(EventLog::new(store.clone(), next, last, clock, TAIL));
+        let (reliable, inputs) = Reliable::new(&fleet, deliveries);
+        let echoes = Arc::default();
+        let parts = Parts { store, commit, log, disk, backend, backlog, reliable, echoes };
+        let writer = Self { parts: parts.clone(), published: Mutex::default() };
+        Ok((writer, Tasks { parts, identity, inputs }))
+    }
+
+    /// Whether a topic is reliable.
+    pub fn writes(&self, topic: &Topic) -> bool {
+        self.parts.reliable.is_reliable(topic)
+    }
+
+    /// The pubsub topic on which the events of a reliable topic are sent.
+    pub fn channel(&self, topic: &Topic) -> Topic {
+        self.parts.reliable.channels.of(topic)
+    }
+
+    /// The number of events that wait for their sequences.
+    pub fn waiting(&self) -> usize {
+        self.parts.backlog.length(None).load(Ordering::Relaxed)
+    }
+
+    /// Publishes an event on a reliable topic. It is on the disk when this returns. Returns its number among those of
+    /// the topic since the start.
+    pub async fn publish(&self, topic: &Topic, data: Bytes) -> Result<u64, PublishError> {
+        if self.waiting() >= API_QUOTA {
+            return Err(PublishError::Full);
+        }
+        let Parts { commit, log, backlog, .. } = &self.parts;
+        self.parts.disk.check().map_err(CommitError::from)?;
+        let (publish, now) = (Publish { topic: topic.clone(), data }, log.now());
+        backlog.added(None, 1);
+        let written = commit.write(move |write| outbox::enqueue(write, None, &[publish], now)).await;
+        if let Err(error) = written {
+            backlog.length(None).fetch_sub(1, Ordering::Relaxed);
+            return Err(error.into());
+        }
+        commit.outbox.notify_one();
+        let mut published = self.published();
+        let of_topic = published.entry(topic.clone()).or_default();
+        of_topic.count += 1;
+        Ok(of_topic.count)
+    }
+
+    /// The number of events of a topic, since the start, that another member has made durable.
+    pub async fn acknowledged(&self, topic: &Topic) -> u64 {
+        let Some(count) = self.published().get(topic).map(|it| it.count) else { return 0 };
+        let has_formed_all = self.waiting() == 0;
+        let logs = self.parts.reliable.writers(topic).await.unwrap_or_default();
+        let mut published = self.published();
+        let of_topic = published.get_mut(topic).expect("nothing removes it");
+        let Some(WriterLog { incarnation, end, readers, .. }) = logs.into_iter().find(|log| log.is_own) else {
+            return of_topic.acknowledged;
+        };
+        // The end of the log covers the events that had their sequences when it was read.
+        if has_formed_all && of_topic.target.is_none() && count > of_topic.acknowledged {
+            of_topic.target = Some((count, incarnation, end));
+        }
+        let has = |next: u64| readers.iter().any(|(_, received)| *received >= next);
+        if let Some((covered, _, _)) = of_topic.target.take_if(|(_, id, next)| *id == incarnation && has(*next)) {
+            of_topic.acknowledged = covered;
+        }
+        of_topic.acknowledged
+    }
+
+    /// The time within which another member usually acknowledges an event.
+    pub async fn acknowledged_within(&self) -> Duration {
+        self.parts.reliable.acknowledged_within().await.unwrap_or_default()
+    }
+
+    fn published(&self) -> MutexGuard<'_, BTreeMap<Topic, Published>> {
+        self.published.lock().expect("no thread panics while it holds the counts")
+    }
+}
+
+impl Tasks {
+    /// Runs the writer until `stop` is cancelled.
+    ///
+    /// # Errors
+    /// The store failed. Nothing is published any more.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), StoreError> {
+        let Self { parts, identity, inputs } = self;
+        let tasks = TaskTracker::new();
+        let driver = ReliableTopics::new(parts.clone(), identity, stop.clone())?;
+        let writer = Writer::spawn(&parts);
+        tasks.spawn(driver.run(inputs));
+        tasks.spawn(send_waiting(&parts).run(stop.clone()));
+        tokio::select! {
+            biased;
+            () = writer.stop.cancelled() => {}
+            () = watch_disk(&parts) => {}
+            () = stop.cancelled() => {}
+        }
+        stop.cancel();
+        tasks.close();
+        tasks.wait().await;
+        writer.end().await
+    }
+}
+
+/// The thread that commits.
+struct Writer {
+    /// Cancelled to end it, and when it has ended.
+    stop: CancellationToken,
+    thread: Thread,
+    end: oneshot::Receiver<Result<(), StoreError>>,
+}
+
+impl Writer {
+    fn spawn(parts: &Parts) -> Self {
+        let Parts { store, commit, log, .. } = parts.clone();
+        let (stop, (done, end)) = (CancellationToken::new(), oneshot::channel());
+        let until = stop.clone();
+        let run = move || {
+            let ended = until.clone().drop_guard();
+            let result = commit.run(&store, &log, &until);
+            drop((ended, done.send(result)));
+        };
+        let thread = std::thread::Builder::new().name("commit".to_owned()).spawn(run);
+        let thread = thread.expect("the system gives a thread").thread().clone();
+        parts.commit.attach(thread.clone());
+        parts.log.attach(thread.clone());
+        Self { stop, thread, end }
+    }
+
+    async fn end(self) -> Result<(), StoreError> {
+        self.stop.cancel();
+        self.thread.unpark();
+        self.end.await.expect("the thread that commits does not panic")
+    }
+}
+
+/// The task that passes waiting events to the driver.
+fn send_waiting(parts: &Parts) -> Outbox {
+    let Parts { store, commit, log, backend, backlog, reliable, echoes, .. } = parts.clone();
+    // Nothing of it expires but events on a topic that is no longer reliable.
+    let (sent, expiry, clock) = (Arc::default(), EXPIRY, log.clock().clone());
+    Outbox { store, commit, backend, echoes, backlog, sent, reliable, expiry, clock }
+}
+
+/// Checks the disk again and again. A full disk stops the publishes, so that the store does not fail.
+async fn watch_disk(parts: &Parts) {
+    let Parts { store, log, disk, .. } = parts.clone();
+    let check = DiskCheck { store, log, disk, quota: Quota { max_held: None, min_free: MIN_FREE } };
+    loop {
+        let looking = check.clone();
+        let looked = tokio::task::spawn_blocking(move || looking.look()).await;
+        if let Err(error) = looked.expect("looking does not panic") {
+            tracing::error!("cannot check the disk of the writer: {}", chain(&error));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}

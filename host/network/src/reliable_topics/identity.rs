@@ -1,0 +1,57 @@
+//! Owns the identity with which a program writes reliable topics: a key that is kept with its other keys, and a process
+//! start of its own.
+
+use dim_ipfs::keys::{Key, KeyError, Keyring};
+use dim_model::ident::KeyName;
+use dim_model::time::Timestamp;
+use dim_topics::identity::Incarnation;
+use dim_topics::own_log::Author;
+use ed25519_dalek::SigningKey;
+use libp2p_identity::Keypair;
+use rand::Rng as _;
+use thiserror::Error;
+
+/// The name of the key.
+const KEY: &str = "dim-writer";
+
+/// The identity of this start of a program on reliable topics.
+#[derive(Debug)]
+pub struct Identity {
+    /// The private key, the process start and the fleet.
+    pub author: Author,
+    /// Any number, for the jitter of heads.
+    pub seed: u64,
+}
+
+/// The reason why a program cannot write reliable topics.
+#[derive(Debug, Error)]
+pub enum IdentityError {
+    /// The key cannot be made or read.
+    #[error("cannot use the key for reliable topics")]
+    Key(#[from] KeyError),
+    /// The key cannot sign.
+    #[error("the key {KEY} cannot sign reliable topics: it must be an Ed25519 key of this host, with its private key")]
+    Kind,
+}
+
+impl Identity {
+    /// Returns an identity with a new process start. The key is made once.
+    pub fn new(keys: &Keyring, fleet: &str, now: Timestamp) -> Result<Self, IdentityError> {
+        let key = signing_key(keys)?;
+        let mut random = rand::rng();
+        let mut incarnation = [0; 16];
+        random.fill_bytes(&mut incarnation);
+        let incarnation = Incarnation(incarnation);
+        let author = Author { fleet: fleet.to_owned(), key, incarnation, began: now };
+        Ok(Self { author, seed: random.next_u64() })
+    }
+}
+
+fn signing_key(keys: &Keyring) -> Result<SigningKey, IdentityError> {
+    let name: KeyName = KEY.parse().expect("it is a valid name");
+    let Key::Own(pair) = keys.get_or_create(&name)? else { return Err(IdentityError::Kind) };
+    let pair = Keypair::clone(&pair).try_into_ed25519().map_err(|_| IdentityError::Kind)?;
+    let secret = pair.secret();
+    let secret: [u8; 32] = secret.as_ref().try_into().map_err(|_| IdentityError::Kind)?;
+    Ok(SigningKey::from_bytes(&secret))
+}

@@ -1,11 +1,12 @@
-//! Contains only the bindings that `wit-bindgen` generates from `wit/`.
+//! Contains only the bindings to the contract in `wit/`.
+//!
+//! `wit-bindgen` has generated them once, so that the build of a plugin does not build the generator. A test compares them
+//! with what the generator returns. To generate them again, run
+//! `DIM_WRITE_BINDINGS=1 cargo test --workspace the_bindings_of_the_sdk`.
 
 #![allow(missing_docs, clippy::all)]
 
-wit_bindgen::generate!({
-    path: "../wit",
-    world: "plugin",
-    pub_export_macro: true,
-    export_macro_name: "export_component",
-    default_bindings_module: "dim_guest::macro_support",
-});
+#[rustfmt::skip]
+mod generated;
+
+pub use generated::*;

@@ -3,6 +3,8 @@
 
 use dim_tests::{Setup, eventually, script};
 use serde_json::{Value, json};
+use wit_bindgen_core::wit_parser::Resolve;
+use wit_bindgen_core::{Files, WorldGenerator as _};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_component_of_each_contract_so_far_loads_and_works() {
@@ -63,4 +65,34 @@ async fn every_import_and_event(section: &Value) {
     eventually("both are set aside", async || host.dead_letters().len() == 2).await;
     let calls = host.query("probe", "calls", Value::Null).await.unwrap();
     assert!(calls.is_u64(), "{calls}");
+}
+
+/// The bindings of the Rust SDK, as `wit-bindgen` generates them from the contract.
+fn generated_bindings() -> String {
+    let mut resolve = Resolve::default();
+    let (package, _) = resolve.push_path(dim_tests::data("../wit")).unwrap();
+    let world = resolve.select_world(&[package], Some("plugin")).unwrap();
+    let options = wit_bindgen_rust::Opts {
+        format: true,
+        pub_export_macro: true,
+        export_macro_name: Some("export_component".to_owned()),
+        default_bindings_module: Some("dim_guest::macro_support".to_owned()),
+        ..wit_bindgen_rust::Opts::default()
+    };
+    let mut files = Files::default();
+    options.build().generate(&mut resolve, world, &mut files).unwrap();
+    let (_, source) = files.iter().next().expect("one file");
+    String::from_utf8(source.to_vec()).unwrap()
+}
+
+#[test]
+fn the_bindings_of_the_sdk_are_those_of_the_contract() {
+    let path = dim_tests::data("../guest/src/bindings/generated.rs");
+    let generated = generated_bindings();
+    if std::env::var_os("DIM_WRITE_BINDINGS").is_some() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, &generated).unwrap();
+    }
+    let kept = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(kept == generated, "the contract or wit-bindgen has changed: see guest/src/bindings.rs");
 }

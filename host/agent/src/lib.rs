@@ -254,7 +254,9 @@ fn words(end: Result<std::io::Result<()>, JoinError>) -> String {
 async fn transport(options: &Options) -> Result<(Arc<dyn Transport>, Option<Tasks>), AgentError> {
     let (node, topics) = (options.node.clone(), options.topics.clone());
     let ToKubo { settings, fleet, deliveries } = match &options.to {
-        To::Host(client) => return Ok((Arc::new(transport::Api { client: client.clone(), node, topics }), None)),
+        To::Host(client) => {
+            return Ok((Arc::new(transport::Api { client: client.clone(), node, topics }), None));
+        }
         To::Kubo(to) => to.clone(),
     };
     let backend = kubo::backend(&settings)?;

@@ -107,8 +107,7 @@ impl Pending {
 
     /// Returns the published notices of a topic up to that with the number `acknowledged` of the topic.
     pub fn acknowledged(&self, topic: &Topic, acknowledged: u64) -> Vec<u64> {
-        let is_acknowledged =
-            |receipt: &Receipt| receipt.topic == *topic && receipt.number <= acknowledged;
+        let is_acknowledged = |receipt: &Receipt| receipt.topic == *topic && receipt.number <= acknowledged;
         let published = self.notices.iter().filter(|(_, telling)| {
             telling.published.as_ref().is_some_and(|(receipt, _)| is_acknowledged(receipt))
         });

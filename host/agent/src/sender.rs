@@ -137,7 +137,8 @@ impl Sender {
         let oldest = pending.oldest_published();
         let Some(waits) = oldest.map(|at| now.saturating_duration_since(at)) else { return Ok(()) };
         if waits > self.transport.acknowledged_within().await {
-            let why = format!("no host has acknowledged a notice that was published {} s ago", waits.as_secs());
+            let why =
+                format!("no host has acknowledged a notice that was published {} s ago", waits.as_secs());
             self.connectivity.failed(&Undelivered::Away(why));
         }
         Ok(())

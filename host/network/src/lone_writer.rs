@@ -178,7 +178,8 @@ impl LoneWriter {
         let logs = self.parts.reliable.writers(topic).await.unwrap_or_default();
         let mut published = self.published();
         let of_topic = published.get_mut(topic).expect("nothing removes it");
-        let Some(WriterLog { incarnation, end, readers, .. }) = logs.into_iter().find(|log| log.is_own) else {
+        let Some(WriterLog { incarnation, end, readers, .. }) = logs.into_iter().find(|log| log.is_own)
+        else {
             return of_topic.acknowledged;
         };
         // The end of the log covers the events that had their sequences when it was read.
@@ -186,7 +187,9 @@ impl LoneWriter {
             of_topic.target = Some((count, incarnation, end));
         }
         let has = |next: u64| readers.iter().any(|(_, received)| *received >= next);
-        if let Some((covered, _, _)) = of_topic.target.take_if(|(_, id, next)| *id == incarnation && has(*next)) {
+        if let Some((covered, _, _)) =
+            of_topic.target.take_if(|(_, id, next)| *id == incarnation && has(*next))
+        {
             of_topic.acknowledged = covered;
         }
         of_topic.acknowledged

@@ -38,8 +38,8 @@ use tokio_util::task::TaskTracker;
 use crate::own_messages::Echoes;
 
 pub use channel::{Channels, Deliveries, Input, Inputs, Reliable, ReliableTopic, WaitingPublish};
-pub use identity::{Identity, IdentityError};
 pub use dim_topics::reader::ReaderCounters;
+pub use identity::{Identity, IdentityError};
 pub use plain_copies::{HOLD, Verdict};
 pub use writer_log::WriterLog;
 

@@ -595,7 +595,8 @@ impl Config {
                 Delivery::Both => Some(reliable(true)),
             })
         };
-        let stated = self.topics.iter().filter_map(|(pattern, topic)| Some((pattern.clone(), delivery(topic)?)));
+        let stated =
+            self.topics.iter().filter_map(|(pattern, topic)| Some((pattern.clone(), delivery(topic)?)));
         stated.collect()
     }
 

@@ -30,7 +30,9 @@ pub enum IdentityError {
     #[error("cannot use the key for reliable topics")]
     Key(#[from] KeyError),
     /// The key cannot sign.
-    #[error("the key {KEY} cannot sign reliable topics: it must be an Ed25519 key of this host, with its private key")]
+    #[error(
+        "the key {KEY} cannot sign reliable topics: it must be an Ed25519 key of this host, with its private key"
+    )]
     Kind,
 }
 

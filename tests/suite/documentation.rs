@@ -222,7 +222,7 @@ fn is_default(cell: &str, value: &Value) -> bool {
 #[test]
 fn the_configuration_reference_has_each_key_of_the_host_with_its_default() {
     let page = read(&dim_tests::data("../docs/configuration.md"));
-    let text = "topics: { TOPIC: { peers: [], delivery: reliable, from: 2h, retention: { time: 1h, bytes: 1 } } }\nplugins: { NAME: {} }\n".to_owned();
+    let text = "topics: { TOPIC: { peers: [], delivery: reliable, mirror: true, from: 2h, retention: { time: 1h, bytes: 1 } } }\nplugins: { NAME: {} }\n".to_owned();
     let text = text.replace("NAME", "a-name").replace("TOPIC", "a.topic");
     let config = serde_json::to_value(Config::parse(&text).unwrap()).unwrap();
     let mut known = BTreeMap::new();

@@ -343,6 +343,52 @@ fn pinned_bundles(kubo: &Kubo) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_keeps_the_events_of_a_writer_whose_daemon_is_gone() {
+    let Some((near, far)) = Kubo::start_pair() else { return };
+    let writer = setup(near.api()).start().await;
+    let grants = || json!({ "config": { "topics": ["probe.in"] } });
+    let mirroring = || {
+        let yaml = "topics: { probe.*: { delivery: reliable, mirror: true } }\n";
+        Setup::default().and_probe("probe", grants()).yaml(yaml).on_kubo(far.api())
+    };
+    // It learns of the first events from a head only.
+    publish_numbers(&writer, 0..100).await;
+    let mirror = mirroring().start().await;
+    are_connected([&writer, &mirror]).await;
+    publish_numbers(&writer, 100..200).await;
+    let logs = async |host: &TestHost| host.host.exchange.links.reliable.writers(&topic()).await.unwrap();
+    let stored = |host: &TestHost| {
+        dim_store::mirrors::all(&host.host.storage.store.snapshot().unwrap()).unwrap().pop()
+    };
+    eventually_within(ARRIVAL, "the newest root is pinned", async || {
+        let Some(kept) = stored(&mirror) else { return false };
+        let head = dim_topics::head::Head::open(&kept.head, "dim").unwrap();
+        let log = head.topics.iter().find(|log| log.topic == topic()).expect("the head states the log");
+        logs(&mirror).await.iter().any(|log| log.is_mirrored) && log.next == 200 && pinned_bundles(&far) > 0
+    })
+    .await;
+    // A head that was sent before the index had all bundles is followed by one that has them.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let kept = stored(&mirror).unwrap();
+    writer.stop().await;
+    drop(near);
+    let mirror = mirroring().start_in(mirror.stop().await).await;
+    far.ipfs(&["repo", "gc"]);
+    let third = tokio::task::block_in_place(Kubo::start).unwrap();
+    third.ipfs(&["swarm", "connect", far.ipfs(&["id", "-f", "<addrs>"]).lines().next().unwrap()]);
+    let late = "topics: { probe.*: { delivery: reliable, from: earliest } }\n";
+    let late = Setup::default().and_probe("probe", grants()).yaml(late).on_kubo(third.api()).start().await;
+    has_numbers(&late, 200).await;
+    assert_eq!(stored(&mirror), Some(kept));
+    late.stop().await;
+    // A host that is no mirror any more removes the pin.
+    let ended = setup(far.api()).start_in(mirror.stop().await).await;
+    eventually_within(ARRIVAL, "nothing is mirrored", async || stored(&ended).is_none()).await;
+    assert_eq!(pinned_bundles(&far), 0);
+    ended.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn lost_messages_are_fetched() {
     let Some((near, far)) = Kubo::start_pair() else { return };
     let target: SocketAddr = far.url().trim_start_matches("http://").parse().unwrap();

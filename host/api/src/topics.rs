@@ -84,6 +84,8 @@ pub struct TopicWriter {
     writer: IpnsName,
     /// Whether this host is the writer.
     is_own: bool,
+    /// Whether the daemon of this host keeps the log of this other writer.
+    is_mirrored: bool,
     /// The process start of the writer: 16 random bytes in hex.
     incarnation: String,
     /// The number of events that the writer is known to have published in this incarnation.
@@ -126,6 +128,7 @@ impl From<WriterLog> for TopicWriter {
         };
         Self {
             is_own: log.is_own,
+            is_mirrored: log.is_mirrored,
             incarnation: log.incarnation.to_string(),
             published: log.end,
             received: log.received,

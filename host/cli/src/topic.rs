@@ -92,9 +92,10 @@ impl Command {
                 out.list(watch, &COLUMNS, async || Ok(client.get(&["topics"], &[]).await?)).await
             }
             Self::Writers { topic, watch } => {
-                const COLUMNS: [Column; 8] = [
+                const COLUMNS: [Column; 9] = [
                     Column::word("WRITER", "/writer"),
                     Column::word("OWN", "/is_own"),
+                    Column::word("MIRRORED", "/is_mirrored"),
                     Column::word("INCARNATION", "/incarnation"),
                     Column::word("PUBLISHED", "/published"),
                     Column::word("RECEIVED", "/received"),

@@ -5,6 +5,7 @@
 mod channel;
 mod identity;
 mod intake;
+mod mirrors;
 mod outgoing;
 mod own_index;
 mod plain_copies;
@@ -44,6 +45,7 @@ pub use plain_copies::{HOLD, Verdict};
 pub use writer_log::WriterLog;
 
 use intake::Outcome;
+use mirrors::Mirrors;
 use outgoing::{Outgoing, Waiting};
 use own_index::OwnIndexes;
 
@@ -90,6 +92,8 @@ pub struct ReliableTopics {
     outgoing: Outgoing,
     /// The indexes of the own logs in the daemon.
     indexes: OwnIndexes,
+    /// The logs of other writers in the daemon.
+    mirrors: Mirrors,
     /// The results of the protocol that are made durable next.
     outcomes: VecDeque<Outcome>,
     /// The plugins that catch up, by the entries of their subscriptions.
@@ -102,7 +106,8 @@ pub struct ReliableTopics {
 impl ReliableTopics {
     /// Creates the driver, which continues after the state in the store.
     pub fn new(parts: Parts, identity: Identity, stop: CancellationToken) -> Result<Self, StoreError> {
-        let state = TopicState::read(&parts.store.snapshot()?)?;
+        let snapshot = parts.store.snapshot()?;
+        let (state, mirrored) = (TopicState::read(&snapshot)?, dim_store::mirrors::all(&snapshot)?);
         let TopicState { past, logs, topics, checkpoints, kept, unsent, places, pins, alarmed } = state;
         let Identity { author, seed } = identity;
         let setup = Setup { author, past, logs, topics, checkpoints, alarmed, seed };
@@ -124,6 +129,7 @@ impl ReliableTopics {
             waiting: BTreeMap::new(),
             outgoing,
             indexes: OwnIndexes::new(pins),
+            mirrors: Mirrors::new(mirrored),
             outcomes: VecDeque::new(),
             catching_up: BTreeMap::new(),
             is_committing: false,
@@ -150,6 +156,7 @@ impl ReliableTopics {
     async fn serve(&mut self, inputs: &mut Inputs) {
         self.listen_to_heads();
         self.watch_catch_ups();
+        self.watch_mirrors();
         self.remove_old_bundles();
         self.put_last_blocks();
         self.plan_indexes(Duration::ZERO);
@@ -184,16 +191,25 @@ impl ReliableTopics {
     fn take(&mut self, input: Input) {
         let now = self.now();
         match input {
-            Input::Bundle(bundle) => self.member.receive(bundle, now),
-            Input::Head(head) => {
+            Input::Bundle(bundle) => {
+                self.mirror_bundle(&bundle);
+                self.member.receive(bundle, now);
+            }
+            Input::Head { head, block } => {
                 let is_other = head.writer != self.member.id();
                 if let Some(daemon) = head.place.peer.as_ref().filter(|_| is_other)
                     && self.parts.reliable.has_both()
                 {
                     self.parts.reliable.copies().head_names(head.writer, daemon);
                 }
+                if is_other {
+                    self.mirror_head(&head, &block);
+                }
                 self.member.receive_head(*head, now);
             }
+            Input::MirrorsDue => self.check_mirrors(),
+            Input::RepeatHeads { unheard_since } => self.repeat_heads(unheard_since),
+            Input::Mirrored(kept) => self.mirrored(*kept),
             Input::Place(place) => self.member.set_place(place),
             Input::Subscribed(topic, beginning) => self.subscribe(topic, beginning, now),
             Input::Unsubscribed(topic) => self.unsubscribe(topic, now),
@@ -217,7 +233,7 @@ impl ReliableTopics {
             Input::Committed(outcomes) => self.committed(&outcomes, now),
             Input::Writers { topic, to } => {
                 // The caller may have disconnected.
-                let _ = to.send(writer_log::of_topic(&self.member, &topic));
+                let _ = to.send(writer_log::of_topic(&self.member, &self.mirrors, &topic));
             }
             // The caller may have disconnected.
             Input::AcknowledgedWithin(to) => drop(to.send(self.member.acknowledged_within())),

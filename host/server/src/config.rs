@@ -189,6 +189,10 @@ pub struct TopicConfig {
     /// `earliest`, a time, or a duration before now.
     #[serde(skip_serializing_if = "ReadFrom::is_head")]
     pub from: ReadFrom,
+    /// Whether the daemon of this host keeps the events of the other hosts on a reliable topic, so that they can be read
+    /// when the daemon of their host is gone.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub mirror: bool,
 }
 
 /// The section `topics.TOPIC.retention`.
@@ -588,7 +592,7 @@ impl Config {
         let delivery = |topic: &TopicConfig| {
             let RetentionConfig { time, bytes } = topic.retention;
             let reliable =
-                |is_plain_too| ReliableTopic { time, bytes, from: topic.from.clone(), is_plain_too };
+                |is_plain_too| ReliableTopic { time, bytes, from: topic.from.clone(), is_plain_too, is_mirrored: topic.mirror };
             topic.delivery.map(|delivery| match delivery {
                 Delivery::Plain => None,
                 Delivery::Reliable => Some(reliable(false)),

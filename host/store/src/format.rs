@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// The format of the store that this host writes.
-pub const FORMAT: u64 = 8;
+pub const FORMAT: u64 = 9;
 
 /// The oldest format that this host can migrate.
 const OLDEST: u64 = 2;
@@ -56,7 +56,8 @@ fn write(
 /// contain the source of an installed component. No row changes from 4 to 5, which adds checkpoints and the
 /// generation in entries. No row changes from 5 to 6, which adds the tables of reliable topics and members as senders
 /// of messages. An older host would ignore these. From 6 to 7 the places of own bundles get a table of their own. No row
-/// changes from 7 to 8, which adds the tables of catch-ups and entries for one plugin.
+/// changes from 7 to 8, which adds the tables of catch-ups and entries for one plugin. No row changes from 8 to 9, which
+/// adds the table of mirrors.
 fn migrate(write: &WriteTransaction, found: u64) -> Result<(), StoreError> {
     if found < 3 {
         count_bytes(write)?;

@@ -27,6 +27,7 @@ pub mod heard_topics;
 pub mod outbox;
 pub mod pins;
 pub mod topic_rows;
+pub mod mirrors;
 pub mod retry_rows;
 pub mod rollback_rows;
 pub mod plugin_registry;

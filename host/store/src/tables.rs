@@ -81,6 +81,9 @@ pub const KEPT_SINCE: TableDefinition<&str, u64> = TableDefinition::new("kept-si
 /// A reliable topic, to the digest of the root of the index that the daemon has pinned last.
 pub const INDEX_PINS: TableDefinition<&str, &[u8]> = TableDefinition::new("index-pins");
 
+/// A reliable topic and a writer, to the log that this host keeps for the writer in its daemon.
+pub const MIRRORS: TableDefinition<(&str, &[u8]), &[u8]> = TableDefinition::new("mirrors");
+
 /// Alarms about writers of reliable topics, in the order in which they were raised.
 pub const ALARMS: TableDefinition<u64, &[u8]> = TableDefinition::new("alarms");
 
@@ -123,6 +126,7 @@ macro_rules! all {
             KEPT_SINCE,
             INDEX_PINS,
             ALARMS,
+            MIRRORS,
         )
     };
 }

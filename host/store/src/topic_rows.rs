@@ -381,11 +381,13 @@ fn corrupt(why: &str) -> StoreError {
     StoreError::corrupt("reliable topics", why.to_owned())
 }
 
-fn parse(topic: &str) -> Result<Topic, StoreError> {
+/// Decodes a topic.
+pub(crate) fn parse(topic: &str) -> Result<Topic, StoreError> {
     topic.parse().map_err(|error| StoreError::corrupt("reliable topics", error))
 }
 
-fn fixed<const N: usize>(bytes: &[u8]) -> Result<[u8; N], StoreError> {
+/// Decodes a key or a digest.
+pub(crate) fn fixed<const N: usize>(bytes: &[u8]) -> Result<[u8; N], StoreError> {
     bytes.try_into().map_err(|_| corrupt("a key or digest of another length"))
 }
 

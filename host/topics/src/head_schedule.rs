@@ -115,7 +115,7 @@ pub fn acknowledged_within(members: usize) -> Duration {
 }
 
 /// The time in which each of `members` members may send one head.
-fn spread(members: usize) -> Duration {
+pub fn spread(members: usize) -> Duration {
     Duration::from_secs(1) * u32::try_from(members).unwrap_or(u32::MAX) / HEADS_PER_SECOND
 }
 

@@ -120,6 +120,15 @@ impl Node {
         if level > MAX_LEVEL || unused > 0 || used == 0 || used > FAN_OUT {
             return Err(Malformed::Payload("the level or the size of a node is out of range"));
         }
+        let node = Self::of_wire(level, nodes, bundles)?;
+        // A daemon that pins the node follows every link in it, also one that this version ignores.
+        if node.encode() != block {
+            return Err(Malformed::Payload("a node of an index is not canonical"));
+        }
+        Ok(node)
+    }
+
+    fn of_wire(level: u8, nodes: Vec<WireChild>, bundles: Vec<WirePlace>) -> Result<Self, Malformed> {
         if level > 0 {
             let child = |WireChild(time, link): WireChild| {
                 Ok(Child { time: Timestamp(time), digest: Digest::of_link(&link)? })
@@ -338,5 +347,22 @@ mod tests {
         ] {
             Node::open(&block).unwrap_err();
         }
+    }
+
+    #[test]
+    fn a_node_with_a_link_that_a_daemon_follows_and_a_reader_ignores_is_refused() {
+        #[derive(Serialize)]
+        struct WithMore {
+            v: u64,
+            more: Cid,
+            level: u8,
+            nodes: Vec<WireChild>,
+            bundles: Vec<WirePlace>,
+        }
+        let (listed, more) = (place(1).listed, Digest([9; 32]).cid());
+        let bundles = vec![WirePlace(Incarnation([1; 16]), listed.first, 3, 10, listed.digest.cid())];
+        let node = WithMore { v: VERSION, more, level: 0, nodes: vec![], bundles };
+        let refused = Node::open(&serde_ipld_dagcbor::to_vec(&node).unwrap()).unwrap_err();
+        assert_eq!(refused, Malformed::Payload("a node of an index is not canonical"));
     }
 }

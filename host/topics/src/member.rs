@@ -16,7 +16,7 @@ use crate::action::{Action, Budget, Checkpoint, Delivery, Stream};
 use crate::alarm::{Alarm, Finding};
 use crate::bundle::{Bundle, Event, Listed, MAX_MESSAGE};
 use crate::head::{Head, Place, Received};
-use crate::head_schedule::{HeadSchedule, acknowledged_within};
+use crate::head_schedule::{HeadSchedule, acknowledged_within, spread};
 use crate::hybrid_clock::HybridClock;
 use crate::identity::{Digest, Incarnation, WriterId};
 use crate::index::{BundlePlace, NewNodes, Node};
@@ -341,6 +341,11 @@ impl Member {
     /// The places of the other members.
     pub fn places(&self) -> impl Iterator<Item = (WriterId, &Place)> {
         self.others.iter().map(|(id, other)| (*id, &other.place))
+    }
+
+    /// The time in which each known member may send one head.
+    pub fn spread(&self) -> Duration {
+        spread(self.others.len())
     }
 
     /// The time within which another member usually acknowledges an event.

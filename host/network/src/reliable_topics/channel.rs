@@ -17,10 +17,12 @@ use dim_topics::action::Stream;
 use dim_topics::bundle::{Bundle, Listed};
 use dim_topics::head::{Head, Place};
 use dim_topics::identity::{Digest, WriterId};
+use dim_topics::time::Moment;
 use tokio::sync::{mpsc, oneshot};
 
 use super::SendResult;
 use super::intake::Outcome;
+use super::mirrors::Kept;
 use super::own_index::Provided;
 use super::plain_copies::PlainCopies;
 use super::writer_log::WriterLog;
@@ -74,6 +76,8 @@ pub struct ReliableTopic {
     pub from: ReadFrom,
     /// Whether the events are published as plain messages, too, and plain messages of others are taken in.
     pub is_plain_too: bool,
+    /// Whether the daemon of the host keeps the events of the other members.
+    pub is_mirrored: bool,
 }
 
 /// The settings of the topics whose delivery is stated; `None` for plain topics. The closest pattern decides. Other topics
@@ -140,6 +144,16 @@ impl Reliable {
     /// Whether any topic is reliable and plain.
     pub fn has_both(&self) -> bool {
         self.deliveries.values().flatten().any(|it| it.is_plain_too)
+    }
+
+    /// Whether the daemon of the host keeps the events of the other members on a topic.
+    pub fn is_mirrored(&self, topic: &Topic) -> bool {
+        self.closest(topic).is_some_and(|it| it.is_mirrored)
+    }
+
+    /// Whether any topic is mirrored.
+    pub fn has_mirrors(&self) -> bool {
+        self.deliveries.values().flatten().any(|it| it.is_mirrored)
     }
 
     /// Whether a topic is reliable and not plain.
@@ -220,7 +234,12 @@ pub enum Input {
     /// A bundle arrived as a message.
     Bundle(Arc<Bundle>),
     /// A head arrived.
-    Head(Box<Head>),
+    Head {
+        /// The head.
+        head: Box<Head>,
+        /// Its block.
+        block: Bytes,
+    },
     /// A plugin or a caller wants a topic, a caller perhaps from an earlier event on.
     Subscribed(Topic, Beginning),
     /// Nobody wants a topic any more.
@@ -275,6 +294,15 @@ pub enum Input {
     IndexesDue,
     /// The index of an own log was provided, or could not be provided.
     IndexProvided(Provided),
+    /// It is time to check the mirrors.
+    MirrorsDue,
+    /// The writers had time to answer a request for heads. The mirror answers for those that were not heard.
+    RepeatHeads {
+        /// The time of the request.
+        unheard_since: Moment,
+    },
+    /// An attempt to keep a log of another writer has ended.
+    Mirrored(Box<Kept>),
     /// Results of the protocol are durable.
     Committed(Vec<Outcome>),
     /// Subscriptions of plugins that receive earlier events began or ended.
@@ -302,7 +330,7 @@ mod tests {
     fn the_closest_pattern_decides_about_the_delivery() {
         let reliable = |is_plain_too| {
             let (time, from) = (Duration::from_secs(60), ReadFrom::default());
-            Some(ReliableTopic { time, bytes: 1_000, from, is_plain_too })
+            Some(ReliableTopic { time, bytes: 1_000, from, is_plain_too, is_mirrored: false })
         };
         let rows = [("dim.*", reliable(false)), ("dim.jobs.*", None), ("dim.jobs.results", reliable(true))];
         let deliveries = rows.map(|(pattern, it)| (pattern.parse().unwrap(), it)).into();

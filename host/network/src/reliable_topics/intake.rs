@@ -27,7 +27,7 @@ use super::channel::{Channels, Input};
 use super::{Parts, ReliableTopics};
 
 /// The time limit of a fetch.
-const FETCH: Duration = Duration::from_secs(5);
+pub(super) const FETCH: Duration = Duration::from_secs(5);
 
 /// The pause between checks whether the log takes more events.
 const ROOM_POLL: Duration = Duration::from_millis(5);
@@ -155,7 +155,10 @@ async fn read_heads(
             Err(error) => return error,
         };
         match Head::open(&message.data, channels.fleet()) {
-            Ok(head) => drop(sender.send(Input::Head(Box::new(head))).await),
+            Ok(head) => {
+                let (head, block) = (Box::new(head), message.data);
+                let _ = sender.send(Input::Head { head, block }).await;
+            }
             Err(why) => tracing::debug!(from = %message.from, "a head is refused: {why}"),
         }
     }

@@ -129,6 +129,11 @@ impl Outgoing {
         self.heads.push_back(Block { channel, data, kind: BlockKind::Head, ends: None });
     }
 
+    /// Adds the head of a silent writer.
+    pub fn foreign_head(&mut self, channel: Topic, data: Bytes) {
+        self.bundles.push_back(Block { channel, data, kind: BlockKind::Head, ends: None });
+    }
+
     /// Adds stored bundles that were perhaps not sent. The plain copies of old ones are left out: nobody would recognise
     /// them any more.
     pub fn resend(&mut self, blocks: &[Bytes], reliable: &Reliable, now: Timestamp) {

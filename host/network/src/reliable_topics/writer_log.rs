@@ -5,6 +5,8 @@ use dim_topics::identity::{Incarnation, WriterId};
 use dim_topics::member::{Member, WriterStatus};
 use dim_topics::reader::{Position, ReaderCounters};
 
+use super::mirrors::Mirrors;
+
 /// One incarnation of a writer, as this host knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WriterLog {
@@ -12,6 +14,8 @@ pub struct WriterLog {
     pub writer: IpnsName,
     /// Whether this host is the writer.
     pub is_own: bool,
+    /// Whether the daemon of this host keeps the log of this other writer.
+    pub is_mirrored: bool,
     /// The process start of the writer.
     pub incarnation: Incarnation,
     /// The sequence after the last event that the writer is known to have published.
@@ -26,7 +30,7 @@ pub struct WriterLog {
 }
 
 /// Returns the logs of the writers of a topic.
-pub fn of_topic(member: &Member, topic: &Topic) -> Vec<WriterLog> {
+pub fn of_topic(member: &Member, mirrors: &Mirrors, topic: &Topic) -> Vec<WriterLog> {
     let id = member.id();
     let log = |writer: WriterId, counters: ReaderCounters, position: Position| {
         let positions = member.positions_of(topic, &writer).into_iter();
@@ -34,6 +38,7 @@ pub fn of_topic(member: &Member, topic: &Topic) -> Vec<WriterLog> {
         WriterLog {
             writer: writer.name(),
             is_own: writer == id,
+            is_mirrored: mirrors.has(topic, &writer),
             incarnation: position.incarnation,
             end: position.end,
             received: position.received,

@@ -7,7 +7,7 @@ use dim_model::ident::KeyName;
 use dim_model::suggestion::nearest;
 use serde::Deserialize as _;
 
-use super::Config;
+use super::{Config, Delivery};
 use super::findings::{Finding, Severity};
 use super::reader::in_words;
 use super::tree::{Node, Step};
@@ -192,6 +192,10 @@ impl Examined {
             if topic.peers.is_none() && topic.delivery.is_none() {
                 let why = "`peers` is missing: name the accepted peers, or set `delivery: reliable`";
                 self.tell(Severity::Error, &["topics", &pattern.to_string()], why);
+            }
+            if topic.mirror && topic.delivery.is_none_or(|delivery| delivery == Delivery::Plain) {
+                let why = "nothing is kept of a plain topic: set `delivery: reliable` or `both` beside it";
+                self.tell(Severity::Error, &["topics", &pattern.to_string(), "mirror"], why);
             }
         }
         for (name, plugin) in &config.plugins {

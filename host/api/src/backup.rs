@@ -48,8 +48,8 @@ pub async fn make(
     let (store, keys, ended) =
         (host.storage.store.clone(), host.storage.keys.clone(), host.life.ended.clone());
     drop(host);
-    Ok(streamed_body::stream("application/octet-stream", ended, move |out| {
-        let made = backup::write(&store, &keys, passphrase, out);
+    Ok(streamed_body::stream("application/octet-stream", ended, move |mut out| {
+        let made = backup::write(&store, &keys, passphrase, &mut out);
         drop((store, keys, turn));
         made.inspect_err(|error| tracing::error!("a backup was not finished: {}", chain(error)))
     }))

@@ -1,5 +1,7 @@
 //! Owns the copy of whole rows as bytes, out of a store and into a new one, for backups.
 
+use std::io;
+
 use redb::{Key, ReadTransaction, ReadableTable as _, TableDefinition, Value, WriteTransaction};
 use thiserror::Error;
 
@@ -27,12 +29,23 @@ pub struct RawRow<'a> {
     pub value: &'a [u8],
 }
 
-/// A callback that receives one row.
-pub type Take<'a, E> = dyn FnMut(RawRow<'_>) -> Result<(), E> + 'a;
+/// A callback that receives one row. An error of it ends the copy.
+pub type Take<'a> = dyn FnMut(RawRow<'_>) -> io::Result<()> + 'a;
+
+/// The reason why a copy out of a store ended early.
+#[derive(Debug, Error)]
+pub enum RowsError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The receiver of the rows failed.
+    #[error(transparent)]
+    Receiver(#[from] io::Error),
+}
 
 impl Snapshot {
     /// Calls `take` with every row of every table, table by table, in order.
-    pub fn rows<E: From<StoreError>>(&self, take: &mut Take<'_, E>) -> Result<(), E> {
+    pub fn rows(&self, take: &mut Take<'_>) -> Result<(), RowsError> {
         macro_rules! each {
             ($($table:ident),* $(,)?) => { $(give(&self.read, tables::$table, take)?;)* };
         }
@@ -41,11 +54,11 @@ impl Snapshot {
     }
 }
 
-fn give<K: Key + 'static, V: Value + 'static, E: From<StoreError>>(
+fn give<K: Key + 'static, V: Value + 'static>(
     read: &ReadTransaction,
     table: TableDefinition<'_, K, V>,
-    take: &mut Take<'_, E>,
-) -> Result<(), E> {
+    take: &mut Take<'_>,
+) -> Result<(), RowsError> {
     let name = redb::TableHandle::name(&table).to_owned();
     let rows = read.open_table(table).map_err(StoreError::from)?;
     for row in rows.iter().map_err(StoreError::from)? {

@@ -6,7 +6,7 @@ use std::io::{BufWriter, Write};
 
 use dim_ipfs::keys::Keyring;
 use dim_model::time::Timestamp;
-use dim_store::copy::RawRow;
+use dim_store::copy::{RawRow, RowsError};
 use dim_store::{FORMAT, Store, components};
 use dim_store::{checkpoint, plugin_registry};
 
@@ -26,7 +26,7 @@ pub fn write(
     store: &Store,
     keys: &Keyring,
     passphrase: Passphrase,
-    out: impl Write,
+    out: &mut dyn Write,
 ) -> Result<(), BackupError> {
     // The keys are read after the snapshot, so every key that the snapshot names exists by then.
     let snapshot = store.snapshot()?;
@@ -65,11 +65,15 @@ pub fn write(
             end.components += 1;
         }
     }
-    snapshot.rows(&mut |row: RawRow<'_>| -> Result<(), BackupError> {
+    let copied = snapshot.rows(&mut |row| {
         end.rows += 1;
         let RawRow { table, key, value } = row;
         let row = Row { table: table.to_owned(), key: key.to_vec(), value: value.to_vec() };
-        Ok(Content::Row(row).write(&mut out)?)
+        Content::Row(row).write(&mut out)
+    });
+    copied.map_err(|error| match error {
+        RowsError::Store(error) => BackupError::from(error),
+        RowsError::Receiver(error) => error.into(),
     })?;
     Content::End(end).write(&mut out)?;
     let sealed = out.into_inner().map_err(std::io::IntoInnerError::into_error)?;

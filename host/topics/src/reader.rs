@@ -135,6 +135,8 @@ pub struct Reader {
     kept: Timestamp,
     /// The search for the places of bundles.
     index: IndexWalk,
+    /// The hybrid time of the process start whose head states the root of the index.
+    indexed_by: Timestamp,
     heard: Moment,
     alarms: BTreeSet<Finding>,
     counters: ReaderCounters,
@@ -156,6 +158,7 @@ impl Reader {
             latest: Timestamp(0),
             kept: Timestamp(0),
             index: IndexWalk::default(),
+            indexed_by: Timestamp(0),
             heard: now,
             alarms: BTreeSet::new(),
             counters: ReaderCounters::default(),
@@ -216,6 +219,7 @@ impl Reader {
         }
         if let (None, Some(root)) = (self.index.root(), main.index.root()) {
             self.index.state(root);
+            self.indexed_by = main.indexed_by;
         }
         self.kept = self.kept.max(main.kept);
     }
@@ -336,6 +340,7 @@ impl Reader {
         if is_latest {
             if let Some(root) = log.index {
                 self.index.state(root);
+                self.indexed_by = process.1;
             }
             self.chain = chain.collect();
         } else {
@@ -420,6 +425,10 @@ impl Reader {
         if is_full {
             // The rest is looked for when these are delivered.
             self.index.end();
+        }
+        if self.index.is_complete() {
+            let searched = self.incarnations.values_mut().filter(|it| it.searched == self.index.root());
+            searched.for_each(|reader| reader.exhausted = reader.searched);
         }
         for (id, conflict) in conflicts {
             self.report(id, conflict, step);
@@ -736,11 +745,12 @@ impl Reader {
     fn gap_reason(&mut self, id: Incarnation, step: &Step<'_>) -> Option<GapReason> {
         let (now, kept, heard) = (step.now.moment, self.kept, self.heard);
         let is_passed = self.is_passed(&id);
-        let is_searched = |searched: Option<Digest>| searched.is_some() && searched == self.index.root();
+        let root = self.index.root();
         let reader = self.incarnations.get_mut(&id).expect("the caller has looked");
         let stuck = *reader.stuck.get_or_insert(now);
-        if is_passed && reader.known.is_empty() && is_searched(reader.searched) && !self.index.is_active() {
-            // Its successor was read without it, and the index of the writer does not have it.
+        // The index of a later process start has all bundles of the incarnation that are kept.
+        let is_ended = is_passed || reader.began > Timestamp(0) && reader.began < self.indexed_by;
+        if is_ended && reader.known.is_empty() && root.is_some() && reader.exhausted == root {
             return Some(GapReason::NotKept);
         }
         let lowest = reader.known.first_key_value().map(|(_, it)| it);

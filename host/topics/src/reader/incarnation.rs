@@ -87,6 +87,8 @@ pub struct IncarnationReader {
     pub stuck: Option<Moment>,
     /// The root of the index in which the bundles of the incarnation were looked for last.
     pub searched: Option<Digest>,
+    /// The root of the last index that was read to its end for the incarnation.
+    pub exhausted: Option<Digest>,
     /// The position at which the incarnation was first heard of. `u64::MAX` if only its successor named it.
     evidence: u64,
     delivered: VecDeque<Listed>,
@@ -106,6 +108,7 @@ impl IncarnationReader {
             known: BTreeMap::new(),
             stuck: None,
             searched: None,
+            exhausted: None,
             evidence,
             delivered: VecDeque::new(),
         }

@@ -12,11 +12,11 @@ use crate::time::Moment;
 /// The maximum number of nodes that one search reads. They have the places of a million bundles.
 const MAX_NODES: usize = 4_096;
 
-/// The number of failed attempts to fetch a node after which a search ends.
-const MAX_TRIES: u32 = 6;
-
-/// The pause after the first failed attempt. It doubles with each.
+/// The pause after the first failed attempt to fetch a node. It doubles with each, up to 32 s.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
+
+/// The number of failed attempts after which the pause no longer grows.
+const MAX_DOUBLINGS: u32 = 6;
 
 /// A node that the search reads next.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +38,8 @@ pub struct IndexWalk {
     /// The number of nodes that this search has requested.
     nodes: usize,
     is_in_flight: bool,
+    /// Whether the last search has read all nodes that it wanted.
+    is_complete: bool,
     tries: u32,
     not_before: Moment,
 }
@@ -64,14 +66,19 @@ impl IndexWalk {
     /// Begins a search for the bundles from a time on.
     pub fn begin(&mut self, from: Timestamp) {
         self.pending = self.root.map(|digest| Pending { digest, level: None }).into_iter().collect();
-        (self.from, self.nodes, self.tries) = (from, 0, 0);
+        (self.from, self.nodes, self.tries, self.is_complete) = (from, 0, 0, false);
         self.not_before = Moment::default();
     }
 
-    /// Ends the search.
+    /// Ends the search early.
     pub fn end(&mut self) {
         self.pending.clear();
-        self.tries = 0;
+        (self.tries, self.is_complete) = (0, false);
+    }
+
+    /// Whether the last search has read all nodes that it wanted.
+    pub fn is_complete(&self) -> bool {
+        self.is_complete
     }
 
     /// The node to fetch now, if there is one.
@@ -113,7 +120,7 @@ impl IndexWalk {
             self.end();
             return Vec::new();
         }
-        match node {
+        let places = match node {
             Node::Leaf(places) => places,
             Node::Inner { level, children } => {
                 self.pending.extend(
@@ -123,7 +130,9 @@ impl IndexWalk {
                 );
                 Vec::new()
             }
-        }
+        };
+        self.is_complete = self.pending.is_empty();
+        places
     }
 
     /// The children that may have bundles from the wanted time on.
@@ -134,11 +143,8 @@ impl IndexWalk {
     }
 
     fn failed(&mut self, now: Moment) {
-        self.not_before = now.after(RETRY_PAUSE.saturating_mul(1 << self.tries.min(16)));
+        self.not_before = now.after(RETRY_PAUSE * (1 << self.tries.min(MAX_DOUBLINGS)));
         self.tries += 1;
-        if self.tries > MAX_TRIES {
-            self.end();
-        }
     }
 }
 
@@ -172,7 +178,7 @@ mod tests {
             assert_eq!(walk.due(Moment::default()), None, "one at a time");
             places.extend(walk.take(&digest, Node::open(&blocks[&digest]).ok(), Moment::default()));
         }
-        assert!(!walk.is_active());
+        assert!(!walk.is_active() && walk.is_complete());
         assert!(places.is_sorted_by_key(|place| place.listed.first));
         (places[0].listed.first, places.len(), walk.nodes)
     }
@@ -186,26 +192,37 @@ mod tests {
     }
 
     #[test]
-    fn a_search_ends_where_a_node_is_missing_or_has_another_level() {
+    fn a_search_waits_for_a_node_that_cannot_be_had_until_another_root_is_stated() {
         let mut walk = IndexWalk::default();
         let (root, other) = (Digest([1; 32]), Digest([2; 32]));
         walk.state(root);
         walk.begin(Timestamp(0));
         let mut now = Moment::default();
-        for tries in 0..=MAX_TRIES {
+        for tries in 0..20 {
             assert_eq!((walk.due(now), walk.want().is_some()), (Some(root), tries > 0));
             walk.fetching();
             walk.take(&root, None, now);
             assert_eq!(walk.due(now), None, "it waits");
-            now = now.after(Duration::from_secs(60));
+            now = now.after(Duration::from_secs(32));
         }
-        assert!(!walk.is_active());
+        walk.state(root);
+        assert!(walk.is_active());
+        walk.state(other);
+        assert!(!walk.is_active() && !walk.is_complete());
+    }
+
+    #[test]
+    fn a_search_ends_where_a_node_has_another_level() {
+        let mut walk = IndexWalk::default();
+        let (root, other) = (Digest([1; 32]), Digest([2; 32]));
+        walk.state(root);
         walk.begin(Timestamp(0));
+        let now = Moment::default();
         let children = vec![Child { time: Timestamp(1), digest: other }];
         walk.take(&root, Some(Node::Inner { level: 1, children: children.clone() }), now);
         assert_eq!(walk.due(now), Some(other));
         // A leaf is expected.
         walk.take(&other, Some(Node::Inner { level: 1, children }), now);
-        assert!(!walk.is_active());
+        assert!(!walk.is_active() && !walk.is_complete());
     }
 }

@@ -168,6 +168,45 @@ async fn a_host_that_was_copied_is_noticed_by_every_host() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_was_restored_from_a_backup_is_noticed_by_every_host_and_its_new_events_are_delivered() {
+    let Some(((near, far), [writer, reader])) = connected_pair().await else { return };
+    let third = tokio::task::block_in_place(Kubo::start).unwrap();
+    tokio::task::block_in_place(|| [&near, &far].into_iter().for_each(|daemon| connect(daemon, &third)));
+    let witness = setup(third.api()).start().await;
+    publish_numbers(&writer, 0..10).await;
+    for host in [&reader, &witness] {
+        has_numbers(host, 10).await;
+    }
+    let passphrase = dim_server::backup::Passphrase::new("long enough".to_owned()).unwrap();
+    let (mut backup, storage) = (Vec::new(), &writer.host.storage);
+    dim_server::backup::write(&storage.store, &storage.keys, passphrase.clone(), &mut backup).unwrap();
+    // The others receive what the backup does not have.
+    publish_numbers(&writer, 10..20).await;
+    for host in [&reader, &witness] {
+        has_numbers(host, 20).await;
+    }
+    writer.stop().await;
+    let place = tempfile::tempdir().unwrap();
+    dim_server::backup::restore(backup.as_slice(), passphrase, place.path()).unwrap();
+    let restored = setup(near.api()).start_in(place).await;
+    publish_numbers(&restored, 20..25).await;
+    for host in [&reader, &witness] {
+        has_numbers(host, 25).await;
+    }
+    let alarms = |host: &TestHost| {
+        dim_store::topic_rows::alarms(&host.host.storage.store.snapshot().unwrap()).unwrap()
+    };
+    for host in [&reader, &witness, &restored] {
+        eventually_within(ARRIVAL * 2, "the restored host is noticed", async || !alarms(host).is_empty())
+            .await;
+        assert!(alarms(host).iter().all(|alarm| !alarm.is_acknowledged), "`dim status` shows them");
+    }
+    for host in [restored, reader, witness] {
+        host.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_host_that_joins_late_reads_all_that_is_kept_also_after_garbage_collection() {
     let Some((near, far)) = Kubo::start_pair() else { return };
     let writer = setup(near.api()).start().await;
@@ -482,5 +521,126 @@ async fn events_that_were_acknowledged_survive_a_kill_of_their_host() {
     }
     println!("{} events, {} acknowledged", received(&reader).len(), acknowledged.iter().sum::<usize>());
     writer.kill();
+    reader.stop().await;
+}
+
+/// Connects two daemons, as soon as they can be connected.
+fn connect(one: &Kubo, other: &Kubo) {
+    let deadline = std::time::Instant::now() + ARRIVAL;
+    let dial = || -> Result<String, String> {
+        let addresses = other.try_ipfs(&["id", "-f", "<addrs>"])?;
+        one.try_ipfs(&["swarm", "connect", addresses.lines().next().ok_or("no address")?])
+    };
+    while let Err(error) = dial() {
+        assert!(std::time::Instant::now() < deadline, "the daemons do not connect: {error}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// A host with the probe as a process of its own.
+fn probing_program(state: &Path, config: &Path, kubo: &Kubo) -> Program {
+    let setup = serde_json::to_vec(&setup(kubo.api()).config()).unwrap();
+    std::fs::write(config, setup).unwrap();
+    let args = ["--kubo", kubo.api(), "--config", config.to_str().unwrap()];
+    tokio::task::block_in_place(|| Program::start(Path::new(PROGRAM), state, &args))
+}
+
+/// What is killed in a round.
+#[derive(Clone, Copy, Debug)]
+enum Victim {
+    Writer,
+    Reader,
+    DaemonOfTheWriter,
+    DaemonOfTheReader,
+    RepositoryOfTheWriter,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_nodes_agree_over_kills_of_hosts_and_daemons_collections_and_a_lost_repository() {
+    let Some((mut near, mut far)) = Kubo::start_pair() else { return };
+    let third = tokio::task::block_in_place(Kubo::start).unwrap();
+    tokio::task::block_in_place(|| [&near, &far].into_iter().for_each(|daemon| connect(daemon, &third)));
+    let (configs, dirs) = (tempfile::tempdir().unwrap(), [(); 2].map(|()| tempfile::tempdir().unwrap()));
+    let config = |name: &str| configs.path().join(name);
+    let mut writer = probing_program(dirs[0].path(), &config("writer"), &near);
+    let mut reader = probing_program(dirs[1].path(), &config("reader"), &far);
+    let witness = setup(third.api()).start().await;
+    let mut acknowledged = Vec::new();
+    let victims = [
+        Victim::Writer,
+        Victim::DaemonOfTheReader,
+        Victim::Reader,
+        Victim::DaemonOfTheWriter,
+        Victim::RepositoryOfTheWriter,
+    ];
+    for (round, victim) in victims.into_iter().cycle().take(tier::repeats(5, 200)).enumerate() {
+        let count = Arc::new(AtomicUsize::new(0));
+        let load = tokio::spawn({
+            let (state, count) = (dirs[0].path().to_owned(), count.clone());
+            async move { publish_until_it_is_gone(&state, round, &count).await }
+        });
+        eventually_within(ARRIVAL, "there is load", async || count.load(Ordering::SeqCst) > 0).await;
+        tokio::time::sleep(Duration::from_millis(200 + 137 * (round as u64 % 5))).await;
+        match victim {
+            Victim::Writer => {
+                writer.kill();
+                writer = probing_program(dirs[0].path(), &config("writer"), &near);
+            }
+            Victim::Reader => {
+                reader.kill();
+                reader = probing_program(dirs[1].path(), &config("reader"), &far);
+            }
+            Victim::DaemonOfTheWriter | Victim::RepositoryOfTheWriter => {
+                tokio::task::block_in_place(|| {
+                    if matches!(victim, Victim::DaemonOfTheWriter) {
+                        near.kill();
+                        near.restart();
+                    } else {
+                        near.replace_by_an_empty_one();
+                    }
+                    [&far, &third].into_iter().for_each(|daemon| connect(&near, daemon));
+                });
+            }
+            Victim::DaemonOfTheReader => tokio::task::block_in_place(|| {
+                far.kill();
+                far.restart();
+                [&near, &third].into_iter().for_each(|daemon| connect(&far, daemon));
+            }),
+        }
+        tokio::task::block_in_place(|| [&near, &far, &third].map(|daemon| daemon.ipfs(&["repo", "gc"])));
+        load.abort();
+        let _ = load.await;
+        acknowledged.push(count.load(Ordering::SeqCst));
+    }
+    // What a host has received is read from its store.
+    let of_round = |events: &[(MemberEvent, Bytes)], round: usize| {
+        let prefix = format!("{round} ");
+        let texts = events.iter().map(|(_, data)| std::str::from_utf8(data).unwrap());
+        let numbers = texts.filter_map(|text| text.strip_prefix(&prefix));
+        numbers.map(|number| number.parse().unwrap()).collect::<Vec<usize>>()
+    };
+    let has_all = |host: &TestHost| {
+        let events = received(host);
+        acknowledged.iter().enumerate().all(|(round, count)| of_round(&events, round).len() >= *count)
+    };
+    eventually_within(ARRIVAL * 3, "the witness has all events", async || has_all(&witness)).await;
+    reader.kill();
+    let [_writers_dir, readers_dir] = dirs;
+    let reader = setup(far.api()).start_in(readers_dir).await;
+    eventually_within(ARRIVAL * 3, "the reader has all events", async || has_all(&reader)).await;
+    for host in [&witness, &reader] {
+        let events = received(host);
+        for (round, count) in acknowledged.iter().enumerate() {
+            let numbers = of_round(&events, round);
+            // The event that was under way at the end of the round may be durable.
+            assert!(numbers.len() <= count + 1, "round {round}: {} of {count}", numbers.len());
+            assert!(numbers.iter().copied().eq(0..numbers.len()), "round {round}: {numbers:?}");
+        }
+        let logs = host.host.exchange.links.reliable.writers(&topic()).await.unwrap();
+        assert_eq!(logs.iter().map(|log| log.counters.gaps).max(), Some(0), "{logs:?}");
+    }
+    println!("{} events, {} acknowledged", received(&witness).len(), acknowledged.iter().sum::<usize>());
+    writer.kill();
+    witness.stop().await;
     reader.stop().await;
 }

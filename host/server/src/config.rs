@@ -591,8 +591,13 @@ impl Config {
     pub fn deliveries(&self) -> Deliveries {
         let delivery = |topic: &TopicConfig| {
             let RetentionConfig { time, bytes } = topic.retention;
-            let reliable =
-                |is_plain_too| ReliableTopic { time, bytes, from: topic.from.clone(), is_plain_too, is_mirrored: topic.mirror };
+            let reliable = |is_plain_too| ReliableTopic {
+                time,
+                bytes,
+                from: topic.from.clone(),
+                is_plain_too,
+                is_mirrored: topic.mirror,
+            };
             topic.delivery.map(|delivery| match delivery {
                 Delivery::Plain => None,
                 Delivery::Reliable => Some(reliable(false)),

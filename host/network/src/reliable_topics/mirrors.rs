@@ -110,7 +110,8 @@ impl Mirrors {
     pub fn new(pinned: Vec<Mirror>) -> Self {
         let log = |mirror: Mirror| {
             let id = (mirror.topic.clone(), mirror.writer);
-            let log = MirroredLog { pinned: Some(mirror.clone()), wanted: Some(mirror), blocks: Arc::default() };
+            let log =
+                MirroredLog { pinned: Some(mirror.clone()), wanted: Some(mirror), blocks: Arc::default() };
             (id, log)
         };
         Self { logs: pinned.into_iter().map(log).collect(), ..Self::default() }

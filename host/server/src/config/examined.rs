@@ -7,10 +7,10 @@ use dim_model::ident::KeyName;
 use dim_model::suggestion::nearest;
 use serde::Deserialize as _;
 
-use super::{Config, Delivery};
 use super::findings::{Finding, Severity};
 use super::reader::in_words;
 use super::tree::{Node, Step};
+use super::{Config, Delivery};
 
 /// The sections of the file that belong to the host; all others belong to other programs.
 pub(super) const SECTIONS: &[&str] = &[

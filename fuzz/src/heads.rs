@@ -77,7 +77,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
             earlier: vec![(Incarnation([2; 16]), 7)],
             index,
         }],
-        received: vec![Received { topic: topic(), writer, incarnation, next: 3 }],
+        received: vec![Received { topic: topic(), writer, incarnation, next: 3, from: 0 }],
         wants: vec![(writer, Digest([1; 32]))],
         alarms: vec![(topic(), writer)],
     };

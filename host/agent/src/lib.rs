@@ -60,9 +60,6 @@ use transport::Transport;
 /// The name of the directory for reliable topics inside an agent's directory.
 const WRITER: &str = "writer";
 
-/// A day.
-const DAY: Duration = Duration::from_secs(24 * 3_600);
-
 /// The error that ends an agent or its start.
 #[derive(Debug, Error)]
 pub enum AgentError {
@@ -113,18 +110,6 @@ pub struct Options {
     pub to: To,
     /// The clock that measures pauses: the machine, except in tests of time.
     pub clock: Arc<dyn Clock>,
-}
-
-impl Options {
-    /// The time after which a notice on a reliable topic that nobody has acknowledged is published again: half of the
-    /// time for which it is kept for readers.
-    fn again(&self) -> Duration {
-        let kept = match &self.to {
-            To::Kubo(to) => to.deliveries.values().flatten().map(|it| it.time).min(),
-            To::Host(_) => None,
-        };
-        kept.unwrap_or(DAY) / 2
-    }
 }
 
 /// The receiver of notices and heartbeats.
@@ -204,7 +189,6 @@ impl Agent {
             transport: desk.transport.clone(),
             connectivity: desk.notices.clone(),
             clock: options.clock.clone(),
-            again: options.again(),
         };
         let heartbeat = Heartbeat {
             node: options.node,

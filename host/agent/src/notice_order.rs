@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use dim_model::backoff::Backoff;
 use dim_model::ident::{JobId, Topic};
+use dim_network::lone_writer::Progress;
 
 use crate::notice::Notice;
 use crate::transport::Receipt;
@@ -83,12 +84,12 @@ impl Pending {
         Delivered::Again
     }
 
-    /// Records that a notice was published on a reliable topic. It is published again after `again`, unless it is removed
-    /// before.
-    pub fn published(&mut self, number: u64, receipt: Receipt, now: Instant, again: Duration) {
+    /// Records that a notice was published on a reliable topic. It is published again when the time of the receipt is
+    /// over, unless it is removed before.
+    pub fn published(&mut self, number: u64, receipt: Receipt, now: Instant) {
         let Some(telling) = self.notices.get_mut(&number) else { return };
         self.held.remove(&telling.notice.job);
-        telling.due = now + again;
+        telling.due = now + receipt.again;
         telling.published = Some((receipt, now));
     }
 
@@ -105,9 +106,28 @@ impl Pending {
         published.map(|(receipt, _)| receipt.topic.clone()).collect()
     }
 
-    /// Returns the published notices of a topic up to that with the number `acknowledged` of the topic.
-    pub fn acknowledged(&self, topic: &Topic, acknowledged: u64) -> Vec<u64> {
-        let is_acknowledged = |receipt: &Receipt| receipt.topic == *topic && receipt.number <= acknowledged;
+    /// Returns whether a notice was published and is not acknowledged.
+    pub fn has_published(&self) -> bool {
+        self.notices.values().any(|telling| telling.published.is_some())
+    }
+
+    /// Lets the published notices of a topic that were given up be published again.
+    pub fn publish_again(&mut self, topic: &Topic, progress: &Progress, now: Instant) {
+        let is_given_up = |receipt: &Receipt| {
+            let given_up = progress.acknowledged + 1..=progress.given_up;
+            receipt.topic == *topic && given_up.contains(&receipt.number)
+        };
+        for telling in self.notices.values_mut() {
+            if telling.published.take_if(|(receipt, _)| is_given_up(receipt)).is_some() {
+                telling.due = now;
+            }
+        }
+    }
+
+    /// Returns the published notices of a topic that are acknowledged.
+    pub fn acknowledged(&self, topic: &Topic, progress: &Progress) -> Vec<u64> {
+        let is_acknowledged =
+            |receipt: &Receipt| receipt.topic == *topic && receipt.number <= progress.acknowledged;
         let published = self.notices.iter().filter(|(_, telling)| {
             telling.published.as_ref().is_some_and(|(receipt, _)| is_acknowledged(receipt))
         });
@@ -192,25 +212,35 @@ mod tests {
     }
 
     #[test]
-    fn a_published_notice_waits_for_its_acknowledgement_and_is_published_again_late() {
+    fn a_published_notice_waits_for_its_acknowledgement_and_is_published_again_if_none_comes() {
         let (mut pending, now) = (Pending::new(&[]), Instant::now());
         let [jobs, results] = ["jobs", "results"].map(|topic| topic.parse::<Topic>().unwrap());
-        let receipt = |topic: &Topic, number| Receipt { topic: topic.clone(), number };
+        let receipt = |topic: &Topic, number| {
+            let again = Duration::from_secs(60);
+            Receipt { topic: topic.clone(), number, again }
+        };
+        let progress = |acknowledged, given_up| Progress { acknowledged, given_up };
         for (number, topic, place) in [(1, &jobs, 1), (2, &results, 1), (3, &jobs, 2)] {
             pending.add(number, notice("a"), now);
-            pending.published(number, receipt(topic, place), now, Duration::from_secs(60));
+            pending.published(number, receipt(topic, place), now);
         }
         assert_eq!(pending.next(now), None);
         assert!(!pending.has_told(), "they are not repeated for a receiver that was away");
         assert_eq!(pending.published_on(), [jobs.clone(), results.clone()].into());
-        assert!(pending.acknowledged(&jobs, 0).is_empty());
-        assert_eq!(pending.acknowledged(&jobs, 1), [1]);
-        assert_eq!(pending.acknowledged(&jobs, 7), [1, 3]);
+        assert!(pending.acknowledged(&jobs, &progress(0, 0)).is_empty());
+        assert_eq!(pending.acknowledged(&jobs, &progress(1, 0)), [1]);
+        assert_eq!(pending.acknowledged(&jobs, &progress(7, 0)), [1, 3]);
         assert_eq!(pending.oldest_published(), Some(now));
         pending.remove(1);
         assert_eq!(pending.next(after(now, 61)).unwrap().0, 2);
-        pending.published(2, receipt(&results, 2), after(now, 61), Duration::from_secs(60));
-        assert!(pending.acknowledged(&results, 1).is_empty(), "the later place counts");
+        pending.published(2, receipt(&results, 2), after(now, 61));
+        assert!(pending.acknowledged(&results, &progress(1, 0)).is_empty(), "the later place counts");
+        // A reader has acknowledged one, and another one has passed over it.
+        pending.publish_again(&results, &progress(2, 2), after(now, 62));
+        assert_eq!(pending.acknowledged(&results, &progress(2, 2)), [2]);
+        pending.publish_again(&jobs, &progress(1, 2), now);
+        assert_eq!(pending.next(now).unwrap().0, 3);
+        assert!(pending.acknowledged(&jobs, &progress(2, 2)).is_empty(), "it is published again first");
     }
 
     #[test]

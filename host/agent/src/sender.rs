@@ -17,7 +17,7 @@ use crate::transport::{Answer, Transport, Undelivered};
 const LOOK: Duration = Duration::from_secs(5);
 
 /// The pause between checks for acknowledgements.
-const ACKNOWLEDGED: Duration = Duration::from_millis(250);
+const LOOK_AT_PROGRESS: Duration = Duration::from_millis(250);
 
 /// The task that sends notices.
 #[derive(Debug)]
@@ -30,8 +30,6 @@ pub struct Sender {
     pub connectivity: Arc<Connectivity>,
     /// The clock that measures pauses.
     pub clock: Arc<dyn Clock>,
-    /// The time after which a published notice without an acknowledgement is published again.
-    pub again: Duration,
 }
 
 impl Sender {
@@ -100,7 +98,7 @@ impl Sender {
         }
         match answer {
             Answer::Published(receipt) => {
-                pending.published(number, receipt, self.clock.monotonic(), self.again);
+                pending.published(number, receipt, self.clock.monotonic());
                 return Ok(());
             }
             Answer::Taken if pending.told(number, self.clock.monotonic()) == Delivered::Again => {
@@ -120,12 +118,13 @@ impl Sender {
     /// Removes the published notices that are acknowledged.
     async fn take_acknowledged(&self, pending: &mut Pending) -> Result<(), Failure> {
         let now = self.clock.monotonic();
-        if !pending.is_time_to_look(now, ACKNOWLEDGED) {
+        if !pending.is_time_to_look(now, LOOK_AT_PROGRESS) {
             return Ok(());
         }
         for topic in pending.published_on() {
-            let acknowledged = self.transport.acknowledged(&topic).await;
-            let numbers = Arc::new(pending.acknowledged(&topic, acknowledged));
+            let progress = self.transport.progress(&topic).await;
+            pending.publish_again(&topic, &progress, now);
+            let numbers = Arc::new(pending.acknowledged(&topic, &progress));
             if numbers.is_empty() {
                 continue;
             }
@@ -147,10 +146,12 @@ impl Sender {
     /// Waits for a new notice or for the time of a pending one. If notices were sent and must be repeated, it checks
     /// that receivers exist.
     async fn wait(&self, pending: &Pending) -> Result<(), Failure> {
-        let look = match () {
-            () if !pending.published_on().is_empty() => ACKNOWLEDGED,
-            () if pending.has_told() => LOOK,
-            () => Duration::from_secs(3_600),
+        let look = if pending.has_published() {
+            LOOK_AT_PROGRESS
+        } else if pending.has_told() {
+            LOOK
+        } else {
+            Duration::from_secs(3_600)
         };
         let now = self.clock.monotonic();
         let due = pending.soonest().map_or(look, |soonest| look.min(soonest.saturating_duration_since(now)));

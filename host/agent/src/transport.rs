@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use dim_model::ident::Topic;
+use dim_network::lone_writer::Progress;
 use thiserror::Error;
 
 use crate::notice::Notice;
@@ -32,8 +33,8 @@ pub trait Transport: Debug + Send + Sync + 'static {
     /// Returns the pauses before a notice is sent again. It is empty if the first answer proves the delivery.
     fn repeats(&self) -> &'static [Duration];
 
-    /// Returns how many of the notices that were published on a topic since the start are acknowledged.
-    async fn acknowledged(&self, topic: &Topic) -> u64;
+    /// Returns what became of the notices that were published on a topic since the start.
+    async fn progress(&self, topic: &Topic) -> Progress;
 
     /// Returns the time within which a published notice is usually acknowledged.
     async fn acknowledged_within(&self) -> Duration;
@@ -60,6 +61,8 @@ pub struct Receipt {
     pub topic: Topic,
     /// The number of the notice among those of the topic since the start.
     pub number: u64,
+    /// The time after which the notice is published again if it is not acknowledged.
+    pub again: Duration,
 }
 
 /// The error of a notice or heartbeat that was not sent. A later call may succeed.

@@ -189,9 +189,9 @@ async fn writers(registry: &mut Registry, host: &Host) {
     let mut readers: BTreeMap<(String, String), f64> = BTreeMap::new();
     for topic in host.exchange.links.interest.topics().iter().filter(|topic| reliable.is_reliable(topic)) {
         for log in reliable.writers(topic).await.unwrap_or_default() {
-            for (reader, received) in log.readers.iter().filter(|_| log.is_own) {
-                let lag = log.end.saturating_sub(*received) as f64;
-                readers.insert((topic.to_string(), reader.to_string()), lag);
+            for position in log.readers.iter().filter(|_| log.is_own) {
+                let lag = log.end.saturating_sub(position.received) as f64;
+                readers.insert((topic.to_string(), position.reader.to_string()), lag);
             }
             let of_writer = all.entry((topic.to_string(), log.writer.to_string())).or_default();
             of_writer.lag += log.end.saturating_sub(log.received);

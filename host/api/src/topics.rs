@@ -14,7 +14,7 @@ use dim_model::feed::Missed;
 use dim_model::ident::{IpnsName, MemberName, PeerName, Topic};
 use dim_model::time::Timestamp;
 use dim_network::outbox::API_QUOTA;
-use dim_network::reliable_topics::{Reliable, WriterLog};
+use dim_network::reliable_topics::{ReaderPosition, Reliable, WriterLog};
 use dim_server::host::Host;
 use dim_store::StoreError;
 use dim_store::effect::Publish;
@@ -113,18 +113,21 @@ pub struct TopicReader {
     /// The member, by the IPNS name of its key.
     #[schema(value_type = String)]
     member: IpnsName,
-    /// The number of events that are durable there.
+    /// The sequence after the last event that is durable there.
     received: u64,
-    /// The number of published events that are not.
+    /// The sequence from which on no event is missing there: that of its first event, or that after its last gap.
+    from: u64,
+    /// The number of published events that are not durable there.
     lag: u64,
 }
 
 impl From<WriterLog> for TopicWriter {
     fn from(log: WriterLog) -> Self {
-        let reader = |(member, received): (IpnsName, u64)| TopicReader {
-            member,
-            received,
-            lag: log.end.saturating_sub(received),
+        let reader = |position: ReaderPosition| TopicReader {
+            member: position.reader,
+            received: position.received,
+            from: position.from,
+            lag: log.end.saturating_sub(position.received),
         };
         Self {
             is_own: log.is_own,

@@ -42,7 +42,7 @@ pub use channel::{Channels, Deliveries, Input, Inputs, Reliable, ReliableTopic, 
 pub use dim_topics::reader::ReaderCounters;
 pub use identity::{Identity, IdentityError};
 pub use plain_copies::{HOLD, Verdict};
-pub use writer_log::WriterLog;
+pub use writer_log::{ReaderPosition, WriterLog};
 
 use intake::Outcome;
 use mirrors::Mirrors;
@@ -108,6 +108,7 @@ impl ReliableTopics {
     pub fn new(parts: Parts, identity: Identity, stop: CancellationToken) -> Result<Self, StoreError> {
         let snapshot = parts.store.snapshot()?;
         let (state, mirrored) = (TopicState::read(&snapshot)?, dim_store::mirrors::all(&snapshot)?);
+        let mirrors = Mirrors::new(mirrored, parts.reliable.channels.fleet());
         let TopicState { past, logs, topics, checkpoints, kept, unsent, places, pins, alarmed } = state;
         let Identity { author, seed } = identity;
         let setup = Setup { author, past, logs, topics, checkpoints, alarmed, seed };
@@ -129,7 +130,7 @@ impl ReliableTopics {
             waiting: BTreeMap::new(),
             outgoing,
             indexes: OwnIndexes::new(pins),
-            mirrors: Mirrors::new(mirrored),
+            mirrors,
             outcomes: VecDeque::new(),
             catching_up: BTreeMap::new(),
             is_committing: false,
@@ -208,9 +209,13 @@ impl ReliableTopics {
                 self.member.receive_head(*head, now);
             }
             Input::MirrorsDue => self.check_mirrors(),
-            Input::RepeatHeads { unheard_since } => self.repeat_heads(unheard_since),
-            Input::Mirrored(kept) => self.mirrored(*kept),
-            Input::Place(place) => self.member.set_place(place),
+            Input::RepeatHeads { unheard_since } => self.repeat_unheard(unheard_since),
+            Input::Mirrored(attempt) => self.mirrored(*attempt),
+            Input::MirrorEnded { mirror, is_unpinned } => self.mirror_ended(*mirror, is_unpinned),
+            Input::Place(place) => {
+                self.mirrors.set_daemon(place.peer.clone());
+                self.member.set_place(place);
+            }
             Input::Subscribed(topic, beginning) => self.subscribe(topic, beginning, now),
             Input::Unsubscribed(topic) => self.unsubscribe(topic, now),
             Input::Waiting { topic, publish } => {

@@ -12,7 +12,7 @@ use prost::Message as _;
 use redb::{ReadableTable, ReadableTableMetadata as _, WriteTransaction};
 
 use crate::effect::Publish;
-use crate::{OUTBOX, Store, StoreError, add_to_counter, counter, next_numbers};
+use crate::{OUTBOX, Snapshot, Store, StoreError, add_to_counter, counter, next_numbers};
 
 /// Adds publishes to the outbox, in the transaction of the commit.
 pub fn enqueue(
@@ -46,6 +46,11 @@ pub(crate) fn enqueue_at<'a>(
         added += row.len() as i64;
     }
     add_to_counter(write, BYTES, added)
+}
+
+/// The numbers of all waiting publishes.
+pub fn numbers(snapshot: &Snapshot) -> Result<Vec<u64>, StoreError> {
+    snapshot.table(OUTBOX)?.iter()?.map(|row| Ok(row?.0.value())).collect()
 }
 
 /// Removes publishes by their numbers, after they were accepted or have expired.

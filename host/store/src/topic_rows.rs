@@ -489,6 +489,8 @@ struct CheckpointRow {
     is_replaced: bool,
     #[prost(fixed64, tag = "7")]
     floor: u64,
+    #[prost(uint64, tag = "8")]
+    from: u64,
 }
 
 /// An alarm. Field numbers are never reused.
@@ -589,6 +591,7 @@ impl From<&Checkpoint> for CheckpointRow {
             before: it.before.map(EndRow::of),
             is_replaced: it.is_replaced,
             floor: it.floor.0,
+            from: it.from,
         }
     }
 }
@@ -599,6 +602,7 @@ impl CheckpointRow {
             incarnation,
             began: Timestamp(self.began),
             next: self.next,
+            from: self.from,
             last: self.last.map(ListedRow::into_listed).transpose()?,
             time: Timestamp(self.time),
             before: self.before.map(EndRow::into_end).transpose()?,
@@ -701,6 +705,7 @@ mod tests {
             incarnation: Incarnation([id; 16]),
             began: Timestamp(3),
             next: 7,
+            from: 4,
             last: Some(Listed { first: 5, count: 2, time: Timestamp(4), digest: Digest([8; 32]) }),
             time: Timestamp(9),
             before,

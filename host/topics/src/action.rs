@@ -144,6 +144,8 @@ pub struct Checkpoint {
     pub began: Timestamp,
     /// The sequence of the next event.
     pub next: u64,
+    /// The sequence from which on no event is missing: that of the first event, or that after the last gap.
+    pub from: u64,
     /// The last delivered bundle, if no gap follows it.
     pub last: Option<Listed>,
     /// The hybrid time of the last delivered event.

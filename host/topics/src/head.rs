@@ -14,7 +14,7 @@
 //! | `hello` | whether the writer asks all others for their heads |
 //! | `peer`, `addresses` | null or the peer id of the daemon, and its multiaddresses |
 //! | `topics` | a map for each own log: `topic`; `incarnation` and `next`: the newest incarnation with events and the sequence after its last event; `kept`: the time of the earliest event that is kept; `recent`: the last bundles; `earlier`: `[incarnation, next]` of at most 8 incarnations before, newest first; `index`: null, or the digest of the root of the index |
-//! | `received` | `[topic, writer, incarnation, next]`: events before `next` are durable at the sender of the head |
+//! | `received` | `[topic, writer, incarnation, next, from]`: events before `next` are durable at the sender of the head, and none from `from` on is missing |
 //! | `alarms` | `[topic, writer]`: writers of whose identity the sender has an alarm |
 //! | `wants` | `[writer, digest]`: blocks that the sender cannot fetch and asks the writer to send again |
 
@@ -98,6 +98,8 @@ pub struct Received {
     pub incarnation: Incarnation,
     /// The sequence after the last event that is durable at the member.
     pub next: u64,
+    /// The sequence from which on none is missing there: that of its first event, or that after its last gap.
+    pub from: u64,
 }
 
 /// A place at which a daemon can be reached.
@@ -168,9 +170,9 @@ struct WireLog<'a> {
     incarnation: Incarnation,
 }
 
-/// `[topic, writer, incarnation, next]`.
+/// `[topic, writer, incarnation, next, from]`.
 #[derive(Serialize, Deserialize)]
-struct WireReceived<'a>(&'a str, WriterId, Incarnation, u64);
+struct WireReceived<'a>(&'a str, WriterId, Incarnation, u64, u64);
 
 impl Head {
     /// Signs a head. Statements that do not fit into one message are left out, from the end; the result says how many
@@ -211,8 +213,8 @@ impl Head {
             .received
             .iter()
             .take(MAX_RECEIVED)
-            .take_while(|it| fits(it.topic.as_str().len() + 68))
-            .map(|it| WireReceived(it.topic.as_str(), it.writer, it.incarnation, it.next))
+            .take_while(|it| fits(it.topic.as_str().len() + 77))
+            .map(|it| WireReceived(it.topic.as_str(), it.writer, it.incarnation, it.next, it.from))
             .collect();
         let (logs, positions) = (topics.len(), received.len());
         let payload = Payload {
@@ -286,8 +288,8 @@ impl Payload<'_> {
             let (topic, kept) = (topic(name)?, Timestamp(kept));
             Ok(LogHead { topic, incarnation, next, kept, recent, earlier, index })
         };
-        let position = |WireReceived(name, writer, incarnation, next): WireReceived<'_>| {
-            Ok(Received { topic: topic(name)?, writer, incarnation, next })
+        let position = |WireReceived(name, writer, incarnation, next, from): WireReceived<'_>| {
+            Ok(Received { topic: topic(name)?, writer, incarnation, next, from })
         };
         let peer = self.peer.map(str::parse).transpose();
         let alarm = |(name, writer): (&str, WriterId)| Ok((topic(name)?, writer));
@@ -348,7 +350,7 @@ mod tests {
                 })
                 .collect(),
             received: (0..received)
-                .map(|it| Received { topic: topic(it), writer, incarnation, next: u64::MAX })
+                .map(|it| Received { topic: topic(it), writer, incarnation, next: u64::MAX, from: u64::MAX })
                 .collect(),
             wants: vec![(writer, Digest([8; 32]))],
             alarms: (0..received.min(MAX_ALARMS)).map(|it| (topic(it), writer)).collect(),

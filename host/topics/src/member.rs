@@ -90,6 +90,9 @@ impl Connection {
     }
 }
 
+/// A topic, a writer, and an incarnation of the writer.
+type PositionKey = (Topic, WriterId, Incarnation);
+
 /// The knowledge about another member.
 #[derive(Debug)]
 struct Other {
@@ -97,7 +100,9 @@ struct Other {
     incarnation: Incarnation,
     number: u64,
     place: Place,
-    received: BTreeMap<(Topic, WriterId, Incarnation), u64>,
+    /// The positions that it has reported: the sequence after the last durable event, and the one from which on none is
+    /// missing.
+    received: BTreeMap<PositionKey, (u64, u64)>,
 }
 
 /// What a member shows of a writer on a topic.
@@ -109,6 +114,19 @@ pub struct WriterStatus {
     pub positions: Vec<Position>,
     /// The counters.
     pub counters: ReaderCounters,
+}
+
+/// A position in the log of a writer that another member has reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reported {
+    /// The member.
+    pub member: WriterId,
+    /// The incarnation of the writer.
+    pub incarnation: Incarnation,
+    /// The sequence after the last event that is durable at the member.
+    pub next: u64,
+    /// The sequence from which on none is missing there.
+    pub from: u64,
 }
 
 /// The counters of a member.
@@ -173,8 +191,10 @@ struct Heads {
     hello: bool,
     /// The time of the last request for the heads of others.
     asked: Option<Moment>,
-    /// The index of the first own log of the next head, and of the first received position.
+    /// The index of the first own log of the next head, and of the first received position that was stated before.
     turns: (usize, usize),
+    /// The received positions that were stated, and how often.
+    stated: BTreeMap<PositionKey, (u64, u32)>,
 }
 
 impl Member {
@@ -206,6 +226,7 @@ impl Member {
             hello: true,
             asked: None,
             turns: (0, 0),
+            stated: BTreeMap::new(),
         };
         Self {
             id,
@@ -504,11 +525,12 @@ impl Member {
             return;
         }
         self.counters.heads += 1;
-        self.connection.heard(now.moment);
-        self.clock.observe(head.time, now.wall);
         if !self.note_member(&head, now.moment) {
+            // A mirror may have sent it again. It proves no connection.
             return;
         }
+        self.connection.heard(now.moment);
+        self.clock.observe(head.time, now.wall);
         if head.hello {
             self.heads.schedule.asked(now.moment, self.others.len());
         }
@@ -576,14 +598,19 @@ impl Member {
         of_topic.map(status).collect()
     }
 
-    /// The positions that other members report in the log of a writer: the member, the incarnation, and the sequence
-    /// after the last durable event.
-    pub fn positions_of(&self, topic: &Topic, writer: &WriterId) -> Vec<(WriterId, Incarnation, u64)> {
+    /// The positions that other members report in the log of a writer.
+    pub fn positions_of(&self, topic: &Topic, writer: &WriterId) -> Vec<Reported> {
         let (lowest, highest) = (Incarnation([0; 16]), Incarnation([u8::MAX; 16]));
         let range = (topic.clone(), *writer, lowest)..=(topic.clone(), *writer, highest);
         let of_member = |(id, other): (&WriterId, &Other)| -> Vec<_> {
             let positions = other.received.range(range.clone());
-            positions.map(|((_, _, incarnation), next)| (*id, *incarnation, *next)).collect()
+            let reported = |((_, _, incarnation), (next, from)): (&PositionKey, &(u64, u64))| Reported {
+                member: *id,
+                incarnation: *incarnation,
+                next: *next,
+                from: *from,
+            };
+            positions.map(reported).collect()
         };
         self.others.iter().flat_map(of_member).collect()
     }
@@ -681,6 +708,7 @@ impl Member {
                 incarnation: header.incarnation,
                 began: header.began,
                 next: end.next,
+                from: 0,
                 last,
                 time: last.map_or(Timestamp(0), |it| it.time),
                 before: None,
@@ -701,7 +729,7 @@ impl Member {
 
     /// Others have received events that their writer does not know: it was copied, or restored from a backup.
     fn look_at_received(&mut self, head: &Head, now: Now) {
-        for Received { topic, writer, incarnation, next } in &head.received {
+        for Received { topic, writer, incarnation, next, .. } in &head.received {
             if *writer != self.id {
                 let key = (Stream::main(topic.clone()), *writer);
                 self.with_reader(&key, now, |reader, step| reader.compare(incarnation, *next, step));
@@ -761,10 +789,13 @@ impl Member {
         (other.incarnation, other.number) = (head.incarnation, head.number);
         other.place = head.place.clone();
         let mut room = MAX_POSITIONS.saturating_sub(positions);
-        for Received { topic, writer, incarnation, next } in &head.received {
+        for Received { topic, writer, incarnation, next, from } in &head.received {
             let key = (topic.clone(), *writer, *incarnation);
-            if other.received.contains_key(&key) || room > 0 {
-                room -= usize::from(other.received.insert(key, *next).is_none());
+            let is_about_own = *writer == self.id
+                && (*incarnation == self.author.incarnation || self.past.contains_key(incarnation));
+            if other.received.contains_key(&key) || room > 0 || is_about_own {
+                let is_new = other.received.insert(key, (*next, *from)).is_none();
+                room = room.saturating_sub(usize::from(is_new));
             }
         }
         true
@@ -856,9 +887,9 @@ impl Member {
         let main = self.readers.all.iter().filter(|((stream, _), _)| stream.catch_up.is_none());
         let mut received: Vec<_> = main.flat_map(|(_, reader)| reader.received()).collect();
         let (topic_turn, received_turn) = self.heads.turns;
-        let (logs, positions) = (topics.len().max(1), received.len().max(1));
+        let logs = topics.len().max(1);
         topics.rotate_left(topic_turn.min(logs) % logs);
-        received.rotate_left(received_turn.min(positions) % positions);
+        let new = self.heads.new_first(&mut received, received_turn);
         let alarms = self.alarms().into_iter().filter(|alarm| alarm.finding.is_reported());
         let alarms = alarms.map(|alarm| (alarm.topic, alarm.writer)).chain(self.alarmed.iter().cloned());
         let alarms: BTreeSet<_> = alarms.collect();
@@ -881,10 +912,46 @@ impl Member {
             alarms,
         };
         let signed = head.sign(&self.author.fleet, &self.author.key);
-        self.heads.turns =
-            ((topic_turn + signed.logs) % logs, (received_turn + signed.positions) % positions);
+        self.heads.state(&head.received, signed.positions);
+        let repeated = signed.positions.saturating_sub(new);
+        self.heads.turns = ((topic_turn + signed.logs) % logs, received_turn + repeated);
         self.heads.schedule.sent(now.moment, self.others.len());
         self.actions.push(Action::PublishHead(signed.block));
+    }
+}
+
+/// The number of heads that state a new position before those that were stated earlier. A head can be lost.
+const STATED_FIRST: u32 = 2;
+
+fn key_of(position: &Received) -> PositionKey {
+    (position.topic.clone(), position.writer, position.incarnation)
+}
+
+impl Heads {
+    /// Puts the positions first that are new, and the others after them, from the `turn`th on. Returns the number of new
+    /// ones.
+    fn new_first(&self, received: &mut Vec<Received>, turn: usize) -> usize {
+        let is_new = |it: &Received| {
+            self.stated.get(&key_of(it)).is_none_or(|(next, times)| *next != it.next || *times < STATED_FIRST)
+        };
+        let (mut new, mut stated): (Vec<_>, Vec<_>) = received.drain(..).partition(is_new);
+        let count = stated.len().max(1);
+        stated.rotate_left(turn % count);
+        let first = new.len();
+        new.append(&mut stated);
+        *received = new;
+        first
+    }
+
+    /// Notes the positions of a head, of which the first `count` fitted.
+    fn state(&mut self, received: &[Received], count: usize) {
+        let mut before = std::mem::take(&mut self.stated);
+        for (index, position) in received.iter().enumerate() {
+            let key = key_of(position);
+            let stated = before.remove(&key).filter(|(next, _)| *next == position.next);
+            let times = stated.map_or(0, |(_, times)| times) + u32::from(index < count);
+            self.stated.insert(key, (position.next, times));
+        }
     }
 }
 
@@ -978,6 +1045,7 @@ mod tests {
             incarnation: writer.incarnation,
             began: writer.began,
             next: bundle.listed().next(),
+            from: 0,
             last: Some(bundle.listed()),
             time: Timestamp(7),
             before: None,

@@ -167,8 +167,8 @@ impl Reader {
 
     /// Continues after an incarnation whose events are durable up to a checkpoint.
     pub fn resume(&mut self, checkpoint: &Checkpoint) {
-        let Checkpoint { incarnation, began, next, last, time, before, is_replaced, floor } = checkpoint;
-        let mut reader = IncarnationReader::resumed(*began, *next, *last, *time);
+        let Checkpoint { incarnation, began, before, is_replaced, floor, .. } = checkpoint;
+        let mut reader = IncarnationReader::resumed(checkpoint);
         self.latest = self.latest.max(*began);
         self.floor = self.floor.max(*floor);
         if let Some((previous, end)) = *before {
@@ -203,7 +203,7 @@ impl Reader {
             match since {
                 // It wants nothing of the incarnation that the main reading has.
                 Since::Time(time) | Since::Head(time) if known.time < time => {
-                    (reader.next, reader.durable) = (Some(next), next);
+                    (reader.next, reader.durable, reader.from) = (Some(next), next, next);
                     (reader.last, reader.time) = (known.last, known.time);
                     reader.before = Before::Nothing;
                 }
@@ -503,6 +503,7 @@ impl Reader {
             writer: self.writer,
             incarnation: *incarnation,
             next: it.durable,
+            from: it.from,
         })
     }
 
@@ -640,12 +641,13 @@ impl Reader {
             Before::Unknown | Before::Nothing => None,
         };
         let next = reader.next.expect("a reader that delivers has a position");
-        let (began, last, time) = (reader.began, reader.last, reader.time);
+        let (began, from, last, time) = (reader.began, reader.from, reader.last, reader.time);
         let is_replaced = self.replaced.contains(&id);
         let replaced = before.filter(|_| first == 0).map(|(previous, _)| previous);
         let removed = replaced.map_or_else(Vec::new, |previous| self.replace(previous, step.budget));
         let (stream, writer, floor) = (self.stream.clone(), self.writer, self.floor);
-        let checkpoint = Checkpoint { incarnation: id, began, next, last, time, before, is_replaced, floor };
+        let checkpoint =
+            Checkpoint { incarnation: id, began, next, from, last, time, before, is_replaced, floor };
         let delivery = Delivery { stream, writer, first, outcome, checkpoint, replaced, removed };
         step.budget.uncommitted += delivery.bytes();
         step.actions.push(Action::Deliver(delivery));
@@ -870,7 +872,8 @@ impl Reader {
     /// Requests the missing bundles that are needed first.
     fn fetch(&mut self, step: &mut Step<'_>) {
         self.search_index(step);
-        let is_searching = self.index.is_active();
+        // While a node cannot be had, what is known is fetched: it names earlier bundles, too.
+        let is_searching = self.index.is_active() && self.index.want().is_none();
         let flights = self.incarnations.values().flat_map(|it| it.known.values());
         let mut flights = flights.filter(|it| it.is_in_flight).count();
         for reader in self.incarnations.values_mut().filter(|it| !it.is_complete()) {

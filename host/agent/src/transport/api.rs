@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use dim_client::{Client, ClientError, Job, Problem};
 use dim_model::ident::{NodeId, Topic};
+use dim_network::lone_writer::Progress;
 use dim_server::config::Topics;
 use reqwest::Method;
 use serde_json::Value;
@@ -57,8 +58,8 @@ impl Transport for Api {
         &[]
     }
 
-    async fn acknowledged(&self, _: &Topic) -> u64 {
-        0
+    async fn progress(&self, _: &Topic) -> Progress {
+        Progress::default()
     }
 
     async fn acknowledged_within(&self) -> Duration {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use dim_ipfs::{Backend, BackendError};
 use dim_model::ident::{NodeId, Topic};
-use dim_network::lone_writer::{LoneWriter, PublishError};
+use dim_network::lone_writer::{LoneWriter, Progress, PublishError};
 use dim_server::config::Topics;
 
 use super::{Answer, Receipt, Transport, Undelivered};
@@ -26,6 +26,9 @@ const REPEATS: &[Duration] = &[Duration::from_secs(10), Duration::from_secs(30),
 /// The pause between two messages. A daemon drops messages that its peers and subscribers do not accept at once. With
 /// 5 ms, a busy machine lost up to one of thirty.
 const PACE: Duration = Duration::from_millis(50);
+
+/// The number of events that wait for the daemon up to which heartbeats are published on a reliable topic.
+const MAX_WAITING: usize = 1_000;
 
 /// The transport through a daemon.
 #[derive(Debug)]
@@ -54,7 +57,8 @@ impl Transport for Kubo {
         let message = notice.message(&self.node);
         if let Some(writer) = self.writer_of(topic) {
             let number = writer.publish(topic, message.into()).await.map_err(|error| not_now(&error))?;
-            return Ok(Answer::Published(Receipt { topic: topic.clone(), number }));
+            let again = writer.again(topic);
+            return Ok(Answer::Published(Receipt { topic: topic.clone(), number, again }));
         }
         self.publish(topic, message).await?;
         tokio::time::sleep(PACE).await;
@@ -64,9 +68,14 @@ impl Transport for Kubo {
     async fn beat(&self, heartbeat: String) -> Result<(), Undelivered> {
         let topic = &self.topics.node_heartbeat;
         let Some(writer) = self.writer_of(topic) else { return self.publish(topic, heartbeat).await };
-        self.audience_of(&writer.channel(topic)).await?;
-        // Heartbeats do not pile up for a daemon that accepts none.
-        if writer.waiting() > 0 {
+        // The hosts of a fleet may still be plain.
+        if let Err(nobody) = self.audience_of(&writer.channel(topic)).await
+            && (!writer.is_both(topic) || self.audience_of(topic).await.is_err())
+        {
+            return Err(nobody);
+        }
+        // Heartbeats do not pile up for a daemon that accepts nothing.
+        if writer.waiting() > MAX_WAITING {
             return Err(Undelivered::NotNow("earlier events wait for the daemon".to_owned()));
         }
         writer.publish(topic, heartbeat.into()).await.map_err(|error| not_now(&error))?;
@@ -77,10 +86,10 @@ impl Transport for Kubo {
         REPEATS
     }
 
-    async fn acknowledged(&self, topic: &Topic) -> u64 {
+    async fn progress(&self, topic: &Topic) -> Progress {
         match &self.writer {
-            Some(writer) => writer.acknowledged(topic).await,
-            None => 0,
+            Some(writer) => writer.progress(topic).await,
+            None => Progress::default(),
         }
     }
 

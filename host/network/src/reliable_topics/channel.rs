@@ -13,6 +13,7 @@ use dim_model::ident::{PluginName, Topic};
 use dim_model::time::Timestamp;
 use dim_store::catch_ups::KeptTopics;
 use dim_store::grants::TopicPattern;
+use dim_store::mirrors::Mirror;
 use dim_topics::action::Stream;
 use dim_topics::bundle::{Bundle, Listed};
 use dim_topics::head::{Head, Place};
@@ -22,7 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::SendResult;
 use super::intake::Outcome;
-use super::mirrors::Kept;
+use super::mirrors::Attempt;
 use super::own_index::Provided;
 use super::plain_copies::PlainCopies;
 use super::writer_log::WriterLog;
@@ -302,7 +303,14 @@ pub enum Input {
         unheard_since: Moment,
     },
     /// An attempt to keep a log of another writer has ended.
-    Mirrored(Box<Kept>),
+    Mirrored(Box<Attempt>),
+    /// The daemon has removed the pin of a log that is no longer mirrored, or has not.
+    MirrorEnded {
+        /// The log.
+        mirror: Box<Mirror>,
+        /// Whether the pin is removed.
+        is_unpinned: bool,
+    },
     /// Results of the protocol are durable.
     Committed(Vec<Outcome>),
     /// Subscriptions of plugins that receive earlier events began or ended.

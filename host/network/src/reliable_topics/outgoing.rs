@@ -90,6 +90,7 @@ pub struct Outgoing {
     heads: VecDeque<Block>,
     bundles: VecDeque<Block>,
     copies: VecDeque<Block>,
+    foreign_heads: VecDeque<Block>,
     is_sending: bool,
     backoff: Backoff,
 }
@@ -129,9 +130,10 @@ impl Outgoing {
         self.heads.push_back(Block { channel, data, kind: BlockKind::Head, ends: None });
     }
 
-    /// Adds the head of a silent writer.
-    pub fn foreign_head(&mut self, channel: Topic, data: Bytes) {
-        self.bundles.push_back(Block { channel, data, kind: BlockKind::Head, ends: None });
+    /// Adds the heads of silent writers. They replace those that were not sent yet.
+    pub fn foreign_heads(&mut self, channel: &Topic, heads: Vec<Bytes>) {
+        let block = |data| Block { channel: channel.clone(), data, kind: BlockKind::Head, ends: None };
+        self.foreign_heads = heads.into_iter().map(block).collect();
     }
 
     /// Adds stored bundles that were perhaps not sent. The plain copies of old ones are left out: nobody would recognise
@@ -163,8 +165,9 @@ impl Outgoing {
     }
 
     fn next(&mut self) -> Option<Block> {
-        let Self { heads, bundles, copies, .. } = self;
-        heads.pop_front().or_else(|| bundles.pop_front()).or_else(|| copies.pop_front())
+        let Self { heads, bundles, copies, foreign_heads, .. } = self;
+        let own = heads.pop_front().or_else(|| bundles.pop_front()).or_else(|| copies.pop_front());
+        own.or_else(|| foreign_heads.pop_front())
     }
 
     /// Puts a message back that could not be sent.
@@ -306,12 +309,18 @@ impl ReliableTopics {
     }
 
     pub(super) fn put_block(&self, digest: Digest, block: Bytes) {
+        self.put_block_with(digest, block, ());
+    }
+
+    /// Gives a block to the daemon, and then drops `permit`.
+    pub(super) fn put_block_with(&self, digest: Digest, block: Bytes, permit: impl Send + 'static) {
         let backend = self.parts.backend.clone();
         self.tasks.spawn(async move {
             if let Err(error) = backend.content.put_block(&digest.cid(), block).await {
                 // Members that miss it ask for it.
                 tracing::debug!(%digest, "the daemon does not store a bundle: {error}");
             }
+            drop(permit);
         });
     }
 

@@ -18,7 +18,7 @@ use super::{Parts, ReliableTopics};
 pub(super) const PAUSE: Duration = Duration::from_secs(1);
 
 /// The time limit of a pin. The daemon has all blocks, so a pin that takes longer misses some.
-pub(super) const PIN: Duration = Duration::from_secs(5);
+const PIN: Duration = Duration::from_secs(5);
 
 /// The indexes in the daemon.
 #[derive(Debug, Default)]

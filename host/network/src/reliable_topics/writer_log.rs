@@ -2,7 +2,7 @@
 
 use dim_model::ident::{IpnsName, Topic};
 use dim_topics::identity::{Incarnation, WriterId};
-use dim_topics::member::{Member, WriterStatus};
+use dim_topics::member::{Member, Reported, WriterStatus};
 use dim_topics::reader::{Position, ReaderCounters};
 
 use super::mirrors::Mirrors;
@@ -24,9 +24,19 @@ pub struct WriterLog {
     pub received: u64,
     /// The counters of the writer, over all incarnations since the start of this host.
     pub counters: ReaderCounters,
-    /// The positions that other members report: the member, and the sequence after the last event that is durable
-    /// there.
-    pub readers: Vec<(IpnsName, u64)>,
+    /// The positions that other members report.
+    pub readers: Vec<ReaderPosition>,
+}
+
+/// The position of another member in the log of a writer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReaderPosition {
+    /// The member, by the IPNS name of its key.
+    pub reader: IpnsName,
+    /// The sequence after the last event that is durable there.
+    pub received: u64,
+    /// The sequence from which on no event is missing there.
+    pub from: u64,
 }
 
 /// Returns the logs of the writers of a topic.
@@ -34,7 +44,12 @@ pub fn of_topic(member: &Member, mirrors: &Mirrors, topic: &Topic) -> Vec<Writer
     let id = member.id();
     let log = |writer: WriterId, counters: ReaderCounters, position: Position| {
         let positions = member.positions_of(topic, &writer).into_iter();
-        let readers = positions.filter(|(_, incarnation, _)| *incarnation == position.incarnation);
+        let readers = positions.filter(|it| it.incarnation == position.incarnation);
+        let reader = |Reported { member, next, from, .. }| ReaderPosition {
+            reader: member.name(),
+            received: next,
+            from,
+        };
         WriterLog {
             writer: writer.name(),
             is_own: writer == id,
@@ -43,7 +58,7 @@ pub fn of_topic(member: &Member, mirrors: &Mirrors, topic: &Topic) -> Vec<Writer
             end: position.end,
             received: position.received,
             counters,
-            readers: readers.map(|(reader, _, next)| (reader.name(), next)).collect(),
+            readers: readers.map(reader).collect(),
         }
     };
     let own = member.own_end(topic).map(|end| {

@@ -194,7 +194,7 @@ impl Examined {
                 self.tell(Severity::Error, &["topics", &pattern.to_string()], why);
             }
             if topic.mirror && topic.delivery.is_none_or(|delivery| delivery == Delivery::Plain) {
-                let why = "nothing is kept of a plain topic: set `delivery: reliable` or `both` beside it";
+                let why = "`delivery: reliable` or `both` must stand beside it: a mirror keeps nothing of a plain topic";
                 self.tell(Severity::Error, &["topics", &pattern.to_string(), "mirror"], why);
             }
         }

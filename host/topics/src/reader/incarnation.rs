@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use dim_model::time::Timestamp;
 
+use crate::action::Checkpoint;
 use crate::bundle::{Bundle, Listed, Start};
 use crate::identity::Digest;
 use crate::reader::Since;
@@ -75,6 +76,8 @@ pub struct IncarnationReader {
     pub next: Option<u64>,
     /// The sequence after the last event that is durable.
     pub durable: u64,
+    /// The sequence from which on no event is missing: that of the first event, or that after the last gap.
+    pub from: u64,
     /// The sequence after the last event that the writer is known to have published.
     pub end: u64,
     /// The last delivered bundle, if no gap follows it.
@@ -102,6 +105,7 @@ impl IncarnationReader {
             before: Before::Unknown,
             next: None,
             durable: 0,
+            from: 0,
             end: 0,
             last: None,
             time: Timestamp(0),
@@ -114,11 +118,12 @@ impl IncarnationReader {
         }
     }
 
-    /// Creates the reader of an incarnation whose events before `next` are durable.
-    pub fn resumed(began: Timestamp, next: u64, last: Option<Listed>, time: Timestamp) -> Self {
+    /// Creates the reader of an incarnation that continues at a checkpoint.
+    pub fn resumed(checkpoint: &Checkpoint) -> Self {
+        let Checkpoint { began, next, from, last, time, .. } = *checkpoint;
         let mut it = Self::new(began, 0);
         it.next = Some(next);
-        (it.durable, it.end, it.last, it.time) = (next, next, last, time);
+        (it.durable, it.from, it.end, it.last, it.time) = (next, from, next, last, time);
         it.delivered.extend(last);
         it.before = Before::Nothing;
         it
@@ -222,7 +227,7 @@ impl IncarnationReader {
             None if lowest == 0 => 0,
             None => return None,
         };
-        (self.next, self.durable) = (Some(next), next);
+        (self.next, self.durable, self.from) = (Some(next), next, next);
         if next > 0 {
             self.before = Before::Nothing;
         }
@@ -262,6 +267,7 @@ impl IncarnationReader {
     /// Skips the events before `next`, which cannot be had. Returns the size of the dropped bundles, in bytes.
     pub fn skip_to(&mut self, next: u64) -> usize {
         self.next = Some(next);
+        self.from = next;
         self.last = None;
         self.stuck = None;
         self.end = self.end.max(next);

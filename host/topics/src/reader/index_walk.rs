@@ -31,11 +31,13 @@ struct Pending {
 pub struct IndexWalk {
     /// The root that the last head states.
     root: Option<Digest>,
+    /// The root with which the search began.
+    searched: Option<Digest>,
     /// The nodes that are not read yet. The last one is next.
     pending: Vec<Pending>,
     /// Bundles from before this time are not looked for.
     from: Timestamp,
-    /// The number of nodes that this search has requested.
+    /// The number of nodes that this search has read.
     nodes: usize,
     is_in_flight: bool,
     /// Whether the last search has read all nodes that it wanted.
@@ -52,8 +54,13 @@ impl IndexWalk {
 
     /// Notes the root that a head states.
     pub fn state(&mut self, root: Digest) {
-        if self.root.replace(root) != Some(root) && self.tries > 0 {
-            // The nodes of the earlier root cannot be had.
+        self.root = Some(root);
+        self.end_if_outdated();
+    }
+
+    /// Ends a search for nodes that cannot be had if the writer states another root by now.
+    fn end_if_outdated(&mut self) {
+        if self.tries > 0 && self.searched != self.root {
             self.end();
         }
     }
@@ -67,6 +74,7 @@ impl IndexWalk {
     pub fn begin(&mut self, from: Timestamp) {
         self.pending = self.root.map(|digest| Pending { digest, level: None }).into_iter().collect();
         (self.from, self.nodes, self.tries, self.is_complete) = (from, 0, 0, false);
+        self.searched = self.root;
         self.not_before = Moment::default();
     }
 
@@ -100,7 +108,6 @@ impl IndexWalk {
     /// Notes that the node that is due is being fetched.
     pub fn fetching(&mut self) {
         self.is_in_flight = true;
-        self.nodes += 1;
     }
 
     /// Takes in the result of a fetch. Returns the places of a leaf.
@@ -116,7 +123,8 @@ impl IndexWalk {
         };
         self.pending.pop();
         self.tries = 0;
-        if wanted.level.is_some_and(|level| level != node.level()) || self.nodes >= MAX_NODES {
+        self.nodes += 1;
+        if wanted.level.is_some_and(|level| level != node.level()) || self.nodes > MAX_NODES {
             self.end();
             return Vec::new();
         }
@@ -145,6 +153,7 @@ impl IndexWalk {
     fn failed(&mut self, now: Moment) {
         self.not_before = now.after(RETRY_PAUSE * (1 << self.tries.min(MAX_DOUBLINGS)));
         self.tries += 1;
+        self.end_if_outdated();
     }
 }
 
@@ -209,6 +218,13 @@ mod tests {
         assert!(walk.is_active());
         walk.state(other);
         assert!(!walk.is_active() && !walk.is_complete());
+        // The writer states another root while the node of the one before is being fetched.
+        walk.begin(Timestamp(0));
+        walk.fetching();
+        walk.state(root);
+        assert!(walk.is_active());
+        walk.take(&other, None, now);
+        assert!(!walk.is_active());
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! with what the generator returns. To generate them again, run
 //! `DIM_WRITE_BINDINGS=1 cargo test --workspace the_bindings_of_the_sdk`.
 
-#![allow(missing_docs, clippy::all)]
+#![allow(missing_docs, clippy::all, clippy::unwrap_used)]
 
 #[rustfmt::skip]
 mod generated;

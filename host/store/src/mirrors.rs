@@ -28,19 +28,16 @@ pub struct Mirror {
 
 /// All mirrors.
 pub fn all(snapshot: &Snapshot) -> Result<Vec<Mirror>, StoreError> {
-    let mirror = |topic: &str, writer: &[u8], row: &[u8]| {
-        let MirrorRow { root, head, time } =
-            MirrorRow::decode(row).map_err(|error| StoreError::corrupt("mirrors", error))?;
-        let (topic, writer, root) = (parse(topic)?, WriterId(fixed(writer)?), Digest(fixed(&root)?));
-        Ok(Mirror { topic, writer, root, head, time: Timestamp(time) })
-    };
-    let rows = snapshot.table(MIRRORS)?;
-    let row = |row: Result<(redb::AccessGuard<'_, (&str, &[u8])>, redb::AccessGuard<'_, &[u8]>), _>| {
+    let mut mirrors = Vec::new();
+    for row in snapshot.table(MIRRORS)?.iter()? {
         let (key, row) = row?;
         let (topic, writer) = key.value();
-        mirror(topic, writer, row.value())
-    };
-    rows.iter()?.map(row).collect()
+        let MirrorRow { root, head, time } =
+            MirrorRow::decode(row.value()).map_err(|error| StoreError::corrupt("mirrors", error))?;
+        let (topic, writer, root) = (parse(topic)?, WriterId(fixed(writer)?), Digest(fixed(&root)?));
+        mirrors.push(Mirror { topic, writer, root, head, time: Timestamp(time) });
+    }
+    Ok(mirrors)
 }
 
 /// Notes what the daemon has pinned of a log.

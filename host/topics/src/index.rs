@@ -90,7 +90,7 @@ impl Node {
     }
 
     /// Encodes the node as a block.
-    fn encode(&self) -> Bytes {
+    pub fn encode(&self) -> Bytes {
         let (mut nodes, mut bundles) = (Vec::new(), Vec::new());
         match self {
             Self::Leaf(places) => bundles.extend(places.iter().map(|BundlePlace { incarnation, listed }| {

@@ -61,6 +61,8 @@ type LogId = (Topic, WriterId);
 struct MirroredLog {
     /// What the daemon has pinned.
     pinned: Option<Mirror>,
+    /// The time of the head in the stored row.
+    stored: Timestamp,
     /// What the newest head states, if it is not pinned yet.
     wanted: Option<Mirror>,
     /// The time before which no other attempt begins, after one that was refused.
@@ -110,8 +112,8 @@ impl Mirrors {
                 heard.newest = heard.newest.max((head.began, head.number));
             }
             let id = (mirror.topic.clone(), mirror.writer);
-            let (pinned, wanted) = (Some(mirror.clone()), Some(mirror));
-            logs.insert(id, MirroredLog { pinned, wanted, ..MirroredLog::default() });
+            let (stored, pinned, wanted) = (mirror.time, Some(mirror.clone()), Some(mirror));
+            logs.insert(id, MirroredLog { pinned, stored, wanted, ..MirroredLog::default() });
         }
         Self {
             logs,
@@ -172,9 +174,11 @@ impl Mirrors {
                 Mirror { topic: log.topic.clone(), writer: head.writer, root, head: block.clone(), time };
             match &mut it.pinned {
                 Some(pinned) if pinned.root == root => {
-                    let is_due = time.since(pinned.time) >= REFRESH;
                     (pinned.head, pinned.time) = (stated.head, time);
-                    refreshed.extend(is_due.then(|| pinned.clone()));
+                    if time.since(it.stored) >= REFRESH {
+                        it.stored = time;
+                        refreshed.push(pinned.clone());
+                    }
                 }
                 _ => it.wanted = Some(stated),
             }
@@ -409,8 +413,12 @@ impl ReliableTopics {
             Ok(blocks) => {
                 log.blocks = Arc::new(blocks);
                 log.is_told = false;
-                log.pinned = Some(mirror.clone());
-                self.write_mirror(mirror);
+                // A newer head may have stated the same root meanwhile.
+                let newer = log.pinned.take().filter(|it| it.root == mirror.root && it.time > mirror.time);
+                let pinned = newer.unwrap_or(mirror);
+                log.stored = pinned.time;
+                log.pinned = Some(pinned.clone());
+                self.write_mirror(pinned);
                 self.mirror_next();
             }
             Err(why @ (NotKept::Backend(_) | NotKept::Slow)) => {

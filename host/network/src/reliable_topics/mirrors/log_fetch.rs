@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use dim_ipfs::BackendError;
+use dim_ipfs::{BackendError, Content};
 use dim_store::mirrors::Mirror;
 use dim_topics::block::MAX_BLOCK;
 use dim_topics::bundle::Bundle;
@@ -98,7 +98,7 @@ async fn fetch_and_pin(
     known: &Blocks,
     room: Room,
 ) -> Result<Blocks, NotKept> {
-    let (nodes, places) = read_index(parts, mirror.root, known).await?;
+    let (nodes, places) = read_index(&*parts.backend.content, mirror.root, known).await?;
     let mut blocks = Blocks { nodes, ..Blocks::default() };
     let (kept, missing): (Vec<_>, Vec<_>) =
         places.into_iter().partition(|it| known.bundles.contains_key(&it.listed.digest));
@@ -128,7 +128,7 @@ async fn fetch_and_pin(
 
 /// Reads the nodes of an index. Returns them and the places in their leaves.
 async fn read_index(
-    parts: &Parts,
+    content: &dyn Content,
     root: Digest,
     known: &Blocks,
 ) -> Result<(HashMap<Digest, Node>, Vec<BundlePlace>), NotKept> {
@@ -141,7 +141,7 @@ async fn read_index(
         }
         let node = match known.nodes.get(&digest) {
             Some(node) => node.clone(),
-            None => Node::open(&parts.backend.content.block(&digest.cid(), MAX_NODE, FETCH).await?)?,
+            None => Node::open(&content.block(&digest.cid(), MAX_NODE, FETCH).await?)?,
         };
         if level.is_some_and(|level| node.level() != level) {
             return Err(NotKept::Foreign);
@@ -172,5 +172,109 @@ async fn fetch(parts: &Parts, mirror: &Mirror, place: BundlePlace) -> Result<(Di
         Ok((listed.digest, size))
     } else {
         Err(NotKept::Foreign)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use async_trait::async_trait;
+    use bytes::Bytes;
+    use cid::Cid;
+    use dim_model::ident::ContentPath;
+    use dim_model::time::Timestamp;
+    use dim_topics::bundle::Listed;
+    use dim_topics::identity::Incarnation;
+    use dim_topics::index::{Child, IndexBuilder, NewNodes};
+
+    use super::*;
+
+    /// A daemon with some blocks, which counts the fetches.
+    #[derive(Default)]
+    struct Daemon {
+        blocks: HashMap<Cid, Bytes>,
+        fetches: AtomicUsize,
+    }
+
+    impl Daemon {
+        fn add(&mut self, block: Bytes) -> Digest {
+            let digest = Digest::of(&block);
+            self.blocks.insert(digest.cid(), block);
+            digest
+        }
+    }
+
+    #[async_trait]
+    impl Content for Daemon {
+        async fn block(&self, cid: &Cid, _: usize, _: Duration) -> Result<Bytes, BackendError> {
+            self.fetches.fetch_add(1, Ordering::Relaxed);
+            let missing = || BackendError::Unreachable { what: cid.to_string(), why: "missing".to_owned() };
+            self.blocks.get(cid).cloned().ok_or_else(missing)
+        }
+
+        async fn put(&self, _: &Cid, _: Bytes) -> Result<(), BackendError> {
+            unimplemented!()
+        }
+
+        async fn file(&self, _: &ContentPath, _: usize) -> Result<(Cid, Bytes), BackendError> {
+            unimplemented!()
+        }
+
+        async fn is_pinned(&self, _: &Cid) -> Result<bool, BackendError> {
+            unimplemented!()
+        }
+
+        async fn unpin(&self, _: &Cid) -> Result<(), BackendError> {
+            unimplemented!()
+        }
+
+        async fn put_block(&self, _: &Cid, _: Bytes) -> Result<(), BackendError> {
+            unimplemented!()
+        }
+
+        async fn pin_graph(&self, _: &Cid, _: Option<&Cid>, _: Duration) -> Result<(), BackendError> {
+            unimplemented!()
+        }
+    }
+
+    fn place(number: u64) -> BundlePlace {
+        let digest = Digest([number as u8; 32]);
+        let listed = Listed { first: number, count: 1, time: Timestamp(number), digest };
+        BundlePlace { incarnation: Incarnation([1; 16]), listed }
+    }
+
+    #[tokio::test]
+    async fn an_index_is_read_and_what_is_known_of_it_is_not_fetched_again() {
+        let (mut daemon, mut index) = (Daemon::default(), IndexBuilder::default());
+        let (mut known, mut next) = (Blocks::default(), 0);
+        for (count, fetches) in [(300, 3), (600, 3), (600, 0)] {
+            (next..count).for_each(|number| index.add(place(number)));
+            next = count;
+            let NewNodes { root, blocks } = index.root().unwrap();
+            daemon.blocks.extend(blocks.into_iter().map(|(digest, block)| (digest.cid(), block)));
+            let (nodes, places) = read_index(&daemon, root, &known).await.unwrap();
+            assert_eq!(daemon.fetches.swap(0, Ordering::Relaxed), fetches, "{count}");
+            assert_eq!(places.len() as u64, count);
+            known.nodes = nodes;
+        }
+    }
+
+    #[tokio::test]
+    async fn an_index_that_is_none_is_refused() {
+        let mut daemon = Daemon::default();
+        let leaf = daemon.add(Node::Leaf(vec![place(1)]).encode());
+        let child = Child { time: Timestamp(1), digest: leaf };
+        let inner = |level, children: &[Child]| Node::Inner { level, children: children.to_vec() }.encode();
+        // A few nodes with any number of paths.
+        let twice = daemon.add(inner(1, &[child, child]));
+        // A leaf where a node of level 1 is expected.
+        let uneven = daemon.add(inner(2, &[child]));
+        for root in [twice, uneven] {
+            let refused = read_index(&daemon, root, &Blocks::default()).await.unwrap_err();
+            assert!(matches!(refused, NotKept::Foreign), "{refused}");
+        }
+        let missing = read_index(&daemon, Digest([9; 32]), &Blocks::default()).await.unwrap_err();
+        assert!(matches!(missing, NotKept::Backend(_)), "{missing}");
     }
 }

@@ -177,7 +177,10 @@ impl Reader {
         }
         self.incarnations.insert(*incarnation, reader);
         if *is_replaced {
-            self.replaced.push(*incarnation);
+            // The oldest ones are removed first.
+            let is_older = |id: &Incarnation| self.incarnations[id].time <= checkpoint.time;
+            let place = self.replaced.partition_point(is_older);
+            self.replaced.insert(place, *incarnation);
         }
     }
 

@@ -79,6 +79,11 @@ fn seeds_beyond_the_usual_ones_that_once_failed_pass() {
 }
 
 #[test]
+fn members_that_start_again_and_again_agree() {
+    run_all(seeds() / 50, Troubles::many_starts);
+}
+
+#[test]
 fn fifty_members_agree() {
     run_all(seeds() / 200, Troubles::many_members);
 }

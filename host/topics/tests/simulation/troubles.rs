@@ -51,6 +51,18 @@ pub struct Troubles {
 }
 
 impl Troubles {
+    /// Members that start again and again, so that readers forget the oldest process starts. Nothing is removed: heads
+    /// name the ends of eight earlier process starts only.
+    pub fn many_starts(seed: u64) -> Self {
+        Self {
+            events: 300,
+            crashes_at_commits: 0.5,
+            length: Duration::from_secs(300),
+            has_retention: false,
+            ..Self::any(seed)
+        }
+    }
+
     /// Troubles that lose nothing: every event must be delivered, unless a writer has removed it.
     pub fn any(seed: u64) -> Self {
         let rng = &mut StdRng::seed_from_u64(seed ^ 0x7072_6f66_696c_6531);

@@ -132,7 +132,7 @@ fn only_one_file_holds_bindings_and_each_crate_of_the_host_depends_on_lower_ones
         ("server", &["bundled", "model", "ipfs", "topics", "store", "runtime", "network"]),
         ("api", &["model", "ipfs", "store", "runtime", "network", "server"]),
         ("scenarios", &["bundled", "model", "ipfs", "store", "runtime", "server"]),
-        ("agent", &["model", "ipfs", "store", "server", "api"]),
+        ("agent", &["model", "ipfs", "store", "network", "server", "api"]),
         ("cli", &["model", "ipfs", "store", "runtime", "server", "api", "scenarios", "agent"]),
     ];
     let listed: Vec<String> = std::fs::read_dir(&host)

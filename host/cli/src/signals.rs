@@ -87,9 +87,11 @@ impl Watch {
     async fn run(mut self) {
         self.signal().await;
         let first = Instant::now();
+        // Before the request is passed on: its receiver may drop [`Signals`] at once, and still needs time to end.
+        let nobody_receives = self.is_over.load(Ordering::Relaxed);
         // The channel is full only if nobody receives. Then the kill below ends the process.
         let _ = self.to.try_send(());
-        if !self.is_over.load(Ordering::Relaxed) {
+        if !nobody_receives {
             self.signal().await;
             while first.elapsed() < SAME {
                 self.signal().await;

@@ -41,13 +41,12 @@ pub use spool::SpoolError;
 
 use dim_ipfs::kubo;
 use dim_model::connectivity::Connectivity;
-use dim_model::ident::{NodeId, Topic};
+use dim_model::ident::NodeId;
 use dim_model::time::{Clock, Timestamp};
 use dim_network::lone_writer::{self, LoneWriter, Tasks};
-use dim_network::reliable_topics::{Deliveries, ReliableTopic};
+use dim_network::reliable_topics::{Deliveries, ReliableTopic, reliable_topic};
 use dim_server::config::Topics;
 use dim_store::Absent;
-use dim_store::grants::TopicPattern;
 use dim_store::plugin_limits::MESSAGE_BYTES;
 
 use heartbeat::{Heartbeat, Said};
@@ -245,8 +244,7 @@ async fn transport(options: &Options) -> Result<(Arc<dyn Transport>, Option<Task
     };
     let backend = kubo::backend(&settings)?;
     let mut kubo = transport::Kubo { backend: backend.clone(), node, topics, writer: None };
-    let is_reliable = |topic: &Topic| matches!(TopicPattern::closest(&deliveries, topic), Some(Some(_)));
-    if !kubo.used_topics().into_iter().any(is_reliable) {
+    if !kubo.used_topics().into_iter().any(|topic| reliable_topic(&deliveries, topic).is_some()) {
         return Ok((Arc::new(kubo), None));
     }
     let (dir, clock) = (options.dir.join(WRITER), options.clock.clone());

@@ -106,11 +106,6 @@ impl Pending {
         published.map(|(receipt, _)| receipt.topic.clone()).collect()
     }
 
-    /// Returns whether a notice was published and is not acknowledged.
-    pub fn has_published(&self) -> bool {
-        self.notices.values().any(|telling| telling.published.is_some())
-    }
-
     /// Lets the published notices of a topic that were given up be published again.
     pub fn publish_again(&mut self, topic: &Topic, progress: &Progress, now: Instant) {
         let is_given_up = |receipt: &Receipt| {

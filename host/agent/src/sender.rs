@@ -146,7 +146,7 @@ impl Sender {
     /// Waits for a new notice or for the time of a pending one. If notices were sent and must be repeated, it checks
     /// that receivers exist.
     async fn wait(&self, pending: &Pending) -> Result<(), Failure> {
-        let look = if pending.has_published() {
+        let look = if pending.oldest_published().is_some() {
             LOOK_AT_PROGRESS
         } else if pending.has_told() {
             LOOK

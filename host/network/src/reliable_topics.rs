@@ -38,7 +38,9 @@ use tokio_util::task::TaskTracker;
 
 use crate::own_messages::Echoes;
 
-pub use channel::{Channels, Deliveries, Input, Inputs, Reliable, ReliableTopic, WaitingPublish};
+pub use channel::{
+    Channels, Deliveries, Input, Inputs, Reliable, ReliableTopic, WaitingPublish, reliable_topic,
+};
 pub use dim_topics::reader::ReaderCounters;
 pub use identity::{Identity, IdentityError};
 pub use plain_copies::{HOLD, Verdict};

@@ -85,6 +85,11 @@ pub struct ReliableTopic {
 /// are plain.
 pub type Deliveries = BTreeMap<TopicPattern, Option<ReliableTopic>>;
 
+/// The settings of a topic, if it is reliable.
+pub fn reliable_topic<'a>(deliveries: &'a Deliveries, topic: &Topic) -> Option<&'a ReliableTopic> {
+    TopicPattern::closest(deliveries, topic)?.as_ref()
+}
+
 /// The reliable topics as the rest of the host sees them.
 #[derive(Clone, Debug)]
 pub struct Reliable {
@@ -134,7 +139,7 @@ impl Reliable {
     }
 
     fn closest(&self, topic: &Topic) -> Option<&ReliableTopic> {
-        TopicPattern::closest(&self.deliveries, topic)?.as_ref()
+        reliable_topic(&self.deliveries, topic)
     }
 
     /// Whether a topic is reliable and plain.

@@ -87,43 +87,35 @@ pub async fn keep(
     known: &Blocks,
     room: Room,
 ) -> Result<Blocks, NotKept> {
-    let kept = tokio::time::timeout(TURN, fetch_and_pin(parts, mirror, before, known, room)).await;
-    kept.unwrap_or(Err(NotKept::Slow))
-}
-
-async fn fetch_and_pin(
-    parts: &Parts,
-    mirror: &Mirror,
-    before: Option<Digest>,
-    known: &Blocks,
-    room: Room,
-) -> Result<Blocks, NotKept> {
-    let (nodes, places) = read_index(&*parts.backend.content, mirror.root, known).await?;
-    let mut blocks = Blocks { nodes, ..Blocks::default() };
-    let (kept, missing): (Vec<_>, Vec<_>) =
-        places.into_iter().partition(|it| known.bundles.contains_key(&it.listed.digest));
-    let mut bytes: u64 = 0;
-    for BundlePlace { listed, .. } in kept {
-        let size = known.bundles[&listed.digest];
-        bytes += size as u64;
-        blocks.bundles.insert(listed.digest, size);
-    }
-    let fetches = missing.into_iter().map(|place| fetch(parts, mirror, place));
-    let mut fetched = futures::stream::iter(fetches).buffer_unordered(FETCHES);
-    while bytes <= room.left
-        && let Some((digest, size)) = fetched.try_next().await?
-    {
-        bytes += size as u64;
-        blocks.bundles.insert(digest, size);
-    }
-    if bytes > room.left {
-        return Err(NotKept::TooLarge(room.most));
-    }
-    let before = before.filter(|before| *before != mirror.root).map(|before| before.cid());
-    let count = u32::try_from(blocks.nodes.len() + blocks.bundles.len()).unwrap_or(u32::MAX);
-    let limit = PIN.0 + PIN.1.saturating_mul(count);
-    parts.backend.content.pin_graph(&mirror.root.cid(), before.as_ref(), limit).await?;
-    Ok(blocks)
+    let work = async {
+        let (nodes, places) = read_index(&*parts.backend.content, mirror.root, known).await?;
+        let mut blocks = Blocks { nodes, ..Blocks::default() };
+        let (kept, missing): (Vec<_>, Vec<_>) =
+            places.into_iter().partition(|it| known.bundles.contains_key(&it.listed.digest));
+        let mut bytes: u64 = 0;
+        for BundlePlace { listed, .. } in kept {
+            let size = known.bundles[&listed.digest];
+            bytes += size as u64;
+            blocks.bundles.insert(listed.digest, size);
+        }
+        let fetches = missing.into_iter().map(|place| fetch(parts, mirror, place));
+        let mut fetched = futures::stream::iter(fetches).buffer_unordered(FETCHES);
+        while bytes <= room.left
+            && let Some((digest, size)) = fetched.try_next().await?
+        {
+            bytes += size as u64;
+            blocks.bundles.insert(digest, size);
+        }
+        if bytes > room.left {
+            return Err(NotKept::TooLarge(room.most));
+        }
+        let before = before.filter(|before| *before != mirror.root).map(|before| before.cid());
+        let count = u32::try_from(blocks.nodes.len() + blocks.bundles.len()).unwrap_or(u32::MAX);
+        let limit = PIN.0 + PIN.1.saturating_mul(count);
+        parts.backend.content.pin_graph(&mirror.root.cid(), before.as_ref(), limit).await?;
+        Ok(blocks)
+    };
+    tokio::time::timeout(TURN, work).await.unwrap_or(Err(NotKept::Slow))
 }
 
 /// Reads the nodes of an index. Returns them and the places in their leaves.

@@ -176,7 +176,8 @@ async fn a_log_that_would_fill_the_disk_is_trimmed_and_the_intake_goes_on() {
     host.works("probe").await;
     let held = host.host().unwrap().storage.store.read_log(dim_model::entry::Offset(0), usize::MAX).unwrap();
     let first = held.first().map_or(0, |entry| entry.offset.0);
-    assert!(first > 100, "what filled the log is gone from it: the first entry that is held is {first}");
+    // At most 75 MB fit beside what must stay free; how much more is removed depends on when the host looks.
+    assert!(first > 60, "what filled the log is gone from it: the first entry that is held is {first}");
     host.stop().await;
 }
 

@@ -153,7 +153,7 @@ async fn a_message_comes_back_from_the_topic(backend: &Backend) {
     let message =
         tokio::time::timeout(Duration::from_secs(10), messages.next()).await.unwrap().unwrap().unwrap();
     assert_eq!(message.data, data);
-    assert_eq!(message.from, backend.pubsub.identity().await.unwrap());
+    assert_eq!(message.from, backend.swarm.identity().await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -404,10 +404,10 @@ async fn a_frozen_daemon_is_not_listened_to_and_the_time_is_a_gap() {
 async fn a_daemon_knows_whether_it_is_cut_off() {
     let Some((mut one, other)) = Kubo::start_pair() else { return };
     let settings = dim_ipfs::kubo::Settings { address: other.api().parse().unwrap(), authorization: None };
-    let pubsub = dim_ipfs::kubo::backend(&settings).unwrap().pubsub;
-    assert!(pubsub.is_connected().await.unwrap());
+    let swarm = dim_ipfs::kubo::backend(&settings).unwrap().swarm;
+    assert!(swarm.is_connected().await.unwrap());
     one.kill();
-    eventually("the other one is alone", async || !pubsub.is_connected().await.unwrap()).await;
+    eventually("the other one is alone", async || !swarm.is_connected().await.unwrap()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -418,7 +418,7 @@ async fn errors_of_kubo_are_understood() {
     // With and without `/api/v0`, as multiaddr and as URL.
     for text in [kubo.api().to_owned(), kubo.url(), format!("{}/api/v0", kubo.url())] {
         let backend = dim_ipfs::kubo::backend(&address(text)).unwrap();
-        assert_eq!(backend.pubsub.identity().await.unwrap().to_string(), kubo.ipfs(&["id", "-f", "<id>"]));
+        assert_eq!(backend.swarm.identity().await.unwrap().to_string(), kubo.ipfs(&["id", "-f", "<id>"]));
     }
     let backend = dim_ipfs::kubo::backend(&address(kubo.url())).unwrap();
     let missing = ContentPath::of(&unixfs::raw_cid(b"nobody has this")).as_str().parse().unwrap();
@@ -427,7 +427,7 @@ async fn errors_of_kubo_are_understood() {
     assert!(started.elapsed() < Duration::from_secs(40), "bounded");
     assert!(matches!(error, BackendError::Refused { .. } | BackendError::Timeout(_)), "{error}");
     let nowhere = dim_ipfs::kubo::backend(&address("/ip4/127.0.0.1/tcp/9".to_owned())).unwrap();
-    let error = nowhere.pubsub.identity().await.unwrap_err();
+    let error = nowhere.swarm.identity().await.unwrap_err();
     assert!(
         matches!(&error, BackendError::Unreachable { what, .. } if what.contains("127.0.0.1:9")),
         "{error}"

@@ -32,7 +32,7 @@ async fn another_program_on_the_bus_is_never_swallowed() {
     })
     .await;
     // The same bytes with the same sender: another program on the host's own daemon.
-    let daemon = host.host.exchange.links.backend.pubsub.identity().await.unwrap();
+    let daemon = host.host.exchange.links.backend.swarm.identity().await.unwrap();
     let (bus, topic) = (host.host.exchange.bus.as_ref().unwrap(), "probe.in".parse().unwrap());
     bus.publish_as(&daemon, &topic, add("heard").into()).await;
     eventually("it is heard", async || host.state_of("probe", "heard").await == 1).await;

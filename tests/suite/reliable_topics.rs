@@ -437,6 +437,35 @@ async fn a_mirror_keeps_the_events_of_a_writer_whose_daemon_is_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn daemons_stay_connected_to_those_of_members_that_were_heard_through_others() {
+    let Some((near, hub)) = Kubo::start_pair() else { return };
+    let mut third = tokio::task::block_in_place(Kubo::start).unwrap();
+    third.ipfs(&["swarm", "connect", hub.ipfs(&["id", "-f", "<addrs>"]).lines().next().unwrap()]);
+    let peer = near.ipfs(&["id", "-f", "<id>"]);
+    let sees = |list: &[&str]| third.try_ipfs(list).is_ok_and(|peers| peers.contains(&peer));
+    assert!(!sees(&["swarm", "peers"]), "they are not connected yet");
+    let hosts =
+        [setup(near.api()).start().await, setup(hub.api()).start().await, setup(third.api()).start().await];
+    are_connected([&hosts[1], &hosts[2]]).await;
+    are_connected([&hosts[0], &hosts[1]]).await;
+    publish_numbers(&hosts[0], 0..20).await;
+    has_numbers(&hosts[2], 20).await;
+    eventually_within(ARRIVAL, "the daemons are connected", async || sees(&["swarm", "peers"])).await;
+    assert!(sees(&["swarm", "peering", "ls"]), "they stay so");
+    // The daemon forgets it in a restart; its host says it again.
+    third.kill();
+    third.restart();
+    let sees = |list: &[&str]| third.try_ipfs(list).is_ok_and(|peers| peers.contains(&peer));
+    eventually_within(ARRIVAL, "they are connected again", async || {
+        sees(&["swarm", "peers"]) && sees(&["swarm", "peering", "ls"])
+    })
+    .await;
+    for host in hosts {
+        host.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn lost_messages_are_fetched() {
     let Some((near, far)) = Kubo::start_pair() else { return };
     let target: SocketAddr = far.url().trim_start_matches("http://").parse().unwrap();

@@ -20,8 +20,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::ipns_record::Record;
 use crate::keys::{Key, Keyring};
 use crate::{
-    Backend, BackendError, Content, Current, Incoming, Messages, Names, Prepared, Publication, Published,
-    Pubsub,
+    Backend, BackendError, Content, Current, Daemon, Incoming, Messages, Names, Prepared, Publication,
+    Published, Pubsub, Swarm,
 };
 
 /// The maximum number of messages that wait for one subscriber. At the maximum the publisher waits; no message is
@@ -38,6 +38,7 @@ pub fn backend(committed: Arc<dyn Committed>, keys: Arc<Keyring>) -> (Backend, A
         content: files.clone(),
         names: files,
         pubsub: bus.clone(),
+        swarm: bus.clone(),
         network: false,
         connectivity: Arc::new(Connectivity::new("calls of the embedded backend")),
     };
@@ -217,12 +218,32 @@ impl Pubsub for Bus {
         let heard = |listeners: &Vec<mpsc::Sender<Incoming>>| listeners.iter().any(|one| !one.is_closed());
         Ok(subscribers.iter().filter(|(_, all)| heard(all)).map(|(topic, _)| topic.clone()).collect())
     }
+}
+
+/// There are no other daemons.
+#[async_trait]
+impl Swarm for Bus {
+    async fn identity(&self) -> Result<PeerName, BackendError> {
+        Ok(self.identity.clone())
+    }
+
+    async fn daemon(&self) -> Result<Daemon, BackendError> {
+        Ok(Daemon { peer: self.identity.clone(), addresses: Vec::new() })
+    }
 
     async fn is_connected(&self) -> Result<bool, BackendError> {
         Ok(false)
     }
 
-    async fn identity(&self) -> Result<PeerName, BackendError> {
-        Ok(self.identity.clone())
+    async fn connect(&self, other: &Daemon) -> Result<(), BackendError> {
+        Err(BackendError::NotFound(other.peer.to_string()))
+    }
+
+    async fn keep_connected(&self, _: &Daemon) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    async fn release(&self, _: &PeerName) -> Result<(), BackendError> {
+        Ok(())
     }
 }

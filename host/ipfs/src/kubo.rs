@@ -5,6 +5,7 @@ mod content;
 mod names;
 mod pubsub;
 mod rpc;
+mod swarm;
 
 use std::sync::Arc;
 
@@ -45,7 +46,8 @@ pub fn backend(settings: &Settings) -> Result<Backend, ClientError> {
         address: settings.address.to_string(),
         content: Arc::new(content::Files::new(rpc.clone())),
         names: Arc::new(names::Names::new(rpc.clone())),
-        pubsub: Arc::new(pubsub::Topics::new(rpc)),
+        pubsub: Arc::new(pubsub::Topics::new(rpc.clone())),
+        swarm: Arc::new(swarm::Connections::new(rpc)),
         network: true,
         connectivity: Arc::new(Connectivity::new("calls of the daemon")),
     })

@@ -21,6 +21,7 @@ use dim_model::connectivity::Connectivity;
 use dim_model::ident::{ContentPath, Domain, InvalidWord, IpnsName, KeyName, PeerName, Root, Topic};
 use dim_model::time::Timestamp;
 use futures::Stream;
+use multiaddr::Multiaddr;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -228,13 +229,39 @@ pub trait Pubsub: Send + Sync + 'static {
 
     /// Returns the topics to which any program subscribes through this backend.
     async fn topics(&self) -> Result<Vec<Topic>, BackendError>;
+}
+
+/// A daemon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Daemon {
+    /// Its peer id.
+    pub peer: PeerName,
+    /// The multiaddresses at which it may be reached, without the peer id at their end.
+    pub addresses: Vec<Multiaddr>,
+}
+
+/// The connections of the daemon to others.
+#[async_trait]
+pub trait Swarm: Send + Sync + 'static {
+    /// Returns the peer that signs publishes of this backend now. It changes when another daemon runs at the same
+    /// address.
+    async fn identity(&self) -> Result<PeerName, BackendError>;
+
+    /// Returns the daemon with the addresses at which others may reach it.
+    async fn daemon(&self) -> Result<Daemon, BackendError>;
 
     /// Returns whether the backend has a peer, on any topic. Without a peer it may have no network.
     async fn is_connected(&self) -> Result<bool, BackendError>;
 
-    /// Returns the peer that signs publishes of this backend now. It changes when another daemon runs at the same
-    /// address.
-    async fn identity(&self) -> Result<PeerName, BackendError>;
+    /// Connects to another daemon now.
+    async fn connect(&self, other: &Daemon) -> Result<(), BackendError>;
+
+    /// Keeps connected to another daemon until the own daemon ends, or until [`Swarm::release`]. The own daemon asks
+    /// such a peer for each block that it lacks.
+    async fn keep_connected(&self, other: &Daemon) -> Result<(), BackendError>;
+
+    /// Ends [`Swarm::keep_connected`].
+    async fn release(&self, other: &PeerName) -> Result<(), BackendError>;
 }
 
 /// The backend of a host.
@@ -250,6 +277,8 @@ pub struct Backend {
     pub names: Arc<dyn Names>,
     /// Topics.
     pub pubsub: Arc<dyn Pubsub>,
+    /// Connections to other daemons.
+    pub swarm: Arc<dyn Swarm>,
     /// Whether there is a network behind it. With a network, hearing must be proven from outside.
     pub network: bool,
     /// Whether the last call succeeded. A running host makes a call at least every 2 s.
@@ -296,7 +325,7 @@ impl Backend {
         if !self.network {
             return Ok(Keeper(EMBEDDED.to_owned()));
         }
-        Ok(Keeper(self.pubsub.identity().await?.to_string()))
+        Ok(Keeper(self.swarm.identity().await?.to_string()))
     }
 }
 

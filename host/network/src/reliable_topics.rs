@@ -3,6 +3,7 @@
 //! heads, fetches missing bundles, and appends the events of others to the log.
 
 mod channel;
+mod connections;
 mod identity;
 mod intake;
 mod mirrors;
@@ -46,6 +47,7 @@ pub use identity::{Identity, IdentityError};
 pub use plain_copies::{HOLD, Verdict};
 pub use writer_log::{ReaderPosition, WriterLog};
 
+use connections::Connections;
 use intake::Outcome;
 use mirrors::Mirrors;
 use outgoing::{Outgoing, Waiting};
@@ -96,6 +98,8 @@ pub struct ReliableTopics {
     indexes: OwnIndexes,
     /// The logs of other writers in the daemon.
     mirrors: Mirrors,
+    /// The connections of the daemon.
+    connections: Connections,
     /// The results of the protocol that are made durable next.
     outcomes: VecDeque<Outcome>,
     /// The plugins that catch up, by the entries of their subscriptions.
@@ -133,6 +137,7 @@ impl ReliableTopics {
             outgoing,
             indexes: OwnIndexes::new(pins),
             mirrors,
+            connections: Connections::default(),
             outcomes: VecDeque::new(),
             catching_up: BTreeMap::new(),
             is_committing: false,
@@ -158,6 +163,7 @@ impl ReliableTopics {
 
     async fn serve(&mut self, inputs: &mut Inputs) {
         self.listen_to_heads();
+        self.watch_place();
         self.watch_catch_ups();
         self.watch_mirrors();
         self.remove_old_bundles();
@@ -208,16 +214,15 @@ impl ReliableTopics {
                 if is_other {
                     self.mirror_head(&head, &block);
                 }
+                let writer = head.writer;
                 self.member.receive_head(*head, now);
+                self.keep_connected(writer);
             }
             Input::MirrorsDue => self.check_mirrors(),
             Input::RepeatHeads { unheard_since } => self.repeat_unheard(unheard_since),
             Input::Mirrored(attempt) => self.mirrored(*attempt),
             Input::MirrorEnded { mirror, is_unpinned } => self.mirror_ended(*mirror, is_unpinned),
-            Input::Place(place) => {
-                self.mirrors.set_daemon(place.peer.clone());
-                self.member.set_place(place);
-            }
+            Input::Place(place) => self.set_place(place),
             Input::Subscribed(topic, beginning) => self.subscribe(topic, beginning, now),
             Input::Unsubscribed(topic) => self.unsubscribe(topic, now),
             Input::Waiting { topic, publish } => {
@@ -229,9 +234,15 @@ impl ReliableTopics {
             Input::Retry => self.retry(),
             Input::Fetched { stream, writer, listed, bundle } => match bundle {
                 Some(bundle) => self.member.fetched(&stream, &writer, &listed, bundle, now),
-                None => self.member.fetch_failed(&stream, &writer, &listed, now),
+                None => {
+                    self.connect_to(writer);
+                    self.member.fetch_failed(&stream, &writer, &listed, now);
+                }
             },
             Input::NodeFetched { stream, writer, digest, block } => {
+                if block.is_none() {
+                    self.connect_to(writer);
+                }
                 self.member.node_fetched(&stream, &writer, &digest, block.as_deref(), now);
             }
             Input::CatchUpsChanged => self.update_catch_ups(),

@@ -146,7 +146,7 @@ impl Subscriptions {
     }
 
     async fn bundles(&self, topic: &Topic, backoff: &mut Backoff) -> BackendError {
-        let identity = match self.backend.pubsub.identity().await {
+        let identity = match self.backend.swarm.identity().await {
             Ok(identity) => identity,
             Err(error) => return error,
         };
@@ -183,7 +183,7 @@ impl Subscriptions {
 
     /// Reads one stream until it ends. Each end is an error.
     async fn stream(&self, topic: &Topic, streams: &mut Streams) -> BackendError {
-        let identity = match self.backend.pubsub.identity().await {
+        let identity = match self.backend.swarm.identity().await {
             Ok(identity) => identity,
             Err(error) => return error,
         };

@@ -359,9 +359,14 @@ impl Member {
         self.heads.place = place;
     }
 
-    /// The places of the other members.
-    pub fn places(&self) -> impl Iterator<Item = (WriterId, &Place)> {
-        self.others.iter().map(|(id, other)| (*id, &other.place))
+    /// The place of the daemon of another member.
+    pub fn place(&self, member: &WriterId) -> Option<&Place> {
+        self.others.get(member).map(|other| &other.place)
+    }
+
+    /// Whether a log of the writer is read.
+    pub fn is_read(&self, writer: &WriterId) -> bool {
+        self.readers.streams.keys().any(|stream| self.readers.all.contains_key(&(stream.clone(), *writer)))
     }
 
     /// The time in which each known member may send one head.

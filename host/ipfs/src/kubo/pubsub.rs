@@ -12,7 +12,6 @@ use http_body_util::BodyExt as _;
 use multibase::Base;
 use reqwest::{Body, Response};
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use tokio::sync::Mutex;
 
 use super::rpc::{Call, Rpc};
@@ -88,26 +87,6 @@ impl Pubsub for Topics {
         let topic = |text: &String| String::from_utf8(multibase::decode(text).ok()?.1).ok()?.parse().ok();
         // A topic that cannot be parsed belongs to another program.
         Ok(topics.all().iter().filter_map(topic).collect())
-    }
-
-    async fn is_connected(&self) -> Result<bool, BackendError> {
-        #[derive(Deserialize)]
-        #[serde(rename_all = "PascalCase")]
-        struct Connected {
-            peers: Option<Vec<IgnoredAny>>,
-        }
-        let connected: Connected = self.rpc.json(Call::new("swarm/peers")).await?;
-        Ok(connected.peers.is_some_and(|peers| !peers.is_empty()))
-    }
-
-    async fn identity(&self) -> Result<PeerName, BackendError> {
-        #[derive(Deserialize)]
-        struct Id {
-            #[serde(rename = "ID")]
-            id: String,
-        }
-        let id: Id = self.rpc.json(Call::new("id")).await?;
-        id.id.parse().map_err(|error| BackendError::Unbelievable { call: "id", why: format!("{error}") })
     }
 }
 

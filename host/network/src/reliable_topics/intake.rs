@@ -15,7 +15,7 @@ use dim_store::{StoreError, catch_ups, topic_rows};
 use dim_topics::action::{self, Delivery, Stream};
 use dim_topics::block::MAX_BLOCK;
 use dim_topics::bundle::{Bundle, Listed};
-use dim_topics::head::{Head, Place};
+use dim_topics::head::Head;
 use dim_topics::identity::{Digest, WriterId};
 use dim_topics::index::MAX_NODE;
 use dim_topics::time::Now;
@@ -24,10 +24,14 @@ use redb::WriteTransaction;
 use tokio::sync::mpsc;
 
 use super::channel::{Channels, Input};
+use super::connections::place_of;
 use super::{Parts, ReliableTopics};
 
 /// The time limit of a fetch.
 pub(super) const FETCH: Duration = Duration::from_secs(5);
+
+/// The pause between checks of the addresses of the daemon.
+const PLACE: Duration = Duration::from_secs(300);
 
 /// The pause between checks whether the log takes more events.
 const ROOM_POLL: Duration = Duration::from_millis(5);
@@ -43,13 +47,22 @@ impl ReliableTopics {
         self.spawn_until_stop(async move {
             let mut backoff = Backoff::new();
             loop {
-                if let Ok(peer) = backend.pubsub.identity().await {
-                    let place = Place { peer: Some(peer), addresses: Vec::new() };
-                    let _ = sender.send(Input::Place(place)).await;
-                }
+                find_place(&backend, &sender).await;
                 let error = read_heads(&backend, &channels, &sender, &mut backoff).await;
                 tracing::debug!("the stream of heads ended, opening it again: {error}");
                 clock.sleep(backoff.next_pause()).await;
+            }
+        });
+    }
+
+    /// Learns again and again at which addresses the daemon may be reached. They change while it runs.
+    pub(super) fn watch_place(&self) {
+        let (backend, sender) = (self.parts.backend.clone(), self.parts.reliable.sender());
+        let clock = self.parts.log.clock().clone();
+        self.spawn_until_stop(async move {
+            loop {
+                clock.sleep(PLACE).await;
+                find_place(&backend, &sender).await;
             }
         });
     }
@@ -134,6 +147,13 @@ impl ReliableTopics {
                 }
             }
         }
+    }
+}
+
+/// Tells the driver the place of the daemon, if it runs.
+async fn find_place(backend: &Backend, sender: &mpsc::Sender<Input>) {
+    if let Ok(daemon) = backend.swarm.daemon().await {
+        let _ = sender.send(Input::Place(place_of(&daemon))).await;
     }
 }
 

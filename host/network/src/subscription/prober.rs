@@ -130,7 +130,7 @@ impl Prober {
     async fn ask_for_peers(&self) {
         loop {
             // Only a few requests run at the same time, because a slow daemon would answer the last ones too late.
-            match self.backend.pubsub.is_connected().await {
+            match self.backend.swarm.is_connected().await {
                 Ok(is_connected) => {
                     let topics = futures::stream::iter(self.interest.topics());
                     let ask = async |topic: Topic| self.ask_for_peers_of(&topic, is_connected).await;

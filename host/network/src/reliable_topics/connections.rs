@@ -1,0 +1,247 @@
+//! Owns the connections of the own daemon to the daemons of other members. It receives the places that heads name and
+//! failed fetches. It keeps the daemon connected to members whose logs this host reads, because a daemon asks them first
+//! for what it lacks, and connects it again at once if a block cannot be fetched.
+//!
+//! Anybody may state any place, so the numbers are limited, and the daemon verifies the peer at each address.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dim_ipfs::Daemon;
+use dim_model::ident::PeerName;
+use dim_topics::head::{MAX_ADDRESSES, Place};
+use dim_topics::identity::WriterId;
+use dim_topics::time::Moment;
+use tokio::sync::Semaphore;
+
+use super::ReliableTopics;
+
+/// The maximum number of members to whose daemons the own daemon keeps connected.
+pub const MAX_KEPT: usize = 64;
+
+/// A silent member makes room for another one after this time.
+const SILENT: Duration = Duration::from_secs(3_600);
+
+/// The shortest time between two attempts to connect to the daemon of a member.
+const PAUSE: Duration = Duration::from_secs(30);
+
+/// The maximum number of attempts at once.
+const MAX_ATTEMPTS: usize = 4;
+
+/// The connections to the daemons of other members.
+#[derive(Debug)]
+pub struct Connections {
+    own: Option<PeerName>,
+    kept: BTreeMap<WriterId, Kept>,
+    /// The times of the attempts in the last [`PAUSE`].
+    attempts: BTreeMap<WriterId, Moment>,
+    permits: Arc<Semaphore>,
+}
+
+/// A daemon to which the own one keeps connected.
+#[derive(Debug)]
+struct Kept {
+    daemon: Daemon,
+    heard: Moment,
+}
+
+/// A change of what the own daemon keeps.
+#[derive(Debug, PartialEq, Eq)]
+enum Change {
+    Keep(Daemon),
+    Release(PeerName),
+}
+
+impl Default for Connections {
+    fn default() -> Self {
+        let permits = Arc::new(Semaphore::new(MAX_ATTEMPTS));
+        Self { own: None, kept: BTreeMap::new(), attempts: BTreeMap::new(), permits }
+    }
+}
+
+impl Connections {
+    /// Notes the own daemon, which may have been started again. Returns the daemons that it is to keep connected to.
+    fn set_own(&mut self, own: Option<PeerName>) -> Vec<Change> {
+        self.own = own;
+        self.kept.values().map(|kept| Change::Keep(kept.daemon.clone())).collect()
+    }
+
+    /// Notes the daemon of a member whose log this host reads.
+    fn heard(&mut self, writer: WriterId, daemon: Daemon, now: Moment) -> Vec<Change> {
+        let mut changes = Vec::new();
+        if Some(&daemon.peer) == self.own.as_ref() {
+            return changes;
+        }
+        if let Some(kept) = self.kept.get_mut(&writer) {
+            kept.heard = now;
+            if kept.daemon == daemon {
+                return changes;
+            }
+            let before = std::mem::replace(&mut kept.daemon, daemon.clone()).peer;
+            changes.extend(self.release(before));
+        } else {
+            if self.kept.len() >= MAX_KEPT {
+                let oldest = self.kept.iter().min_by_key(|(_, kept)| kept.heard);
+                let silent = oldest.filter(|(_, kept)| now.since(kept.heard) > SILENT);
+                let Some(silent) = silent.map(|(writer, _)| *writer) else { return changes };
+                let peer = self.kept.remove(&silent).expect("it was found").daemon.peer;
+                changes.extend(self.release(peer));
+            }
+            self.kept.insert(writer, Kept { daemon: daemon.clone(), heard: now });
+        }
+        changes.push(Change::Keep(daemon));
+        changes
+    }
+
+    /// Releases a daemon that no other member uses.
+    fn release(&self, peer: PeerName) -> Option<Change> {
+        let is_used = self.kept.values().any(|kept| kept.daemon.peer == peer);
+        (!is_used).then_some(Change::Release(peer))
+    }
+
+    /// Whether the daemon of a member may be tried now.
+    fn may_try(&mut self, writer: WriterId, now: Moment) -> bool {
+        self.attempts.retain(|_, at| now.since(*at) < PAUSE);
+        let may = !self.attempts.contains_key(&writer);
+        if may {
+            self.attempts.insert(writer, now);
+        }
+        may
+    }
+}
+
+/// The place that heads name for a daemon.
+pub(super) fn place_of(daemon: &Daemon) -> Place {
+    let addresses = daemon.addresses.iter().take(MAX_ADDRESSES).map(ToString::to_string).collect();
+    Place { peer: Some(daemon.peer.clone()), addresses }
+}
+
+/// The daemon at a place that a head names.
+fn daemon_at(place: &Place) -> Option<Daemon> {
+    Some(Daemon::stated(place.peer.clone()?, &place.addresses))
+}
+
+impl ReliableTopics {
+    /// Notes the own daemon.
+    pub(super) fn set_place(&mut self, place: Place) {
+        let changes = self.connections.set_own(place.peer.clone());
+        self.change_connections(changes);
+        self.mirrors.set_daemon(place.peer.clone());
+        self.member.set_place(place);
+    }
+
+    /// Keeps the daemon connected to that of a member whose log this host reads.
+    pub(super) fn keep_connected(&mut self, writer: WriterId) {
+        let place = self.member.place(&writer).filter(|_| self.member.is_read(&writer));
+        let Some(daemon) = place.and_then(daemon_at) else { return };
+        let changes = self.connections.heard(writer, daemon, self.now().moment);
+        self.change_connections(changes);
+    }
+
+    fn change_connections(&self, changes: Vec<Change>) {
+        if changes.is_empty() {
+            return;
+        }
+        let backend = self.parts.backend.clone();
+        self.spawn_until_stop(async move {
+            for change in changes {
+                let result = match &change {
+                    Change::Keep(daemon) => backend.swarm.keep_connected(daemon).await,
+                    Change::Release(peer) => backend.swarm.release(peer).await,
+                };
+                if let Err(error) = result {
+                    // The daemon does not run. All are kept again once it does.
+                    tracing::debug!(?change, "the connections of the daemon cannot be changed: {error}");
+                }
+            }
+        });
+    }
+
+    /// Connects the daemon to that of a member, from which a block cannot be fetched.
+    pub(super) fn connect_to(&mut self, writer: WriterId) {
+        let Some(daemon) = self.member.place(&writer).and_then(daemon_at) else { return };
+        if Some(&daemon.peer) == self.connections.own.as_ref() {
+            return;
+        }
+        let Ok(permit) = self.connections.permits.clone().try_acquire_owned() else { return };
+        if !self.connections.may_try(writer, self.now().moment) {
+            return;
+        }
+        let backend = self.parts.backend.clone();
+        self.spawn_until_stop(async move {
+            match backend.swarm.connect(&daemon).await {
+                Ok(()) => {
+                    tracing::debug!(%writer, peer = %daemon.peer, "connected to the daemon of a member")
+                }
+                Err(error) => tracing::debug!(%writer, "cannot connect to the daemon of a member: {error}"),
+            }
+            drop(permit);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn daemon(number: u32) -> Daemon {
+        let names = [
+            "12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo",
+            "12D3KooWBhMbLvQGgJfCLzXYkGMTAnQjzVJzDqUkjPUpSgKFgNHE",
+        ];
+        let address = format!("/ip4/192.0.2.1/tcp/{}", 1_000 + number);
+        Daemon::stated(names[number as usize % 2].parse().unwrap(), &[address])
+    }
+
+    fn at(seconds: u64) -> Moment {
+        Moment::default().after(Duration::from_secs(seconds))
+    }
+
+    fn writer(number: u8) -> WriterId {
+        WriterId([number; 32])
+    }
+
+    #[test]
+    fn a_daemon_is_kept_until_its_last_member_uses_another_one() {
+        let mut it = Connections::default();
+        it.set_own(Some(daemon(1).peer));
+        assert_eq!(it.heard(writer(1), daemon(1), at(0)), [], "it is the own one");
+        assert_eq!(it.heard(writer(1), daemon(0), at(0)), [Change::Keep(daemon(0))]);
+        assert_eq!(it.heard(writer(1), daemon(0), at(1)), []);
+        assert_eq!(it.heard(writer(2), daemon(0), at(1)), [Change::Keep(daemon(0))]);
+        // It has another address now.
+        assert_eq!(it.heard(writer(1), daemon(2), at(1)), [Change::Keep(daemon(2))]);
+        it.set_own(None);
+        assert_eq!(
+            it.heard(writer(1), daemon(1), at(2)),
+            [Change::Keep(daemon(1))],
+            "another member uses it"
+        );
+        let changes = it.heard(writer(2), daemon(1), at(2));
+        assert_eq!(changes, [Change::Release(daemon(0).peer), Change::Keep(daemon(1))]);
+        assert_eq!(it.set_own(None).len(), 2, "the daemon has forgotten them");
+    }
+
+    #[test]
+    fn only_a_silent_member_makes_room() {
+        let mut it = Connections::default();
+        for number in 0..MAX_KEPT as u8 {
+            it.heard(writer(number), daemon(0), at(u64::from(number)));
+        }
+        assert_eq!(it.heard(writer(200), daemon(1), at(3_600)), []);
+        assert_eq!(it.heard(writer(200), daemon(1), at(3_601)), [Change::Keep(daemon(1))]);
+        assert_eq!(it.kept.len(), MAX_KEPT);
+        assert!(!it.kept.contains_key(&writer(0)));
+    }
+
+    #[test]
+    fn a_daemon_is_not_tried_all_the_time() {
+        let mut it = Connections::default();
+        assert!(it.may_try(writer(1), at(0)));
+        assert!(!it.may_try(writer(1), at(29)));
+        assert!(it.may_try(writer(2), at(29)));
+        assert!(it.may_try(writer(1), at(30)));
+        assert_eq!(it.attempts.len(), 2);
+    }
+}

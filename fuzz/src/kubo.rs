@@ -128,7 +128,7 @@ pub fn run(data: &[u8]) {
 
 impl Daemon {
     async fn call(&self, call: u8) -> Result<(), BackendError> {
-        let Backend { content, names, pubsub, .. } = &self.backend;
+        let Backend { content, names, pubsub, swarm, .. } = &self.backend;
         let (topic, key_name) = ("t".parse().expect("a topic"), "k".parse().expect("a key's name"));
         let path = "/ipfs/bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy".parse();
         let path: dim_model::ident::ContentPath = path.expect("a path");
@@ -145,8 +145,8 @@ impl Daemon {
             1 => pubsub.publish(&topic, Bytes::from_static(b"x")).await?,
             2 => drop(pubsub.peers(&topic).await?),
             3 => drop(pubsub.topics().await?),
-            4 => drop(pubsub.is_connected().await?),
-            5 => drop(pubsub.identity().await?),
+            4 => drop(swarm.is_connected().await?),
+            5 => drop(swarm.daemon().await?),
             6 => content.put(&cid, Bytes::from_static(b"x")).await?,
             7 => {
                 let (_, file) = content.file(&path, 1 << 20).await?;

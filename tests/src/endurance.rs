@@ -308,8 +308,7 @@ impl Fleet {
     }
 
     fn verdicts(&self, node: &str) -> Vec<String> {
-        let mut entries = std::collections::VecDeque::new();
-        self.host.host.storage.log.read(Offset(0), usize::MAX, &mut entries).expect("the log");
+        let entries = self.host.entries();
         let said = entries.iter().filter_map(|entry| match &entry.kind {
             Kind::Event(Event::Message { topic, data, origin: Origin::Plugin(_) })
                 if topic.as_str() == "dim.nodes.status" =>

@@ -1,5 +1,6 @@
 //! Runs a host in the process of the test.
 
+use std::collections::VecDeque;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -8,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use dim_api::{Listener, Token};
 use dim_ipfs::embedded::new_peer;
+use dim_model::entry::{Entry, Offset};
 use dim_model::ident::PeerName;
 use dim_model::time::Clock;
 use dim_runtime::Handle;
@@ -374,6 +376,18 @@ impl TestHost {
                 .is_some_and(|hearing| hearing.connected_since.is_some())
         };
         eventually(&format!("the host listens to {topic}"), connected).await;
+    }
+
+    /// All entries of the log. One read of a store returns some megabytes at most.
+    pub fn entries(&self) -> VecDeque<Arc<Entry>> {
+        let (mut all, mut next) = (VecDeque::new(), Offset(0));
+        loop {
+            let mut entries = VecDeque::new();
+            self.host.storage.log.read(next, usize::MAX, &mut entries).expect("the log can be read");
+            let Some(last) = entries.back() else { return all };
+            next = Offset(last.offset.0 + 1);
+            all.append(&mut entries);
+        }
     }
 
     /// Waits until all plugins have handled all entries of the log.

@@ -48,8 +48,7 @@ async fn is_quarantined(host: &TestHost) {
 
 /// What was told of the probe on the topic of changes.
 fn told(host: &TestHost) -> Vec<State> {
-    let mut entries = std::collections::VecDeque::new();
-    host.host.storage.log.read(Offset(0), usize::MAX, &mut entries).unwrap();
+    let entries = host.entries();
     let told = entries.iter().filter_map(|entry| match &entry.kind {
         Kind::Event(Event::Message { topic, data, .. }) if topic.as_str() == TOPIC => {
             Some(serde_json::from_slice::<Change>(data).unwrap().state)

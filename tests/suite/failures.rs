@@ -75,8 +75,7 @@ async fn a_list_of_dead_letters_has_the_beginning_of_a_long_log_and_one_letter_a
 /// How many messages of plugins are in the log.
 fn published(host: &dim_tests::TestHost) -> usize {
     use dim_model::entry::{Event, Kind, Offset, Origin};
-    let mut entries = std::collections::VecDeque::new();
-    host.host.storage.log.read(Offset(0), usize::MAX, &mut entries).unwrap();
+    let entries = host.entries();
     let of_plugin =
         |kind: &Kind| matches!(kind, Kind::Event(Event::Message { origin: Origin::Plugin(_), .. }));
     entries.iter().filter(|entry| of_plugin(&entry.kind)).count()

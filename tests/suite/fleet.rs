@@ -205,8 +205,7 @@ fn dead_after(ms: u64) -> Setup {
 
 /// What the watchdog has said of a node, by the log.
 fn verdicts(host: &TestHost, node: &str) -> Vec<String> {
-    let mut entries = std::collections::VecDeque::new();
-    host.host.storage.log.read(Offset(0), usize::MAX, &mut entries).unwrap();
+    let entries = host.entries();
     let said = entries.iter().filter_map(|entry| match &entry.kind {
         Kind::Event(Event::Message { data, origin: Origin::Plugin(_), .. }) => {
             let verdict: serde_json::Value = serde_json::from_slice(data).unwrap();

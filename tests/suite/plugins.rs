@@ -268,8 +268,7 @@ async fn a_component_comes_by_a_name_and_follows_it_as_far_as_it_is_trusted() {
 
 /// The number of messages of a topic in the log of a host.
 fn heard(host: &TestHost, topic: &Topic) -> usize {
-    let mut entries = VecDeque::new();
-    host.host.storage.log.read(Offset(0), usize::MAX, &mut entries).unwrap();
+    let entries = host.entries();
     let is_heard = |kind: &Kind| matches!(kind, Kind::Event(Event::Message { topic: of, .. }) if of == topic);
     entries.iter().filter(|entry| is_heard(&entry.kind)).count()
 }

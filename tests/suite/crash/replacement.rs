@@ -24,15 +24,18 @@ const SOON: Duration = Duration::from_millis(3);
 /// For how long after it was asked for a change is under way, with the start of the program that asks.
 const UNDER_WAY: Duration = Duration::from_millis(120);
 
-/// Waits until a change comes to a state; the stream is read as it comes, for every moment counts.
-fn await_state(socket: &Path, state: &str) {
+/// The states of changes from the time on at which the host has answered.
+fn changes(socket: &Path) -> impl Iterator<Item = String> + Send + use<> {
     let stream = begin_request(socket, "GET /v1/changes", 0);
+    let mut lines = BufReader::new(stream).lines().map(|line| line.expect("the host tells of changes"));
+    assert!(lines.by_ref().any(|line| line.is_empty()), "the host answers");
+    lines
+}
+
+/// Waits until a change comes to a state; the stream is read as it comes, for every moment counts.
+fn await_state(mut changes: impl Iterator<Item = String>, state: &str) {
     let wanted = format!("\"state\":\"{state}\",\"by\"");
-    for line in BufReader::new(stream).lines() {
-        if line.expect("the host tells of changes").contains(&wanted) {
-            return;
-        }
-    }
+    assert!(changes.any(|line| line.contains(&wanted)), "a change comes to the state {state}");
 }
 
 /// Which version runs, and which one says in the state that it has started last.
@@ -179,10 +182,13 @@ fn kill_amid(what: &str, plan: &Plan<'_>) {
         std::thread::scope(|scope| {
             let killing = scope.spawn(|| {
                 let waiting = match when {
-                    When::At(state, _) => Some(scope.spawn(|| await_state(&socket, state))),
+                    When::At(state, _) => {
+                        let changes = changes(&socket);
+                        Some(scope.spawn(|| await_state(changes, state)))
+                    }
                     When::Within(_) => None,
                 };
-                // It listens, and there is load, before anything happens.
+                // There is load before anything happens.
                 std::thread::sleep(Duration::from_millis(30));
                 let asking = ask(place, round);
                 if let Some(waiting) = waiting {

@@ -193,7 +193,14 @@ impl Examined {
                 let why = "`peers` is missing: name the accepted peers, or set `delivery: reliable`";
                 self.tell(Severity::Error, &["topics", &pattern.to_string()], why);
             }
-            if topic.mirror && topic.delivery.is_none_or(|delivery| delivery == Delivery::Plain) {
+            let is_plain = topic.delivery.is_none_or(|delivery| delivery == Delivery::Plain);
+            let without_effect =
+                [("retention", !topic.retention.is_default()), ("from", !topic.from.is_head())];
+            for (key, _) in without_effect.into_iter().filter(|(_, is_set)| is_plain && *is_set) {
+                let why = "it has no effect unless `delivery: reliable` or `both` stands beside it";
+                self.tell(Severity::Warning, &["topics", &pattern.to_string(), key], why);
+            }
+            if topic.mirror && is_plain {
                 let why = "`delivery: reliable` or `both` must stand beside it: a mirror keeps nothing of a plain topic";
                 self.tell(Severity::Error, &["topics", &pattern.to_string(), "mirror"], why);
             }
@@ -245,6 +252,20 @@ mod tests {
         assert!(meant("job-tracker").ends_with("did you mean `plugins.job-tracker`?"));
         let why = Config::parse("store:\n  log:\n    max_byte: 5\n").unwrap_err();
         assert!(why.contains("line 3") && why.contains("did you mean `max_bytes`?"), "{why}");
+    }
+
+    #[test]
+    fn keys_of_reliable_topics_need_their_delivery_beside_them() {
+        let text = |delivery: &str| {
+            format!("topics:\n  a.*: {{ {delivery}from: 2h, retention: {{ time: 1h }}, mirror: true }}\n")
+        };
+        assert_eq!(told(&text("delivery: reliable, ")), [""; 0]);
+        let findings = ["Warning topics.a.*.from", "Warning topics.a.*.retention", "Error topics.a.*.mirror"];
+        let mut plain = told(&text("delivery: plain, "));
+        plain.sort();
+        let mut expected = findings;
+        expected.sort_unstable();
+        assert_eq!(plain, expected);
     }
 
     #[test]

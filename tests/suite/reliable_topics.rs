@@ -33,8 +33,7 @@ fn setup(api: &str) -> Setup {
 
 /// The events of members in the log of a host, in order.
 fn received(host: &TestHost) -> Vec<(MemberEvent, Bytes)> {
-    let mut entries = VecDeque::new();
-    host.host.storage.log.read(Offset(0), usize::MAX, &mut entries).unwrap();
+    let entries = host.entries();
     let event = |kind: &Kind| match kind {
         Kind::Event(Event::Message { data, origin: Origin::Member(event), .. }) => {
             Some((event.clone(), data.clone()))
@@ -271,8 +270,7 @@ async fn a_plugin_that_subscribes_late_begins_where_it_says_and_then_follows_the
     has(&reader, "early", 220).await;
     assert!(reader.dead_letters().is_empty());
     // The log says who has caught up.
-    let mut entries = VecDeque::new();
-    reader.host.storage.log.read(Offset(0), usize::MAX, &mut entries).unwrap();
+    let entries = reader.entries();
     let kinds = entries.iter().map(|entry| &entry.kind);
     let ends: Vec<_> = kinds.filter(|kind| matches!(kind, Kind::CaughtUp { .. })).collect();
     assert!(matches!(ends[..], [Kind::CaughtUp { plugin, .. }] if plugin.as_str() == "probe"), "{ends:?}");
@@ -281,10 +279,95 @@ async fn a_plugin_that_subscribes_late_begins_where_it_says_and_then_follows_the
     reader.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_that_subscribes_late_receives_the_earlier_messages_of_its_own_host_first() {
+    let plugin = |topics: &[&str]| json!({ "config": { "topics": topics } });
+    let setup = || {
+        let setup =
+            Setup::default().and_probe("probe", plugin(&[])).and_probe("early", plugin(&["probe.in"]));
+        setup.yaml(RELIABLE)
+    };
+    let host = setup().start().await;
+    let note = |number: usize| script(json!([{ "do": "note", "key": "heard", "what": number }])).to_string();
+    let notes = async |host: &TestHost, numbers: std::ops::Range<usize>| {
+        for number in numbers {
+            publish(host, &note(number)).await;
+        }
+    };
+    let has = async |host: &TestHost, plugin: &str, count: usize| {
+        eventually_within(ARRIVAL, "all were handled", async || {
+            host.state_of(plugin, "heard").await.as_array().is_some_and(|heard| heard.len() >= count)
+        })
+        .await;
+        let heard = host.state_of(plugin, "heard").await;
+        assert_eq!(heard, json!((0..count).collect::<Vec<_>>()), "{plugin}");
+    };
+    notes(&host, 0..2_000).await;
+    // Its own messages are not for it, those of another plugin are.
+    let publish_by = async |host: &TestHost, plugin: &str, number: usize| {
+        let publish = json!([{ "do": "publish", "topic": "probe.in", "data": note(number) }]);
+        host.command(plugin, "run", script(publish)).await.unwrap();
+    };
+    publish_by(&host, "probe", 9_999).await;
+    publish_by(&host, "early", 2_000).await;
+    let subscribe = json!([{ "do": "subscribe", "topic": "probe.in", "from": "earliest" }]);
+    tokio::join!(notes(&host, 2_001..2_500), host.run(subscribe));
+    has(&host, "probe", 2_500).await;
+    // It has caught up: what comes now comes at once, also after a restart.
+    let is_over = |host: &TestHost| {
+        dim_store::catch_ups::all(&host.host.storage.store.snapshot().unwrap()).unwrap().is_empty()
+    };
+    eventually_within(ARRIVAL, "it has caught up", async || is_over(&host)).await;
+    let host = setup().start_in(host.stop().await).await;
+    notes(&host, 2_500..2_510).await;
+    has(&host, "probe", 2_510).await;
+    assert!(host.dead_letters().is_empty());
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_catch_up_waits_for_its_plugin_so_that_a_short_queue_loses_nothing() {
+    let Some((near, far)) = Kubo::start_pair() else { return };
+    let writer = setup(near.api()).start().await;
+    let plugin = |topics: &[&str]| json!({ "config": { "topics": topics } });
+    let limits = "limits: { queue-bytes: 400000 }\nstore: { log: { max_bytes: 20000 } }\n";
+    let reader = Setup::default().and_probe("probe", plugin(&[])).and_probe("early", plugin(&["probe.in"]));
+    let reader = reader.yaml(&format!("{RELIABLE}{limits}")).on_kubo(far.api()).start().await;
+    are_connected([&writer, &reader]).await;
+    let padding = "x".repeat(10_000);
+    let publish_notes = async |host: &TestHost, numbers: std::ops::Range<usize>| {
+        for number in numbers {
+            let note = json!([{ "do": "note", "key": "heard", "what": number, "padding": padding }]);
+            publish(host, &script(note).to_string()).await;
+        }
+    };
+    publish_notes(&writer, 0..300).await;
+    eventually_within(ARRIVAL, "the other plugin has all", async || {
+        reader.state_of("early", "heard").await.as_array().is_some_and(|heard| heard.len() == 300)
+    })
+    .await;
+    reader.run(json!([{ "do": "subscribe", "topic": "probe.in", "from": "earliest" }])).await;
+    let late = "probe".parse().unwrap();
+    reader.host.pause(&late, true, "the test").await.unwrap();
+    // The retention looks at the log every second.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    reader.host.pause(&late, false, "the test").await.unwrap();
+    eventually_within(ARRIVAL, "it has all", async || {
+        reader.state_of("probe", "heard").await.as_array().is_some_and(|heard| heard.len() == 300)
+    })
+    .await;
+    let heard = reader.state_of("probe", "heard").await;
+    assert_eq!(heard, json!((0..300).collect::<Vec<_>>()));
+    // The log no longer contains what its host may have published before.
+    let gaps = reader.state_of("probe", "gaps").await;
+    assert!(gaps.as_array().is_some_and(|gaps| gaps.len() == 1 && gaps[0]["missing"].is_null()), "{gaps}");
+    writer.stop().await;
+    reader.stop().await;
+}
+
 /// The plain messages in the log of a host, in order.
 fn plain_messages(host: &TestHost) -> Vec<String> {
-    let mut entries = VecDeque::new();
-    host.host.storage.log.read(Offset(0), usize::MAX, &mut entries).unwrap();
+    let entries = host.entries();
     let message = |kind: &Kind| match kind {
         Kind::Event(Event::Message { data, origin: Origin::Peer(_), .. }) => {
             Some(String::from_utf8_lossy(data).into_owned())
@@ -661,16 +744,16 @@ async fn three_nodes_agree_over_kills_of_hosts_and_daemons_collections_and_a_los
         acknowledged.push(count.load(Ordering::SeqCst));
     }
     // What a host has received is read from its store.
-    let of_round = |events: &[(MemberEvent, Bytes)], round: usize| {
-        let prefix = format!("{round} ");
-        let texts = events.iter().map(|(_, data)| std::str::from_utf8(data).unwrap());
-        let numbers = texts.filter_map(|text| text.strip_prefix(&prefix));
-        numbers.map(|number| number.parse().unwrap()).collect::<Vec<usize>>()
+    let by_round = |host: &TestHost| {
+        let mut rounds = vec![Vec::new(); acknowledged.len()];
+        for (_, data) in received(host) {
+            let (round, number) = std::str::from_utf8(&data).unwrap().split_once(' ').unwrap();
+            rounds[round.parse::<usize>().unwrap()].push(number.parse::<usize>().unwrap());
+        }
+        rounds
     };
-    let has_all = |host: &TestHost| {
-        let events = received(host);
-        acknowledged.iter().enumerate().all(|(round, count)| of_round(&events, round).len() >= *count)
-    };
+    let has_all =
+        |host: &TestHost| by_round(host).iter().zip(&acknowledged).all(|(of, count)| of.len() >= *count);
     eventually_within(ARRIVAL * 3, "the witness has all events", async || has_all(&witness)).await;
     tell_state("the witness", &witness, acknowledged.iter().sum()).await;
     reader.kill();
@@ -685,9 +768,7 @@ async fn three_nodes_agree_over_kills_of_hosts_and_daemons_collections_and_a_los
     }
     tell_state("the reader", &reader, acknowledged.iter().sum()).await;
     for host in [&witness, &reader] {
-        let events = received(host);
-        for (round, count) in acknowledged.iter().enumerate() {
-            let numbers = of_round(&events, round);
+        for (round, (numbers, count)) in by_round(host).into_iter().zip(&acknowledged).enumerate() {
             // The event that was under way at the end of the round may be durable.
             assert!(numbers.len() <= count + 1, "round {round}: {} of {count}", numbers.len());
             assert!(numbers.iter().copied().eq(0..numbers.len()), "round {round}: {numbers:?}");

@@ -122,10 +122,14 @@ pub enum Kind {
         subscribed: bool,
         /// The event with which the subscription begins.
         beginning: Beginning,
+        /// Whether the messages of this host come with the earlier events, until the plugin has received these. Logs of
+        /// older versions have subscriptions without it.
+        own_too: bool,
         /// The generation that requested it.
         by: Generation,
     },
-    /// An event of a member that is older than the subscription of a plugin and is for that plugin alone.
+    /// An event of a member, or a message of this host, that is for a plugin alone that has not received all earlier
+    /// ones.
     Earlier {
         /// The plugin.
         plugin: PluginName,
@@ -134,8 +138,8 @@ pub enum Kind {
         /// The event.
         event: Event,
     },
-    /// A plugin has received all earlier events of a topic. From this entry on it receives the events of members that
-    /// come to all plugins.
+    /// A plugin has received all earlier events of a topic. From this entry on it receives the events of members and the
+    /// messages of this host that come to all plugins.
     CaughtUp {
         /// The plugin.
         plugin: PluginName,

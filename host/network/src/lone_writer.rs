@@ -181,7 +181,9 @@ impl LoneWriter {
         let log = Arc::new(EventLog::new(store.clone(), next, last, clock, TAIL));
         let (reliable, inputs) = Reliable::new(&fleet, deliveries);
         let echoes = Arc::default();
-        let parts = Parts { store, commit, log, disk, backend, backlog, reliable, echoes };
+        // It has no plugins.
+        let queue_bytes = 0;
+        let parts = Parts { store, commit, log, disk, backend, backlog, reliable, echoes, queue_bytes };
         let writer = Self { parts: parts.clone(), published: Arc::default() };
         Ok((writer, Tasks { parts, identity, inputs }))
     }

@@ -2,6 +2,7 @@
 //! log. It receives waiting publishes from the outbox, messages from the subscriptions, and heads. It sends bundles and
 //! heads, fetches missing bundles, and appends the events of others to the log.
 
+mod catch_ups;
 mod channel;
 mod connections;
 mod identity;
@@ -19,9 +20,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use dim_ipfs::{Backend, BackendError};
 use dim_model::beginning::Beginning;
-use dim_model::entry::Offset;
-use dim_model::ident::{PluginName, Topic};
-use dim_store::catch_ups::{self, CatchUp};
+use dim_model::ident::Topic;
 use dim_store::commit::{Commit, CommitError};
 use dim_store::disk_monitor::DiskMonitor;
 use dim_store::event_log::EventLog;
@@ -47,6 +46,7 @@ pub use identity::{Identity, IdentityError};
 pub use plain_copies::{HOLD, Verdict};
 pub use writer_log::{ReaderPosition, WriterLog};
 
+use catch_ups::CatchUps;
 use connections::Connections;
 use intake::Outcome;
 use mirrors::Mirrors;
@@ -75,6 +75,8 @@ pub struct Parts {
     pub reliable: Reliable,
     /// The expected echoes of plain messages.
     pub echoes: Arc<Echoes>,
+    /// The largest size of the queue of a plugin, in bytes.
+    pub queue_bytes: u64,
 }
 
 impl Parts {
@@ -102,8 +104,8 @@ pub struct ReliableTopics {
     connections: Connections,
     /// The results of the protocol that are made durable next.
     outcomes: VecDeque<Outcome>,
-    /// The plugins that catch up, by the entries of their subscriptions.
-    catching_up: BTreeMap<u64, PluginName>,
+    /// The plugins that catch up.
+    catch_ups: CatchUps,
     is_committing: bool,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -129,6 +131,7 @@ impl ReliableTopics {
             member.restore_index(&topic, places);
         }
         outgoing.resend(&unsent, &parts.reliable, now.wall);
+        let catch_ups = CatchUps::new(parts.queue_bytes);
         Ok(Self {
             parts,
             member,
@@ -139,7 +142,7 @@ impl ReliableTopics {
             mirrors,
             connections: Connections::default(),
             outcomes: VecDeque::new(),
-            catching_up: BTreeMap::new(),
+            catch_ups,
             is_committing: false,
             tasks: TaskTracker::new(),
             stop,
@@ -246,6 +249,8 @@ impl ReliableTopics {
                 self.member.node_fetched(&stream, &writer, &digest, block.as_deref(), now);
             }
             Input::CatchUpsChanged => self.update_catch_ups(),
+            Input::CatchUpsDue => self.catch_ups_due(),
+            Input::OwnMessages(found) => self.searched_own(*found),
             Input::IndexesDue => self.provide_index(),
             Input::IndexProvided(provided) => self.index_provided(provided),
             Input::Committed(outcomes) => self.committed(&outcomes, now),
@@ -313,47 +318,9 @@ impl ReliableTopics {
         self.outcomes.retain(|it| !is_gone(it.stream()));
     }
 
-    /// Updates the catch-ups whenever subscriptions begin or end.
-    fn watch_catch_ups(&self) {
-        let (commit, sender) = (self.parts.commit.clone(), self.parts.reliable.sender());
-        self.spawn_until_stop(async move {
-            while sender.send(Input::CatchUpsChanged).await.is_ok() {
-                commit.catch_ups.notified().await;
-            }
-        });
-    }
-
-    /// Begins and ends catch-ups as the store says.
-    fn update_catch_ups(&mut self) {
-        let stored = match self.parts.store.snapshot().and_then(|snapshot| catch_ups::all(&snapshot)) {
-            Ok(stored) => stored,
-            Err(error) => {
-                tracing::error!("cannot read the subscriptions that catch up: {error}");
-                return;
-            }
-        };
-        let now = self.now();
-        let ended: Vec<u64> = self.catching_up.keys().copied().collect();
-        let is_stored = |number: u64| stored.iter().any(|it| it.subscription.0 == number);
-        for number in ended.into_iter().filter(|number| !is_stored(*number)) {
-            self.catching_up.remove(&number);
-            self.member.end_catch_up(number);
-            self.drop_outcomes(|stream| stream.catch_up == Some(number), now);
-        }
-        for CatchUp { subscription: Offset(number), plugin, topic, since, checkpoints } in stored {
-            if self.catching_up.contains_key(&number) {
-                continue;
-            }
-            tracing::debug!(%plugin, %topic, "a plugin receives earlier events");
-            self.catching_up.insert(number, plugin);
-            self.member.catch_up(number, topic.clone(), since, checkpoints, now);
-            self.write_since(topic);
-        }
-    }
-
     fn unsubscribe(&mut self, topic: Topic, now: Now) {
         self.member.unsubscribe(&topic);
-        self.catching_up.retain(|number, _| self.member.catch_ups().any(|it| it == *number));
+        self.end_catch_ups(&topic);
         self.drop_outcomes(|stream| stream.topic == topic, now);
         let commit = self.parts.commit.clone();
         self.spawn_write(async move {

@@ -447,7 +447,7 @@ impl Actor {
             let kind = |beginning: Option<Beginning>| {
                 let (plugin, topic) = (plugin.clone(), topic.clone());
                 let (subscribed, beginning) = (beginning.is_some(), beginning.unwrap_or_default());
-                Kind::Subscription { plugin, topic, subscribed, beginning, by }
+                Kind::Subscription { plugin, topic, subscribed, beginning, own_too: subscribed, by }
             };
             // The missing entries may have begun a catch-up that the plugin knows nothing of.
             let is_early = beginning.is_some_and(|beginning| beginning != Beginning::Head);

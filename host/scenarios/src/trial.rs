@@ -104,12 +104,12 @@ pub struct Trial {
 /// The events that members keep for plugins that subscribe later.
 #[derive(Default)]
 struct KeptEvents {
-    /// The events and gaps, with the times at which they came.
+    /// The events and gaps that a plugin which subscribes later receives, with the times at which they came.
     events: Vec<(Timestamp, Event)>,
     /// Whether recorded entries bring the earlier events of a subscription.
     is_recorded: bool,
-    /// The topics whose earlier events recorded entries bring now.
-    recorded: BTreeSet<Topic>,
+    /// The topics whose earlier events recorded entries bring now, and whether the messages of the host are among them.
+    recorded: BTreeMap<Topic, bool>,
 }
 
 /// The commits of a trial.
@@ -300,11 +300,13 @@ impl Trial {
             What::CatchingUp { who, .. } | What::CaughtUp { who, .. } if who.plugin != self.ground.plugin => {
                 return Ok(());
             }
-            What::CatchingUp { topic, .. } => {
-                self.kept.recorded.insert(topic.clone());
+            What::CatchingUp { topic, own_too, .. } => {
+                self.kept.recorded.insert(topic.clone(), *own_too);
                 return Ok(());
             }
-            What::CaughtUp { topic, .. } => drop(self.kept.recorded.remove(topic)),
+            What::CaughtUp { topic, .. } => {
+                self.kept.recorded.remove(topic);
+            }
             _ => {}
         }
         let kind = record.what.kind().map_err(|error| wrong(error.to_string()))?;
@@ -316,7 +318,7 @@ impl Trial {
         {
             return Ok(());
         }
-        self.feed(kind)
+        self.feed(self.undeferred(kind))
     }
 
     fn is_own(&self, name: &IpnsName) -> bool {

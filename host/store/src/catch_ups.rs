@@ -1,12 +1,13 @@
 //! Owns the catch-ups: subscriptions of plugins that begin before the head of a reliable topic, until they have caught
 //! up with the events that come to all plugins. The entries of the log begin and end them, in the transaction that
-//! appends the entries. The positions in the logs of the writers are rows of their own.
+//! appends the entries. The positions in the logs of the writers are rows of their own. The earlier messages of this host
+//! are in its event log.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use dim_model::beginning::Beginning;
-use dim_model::entry::{Entry, Generation, Kind, Offset};
+use dim_model::entry::{Entry, Event, Generation, Kind, Offset, Origin};
 use dim_model::ident::{PluginName, Topic};
 use dim_model::time::Timestamp;
 use dim_topics::action::{Checkpoint, Delivery};
@@ -57,6 +58,53 @@ pub struct CatchUp {
     pub since: Since,
     /// The positions in the logs of the writers.
     pub checkpoints: Vec<(WriterId, Checkpoint)>,
+    /// The entry from which on the log is searched for messages of this host. `None` if they come to the plugin at once,
+    /// as in catch-ups that an older version began.
+    pub own_next: Option<Offset>,
+}
+
+impl CatchUp {
+    /// Returns the messages of this host among the next `entries` of the log, and a gap for those that the log no longer
+    /// contains. Continues after the entries.
+    pub fn take_own(&mut self, entries: &VecDeque<Arc<Entry>>) -> Vec<Kind> {
+        let (Some(next), Some(first), Some(last)) = (self.own_next, entries.front(), entries.back()) else {
+            return Vec::new();
+        };
+        let since = self.since_time().unwrap_or(Timestamp(0));
+        self.own_next = Some(Offset(last.offset.0 + 1).max(next));
+        let is_lost = first.offset > next && first.time > since;
+        let topic = self.topic.clone();
+        let gap = is_lost.then_some(Event::Gap { topic, since, until: first.time, missing: None });
+        let message = |entry: &Arc<Entry>| match &entry.kind {
+            Kind::Event(event) if self.has_own(entry) && entry.time >= since && entry.offset >= next => {
+                Some(event.clone())
+            }
+            _ => None,
+        };
+        let messages = entries.iter().filter_map(message);
+        let earlier =
+            |event| Kind::Earlier { plugin: self.plugin.clone(), subscription: self.subscription, event };
+        gap.into_iter().chain(messages).map(earlier).collect()
+    }
+
+    /// The time from which on events are wanted; `None` for the earliest.
+    pub fn since_time(&self) -> Option<Timestamp> {
+        match self.since {
+            Since::Earliest => None,
+            Since::Time(time) | Since::Head(time) => Some(time),
+        }
+    }
+
+    /// Whether an entry has a message of this host on the topic, and not of the plugin itself.
+    pub fn has_own(&self, entry: &Entry) -> bool {
+        let Kind::Event(Event::Message { topic, origin, .. }) = &entry.kind else { return false };
+        let is_own = match origin {
+            Origin::Host => true,
+            Origin::Plugin(sender) => *sender != self.plugin,
+            Origin::Member(_) | Origin::Peer(_) => false,
+        };
+        is_own && *topic == self.topic
+    }
 }
 
 /// The catch-ups that are under way, oldest first.
@@ -72,6 +120,7 @@ pub fn all(snapshot: &Snapshot) -> Result<Vec<CatchUp>, StoreError> {
                 plugin: parse(&row.plugin)?,
                 topic: parse(&row.topic)?,
                 checkpoints: Vec::new(),
+                own_next: row.own_too.then_some(Offset(row.own_next)),
             });
         }
     }
@@ -95,8 +144,8 @@ pub fn observe<'a>(
     let mut is_changed = false;
     for entry in entries {
         is_changed |= match &entry.kind {
-            Kind::Subscription { plugin, topic, subscribed: true, beginning, by } => {
-                begin(write, entry, (plugin, topic), *beginning, *by)?
+            Kind::Subscription { plugin, topic, subscribed: true, beginning, own_too, by } => {
+                begin(write, entry, (plugin, topic), (*beginning, *own_too), *by)?
             }
             Kind::Subscription { plugin, topic, subscribed: false, by, .. } => {
                 end(write, plugin, topic, *by)?
@@ -129,6 +178,24 @@ pub fn advance(write: &WriteTransaction, of: Offset, delivery: &Delivery) -> Res
     Ok(())
 }
 
+/// The entry from which on the log is searched for messages of this host, as transactions up to this one have written it.
+pub fn own_next(write: &WriteTransaction, of: Offset) -> Result<Option<Offset>, StoreError> {
+    let row = write.open_table(CATCH_UPS)?.get(of.0)?.map(|row| CatchUpRow::read(row.value())).transpose()?;
+    Ok(row.map(|row| Offset(row.own_next)))
+}
+
+/// Writes the entry from which on the log is searched for further messages of this host.
+pub fn advance_own(write: &WriteTransaction, catch_up: &CatchUp) -> Result<(), StoreError> {
+    let number = catch_up.subscription.0;
+    let row =
+        write.open_table(CATCH_UPS)?.get(number)?.map(|row| CatchUpRow::read(row.value())).transpose()?;
+    // Without a row, the subscription has ended meanwhile.
+    if let (Some(row), Some(Offset(own_next))) = (row, catch_up.own_next) {
+        put(write, number, &CatchUpRow { own_next, ..row })?;
+    }
+    Ok(())
+}
+
 /// Ends all catch-ups of a plugin that is removed. If it is installed again, it continues with the events that come to
 /// all plugins; the time without it is a gap.
 pub fn forget_plugin(write: &WriteTransaction, plugin: &PluginName) -> Result<(), StoreError> {
@@ -149,7 +216,7 @@ fn begin(
     write: &WriteTransaction,
     entry: &Entry,
     (plugin, topic): (&PluginName, &Topic),
-    beginning: Beginning,
+    (beginning, own_too): (Beginning, bool),
     by: Generation,
 ) -> Result<bool, StoreError> {
     let from_time = match beginning {
@@ -162,7 +229,8 @@ fn begin(
         return Ok(false);
     }
     let (plugin, topic) = (plugin.to_string(), topic.to_string());
-    put(write, entry.offset.0, &CatchUpRow { plugin, topic, from_time, by: by.0, ended_by: None })?;
+    let row = CatchUpRow { plugin, topic, from_time, by: by.0, ended_by: None, own_next: 0, own_too };
+    put(write, entry.offset.0, &row)?;
     Ok(true)
 }
 
@@ -280,6 +348,12 @@ struct CatchUpRow {
     /// The generation that unsubscribed.
     #[prost(uint32, optional, tag = "5")]
     ended_by: Option<u32>,
+    /// The entry from which on the log is searched for messages of this host.
+    #[prost(uint64, tag = "6")]
+    own_next: u64,
+    /// Whether messages of this host come with the earlier events.
+    #[prost(bool, tag = "7")]
+    own_too: bool,
 }
 
 impl CatchUpRow {
@@ -289,5 +363,76 @@ impl CatchUpRow {
 
     fn since(&self) -> Since {
         self.from_time.map_or(Since::Earliest, |time| Since::Time(Timestamp(time)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(offset: u64, topic: &str, origin: Origin) -> Arc<Entry> {
+        let (topic, data) = (topic.parse().unwrap(), offset.to_string().into());
+        let kind = Kind::Event(Event::Message { topic, data, origin });
+        Arc::new(Entry { offset: Offset(offset), time: Timestamp(100 + offset), kind })
+    }
+
+    fn catch_up(since: Since, own_next: Option<u64>) -> CatchUp {
+        let (plugin, topic) = ("late".parse().unwrap(), "jobs".parse().unwrap());
+        let own_next = own_next.map(Offset);
+        CatchUp { subscription: Offset(9), plugin, topic, since, checkpoints: Vec::new(), own_next }
+    }
+
+    /// The offsets of the messages, and the time before which messages are missing.
+    fn taken(it: &mut CatchUp, entries: impl IntoIterator<Item = Arc<Entry>>) -> (Vec<u64>, Option<u64>) {
+        let (mut messages, mut gap) = (Vec::new(), None);
+        for kind in it.take_own(&entries.into_iter().collect()) {
+            match kind {
+                Kind::Earlier { plugin, subscription: Offset(9), event } if plugin == it.plugin => {
+                    match event {
+                        Event::Message { data, .. } => {
+                            messages.push(std::str::from_utf8(&data).unwrap().parse().unwrap());
+                        }
+                        Event::Gap { until, missing: None, .. } => gap = Some(until.0),
+                        other => panic!("{other:?}"),
+                    }
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        (messages, gap)
+    }
+
+    #[test]
+    fn a_plugin_receives_the_earlier_messages_of_its_host_and_of_other_plugins() {
+        let plugin = |name: &str| Origin::Plugin(name.parse().unwrap());
+        let peer: dim_model::ident::PeerName =
+            "12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo".parse().unwrap();
+        let all = || {
+            [
+                message(0, "jobs", Origin::Host),
+                message(1, "jobs", plugin("early")),
+                message(2, "jobs", plugin("late")),
+                message(3, "other", Origin::Host),
+                message(4, "jobs", Origin::Peer(peer.clone())),
+                message(5, "jobs", Origin::Host),
+            ]
+        };
+        let mut it = catch_up(Since::Earliest, Some(0));
+        assert_eq!(taken(&mut it, all()), (vec![0, 1, 5], None));
+        assert_eq!(it.own_next, Some(Offset(6)));
+        assert_eq!(taken(&mut it, []), (vec![], None));
+        assert_eq!(taken(&mut it, [message(6, "jobs", Origin::Host)]), (vec![6], None));
+    }
+
+    #[test]
+    fn earlier_messages_that_the_log_no_longer_contains_are_a_gap() {
+        let entries = || (4..7).map(|offset| message(offset, "jobs", Origin::Host));
+        assert_eq!(taken(&mut catch_up(Since::Earliest, Some(0)), entries()), (vec![4, 5, 6], Some(104)));
+        assert_eq!(taken(&mut catch_up(Since::Earliest, Some(3)), entries()), (vec![4, 5, 6], Some(104)));
+        assert_eq!(taken(&mut catch_up(Since::Earliest, Some(5)), entries()), (vec![5, 6], None));
+        let since = |time| Since::Time(Timestamp(time));
+        assert_eq!(taken(&mut catch_up(since(105), Some(0)), entries()), (vec![5, 6], None));
+        assert_eq!(taken(&mut catch_up(since(50), Some(0)), entries()), (vec![4, 5, 6], Some(104)));
+        assert_eq!(taken(&mut catch_up(Since::Earliest, None), entries()), (vec![], None));
     }
 }

@@ -35,6 +35,9 @@ pub struct EntryContext {
     /// of members that come to all plugins are not for it yet.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     catching_up: BTreeMap<Topic, u64>,
+    /// Those of them of which the messages of this host come with the earlier events, too.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    own_too: BTreeSet<Topic>,
     follows: BTreeMap<IpnsName, Option<Resolution>>,
     /// The names of the plugin's own keys.
     #[serde(default)]
@@ -199,7 +202,7 @@ impl EntryContext {
                 self.peers.insert(topic.clone(), peers.clone());
                 ContextChange::Some
             }
-            Kind::Subscription { plugin: whose, topic, subscribed, beginning, by }
+            Kind::Subscription { plugin: whose, topic, subscribed, beginning, own_too, by }
                 if whose == plugin && !self.void.contains(*by) =>
             {
                 if self.asked.get(topic).is_some_and(|it| it.0.is_some() == *subscribed) {
@@ -209,6 +212,7 @@ impl EntryContext {
                     self.once.insert(topic.clone());
                     if self.subscriptions.insert(topic.clone()) && *beginning != Beginning::Head {
                         self.catching_up.insert(topic.clone(), entry.offset.0);
+                        self.own_too.extend(own_too.then(|| topic.clone()));
                     }
                 } else {
                     self.unsubscribe(topic);
@@ -218,7 +222,7 @@ impl EntryContext {
             Kind::CaughtUp { plugin: whose, subscription, topic }
                 if whose == plugin && self.catches_up(topic) == Some(*subscription) =>
             {
-                self.catching_up.remove(topic);
+                self.stop_catching_up(topic);
                 ContextChange::Some
             }
             Kind::Event(Event::NameChanged(resolution)) => {
@@ -253,9 +257,10 @@ impl EntryContext {
         self.catching_up.iter().map(|(topic, offset)| (topic, Offset(*offset)))
     }
 
-    /// Ends the receipt of earlier events of a topic, because the log has lost entries about them.
+    /// Ends the receipt of earlier events of a topic.
     pub fn stop_catching_up(&mut self, topic: &Topic) {
         self.catching_up.remove(topic);
+        self.own_too.remove(topic);
     }
 
     /// Records a requested subscription or its end; returns the earlier request for the topic.
@@ -328,7 +333,7 @@ impl EntryContext {
     /// Ends a subscription, and drops the listening spans and the peers of the topic.
     pub fn unsubscribe(&mut self, topic: &Topic) {
         self.subscriptions.remove(topic);
-        self.catching_up.remove(topic);
+        self.stop_catching_up(topic);
         self.heard.remove(topic);
         self.peers.remove(topic);
     }
@@ -485,7 +490,11 @@ impl EntryContext {
     fn concerns(&self, plugin: &PluginName, event: &Event) -> bool {
         match event {
             Event::Message { topic, origin, .. } => {
-                let is_later = matches!(origin, Origin::Member(_)) && self.catching_up.contains_key(topic);
+                let is_later = match origin {
+                    Origin::Member(_) => self.catching_up.contains_key(topic),
+                    Origin::Plugin(_) | Origin::Host => self.own_too.contains(topic),
+                    Origin::Peer(_) => false,
+                };
                 !matches!(origin, Origin::Plugin(sender) if sender == plugin)
                     && self.subscriptions.contains(topic)
                     && !is_later
@@ -522,6 +531,7 @@ mod tests {
             topic: topic.clone(),
             subscribed: beginning.is_some(),
             beginning: beginning.unwrap_or_default(),
+            own_too: beginning.is_some(),
             by: Generation(0),
         }
     }

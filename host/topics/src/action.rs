@@ -36,6 +36,11 @@ impl Stream {
     pub fn main(topic: Topic) -> Self {
         Self { topic, catch_up: None }
     }
+
+    /// The part of a shared limit that it may use. Catch-ups leave the other half to new events.
+    fn share_of(&self, limit: usize) -> usize {
+        if self.catch_up.is_some() { limit / 2 } else { limit }
+    }
 }
 
 /// A request to the driver.
@@ -100,6 +105,14 @@ pub struct Delivery {
 }
 
 impl Delivery {
+    /// The number of the events. A gap counts as one.
+    pub fn count(&self) -> u64 {
+        match &self.outcome {
+            Outcome::Events(events) => events.len() as u64,
+            Outcome::Gap(_) => 1,
+        }
+    }
+
     /// The size of the events in memory, in bytes.
     pub fn bytes(&self) -> usize {
         match &self.outcome {
@@ -170,9 +183,9 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// Whether a bundle of `bytes` bytes may wait in memory.
-    pub fn has_room(&self, bytes: usize) -> bool {
-        self.buffered + bytes <= MAX_BUFFERED
+    /// Whether a bundle of `bytes` bytes of a reading may wait in memory.
+    pub fn has_room(&self, stream: &Stream, bytes: usize) -> bool {
+        self.buffered + bytes <= stream.share_of(MAX_BUFFERED)
     }
 
     /// Notes that bundles of `bytes` bytes left the memory.
@@ -180,13 +193,13 @@ impl Budget {
         self.buffered = self.buffered.saturating_sub(bytes);
     }
 
-    /// Whether more events may be delivered.
-    pub fn may_deliver(&self) -> bool {
-        self.uncommitted < MAX_UNCOMMITTED
+    /// Whether more events of a reading may be delivered.
+    pub fn may_deliver(&self, stream: &Stream) -> bool {
+        self.uncommitted < stream.share_of(MAX_UNCOMMITTED)
     }
 
-    /// Whether another block may be fetched.
-    pub fn may_fetch(&self) -> bool {
-        self.fetches < MAX_FETCHES
+    /// Whether another block of a reading may be fetched.
+    pub fn may_fetch(&self, stream: &Stream) -> bool {
+        self.fetches < stream.share_of(MAX_FETCHES)
     }
 }

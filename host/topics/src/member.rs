@@ -172,6 +172,8 @@ type ReaderKey = (Stream, WriterId);
 struct Readers {
     /// The readings of topics.
     streams: BTreeMap<Stream, Since>,
+    /// The catch-ups, with the sizes of the events that each may deliver, in bytes.
+    allowances: BTreeMap<u64, u64>,
     all: BTreeMap<ReaderKey, Reader>,
     budget: Budget,
     /// The readers that wait for a limit that all readers share.
@@ -282,13 +284,15 @@ impl Member {
     }
 
     /// Reads a topic once more, for one receiver, until it has caught up with the main reading of the topic. Continues
-    /// at `checkpoints`. The main reading then wants events of new writers from the same place on.
+    /// at `checkpoints`. It delivers events of `allowance` bytes, and further ones after [`Member::allow`]. The main
+    /// reading then wants events of new writers from the same place on.
     pub fn catch_up(
         &mut self,
         number: u64,
         topic: Topic,
         since: Since,
         checkpoints: Vec<(WriterId, Checkpoint)>,
+        allowance: u64,
         now: Now,
     ) {
         let main = Stream::main(topic.clone());
@@ -300,6 +304,7 @@ impl Member {
             *earliest = earliest.min(since);
         }
         self.readers.streams.insert(stream.clone(), since);
+        self.readers.allowances.insert(number, allowance);
         for (writer, checkpoint) in checkpoints {
             if self.ensure_reader(&(stream.clone(), writer), now.moment) {
                 let reader = self.readers.all.get_mut(&(stream.clone(), writer)).expect("it was made");
@@ -322,6 +327,20 @@ impl Member {
     /// The numbers of the catch-ups.
     pub fn catch_ups(&self) -> impl Iterator<Item = u64> {
         self.readers.streams.keys().filter_map(|stream| stream.catch_up)
+    }
+
+    /// Sets the size of the events that a catch-up may deliver from now on, in bytes. At most one bundle more is
+    /// delivered. At zero it waits, and does not end.
+    pub fn allow(&mut self, number: u64, allowance: u64, now: Now) {
+        let Some(before) = self.readers.allowances.get_mut(&number) else { return };
+        if std::mem::replace(before, allowance) > 0 || allowance == 0 {
+            return;
+        }
+        let of_catch_up = self.readers.all.keys().filter(|(of, _)| of.catch_up == Some(number));
+        for key in of_catch_up.cloned().collect::<Vec<_>>() {
+            self.with_reader(&key, now, |reader, step| reader.release(step));
+        }
+        self.look_for_caught_up();
     }
 
     /// Ends a catch-up.
@@ -349,7 +368,9 @@ impl Member {
                 || reader(stream, writer).map_or(main.is_empty(), |it| it.has_caught_up_with(main))
         };
         let mut others = self.readers.all.range(of_stream(stream)).map(|((_, writer), _)| *writer);
-        self.readers.streams.contains_key(&main)
+        let waits = stream.catch_up.is_some_and(|number| self.readers.allowances.get(&number) == Some(&0));
+        !waits
+            && self.readers.streams.contains_key(&main)
             && writers.all(has_writer)
             && others.all(|writer| reader(&main, writer).is_some())
     }
@@ -840,11 +861,17 @@ impl Member {
     /// Runs a step of a reader, and notes when it has work again.
     fn with_reader(&mut self, key: &ReaderKey, now: Now, run: impl FnOnce(&mut Reader, &mut Step<'_>)) {
         let connected_since = self.connection.connected_since(now.moment);
-        let Readers { streams, all, budget, blocked, timers, timer_of } = &mut self.readers;
+        let Readers { streams, allowances, all, budget, blocked, timers, timer_of } = &mut self.readers;
         let (Some(reader), Some(since)) = (all.get_mut(key), streams.get(&key.0)) else { return };
-        let actions = &mut self.actions;
-        let mut step = Step { now, since: *since, connected_since, budget, actions, is_blocked: false };
+        let (since, actions) = (*since, &mut self.actions);
+        let mut allowance = key.0.catch_up.and_then(|number| allowances.get_mut(&number));
+        let allowed = allowance.as_deref().copied();
+        let mut step =
+            Step { now, since, connected_since, budget, actions, allowance: allowed, is_blocked: false };
         run(reader, &mut step);
+        if let (Some(allowance), Some(left)) = (&mut allowance, step.allowance) {
+            **allowance = left;
+        }
         if step.is_blocked {
             blocked.insert(key.clone());
         }
@@ -975,7 +1002,11 @@ impl Readers {
 
     /// Removes readings with their positions.
     fn remove(&mut self, is_gone: impl Fn(&Stream) -> bool) {
-        self.streams.retain(|stream, _| !is_gone(stream));
+        for (stream, _) in self.streams.extract_if(.., |stream, _| is_gone(stream)) {
+            if let Some(number) = stream.catch_up {
+                self.allowances.remove(&number);
+            }
+        }
         let removed = self.all.extract_if(.., |(stream, _), _| is_gone(stream));
         let freed = removed.map(|(_, reader)| reader.buffered()).sum();
         self.budget.release(freed);
@@ -1068,7 +1099,7 @@ mod tests {
         };
         let mut member = Member::new(setup, now);
         let begun = vec![(writer.id(), checkpoint(&bundles[0]))];
-        member.catch_up(1, topic.clone(), Since::Earliest, begun, now);
+        member.catch_up(1, topic.clone(), Since::Earliest, begun, u64::MAX, now);
         let stream = Stream { topic, catch_up: Some(1) };
         let (mut delivered, mut now) = (Vec::new(), now);
         let mut has_caught_up = false;

@@ -83,6 +83,8 @@ pub struct Step<'a> {
     pub budget: &'a mut Budget,
     /// The actions for the driver.
     pub actions: &'a mut Vec<Action>,
+    /// For a catch-up: the size of the events that may be delivered, in bytes. At zero nothing is fetched either.
+    pub allowance: Option<u64>,
     /// Whether a limit that all readers share held something up.
     pub is_blocked: bool,
 }
@@ -297,7 +299,7 @@ impl Reader {
         match reader.known.get_mut(&first).filter(|known| known.listed.digest == bundle.digest) {
             Some(known) if known.bundle.is_none() => {
                 known.is_in_flight = false;
-                if is_next || step.budget.has_room(bundle.block.len()) {
+                if is_next || step.budget.has_room(&self.stream, bundle.block.len()) {
                     step.budget.buffered += bundle.block.len();
                     known.bundle = Some(bundle.clone());
                     self.counters.repaired += u64::from(fetched);
@@ -448,6 +450,9 @@ impl Reader {
 
     /// Delivers what is in order, requests what is missing, and reports gaps.
     pub fn advance(&mut self, step: &mut Step<'_>) {
+        if step.allowance == Some(0) {
+            return;
+        }
         // Each delivery may let an incarnation continue that waits for another one.
         let mut is_moving = true;
         while is_moving {
@@ -460,6 +465,13 @@ impl Reader {
             }
         }
         self.fetch(step);
+    }
+
+    /// Continues after nothing was allowed. Nothing was fetched in this time, so it does not count as a time in which
+    /// events are missing.
+    pub fn release(&mut self, step: &mut Step<'_>) {
+        self.incarnations.values_mut().for_each(|it| it.stuck = None);
+        self.advance(step);
     }
 
     /// The time after `now` at which [`Reader::advance`] has work although nothing is received.
@@ -607,7 +619,10 @@ impl Reader {
             return false;
         }
         let reader = self.incarnations.get_mut(&id).expect("it was there");
-        if !step.budget.may_deliver() {
+        if step.allowance == Some(0) {
+            return false;
+        }
+        if !step.budget.may_deliver(&self.stream) {
             step.is_blocked = true;
             return false;
         }
@@ -653,6 +668,7 @@ impl Reader {
             Checkpoint { incarnation: id, began, next, from, last, time, before, is_replaced, floor };
         let delivery = Delivery { stream, writer, first, outcome, checkpoint, replaced, removed };
         step.budget.uncommitted += delivery.bytes();
+        step.allowance = step.allowance.map(|allowance| allowance.saturating_sub(delivery.bytes() as u64));
         step.actions.push(Action::Deliver(delivery));
     }
 
@@ -862,7 +878,7 @@ impl Reader {
             }
         }
         let Some(digest) = self.index.due(step.now.moment) else { return };
-        if !step.budget.may_fetch() {
+        if !step.budget.may_fetch(&self.stream) {
             step.is_blocked = true;
             return;
         }
@@ -891,13 +907,13 @@ impl Reader {
                 if known.is_in_flight || known.not_before > step.now.moment {
                     continue;
                 }
-                if !step.budget.has_room(MAX_MESSAGE) {
+                if !step.budget.has_room(&self.stream, MAX_MESSAGE) {
                     step.budget.release(reader.make_room(first, step.now.moment).unwrap_or(0));
                 }
                 let known = reader.known.get_mut(&first).expect("it is known");
                 // Only the earliest one leads further without room for it in memory.
-                let has_room = index == 0 || step.budget.has_room(MAX_MESSAGE);
-                if !has_room || flights >= MAX_FETCHES || !step.budget.may_fetch() {
+                let has_room = index == 0 || step.budget.has_room(&self.stream, MAX_MESSAGE);
+                if !has_room || flights >= MAX_FETCHES || !step.budget.may_fetch(&self.stream) {
                     step.is_blocked = true;
                     continue;
                 }
@@ -942,6 +958,7 @@ mod tests {
                 connected_since: None,
                 budget: &mut budget,
                 actions: &mut actions,
+                allowance: None,
                 is_blocked: false,
             };
             let mut reader =

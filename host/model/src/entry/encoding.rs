@@ -113,7 +113,7 @@ fn wire_kind(kind: &Kind) -> wire::entry::Kind {
                 room_document_bytes: room.map(|(.., document_bytes)| document_bytes),
             })
         }
-        Kind::Subscription { plugin, topic, subscribed, beginning, by } => {
+        Kind::Subscription { plugin, topic, subscribed, beginning, own_too, by } => {
             W::Subscription(wire::Subscription {
                 plugin: plugin.to_string(),
                 topic: topic.to_string(),
@@ -124,6 +124,7 @@ fn wire_kind(kind: &Kind) -> wire::entry::Kind {
                     Beginning::Time(time) => Some(time.0),
                     Beginning::Head | Beginning::Earliest => None,
                 },
+                own_too: *own_too,
             })
         }
         Kind::Earlier { plugin, subscription, event } => W::Earlier(wire::Earlier {
@@ -247,6 +248,7 @@ fn kind_of(wire: wire::entry::Kind) -> Result<Kind, MalformedEntry> {
                 Some(time) => Beginning::Time(Timestamp(time)),
                 None => Beginning::Head,
             },
+            own_too: subscription.own_too,
             by: Generation(subscription.by),
         },
         W::Earlier(earlier) => Kind::Earlier {
@@ -578,6 +580,8 @@ mod wire {
         pub is_from_earliest: bool,
         #[prost(fixed64, optional, tag = "6")]
         pub from_time: Option<u64>,
+        #[prost(bool, tag = "7")]
+        pub own_too: bool,
     }
 
     #[derive(Clone, PartialEq, prost::Message)]

@@ -94,6 +94,9 @@ pub enum What {
         who: CatchingUp,
         /// The topic.
         topic: Topic,
+        /// Whether the messages of the host come with them.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        own_too: bool,
     },
     /// A plugin has received all earlier events of a topic.
     CaughtUp {
@@ -270,11 +273,11 @@ impl Record {
             Kind::Command { plugin, method, body } => {
                 What::Command { plugin: plugin.clone(), method: method.clone(), body: body.clone() }
             }
-            Kind::Subscription { plugin, topic, subscribed: true, beginning, .. }
+            Kind::Subscription { plugin, topic, subscribed: true, beginning, own_too, .. }
                 if *beginning != Beginning::Head =>
             {
                 let who = CatchingUp { plugin: plugin.clone(), subscription: entry.offset.0 };
-                What::CatchingUp { who, topic: topic.clone() }
+                What::CatchingUp { who, topic: topic.clone(), own_too: *own_too }
             }
             // Replays of dead letters are left out too. The export has their events as they first came.
             Kind::Again { .. }
@@ -366,11 +369,12 @@ impl What {
                 let (topic, since, until, missing) = (topic.clone(), *since, *until, missing.clone());
                 kind_of(Event::Gap { topic, since, until, missing }, earlier_for.as_ref())
             }
-            Self::CatchingUp { who: CatchingUp { plugin, .. }, topic } => Kind::Subscription {
+            Self::CatchingUp { who: CatchingUp { plugin, .. }, topic, own_too } => Kind::Subscription {
                 plugin: plugin.clone(),
                 topic: topic.clone(),
                 subscribed: true,
                 beginning: Beginning::Earliest,
+                own_too: *own_too,
                 by: Generation(0),
             },
             Self::CaughtUp { who: CatchingUp { plugin, subscription }, topic } => Kind::CaughtUp {
@@ -460,6 +464,15 @@ mod tests {
                 topic: topic.clone(),
                 subscribed: true,
                 beginning: Beginning::Earliest,
+                own_too: true,
+                by: Generation(0),
+            },
+            Kind::Subscription {
+                plugin: "p".parse().unwrap(),
+                topic: topic.clone(),
+                subscribed: true,
+                beginning: Beginning::Earliest,
+                own_too: false,
                 by: Generation(0),
             },
             Kind::CaughtUp { plugin: "p".parse().unwrap(), subscription: Offset(2), topic: topic.clone() },

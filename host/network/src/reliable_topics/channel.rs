@@ -22,6 +22,7 @@ use dim_topics::time::Moment;
 use tokio::sync::{mpsc, oneshot};
 
 use super::SendResult;
+use super::catch_ups::OwnMessages;
 use super::intake::Outcome;
 use super::mirrors::Attempt;
 use super::own_index::Provided;
@@ -320,6 +321,10 @@ pub enum Input {
     Committed(Vec<Outcome>),
     /// Subscriptions of plugins that receive earlier events began or ended.
     CatchUpsChanged,
+    /// It is time to look at the plugins that catch up.
+    CatchUpsDue,
+    /// A search of the log for earlier messages of this host has ended.
+    OwnMessages(Box<OwnMessages>),
     /// A caller asks for the writers of a topic.
     Writers {
         /// The topic.

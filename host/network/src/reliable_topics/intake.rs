@@ -8,8 +8,9 @@ use bytes::Bytes;
 use dim_ipfs::{Backend, BackendError};
 use dim_model::backoff::Backoff;
 use dim_model::entry::{Event, Kind, MemberEvent, Missing, Offset, Origin};
-use dim_model::ident::{MemberName, PluginName};
+use dim_model::ident::MemberName;
 use dim_model::time::Timestamp;
+use dim_store::catch_ups::CatchUp;
 use dim_store::commit::CommitError;
 use dim_store::{StoreError, catch_ups, topic_rows};
 use dim_topics::action::{self, Delivery, Stream};
@@ -23,6 +24,7 @@ use futures::StreamExt as _;
 use redb::WriteTransaction;
 use tokio::sync::mpsc;
 
+use super::catch_ups::rest_of_own;
 use super::channel::{Channels, Input};
 use super::connections::place_of;
 use super::{Parts, ReliableTopics};
@@ -34,7 +36,7 @@ pub(super) const FETCH: Duration = Duration::from_secs(5);
 const PLACE: Duration = Duration::from_secs(300);
 
 /// The pause between checks whether the log takes more events.
-const ROOM_POLL: Duration = Duration::from_millis(5);
+pub(super) const ROOM_POLL: Duration = Duration::from_millis(5);
 
 /// The maximum size of the events that are made durable in one transaction, in bytes.
 const BATCH: usize = 4 << 20;
@@ -108,24 +110,34 @@ impl ReliableTopics {
             bytes += outcome.bytes();
             batch.push(outcome);
         }
-        let plugins = self.catching_up.clone();
+        let receivers = self.catch_ups.of(&batch);
         let parts = self.parts.clone();
         let (stop, sender) = (self.stop.clone(), parts.reliable.sender());
         self.tasks.spawn(async move {
-            while !parts.log.has_room() || parts.disk.check().is_err() {
-                tokio::select! {
-                    biased;
-                    () = stop.cancelled() => return,
-                    () = tokio::time::sleep(ROOM_POLL) => {}
-                }
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                () = parts.room() => {}
             }
             let now = parts.log.now();
-            let kinds: Vec<Kind> = batch.iter().flat_map(|it| it.kinds(&plugins, &parts, now)).collect();
+            let kinds: Vec<Vec<Kind>> = batch.iter().map(|it| it.kinds(&receivers, &parts, now)).collect();
             let batch = Arc::new(batch);
             let written = batch.clone();
-            let write = parts.commit.append_and_write(kinds, move |write| {
-                let mut logged = written.iter().filter(|outcome| outcome.is_logged(&plugins));
-                logged.try_for_each(|outcome| outcome.write(write))
+            let log = parts.log.clone();
+            let write = parts.commit.write_and_append(move |write| {
+                let mut all = Vec::new();
+                for (outcome, kinds) in written.iter().zip(kinds) {
+                    if let Outcome::CaughtUp(stream) = outcome
+                        && let Some(catch_up) = receivers.get(&stream.catch_up.unwrap_or_default())
+                    {
+                        all.extend(rest_of_own(&log, write, catch_up.clone())?);
+                    }
+                    all.extend(kinds);
+                    if outcome.is_logged(&receivers) {
+                        outcome.write(write)?;
+                    }
+                }
+                Ok((all, ()))
             });
             match write.await {
                 Ok(()) => drop(sender.send(Input::Committed(Arc::unwrap_or_clone(batch))).await),
@@ -138,14 +150,21 @@ impl ReliableTopics {
     /// Tells the protocol what is durable.
     pub(super) fn committed(&mut self, outcomes: &[Outcome], now: Now) {
         self.is_committing = false;
+        let has_earlier = outcomes.iter().any(|outcome| outcome.stream().catch_up.is_some());
         for outcome in outcomes {
             match outcome {
-                Outcome::Delivery(delivery) => self.member.committed(delivery, now),
+                Outcome::Delivery(delivery) => {
+                    self.member.committed(delivery, now);
+                    self.catch_ups.appended(&delivery.stream, delivery.count(), delivery.bytes() as u64);
+                }
                 Outcome::CaughtUp(stream) => {
-                    let plugin = stream.catch_up.and_then(|number| self.catching_up.remove(&number));
+                    let plugin = stream.catch_up.and_then(|number| self.catch_ups.end(number));
                     tracing::debug!(topic = %stream.topic, ?plugin, "a plugin has received all earlier events");
                 }
             }
+        }
+        if has_earlier {
+            self.check_catch_ups();
         }
     }
 }
@@ -207,8 +226,8 @@ impl Outcome {
     }
 
     /// Whether it becomes entries of the log: a catch-up may have ended meanwhile.
-    fn is_logged(&self, plugins: &BTreeMap<u64, PluginName>) -> bool {
-        self.stream().catch_up.is_none_or(|number| plugins.contains_key(&number))
+    fn is_logged(&self, receivers: &BTreeMap<u64, CatchUp>) -> bool {
+        self.stream().catch_up.is_none_or(|number| receivers.contains_key(&number))
     }
 
     /// The size in memory, in bytes.
@@ -219,10 +238,11 @@ impl Outcome {
         }
     }
 
-    /// The entries of the log. `plugins` are those that catch up, by the entries of their subscriptions.
-    fn kinds(&self, plugins: &BTreeMap<u64, PluginName>, parts: &Parts, now: Timestamp) -> Vec<Kind> {
+    /// The entries of the log. `receivers` are the catch-ups, by the entries of their subscriptions.
+    fn kinds(&self, receivers: &BTreeMap<u64, CatchUp>, parts: &Parts, now: Timestamp) -> Vec<Kind> {
         let stream = self.stream();
-        let catch_up = stream.catch_up.map(|number| (Offset(number), plugins.get(&number)));
+        let plugin = |number: u64| receivers.get(&number).map(|it| &it.plugin);
+        let catch_up = stream.catch_up.map(|number| (Offset(number), plugin(number)));
         match (self, catch_up) {
             (Self::Delivery(delivery), None) => {
                 let events = events_of(delivery, now).into_iter();

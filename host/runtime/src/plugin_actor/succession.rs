@@ -283,7 +283,8 @@ impl Actor {
                 session.effects.subscribe(&mut session.context, topic.clone(), SubscriptionRequest(None));
             }
             let (plugin, beginning) = (plugin.clone(), Beginning::Head);
-            log.append_now([Kind::Subscription { plugin, topic, subscribed: false, beginning, by }]);
+            let (subscribed, own_too) = (false, false);
+            log.append_now([Kind::Subscription { plugin, topic, subscribed, beginning, own_too, by }]);
         }
         let followed: Vec<_> = session.context.follows().keys().cloned().collect();
         for name in followed {

@@ -31,7 +31,7 @@ impl Trial {
     /// lists of peers.
     pub(super) fn append(&mut self, kind: Kind) -> Result<(), TrialError> {
         if let Kind::Event(event) = &kind
-            && is_of_member(event)
+            && self.comes_earlier(event)
             && !self.kept.is_recorded
         {
             self.kept.events.push((self.now(), event.clone()));
@@ -63,11 +63,40 @@ impl Trial {
         }
     }
 
-    /// Ends the receipt of earlier events before the event of a member that comes to all plugins, if the recorded host
-    /// had none for the plugin.
+    /// Whether an event is one of those that a plugin which subscribes late receives as earlier events: of a member, on a
+    /// reliable topic, or of the host or another plugin.
+    fn comes_earlier(&self, event: &Event) -> bool {
+        match event {
+            Event::Message { origin: Origin::Plugin(sender), .. } => *sender != self.ground.plugin,
+            Event::Message { origin: Origin::Peer(_), .. } => false,
+            Event::Message { origin: Origin::Host | Origin::Member(_), .. } => true,
+            Event::Gap { missing, .. } => missing.is_some(),
+            Event::NameChanged(_) | Event::Timer { .. } => false,
+        }
+    }
+
+    /// Returns a recorded message of the host as an earlier one, if the recorded host did not defer such messages during
+    /// a catch-up, as older versions did not.
+    pub(super) fn undeferred(&self, kind: Kind) -> Kind {
+        let Kind::Event(event) = &kind else { return kind };
+        let is_own = matches!(event, Event::Message { origin: Origin::Host | Origin::Plugin(_), .. });
+        let topic = event.topic().filter(|topic| is_own && self.kept.recorded.get(*topic) == Some(&false));
+        let subscription = topic.and_then(|topic| self.wiring.actor.context().catches_up(topic));
+        match subscription {
+            Some(subscription) => {
+                let (plugin, event) = (self.ground.plugin.clone(), event.clone());
+                Kind::Earlier { plugin, subscription, event }
+            }
+            None => kind,
+        }
+    }
+
+    /// Ends the receipt of earlier events before an event that comes to all plugins, if the recorded host had none for the
+    /// plugin.
     pub(super) fn end_unrecorded_catch_up(&mut self, event: &Event) -> Result<(), TrialError> {
-        let Some(topic) =
-            event.topic().filter(|topic| is_of_member(event) && !self.kept.recorded.contains(*topic))
+        let Some(topic) = event
+            .topic()
+            .filter(|topic| self.comes_earlier(event) && !self.kept.recorded.contains_key(*topic))
         else {
             return Ok(());
         };
@@ -295,9 +324,4 @@ impl Trial {
         change.now_or_never().expect("it was committed")?;
         self.go_on()
     }
-}
-
-/// Whether an event is of a member, on a reliable topic.
-fn is_of_member(event: &Event) -> bool {
-    matches!(event, Event::Message { origin: Origin::Member(_), .. } | Event::Gap { missing: Some(_), .. })
 }

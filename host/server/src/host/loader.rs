@@ -245,14 +245,29 @@ impl Loader {
 
     fn end_subscription(&self, name: &PluginName, topic: &Topic) {
         let (plugin, topic, by) = (name.clone(), topic.clone(), Generation(0));
-        let (subscribed, beginning) = (false, Beginning::Head);
-        self.storage.log.append_now([Kind::Subscription { plugin, topic, subscribed, beginning, by }]);
+        let (subscribed, beginning, own_too) = (false, Beginning::Head, false);
+        self.storage.log.append_now([Kind::Subscription {
+            plugin,
+            topic,
+            subscribed,
+            beginning,
+            own_too,
+            by,
+        }]);
     }
 
     fn begin_subscription(&self, name: &PluginName, topic: &Topic, beginning: Beginning) {
         let beginning = self.links.kept_topics.beginning(topic, beginning);
         let (plugin, topic, by) = (name.clone(), topic.clone(), Generation(0));
-        self.storage.log.append_now([Kind::Subscription { plugin, topic, subscribed: true, beginning, by }]);
+        let (subscribed, own_too) = (true, true);
+        self.storage.log.append_now([Kind::Subscription {
+            plugin,
+            topic,
+            subscribed,
+            beginning,
+            own_too,
+            by,
+        }]);
     }
 
     /// Subscribes a new plugin before the intake begins and long before the plugin runs.

@@ -253,6 +253,7 @@ impl Start {
             backlog: links.backlog.clone(),
             reliable: links.reliable.clone(),
             echoes: echoes.clone(),
+            queue_bytes: self.loader.config.now().queue_bytes(),
         };
         let driver = ReliableTopics::new(parts, identity, running.stops.tasks.clone())?;
         running.other_tasks.spawn(driver.run(inputs));

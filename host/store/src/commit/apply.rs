@@ -133,6 +133,7 @@ pub fn entries_of(batch: &Batch) -> Vec<Kind> {
                 topic: topic.clone(),
                 subscribed: beginning.is_some(),
                 beginning: beginning.unwrap_or_default(),
+                own_too: beginning.is_some(),
                 by: batch.by,
             }
         });

@@ -56,6 +56,7 @@ enum Happening {
     Restore { node: usize },
     Copy { node: usize },
     BeginCatchUp { node: usize, topic: usize, number: u64 },
+    Allow { node: usize, number: u64, allowance: u64 },
     EndTroubles,
 }
 
@@ -170,6 +171,13 @@ impl Fleet {
             let (at, node) = (self.random(length), self.rng.random_range(0..members));
             let (topic, number) = (self.rng.random_range(0..self.topics.len()), number as u64);
             self.at(at, Happening::BeginCatchUp { node, topic, number });
+            if self.troubles.has_slow_receivers {
+                // One waits longer than a missing bundle does.
+                for (after, allowance) in [(1, 0), (3_000, 500), (9_000, 0), (2_000_000, u64::MAX)] {
+                    let at = at + Duration::from_millis(after);
+                    self.at(at, Happening::Allow { node, number, allowance });
+                }
+            }
         }
         self.at(length, Happening::EndTroubles);
     }
@@ -249,6 +257,9 @@ impl Fleet {
             Happening::Restore { node } => self.restore(node),
             Happening::Copy { node } => self.copy(node),
             Happening::BeginCatchUp { node, topic, number } => self.begin_catch_up(node, topic, number),
+            Happening::Allow { node, number, allowance } => {
+                self.with_member(node, |member, now| member.allow(number, allowance, now));
+            }
             Happening::EndTroubles => {
                 self.has_trouble = false;
                 self.cut_off.clear();
@@ -540,7 +551,7 @@ impl Fleet {
         };
         self.nodes[node].store.late_receivers.insert(number, receiver);
         self.with_member(node, |member, now| {
-            member.catch_up(number, topic, Since::Earliest, Vec::new(), now);
+            member.catch_up(number, topic, Since::Earliest, Vec::new(), u64::MAX, now);
         });
     }
 

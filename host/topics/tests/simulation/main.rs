@@ -84,6 +84,11 @@ fn members_that_start_again_and_again_agree() {
 }
 
 #[test]
+fn receivers_that_let_their_catch_ups_wait_miss_nothing() {
+    run_all(seeds() / 20, Troubles::slow_receivers);
+}
+
+#[test]
 fn fifty_members_agree() {
     run_all(seeds() / 200, Troubles::many_members);
 }

@@ -171,7 +171,14 @@ impl Node {
         }
         for (number, receiver) in self.store.late_receivers.iter().filter(|(_, it)| !it.has_caught_up) {
             let checkpoints = receiver.checkpoints.iter().map(|((_, writer, _), it)| (*writer, it.clone()));
-            member.catch_up(*number, receiver.topic.clone(), Since::Earliest, checkpoints.collect(), now);
+            member.catch_up(
+                *number,
+                receiver.topic.clone(),
+                Since::Earliest,
+                checkpoints.collect(),
+                u64::MAX,
+                now,
+            );
         }
         self.store.past.insert(incarnation, member.began());
         self.member = Some(member);

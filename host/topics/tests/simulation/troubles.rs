@@ -40,6 +40,8 @@ pub struct Troubles {
     pub late_joiners: usize,
     /// The number of receivers of a member that begin late and catch up.
     pub catch_ups: usize,
+    /// Whether late receivers have enough to do for some time, so that their catch-ups wait.
+    pub has_slow_receivers: bool,
     /// The longest time of a commit.
     pub commit: Duration,
     /// Whether writers remove old bundles.
@@ -90,7 +92,14 @@ impl Troubles {
             restored: 0,
             copied: 0,
             catch_ups: chance(rng, 0.4, 2),
+            has_slow_receivers: false,
         }
+    }
+
+    /// Receivers that begin late and let their catch-ups wait.
+    pub fn slow_receivers(seed: u64) -> Self {
+        let any = Self::any(seed ^ 0x736c_6f77);
+        Self { catch_ups: any.catch_ups.max(2), has_slow_receivers: true, ..any }
     }
 
     /// Members that are restored from a backup, or copied and run twice.

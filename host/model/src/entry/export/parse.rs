@@ -16,7 +16,7 @@ pub struct Written {
     time: Timestamp,
     message: Option<Message>,
     gap: Option<Gap>,
-    catching_up: Option<CaughtUp>,
+    catching_up: Option<BegunCatchUp>,
     caught_up: Option<CaughtUp>,
     heard: Option<Vec<Span>>,
     peers: Option<Peers>,
@@ -43,6 +43,16 @@ struct Gap {
     until: Timestamp,
     missing: Option<Missing>,
     earlier_for: Option<CatchingUp>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BegunCatchUp {
+    plugin: PluginName,
+    subscription: u64,
+    topic: Topic,
+    #[serde(default)]
+    own_too: bool,
 }
 
 #[derive(Deserialize)]
@@ -89,9 +99,10 @@ impl TryFrom<Written> for Record {
             missing,
             earlier_for,
         });
-        let catching_up = catching_up.map(|CaughtUp { plugin, subscription, topic }| What::CatchingUp {
-            who: CatchingUp { plugin, subscription },
-            topic,
+        let catching_up = catching_up.map(|it| What::CatchingUp {
+            who: CatchingUp { plugin: it.plugin, subscription: it.subscription },
+            topic: it.topic,
+            own_too: it.own_too,
         });
         let caught_up = caught_up.map(|CaughtUp { plugin, subscription, topic }| What::CaughtUp {
             who: CatchingUp { plugin, subscription },

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use dim_ipfs::Backend;
-use dim_model::entry::{Event, Kind, Offset, Origin};
+use dim_model::entry::{Event, Kind, Origin};
 use serde_json::{Value, json};
 use tokio::time::{Instant, interval, sleep};
 

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use dim_model::entry::{Event, Generation, Kind, Offset};
+use dim_model::entry::{Event, Generation, Kind};
 use dim_model::ident::PluginName;
 use dim_server::host::GrantChange;
 use dim_store::batch::ReplyError;

@@ -74,7 +74,7 @@ async fn a_list_of_dead_letters_has_the_beginning_of_a_long_log_and_one_letter_a
 
 /// How many messages of plugins are in the log.
 fn published(host: &dim_tests::TestHost) -> usize {
-    use dim_model::entry::{Event, Kind, Offset, Origin};
+    use dim_model::entry::{Event, Kind, Origin};
     let entries = host.entries();
     let of_plugin =
         |kind: &Kind| matches!(kind, Kind::Event(Event::Message { origin: Origin::Plugin(_), .. }));

@@ -1,11 +1,10 @@
 //! Plugins come, go and rest while the host runs, by whatever way: the command line, the API, a folder, a URL,
 //! a CID and an IPNS name end in the same states.
 
-use std::collections::VecDeque;
 use std::path::Path;
 use std::time::Duration;
 
-use dim_model::entry::{Event, Kind, Offset};
+use dim_model::entry::{Event, Kind};
 use dim_model::ident::Topic;
 use dim_server::host::Grant;
 use dim_store::change::{Change, State};

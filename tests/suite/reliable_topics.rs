@@ -1,6 +1,6 @@
 //! Reliable topics between hosts: each event of each host once and in its order, over lost messages and restarts.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dim_client::{Address, Client};
-use dim_model::entry::{Event, Kind, MemberEvent, Offset, Origin};
+use dim_model::entry::{Event, Kind, MemberEvent, Origin};
 use dim_model::ident::Topic;
 use dim_store::effect::Publish;
 use dim_tests::{Fault, FaultProxy, Kubo, Program, Setup, TestHost, eventually_within, script, tier};
@@ -331,8 +331,12 @@ async fn a_catch_up_waits_for_its_plugin_so_that_a_short_queue_loses_nothing() {
     let writer = setup(near.api()).start().await;
     let plugin = |topics: &[&str]| json!({ "config": { "topics": topics } });
     let limits = "limits: { queue-bytes: 400000 }\nstore: { log: { max_bytes: 20000 } }\n";
-    let reader = Setup::default().and_probe("probe", plugin(&[])).and_probe("early", plugin(&["probe.in"]));
-    let reader = reader.yaml(&format!("{RELIABLE}{limits}")).on_kubo(far.api()).start().await;
+    let reading = || {
+        let setup =
+            Setup::default().and_probe("probe", plugin(&[])).and_probe("early", plugin(&["probe.in"]));
+        setup.yaml(&format!("{RELIABLE}{limits}")).on_kubo(far.api())
+    };
+    let reader = reading().start().await;
     are_connected([&writer, &reader]).await;
     let padding = "x".repeat(10_000);
     let publish_notes = async |host: &TestHost, numbers: std::ops::Range<usize>| {
@@ -349,8 +353,11 @@ async fn a_catch_up_waits_for_its_plugin_so_that_a_short_queue_loses_nothing() {
     reader.run(json!([{ "do": "subscribe", "topic": "probe.in", "from": "earliest" }])).await;
     let late = "probe".parse().unwrap();
     reader.host.pause(&late, true, "the test").await.unwrap();
-    // The retention looks at the log every second.
+    // The retention looks at the log every second. A host that runs has the end of the log in memory, too.
     tokio::time::sleep(Duration::from_secs(5)).await;
+    let reader = reading().start_in(reader.stop().await).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let reader = reading().start_in(reader.stop().await).await;
     reader.host.pause(&late, false, "the test").await.unwrap();
     eventually_within(ARRIVAL, "it has all", async || {
         reader.state_of("probe", "heard").await.as_array().is_some_and(|heard| heard.len() == 300)
@@ -358,9 +365,10 @@ async fn a_catch_up_waits_for_its_plugin_so_that_a_short_queue_loses_nothing() {
     .await;
     let heard = reader.state_of("probe", "heard").await;
     assert_eq!(heard, json!((0..300).collect::<Vec<_>>()));
-    // The log no longer contains what its host may have published before.
+    // If the log was trimmed before, it no longer contains what its host may have published.
     let gaps = reader.state_of("probe", "gaps").await;
-    assert!(gaps.as_array().is_some_and(|gaps| gaps.len() == 1 && gaps[0]["missing"].is_null()), "{gaps}");
+    let is_of_own_host = |gaps: &[serde_json::Value]| gaps.len() == 1 && gaps[0]["missing"].is_null();
+    assert!(gaps.is_null() || gaps.as_array().is_some_and(|gaps| is_of_own_host(gaps)), "{gaps}");
     writer.stop().await;
     reader.stop().await;
 }
@@ -526,15 +534,15 @@ async fn daemons_stay_connected_to_those_of_members_that_were_heard_through_othe
     third.ipfs(&["swarm", "connect", hub.ipfs(&["id", "-f", "<addrs>"]).lines().next().unwrap()]);
     let peer = near.ipfs(&["id", "-f", "<id>"]);
     let sees = |list: &[&str]| third.try_ipfs(list).is_ok_and(|peers| peers.contains(&peer));
-    assert!(!sees(&["swarm", "peers"]), "they are not connected yet");
     let hosts =
         [setup(near.api()).start().await, setup(hub.api()).start().await, setup(third.api()).start().await];
     are_connected([&hosts[1], &hosts[2]]).await;
     are_connected([&hosts[0], &hosts[1]]).await;
     publish_numbers(&hosts[0], 0..20).await;
     has_numbers(&hosts[2], 20).await;
+    eventually_within(ARRIVAL, "the daemon keeps connected", async || sees(&["swarm", "peering", "ls"]))
+        .await;
     eventually_within(ARRIVAL, "the daemons are connected", async || sees(&["swarm", "peers"])).await;
-    assert!(sees(&["swarm", "peering", "ls"]), "they stay so");
     // The daemon forgets it in a restart; its host says it again.
     third.kill();
     third.restart();

@@ -40,6 +40,8 @@ pub struct CatchUps {
     /// The size of the earlier events that a plugin may have yet to handle, in bytes.
     limit: u64,
     is_check_planned: bool,
+    /// Whether the catch-ups that were under way before the start of the host are known.
+    is_begun: bool,
 }
 
 /// A plugin that catches up.
@@ -48,6 +50,9 @@ struct Receiver {
     catch_up: CatchUp,
     /// The numbers and sizes, in bytes, of the earlier events that it has yet to handle, oldest first.
     unhandled: VecDeque<(u64, u64)>,
+    /// After a start of the host: the entry up to which the plugin must have read the log, because earlier events that
+    /// it has yet to handle may be there.
+    left_before: Option<Offset>,
     /// Whether the messages of this host up to the present were appended.
     has_own: bool,
     /// Whether the log is being searched for messages of this host.
@@ -67,7 +72,8 @@ pub struct OwnMessages {
 impl CatchUps {
     /// No catch-ups. The queue of a plugin may have `queue_bytes` bytes.
     pub fn new(queue_bytes: u64) -> Self {
-        Self { receivers: BTreeMap::new(), limit: QUEUED.min(queue_bytes / 2), is_check_planned: false }
+        let limit = QUEUED.min(queue_bytes / 2);
+        Self { receivers: BTreeMap::new(), limit, is_check_planned: false, is_begun: false }
     }
 
     /// The catch-ups of some results.
@@ -91,13 +97,14 @@ impl CatchUps {
 }
 
 impl Receiver {
-    fn new(catch_up: CatchUp) -> Self {
+    fn new(catch_up: CatchUp, left_before: Option<Offset>) -> Self {
         let has_own = catch_up.own_next.is_none();
-        Self { catch_up, unhandled: VecDeque::new(), has_own, is_reading_own: false }
+        Self { catch_up, unhandled: VecDeque::new(), left_before, has_own, is_reading_own: false }
     }
 
-    /// Forgets what the plugin has handled: it has at most `waiting` entries to read.
-    fn look_at_queue(&mut self, waiting: u64) {
+    /// Forgets what the plugin has handled: it has read the log up to `cursor`, and has at most `waiting` entries to read.
+    fn look_at_queue(&mut self, cursor: Offset, waiting: u64) {
+        self.left_before = self.left_before.filter(|before| waiting > 0 && cursor < *before);
         let mut count: u64 = self.unhandled.iter().map(|(count, _)| count).sum();
         while let Some((oldest, _)) = self.unhandled.front()
             && count - oldest >= waiting
@@ -109,7 +116,8 @@ impl Receiver {
 
     /// The size of the earlier events that may be appended, in bytes, if the plugin may have `limit` bytes to handle.
     fn room(&self, limit: u64) -> u64 {
-        limit.saturating_sub(self.unhandled.iter().map(|(_, bytes)| bytes).sum())
+        let unhandled: u64 = self.unhandled.iter().map(|(_, bytes)| bytes).sum();
+        if self.left_before.is_some() { 0 } else { limit.saturating_sub(unhandled) }
     }
 
     /// The size of the events of other writers that may be appended now, in bytes.
@@ -206,6 +214,8 @@ impl ReliableTopics {
             self.member.end_catch_up(number);
             self.drop_outcomes(|stream| stream.catch_up == Some(number), now);
         }
+        let left_before =
+            (!std::mem::replace(&mut self.catch_ups.is_begun, true)).then(|| self.parts.log.head());
         for mut catch_up in all {
             let number = catch_up.subscription.0;
             if self.catch_ups.receivers.contains_key(&number) {
@@ -215,7 +225,7 @@ impl ReliableTopics {
             tracing::debug!(%plugin, %topic, "a plugin receives earlier events");
             let (topic, since) = (topic.clone(), *since);
             let checkpoints = std::mem::take(&mut catch_up.checkpoints);
-            let receiver = Receiver::new(catch_up);
+            let receiver = Receiver::new(catch_up, left_before);
             // The next check allows more.
             self.member.catch_up(number, topic.clone(), since, checkpoints, 0, now);
             self.catch_ups.receivers.insert(number, receiver);
@@ -260,12 +270,12 @@ impl ReliableTopics {
         for (number, receiver) in &mut self.catch_ups.receivers {
             let plugin = &receiver.catch_up.plugin;
             match plugin_registry::known(snapshot, plugin) {
-                // A plugin that is not known yet has handled nothing.
-                Ok(known) => {
-                    let waiting =
-                        known.map_or(u64::MAX, |(_, cursor)| self.parts.log.waiting(plugin, cursor));
-                    receiver.look_at_queue(waiting);
+                Ok(Some((_, cursor))) => {
+                    let waiting = self.parts.log.waiting(plugin, cursor);
+                    receiver.look_at_queue(cursor, waiting);
                 }
+                // It has handled nothing yet.
+                Ok(None) => {}
                 Err(error) => tracing::error!(%plugin, "cannot read the position of a plugin: {error}"),
             }
             searches.extend(receiver.next_search(limit));
@@ -356,14 +366,15 @@ mod tests {
     use super::*;
 
     fn receiver(own_next: Option<Offset>) -> Receiver {
-        Receiver::new(CatchUp {
+        let catch_up = CatchUp {
             subscription: Offset(7),
             plugin: "late".parse().unwrap(),
             topic: "jobs".parse().unwrap(),
             since: Since::Time(Timestamp(5)),
             checkpoints: Vec::new(),
             own_next,
-        })
+        };
+        Receiver::new(catch_up, None)
     }
 
     #[test]
@@ -371,16 +382,29 @@ mod tests {
         let mut it = receiver(None);
         assert_eq!(it.allowance(1_000), 1_000);
         it.unhandled.extend([(10, 600), (1, 500), (10, 100)]);
-        it.look_at_queue(21);
+        it.look_at_queue(Offset(0), 21);
         assert_eq!(it.allowance(1_000), 0);
-        it.look_at_queue(12);
+        it.look_at_queue(Offset(0), 12);
         assert_eq!(it.allowance(1_000), 0, "a part of the oldest is not handled");
-        it.look_at_queue(11);
+        it.look_at_queue(Offset(0), 11);
         assert_eq!(it.allowance(1_000), 400);
-        it.look_at_queue(10);
+        it.look_at_queue(Offset(0), 10);
         assert_eq!(it.allowance(1_000), 900);
-        it.look_at_queue(0);
+        it.look_at_queue(Offset(0), 0);
         assert!(it.unhandled.is_empty());
+    }
+
+    #[test]
+    fn after_a_start_the_plugin_first_handles_what_the_log_has_for_it() {
+        let mut it = Receiver { left_before: Some(Offset(50)), ..receiver(None) };
+        assert_eq!(it.allowance(1_000), 0);
+        it.look_at_queue(Offset(49), 1);
+        assert_eq!(it.allowance(1_000), 0);
+        it.look_at_queue(Offset(50), 1);
+        assert_eq!(it.allowance(1_000), 1_000);
+        let mut idle = Receiver { left_before: Some(Offset(50)), ..receiver(None) };
+        idle.look_at_queue(Offset(9), 0);
+        assert_eq!(idle.allowance(1_000), 1_000, "nothing there concerns it");
     }
 
     #[test]
@@ -393,7 +417,7 @@ mod tests {
         it.unhandled.push_back((1, 2_000));
         assert!(it.next_search(1_000).is_none());
         assert_eq!(it.allowance(1_000), 0);
-        it.look_at_queue(0);
+        it.look_at_queue(Offset(0), 0);
         assert_eq!(it.allowance(1_000), 0, "they are looked for again");
         assert!(it.next_search(1_000).is_some());
     }

@@ -411,6 +411,57 @@ async fn a_daemon_knows_whether_it_is_cut_off() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_graph_is_stored_and_pinned_in_one_step_or_not_at_all() {
+    use dim_topics::bundle::Listed;
+    use dim_topics::identity::{Digest, Incarnation};
+    use dim_topics::index::{BundlePlace, IndexBuilder};
+    let Some(kubo) = Kubo::start() else { return };
+    let settings = dim_ipfs::kubo::Settings { address: kubo.api().parse().unwrap(), authorization: None };
+    let content = dim_ipfs::kubo::backend(&settings).unwrap().content;
+    // Numbers of 16 bits in CBOR.
+    let bundles: Vec<Bytes> =
+        (1_000..1_300_u16).map(|it| [&[0x19][..], &it.to_be_bytes()].concat().into()).collect();
+    let mut index = IndexBuilder::default();
+    for (first, bundle) in bundles.iter().enumerate() {
+        let (time, digest) = (dim_model::time::Timestamp(first as u64), Digest::of(bundle));
+        let listed = Listed { first: first as u64, count: 1, time, digest };
+        index.add(BundlePlace { incarnation: Incarnation([1; 16]), listed });
+    }
+    let nodes = index.root().unwrap();
+    let (root, count) = (nodes.root.cid(), nodes.blocks.len());
+    let blocks = |left_out: usize| -> dim_ipfs::Blocks {
+        let bundles = bundles.clone().into_iter().skip(left_out).map(|it| (Digest::of(&it), it));
+        let all: Vec<_> = nodes.blocks.clone().into_iter().chain(bundles).collect();
+        Box::new(all.into_iter().map(|(digest, block)| Ok((digest.cid(), block))))
+    };
+    // It waits for the missing one.
+    content.import_graph(&root, blocks(1), Duration::from_secs(2)).await.unwrap_err();
+    assert!(!content.is_pinned(&root).await.unwrap());
+    let broken = BackendError::Store("the disk is broken".to_owned());
+    let broken: dim_ipfs::Blocks = Box::new(blocks(0).take(100).chain([Err(broken)]));
+    content.import_graph(&root, broken, Duration::from_secs(20)).await.unwrap_err();
+    assert!(!content.is_pinned(&root).await.unwrap());
+    content.import_graph(&root, blocks(0), Duration::from_secs(20)).await.unwrap();
+    kubo.ipfs(&["repo", "gc"]);
+    assert!(content.is_pinned(&root).await.unwrap());
+    let below = kubo.ipfs(&["refs", "--recursive", "--unique", &root.to_string()]);
+    assert_eq!(below.lines().count(), count - 1 + bundles.len());
+    // A larger one than a piece of the request.
+    let large: Vec<(cid::Cid, Bytes)> = (0..20_u32)
+        .map(|number| {
+            let data = number.to_be_bytes().repeat(10_000);
+            (unixfs::raw_cid(&data), data.into())
+        })
+        .collect();
+    let root = large[0].0;
+    let blocks: dim_ipfs::Blocks = Box::new(large.clone().into_iter().map(Ok));
+    content.import_graph(&root, blocks, Duration::from_secs(20)).await.unwrap();
+    for (cid, data) in large {
+        assert_eq!(content.block(&cid, 1 << 20, Duration::from_secs(5)).await.unwrap(), data);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn errors_of_kubo_are_understood() {
     let Some(kubo) = Kubo::start() else { return };
     let address =

@@ -20,8 +20,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::ipns_record::Record;
 use crate::keys::{Key, Keyring};
 use crate::{
-    Backend, BackendError, Content, Current, Daemon, Incoming, Messages, Names, Prepared, Publication,
-    Published, Pubsub, Swarm,
+    Backend, BackendError, Blocks, Content, Current, Daemon, Incoming, Messages, Names, Prepared,
+    Publication, Published, Pubsub, Swarm,
 };
 
 /// The maximum number of messages that wait for one subscriber. At the maximum the publisher waits; no message is
@@ -101,6 +101,10 @@ impl Content for Files {
     }
 
     async fn pin_graph(&self, _: &Cid, _: Option<&Cid>, _: Duration) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    async fn import_graph(&self, _: &Cid, _: Blocks, _: Duration) -> Result<(), BackendError> {
         Ok(())
     }
 

@@ -94,6 +94,9 @@ impl BackendError {
     }
 }
 
+/// Blocks that are read while they are stored. Reading the next one may block the thread.
+pub type Blocks = Box<dyn Iterator<Item = Result<(Cid, Bytes), BackendError>> + Send>;
+
 /// Files by their CID. A call may take as long as the network needs.
 #[async_trait]
 pub trait Content: Send + Sync + 'static {
@@ -121,6 +124,10 @@ pub trait Content: Send + Sync + 'static {
     /// The backend misses a block, so that the pin takes longer than `timeout`.
     async fn pin_graph(&self, cid: &Cid, before: Option<&Cid>, timeout: Duration)
     -> Result<(), BackendError>;
+
+    /// Stores blocks and pins the graph of `root`, of which they are all that the backend may miss. Garbage collection
+    /// does not come between. `timeout` is the time limit of both.
+    async fn import_graph(&self, root: &Cid, blocks: Blocks, timeout: Duration) -> Result<(), BackendError>;
 
     /// Fetches a block of at most `limit` bytes, and checks it against its CID.
     ///

@@ -7,7 +7,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use cid::Cid;
 use dim_model::ident::ContentPath;
-use serde::Deserialize;
+use reqwest::Body;
+use serde::{Deserialize, Serialize};
+use tokio_stream::wrappers::ReceiverStream;
 
 use super::rpc::{Call, Rpc};
 use crate::unixfs::{self, Blocks};
@@ -15,6 +17,12 @@ use crate::{BackendError, Content};
 
 /// The maximum size of a block, in bytes. Bitswap transfers no block larger than 2 MiB.
 const MAX_BLOCK: usize = 4 << 20;
+
+/// The size from which on a piece of an archive is sent, in bytes.
+const PIECE: usize = 256 << 10;
+
+/// The number of pieces of an archive that wait to be sent.
+const PIECES: usize = 4;
 
 /// The files of a daemon.
 #[derive(Debug)]
@@ -26,6 +34,58 @@ impl Files {
     pub fn new(rpc: Arc<Rpc>) -> Self {
         Self { rpc }
     }
+}
+
+/// Writes a number as an unsigned LEB128.
+fn put_length(out: &mut Vec<u8>, mut length: usize) {
+    while length >= 0x80 {
+        out.push(length as u8 | 0x80);
+        length >>= 7;
+    }
+    out.push(length as u8);
+}
+
+/// The header of a CAR of version 1 (<https://ipld.io/specs/transport/car/carv1/>).
+fn archive_header(root: &Cid) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Header<'a> {
+        roots: [&'a Cid; 1],
+        version: u64,
+    }
+    let header = Header { roots: [root], version: 1 };
+    let header = serde_ipld_dagcbor::to_vec(&header).expect("a map of plain fields");
+    let mut out = Vec::new();
+    put_length(&mut out, header.len());
+    out.extend(header);
+    out
+}
+
+/// A CAR of version 1 with one root. The blocks are read while it is sent.
+fn archive(root: &Cid, blocks: crate::Blocks) -> Body {
+    let (sender, receiver) = tokio::sync::mpsc::channel::<Result<Bytes, BackendError>>(PIECES);
+    let header = archive_header(root);
+    tokio::task::spawn_blocking(move || {
+        let mut piece = header;
+        for block in blocks {
+            let (cid, block) = match block {
+                Ok(block) => block,
+                Err(error) => {
+                    // The request fails then. Its receiver may have gone.
+                    let _ = sender.blocking_send(Err(error));
+                    return;
+                }
+            };
+            let cid = cid.to_bytes();
+            put_length(&mut piece, cid.len() + block.len());
+            piece.extend(cid);
+            piece.extend(block);
+            if piece.len() >= PIECE && sender.blocking_send(Ok(std::mem::take(&mut piece).into())).is_err() {
+                return;
+            }
+        }
+        let _ = sender.blocking_send(Ok(piece.into()));
+    });
+    Body::wrap_stream(ReceiverStream::new(receiver))
 }
 
 /// Checks that the daemon has stored data under the expected CID.
@@ -117,6 +177,46 @@ impl Content for Files {
         self.rpc.bytes(Call::new("pin/add").arg(cid.to_string()).timeout(timeout)).await.map(drop)
     }
 
+    async fn import_graph(
+        &self,
+        root: &Cid,
+        blocks: crate::Blocks,
+        timeout: Duration,
+    ) -> Result<(), BackendError> {
+        /// A line of the answer.
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Imported {
+            root: Option<Pinned>,
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Pinned {
+            pin_error_msg: String,
+        }
+        let call = Call::new("dag/import")
+            .option("pin-roots", "true")
+            .option("allow-big-block", "true")
+            .option("fast-provide-root", "false")
+            .timeout(timeout)
+            .stream_file(archive(root, blocks));
+        let answer = self.rpc.bytes(call).await?;
+        let wrong = |why: String| BackendError::Unbelievable { call: "dag/import", why };
+        for line in answer.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            let imported: Imported =
+                serde_json::from_slice(line).map_err(|error| wrong(error.to_string()))?;
+            if let Some(Pinned { pin_error_msg: message }) = imported.root {
+                let call = "dag/import";
+                return if message.is_empty() {
+                    Ok(())
+                } else {
+                    Err(BackendError::Refused { call, message })
+                };
+            }
+        }
+        Err(wrong("no root is pinned".to_owned()))
+    }
+
     async fn block(&self, cid: &Cid, limit: usize, timeout: Duration) -> Result<Bytes, BackendError> {
         let call = Call::new("block/get").arg(cid.to_string()).timeout(timeout);
         let block = self.rpc.bytes_up_to(call, limit).await?;
@@ -129,5 +229,28 @@ impl Content for Files {
 impl Blocks for Files {
     async fn block(&self, cid: &Cid) -> Result<Bytes, BackendError> {
         self.rpc.bytes_up_to(Call::new("block/get").arg(cid.to_string()), MAX_BLOCK).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_header_of_an_archive_is_that_of_the_specification() {
+        let root = unixfs::raw_cid(b"");
+        let mut expected = vec![0x3a, 0xa2, 0x65];
+        expected.extend(b"roots");
+        expected.extend([0x81, 0xd8, 0x2a, 0x58, 0x25, 0x00]);
+        expected.extend(root.to_bytes());
+        expected.push(0x67);
+        expected.extend(b"version\x01");
+        assert_eq!(archive_header(&root), expected);
+        let lengths = [(0, vec![0]), (127, vec![127]), (128, vec![0x80, 1]), (300, vec![0xac, 2])];
+        for (length, bytes) in lengths {
+            let mut out = Vec::new();
+            put_length(&mut out, length);
+            assert_eq!(out, bytes);
+        }
     }
 }

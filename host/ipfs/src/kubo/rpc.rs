@@ -34,7 +34,7 @@ pub struct Rpc {
 pub struct Call<'a> {
     command: &'static str,
     args: Vec<(&'a str, String)>,
-    body: Option<Bytes>,
+    body: Option<Body>,
     timeout: Duration,
 }
 
@@ -56,7 +56,12 @@ impl<'a> Call<'a> {
     }
 
     /// Adds the content of a file.
-    pub fn file(mut self, data: Bytes) -> Self {
+    pub fn file(self, data: Bytes) -> Self {
+        self.stream_file(Body::from(data))
+    }
+
+    /// Adds the content of a file that is read while it is sent.
+    pub fn stream_file(mut self, data: Body) -> Self {
         self.body = Some(data);
         self
     }
@@ -140,7 +145,7 @@ impl Rpc {
     async fn send_without_limit(&self, call: Call<'_>) -> Result<Response, BackendError> {
         let mut request = self.client.post(self.address.command(call.command)).query(&call.args);
         if let Some(body) = call.body {
-            let part = Part::stream(Body::from(body)).file_name("file");
+            let part = Part::stream(body).file_name("file");
             request = request.multipart(Form::new().part("file", part));
         }
         let response =

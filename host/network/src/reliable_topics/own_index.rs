@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use dim_ipfs::BackendError;
+use bytes::Bytes;
+use dim_ipfs::{BackendError, Blocks};
 use dim_model::backoff::Backoff;
 use dim_model::ident::Topic;
 use dim_store::{StoreError, topic_rows};
@@ -19,6 +20,10 @@ pub(super) const PAUSE: Duration = Duration::from_secs(1);
 
 /// The time limit of a pin. The daemon has all blocks, so a pin that takes longer misses some.
 const PIN: Duration = Duration::from_secs(5);
+
+/// The time limit of storing all blocks of a log again and pinning them, and what each block adds to it. A daemon that is
+/// busy stores a thousand small blocks a second.
+const RESTORE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_millis(5));
 
 /// The indexes in the daemon.
 #[derive(Debug, Default)]
@@ -87,18 +92,17 @@ impl ReliableTopics {
             return;
         };
         self.indexes.changed.remove(&topic);
-        let lost =
-            if self.indexes.damaged.contains(&topic) { self.restore_index(&topic) } else { Ok(Vec::new()) };
-        let lost = lost.unwrap_or_else(|error| {
+        let is_damaged = self.indexes.damaged.contains(&topic);
+        let lost = is_damaged.then(|| self.restore_index(&topic)).transpose().unwrap_or_else(|error| {
             tracing::error!(%topic, "cannot read the places of bundles: {error}");
-            Vec::new()
+            None
         });
         let nodes = self.member.index(&topic);
         let pinned = self.indexes.pinned.get(&topic).copied();
         let (parts, sender) = (self.parts.clone(), self.parts.reliable.sender());
         self.spawn_until_stop(async move {
             let root = nodes.as_ref().map(|nodes| nodes.root);
-            let result = provide(&parts, &lost, nodes, pinned).await;
+            let result = provide(&parts, lost, nodes, pinned).await;
             let _ = sender.send(Input::IndexProvided(Provided { topic, root, result })).await;
         });
     }
@@ -138,10 +142,11 @@ impl ReliableTopics {
     }
 }
 
-/// Gives the daemon the bundles that it has lost, and new nodes. Then moves the pin from the root before to the new one.
+/// Gives the daemon new nodes, and all bundles if it has perhaps lost some. Then moves the pin from the root before to the
+/// new one.
 async fn provide(
     parts: &Parts,
-    lost: &[Digest],
+    lost: Option<Vec<Digest>>,
     nodes: Option<NewNodes>,
     pinned: Option<Digest>,
 ) -> Result<(), BackendError> {
@@ -152,15 +157,35 @@ async fn provide(
             None => Ok(()),
         };
     };
-    for digest in lost {
-        let stored = parts.stored_block(digest);
-        if let Some(block) = stored.map_err(|error| BackendError::Store(error.to_string()))? {
+    let before = pinned.filter(|before| *before != root).map(|before| before.cid());
+    let Some(lost) = lost else {
+        for (digest, block) in blocks {
             content.put_block(&digest.cid(), block).await?;
         }
+        return content.pin_graph(&root.cid(), before.as_ref(), PIN).await;
+    };
+    if before.is_none() && content.is_pinned(&root.cid()).await? {
+        // It has lost nothing: a pin protects all blocks.
+        return Ok(());
     }
-    for (digest, block) in blocks {
-        content.put_block(&digest.cid(), block).await?;
+    let (limit, each) = RESTORE;
+    let count = u32::try_from(lost.len() + blocks.len()).unwrap_or(u32::MAX);
+    tracing::debug!(count, "giving the daemon all blocks of an own log again");
+    content.import_graph(&root.cid(), all_blocks(parts, blocks, lost), limit + each * count).await?;
+    match before {
+        Some(before) => content.unpin(&before).await,
+        None => Ok(()),
     }
-    let before = pinned.filter(|before| *before != root).map(|before| before.cid());
-    content.pin_graph(&root.cid(), before.as_ref(), PIN).await
+}
+
+/// The nodes of an index, and the bundles that the host still has.
+fn all_blocks(parts: &Parts, nodes: Vec<(Digest, Bytes)>, bundles: Vec<Digest>) -> Blocks {
+    let parts = parts.clone();
+    let stored = move |digest: Digest| {
+        let block = parts.stored_block(&digest).map_err(|error| BackendError::Store(error.to_string()));
+        // It may have been removed meanwhile.
+        block.transpose().map(|block| block.map(|block| (digest.cid(), block)))
+    };
+    let nodes = nodes.into_iter().map(|(digest, block)| Ok((digest.cid(), block)));
+    Box::new(nodes.chain(bundles.into_iter().filter_map(stored)))
 }

@@ -228,6 +228,10 @@ mod tests {
         async fn pin_graph(&self, _: &Cid, _: Option<&Cid>, _: Duration) -> Result<(), BackendError> {
             unimplemented!()
         }
+
+        async fn import_graph(&self, _: &Cid, _: dim_ipfs::Blocks, _: Duration) -> Result<(), BackendError> {
+            unimplemented!()
+        }
     }
 
     fn place(number: u64) -> BundlePlace {

@@ -562,7 +562,7 @@ impl Reader {
         if self.incarnations.contains_key(&id) {
             return true;
         }
-        if self.is_passed(&id) {
+        if self.is_passed(&id) || self.passed_until().is_some_and(|until| time < until) {
             // A late message from before the beginning: its events would come out of order.
             return false;
         }
@@ -804,6 +804,21 @@ impl Reader {
             at = *after;
         }
         false
+    }
+
+    /// The time before which all events of the writer are passed: that of the process start of the first incarnation of
+    /// which the beginning was delivered or skipped. After a restart of the reader it is not known which ones are earlier.
+    fn passed_until(&self) -> Option<Timestamp> {
+        let is_first =
+            |it: &IncarnationReader| it.before == Before::Nothing && it.next.is_some_and(|next| next > 0);
+        let firsts = self.incarnations.iter().filter(|(_, it)| is_first(it));
+        let began = firsts.map(|(id, it)| {
+            // Of one that was skipped, only those that continue it are known.
+            let after =
+                self.successors.get(id).into_iter().flatten().filter_map(|id| self.incarnations.get(id));
+            [it].into_iter().chain(after).map(|it| it.began).filter(|began| *began > Timestamp(0)).min()
+        });
+        began.min().flatten()
     }
 
     /// Skips events that cannot be had, and reports the gap. Returns false if an earlier gap comes first, and it is not

@@ -70,7 +70,7 @@ fn copied_and_restored_writers_are_noticed_by_every_member() {
 
 #[test]
 fn seeds_beyond_the_usual_ones_that_once_failed_pass() {
-    for seed in [2_651, 7_009, 13_553, 13_593] {
+    for seed in [2_651, 7_009, 13_553, 13_593, 15_833] {
         run(seed, Troubles::any);
     }
     for seed in [2_316, 2_776] {

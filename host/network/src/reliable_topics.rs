@@ -38,6 +38,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::own_messages::Echoes;
 
+pub use catch_ups::end_catch_ups_of_plain_topics;
 pub use channel::{
     Channels, Deliveries, Input, Inputs, Reliable, ReliableTopic, WaitingPublish, reliable_topic,
 };
@@ -167,6 +168,7 @@ impl ReliableTopics {
     async fn serve(&mut self, inputs: &mut Inputs) {
         self.listen_to_heads();
         self.watch_place();
+        self.keep_connections();
         self.watch_catch_ups();
         self.watch_mirrors();
         self.remove_old_bundles();
@@ -218,8 +220,9 @@ impl ReliableTopics {
                     self.mirror_head(&head, &block);
                 }
                 let writer = head.writer;
-                self.member.receive_head(*head, now);
-                self.keep_connected(writer);
+                if self.member.receive_head(*head, now) {
+                    self.keep_connected(writer);
+                }
             }
             Input::MirrorsDue => self.check_mirrors(),
             Input::RepeatHeads { unheard_since } => self.repeat_unheard(unheard_since),
@@ -253,7 +256,7 @@ impl ReliableTopics {
             Input::OwnMessages(found) => self.searched_own(*found),
             Input::IndexesDue => self.provide_index(),
             Input::IndexProvided(provided) => self.index_provided(provided),
-            Input::Committed(outcomes) => self.committed(&outcomes, now),
+            Input::Committed { outcomes, ends } => self.committed(&outcomes, &ends, now),
             Input::Writers { topic, to } => {
                 // The caller may have disconnected.
                 let _ = to.send(writer_log::of_topic(&self.member, &self.mirrors, &topic));

@@ -76,7 +76,9 @@ impl CatchUp {
         let topic = self.topic.clone();
         let gap = is_lost.then_some(Event::Gap { topic, since, until: first.time, missing: None });
         let message = |entry: &Arc<Entry>| match &entry.kind {
-            Kind::Event(event) if self.has_own(entry) && entry.time >= since && entry.offset >= next => {
+            Kind::Event(event)
+                if self.is_own_message(entry) && entry.time >= since && entry.offset >= next =>
+            {
                 Some(event.clone())
             }
             _ => None,
@@ -96,7 +98,7 @@ impl CatchUp {
     }
 
     /// Whether an entry has a message of this host on the topic, and not of the plugin itself.
-    pub fn has_own(&self, entry: &Entry) -> bool {
+    pub fn is_own_message(&self, entry: &Entry) -> bool {
         let Kind::Event(Event::Message { topic, origin, .. }) = &entry.kind else { return false };
         let is_own = match origin {
             Origin::Host => true,
@@ -133,6 +135,21 @@ pub fn all(snapshot: &Snapshot) -> Result<Vec<CatchUp>, StoreError> {
         }
     }
     Ok(all)
+}
+
+/// The first entry with a message of this host that some catch-up perhaps has yet to append.
+pub fn first_deferred(snapshot: &Snapshot) -> Result<Option<Offset>, StoreError> {
+    let mut first = None;
+    for row in snapshot.table(CATCH_UPS)?.iter()? {
+        let (subscription, row) = row?;
+        let row = CatchUpRow::read(row.value())?;
+        if row.own_too && row.ended_by.is_none() {
+            // Entries before the subscription are not kept for it.
+            let next = Offset(row.own_next.max(subscription.value()));
+            first = Some(first.map_or(next, |first: Offset| first.min(next)));
+        }
+    }
+    Ok(first)
 }
 
 /// Begins and ends catch-ups as `entries` say, which are appended to the log in the same transaction. Returns whether

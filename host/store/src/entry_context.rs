@@ -605,12 +605,18 @@ mod tests {
             let (plugin, topic, subscription) = (plugin.clone(), topic.clone(), Offset(of));
             Kind::CaughtUp { plugin, subscription, topic }
         };
+        let own = || {
+            let (topic, data, origin) = (topic.clone(), bytes::Bytes::new(), Origin::Host);
+            Kind::Event(Event::Message { topic, data, origin })
+        };
         let mut context = EntryContext::default();
         let mut received = Vec::new();
         let kinds = [
             earlier(&plugin, 1, event(0)),
             subscription(&plugin, &topic, Some(Beginning::Earliest)),
             Kind::Event(event(2)),
+            // A message of the host comes as an earlier one, too.
+            own(),
             earlier(&other, 1, event(0)),
             // It belongs to an earlier subscription.
             earlier(&plugin, 0, event(0)),
@@ -627,6 +633,7 @@ mod tests {
             Kind::Event(event(4)),
             subscription(&plugin, &topic, Some(Beginning::Earliest)),
             Kind::Event(event(5)),
+            own(),
         ];
         for (offset, kind) in (0..).zip(kinds) {
             let entry = Entry { offset: Offset(offset), time: Timestamp(0), kind };
@@ -634,7 +641,8 @@ mod tests {
             context = EntryContext::from_bytes(&context.to_bytes()).unwrap();
             received.extend(context.event_for(&plugin, &entry));
         }
-        assert_eq!(received, (1..=5).map(event).collect::<Vec<_>>());
+        let Kind::Event(last) = own() else { unreachable!() };
+        assert_eq!(received, (1..=5).map(event).chain([last]).collect::<Vec<_>>());
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::alarm::Alarm;
 use crate::bundle::{Bundle, Event, Listed};
 use crate::identity::{Digest, Incarnation, WriterId};
 use crate::malformed::Malformed;
+use crate::time::Moment;
 
 /// The maximum size of the bundles that wait in memory for earlier ones, in bytes, over all writers.
 pub const MAX_BUFFERED: usize = 32 << 20;
@@ -105,14 +106,6 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    /// The number of the events. A gap counts as one.
-    pub fn count(&self) -> u64 {
-        match &self.outcome {
-            Outcome::Events(events) => events.len() as u64,
-            Outcome::Gap(_) => 1,
-        }
-    }
-
     /// The size of the events in memory, in bytes.
     pub fn bytes(&self) -> usize {
         match &self.outcome {
@@ -169,6 +162,31 @@ pub struct Checkpoint {
     pub is_replaced: bool,
     /// The hybrid time up to which the reader has removed older incarnations of the writer.
     pub floor: Timestamp,
+}
+
+/// The events that a catch-up may deliver.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Allowance {
+    /// The size of the events that it may still deliver, in bytes. At zero nothing is fetched either.
+    pub left: u64,
+    /// The size of the events that were delivered and are not durable, in bytes.
+    pub in_flight: u64,
+    /// The time since which nothing may be delivered.
+    pub waits_since: Option<Moment>,
+}
+
+impl Allowance {
+    /// Sets what is left.
+    pub fn set(&mut self, left: u64, now: Moment) {
+        self.left = left;
+        self.waits_since = (left == 0).then(|| self.waits_since.unwrap_or(now));
+    }
+
+    /// Notes a delivery.
+    pub fn delivered(&mut self, bytes: u64, now: Moment) {
+        self.in_flight += bytes;
+        self.set(self.left.saturating_sub(bytes), now);
+    }
 }
 
 /// The use of the limits that all readers share.

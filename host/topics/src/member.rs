@@ -12,7 +12,7 @@ use bytes::Bytes;
 use dim_model::ident::Topic;
 use dim_model::time::Timestamp;
 
-use crate::action::{Action, Budget, Checkpoint, Delivery, Stream};
+use crate::action::{Action, Allowance, Budget, Checkpoint, Delivery, Stream};
 use crate::alarm::{Alarm, Finding};
 use crate::bundle::{Bundle, Event, Listed, MAX_MESSAGE};
 use crate::head::{Head, Place, Received};
@@ -172,8 +172,8 @@ type ReaderKey = (Stream, WriterId);
 struct Readers {
     /// The readings of topics.
     streams: BTreeMap<Stream, Since>,
-    /// The catch-ups, with the sizes of the events that each may deliver, in bytes.
-    allowances: BTreeMap<u64, u64>,
+    /// The catch-ups, with what each may deliver.
+    allowances: BTreeMap<u64, Allowance>,
     all: BTreeMap<ReaderKey, Reader>,
     budget: Budget,
     /// The readers that wait for a limit that all readers share.
@@ -304,7 +304,9 @@ impl Member {
             *earliest = earliest.min(since);
         }
         self.readers.streams.insert(stream.clone(), since);
-        self.readers.allowances.insert(number, allowance);
+        let mut allowed = Allowance::default();
+        allowed.set(allowance, now.moment);
+        self.readers.allowances.insert(number, allowed);
         for (writer, checkpoint) in checkpoints {
             if self.ensure_reader(&(stream.clone(), writer), now.moment) {
                 let reader = self.readers.all.get_mut(&(stream.clone(), writer)).expect("it was made");
@@ -324,21 +326,23 @@ impl Member {
         self.look_for_caught_up();
     }
 
-    /// The numbers of the catch-ups.
-    pub fn catch_ups(&self) -> impl Iterator<Item = u64> {
-        self.readers.streams.keys().filter_map(|stream| stream.catch_up)
-    }
-
-    /// Sets the size of the events that a catch-up may deliver from now on, in bytes. At most one bundle more is
-    /// delivered. At zero it waits, and does not end.
+    /// Sets the size of the events that a catch-up may deliver, in bytes, with those that were delivered and are not
+    /// durable. At most one bundle more is delivered. At zero it waits, and does not end.
     pub fn allow(&mut self, number: u64, allowance: u64, now: Now) {
-        let Some(before) = self.readers.allowances.get_mut(&number) else { return };
-        if std::mem::replace(before, allowance) > 0 || allowance == 0 {
-            return;
-        }
+        let Some(allowed) = self.readers.allowances.get_mut(&number) else { return };
+        let waited = allowed.waits_since.map(|since| now.moment.since(since));
+        allowed.set(allowance.saturating_sub(allowed.in_flight), now.moment);
+        let (Some(waited), is_released) = (waited, allowed.left > 0) else { return };
         let of_catch_up = self.readers.all.keys().filter(|(of, _)| of.catch_up == Some(number));
         for key in of_catch_up.cloned().collect::<Vec<_>>() {
-            self.with_reader(&key, now, |reader, step| reader.release(step));
+            self.with_reader(&key, now, |reader, step| {
+                if is_released {
+                    reader.release(waited, step);
+                } else {
+                    // Others need the memory.
+                    reader.drop_bundles(step);
+                }
+            });
         }
         self.look_for_caught_up();
     }
@@ -368,7 +372,9 @@ impl Member {
                 || reader(stream, writer).map_or(main.is_empty(), |it| it.has_caught_up_with(main))
         };
         let mut others = self.readers.all.range(of_stream(stream)).map(|((_, writer), _)| *writer);
-        let waits = stream.catch_up.is_some_and(|number| self.readers.allowances.get(&number) == Some(&0));
+        let waits = stream
+            .catch_up
+            .is_some_and(|number| self.readers.allowances.get(&number).is_some_and(|it| it.left == 0));
         !waits
             && self.readers.streams.contains_key(&main)
             && writers.all(has_writer)
@@ -529,6 +535,9 @@ impl Member {
         let Delivery { stream, writer, checkpoint, .. } = delivery;
         let budget = &mut self.readers.budget;
         budget.uncommitted = budget.uncommitted.saturating_sub(delivery.bytes());
+        if let Some(allowance) = stream.catch_up.and_then(|it| self.readers.allowances.get_mut(&it)) {
+            allowance.in_flight = allowance.in_flight.saturating_sub(delivery.bytes() as u64);
+        }
         if let Some(reader) = self.readers.all.get_mut(&(stream.clone(), *writer)) {
             reader.committed(&checkpoint.incarnation, checkpoint.next);
             if stream.catch_up.is_none() {
@@ -544,16 +553,16 @@ impl Member {
         self.advance_blocked(now);
     }
 
-    /// Takes in a head.
-    pub fn receive_head(&mut self, head: Head, now: Now) {
+    /// Takes in a head. Returns whether it is a new one of another member.
+    pub fn receive_head(&mut self, head: Head, now: Now) -> bool {
         if head.writer == self.id {
             self.look_at_own_head(&head);
-            return;
+            return false;
         }
         self.counters.heads += 1;
         if !self.note_member(&head, now.moment) {
             // A mirror may have sent it again. It proves no connection.
-            return;
+            return false;
         }
         self.connection.heard(now.moment);
         self.clock.observe(head.time, now.wall);
@@ -578,6 +587,7 @@ impl Member {
         }
         self.take_reports(&head, now);
         self.look_for_caught_up();
+        true
     }
 
     /// Does what is due.
@@ -864,14 +874,9 @@ impl Member {
         let Readers { streams, allowances, all, budget, blocked, timers, timer_of } = &mut self.readers;
         let (Some(reader), Some(since)) = (all.get_mut(key), streams.get(&key.0)) else { return };
         let (since, actions) = (*since, &mut self.actions);
-        let mut allowance = key.0.catch_up.and_then(|number| allowances.get_mut(&number));
-        let allowed = allowance.as_deref().copied();
-        let mut step =
-            Step { now, since, connected_since, budget, actions, allowance: allowed, is_blocked: false };
+        let allowance = key.0.catch_up.and_then(|number| allowances.get_mut(&number));
+        let mut step = Step { now, since, connected_since, budget, actions, allowance, is_blocked: false };
         run(reader, &mut step);
-        if let (Some(allowance), Some(left)) = (&mut allowance, step.allowance) {
-            **allowance = left;
-        }
         if step.is_blocked {
             blocked.insert(key.clone());
         }

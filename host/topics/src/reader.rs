@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use dim_model::time::Timestamp;
 
-use crate::action::{Action, Budget, Checkpoint, Delivery, GapReason, Outcome, Stream};
+use crate::action::{Action, Allowance, Budget, Checkpoint, Delivery, GapReason, Outcome, Stream};
 use crate::alarm::{Alarm, Finding};
 use crate::bundle::{Bundle, MAX_MESSAGE, Start};
 use crate::head::{LogHead, Received};
@@ -83,10 +83,17 @@ pub struct Step<'a> {
     pub budget: &'a mut Budget,
     /// The actions for the driver.
     pub actions: &'a mut Vec<Action>,
-    /// For a catch-up: the size of the events that may be delivered, in bytes. At zero nothing is fetched either.
-    pub allowance: Option<u64>,
+    /// For a catch-up: the events that may be delivered.
+    pub allowance: Option<&'a mut Allowance>,
     /// Whether a limit that all readers share held something up.
     pub is_blocked: bool,
+}
+
+impl Step<'_> {
+    /// Whether nothing may be delivered now.
+    fn waits(&self) -> bool {
+        self.allowance.as_ref().is_some_and(|allowance| allowance.left == 0)
+    }
 }
 
 /// What a reader shows of an incarnation.
@@ -299,7 +306,7 @@ impl Reader {
         match reader.known.get_mut(&first).filter(|known| known.listed.digest == bundle.digest) {
             Some(known) if known.bundle.is_none() => {
                 known.is_in_flight = false;
-                if is_next || step.budget.has_room(&self.stream, bundle.block.len()) {
+                if !step.waits() && (is_next || step.budget.has_room(&self.stream, bundle.block.len())) {
                     step.budget.buffered += bundle.block.len();
                     known.bundle = Some(bundle.clone());
                     self.counters.repaired += u64::from(fetched);
@@ -450,7 +457,7 @@ impl Reader {
 
     /// Delivers what is in order, requests what is missing, and reports gaps.
     pub fn advance(&mut self, step: &mut Step<'_>) {
-        if step.allowance == Some(0) {
+        if step.waits() {
             return;
         }
         // Each delivery may let an incarnation continue that waits for another one.
@@ -467,11 +474,24 @@ impl Reader {
         self.fetch(step);
     }
 
-    /// Continues after nothing was allowed. Nothing was fetched in this time, so it does not count as a time in which
-    /// events are missing.
-    pub fn release(&mut self, step: &mut Step<'_>) {
-        self.incarnations.values_mut().for_each(|it| it.stuck = None);
+    /// Continues after a time in which nothing was allowed. Nothing was fetched in it, so it does not count as a time in
+    /// which events are missing.
+    pub fn release(&mut self, waited: Duration, step: &mut Step<'_>) {
+        for reader in self.incarnations.values_mut() {
+            reader.stuck = reader.stuck.map(|stuck| stuck.after(waited));
+        }
         self.advance(step);
+    }
+
+    /// Drops the bundles in memory, which are fetched again later.
+    pub fn drop_bundles(&mut self, step: &mut Step<'_>) {
+        let known = self.incarnations.values_mut().flat_map(|reader| reader.known.values_mut());
+        for known in known.filter(|known| !known.is_in_flight) {
+            if let Some(bundle) = known.bundle.take() {
+                step.budget.release(bundle.block.len());
+                known.not_before = step.now.moment;
+            }
+        }
     }
 
     /// The time after `now` at which [`Reader::advance`] has work although nothing is received.
@@ -619,7 +639,7 @@ impl Reader {
             return false;
         }
         let reader = self.incarnations.get_mut(&id).expect("it was there");
-        if step.allowance == Some(0) {
+        if step.waits() {
             return false;
         }
         if !step.budget.may_deliver(&self.stream) {
@@ -668,7 +688,9 @@ impl Reader {
             Checkpoint { incarnation: id, began, next, from, last, time, before, is_replaced, floor };
         let delivery = Delivery { stream, writer, first, outcome, checkpoint, replaced, removed };
         step.budget.uncommitted += delivery.bytes();
-        step.allowance = step.allowance.map(|allowance| allowance.saturating_sub(delivery.bytes() as u64));
+        if let Some(allowance) = &mut step.allowance {
+            allowance.delivered(delivery.bytes() as u64, step.now.moment);
+        }
         step.actions.push(Action::Deliver(delivery));
     }
 

@@ -158,7 +158,9 @@ impl Writers {
                 self.heads += 1;
                 let head = Head::open(&block, FLEET).expect("a head of a member");
                 let now = self.now();
-                self.members.iter_mut().for_each(|member| member.receive_head(head.clone(), now));
+                for member in &mut self.members {
+                    member.receive_head(head.clone(), now);
+                }
             }
         }
     }

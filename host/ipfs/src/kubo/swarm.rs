@@ -1,5 +1,5 @@
-//! Owns the connections of a Kubo daemon to other daemons. It receives daemons with their addresses, and returns the
-//! own one, and whether there are others.
+//! Owns the connections of a Kubo daemon to other daemons. It receives daemons with their addresses. It returns the own
+//! daemon, and whether it is connected.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +25,24 @@ pub struct Connections {
 impl Connections {
     pub fn new(rpc: Arc<Rpc>) -> Self {
         Self { rpc }
+    }
+
+    /// Whether the operator of the daemon has named a peer in its config (`Peering.Peers`). The host leaves it alone.
+    async fn is_configured(&self, peer: &PeerName) -> bool {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Setting {
+            value: Option<Vec<Peer>>,
+        }
+        #[derive(Deserialize)]
+        struct Peer {
+            #[serde(rename = "ID")]
+            id: String,
+        }
+        // A daemon without the setting refuses the call.
+        let setting: Result<Setting, _> = self.rpc.json(Call::new("config").arg("Peering.Peers")).await;
+        let peers = setting.ok().and_then(|setting| setting.value).unwrap_or_default();
+        peers.iter().any(|it| it.id.parse().is_ok_and(|id: PeerName| id == *peer))
     }
 
     async fn id(&self) -> Result<Id, BackendError> {
@@ -56,7 +74,7 @@ impl Swarm for Connections {
     async fn daemon(&self) -> Result<Daemon, BackendError> {
         let id = self.id().await?;
         let daemon = Daemon::stated(id.peer()?, &id.addresses.unwrap_or_default());
-        Ok(daemon.without_useless_addresses())
+        Ok(daemon.without_loopback())
     }
 
     async fn is_connected(&self) -> Result<bool, BackendError> {
@@ -75,10 +93,16 @@ impl Swarm for Connections {
     }
 
     async fn keep_connected(&self, other: &Daemon) -> Result<(), BackendError> {
+        if self.is_configured(&other.peer).await {
+            return Ok(());
+        }
         self.rpc.bytes(with_addresses(Call::new("swarm/peering/add"), other)).await.map(drop)
     }
 
     async fn release(&self, other: &PeerName) -> Result<(), BackendError> {
+        if self.is_configured(other).await {
+            return Ok(());
+        }
         self.rpc.bytes(Call::new("swarm/peering/rm").arg(other.as_str())).await.map(drop)
     }
 }
@@ -99,8 +123,8 @@ impl Daemon {
         Self { peer, addresses }
     }
 
-    /// Leaves out addresses that mean another machine there, unless there are no others.
-    fn without_useless_addresses(mut self) -> Self {
+    /// Leaves out the addresses of the loopback interface, unless there are no others.
+    fn without_loopback(mut self) -> Self {
         let is_local = |address: &Multiaddr| match address.iter().next() {
             Some(Protocol::Ip4(ip)) => ip.is_loopback(),
             Some(Protocol::Ip6(ip)) => ip.is_loopback(),
@@ -139,7 +163,7 @@ mod tests {
 
     fn addresses(texts: &[&str]) -> Vec<String> {
         let texts: Vec<String> = texts.iter().map(|&text| text.to_owned()).collect();
-        let daemon = Daemon::stated(PEER.parse().unwrap(), &texts).without_useless_addresses();
+        let daemon = Daemon::stated(PEER.parse().unwrap(), &texts).without_loopback();
         daemon.addresses.iter().map(Multiaddr::to_string).collect()
     }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use dim_ipfs::Incoming;
 use dim_model::beginning::{Beginning, ReadFrom};
+use dim_model::entry::Offset;
 use dim_model::ident::{PluginName, Topic};
 use dim_model::time::Timestamp;
 use dim_store::catch_ups::KeptTopics;
@@ -318,7 +319,12 @@ pub enum Input {
         is_unpinned: bool,
     },
     /// Results of the protocol are durable.
-    Committed(Vec<Outcome>),
+    Committed {
+        /// The results.
+        outcomes: Vec<Outcome>,
+        /// For each catch-up, the place in the log after its last event.
+        ends: BTreeMap<u64, Offset>,
+    },
     /// Subscriptions of plugins that receive earlier events began or ended.
     CatchUpsChanged,
     /// It is time to look at the plugins that catch up.

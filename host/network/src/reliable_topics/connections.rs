@@ -4,7 +4,7 @@
 //!
 //! Anybody may state any place, so the numbers are limited, and the daemon verifies the peer at each address.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use dim_model::ident::PeerName;
 use dim_topics::head::{MAX_ADDRESSES, Place};
 use dim_topics::identity::WriterId;
 use dim_topics::time::Moment;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 
 use super::ReliableTopics;
 
@@ -29,6 +29,9 @@ const PAUSE: Duration = Duration::from_secs(30);
 /// The maximum number of attempts at once.
 const MAX_ATTEMPTS: usize = 4;
 
+/// The maximum number of changes that wait for the daemon.
+const MAX_CHANGES: usize = 256;
+
 /// The connections to the daemons of other members.
 #[derive(Debug)]
 pub struct Connections {
@@ -37,6 +40,8 @@ pub struct Connections {
     /// The times of the attempts in the last [`PAUSE`].
     attempts: BTreeMap<WriterId, Moment>,
     permits: Arc<Semaphore>,
+    /// The changes that the daemon is told next.
+    changes: Option<mpsc::Sender<Change>>,
 }
 
 /// A daemon to which the own one keeps connected.
@@ -44,9 +49,11 @@ pub struct Connections {
 struct Kept {
     daemon: Daemon,
     heard: Moment,
+    /// The time at which the member named it.
+    named: Moment,
 }
 
-/// A change of what the own daemon keeps.
+/// A change of the connections that the own daemon keeps.
 #[derive(Debug, PartialEq, Eq)]
 enum Change {
     Keep(Daemon),
@@ -56,7 +63,7 @@ enum Change {
 impl Default for Connections {
     fn default() -> Self {
         let permits = Arc::new(Semaphore::new(MAX_ATTEMPTS));
-        Self { own: None, kept: BTreeMap::new(), attempts: BTreeMap::new(), permits }
+        Self { own: None, kept: BTreeMap::new(), attempts: BTreeMap::new(), permits, changes: None }
     }
 }
 
@@ -64,7 +71,8 @@ impl Connections {
     /// Notes the own daemon, which may have been started again. Returns the daemons that it is to keep connected to.
     fn set_own(&mut self, own: Option<PeerName>) -> Vec<Change> {
         self.own = own;
-        self.kept.values().map(|kept| Change::Keep(kept.daemon.clone())).collect()
+        let peers: BTreeSet<PeerName> = self.kept.values().map(|kept| kept.daemon.peer.clone()).collect();
+        peers.into_iter().map(|peer| Change::Keep(self.with_all_addresses(peer))).collect()
     }
 
     /// Notes the daemon of a member whose log this host reads.
@@ -75,9 +83,10 @@ impl Connections {
         }
         if let Some(kept) = self.kept.get_mut(&writer) {
             kept.heard = now;
-            if kept.daemon == daemon {
+            if kept.daemon == daemon || now.since(kept.named) < PAUSE {
                 return changes;
             }
+            kept.named = now;
             let before = std::mem::replace(&mut kept.daemon, daemon.clone()).peer;
             changes.extend(self.release(before));
         } else {
@@ -88,16 +97,28 @@ impl Connections {
                 let peer = self.kept.remove(&silent).expect("it was found").daemon.peer;
                 changes.extend(self.release(peer));
             }
-            self.kept.insert(writer, Kept { daemon: daemon.clone(), heard: now });
+            self.kept.insert(writer, Kept { daemon: daemon.clone(), heard: now, named: now });
         }
-        changes.push(Change::Keep(daemon));
+        changes.push(Change::Keep(self.with_all_addresses(daemon.peer)));
         changes
     }
 
-    /// Releases a daemon that no other member uses.
+    /// A daemon with the addresses that all members name for it: one of them may lie.
+    fn with_all_addresses(&self, peer: PeerName) -> Daemon {
+        let named = self.kept.values().filter(|kept| kept.daemon.peer == peer);
+        let mut addresses = Vec::new();
+        for address in named.flat_map(|kept| &kept.daemon.addresses) {
+            if addresses.len() < MAX_ADDRESSES && !addresses.contains(address) {
+                addresses.push(address.clone());
+            }
+        }
+        Daemon { peer, addresses }
+    }
+
+    /// Releases a daemon that no other member uses. Otherwise it keeps the addresses that the others name.
     fn release(&self, peer: PeerName) -> Option<Change> {
         let is_used = self.kept.values().any(|kept| kept.daemon.peer == peer);
-        (!is_used).then_some(Change::Release(peer))
+        Some(if is_used { Change::Keep(self.with_all_addresses(peer)) } else { Change::Release(peer) })
     }
 
     /// Whether the daemon of a member may be tried now.
@@ -139,13 +160,13 @@ impl ReliableTopics {
         self.change_connections(changes);
     }
 
-    fn change_connections(&self, changes: Vec<Change>) {
-        if changes.is_empty() {
-            return;
-        }
+    /// Changes the connections of the daemon, one after the other.
+    pub(super) fn keep_connections(&mut self) {
+        let (sender, mut changes) = mpsc::channel(MAX_CHANGES);
+        self.connections.changes = Some(sender);
         let backend = self.parts.backend.clone();
         self.spawn_until_stop(async move {
-            for change in changes {
+            while let Some(change) = changes.recv().await {
                 let result = match &change {
                     Change::Keep(daemon) => backend.swarm.keep_connected(daemon).await,
                     Change::Release(peer) => backend.swarm.release(peer).await,
@@ -156,6 +177,13 @@ impl ReliableTopics {
                 }
             }
         });
+    }
+
+    fn change_connections(&self, changes: Vec<Change>) {
+        for change in changes {
+            // If there are too many, those that are left out follow with the next look at the own daemon.
+            let _ = self.connections.changes.as_ref().map(|sender| sender.try_send(change));
+        }
     }
 
     /// Connects the daemon to that of a member, from which a block cannot be fetched.
@@ -210,17 +238,18 @@ mod tests {
         assert_eq!(it.heard(writer(1), daemon(0), at(0)), [Change::Keep(daemon(0))]);
         assert_eq!(it.heard(writer(1), daemon(0), at(1)), []);
         assert_eq!(it.heard(writer(2), daemon(0), at(1)), [Change::Keep(daemon(0))]);
-        // It has another address now.
-        assert_eq!(it.heard(writer(1), daemon(2), at(1)), [Change::Keep(daemon(2))]);
+        assert_eq!(it.heard(writer(1), daemon(2), at(29)), [], "it names another one too soon");
+        // It has another address now. The other member may be right, too.
+        let both = Daemon { addresses: [daemon(2), daemon(0)].map(|it| it.addresses).concat(), ..daemon(0) };
+        let changes = it.heard(writer(1), daemon(2), at(30));
+        assert_eq!(changes.last(), Some(&Change::Keep(both)));
         it.set_own(None);
-        assert_eq!(
-            it.heard(writer(1), daemon(1), at(2)),
-            [Change::Keep(daemon(1))],
-            "another member uses it"
-        );
-        let changes = it.heard(writer(2), daemon(1), at(2));
+        let changes = it.heard(writer(1), daemon(1), at(60));
+        let expected = [Change::Keep(daemon(0)), Change::Keep(daemon(1))];
+        assert_eq!(changes, expected, "another member uses the one before");
+        let changes = it.heard(writer(2), daemon(1), at(60));
         assert_eq!(changes, [Change::Release(daemon(0).peer), Change::Keep(daemon(1))]);
-        assert_eq!(it.set_own(None).len(), 2, "the daemon has forgotten them");
+        assert_eq!(it.set_own(None), [Change::Keep(daemon(1))], "the daemon has forgotten it");
     }
 
     #[test]
@@ -230,7 +259,8 @@ mod tests {
             it.heard(writer(number), daemon(0), at(u64::from(number)));
         }
         assert_eq!(it.heard(writer(200), daemon(1), at(3_600)), []);
-        assert_eq!(it.heard(writer(200), daemon(1), at(3_601)), [Change::Keep(daemon(1))]);
+        let changes = it.heard(writer(200), daemon(1), at(3_601));
+        assert_eq!(changes, [Change::Keep(daemon(0)), Change::Keep(daemon(1))], "others use the daemon");
         assert_eq!(it.kept.len(), MAX_KEPT);
         assert!(!it.kept.contains_key(&writer(0)));
     }

@@ -125,7 +125,7 @@ impl ReliableTopics {
             let written = batch.clone();
             let log = parts.log.clone();
             let write = parts.commit.write_and_append(move |write| {
-                let mut all = Vec::new();
+                let (head, mut all, mut ends) = (log.head(), Vec::new(), BTreeMap::new());
                 for (outcome, kinds) in written.iter().zip(kinds) {
                     if let Outcome::CaughtUp(stream) = outcome
                         && let Some(catch_up) = receivers.get(&stream.catch_up.unwrap_or_default())
@@ -133,14 +133,20 @@ impl ReliableTopics {
                         all.extend(rest_of_own(&log, write, catch_up.clone())?);
                     }
                     all.extend(kinds);
+                    if let Some(number) = outcome.stream().catch_up {
+                        ends.insert(number, Offset(head.0 + all.len() as u64));
+                    }
                     if outcome.is_logged(&receivers) {
                         outcome.write(write)?;
                     }
                 }
-                Ok((all, ()))
+                Ok((all, ends))
             });
             match write.await {
-                Ok(()) => drop(sender.send(Input::Committed(Arc::unwrap_or_clone(batch))).await),
+                Ok(ends) => {
+                    let outcomes = Arc::unwrap_or_clone(batch);
+                    let _ = sender.send(Input::Committed { outcomes, ends }).await;
+                }
                 Err(CommitError::Closed) => {}
                 Err(error) => tracing::error!("cannot store the events of a reliable topic: {error}"),
             }
@@ -148,14 +154,17 @@ impl ReliableTopics {
     }
 
     /// Tells the protocol what is durable.
-    pub(super) fn committed(&mut self, outcomes: &[Outcome], now: Now) {
+    pub(super) fn committed(&mut self, outcomes: &[Outcome], ends: &BTreeMap<u64, Offset>, now: Now) {
         self.is_committing = false;
-        let has_earlier = outcomes.iter().any(|outcome| outcome.stream().catch_up.is_some());
         for outcome in outcomes {
             match outcome {
                 Outcome::Delivery(delivery) => {
                     self.member.committed(delivery, now);
-                    self.catch_ups.appended(&delivery.stream, delivery.count(), delivery.bytes() as u64);
+                    if let Some(number) = delivery.stream.catch_up
+                        && let Some(end) = ends.get(&number)
+                    {
+                        self.catch_ups.appended(number, *end, delivery.bytes() as u64);
+                    }
                 }
                 Outcome::CaughtUp(stream) => {
                     let plugin = stream.catch_up.and_then(|number| self.catch_ups.end(number));
@@ -163,7 +172,7 @@ impl ReliableTopics {
                 }
             }
         }
-        if has_earlier {
+        if !ends.is_empty() {
             self.check_catch_ups();
         }
     }

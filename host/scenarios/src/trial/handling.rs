@@ -75,12 +75,12 @@ impl Trial {
         }
     }
 
-    /// Returns a recorded message of the host as an earlier one, if the recorded host did not defer such messages during
-    /// a catch-up, as older versions did not.
+    /// Returns a recorded message of the host as an earlier one, if the plugin catches up and the recorded host has not
+    /// deferred such messages: there was no catch-up, or its version did not do so.
     pub(super) fn undeferred(&self, kind: Kind) -> Kind {
         let Kind::Event(event) = &kind else { return kind };
         let is_own = matches!(event, Event::Message { origin: Origin::Host | Origin::Plugin(_), .. });
-        let topic = event.topic().filter(|topic| is_own && self.kept.recorded.get(*topic) == Some(&false));
+        let topic = event.topic().filter(|topic| is_own && self.kept.recorded.get(*topic) != Some(&true));
         let subscription = topic.and_then(|topic| self.wiring.actor.context().catches_up(topic));
         match subscription {
             Some(subscription) => {
@@ -91,12 +91,11 @@ impl Trial {
         }
     }
 
-    /// Ends the receipt of earlier events before an event that comes to all plugins, if the recorded host had none for the
-    /// plugin.
+    /// Ends the receipt of earlier events before the event of a member that comes to all plugins, if the recorded host
+    /// had none for the plugin.
     pub(super) fn end_unrecorded_catch_up(&mut self, event: &Event) -> Result<(), TrialError> {
-        let Some(topic) = event
-            .topic()
-            .filter(|topic| self.comes_earlier(event) && !self.kept.recorded.contains_key(*topic))
+        let Some(topic) =
+            event.topic().filter(|topic| is_of_member(event) && !self.kept.recorded.contains_key(*topic))
         else {
             return Ok(());
         };
@@ -324,4 +323,9 @@ impl Trial {
         change.now_or_never().expect("it was committed")?;
         self.go_on()
     }
+}
+
+/// Whether an event is of a member, on a reliable topic.
+fn is_of_member(event: &Event) -> bool {
+    matches!(event, Event::Message { origin: Origin::Member(_), .. } | Event::Gap { missing: Some(_), .. })
 }

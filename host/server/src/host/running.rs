@@ -12,9 +12,10 @@ use dim_network::name_follower::NameFollower;
 use dim_network::name_publisher::Publisher;
 use dim_network::outbox::Outbox;
 use dim_network::own_messages::Echoes;
-use dim_network::reliable_topics::{Identity, Inputs, Parts, ReliableTopics};
+use dim_network::reliable_topics::{Identity, Inputs, Parts, ReliableTopics, end_catch_ups_of_plain_topics};
 use dim_network::subscription::{self, Prober, Subscriptions};
 use dim_runtime::{Actor, Engine};
+use dim_store::commit::CommitError;
 use dim_store::retention::Retention;
 use dim_store::retry_scheduler::Retries;
 use dim_store::{StoreError, names, outbox};
@@ -258,6 +259,18 @@ impl Start {
         let driver = ReliableTopics::new(parts, identity, running.stops.tasks.clone())?;
         running.other_tasks.spawn(driver.run(inputs));
         Ok(())
+    }
+
+    /// Ends the catch-ups of topics that the config no longer names as reliable.
+    pub(super) fn end_catch_ups_of_plain_topics(&self, running: &Running) {
+        let (storage, reliable) = (&self.loader.storage, self.loader.links.reliable.clone());
+        let (store, commit, log) = (storage.store.clone(), storage.commit.clone(), storage.log.clone());
+        running.other_tasks.spawn(async move {
+            match end_catch_ups_of_plain_topics(&store, &commit, log, &reliable).await {
+                Ok(()) | Err(CommitError::Closed) => {}
+                Err(error) => tracing::error!("cannot end the catch-ups of plain topics: {error}"),
+            }
+        });
     }
 
     fn spawn_tasks(&self, stop: &CancellationToken, echoes: &Arc<Echoes>, fail: Fail) -> TaskTracker {

@@ -211,6 +211,7 @@ impl Start {
         let (received, echoes, fail) = (Arc::default(), Arc::default(), Arc::new(fail));
         let writer = self.writer.take();
         let running = Running::spawn(&self, &echoes, &received, &fail)?;
+        self.end_catch_ups_of_plain_topics(&running);
         if let Some((identity, inputs)) = writer {
             self.spawn_reliable_topics(&running, identity, &echoes, inputs)?;
         }

@@ -445,7 +445,9 @@ impl Fleet {
                 let digest = Digest::of(&block);
                 let open = || Head::open(&block, FLEET).expect("members send valid heads");
                 let head = self.heads.entry(digest).or_insert_with(open).clone();
-                self.with_member(to, |member, now| member.receive_head(head, now));
+                self.with_member(to, |member, now| {
+                    member.receive_head(head, now);
+                });
             }
         }
     }

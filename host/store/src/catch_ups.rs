@@ -3,7 +3,7 @@
 //! appends the entries. The positions in the logs of the writers are rows of their own. The earlier messages of this host
 //! are in its event log.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use dim_model::beginning::Beginning;
@@ -137,13 +137,16 @@ pub fn all(snapshot: &Snapshot) -> Result<Vec<CatchUp>, StoreError> {
     Ok(all)
 }
 
-/// The first entry with a message of this host that some catch-up perhaps has yet to append.
-pub fn first_deferred(snapshot: &Snapshot) -> Result<Option<Offset>, StoreError> {
+/// The first entry with a message of this host that a catch-up of one of `plugins` perhaps has not appended yet.
+pub fn first_deferred(
+    snapshot: &Snapshot,
+    plugins: &BTreeSet<PluginName>,
+) -> Result<Option<Offset>, StoreError> {
     let mut first = None;
     for row in snapshot.table(CATCH_UPS)?.iter()? {
         let (subscription, row) = row?;
         let row = CatchUpRow::read(row.value())?;
-        if row.own_too && row.ended_by.is_none() {
+        if row.own_too && row.ended_by.is_none() && plugins.contains(row.plugin.as_str()) {
             // Entries before the subscription are not kept for it.
             let next = Offset(row.own_next.max(subscription.value()));
             first = Some(first.map_or(next, |first: Offset| first.min(next)));

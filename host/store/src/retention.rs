@@ -167,7 +167,8 @@ impl Retention {
         let awaited = self.awaited.read().expect("no one panics while holding the awaited").clone();
         let last = plugin_registry::furthest_behind(snapshot, &awaited)?;
         let last = last.map_or(Offset(u64::MAX), |(cursor, _)| cursor);
-        let last = crate::catch_ups::first_deferred(snapshot)?.map_or(last, |first| last.min(first));
+        let last =
+            crate::catch_ups::first_deferred(snapshot, &awaited)?.map_or(last, |first| last.min(first));
         let watched = rollback_data::held_by_probations(snapshot, &awaited)?;
         Ok((last.min(watched), watched))
     }

@@ -88,14 +88,14 @@ impl Connections {
             }
             kept.named = now;
             let before = std::mem::replace(&mut kept.daemon, daemon.clone()).peer;
-            changes.extend(self.release(before));
+            changes.push(self.release(before));
         } else {
             if self.kept.len() >= MAX_KEPT {
                 let oldest = self.kept.iter().min_by_key(|(_, kept)| kept.heard);
                 let silent = oldest.filter(|(_, kept)| now.since(kept.heard) > SILENT);
                 let Some(silent) = silent.map(|(writer, _)| *writer) else { return changes };
                 let peer = self.kept.remove(&silent).expect("it was found").daemon.peer;
-                changes.extend(self.release(peer));
+                changes.push(self.release(peer));
             }
             self.kept.insert(writer, Kept { daemon: daemon.clone(), heard: now, named: now });
         }
@@ -116,9 +116,9 @@ impl Connections {
     }
 
     /// Releases a daemon that no other member uses. Otherwise it keeps the addresses that the others name.
-    fn release(&self, peer: PeerName) -> Option<Change> {
+    fn release(&self, peer: PeerName) -> Change {
         let is_used = self.kept.values().any(|kept| kept.daemon.peer == peer);
-        Some(if is_used { Change::Keep(self.with_all_addresses(peer)) } else { Change::Release(peer) })
+        if is_used { Change::Keep(self.with_all_addresses(peer)) } else { Change::Release(peer) }
     }
 
     /// Whether the daemon of a member may be tried now.

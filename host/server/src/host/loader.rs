@@ -244,30 +244,19 @@ impl Loader {
     }
 
     fn end_subscription(&self, name: &PluginName, topic: &Topic) {
-        let (plugin, topic, by) = (name.clone(), topic.clone(), Generation(0));
-        let (subscribed, beginning, own_too) = (false, Beginning::Head, false);
-        self.storage.log.append_now([Kind::Subscription {
-            plugin,
-            topic,
-            subscribed,
-            beginning,
-            own_too,
-            by,
-        }]);
+        self.append_subscription(name, topic, None);
     }
 
     fn begin_subscription(&self, name: &PluginName, topic: &Topic, beginning: Beginning) {
-        let beginning = self.links.kept_topics.beginning(topic, beginning);
+        self.append_subscription(name, topic, Some(self.links.kept_topics.beginning(topic, beginning)));
+    }
+
+    /// Appends the entry of a subscription with its beginning, or of its end.
+    fn append_subscription(&self, name: &PluginName, topic: &Topic, beginning: Option<Beginning>) {
         let (plugin, topic, by) = (name.clone(), topic.clone(), Generation(0));
-        let (subscribed, own_too) = (true, true);
-        self.storage.log.append_now([Kind::Subscription {
-            plugin,
-            topic,
-            subscribed,
-            beginning,
-            own_too,
-            by,
-        }]);
+        let (subscribed, beginning) = (beginning.is_some(), beginning.unwrap_or_default());
+        let entry = Kind::Subscription { plugin, topic, subscribed, beginning, own_too: subscribed, by };
+        self.storage.log.append_now([entry]);
     }
 
     /// Subscribes a new plugin before the intake begins and long before the plugin runs.

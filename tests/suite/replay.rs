@@ -6,8 +6,9 @@ use std::sync::Arc;
 use dim_model::entry::{Entry, Event, Kind, Offset, Origin};
 use dim_server::replay::Replay;
 use dim_store::batch::Batch;
-use dim_tests::{Setup, TestHost, script};
-use serde_json::json;
+use dim_tests::{Setup, TestHost, eventually, script};
+use redb::{ReadableTable as _, ReadableTableMetadata as _};
+use serde_json::{Value, json};
 
 /// Everything that a replay leaves, as bytes.
 fn bytes_of(batch: &Batch) -> String {
@@ -46,7 +47,6 @@ async fn live(
 }
 
 fn dump(store: &Arc<dim_store::Store>) -> Vec<(Vec<u8>, Vec<u8>)> {
-    use redb::ReadableTable as _;
     let table = store.snapshot().unwrap().table(dim_store::STATE).unwrap();
     table
         .iter()
@@ -116,7 +116,29 @@ async fn a_recorded_log_is_handled_twice_with_the_same_outcome() {
         assert!(log.iter().filter(struck).count() >= 8, "limits of {plugin} struck");
     }
     // And what the live host committed is what the replay finds.
-    let again: Vec<_> = once
+    assert_state(&once, &live_state);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_that_stopped_between_two_timers_is_replayed_up_to_there() {
+    let setup = Setup::probe();
+    let host = setup.start().await;
+    // All are due before one entry, and each is a step of its own.
+    let timer = |number: u64| json!({ "do": "timer", "key": format!("t{number}"), "at": 1 });
+    host.run((0..2_000).map(timer).collect()).await;
+    eventually("the first fire", async || host.state_of("probe", "fired").await != Value::Null).await;
+    let store = host.host.storage.store.clone();
+    let dir = host.stop().await;
+    let live_state = dump(&store);
+    let left = store.snapshot().unwrap().table(dim_store::TIMERS).unwrap().len().unwrap();
+    drop(store);
+    assert!((1..2_000).contains(&left), "it was stopped in the middle: {left} timers are left");
+    assert_state(&replayed(&setup, dir.path()), &live_state);
+}
+
+/// Asserts that replayed plugins leave the state that the live host committed.
+fn assert_state(replayed: &[(String, Batch)], live: &[(Vec<u8>, Vec<u8>)]) {
+    let mut again: Vec<_> = replayed
         .iter()
         .flat_map(|(_, batch)| {
             let id = batch.id;
@@ -125,13 +147,12 @@ async fn a_recorded_log_is_handled_twice_with_the_same_outcome() {
             })
         })
         .collect();
-    let mut again = again;
     again.sort();
-    let (again, live_state) = (readable(&again), readable(&live_state));
-    for (replayed, live) in again.iter().zip(&live_state) {
+    let (again, live) = (readable(&again), readable(live));
+    for (replayed, live) in again.iter().zip(&live) {
         assert_eq!(replayed, live);
     }
-    assert_eq!(again.len(), live_state.len());
+    assert_eq!(again.len(), live.len());
 }
 
 fn published_by(plugin: &str, entry: &Entry) -> Option<bytes::Bytes> {

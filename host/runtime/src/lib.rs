@@ -40,7 +40,7 @@ pub use manifest::{
 };
 pub use plugin_actor::{
     Actor, ActorError, Done, EffectCounts, Fallback, Handle, Order, OtherReach, Parts, PluginStatus,
-    ProbationParts, Rollback, Started, Step, Successor, rehearse,
+    ProbationParts, Reached, Rollback, Started, Step, Successor, rehearse,
 };
 pub use plugin_log::{Line, Lines};
 pub use pool::Capacity;

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use handle::Handle;
 pub use status::{EffectCounts, PluginStatus};
-pub use stepping::{Done, Started, Step};
+pub use stepping::{Done, Reached, Started, Step};
 pub use succession::{Fallback, Order, OtherReach, Rollback, Successor, rehearse};
 
 use crate::Runnable;

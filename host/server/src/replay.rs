@@ -11,7 +11,7 @@ use dim_ipfs::keys::Keyring;
 use dim_model::entry::{Entry, Generation, Offset};
 use dim_model::ident::PluginName;
 use dim_model::time::{MachineClock, Timestamp};
-use dim_runtime::{Actor, Capacity, Compiler, Engine, Lines, Parts, ProbationParts, SessionParts};
+use dim_runtime::{Actor, Capacity, Compiler, Engine, Lines, Parts, ProbationParts, Reached, SessionParts};
 use dim_store::batch::{Batch, Effects, Timers};
 use dim_store::catch_ups::KeptTopics;
 use dim_store::commit::Commit;
@@ -126,12 +126,12 @@ impl Replay {
         let scratch = TempDir::new().map_err(ReplayError::Scratch)?;
         let store = Arc::new(Store::open(scratch.path())?);
         let first = entries.first().map_or(Offset(0), |entry| entry.offset);
-        let (id, cursor) =
-            plugin_registry::known(&self.source.snapshot()?, name)?.ok_or_else(|| ReplayError::Plugin {
-                name: name.clone(),
-                reason: "it was not there when the log was written".to_owned(),
-            })?;
-        let handled = entries.partition_point(|entry| entry.offset < cursor);
+        let recorded = self.source.snapshot()?;
+        let (id, cursor) = plugin_registry::known(&recorded, name)?.ok_or_else(|| ReplayError::Plugin {
+            name: name.clone(),
+            reason: "it was not there when the log was written".to_owned(),
+        })?;
+        let reached = Reached { cursor, timers: plugin_registry::timers(&recorded, id)? };
         let mut context = EntryContext::default();
         context.set_void(Void::of(name, entries));
         for (_, own) in self.keys.names_of(run.reach.writes()) {
@@ -175,6 +175,6 @@ impl Replay {
             disk: Arc::default(),
         };
         let (actor, _) = Actor::new(parts)?;
-        Ok(actor.replay(&entries[..handled], entries)?)
+        Ok(actor.replay(entries, &reached)?)
     }
 }

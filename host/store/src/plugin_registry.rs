@@ -331,6 +331,13 @@ fn stored(store: &Store, name: &PluginName, row: Row) -> Result<Stored, StoreErr
         Some(bytes) => EntryContext::from_bytes(bytes.value())?,
         None => EntryContext::default(),
     };
+    let timers = timers(&snapshot, id)?;
+    let batch = Batch::new(name.clone(), id, row.generation, 1, cursor);
+    Ok(Stored { row, cursor, context, effects: Effects::new(batch, timers, size) })
+}
+
+/// The timers of a plugin that are set.
+pub fn timers(snapshot: &Snapshot, id: PluginId) -> Result<Timers, StoreError> {
     let mut timers = Timers::default();
     let prefix = StateKey::new(id, b"");
     for stored in snapshot.table(TIMERS)?.range(prefix.as_bytes()..)? {
@@ -338,8 +345,7 @@ fn stored(store: &Store, name: &PluginName, row: Row) -> Result<Stored, StoreErr
         let Some(key) = StateKey::strip(id, key.value()) else { break };
         timers.put(&String::from_utf8_lossy(key), Some(Timestamp(at.value())));
     }
-    let batch = Batch::new(name.clone(), id, row.generation, 1, cursor);
-    Ok(Stored { row, cursor, context, effects: Effects::new(batch, timers, size) })
+    Ok(timers)
 }
 
 fn row(

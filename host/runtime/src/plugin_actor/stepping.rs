@@ -6,7 +6,7 @@ use std::time::Duration;
 use dim_model::entry::{Entry, Offset};
 use dim_model::time::Timestamp;
 use dim_store::StoreError;
-use dim_store::batch::{Batch, Reply};
+use dim_store::batch::{Batch, Reply, Timers};
 use dim_store::effect::{Asked, DeadLetter, Retry};
 use dim_store::entry_context::EntryContext;
 use dim_store::probation::Verdict;
@@ -52,14 +52,24 @@ pub struct Started {
     pub lines: Vec<String>,
 }
 
+/// The point of a record up to which a plugin handled it.
+#[derive(Debug)]
+pub struct Reached {
+    /// The first entry that the plugin has not handled.
+    pub cursor: Offset,
+    /// The timers that are set. A timer that is due before that entry and is not among them has fired.
+    pub timers: Timers,
+}
+
 impl Actor {
-    /// Handles recorded entries in order without committing, and returns all effects. A plugin that does not
-    /// start has none. `log` is the whole record: the record of an exceeded limit follows its entry, possibly
-    /// after the last entry that is handled.
-    pub fn replay(mut self, entries: &[Entry], log: &[Entry]) -> Result<Batch, StoreError> {
+    /// Handles the recorded entries of `log` without committing, up to where the plugin got when they were recorded.
+    /// Returns all effects. A plugin that does not start has none. `log` is the whole record: the record of an
+    /// exceeded limit follows its entry, possibly after the last entry that is handled.
+    pub fn replay(mut self, log: &[Entry], reached: &Reached) -> Result<Batch, StoreError> {
         self.attempts.recorded = Some(LimitRecords::new(&self.plugin, log));
         self.make_ready()?;
-        for entry in entries {
+        let handled = log.partition_point(|entry| entry.offset < reached.cursor);
+        for entry in &log[..handled] {
             loop {
                 match self.step(entry)? {
                     Step::Entry(_) => break,
@@ -68,7 +78,21 @@ impl Actor {
                 }
             }
         }
+        // The plugin may have stopped between two timers that were due before the next entry.
+        while let Some(next) = log.get(handled)
+            && self.had_fired_before(next, reached)
+        {
+            if let Step::Stopped(_) = self.step(next)? {
+                break;
+            }
+        }
         Ok(self.session_mut().discard())
+    }
+
+    /// Whether the timer that is due first had fired before the entry when the plugin stopped there.
+    fn had_fired_before(&self, entry: &Entry, reached: &Reached) -> bool {
+        let first = self.session().effects.timers.first();
+        first.is_some_and(|(due, key)| due <= entry.time && reached.timers.get(key) != Some(due))
     }
 
     /// Ensures that an instance has started. Returns the effects and log lines of its start if it is new, or

@@ -258,6 +258,10 @@ impl Fleet {
             Happening::Copy { node } => self.copy(node),
             Happening::BeginCatchUp { node, topic, number } => self.begin_catch_up(node, topic, number),
             Happening::Allow { node, number, allowance } => {
+                // It says the same to a member that starts again.
+                if let Some(receiver) = self.nodes[node].store.late_receivers.get_mut(&number) {
+                    receiver.allowance = allowance;
+                }
                 self.with_member(node, |member, now| member.allow(number, allowance, now));
             }
             Happening::EndTroubles => {
@@ -550,6 +554,7 @@ impl Fleet {
             checkpoints: BTreeMap::new(),
             record: Record::default(),
             has_caught_up: false,
+            allowance: u64::MAX,
         };
         self.nodes[node].store.late_receivers.insert(number, receiver);
         self.with_member(node, |member, now| {

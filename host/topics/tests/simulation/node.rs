@@ -51,6 +51,8 @@ pub struct LateReceiver {
     pub checkpoints: Checkpoints,
     pub record: Record,
     pub has_caught_up: bool,
+    /// The size of the events that it may still receive, in bytes, as it said last.
+    pub allowance: u64,
 }
 
 /// Positions in the logs of writers.
@@ -176,7 +178,7 @@ impl Node {
                 receiver.topic.clone(),
                 Since::Earliest,
                 checkpoints.collect(),
-                u64::MAX,
+                receiver.allowance,
                 now,
             );
         }

@@ -96,10 +96,10 @@ impl Troubles {
         }
     }
 
-    /// Receivers that begin late and let their catch-ups wait.
+    /// Receivers that begin late and let their catch-ups wait, over crashes of their members.
     pub fn slow_receivers(seed: u64) -> Self {
         let any = Self::any(seed ^ 0x736c_6f77);
-        Self { catch_ups: any.catch_ups.max(2), has_slow_receivers: true, ..any }
+        Self { catch_ups: any.catch_ups.max(2), crashes: any.crashes.max(2), has_slow_receivers: true, ..any }
     }
 
     /// Members that are restored from a backup, or copied and run twice.

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -145,7 +146,7 @@ impl Setup {
         warm(dir.path());
         let host = once_free(async || Host::start(self.options(dir.path())).await).await;
         save_warmth(dir.path());
-        TestHost { host, dir, peer: new_peer() }
+        TestHost { host, dir, peer: new_peer(), sent: AtomicU64::new(0) }
     }
 }
 
@@ -316,6 +317,8 @@ pub struct TestHost {
     pub host: Arc<Host>,
     dir: TempDir,
     peer: PeerName,
+    /// The number of messages that [`TestHost::from_peer`] has published.
+    sent: AtomicU64,
 }
 
 impl TestHost {
@@ -362,6 +365,22 @@ impl TestHost {
             .expect("the embedded backend")
             .publish_as(&self.peer, &topic, data.into())
             .await;
+        self.sent.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Waits until the host has taken in what [`TestHost::from_peer`] has published, or for two seconds: some tests stop
+    /// the intake.
+    async fn taken_in(&self) {
+        let counters = &self.host.exchange.received;
+        let dropped = [&counters.copies, &counters.repeated, &counters.oversized, &counters.refused];
+        let is_done = || {
+            let all = dropped.into_iter().chain([&counters.received]);
+            all.map(|it| it.load(Ordering::Relaxed)).sum::<u64>() >= self.sent.load(Ordering::Relaxed)
+        };
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(2);
+        while !is_done() && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     /// Waits until the host is subscribed to a topic.
@@ -390,13 +409,14 @@ impl TestHost {
         }
     }
 
-    /// Waits until all plugins have handled all entries of the log.
+    /// Waits until all plugins have handled what peers have published and all entries of the log.
     pub async fn settled(&self) {
         self.settled_but("").await;
     }
 
-    /// Waits until all plugins except `other` have handled all entries of the log.
+    /// Waits until all plugins except `other` have handled what peers have published and all entries of the log.
     pub async fn settled_but(&self, other: &str) {
+        self.taken_in().await;
         let head = self.host.storage.log.head().0;
         for (name, plugin) in self.host.plugins.all() {
             if name.as_str() == other {

@@ -60,7 +60,8 @@ fn dump(store: &Arc<dim_store::Store>) -> Vec<(Vec<u8>, Vec<u8>)> {
 async fn a_recorded_log_is_handled_twice_with_the_same_outcome() {
     // Where these strike depends on the machine: on its speed and on what the backend took by then.
     let limited = json!({ "limits": { "outbox": 4, "call-cpu-ms": 100 } });
-    let follows = json!({ "config": { "on_start": "[{\"do\":\"follow\",\"name\":\"probe-key\"}]" } });
+    let on_start = "[{\"do\":\"follow\",\"name\":\"probe-key\"}]";
+    let follows = json!({ "config": { "on_start": on_start }, "limits": { "call-cpu-ms": 100 } });
     let rated = json!({ "limits": { "publishes-per-second": 3, "call-cpu-ms": 100 } });
     let setup = Setup::bundled().and_probe("probe", limited).and_probe("reader", follows);
     let setup = setup.and_probe("rated", rated);

@@ -226,7 +226,6 @@ impl Subscriptions {
             self.listening_records.lost(topic);
             return;
         }
-        self.counters.received.fetch_add(1, Ordering::Relaxed);
         self.listening_records.received(topic);
         if self.backend.network && message.from != *identity {
             self.heard_others(topic).await;
@@ -270,6 +269,7 @@ impl Subscriptions {
         let event =
             Event::Message { topic: topic.clone(), data: message.data, origin: Origin::Peer(message.from) };
         self.append(Kind::Event(event)).await;
+        self.counters.received.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Passes a bundle of a reliable topic to the driver.

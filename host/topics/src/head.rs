@@ -13,7 +13,7 @@
 //! | `time` | the hybrid time |
 //! | `hello` | whether the writer asks all others for their heads |
 //! | `peer`, `addresses` | null or the peer id of the daemon, and its multiaddresses |
-//! | `topics` | a map for each own log: `topic`; `incarnation` and `next`: the newest incarnation with events and the sequence after its last event; `kept`: the time of the earliest event that is kept; `recent`: the last bundles; `earlier`: `[incarnation, next]` of at most 8 incarnations before, newest first; `index`: null, or the digest of the root of the index |
+//! | `topics` | a map for each own log: `topic`; `incarnation` and `next`: the newest incarnation with events and the sequence after its last event; `kept`: the time of the earliest event that is kept; `recent`: the last bundles; `earlier`: `[incarnation, next]` of at most 32 incarnations before, newest first; `index`: null, or the digest of the root of the index |
 //! | `received` | `[topic, writer, incarnation, next, from]`: events before `next` are durable at the sender of the head, and none from `from` on is missing |
 //! | `alarms` | `[topic, writer]`: writers of whose identity the sender has an alarm |
 //! | `wants` | `[writer, digest]`: blocks that the sender cannot fetch and asks the writer to send again |
@@ -45,7 +45,7 @@ pub const MAX_ALARMS: usize = 32;
 pub const MAX_ADDRESSES: usize = 16;
 
 /// The maximum number of earlier incarnations of an own log in a head.
-pub const MAX_EARLIER: usize = 8;
+pub const MAX_EARLIER: usize = 32;
 
 /// The maximum length of an address, in bytes.
 const MAX_ADDRESS: usize = 256;
@@ -81,7 +81,7 @@ pub struct LogHead {
     pub kept: Timestamp,
     /// The last bundles of the incarnation, at most 8, in order.
     pub recent: Vec<Listed>,
-    /// The incarnations before, newest first, each with the sequence after its last event. At most 8.
+    /// The incarnations before, newest first, each with the sequence after its last event. At most 32.
     pub earlier: Vec<(Incarnation, u64)>,
     /// The root of the index of the bundles that the writer keeps. The last ones may be missing in it.
     pub index: Option<Digest>,

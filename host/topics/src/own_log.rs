@@ -39,7 +39,7 @@ pub struct LogEnd {
     pub next: u64,
     /// Its last bundles, at most 8, in order.
     pub recent: Vec<Listed>,
-    /// The incarnations before, newest first, each with the sequence after its last event. At most 8.
+    /// The incarnations before, newest first, each with the sequence after its last event. At most 32.
     pub earlier: Vec<(Incarnation, u64)>,
 }
 

@@ -829,10 +829,12 @@ impl Reader {
     }
 
     /// The time before which all events of the writer are passed: that of the process start of the first incarnation of
-    /// which the beginning was delivered or skipped. After a restart of the reader it is not known which ones are earlier.
+    /// which the beginning was skipped. After a restart of the reader it is not known which ones are earlier. An
+    /// incarnation that was read from its beginning on passes nothing: if it continues none, no other comes before it, and
+    /// one that is older belongs to a copy of the writer.
     fn passed_until(&self) -> Option<Timestamp> {
         let is_first =
-            |it: &IncarnationReader| it.before == Before::Nothing && it.next.is_some_and(|next| next > 0);
+            |it: &IncarnationReader| it.before == Before::Nothing && it.from > 0 && it.next.is_some();
         let firsts = self.incarnations.iter().filter(|(_, it)| is_first(it));
         let began = firsts.map(|(id, it)| {
             // Of one that was skipped, only those that continue it are known.
@@ -881,7 +883,8 @@ impl Reader {
                 return true;
             }
             let mut reader = IncarnationReader::new(Timestamp(0), u64::MAX);
-            (reader.next, reader.before) = (Some(0), Before::Nothing);
+            // Its first bundle may still come, and names the one before it.
+            reader.next = Some(0);
             self.incarnations.insert(previous, reader);
         }
         let reader = &self.incarnations[&previous];

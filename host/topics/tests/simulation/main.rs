@@ -70,12 +70,13 @@ fn copied_and_restored_writers_are_noticed_by_every_member() {
 
 #[test]
 fn seeds_beyond_the_usual_ones_that_once_failed_pass() {
-    for seed in [2_651, 7_009, 13_553, 13_593, 15_833] {
+    for seed in [2_651, 7_009, 13_553, 13_593, 15_833, 17_738] {
         run(seed, Troubles::any);
     }
-    for seed in [2_316, 2_776] {
+    for seed in [683, 1_088, 2_316, 2_776] {
         run(seed, Troubles::copies);
     }
+    run(1_613, Troubles::slow_receivers);
 }
 
 #[test]

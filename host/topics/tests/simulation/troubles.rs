@@ -54,7 +54,7 @@ pub struct Troubles {
 
 impl Troubles {
     /// Members that start again and again, so that readers forget the oldest process starts. Nothing is removed: heads
-    /// name the ends of eight earlier process starts only.
+    /// name the ends of 32 earlier process starts only.
     pub fn many_starts(seed: u64) -> Self {
         Self {
             events: 300,

@@ -46,6 +46,7 @@ pub(crate) fn member() -> Member {
         checkpoints: Vec::new(),
         alarmed: Default::default(),
         seed: 1,
+        exchange: None,
     };
     Member::new(setup, now(0))
 }
@@ -105,7 +106,7 @@ pub(crate) fn payloads() -> Vec<Vec<u8>> {
         author.incarnation = Incarnation([incarnation; 16]);
         let time = Timestamp(author.began.0 + time);
         let events = [Event { time, data: b"one".as_slice().into() }, Event { time, data: Bytes::new() }];
-        let bundle = log.form(&topic(), &events, &author);
+        let bundle = log.form(&topic(), &events, &author, None);
         block::Unverified::parse(&bundle.block).expect("a block").payload.to_vec()
     };
     vec![payload(1, 5), payload(1, 6), payload(1, 7), payload(2, 8), payload(2, 9)]

@@ -80,6 +80,9 @@ pub fn seeds() -> Vec<Vec<u8>> {
         received: vec![Received { topic: topic(), writer, incarnation, next: 3, from: 0 }],
         wants: vec![(writer, Digest([1; 32]))],
         alarms: vec![(topic(), writer)],
+        roster: None,
+        grants: Vec::new(),
+        needs: Vec::new(),
     };
     let payload = |head: Head| {
         let signed = head.sign(FLEET, &key());

@@ -2,8 +2,9 @@
 
 use std::io::{BufRead, BufReader, Read as _, Write as _};
 
+use dim_age::payload::{Decryptor, Encryptor};
+use dim_age::{DecryptError, FileKey, passphrase};
 use dim_model::ident::Digest;
-use dim_server::backup::encryption::{DecryptError, Decryptor, Encryptor, FileKey};
 use dim_server::backup::{Passphrase, restore, verify};
 use secrecy::SecretString;
 
@@ -46,15 +47,19 @@ fn vectors() -> Vec<Vector> {
 /// Reads the content of a vector as far as it is readable. Returns what ended it: `success` or a failure.
 fn outcome(vector: &Vector) -> (&'static str, Vec<u8>) {
     let mut decryptor = match vector.field("passphrase") {
-        Some(passphrase) => match Decryptor::new(&SecretString::from(passphrase), vector.file.as_slice()) {
-            Ok(decryptor) => decryptor,
-            Err(DecryptError::Passphrase) => return ("no match", Vec::new()),
-            Err(DecryptError::Recipient) => return ("other recipient", Vec::new()),
-            Err(DecryptError::Io(error)) => panic!("{}: {error}", vector.name),
-            Err(DecryptError::Header(_) | DecryptError::ExcessiveWork(_)) => {
-                return ("header failure", Vec::new());
+        Some(passphrase) => {
+            match passphrase::decrypt(&SecretString::from(passphrase), vector.file.as_slice()) {
+                Ok(decryptor) => decryptor,
+                Err(DecryptError::Passphrase) => return ("no match", Vec::new()),
+                Err(DecryptError::Recipient | DecryptError::OtherKeys) => {
+                    return ("other recipient", Vec::new());
+                }
+                Err(DecryptError::Io(error)) => panic!("{}: {error}", vector.name),
+                Err(DecryptError::Header(_) | DecryptError::ExcessiveWork(_)) => {
+                    return ("header failure", Vec::new());
+                }
             }
-        },
+        }
         // Another recipient: only the payload is tested.
         None => {
             let end = vector.file.windows(5).position(|bytes| bytes == b"\n--- ").unwrap() + 1;
@@ -137,14 +142,14 @@ fn chunks_cannot_change_their_order() {
 
 #[test]
 fn a_file_of_the_encryptor_opens_with_its_passphrase_alone() {
-    let passphrase = SecretString::from("correct horse battery");
-    let mut encryptor = Encryptor::new(&passphrase, Vec::new()).unwrap();
+    let secret = SecretString::from("correct horse battery");
+    let mut encryptor = passphrase::encrypt(&secret, Vec::new()).unwrap();
     encryptor.write_all(b"content").unwrap();
     let file = encryptor.finish().unwrap();
     let mut content = Vec::new();
-    Decryptor::new(&passphrase, file.as_slice()).unwrap().read_to_end(&mut content).unwrap();
+    passphrase::decrypt(&secret, file.as_slice()).unwrap().read_to_end(&mut content).unwrap();
     assert_eq!(content, b"content");
-    let other = Decryptor::new(&SecretString::from("correct horse"), file.as_slice());
+    let other = passphrase::decrypt(&SecretString::from("correct horse"), file.as_slice());
     assert!(matches!(other.err(), Some(DecryptError::Passphrase)));
 }
 

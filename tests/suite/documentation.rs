@@ -222,8 +222,10 @@ fn is_default(cell: &str, value: &Value) -> bool {
 #[test]
 fn the_configuration_reference_has_each_key_of_the_host_with_its_default() {
     let page = read(&dim_tests::data("../docs/configuration.md"));
-    let text = "topics: { TOPIC: { peers: [], delivery: reliable, mirror: true, from: 2h, retention: { time: 1h, bytes: 1 } } }\nplugins: { NAME: {} }\n".to_owned();
-    let text = text.replace("NAME", "a-name").replace("TOPIC", "a.topic");
+    let text = "fleet: { name: FLEET }\ntopics: { TOPIC: { peers: [], delivery: reliable, mirror: true, encrypt: true, group: all, from: 2h, retention: { time: 1h, bytes: 1 } } }\nplugins: { NAME: {} }\n".to_owned();
+    // Encrypted topics need a fleet with a roster.
+    let fleet = dim_topics::identity::WriterId([7; 32]).name();
+    let text = text.replace("FLEET", fleet.as_str()).replace("NAME", "a-name").replace("TOPIC", "a.topic");
     let config = serde_json::to_value(Config::parse(&text).unwrap()).unwrap();
     let mut known = BTreeMap::new();
     keys("", &config, &mut known);
@@ -241,7 +243,7 @@ fn the_configuration_reference_has_each_key_of_the_host_with_its_default() {
     assert_eq!(names, known.keys().collect());
     for (key, value) in &known {
         // The text above sets them, because their defaults are left out.
-        let is_set = key.starts_with("topics.TOPIC.");
+        let is_set = key.starts_with("topics.TOPIC.") || key == "fleet.name";
         assert!(is_set || is_default(&documented[key], value), "{key}: {}, {value}", documented[key]);
     }
 }

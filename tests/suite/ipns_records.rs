@@ -121,19 +121,23 @@ fn only_one_file_holds_bindings_and_each_crate_of_the_host_depends_on_lower_ones
         }
     }
     assert_eq!(with_bindings, [std::path::Path::new("runtime/src/bindings.rs")]);
-    let layers: [(&str, &[&str]); 12] = [
+    let layers: [(&str, &[&str]); 13] = [
+        ("age", &[]),
         ("bundled", &[]),
         ("model", &[]),
         ("ipfs", &["model"]),
-        ("topics", &["model"]),
+        ("topics", &["age", "model"]),
         ("store", &["model", "ipfs", "topics"]),
         ("runtime", &["model", "ipfs", "store"]),
-        ("network", &["model", "ipfs", "topics", "store"]),
-        ("server", &["bundled", "model", "ipfs", "topics", "store", "runtime", "network"]),
-        ("api", &["model", "ipfs", "store", "runtime", "network", "server"]),
+        ("network", &["age", "model", "ipfs", "topics", "store"]),
+        ("server", &["age", "bundled", "model", "ipfs", "topics", "store", "runtime", "network"]),
+        ("api", &["model", "ipfs", "topics", "store", "runtime", "network", "server"]),
         ("scenarios", &["bundled", "model", "ipfs", "store", "runtime", "server"]),
         ("agent", &["model", "ipfs", "store", "network", "server", "api"]),
-        ("cli", &["model", "ipfs", "store", "runtime", "server", "api", "scenarios", "agent"]),
+        (
+            "cli",
+            &["age", "model", "ipfs", "topics", "store", "runtime", "server", "api", "scenarios", "agent"],
+        ),
     ];
     let listed: Vec<String> = std::fs::read_dir(&host)
         .unwrap()

@@ -28,6 +28,7 @@ mod grants;
 mod guide;
 mod hostile;
 mod limits;
+mod membership;
 mod migration;
 mod names;
 mod nodes;

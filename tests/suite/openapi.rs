@@ -83,7 +83,7 @@ async fn every_operation_answers_as_described() {
     let config = dir.path().join("config.yaml");
     let probe = json!({ "file": dim_tests::PROBE });
     let registry = json!({ "config": { "registry_ipns": "other-registry" } });
-    std::fs::write(&config, json!({ "plugins": { "probe": probe, "node-registry": registry }, "topics": { "fleet.reliable": { "delivery": "reliable" } } }).to_string())
+    std::fs::write(&config, json!({ "plugins": { "probe": probe, "node-registry": registry }, "fleet": { "name": calls::fleet() }, "topics": { "fleet.reliable": { "delivery": "reliable" } } }).to_string())
         .unwrap();
     let args = ["--embedded", "--config", config.to_str().unwrap()];
     let program = tokio::task::block_in_place(|| Program::start(Path::new(PROGRAM), &state, &args));

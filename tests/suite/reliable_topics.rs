@@ -16,7 +16,7 @@ use dim_tests::{Fault, FaultProxy, Kubo, Program, Setup, TestHost, eventually_wi
 use serde_json::json;
 
 /// Maximum time until everything has arrived.
-const ARRIVAL: Duration = Duration::from_secs(60);
+pub const ARRIVAL: Duration = Duration::from_secs(60);
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_dim-under-test");
 
@@ -32,7 +32,7 @@ fn setup(api: &str) -> Setup {
 }
 
 /// The events of members in the log of a host, in order.
-fn received(host: &TestHost) -> Vec<(MemberEvent, Bytes)> {
+pub fn received(host: &TestHost) -> Vec<(MemberEvent, Bytes)> {
     let entries = host.entries();
     let event = |kind: &Kind| match kind {
         Kind::Event(Event::Message { data, origin: Origin::Member(event), .. }) => {

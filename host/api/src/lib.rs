@@ -11,6 +11,7 @@ mod dead_letters;
 mod error;
 mod events;
 mod extract;
+mod fleet;
 mod grants;
 mod jobs;
 mod health;
@@ -97,6 +98,9 @@ fn described() -> OpenApiRouter<Arc<Supervised>> {
         .routes(routes!(topics::subscribe, topics::publish))
         .routes(routes!(topics::peers))
         .routes(routes!(topics::writers))
+        .routes(routes!(fleet::show))
+        .routes(routes!(fleet::roster, fleet::put_roster))
+        .routes(routes!(fleet::logs))
         .routes(routes!(names::key_id, names::make_key, keys::forget))
         .routes(routes!(keys::list))
         .routes(routes!(keys::import))

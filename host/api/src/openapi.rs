@@ -31,6 +31,7 @@ use crate::error::Problem;
         (name = "jobs", description = "Jobs of the fleet, as the plugin `job-tracker` keeps them"),
         (name = "nodes", description = "Nodes of the fleet, as the plugin `node-registry` keeps them"),
         (name = "topics", description = "Pubsub topics"),
+        (name = "fleet", description = "The members of the fleet"),
         (name = "names", description = "IPNS names: the host's own, each under a key, and all others"),
         (name = "plugins", description = "The plugins of the host"),
         (name = "dead letters", description = "Events that a plugin could not handle"),

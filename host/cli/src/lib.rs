@@ -9,6 +9,7 @@ mod dead_letters;
 mod demo;
 mod directories;
 mod events;
+mod fleet;
 mod human;
 mod input;
 mod ipns;
@@ -149,6 +150,9 @@ enum Command {
     /// Use pubsub topics
     #[command(subcommand)]
     Topic(topic::Command),
+    /// Manage the members of a fleet
+    #[command(subcommand)]
+    Fleet(fleet::Command),
     /// Manage IPNS names and keys
     #[command(subcommand)]
     Ipns(ipns::Command),
@@ -293,6 +297,7 @@ async fn over_the_api(command: Command, global: &Global) -> anyhow::Result<()> {
         Command::Job(command) => command.execute(&client, &out).await,
         Command::Node(command) => command.execute(&client, &out).await,
         Command::Topic(command) => command.execute(&client, &out).await,
+        Command::Fleet(command) => command.execute(&client, &out).await,
         Command::Ipns(command) => command.execute(&client, &out).await,
         Command::Plugin(command) => command.execute(&client, &out).await,
         Command::Dead(command) => command.execute(&client, &out).await,

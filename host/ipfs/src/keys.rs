@@ -4,6 +4,7 @@
 //! It receives names of keys and files of keys, and returns keys and IPNS names.
 
 mod exported;
+mod private_files;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
@@ -15,6 +16,7 @@ use libp2p_identity::Keypair;
 use thiserror::Error;
 
 pub use exported::ExportedKeyError;
+pub use private_files::PrivateFiles;
 
 /// The directory of the keys, inside the state directory.
 const DIRECTORY: &str = "keys";
@@ -253,6 +255,11 @@ impl Keyring {
         Ok(())
     }
 
+    /// Opens a directory for secrets that are no keys of IPNS names. Its name begins with a dot, like no key's.
+    pub fn private_files(&self, directory: &str) -> std::io::Result<PrivateFiles> {
+        PrivateFiles::open(&self.dir, directory)
+    }
+
     fn note_foreign(&self, key: &KeyName) {
         self.foreign.write().expect("no one panics while holding the keys").insert(key.clone());
     }
@@ -307,13 +314,18 @@ fn remove(dir: &Dir, key: &KeyName) -> Result<(), KeyError> {
 }
 
 fn write_new(dir: &Dir, key: &KeyName, bytes: &[u8]) -> Result<(), KeyError> {
-    let io = |source| KeyError::File { key: key.clone(), source };
-    let half = format!(".{key}.half");
+    write_synced(dir, key.as_str(), bytes).map_err(|source| KeyError::File { key: key.clone(), source })
+}
+
+/// Writes a file with mode 0600. It is on the disk when the function returns.
+fn write_synced(dir: &Dir, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+    let half = format!(".{name}.half");
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);
-    let mut opened = dir.open_with(&half, &options).map_err(io)?;
-    opened.write_all(bytes).and_then(|()| opened.sync_all()).map_err(io)?;
-    dir.rename(&half, dir, key.as_str()).map_err(io)?;
+    let mut opened = dir.open_with(&half, &options)?;
+    opened.write_all(bytes)?;
+    opened.sync_all()?;
+    dir.rename(&half, dir, name)?;
     // The directory entry must survive a crash too, because the host would otherwise make another key.
-    dir.open(".").and_then(|dir| dir.sync_all()).map_err(io)
+    dir.open(".")?.sync_all()
 }

@@ -123,6 +123,29 @@ word!(
     }
 );
 
+word!(
+    /// The name of a group of members that share the keys of encrypted topics: 1 to 64 lower-case letters, digits and
+    /// hyphens, starting with a letter.
+    GroupName, "group name", |text| {
+        if !text.starts_with(|c: char| c.is_ascii_lowercase()) {
+            return Some("it must start with a lower-case letter");
+        }
+        if text.len() > 64 { return Some("it is longer than 64 bytes"); }
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        (!text.chars().all(plain)).then_some("only a-z, 0-9 and - are allowed")
+    }
+);
+
+word!(
+    /// The operator's name of a member of a fleet: 1 to 128 characters of `A-Za-z0-9._-`.
+    MemberLabel, "name of a member", |text| {
+        if text.is_empty() { return Some("it is empty"); }
+        if text.len() > 128 { return Some("it is longer than 128 bytes"); }
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        (!text.chars().all(plain)).then_some("only A-Z, a-z, 0-9, '.', '_' and '-' are allowed")
+    }
+);
+
 /// A libp2p peer id in its base58 form, `12D3…` or `Qm…`. It is parsed from that form and from a CIDv1 with codec
 /// `libp2p-key`, `bafz…` or `k51…`.
 ///

@@ -7,6 +7,8 @@ mod channel;
 mod connections;
 mod identity;
 mod intake;
+mod membership;
+mod membership_files;
 mod mirrors;
 mod outgoing;
 mod own_index;
@@ -44,12 +46,14 @@ pub use channel::{
 };
 pub use dim_topics::reader::ReaderCounters;
 pub use identity::{Identity, IdentityError};
+pub use membership::{BlockKind, FleetState};
 pub use plain_copies::{HOLD, Verdict};
 pub use writer_log::{ReaderPosition, WriterLog};
 
 use catch_ups::CatchUps;
 use connections::Connections;
 use intake::Outcome;
+use membership_files::MembershipFiles;
 use mirrors::Mirrors;
 use outgoing::{Outgoing, Waiting};
 use own_index::OwnIndexes;
@@ -107,6 +111,8 @@ pub struct ReliableTopics {
     outcomes: VecDeque<Outcome>,
     /// The plugins that catch up.
     catch_ups: CatchUps,
+    /// The files that keep the roster and the keys of the fleet.
+    files: Option<MembershipFiles>,
     is_committing: bool,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -119,8 +125,15 @@ impl ReliableTopics {
         let (state, mirrored) = (TopicState::read(&snapshot)?, dim_store::mirrors::all(&snapshot)?);
         let mirrors = Mirrors::new(mirrored, parts.reliable.channels.fleet());
         let TopicState { past, logs, topics, checkpoints, kept, unsent, places, pins, alarmed } = state;
-        let Identity { author, seed } = identity;
-        let setup = Setup { author, past, logs, topics, checkpoints, alarmed, seed };
+        let Identity { author, seed, membership } = identity;
+        let (files, mut exchange) = membership.unzip();
+        if let Some(exchange) = &mut exchange {
+            let settings = |topic: &Topic| parts.reliable.settings(topic)?.group;
+            for topic in topics.keys() {
+                settings(topic).into_iter().for_each(|group| exchange.encrypt(topic.clone(), group));
+            }
+        }
+        let setup = Setup { author, past, logs, topics, checkpoints, alarmed, seed, exchange };
         let began = parts.log.clock().monotonic();
         let now = Now { moment: Moment::default(), wall: parts.log.clock().wall() };
         let mut outgoing = Outgoing::default();
@@ -144,6 +157,7 @@ impl ReliableTopics {
             connections: Connections::default(),
             outcomes: VecDeque::new(),
             catch_ups,
+            files,
             is_committing: false,
             tasks: TaskTracker::new(),
             stop,
@@ -257,6 +271,11 @@ impl ReliableTopics {
             Input::IndexesDue => self.provide_index(),
             Input::IndexProvided(provided) => self.index_provided(provided),
             Input::Committed { outcomes, ends } => self.committed(&outcomes, &ends, now),
+            Input::MembershipFetched { block, kind } => self.membership_fetched(&block, kind),
+            Input::RosterOffered { block, to } => self.offered_roster(&block, to),
+            Input::EpochsStored(number) => self.epochs_stored(number),
+            // The caller may have disconnected.
+            Input::Fleet(to) => drop(to.send(self.fleet_state())),
             Input::Writers { topic, to } => {
                 // The caller may have disconnected.
                 let _ = to.send(writer_log::of_topic(&self.member, &self.mirrors, &topic));
@@ -286,6 +305,12 @@ impl ReliableTopics {
                 Action::CaughtUp(stream) => self.outcomes.push_back(Outcome::CaughtUp(stream)),
                 Action::Resend(digest) => self.resend(&digest),
                 Action::Alarm(alarm) => self.raise(alarm),
+                Action::FetchRoster(digest) => self.fetch_membership(digest, BlockKind::Roster),
+                Action::FetchGrant(digest) => self.fetch_membership(digest, BlockKind::Grant),
+                Action::StoreRoster { version, block } => self.store_roster(version, block),
+                Action::StoreEpochs { number, group, epochs } => self.store_epochs(number, group, epochs),
+                Action::Provide(block) => self.provide(block),
+                Action::RosterFork(fork) => self.raise_roster_fork(fork),
             }
         }
         self.send_next();
@@ -299,6 +324,7 @@ impl ReliableTopics {
             Beginning::Time(time) => Since::Time(time),
             Beginning::Earliest => Since::Earliest,
         };
+        self.encrypt_if_configured(&topic);
         if self.member.subscribe(topic.clone(), since, now) {
             self.write_since(topic);
             self.update_catch_ups();

@@ -6,22 +6,49 @@
 //! components, the rows of the tables in their order, and an end with the number of records. The config and the
 //! plugins' files belong to the operator and are not included. The host compiles the components again.
 
-pub mod encryption;
 mod record;
 mod restore;
 mod create;
 
 use std::io;
 
+use dim_age::DecryptError;
 use dim_store::StoreError;
+use secrecy::SecretString;
 use thiserror::Error;
 
 use crate::host::HostError;
 
 pub use create::write;
-pub use encryption::{Passphrase, ShortPassphrase};
 pub use record::Head;
 pub use restore::{restore, verify};
+
+/// The minimum length of a passphrase, in characters.
+const SHORTEST: usize = 8;
+
+/// The passphrase of a backup. Its debug form hides it.
+#[derive(Clone, Debug)]
+pub struct Passphrase(SecretString);
+
+/// The error of a passphrase with fewer than 8 characters.
+#[derive(Debug, Error)]
+#[error("a backup holds the host's private keys: its passphrase needs at least {SHORTEST} characters")]
+pub struct ShortPassphrase;
+
+impl Passphrase {
+    /// Makes a passphrase. Returns an error if it has fewer than 8 characters.
+    pub fn new(text: String) -> Result<Self, ShortPassphrase> {
+        if text.chars().count() < SHORTEST {
+            return Err(ShortPassphrase);
+        }
+        Ok(Self(SecretString::from(text)))
+    }
+
+    /// Returns the text, for the derivation of keys.
+    pub fn secret(&self) -> &SecretString {
+        &self.0
+    }
+}
 
 /// An error that prevents a backup, its verification or its restoration.
 #[derive(Debug, Error)]
@@ -31,7 +58,7 @@ pub enum BackupError {
     Passphrase(#[from] ShortPassphrase),
     /// The backup cannot be opened with the passphrase.
     #[error("this passphrase does not open the backup, or it is no backup")]
-    Closed(#[source] encryption::DecryptError),
+    Closed(#[source] DecryptError),
     /// The decrypted content is invalid.
     #[error("the backup is damaged: {0}")]
     Damaged(String),

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dim_model::beginning::ReadFrom;
-use dim_model::ident::{InvalidWord, PeerName, PluginName, Topic};
+use dim_model::ident::{GroupName, InvalidWord, IpnsName, PeerName, PluginName, Topic};
 use dim_model::signer::Signer;
 use dim_network::reliable_topics::{Deliveries, ReliableTopic};
 use dim_store::commit::Durability;
@@ -164,11 +164,21 @@ impl Default for FleetConfig {
 }
 
 impl FleetConfig {
+    /// Whether the fleet has a roster: its name is the IPNS name of the key of its first admin.
+    pub fn has_roster(&self) -> bool {
+        self.name.parse::<IpnsName>().is_ok_and(|name| name.as_str() == self.name)
+    }
+
     /// Whether the name has 1 to 64 letters, digits, points, hyphens and underscores.
     pub fn is_valid(&self) -> bool {
         let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
         (1..=64).contains(&self.name.len()) && self.name.chars().all(is_plain)
     }
+}
+
+/// The group of an encrypted topic whose config names none.
+fn default_group() -> GroupName {
+    "all".parse().expect("a valid name")
 }
 
 /// The section `topics.TOPIC`.
@@ -193,6 +203,12 @@ pub struct TopicConfig {
     /// when the daemon of their host is gone.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub mirror: bool,
+    /// Whether the events of a reliable topic are encrypted, in a fleet with a roster.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub encrypt: bool,
+    /// The group of members that read and write an encrypted topic, default `all`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<GroupName>,
 }
 
 /// The section `topics.TOPIC.retention`.
@@ -597,6 +613,7 @@ impl Config {
                 from: topic.from.clone(),
                 is_plain_too,
                 is_mirrored: topic.mirror,
+                group: topic.encrypt.then(|| topic.group.clone().unwrap_or_else(default_group)),
             };
             topic.delivery.map(|delivery| match delivery {
                 Delivery::Plain => None,

@@ -642,7 +642,7 @@ mod tests {
         let publish = Effect { topic: topic(), data: b"x".as_slice().into() };
         outbox::enqueue(write, Some(&"p".parse().unwrap()), &[publish], Timestamp(time)).unwrap();
         let events = [Event { time: Timestamp(time), data: b"x".as_slice().into() }];
-        let bundle = log.form(&topic(), &events, &author());
+        let bundle = log.form(&topic(), &events, &author(), None);
         (bundle, log.formed().unwrap().clone())
     }
 

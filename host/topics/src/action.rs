@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dim_model::ident::Topic;
+use dim_model::ident::{GroupName, Topic};
 use dim_model::time::Timestamp;
 use thiserror::Error;
 
@@ -11,6 +11,8 @@ use crate::alarm::Alarm;
 use crate::bundle::{Bundle, Event, Listed};
 use crate::identity::{Digest, Incarnation, WriterId};
 use crate::malformed::Malformed;
+use crate::membership::RosterFork;
+use crate::membership::key_grant::Epoch;
 use crate::time::Moment;
 
 /// The maximum size of the bundles that wait in memory for earlier ones, in bytes, over all writers.
@@ -84,6 +86,30 @@ pub enum Action {
     Resend(Digest),
     /// Show the finding to the operator.
     Alarm(Alarm),
+    /// Fetch a roster, and call `roster_fetched` if it is found.
+    FetchRoster(Digest),
+    /// Fetch a key grant, and call `grant_fetched` if it is found.
+    FetchGrant(Digest),
+    /// Make the roster durable, unless a later version is durable.
+    StoreRoster {
+        /// The version.
+        version: u64,
+        /// The block.
+        block: Bytes,
+    },
+    /// Make key epochs durable where only this host can read them, and call `epochs_stored` with the number.
+    StoreEpochs {
+        /// The number.
+        number: u64,
+        /// The group.
+        group: GroupName,
+        /// The epochs.
+        epochs: Vec<Epoch>,
+    },
+    /// Provide a roster or a key grant to other members.
+    Provide(Bytes),
+    /// Show to the operator that the admins have signed two rosters of one version.
+    RosterFork(RosterFork),
 }
 
 /// Consecutive events of an incarnation, or a gap in them.
@@ -139,6 +165,9 @@ pub enum GapReason {
     /// Their bundle cannot be read.
     #[error("their bundle cannot be read: {0}")]
     Unreadable(Malformed),
+    /// No keeper gives this host the key with which they are encrypted.
+    #[error("no keeper gives this host their key")]
+    NoKey,
 }
 
 /// The durable position of a reader in an incarnation.

@@ -15,10 +15,11 @@
 //! | `time` | the hybrid time of the first event |
 //! | `recent` | the bundles before this one in the incarnation, at most 8: `[first, count, time, digest]` |
 //! | `start` | in the first bundle: null, or `[incarnation, next, recent]` of the incarnation before |
-//! | `epoch`, `nonce` | null; for encrypted topics |
-//! | `body` | a zstd frame of the events |
+//! | `epoch`, `nonce` | null; on encrypted topics the 16 bytes of the identity of the key epoch, and 24 random bytes |
+//! | `body` | a zstd frame of the events; on encrypted topics this frame, encrypted with XChaCha20-Poly1305 |
 //!
-//! The events are a DAG-CBOR list of `[nanoseconds after time, data]`.
+//! The events are a DAG-CBOR list of `[nanoseconds after time, data]`. The associated data of the encryption is the
+//! payload without `nonce` and `body`.
 
 use bytes::Bytes;
 use dim_model::ident::Topic;
@@ -31,6 +32,7 @@ use crate::compression;
 use crate::identity::{Digest, Incarnation, WriterId};
 use crate::index::BundlePlace;
 use crate::malformed::Malformed;
+use crate::membership::encryption::{Nonce, Secret, TextKey};
 
 /// The version of the payloads of bundles and heads.
 pub const VERSION: u64 = 1;
@@ -128,6 +130,17 @@ pub struct Event {
     pub data: Bytes,
 }
 
+/// The encryption of a bundle.
+#[derive(Clone, Debug)]
+pub struct Sealing {
+    /// The 16 bytes of the identity of the key epoch.
+    pub epoch: [u8; 16],
+    /// The secret of the epoch.
+    pub secret: Secret,
+    /// A random nonce, for this bundle alone.
+    pub nonce: Nonce,
+}
+
 /// The parts of a bundle that are not events.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
@@ -160,7 +173,9 @@ pub struct Bundle {
     pub digest: Digest,
     /// The block.
     pub block: Bytes,
-    /// The compressed events.
+    /// On encrypted topics: the identity of the key epoch, and the nonce.
+    encrypted: Option<([u8; 16], Nonce)>,
+    /// The compressed and perhaps encrypted events.
     body: Bytes,
 }
 
@@ -183,17 +198,40 @@ struct Payload<'a> {
     incarnation: Incarnation,
 }
 
+/// The payload without `nonce` and `body`: the associated data of the encryption.
+#[derive(Serialize)]
+struct Associated<'a> {
+    v: u64,
+    time: u64,
+    began: u64,
+    count: u32,
+    epoch: &'a serde_bytes::Bytes,
+    first: u64,
+    fleet: &'a str,
+    start: &'a Option<Start>,
+    topic: &'a str,
+    recent: &'a [Listed],
+    writer: WriterId,
+    incarnation: Incarnation,
+}
+
 /// `[nanoseconds after the bundle's time, data]`.
 #[derive(Serialize, Deserialize)]
 struct WireEvent<'a>(u64, #[serde(borrow)] &'a serde_bytes::Bytes);
 
 impl Bundle {
-    /// Makes a bundle of as many of `events` as fit into one message, at least one, and signs it. The times of the
-    /// events must not decrease.
+    /// Makes a bundle of as many of `events` as fit into one message, at least one, encrypts them if there is a `sealing`,
+    /// and signs it. The times of the events must not decrease.
     ///
     /// # Panics
     /// There is no event, or the first one has more than [`MAX_EVENT`] bytes.
-    pub fn form(fleet: &str, header: Header, events: &[Event], key: &SigningKey) -> Self {
+    pub fn form(
+        fleet: &str,
+        header: Header,
+        events: &[Event],
+        key: &SigningKey,
+        sealing: Option<&Sealing>,
+    ) -> Self {
         let fits = |event: &Event| event.data.len() <= MAX_EVENT;
         assert!(events.first().is_some_and(fits), "a bundle has an event within the limit");
         let mut raw = 0;
@@ -204,7 +242,7 @@ impl Bundle {
         });
         let mut count = full.count();
         loop {
-            let bundle = Self::of(fleet, header.clone(), &events[..count], key);
+            let bundle = Self::of(fleet, header.clone(), &events[..count], key, sealing);
             if count == 1 || bundle.block.len() <= MAX_MESSAGE {
                 return bundle;
             }
@@ -213,25 +251,35 @@ impl Bundle {
         }
     }
 
-    fn of(fleet: &str, header: Header, events: &[Event], key: &SigningKey) -> Self {
+    fn of(
+        fleet: &str,
+        header: Header,
+        events: &[Event],
+        key: &SigningKey,
+        sealing: Option<&Sealing>,
+    ) -> Self {
         let time = events[0].time;
         let wire: Vec<WireEvent<'_>> = events
             .iter()
             .map(|it| WireEvent(it.time.0.saturating_sub(time.0), serde_bytes::Bytes::new(&it.data)))
             .collect();
         let raw = serde_ipld_dagcbor::to_vec(&wire).expect("numbers and byte strings");
-        let body = compression::compress(&raw);
+        let mut body = compression::compress(&raw);
         let count = u32::try_from(events.len()).expect("at most MAX_EVENTS");
+        if let Some(Sealing { epoch, secret, nonce }) = sealing {
+            let associated = header.associated(fleet, count, time, epoch);
+            body = header.text_key(fleet, secret).encrypt(nonce, &associated, &body);
+        }
         let payload = Payload {
             v: VERSION,
             body: serde_bytes::Bytes::new(&body),
             time: time.0,
             began: header.began.0,
             count,
-            epoch: None,
+            epoch: sealing.map(|it| serde_bytes::Bytes::new(&it.epoch)),
             first: header.first,
             fleet,
-            nonce: None,
+            nonce: sealing.map(|it| serde_bytes::Bytes::new(&it.nonce)),
             start: header.start.clone(),
             topic: header.topic.as_str(),
             recent: header.recent.clone(),
@@ -240,7 +288,8 @@ impl Bundle {
         };
         let payload = serde_ipld_dagcbor::to_vec(&payload).expect("a map of plain fields");
         let block = block::seal(&payload, key);
-        Self { header, count, time, digest: Digest::of(&block), block, body: body.into() }
+        let encrypted = sealing.map(|it| (it.epoch, it.nonce));
+        Self { header, count, time, digest: Digest::of(&block), block, encrypted, body: body.into() }
     }
 
     /// Parses and verifies a block as a bundle of `fleet`.
@@ -263,7 +312,7 @@ impl Bundle {
         if !is_expected(payload.fleet) {
             return Err(Malformed::Elsewhere);
         }
-        payload.check()?;
+        let encrypted = payload.check()?;
         envelope.verify(&payload.writer)?;
         let topic = payload.topic.parse().map_err(|_| Malformed::Payload("the topic is invalid"))?;
         let header = Header {
@@ -277,7 +326,7 @@ impl Bundle {
         };
         let body = block.slice_ref(payload.body);
         let (count, time) = (payload.count, Timestamp(payload.time));
-        Ok(Self { header, count, time, digest: Digest::of(&block), body, block })
+        Ok(Self { header, count, time, digest: Digest::of(&block), encrypted, body, block })
     }
 
     /// The place of the bundle.
@@ -295,9 +344,33 @@ impl Bundle {
         self.listed().next()
     }
 
-    /// Decompresses the events.
+    /// Whether the events are encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        self.encrypted.is_some()
+    }
+
+    /// The 16 bytes of the identity of the key epoch, if the events are encrypted.
+    pub fn epoch(&self) -> Option<&[u8; 16]> {
+        self.encrypted.as_ref().map(|(epoch, _)| epoch)
+    }
+
+    /// Decompresses events that are not encrypted.
     pub fn events(&self) -> Result<Vec<Event>, Malformed> {
-        let raw = Bytes::from(compression::decompress(&self.body, MAX_RAW)?);
+        if self.is_encrypted() {
+            return Err(Malformed::Events("they are encrypted"));
+        }
+        self.events_of(&self.body)
+    }
+
+    /// Decrypts and decompresses events that are encrypted with the secret of their key epoch.
+    pub fn decrypted_events(&self, fleet: &str, secret: &Secret) -> Result<Vec<Event>, Malformed> {
+        let Some((epoch, nonce)) = &self.encrypted else { return self.events() };
+        let associated = self.header.associated(fleet, self.count, self.time, epoch);
+        self.events_of(&self.header.text_key(fleet, secret).decrypt(nonce, &associated, &self.body)?)
+    }
+
+    fn events_of(&self, body: &[u8]) -> Result<Vec<Event>, Malformed> {
+        let raw = Bytes::from(compression::decompress(body, MAX_RAW)?);
         let wire: Vec<WireEvent<'_>> = serde_ipld_dagcbor::from_slice(&raw)
             .map_err(|_| Malformed::Events("they are no DAG-CBOR list of times and data"))?;
         if wire.len() != self.count as usize {
@@ -315,12 +388,43 @@ impl Bundle {
     }
 }
 
+impl Header {
+    /// The associated data of the encryption.
+    fn associated(&self, fleet: &str, count: u32, time: Timestamp, epoch: &[u8; 16]) -> Vec<u8> {
+        let associated = Associated {
+            v: VERSION,
+            time: time.0,
+            began: self.began.0,
+            count,
+            epoch: serde_bytes::Bytes::new(epoch),
+            first: self.first,
+            fleet,
+            start: &self.start,
+            topic: self.topic.as_str(),
+            recent: &self.recent,
+            writer: self.writer,
+            incarnation: self.incarnation,
+        };
+        serde_ipld_dagcbor::to_vec(&associated).expect("a map of plain fields")
+    }
+
+    fn text_key(&self, fleet: &str, secret: &Secret) -> TextKey {
+        TextKey::of_log(secret, fleet, &self.topic, &self.writer, &self.incarnation)
+    }
+}
+
 impl Payload<'_> {
-    /// Checks that the numbers fit together.
-    fn check(&self) -> Result<(), Malformed> {
-        if self.epoch.is_some() || self.nonce.is_some() {
-            return Err(Malformed::Payload("the events are encrypted"));
-        }
+    /// Checks that the fields fit together. Returns the identity of the key epoch and the nonce, if the events are
+    /// encrypted.
+    fn check(&self) -> Result<Option<([u8; 16], Nonce)>, Malformed> {
+        let encrypted = match (self.epoch, self.nonce) {
+            (None, None) => None,
+            (Some(epoch), Some(nonce)) => match (epoch.as_ref().try_into(), nonce.as_ref().try_into()) {
+                (Ok(epoch), Ok(nonce)) => Some((epoch, nonce)),
+                _ => return Err(Malformed::Payload("the length of the epoch or of the nonce is wrong")),
+            },
+            _ => return Err(Malformed::Payload("it has one of epoch and nonce")),
+        };
         if self.count == 0 || self.count > MAX_EVENTS {
             return Err(Malformed::Payload("the number of events is out of range"));
         }
@@ -335,7 +439,8 @@ impl Payload<'_> {
             }
             Some(start) => check_recent(&start.recent, start.next, Timestamp(u64::MAX)),
             None => Ok(()),
-        }
+        }?;
+        Ok(encrypted)
     }
 }
 
@@ -405,7 +510,7 @@ mod tests {
     #[test]
     fn a_bundle_comes_back_as_it_was_formed() {
         let events = events(3, |it| vec![it as u8; it]);
-        let bundle = Bundle::form(FLEET, header(), &events, &key());
+        let bundle = Bundle::form(FLEET, header(), &events, &key(), None);
         let opened = Bundle::open(bundle.block.clone(), FLEET).unwrap();
         assert_eq!(opened, bundle);
         assert_eq!(opened.events().unwrap(), events);
@@ -413,9 +518,55 @@ mod tests {
         assert_eq!(Bundle::open(bundle.block, "other"), Err(Malformed::Elsewhere));
     }
 
+    fn sealing() -> Sealing {
+        Sealing { epoch: [5; 16], secret: Secret::new([6; 32]), nonce: [7; 24] }
+    }
+
+    #[test]
+    fn encrypted_events_come_back_with_their_secret_only() {
+        let events = events(3, |it| format!("a secret text {it}").into_bytes());
+        let bundle = Bundle::form(FLEET, header(), &events, &key(), Some(&sealing()));
+        let opened = Bundle::open(bundle.block.clone(), FLEET).unwrap();
+        assert_eq!(opened, bundle);
+        assert_eq!(opened.epoch(), Some(&[5; 16]));
+        assert_eq!(opened.decrypted_events(FLEET, &sealing().secret).unwrap(), events);
+        assert_eq!(opened.events(), Err(Malformed::Events("they are encrypted")));
+        opened.decrypted_events(FLEET, &Secret::new([8; 32])).unwrap_err();
+        opened.decrypted_events("other", &sealing().secret).unwrap_err();
+        assert_eq!(changed(&bundle, |_| ()), bundle.block, "it is canonical");
+        // The writer itself cannot move the text to another place.
+        for (key, value) in [
+            ("first", Ipld::Integer(1)),
+            ("time", Ipld::Integer(99)),
+            ("began", Ipld::Integer(99)),
+            ("epoch", Ipld::Bytes(vec![9; 16])),
+            ("nonce", Ipld::Bytes(vec![9; 24])),
+            ("topic", Ipld::String("other".to_owned())),
+        ] {
+            let mut moved = None;
+            let block = changed(&bundle, |map| moved = map.insert(key.to_owned(), value));
+            let Ok(moved) = Bundle::open(block, FLEET) else { continue };
+            moved.decrypted_events(FLEET, &sealing().secret).expect_err(key);
+        }
+        let len = bundle.block.len();
+        let text = b"secret text";
+        assert!(
+            !bundle.block.windows(text.len()).any(|it| it == text),
+            "nothing of the text is in {len} bytes"
+        );
+    }
+
+    #[test]
+    fn encrypted_events_of_the_maximum_size_fit_into_a_block() {
+        let events = events(1, |it| noise(it, MAX_EVENT));
+        let bundle = Bundle::form(FLEET, header(), &events, &key(), Some(&sealing()));
+        let opened = Bundle::open(bundle.block, FLEET).unwrap();
+        assert_eq!(opened.decrypted_events(FLEET, &sealing().secret).unwrap(), events);
+    }
+
     #[test]
     fn a_payload_is_canonical_dag_cbor() {
-        let bundle = Bundle::form(FLEET, header(), &events(1, |_| vec![1]), &key());
+        let bundle = Bundle::form(FLEET, header(), &events(1, |_| vec![1]), &key(), None);
         assert_eq!(changed(&bundle, |_| ()), bundle.block);
     }
 
@@ -423,19 +574,19 @@ mod tests {
     fn a_bundle_holds_as_many_events_as_fit_into_a_message() {
         let heartbeat =
             |it| format!("{{\"node_id\":\"node-{it}\",\"timestamp\":{}}}", it * 7919).into_bytes();
-        let bundle = Bundle::form(FLEET, header(), &events(5_000, heartbeat), &key());
+        let bundle = Bundle::form(FLEET, header(), &events(5_000, heartbeat), &key(), None);
         assert!(bundle.count > 1_000, "{}", bundle.count);
         assert!(bundle.block.len() <= MAX_MESSAGE, "{}", bundle.block.len());
-        let bundle = Bundle::form(FLEET, header(), &events(100, |it| noise(it, 10_000)), &key());
+        let bundle = Bundle::form(FLEET, header(), &events(100, |it| noise(it, 10_000)), &key(), None);
         assert!((3..=5).contains(&bundle.count), "{}", bundle.count);
         assert!(bundle.block.len() <= MAX_MESSAGE, "{}", bundle.block.len());
-        let tiny = Bundle::form(FLEET, header(), &events(5_000, |_| Vec::new()), &key());
+        let tiny = Bundle::form(FLEET, header(), &events(5_000, |_| Vec::new()), &key(), None);
         assert_eq!(tiny.count, MAX_EVENTS);
     }
 
     #[test]
     fn an_event_of_the_maximum_size_makes_a_bundle_alone() {
-        let bundle = Bundle::form(FLEET, header(), &events(2, |it| noise(it, MAX_EVENT)), &key());
+        let bundle = Bundle::form(FLEET, header(), &events(2, |it| noise(it, MAX_EVENT)), &key(), None);
         assert_eq!(bundle.count, 1);
         assert!(bundle.block.len() > MAX_EVENT && bundle.block.len() <= block::MAX_BLOCK);
         Bundle::open(bundle.block, FLEET).unwrap();
@@ -446,7 +597,7 @@ mod tests {
         let listed = |first, count| Listed { first, count, time: Timestamp(50), digest: Digest([9; 32]) };
         let of = |first, recent: Vec<Listed>| {
             let header = Header { first, recent, ..header() };
-            Bundle::open(Bundle::form(FLEET, header, &events(2, |_| vec![1]), &key()).block, FLEET)
+            Bundle::open(Bundle::form(FLEET, header, &events(2, |_| vec![1]), &key(), None).block, FLEET)
         };
         of(7, vec![listed(0, 3), listed(3, 4)]).unwrap();
         of(20, (4..12).map(|it| listed(it, 1)).chain([]).collect()).unwrap_err();
@@ -466,7 +617,7 @@ mod tests {
         let start = |previous| Some(Start { previous, next: 0, recent: Vec::new() });
         let of = |first, start, recent| {
             let header = Header { first, recent, start, ..header() };
-            Bundle::open(Bundle::form(FLEET, header, &events(1, |_| vec![1]), &key()).block, FLEET)
+            Bundle::open(Bundle::form(FLEET, header, &events(1, |_| vec![1]), &key(), None).block, FLEET)
         };
         of(0, start(Incarnation([2; 16])), vec![]).unwrap();
         of(0, start(Incarnation([1; 16])), vec![]).unwrap_err();
@@ -475,7 +626,7 @@ mod tests {
 
     #[test]
     fn fields_that_are_out_of_range_are_refused() {
-        let bundle = Bundle::form(FLEET, header(), &events(2, |_| vec![1]), &key());
+        let bundle = Bundle::form(FLEET, header(), &events(2, |_| vec![1]), &key(), None);
         let refused = |key: &str, value: Ipld| {
             Bundle::open(changed(&bundle, |map| drop(map.insert(key.to_owned(), value))), FLEET).unwrap_err()
         };
@@ -486,6 +637,7 @@ mod tests {
             ("first", Ipld::Integer(-1)),
             ("topic", Ipld::String(String::new())),
             ("epoch", Ipld::Bytes(vec![0; 16])),
+            ("nonce", Ipld::Bytes(vec![0; 24])),
             ("writer", Ipld::Bytes(vec![0; 31])),
             ("incarnation", Ipld::Bytes(vec![0; 17])),
         ] {
@@ -500,7 +652,7 @@ mod tests {
 
     #[test]
     fn events_that_cannot_be_read_are_an_error() {
-        let bundle = Bundle::form(FLEET, header(), &events(2, |_| vec![1]), &key());
+        let bundle = Bundle::form(FLEET, header(), &events(2, |_| vec![1]), &key(), None);
         let with_body = |body: Vec<u8>| {
             let block = changed(&bundle, |map| drop(map.insert("body".into(), Ipld::Bytes(body))));
             Bundle::open(block, FLEET).unwrap().events().unwrap_err()

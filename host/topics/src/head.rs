@@ -17,9 +17,14 @@
 //! | `received` | `[topic, writer, incarnation, next, from]`: events before `next` are durable at the sender of the head, and none from `from` on is missing |
 //! | `alarms` | `[topic, writer]`: writers of whose identity the sender has an alarm |
 //! | `wants` | `[writer, digest]`: blocks that the sender cannot fetch and asks the writer to send again |
+//! | `roster` | in a fleet with a roster: `[version, digest of the payload, digest of the block]` of the newest roster that the sender has |
+//! | `keys` | key grants of the sender: `[group, digest, receiver]`; the receiver is null if it is for the whole group |
+//! | `needs` | `[group, epoch]`: key epochs that the sender lacks; null if it has none with which it may write |
+//!
+//! A head without `roster`, `keys` or `needs` has none of them.
 
 use bytes::Bytes;
-use dim_model::ident::{PeerName, Topic};
+use dim_model::ident::{GroupName, PeerName, Topic};
 use dim_model::time::Timestamp;
 use ed25519_dalek::SigningKey;
 use serde::{Deserialize, Serialize};
@@ -28,6 +33,7 @@ use crate::block::{self, Unverified};
 use crate::bundle::{Listed, MAX_MESSAGE, VERSION, check_recent};
 use crate::identity::{Digest, Incarnation, WriterId};
 use crate::malformed::Malformed;
+use crate::membership::exchange::{Announced, MAX_GRANTS, MAX_NEEDS, Need};
 
 /// The maximum number of own logs in a head. A writer with more of them takes turns.
 pub const MAX_TOPICS: usize = 32;
@@ -54,10 +60,10 @@ const MAX_ADDRESS: usize = 256;
 const ALARM_BYTES: usize = 6 << 10;
 
 /// The maximum size of the own logs in a head that this member sends, in bytes.
-const LOG_BYTES: usize = 20 << 10;
+const LOG_BYTES: usize = 18 << 10;
 
 /// The maximum size of the received positions in a head that this member sends, in bytes.
-const POSITION_BYTES: usize = 18 << 10;
+const POSITION_BYTES: usize = 16 << 10;
 
 /// Returns a function that says whether so many bytes fit beside the ones before.
 fn room_of(mut room: usize) -> impl FnMut(usize) -> bool {
@@ -111,6 +117,17 @@ pub struct Place {
     pub addresses: Vec<String>,
 }
 
+/// What a head states about the newest roster of its writer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RosterHead {
+    /// The version.
+    pub version: u64,
+    /// The digest of the payload, which identifies the roster.
+    pub digest: Digest,
+    /// The digest of the block.
+    pub block: Digest,
+}
+
 /// A head with a verified signature.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
@@ -136,18 +153,30 @@ pub struct Head {
     pub wants: Vec<(WriterId, Digest)>,
     /// The topics and writers about whose identity the writer of the head has an alarm.
     pub alarms: Vec<(Topic, WriterId)>,
+    /// The newest roster.
+    pub roster: Option<RosterHead>,
+    /// The newest key grants of the writer, at most 16.
+    pub grants: Vec<Announced>,
+    /// The key epochs that the writer lacks, at most 16.
+    pub needs: Vec<Need>,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Payload<'a> {
     v: u64,
+    #[serde(default, borrow, skip_serializing_if = "Vec::is_empty")]
+    keys: Vec<WireGrant<'a>>,
     peer: Option<&'a str>,
     time: u64,
     began: u64,
     fleet: &'a str,
     hello: bool,
+    #[serde(default, borrow, skip_serializing_if = "Vec::is_empty")]
+    needs: Vec<WireNeed<'a>>,
     wants: Vec<(WriterId, Digest)>,
     number: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    roster: Option<WireRoster>,
     #[serde(borrow)]
     topics: Vec<WireLog<'a>>,
     #[serde(borrow)]
@@ -169,6 +198,18 @@ struct WireLog<'a> {
     earlier: Vec<(Incarnation, u64)>,
     incarnation: Incarnation,
 }
+
+/// `[version, digest of the payload, digest of the block]`.
+#[derive(Serialize, Deserialize)]
+struct WireRoster(u64, Digest, Digest);
+
+/// `[group, digest, receiver]`.
+#[derive(Serialize, Deserialize)]
+struct WireGrant<'a>(&'a str, Digest, Option<WriterId>);
+
+/// `[group, epoch]`.
+#[derive(Serialize, Deserialize)]
+struct WireNeed<'a>(&'a str, #[serde(borrow)] Option<&'a serde_bytes::Bytes>);
 
 /// `[topic, writer, incarnation, next, from]`.
 #[derive(Serialize, Deserialize)]
@@ -217,8 +258,16 @@ impl Head {
             .map(|it| WireReceived(it.topic.as_str(), it.writer, it.incarnation, it.next, it.from))
             .collect();
         let (logs, positions) = (topics.len(), received.len());
+        let grants = self.grants.iter().take(MAX_GRANTS);
+        let needs =
+            self.needs.iter().take(MAX_NEEDS).map(|(group, id)| {
+                WireNeed(group.as_str(), id.as_ref().map(|id| serde_bytes::Bytes::new(id)))
+            });
         let payload = Payload {
             v: VERSION,
+            keys: grants.map(|it| WireGrant(it.group.as_str(), it.digest, it.receiver)).collect(),
+            needs: needs.collect(),
+            roster: self.roster.as_ref().map(|it| WireRoster(it.version, it.digest, it.block)),
             peer: self.place.peer.as_ref().map(PeerName::as_str),
             time: self.time.0,
             began: self.began.0,
@@ -256,6 +305,8 @@ impl Head {
             || payload.wants.len() > MAX_WANTS
             || payload.alarms.len() > MAX_ALARMS
             || payload.addresses.len() > MAX_ADDRESSES
+            || payload.keys.len() > MAX_GRANTS
+            || payload.needs.len() > MAX_NEEDS
             || payload.addresses.iter().any(|address| address.len() > MAX_ADDRESS);
         if is_over {
             return Err(Malformed::Payload("a list of the head is too long"));
@@ -293,6 +344,16 @@ impl Payload<'_> {
         };
         let peer = self.peer.map(str::parse).transpose();
         let alarm = |(name, writer): (&str, WriterId)| Ok((topic(name)?, writer));
+        let group =
+            |text: &str| text.parse::<GroupName>().map_err(|_| Malformed::Payload("a group is invalid"));
+        let grant = |WireGrant(name, digest, receiver): WireGrant<'_>| {
+            Ok(Announced { group: group(name)?, digest, receiver })
+        };
+        let need = |WireNeed(name, id): WireNeed<'_>| {
+            let id = id.map(|id| id.as_ref().try_into()).transpose();
+            let id = id.map_err(|_| Malformed::Payload("the identity of an epoch does not have 16 bytes"))?;
+            Ok((group(name)?, id))
+        };
         Ok(Head {
             writer: self.writer,
             incarnation: self.incarnation,
@@ -308,6 +369,13 @@ impl Payload<'_> {
             received: self.received.into_iter().map(position).collect::<Result<_, _>>()?,
             wants: self.wants,
             alarms: self.alarms.into_iter().map(alarm).collect::<Result<_, _>>()?,
+            roster: self.roster.map(|WireRoster(version, digest, block)| RosterHead {
+                version,
+                digest,
+                block,
+            }),
+            grants: self.keys.into_iter().map(grant).collect::<Result<_, _>>()?,
+            needs: self.needs.into_iter().map(need).collect::<Result<_, _>>()?,
         })
     }
 }
@@ -354,6 +422,15 @@ mod tests {
                 .collect(),
             wants: vec![(writer, Digest([8; 32]))],
             alarms: (0..received.min(MAX_ALARMS)).map(|it| (topic(it), writer)).collect(),
+            roster: Some(RosterHead { version: 3, digest: Digest([1; 32]), block: Digest([2; 32]) }),
+            grants: [None, Some(writer)]
+                .map(|receiver| Announced {
+                    group: "jobs".parse().unwrap(),
+                    digest: Digest([3; 32]),
+                    receiver,
+                })
+                .to_vec(),
+            needs: [None, Some([5; 16])].map(|id| ("jobs".parse().unwrap(), id)).to_vec(),
         }
     }
 
@@ -373,6 +450,9 @@ mod tests {
         for name in ["jobs".to_owned(), "x".repeat(500)] {
             let mut head = head(1_000, 1_000, &name);
             head.wants = vec![head.wants[0]; 1_000];
+            head.grants =
+                vec![Announced { group: "g".repeat(64).parse().unwrap(), ..head.grants[1].clone() }; 1_000];
+            head.needs = vec![("g".repeat(64).parse().unwrap(), Some([5; 16])); 1_000];
             head.place.addresses = vec!["x".repeat(MAX_ADDRESS); 1_000];
             let signed = head.sign(FLEET, &key());
             assert!(signed.block.len() <= MAX_MESSAGE, "{}", signed.block.len());

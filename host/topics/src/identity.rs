@@ -77,6 +77,14 @@ impl WriterId {
         Self(key.to_bytes())
     }
 
+    /// Returns the identity whose key has an IPNS name; `None` if the name does not hold an Ed25519 key.
+    pub fn of_name(name: &IpnsName) -> Option<Self> {
+        let multihash = name.multihash();
+        let key =
+            (multihash.code() == IDENTITY).then(|| multihash.digest().strip_prefix(&LIBP2P_ED25519))??;
+        key.try_into().ok().map(Self)
+    }
+
     /// Returns the IPNS name of the key.
     pub fn name(&self) -> IpnsName {
         let mut key = [0; 36];
@@ -102,6 +110,11 @@ impl Digest {
     /// Returns the digest of a block.
     pub fn of(block: &[u8]) -> Self {
         Self(Sha256::digest(block).into())
+    }
+
+    /// Returns the digest of the block with a CID.
+    pub fn of_text(cid: &str) -> Result<Self, Malformed> {
+        Self::of_link(&cid.parse().map_err(|_| Malformed::Payload("it is no CID"))?)
     }
 
     /// Returns the digest of the block that a link of untrusted bytes names.

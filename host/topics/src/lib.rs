@@ -29,6 +29,7 @@ pub mod block;
 pub mod bundle;
 pub mod head;
 pub mod index;
+pub mod membership;
 pub mod own_log;
 pub mod reader;
 pub mod head_schedule;

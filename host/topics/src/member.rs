@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dim_model::ident::Topic;
+use dim_model::ident::{GroupName, Topic};
 use dim_model::time::Timestamp;
 
 use crate::action::{Action, Allowance, Budget, Checkpoint, Delivery, Stream};
@@ -20,6 +20,8 @@ use crate::head_schedule::{HeadSchedule, acknowledged_within, spread};
 use crate::hybrid_clock::HybridClock;
 use crate::identity::{Digest, Incarnation, WriterId};
 use crate::index::{BundlePlace, NewNodes, Node};
+use crate::membership::exchange::{Exchange, GrantRefusal, RosterRefusal};
+use crate::membership::{Membership, NoKey, RosterChange};
 use crate::own_log::{Author, LogEnd, OwnLog};
 use crate::reader::{Position, RECENT, Reader, ReaderCounters, Since, Step};
 use crate::time::{Moment, Now};
@@ -64,6 +66,8 @@ pub struct Setup {
     pub alarmed: BTreeSet<(Topic, WriterId)>,
     /// Any number that differs between members, for the jitter of heads.
     pub seed: u64,
+    /// The exchange of rosters and keys; `None` in a fleet without a roster, in which everybody may write and read.
+    pub exchange: Option<Exchange>,
 }
 
 /// The time in which other members are heard.
@@ -140,6 +144,8 @@ pub struct MemberCounters {
     pub refused: u64,
     /// Blocks that were sent again on request.
     pub resent: u64,
+    /// Bundles, heads and key grants of writers that the roster does not allow.
+    pub disallowed: u64,
 }
 
 /// One member of a fleet.
@@ -153,6 +159,7 @@ pub struct Member {
     readers: Readers,
     heads: Heads,
     others: BTreeMap<WriterId, Other>,
+    exchange: Option<Exchange>,
     connection: Connection,
     /// The blocks that were sent again, with the times.
     resent: BTreeMap<Digest, Moment>,
@@ -202,7 +209,7 @@ struct Heads {
 impl Member {
     /// Creates a member that continues after the state in its store.
     pub fn new(setup: Setup, now: Now) -> Self {
-        let Setup { mut author, past, logs, topics, checkpoints, alarmed, seed } = setup;
+        let Setup { mut author, past, logs, topics, checkpoints, alarmed, seed, exchange } = setup;
         let id = author.id();
         let streams = topics.into_iter().map(|(topic, since)| (Stream::main(topic), since)).collect();
         let mut readers = Readers { streams, ..Readers::default() };
@@ -230,7 +237,7 @@ impl Member {
             turns: (0, 0),
             stated: BTreeMap::new(),
         };
-        Self {
+        let mut it = Self {
             id,
             author,
             past,
@@ -239,13 +246,18 @@ impl Member {
             readers,
             heads,
             others: BTreeMap::new(),
+            exchange,
             connection: Connection::default(),
             resent: BTreeMap::new(),
             own_alarms: BTreeSet::new(),
             alarmed,
             counters: MemberCounters::default(),
             actions: Vec::new(),
+        };
+        for stream in it.readers.streams.keys().cloned().collect::<Vec<_>>() {
+            it.end_logs_of_removed(&stream, now);
         }
+        it
     }
 
     /// The identity of this member.
@@ -268,8 +280,10 @@ impl Member {
         let earliest = self.readers.catch_ups_of(&topic).map(|(_, since)| *since).reduce(Since::min);
         let since = earliest.map_or(since, |earliest| earliest.min(since));
         let Entry::Vacant(entry) = self.readers.streams.entry(Stream::main(topic)) else { return false };
+        let stream = entry.key().clone();
         entry.insert(since);
         self.ask(now.moment);
+        self.end_logs_of_removed(&stream, now);
         true
     }
 
@@ -323,6 +337,7 @@ impl Member {
             }
         }
         self.ask(now.moment);
+        self.end_logs_of_removed(&stream, now);
         self.look_for_caught_up();
     }
 
@@ -406,23 +421,129 @@ impl Member {
         acknowledged_within(self.others.len())
     }
 
+    /// The newest roster and the keys, in a fleet with a roster.
+    pub fn membership(&self) -> Option<&Membership> {
+        self.exchange.as_ref().map(Exchange::membership)
+    }
+
+    /// Says that a topic is encrypted for a group. It has no effect in a fleet without a roster.
+    pub fn encrypt(&mut self, topic: Topic, group: GroupName) {
+        if let Some(exchange) = &mut self.exchange {
+            exchange.encrypt(topic, group);
+        }
+    }
+
+    /// Takes in a roster that was fetched, or that an admin has made.
+    pub fn take_roster(&mut self, block: &Bytes, now: Now) -> Result<RosterChange, RosterRefusal> {
+        let Some(exchange) = &mut self.exchange else { return Ok(RosterChange::None) };
+        let change = exchange.take_roster(block, now, &mut self.actions);
+        self.hurry_if_needed(now.moment);
+        if change == Ok(RosterChange::New) {
+            for stream in self.readers.streams.keys().cloned().collect::<Vec<_>>() {
+                self.end_logs_of_removed(&stream, now);
+            }
+            self.look_for_caught_up();
+        }
+        change
+    }
+
+    /// Ends the logs of former members on a topic where the roster says.
+    fn end_logs_of_removed(&mut self, stream: &Stream, now: Now) {
+        let roster = self.exchange.as_ref().and_then(|exchange| exchange.membership().roster());
+        for ((of, writer), reader) in &mut self.readers.all {
+            if of == stream && roster.is_some_and(|it| it.roster.members.contains_key(writer)) {
+                reader.readmit();
+            }
+        }
+        let removed = roster.iter().flat_map(|it| &it.roster.removed);
+        let logs: Vec<(WriterId, BTreeMap<Incarnation, Listed>)> = removed
+            .map(|(writer, row)| {
+                let of_topic = row.cuts.iter().filter(|((topic, _), _)| *topic == stream.topic);
+                (*writer, of_topic.map(|((_, incarnation), last)| (*incarnation, *last)).collect())
+            })
+            .collect();
+        for (writer, ends) in logs {
+            let key = (stream.clone(), writer);
+            if writer != self.id && (!ends.is_empty() || self.readers.all.contains_key(&key)) {
+                self.ensure_reader(&key, now.moment);
+                self.with_reader(&key, now, |reader, step| reader.end_at(&ends, step));
+            }
+        }
+    }
+
+    /// Takes in a key grant that was fetched.
+    pub fn take_grant(&mut self, block: &Bytes, now: Now) -> Result<(), GrantRefusal> {
+        let Some(exchange) = &mut self.exchange else { return Ok(()) };
+        let taken = exchange.take_grant(block, &mut self.actions);
+        self.counters.disallowed += u64::from(matches!(taken, Err(GrantRefusal::Refused(_))));
+        self.hurry_if_needed(now.moment);
+        if let Some(group) = taken? {
+            self.advance_group(&group, now);
+        }
+        Ok(())
+    }
+
+    /// Notes that key epochs are durable. What waited for them is read.
+    pub fn epochs_stored(&mut self, number: u64, now: Now) {
+        let Some(exchange) = &mut self.exchange else { return };
+        let Some(group) = exchange.epochs_stored(number, now, &mut self.actions) else { return };
+        self.advance_group(&group, now);
+        self.hurry_if_needed(now.moment);
+    }
+
+    /// Advances the readers of the encrypted topics of a group.
+    fn advance_group(&mut self, group: &GroupName, now: Now) {
+        let Some(exchange) = &self.exchange else { return };
+        let is_of_group = |(stream, _): &&ReaderKey| exchange.group_of(&stream.topic) == Some(group);
+        for key in self.readers.all.keys().filter(is_of_group).cloned().collect::<Vec<_>>() {
+            self.with_reader(&key, now, |reader, step| reader.advance(step));
+        }
+        self.look_for_caught_up();
+    }
+
+    /// Sends the next head soon if it has news of rosters or keys.
+    fn hurry_if_needed(&mut self, now: Moment) {
+        if self.exchange.as_mut().is_some_and(Exchange::take_hurry) {
+            self.heads.schedule.hurry(now);
+        }
+    }
+
+    /// Whether the roster allows a bundle.
+    fn is_allowed(&mut self, bundle: &Bundle, is_fetched: bool) -> bool {
+        let Some(exchange) = &self.exchange else { return true };
+        let is_allowed = exchange.check_bundle(bundle, is_fetched).is_ok();
+        self.counters.disallowed += u64::from(!is_allowed);
+        is_allowed
+    }
+
     /// Forms the next bundle of the own log of a topic of as many of `events` as fit, at least one. The times of the
     /// events are times of day; the bundle has hybrid times. The driver makes the bundle durable and calls
-    /// [`Member::stored`].
+    /// [`Member::stored`]. There is no bundle if the topic is encrypted and this member has no key for it.
     ///
     /// # Panics
     /// There is no event, or the first one is too large.
-    pub fn form(&mut self, topic: &Topic, events: &[(Timestamp, Bytes)]) -> Arc<Bundle> {
+    pub fn form(
+        &mut self,
+        topic: &Topic,
+        events: &[(Timestamp, Bytes)],
+        now: Now,
+    ) -> Result<Arc<Bundle>, NoKey> {
+        let sealing = match &mut self.exchange {
+            Some(exchange) => exchange.sealing(topic, now),
+            None => Ok(None),
+        };
+        self.hurry_if_needed(now.moment);
+        let sealing = sealing?;
         let before = self.clock;
         let event =
             |(wall, data): &(Timestamp, Bytes)| Event { time: self.clock.tick(*wall), data: data.clone() };
         let events: Vec<Event> = events.iter().take(crate::bundle::MAX_EVENTS as usize).map(event).collect();
         let log = self.logs.entry(topic.clone()).or_default();
-        let bundle = log.form(topic, &events, &self.author);
+        let bundle = log.form(topic, &events, &self.author, sealing.as_ref());
         // The times of the events that did not fit are given again.
         self.clock = before;
         self.clock.tick(events[bundle.count as usize - 1].time);
-        Arc::new(bundle)
+        Ok(Arc::new(bundle))
     }
 
     /// The end of the own log of a topic with the bundles that are not durable yet.
@@ -482,6 +603,9 @@ impl Member {
 
     /// Takes in a bundle that arrived as a message.
     pub fn receive(&mut self, bundle: Arc<Bundle>, now: Now) {
+        if !self.is_allowed(&bundle, false) {
+            return;
+        }
         for stream in self.readers.streams_of(&bundle.header.topic) {
             self.take(&stream, bundle.clone(), false, now);
         }
@@ -499,7 +623,7 @@ impl Member {
     ) {
         self.end_fetch(stream, writer, listed, now);
         let is_wanted = bundle.header.topic == stream.topic && bundle.header.writer == *writer;
-        if is_wanted && bundle.listed() == *listed {
+        if is_wanted && bundle.listed() == *listed && self.is_allowed(&bundle, true) {
             self.take(stream, bundle, true, now);
         }
         self.advance_blocked(now);
@@ -560,6 +684,14 @@ impl Member {
             return false;
         }
         self.counters.heads += 1;
+        if let Some(exchange) = &mut self.exchange {
+            let is_member = exchange.take_head(&head, now, &mut self.actions).is_ok();
+            self.hurry_if_needed(now.moment);
+            if !is_member {
+                self.counters.disallowed += 1;
+                return false;
+            }
+        }
         if !self.note_member(&head, now.moment) {
             // A mirror may have sent it again. It proves no connection.
             return false;
@@ -600,6 +732,10 @@ impl Member {
             self.with_reader(&key, now, |reader, step| reader.advance(step));
         }
         self.look_for_caught_up();
+        if let Some(exchange) = &mut self.exchange {
+            exchange.wake(now, &mut self.actions);
+        }
+        self.hurry_if_needed(now.moment);
         let wants = self.wants();
         if self.readers.all.values().any(Reader::needs_head) {
             self.ask(now.moment);
@@ -615,7 +751,13 @@ impl Member {
     /// The time at which [`Member::wake`] has work.
     pub fn deadline(&self) -> Moment {
         let timer = self.readers.timers.first().map(|(at, _)| *at);
-        timer.map_or(self.heads.schedule.next(), |at| at.min(self.heads.schedule.next()))
+        let exchange = self.exchange.as_ref().map(Exchange::deadline);
+        timer
+            .into_iter()
+            .chain(exchange)
+            .chain([self.heads.schedule.next()])
+            .min()
+            .expect("the last is there")
     }
 
     /// Takes the actions since the last call, in order.
@@ -875,7 +1017,9 @@ impl Member {
         let (Some(reader), Some(since)) = (all.get_mut(key), streams.get(&key.0)) else { return };
         let (since, actions) = (*since, &mut self.actions);
         let allowance = key.0.catch_up.and_then(|number| allowances.get_mut(&number));
-        let mut step = Step { now, since, connected_since, budget, actions, allowance, is_blocked: false };
+        let exchange = self.exchange.as_mut();
+        let mut step =
+            Step { now, since, connected_since, budget, actions, allowance, exchange, is_blocked: false };
         run(reader, &mut step);
         if step.is_blocked {
             blocked.insert(key.clone());
@@ -935,6 +1079,8 @@ impl Member {
         if self.heads.hello {
             self.heads.asked = Some(now.moment);
         }
+        let (roster, grants, needs) =
+            self.exchange.as_mut().map_or_else(Default::default, |exchange| exchange.state(now));
         let head = Head {
             writer: self.id,
             incarnation: self.author.incarnation,
@@ -947,6 +1093,9 @@ impl Member {
             received,
             wants,
             alarms,
+            roster,
+            grants,
+            needs,
         };
         let signed = head.sign(&self.author.fleet, &self.author.key);
         self.heads.state(&head.received, signed.positions);
@@ -1054,11 +1203,12 @@ mod tests {
             checkpoints: Vec::new(),
             alarmed: BTreeSet::new(),
             seed: 1,
+            exchange: None,
         };
         let mut member = Member::new(setup, now);
         let mut log = OwnLog::default();
         let events = [Event { time: Timestamp(7), data: Bytes::from_static(b"x") }];
-        let bundle = (0..2).map(|_| log.form(&topic, &events, &author(4))).last().unwrap();
+        let bundle = (0..2).map(|_| log.form(&topic, &events, &author(4), None)).last().unwrap();
         let size = bundle.block.len();
         member.receive(Arc::new(bundle), now);
         assert_eq!(member.budget().buffered, size, "it waits for the first one");
@@ -1081,7 +1231,7 @@ mod tests {
         let (mut log, writer) = (OwnLog::default(), author(4));
         let events = [Event { time: Timestamp(7), data: Bytes::from_static(b"x") }];
         let bundles: Vec<Arc<Bundle>> =
-            (0..3).map(|_| Arc::new(log.form(&topic, &events, &writer))).collect();
+            (0..3).map(|_| Arc::new(log.form(&topic, &events, &writer, None))).collect();
         let checkpoint = |bundle: &Bundle| Checkpoint {
             incarnation: writer.incarnation,
             began: writer.began,
@@ -1101,6 +1251,7 @@ mod tests {
             checkpoints: vec![(topic.clone(), writer.id(), checkpoint(&bundles[2]))],
             alarmed: BTreeSet::new(),
             seed: 1,
+            exchange: None,
         };
         let mut member = Member::new(setup, now);
         let begun = vec![(writer.id(), checkpoint(&bundles[0]))];

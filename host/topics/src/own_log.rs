@@ -5,7 +5,7 @@ use dim_model::ident::Topic;
 use dim_model::time::Timestamp;
 use ed25519_dalek::SigningKey;
 
-use crate::bundle::{Bundle, Event, Header, Listed, RECENT, Start};
+use crate::bundle::{Bundle, Event, Header, Listed, RECENT, Sealing, Start};
 use crate::head::{LogHead, MAX_EARLIER};
 use crate::identity::{Digest, Incarnation, WriterId};
 use crate::index::{BundlePlace, IndexBuilder, NewNodes};
@@ -89,7 +89,13 @@ impl OwnLog {
 
     /// Forms a bundle of as many of `events` as fit, at least one, with the next sequences. The caller makes it durable
     /// before it is published.
-    pub fn form(&mut self, topic: &Topic, events: &[Event], author: &Author) -> Bundle {
+    pub fn form(
+        &mut self,
+        topic: &Topic,
+        events: &[Event],
+        author: &Author,
+        sealing: Option<&Sealing>,
+    ) -> Bundle {
         let before = self.formed.take();
         let (first, recent, start) = match before.clone() {
             None => (0, Vec::new(), None),
@@ -107,7 +113,7 @@ impl OwnLog {
             recent,
             start,
         };
-        let bundle = Bundle::form(&author.fleet, header, events, &author.key);
+        let bundle = Bundle::form(&author.fleet, header, events, &author.key, sealing);
         self.formed = Some(LogEnd::after(&bundle, before.as_ref()));
         bundle
     }
@@ -209,7 +215,7 @@ mod tests {
         let mut log = OwnLog::default();
         let mut places = Vec::new();
         for number in 0..20 {
-            let bundle = log.form(&topic, &events, &author(1));
+            let bundle = log.form(&topic, &events, &author(1), None);
             assert_eq!(bundle.header.first, number);
             assert_eq!(bundle.header.recent, places[places.len().saturating_sub(RECENT)..]);
             assert_eq!(bundle.header.start, None);
@@ -223,7 +229,7 @@ mod tests {
             places.push(bundle.listed());
         }
         let mut log = OwnLog::after(log.end().unwrap().clone());
-        let bundle = log.form(&topic, &events, &author(2));
+        let bundle = log.form(&topic, &events, &author(2), None);
         assert_eq!((bundle.header.first, bundle.header.recent.len()), (0, 0));
         let recent = places[12..].to_vec();
         let start = Start { previous: Incarnation([1; 16]), next: 20, recent };

@@ -13,10 +13,11 @@ use dim_model::time::Timestamp;
 
 use crate::action::{Action, Allowance, Budget, Checkpoint, Delivery, GapReason, Outcome, Stream};
 use crate::alarm::{Alarm, Finding};
-use crate::bundle::{Bundle, MAX_MESSAGE, Start};
+use crate::bundle::{Bundle, Listed, MAX_MESSAGE, Start};
 use crate::head::{LogHead, Received};
 use crate::identity::{Digest, Incarnation, WriterId};
 use crate::index::Node;
+use crate::membership::exchange::{Exchange, Opened};
 use crate::time::{Moment, Now};
 use incarnation::{Before, Conflict, IncarnationReader};
 use index_walk::IndexWalk;
@@ -85,6 +86,8 @@ pub struct Step<'a> {
     pub actions: &'a mut Vec<Action>,
     /// For a catch-up: the events that may be delivered.
     pub allowance: Option<&'a mut Allowance>,
+    /// In a fleet with a roster: the keys that decrypt events.
+    pub exchange: Option<&'a mut Exchange>,
     /// Whether a limit that all readers share held something up.
     pub is_blocked: bool,
 }
@@ -93,6 +96,28 @@ impl Step<'_> {
     /// Whether nothing may be delivered now.
     fn waits(&self) -> bool {
         self.allowance.as_ref().is_some_and(|allowance| allowance.left == 0)
+    }
+
+    /// Reads the events of a bundle; `None` if their key is missing and `may_wait`. It is asked for then.
+    fn open(&mut self, bundle: &Bundle, may_wait: bool) -> Option<Outcome> {
+        let opened = match &mut self.exchange {
+            Some(exchange) => exchange.open(bundle),
+            None => Opened::Events(bundle.events()),
+        };
+        match (opened, &mut self.exchange) {
+            (Opened::Events(Ok(events)), _) => Some(Outcome::Events(events)),
+            (Opened::Events(Err(why)), _) => Some(Outcome::Gap(GapReason::Unreadable(why))),
+            (Opened::NoSecret(need), Some(exchange)) if may_wait => {
+                exchange.need(need);
+                None
+            }
+            (Opened::NoSecret((group, epoch)), Some(exchange)) => {
+                // The next bundles of the epoch need not wait.
+                epoch.into_iter().for_each(|epoch| exchange.give_up(group.clone(), epoch));
+                Some(Outcome::Gap(GapReason::NoKey))
+            }
+            (Opened::Refused | Opened::NoSecret(_), _) => Some(Outcome::Gap(GapReason::NoKey)),
+        }
     }
 }
 
@@ -147,6 +172,8 @@ pub struct Reader {
     /// The hybrid time of the process start whose head states the root of the index.
     indexed_by: Timestamp,
     heard: Moment,
+    /// Whether the writer was removed from the fleet.
+    is_removed: bool,
     alarms: BTreeSet<Finding>,
     counters: ReaderCounters,
 }
@@ -169,6 +196,7 @@ impl Reader {
             index: IndexWalk::default(),
             indexed_by: Timestamp(0),
             heard: now,
+            is_removed: false,
             alarms: BTreeSet::new(),
             counters: ReaderCounters::default(),
         }
@@ -243,6 +271,15 @@ impl Reader {
 
     /// Whether everything that the main reading of the topic has delivered is delivered here, and what it does not know.
     pub fn has_caught_up_with(&self, main: &Reader) -> bool {
+        if self.is_removed {
+            // The main reading may have more than what counts since then. It must not have anything to deliver that was
+            // delivered here.
+            let is_done = |(id, reader): (&Incarnation, &IncarnationReader)| {
+                let known = main.incarnations.get(id);
+                reader.is_complete() && known.is_none_or(|it| it.is_complete() || it.next >= reader.next)
+            };
+            return self.incarnations.iter().all(is_done);
+        }
         let is_known = |(id, known): (&Incarnation, &IncarnationReader)| match self.incarnations.get(id) {
             Some(reader) => reader.next.is_some() && reader.next == known.next,
             None => known.next.is_some() && self.was_removed(known),
@@ -306,7 +343,8 @@ impl Reader {
         match reader.known.get_mut(&first).filter(|known| known.listed.digest == bundle.digest) {
             Some(known) if known.bundle.is_none() => {
                 known.is_in_flight = false;
-                if !step.waits() && (is_next || step.budget.has_room(&self.stream, bundle.block.len())) {
+                let has_room = step.budget.has_room(&self.stream, bundle.block.len()) && !reader.lacks_key;
+                if !step.waits() && (is_next || has_room) {
                     step.budget.buffered += bundle.block.len();
                     known.bundle = Some(bundle.clone());
                     self.counters.repaired += u64::from(fetched);
@@ -394,6 +432,32 @@ impl Reader {
         if let Some(remembered) = end.filter(|end| *end < received) {
             self.alarm(Finding::Lost { incarnation: *incarnation, remembered, received }, step);
         }
+    }
+
+    /// Ends the log of a former member with the last bundles that count. Of an incarnation without one nothing more
+    /// counts than what was delivered.
+    pub fn end_at(&mut self, ends: &BTreeMap<Incarnation, Listed>, step: &mut Step<'_>) {
+        self.is_removed = true;
+        for (id, last) in ends {
+            if self.admit(*id, Timestamp(0), last.next(), last.time, step) {
+                let reader = self.incarnations.get_mut(id).expect("it was admitted");
+                if let Err(conflict) = reader.learn(*last, step.now.moment) {
+                    self.report(*id, conflict, step);
+                }
+            }
+        }
+        for (id, reader) in &mut self.incarnations {
+            let end = ends.get(id).map_or(0, Listed::next);
+            step.budget.release(reader.end_at(end));
+        }
+        // What waits for a beginning that does not count never begins.
+        self.incarnations.retain(|id, reader| ends.contains_key(id) || reader.next.is_some());
+        self.advance(step);
+    }
+
+    /// Notes that the writer is a member, perhaps again.
+    pub fn readmit(&mut self) {
+        self.is_removed = false;
     }
 
     /// Whether an incarnation is read.
@@ -500,7 +564,7 @@ impl Reader {
             if reader.is_complete() {
                 return None;
             }
-            let missing = reader.known.values().filter(|it| it.bundle.is_none());
+            let missing = reader.known.values().filter(|it| it.bundle.is_none() && !reader.lacks_key);
             let missing = missing.take(MAX_FETCHES).filter(|it| !it.is_in_flight && it.not_before > now);
             let fetch = missing.map(|it| it.not_before).min();
             let gaps = reader.stuck.into_iter().flat_map(|stuck| {
@@ -563,6 +627,10 @@ impl Reader {
 
     /// Reports a finding, once.
     pub fn alarm(&mut self, finding: Finding, step: &mut Step<'_>) {
+        // The roster ends the log of a former member. What it says later is no finding.
+        if self.is_removed {
+            return;
+        }
         // The main reading of the topic reports it.
         if self.stream.catch_up.is_none() && self.alarms.insert(finding.clone()) {
             let (topic, writer) = (self.stream.topic.clone(), self.writer);
@@ -656,9 +724,17 @@ impl Reader {
             self.report(id, conflict, step);
             return true;
         }
-        let outcome = match bundle.events() {
-            Ok(events) => Outcome::Events(events),
-            Err(why) => Outcome::Gap(GapReason::Unreadable(why)),
+        let now = step.now.moment;
+        let may_wait = !reader.lacks_key || reader.stuck.is_none_or(|at| now.since(at) < UNAVAILABLE);
+        let opened = step.open(&bundle, may_wait);
+        let lacked_key = std::mem::replace(&mut reader.lacks_key, opened.is_none());
+        let Some(outcome) = opened else {
+            if !lacked_key {
+                reader.stuck = Some(now);
+            }
+            // The later ones need not wait in memory.
+            step.budget.release(reader.drop_later(next, now));
+            return false;
         };
         let time = match &outcome {
             Outcome::Events(events) => events.last().map_or(bundle.time, |event| event.time),
@@ -935,7 +1011,8 @@ impl Reader {
         let is_searching = self.index.is_active() && self.index.want().is_none();
         let flights = self.incarnations.values().flat_map(|it| it.known.values());
         let mut flights = flights.filter(|it| it.is_in_flight).count();
-        for reader in self.incarnations.values_mut().filter(|it| !it.is_complete()) {
+        let wanting = self.incarnations.values_mut().filter(|it| !it.is_complete() && !it.lacks_key);
+        for reader in wanting {
             if is_searching && reader.lacks_places() {
                 // Earlier bundles are found soon.
                 continue;
@@ -988,7 +1065,7 @@ mod tests {
         let author = Author { fleet: "fleet".to_owned(), key, incarnation: Incarnation([1; 16]), began };
         let mut log = OwnLog::default();
         let events = [Event { time: Timestamp(7), data: Bytes::from_static(b"x") }];
-        let bundle = (0..20).map(|_| log.form(&topic, &events, &author)).last().unwrap();
+        let bundle = (0..20).map(|_| log.form(&topic, &events, &author, None)).last().unwrap();
         for (buffered, fetches) in [(0, 8), (MAX_BUFFERED, 1)] {
             let (mut budget, mut actions) = (Budget { buffered, ..Budget::default() }, Vec::new());
             let now = Now { moment: Moment(Duration::from_secs(1)), wall: Timestamp(9) };
@@ -999,6 +1076,7 @@ mod tests {
                 budget: &mut budget,
                 actions: &mut actions,
                 allowance: None,
+                exchange: None,
                 is_blocked: false,
             };
             let mut reader =

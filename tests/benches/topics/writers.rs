@@ -96,6 +96,7 @@ impl Writers {
                 checkpoints: Vec::new(),
                 alarmed: Default::default(),
                 seed: rand::random(),
+                exchange: None,
             };
             Member::new(setup, Now { moment: Moment::default(), wall: Timestamp::wall() })
         };
@@ -117,7 +118,8 @@ impl Writers {
             let index = published as usize % self.members.len();
             let now = self.now();
             let member = &mut self.members[index];
-            let bundle = member.form(&topic(), &[(now.wall, heartbeat(index as u64))]);
+            let bundle =
+                member.form(&topic(), &[(now.wall, heartbeat(index as u64))], now).expect("a plain text");
             member.stored(bundle, now);
             published += 1;
             self.act().await;

@@ -51,6 +51,25 @@ pub async fn hold_a_name_in(state: &Path) {
     std::fs::rename(host.stop().await.keep(), state).expect("the state directory is moved");
 }
 
+/// The key of the admin of the fleet of a sound host.
+fn admin() -> ed25519_dalek::SigningKey {
+    ed25519_dalek::SigningKey::from_bytes(&[5; 32])
+}
+
+/// The name of the fleet of a sound host.
+pub fn fleet() -> String {
+    dim_topics::identity::WriterId::of(&admin().verifying_key()).name().to_string()
+}
+
+/// The first roster of the fleet.
+fn roster() -> Vec<u8> {
+    let roster =
+        dim_topics::membership::roster::Roster::first(&admin(), dim_model::time::Timestamp(u64::MAX));
+    let mut draft = roster.draft().expect("a small roster");
+    draft.sign(&admin());
+    draft.to_block().to_vec()
+}
+
 /// Calls in an order in which they answer so, after [`prepare`].
 pub fn of_a_sound_host() -> Vec<Call> {
     let (message, document) = ("x".repeat((60 << 10) + 1), "x".repeat((16 << 20) + 1));
@@ -222,6 +241,14 @@ pub fn of_a_sound_host() -> Vec<Call> {
         call("list_peers", "/v1/topics/fleet.talk/peers", "", 200),
         call("list_peers", "/v1/topics/%00/peers", "", 400),
         call("list_writers", "/v1/topics/fleet.reliable/writers", "", 200),
+        call("get_roster", "/v1/fleet/roster", "", 404),
+        call("put_roster", "/v1/fleet/roster", roster(), 200),
+        call("put_roster", "/v1/fleet/roster", "no roster", 400),
+        call("put_roster", "/v1/fleet/roster", document.clone(), 413),
+        call("get_roster", "/v1/fleet/roster", "", 200),
+        call("show_fleet", "/v1/fleet", "", 200),
+        call("list_member_logs", format!("/v1/fleet/members/{}/logs", fleet()), "", 200),
+        call("list_member_logs", "/v1/fleet/members/nobody/logs", "", 400),
         call("list_writers", "/v1/topics/%00/writers", "", 400),
         call("list_writers", "/v1/topics/fleet.talk/writers", "", 404),
         call("get_key", "/v1/keys/policy", "", 404),
@@ -271,6 +298,9 @@ pub fn of_an_unsound_host() -> Vec<Call> {
         call("list_plugins", "/v1/plugins", "", 200),
         call("get_job", "/v1/jobs/j1", "", 404),
         call("replay_dead_letter", "/v1/dead-letters/1/replay", "", 409),
+        // Its fleet has no roster.
+        call("show_fleet", "/v1/fleet", "", 404),
+        call("put_roster", "/v1/fleet/roster", roster(), 404),
     ]
 }
 

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use dim_ipfs::Incoming;
 use dim_model::beginning::{Beginning, ReadFrom};
 use dim_model::entry::Offset;
-use dim_model::ident::{PluginName, Topic};
+use dim_model::ident::{GroupName, PluginName, Topic};
 use dim_model::time::Timestamp;
 use dim_store::catch_ups::KeptTopics;
 use dim_store::grants::TopicPattern;
@@ -25,6 +25,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::SendResult;
 use super::catch_ups::OwnMessages;
 use super::intake::Outcome;
+use super::membership::{BlockKind, FleetState};
 use super::mirrors::Attempt;
 use super::own_index::Provided;
 use super::plain_copies::PlainCopies;
@@ -81,6 +82,8 @@ pub struct ReliableTopic {
     pub is_plain_too: bool,
     /// Whether the daemon of the host keeps the events of the other members.
     pub is_mirrored: bool,
+    /// The group whose keys encrypt the events; `None` if they are not encrypted.
+    pub group: Option<GroupName>,
 }
 
 /// The settings of the topics whose delivery is stated; `None` for plain topics. The closest pattern decides. Other topics
@@ -210,6 +213,21 @@ impl Reliable {
         answer.await.ok()
     }
 
+    /// Returns the fleet as this host knows it; `None` if it has no roster, or if the driver has ended.
+    pub async fn fleet(&self) -> Option<FleetState> {
+        let (to, answer) = oneshot::channel();
+        self.send(Input::Fleet(to)).await;
+        answer.await.ok().flatten()
+    }
+
+    /// Takes in a roster of the operator. Returns the version of the newest roster, or the reason why it is refused;
+    /// `None` if the driver has ended.
+    pub async fn offer_roster(&self, block: Bytes) -> Option<Result<u64, String>> {
+        let (to, answer) = oneshot::channel();
+        self.send(Input::RosterOffered { block, to }).await;
+        answer.await.ok()
+    }
+
     /// Passes an input to the driver. It is dropped when the driver has ended.
     pub async fn send(&self, input: Input) {
         let _ = self.inputs.send(input).await;
@@ -331,6 +349,24 @@ pub enum Input {
     CatchUpsDue,
     /// A search of the log for earlier messages of this host has ended.
     OwnMessages(Box<OwnMessages>),
+    /// A roster or a key grant was fetched.
+    MembershipFetched {
+        /// The block.
+        block: Bytes,
+        /// What it should be.
+        kind: BlockKind,
+    },
+    /// The operator has a roster.
+    RosterOffered {
+        /// The block.
+        block: Bytes,
+        /// The caller, who gets the version of the newest roster or the reason why the roster is refused.
+        to: oneshot::Sender<Result<u64, String>>,
+    },
+    /// Key epochs are durable.
+    EpochsStored(u64),
+    /// A caller asks for the fleet.
+    Fleet(oneshot::Sender<Option<FleetState>>),
     /// A caller asks for the writers of a topic.
     Writers {
         /// The topic.
@@ -354,7 +390,7 @@ mod tests {
     fn the_closest_pattern_decides_about_the_delivery() {
         let reliable = |is_plain_too| {
             let (time, from) = (Duration::from_secs(60), ReadFrom::default());
-            Some(ReliableTopic { time, bytes: 1_000, from, is_plain_too, is_mirrored: false })
+            Some(ReliableTopic { time, bytes: 1_000, from, is_plain_too, is_mirrored: false, group: None })
         };
         let rows = [("dim.*", reliable(false)), ("dim.jobs.*", None), ("dim.jobs.results", reliable(true))];
         let deliveries = rows.map(|(pattern, it)| (pattern.parse().unwrap(), it)).into();

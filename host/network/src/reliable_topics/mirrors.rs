@@ -470,6 +470,9 @@ mod tests {
             received: Vec::new(),
             wants: Vec::new(),
             alarms: Vec::new(),
+            roster: None,
+            grants: Vec::new(),
+            needs: Vec::new(),
         }
     }
 

@@ -16,6 +16,7 @@ use dim_store::topic_rows::Kept;
 use dim_store::{OUTBOX, StoreError, topic_rows};
 use dim_topics::bundle::{Bundle, Event, MAX_EVENTS, MAX_MESSAGE};
 use dim_topics::identity::Digest;
+use dim_topics::time::Moment;
 
 use super::channel::{Input, Reliable, ReliableTopic, WaitingPublish};
 use super::{ReliableTopics, SendResult};
@@ -43,6 +44,8 @@ pub struct Waiting {
     pub queue: VecDeque<WaitingPublish>,
     /// The bundle of the topic that is being made durable or sent. What waits meanwhile is the next bundle.
     on_its_way: Option<Digest>,
+    /// The time of the last log line that says that the publishes wait for a key.
+    pub(super) warned: Option<Moment>,
 }
 
 impl Waiting {
@@ -198,7 +201,15 @@ impl ReliableTopics {
         if events.is_empty() {
             return;
         }
-        let bundle = self.member.form(topic, &events);
+        self.encrypt_if_configured(topic);
+        let bundle = match self.member.form(topic, &events, self.now()) {
+            Ok(bundle) => bundle,
+            Err(why) => {
+                self.waiting.get_mut(topic).expect("it was there").put_back(rows);
+                self.wait_for_key(topic, &why);
+                return;
+            }
+        };
         let waiting = self.waiting.get_mut(topic).expect("it was there");
         waiting.on_its_way = Some(bundle.digest);
         waiting.put_back(rows.split_off(bundle.count as usize));

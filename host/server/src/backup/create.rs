@@ -10,7 +10,6 @@ use dim_store::copy::{RawRow, RowsError};
 use dim_store::{FORMAT, Store, components};
 use dim_store::{checkpoint, plugin_registry};
 
-use super::encryption::Encryptor;
 use super::record::{Component, Content, End, FORM, Head, Key, Row};
 use super::{BackupError, Passphrase};
 use crate::host::identity;
@@ -30,7 +29,7 @@ pub fn write(
 ) -> Result<(), BackupError> {
     // The keys are read after the snapshot, so every key that the snapshot names exists by then.
     let snapshot = store.snapshot()?;
-    let sealed = Encryptor::new(passphrase.secret(), out)?;
+    let sealed = dim_age::passphrase::encrypt(passphrase.secret(), out)?;
     let mut out = BufWriter::with_capacity(BUFFER, sealed);
     let head = Head {
         form: FORM,

@@ -17,7 +17,6 @@ use dim_store::owner_only;
 use dim_store::{FORMAT, HALF_RESTORED, LOCK, Lock, Store, StoreError, components, names};
 use tempfile::TempDir;
 
-use super::encryption::Decryptor;
 use super::record::{Content, End, FORM, Head};
 use super::{BackupError, Passphrase};
 use crate::host::HostError;
@@ -203,8 +202,8 @@ fn read(
     passphrase: Passphrase,
     take: &mut dyn FnMut(Content) -> Result<(), BackupError>,
 ) -> Result<Head, BackupError> {
-    let decrypted =
-        Decryptor::new(passphrase.secret(), BufReader::new(input)).map_err(BackupError::Closed)?;
+    let decrypted = dim_age::passphrase::decrypt(passphrase.secret(), BufReader::new(input))
+        .map_err(BackupError::Closed)?;
     let mut input = BufReader::new(decrypted);
     let Content::Head(head) = Content::read(&mut input)? else {
         return Err(BackupError::Damaged("it does not begin with a head".to_owned()));

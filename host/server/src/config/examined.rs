@@ -200,6 +200,17 @@ impl Examined {
                 let why = "it has no effect unless `delivery: reliable` or `both` stands beside it";
                 self.tell(Severity::Warning, &["topics", &pattern.to_string(), key], why);
             }
+            if topic.encrypt && topic.delivery != Some(Delivery::Reliable) {
+                let why = "`delivery: reliable` must stand beside it: plain messages are not encrypted";
+                self.tell(Severity::Error, &["topics", &pattern.to_string(), "encrypt"], why);
+            } else if topic.encrypt && !config.fleet.has_roster() {
+                let why = "encrypted topics need a fleet with a roster: `fleet.name` must be the name that `dim fleet init` prints";
+                self.tell(Severity::Error, &["topics", &pattern.to_string(), "encrypt"], why);
+            }
+            if topic.group.is_some() && !topic.encrypt {
+                let why = "it has no effect unless `encrypt: true` stands beside it";
+                self.tell(Severity::Warning, &["topics", &pattern.to_string(), "group"], why);
+            }
             if topic.mirror && is_plain {
                 let why = "`delivery: reliable` or `both` must stand beside it: a mirror keeps nothing of a plain topic";
                 self.tell(Severity::Error, &["topics", &pattern.to_string(), "mirror"], why);

@@ -88,6 +88,8 @@ pub struct IncarnationReader {
     pub known: BTreeMap<u64, Known>,
     /// The time since which the next event is missing.
     pub stuck: Option<Moment>,
+    /// Whether the next bundle is there and its key is missing.
+    pub lacks_key: bool,
     /// The root of the index in which the bundles of the incarnation were looked for last.
     pub searched: Option<Digest>,
     /// The root of the last index that was read to its end for the incarnation.
@@ -111,6 +113,7 @@ impl IncarnationReader {
             time: Timestamp(0),
             known: BTreeMap::new(),
             stuck: None,
+            lacks_key: false,
             searched: None,
             exhausted: None,
             evidence,
@@ -204,6 +207,25 @@ impl IncarnationReader {
         let latest = later.into_iter().find(|known| known.bundle.is_some())?;
         latest.not_before = now;
         latest.bundle.take().map(|bundle| bundle.block.len())
+    }
+
+    /// Ends the incarnation at `end`, or where it was delivered to, if that is later. Returns the size of the bundles in
+    /// memory that do not count, in bytes.
+    pub fn end_at(&mut self, end: u64) -> usize {
+        self.end = end.max(self.next.unwrap_or(0)).min(self.end);
+        let later = self.known.split_off(&self.end);
+        bytes_of(later.values())
+    }
+
+    /// Drops the bundles in memory after `first`. Returns their size in bytes.
+    pub fn drop_later(&mut self, first: u64, now: Moment) -> usize {
+        let later = self.known.range_mut(first + 1..).map(|(_, known)| known);
+        let drop = |known: &mut Known| {
+            let bundle = known.bundle.take()?;
+            known.not_before = now;
+            Some(bundle.block.len())
+        };
+        later.filter_map(drop).sum()
     }
 
     /// Looks for the beginning: the first event that the reader wants. Returns the size of the bundles before it that

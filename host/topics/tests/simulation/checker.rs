@@ -7,9 +7,10 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use dim_model::ident::Topic;
 use dim_model::time::Timestamp;
 use dim_topics::action::{Delivery, GapReason, Outcome};
-use dim_topics::bundle::{Bundle, Start};
+use dim_topics::bundle::{Bundle, Event, Start};
 use dim_topics::identity::{Incarnation, WriterId};
 
+use crate::admin::Admin;
 use crate::fleet::fail_unless;
 
 /// The hash of an event and of all events before it in the incarnation.
@@ -43,7 +44,7 @@ impl Truth {
     }
 
     /// Adds a bundle that is durable at its writer.
-    pub fn published(&mut self, bundle: &Bundle) {
+    pub fn published(&mut self, bundle: &Bundle, events: &[Event]) {
         let header = &bundle.header;
         let key = (header.topic.clone(), header.writer, header.incarnation);
         let log = self.logs.entry(key).or_default();
@@ -51,7 +52,7 @@ impl Truth {
         if header.first == 0 {
             log.start = header.start.clone();
         }
-        for event in bundle.events().expect("own events can be read") {
+        for event in events {
             let before = log.chain.last().copied().unwrap_or_default();
             log.chain.push(link(before, &event.data));
             let is_new = self.contents.insert(event.data.to_vec());
@@ -152,13 +153,13 @@ impl Record {
 
     /// Checks that the reader has everything that others have published on a topic. `reader` and `own` are the identity
     /// and the incarnations of the reader itself. `lost` has the ends of incarnations whose later events have no copy
-    /// left. Returns the gaps.
+    /// left; the logs of former members end where the roster says. Returns the gaps.
     pub fn check_all(
         &self,
         topic: &Topic,
         own: &BTreeMap<Incarnation, Timestamp>,
         reader: WriterId,
-        (truth, lost): (&Truth, &BTreeMap<(Topic, Incarnation), u64>),
+        (truth, lost, admin): (&Truth, &BTreeMap<(Topic, Incarnation), u64>, Option<&Admin>),
     ) -> Result<Vec<GapReason>, String> {
         let mut gaps = Vec::new();
         for (writer, id, published) in truth.of(topic, own).filter(|(writer, ..)| *writer != reader) {
@@ -172,6 +173,7 @@ impl Record {
             // The newest events of a writer that was restored may have no copy left.
             let lost = |of: u64| lost.get(&(topic.clone(), id)).copied().unwrap_or(of);
             let of = lost(published.chain.len() as u64);
+            let of = admin.and_then(|admin| admin.cut(topic, &writer, &id)).unwrap_or(of);
             fail_unless(has >= of, || {
                 format!("{reader} has {has} of {of} events of writer {writer}, incarnation {id}, on {topic}")
             })?;

@@ -13,11 +13,13 @@ use dim_topics::alarm::Finding;
 use dim_topics::bundle::{Bundle, Listed};
 use dim_topics::head::Head;
 use dim_topics::identity::{Digest, Incarnation, WriterId};
+use dim_topics::membership::key_grant::Epoch;
 use dim_topics::own_log::LogEnd;
 use dim_topics::reader::Since;
 use rand::rngs::StdRng;
 use rand::{Rng as _, RngExt as _, SeedableRng as _};
 
+use crate::admin::{Admin, Change};
 use crate::checker::{Record, Truth};
 use crate::node::{Committed, FLEET, LateReceiver, Node, Store};
 use crate::troubles::Troubles;
@@ -30,50 +32,135 @@ const RETENTION: Duration = Duration::from_secs(20);
 
 /// A message in the network.
 #[derive(Clone)]
-enum Message {
+pub enum Message {
     Bundle(Bytes),
     Head(Bytes),
 }
 
 /// Something that happens.
-enum Happening {
-    Arrive { to: usize, message: Message },
-    Wake { node: usize },
-    PublishEvent { node: usize, topic: usize, number: usize },
-    CommitBundle { node: usize, generation: u64, bundle: Arc<Bundle>, end: LogEnd, events: usize },
-    CommitDeliveries { node: usize, generation: u64, deliveries: Vec<Committed> },
-    EndNodeFetch { node: usize, generation: u64, stream: Stream, writer: WriterId, digest: Digest },
-    ProvideIndexes { node: usize, generation: u64 },
-    EndFetch { node: usize, generation: u64, stream: Stream, writer: WriterId, listed: Listed },
-    Crash { node: usize },
-    Start { node: usize },
-    LoseBlocks { node: usize },
-    JumpClock { node: usize },
-    Partition { group: BTreeSet<usize> },
+pub enum Happening {
+    Arrive {
+        to: usize,
+        message: Message,
+    },
+    Wake {
+        node: usize,
+    },
+    PublishEvent {
+        node: usize,
+        topic: usize,
+        number: usize,
+    },
+    CommitBundle {
+        node: usize,
+        generation: u64,
+        bundle: Arc<Bundle>,
+        end: LogEnd,
+        events: usize,
+        version: u64,
+    },
+    CommitDeliveries {
+        node: usize,
+        generation: u64,
+        deliveries: Vec<Committed>,
+    },
+    EndNodeFetch {
+        node: usize,
+        generation: u64,
+        stream: Stream,
+        writer: WriterId,
+        digest: Digest,
+    },
+    ProvideIndexes {
+        node: usize,
+        generation: u64,
+    },
+    EndFetch {
+        node: usize,
+        generation: u64,
+        stream: Stream,
+        writer: WriterId,
+        listed: Listed,
+    },
+    Crash {
+        node: usize,
+    },
+    Start {
+        node: usize,
+    },
+    LoseBlocks {
+        node: usize,
+    },
+    JumpClock {
+        node: usize,
+    },
+    Partition {
+        group: BTreeSet<usize>,
+    },
     Heal,
-    RemoveOld { node: usize },
-    Backup { node: usize },
-    Restore { node: usize },
-    Copy { node: usize },
-    BeginCatchUp { node: usize, topic: usize, number: u64 },
-    Allow { node: usize, number: u64, allowance: u64 },
+    RemoveOld {
+        node: usize,
+    },
+    Backup {
+        node: usize,
+    },
+    Restore {
+        node: usize,
+    },
+    Copy {
+        node: usize,
+    },
+    BeginCatchUp {
+        node: usize,
+        topic: usize,
+        number: u64,
+    },
+    Allow {
+        node: usize,
+        number: u64,
+        allowance: u64,
+    },
     EndTroubles,
+    Admin(Change),
+    Publish,
+    EndBlockFetch {
+        node: usize,
+        generation: u64,
+        digest: Digest,
+        is_roster: bool,
+    },
+    CommitRoster {
+        node: usize,
+        generation: u64,
+        version: u64,
+        block: Bytes,
+    },
+    CommitEpochs {
+        node: usize,
+        generation: u64,
+        number: u64,
+        epochs: Vec<Epoch>,
+    },
 }
 
 /// A simulated fleet.
 pub struct Fleet {
-    troubles: Troubles,
-    rng: StdRng,
-    now: Duration,
+    pub troubles: Troubles,
+    pub rng: StdRng,
+    pub now: Duration,
     queue: BinaryHeap<Reverse<(Duration, u64)>>,
     happenings: HashMap<u64, Happening>,
     count: u64,
-    nodes: Vec<Node>,
-    topics: Vec<Topic>,
+    pub nodes: Vec<Node>,
+    pub topics: Vec<Topic>,
     truth: Truth,
     /// The members that cannot reach the others.
     cut_off: BTreeSet<usize>,
     has_trouble: bool,
+    /// The admin of a fleet with a roster.
+    pub admin: Option<Admin>,
+    /// The members that never start again.
+    pub dead: BTreeSet<usize>,
     backups: BTreeMap<usize, Store>,
     /// The keys of members that were copied or restored.
     doubled: BTreeSet<WriterId>,
@@ -92,13 +179,17 @@ pub struct Fleet {
 impl Fleet {
     pub fn new(seed: u64, troubles: Troubles) -> Self {
         let topics = (0..troubles.topics).map(|it| format!("topic-{it}").parse().expect("a topic")).collect();
+        let nodes: Vec<Node> = (0..troubles.members + troubles.late_joiners).map(Node::new).collect();
+        let admin = Admin::new(&troubles, &nodes);
         let mut fleet = Self {
+            admin,
+            dead: BTreeSet::new(),
             rng: StdRng::seed_from_u64(seed),
             now: Duration::ZERO,
             queue: BinaryHeap::new(),
             happenings: HashMap::new(),
             count: 0,
-            nodes: (0..troubles.members + troubles.late_joiners).map(Node::new).collect(),
+            nodes,
             topics,
             truth: Truth::new(troubles.restored + troubles.copied > 0),
             cut_off: BTreeSet::new(),
@@ -179,6 +270,7 @@ impl Fleet {
                 }
             }
         }
+        self.plan_admin();
         self.at(length, Happening::EndTroubles);
     }
 
@@ -218,9 +310,9 @@ impl Fleet {
                 }
             }
             Happening::PublishEvent { node, topic, number } => self.publish_event(node, topic, number),
-            Happening::CommitBundle { node, generation, bundle, end, events } => {
+            Happening::CommitBundle { node, generation, bundle, end, events, version } => {
                 if self.nodes[node].generation == generation {
-                    self.commit_bundle(node, bundle, end, events);
+                    self.commit_bundle(node, bundle, end, events, version);
                 }
             }
             Happening::CommitDeliveries { node, generation, deliveries } => {
@@ -264,6 +356,25 @@ impl Fleet {
                 }
                 self.with_member(node, |member, now| member.allow(number, allowance, now));
             }
+            Happening::Admin(change) => self.change_roster(change),
+            Happening::Publish => self.publish_roster(),
+            Happening::EndBlockFetch { node, generation, digest, is_roster } => {
+                if self.nodes[node].generation == generation {
+                    self.end_block_fetch(node, &digest, is_roster);
+                }
+            }
+            Happening::CommitRoster { node, generation, version, block } => {
+                let it = &mut self.nodes[node];
+                let is_newer = it.store.roster.as_ref().is_none_or(|(stored, _)| *stored < version);
+                if it.generation == generation && is_newer {
+                    it.store.roster = Some((version, block));
+                }
+            }
+            Happening::CommitEpochs { node, generation, number, epochs } => {
+                if self.nodes[node].generation == generation {
+                    self.store_epochs(node, number, &epochs);
+                }
+            }
             Happening::EndTroubles => {
                 self.has_trouble = false;
                 self.cut_off.clear();
@@ -272,7 +383,7 @@ impl Fleet {
     }
 
     fn start(&mut self, node: usize) {
-        if self.nodes[node].member.is_some() {
+        if self.nodes[node].member.is_some() || self.dead.contains(&node) {
             return;
         }
         let (incarnation, seed) = (Incarnation(self.rng.random()), self.rng.next_u64());
@@ -286,7 +397,9 @@ impl Fleet {
             self.nodes[node].store.topics = topics.collect();
         }
         let now = self.now;
-        self.nodes[node].start(incarnation, seed, now);
+        let random = self.admin.is_some().then(|| StdRng::seed_from_u64(seed));
+        let fleet = self.admin.as_ref().map_or(FLEET, Admin::fleet).to_owned();
+        self.nodes[node].start(incarnation, seed, now, &fleet, random);
         // What was durable and perhaps not published is published again, as the same block.
         let unsent: Vec<Arc<Bundle>> = self.nodes[node]
             .store
@@ -343,7 +456,7 @@ impl Fleet {
     }
 
     /// Lets the member crash, as often as the troubles say. Returns whether it did.
-    fn may_crash(&mut self, node: usize) -> bool {
+    pub fn may_crash(&mut self, node: usize) -> bool {
         let crashes = self.has_trouble && self.rng.random_bool(self.troubles.crashes_at_commits);
         if crashes {
             self.crash(node);
@@ -362,21 +475,28 @@ impl Fleet {
     }
 
     /// Forms a bundle of the waiting events, unless one is being made durable.
-    fn form_bundle(&mut self, node: usize, topic: &Topic) {
+    pub fn form_bundle(&mut self, node: usize, topic: &Topic) {
+        let now = self.nodes[node].now(self.now);
         let it = &mut self.nodes[node];
         let Some(member) = &mut it.member else { return };
         let waiting = it.store.outbox.get(topic).filter(|waiting| !waiting.is_empty());
         let (Some(waiting), false) = (waiting, it.writing.contains(topic)) else { return };
         let events: Vec<_> = waiting.iter().cloned().collect();
-        let bundle = member.form(topic, &events);
+        let Ok(bundle) = member.form(topic, &events, now) else {
+            assert!(self.admin.is_some(), "the topic is not encrypted");
+            // It asks for a key.
+            self.with_member(node, |_, _| ());
+            return;
+        };
+        let version = member.membership().and_then(|it| it.roster()).map_or(0, |it| it.roster.version);
         let end = LogEnd::after(&bundle, it.store.logs.get(topic));
         it.writing.insert(topic.clone());
         let (generation, events) = (it.generation, bundle.count as usize);
         let at = self.now + Duration::from_millis(1) + self.random(self.troubles.commit);
-        self.at(at, Happening::CommitBundle { node, generation, bundle, end, events });
+        self.at(at, Happening::CommitBundle { node, generation, bundle, end, events, version });
     }
 
-    fn commit_bundle(&mut self, node: usize, bundle: Arc<Bundle>, end: LogEnd, events: usize) {
+    fn commit_bundle(&mut self, node: usize, bundle: Arc<Bundle>, end: LogEnd, events: usize, version: u64) {
         if self.may_crash(node) {
             return;
         }
@@ -387,7 +507,11 @@ impl Fleet {
         it.store.bundles.push((bundle.clone(), false));
         it.blocks.insert(bundle.digest);
         it.writing.remove(&topic);
-        self.truth.published(&bundle);
+        let published = match &mut self.admin {
+            Some(admin) => admin.published(&bundle, version),
+            None => bundle.events().expect("own events can be read"),
+        };
+        self.truth.published(&bundle, &published);
         // The unit tests verify bundles; here that would take most of the time.
         self.bundles.insert(bundle.digest, bundle.clone());
         if self.may_crash(node) {
@@ -409,6 +533,10 @@ impl Fleet {
             let Committed::Delivery(delivery) = delivery else { continue };
             let own = &it.store.past;
             let id = delivery.checkpoint.incarnation;
+            if let (Some(admin), Outcome::Events(_)) = (&self.admin, &delivery.outcome) {
+                let topic = delivery.stream.topic.clone();
+                admin.check_reader(node, (topic, delivery.writer, id, delivery.first));
+            }
             assert!(
                 !own.contains_key(&id) || self.doubled.contains(&delivery.writer),
                 "a member reads its own events"
@@ -447,7 +575,8 @@ impl Fleet {
             }
             Message::Head(block) => {
                 let digest = Digest::of(&block);
-                let open = || Head::open(&block, FLEET).expect("members send valid heads");
+                let fleet = self.admin.as_ref().map_or(FLEET, Admin::fleet);
+                let open = || Head::open(&block, fleet).expect("members send valid heads");
                 let head = self.heads.entry(digest).or_insert_with(open).clone();
                 self.with_member(to, |member, now| {
                     member.receive_head(head, now);
@@ -466,7 +595,7 @@ impl Fleet {
     }
 
     /// A member from which another one can fetch a block now.
-    fn provider(&mut self, node: usize, digest: &Digest) -> Option<usize> {
+    pub fn provider(&mut self, node: usize, digest: &Digest) -> Option<usize> {
         let fails = self.has_trouble && self.rng.random_bool(self.troubles.failed_fetches);
         let reaches = |other: &usize| self.reaches(*other, node);
         let has = |other: &usize| self.nodes[*other].blocks.contains(digest);
@@ -563,7 +692,7 @@ impl Fleet {
     }
 
     /// Calls the protocol of a member, and carries out its actions.
-    fn with_member(
+    pub fn with_member(
         &mut self,
         node: usize,
         call: impl FnOnce(&mut dim_topics::member::Member, dim_topics::time::Now),
@@ -610,7 +739,8 @@ impl Fleet {
                 if let Outcome::Gap(reason) = &delivery.outcome {
                     let is_allowed = self.troubles.has_retention && *reason == GapReason::NotKept;
                     let is_doubled = self.doubled.contains(&delivery.writer);
-                    assert!(is_allowed || is_doubled, "{delivery:?} at {:?}", self.now);
+                    let is_foreign = self.is_gap_of_membership(node, reason);
+                    assert!(is_allowed || is_doubled || is_foreign, "{delivery:?} at {:?}", self.now);
                 }
                 self.nodes[node].deliveries.push_back(Committed::Delivery(Box::new(delivery)));
             }
@@ -636,6 +766,41 @@ impl Fleet {
                 assert!(is_clock || is_doubled, "a false alarm: {alarm}");
                 self.nodes[node].alarms.insert(alarm);
             }
+            Action::FetchRoster(digest) => self.fetch_block(node, digest, true),
+            Action::FetchGrant(digest) => self.fetch_block(node, digest, false),
+            Action::StoreRoster { version, block } => {
+                let generation = self.nodes[node].generation;
+                let at = self.now + Duration::from_millis(1) + self.random(self.troubles.commit);
+                self.at(at, Happening::CommitRoster { node, generation, version, block });
+            }
+            Action::StoreEpochs { number, epochs, .. } => {
+                let generation = self.nodes[node].generation;
+                let at = self.now + Duration::from_millis(1) + self.random(self.troubles.commit);
+                self.at(at, Happening::CommitEpochs { node, generation, number, epochs });
+            }
+            Action::Provide(block) => {
+                let digest = Digest::of(&block);
+                self.nodes[node].blocks.insert(digest);
+                self.admin.as_mut().expect("a fleet with a roster").blocks.insert(digest, block);
+            }
+            Action::RosterFork(fork) => panic!("a false alarm: {fork}"),
+        }
+    }
+
+    fn fetch_block(&mut self, node: usize, digest: Digest, is_roster: bool) {
+        let generation = self.nodes[node].generation;
+        let at = self.now + Duration::from_millis(2) + self.random(Duration::from_millis(100));
+        self.at(at, Happening::EndBlockFetch { node, generation, digest, is_roster });
+    }
+
+    /// Whether a gap is expected because a member does not get a key, or because a writer is gone. All that knew a key
+    /// may have been removed, and the witness of a removal may not know the end of an earlier process start.
+    fn is_gap_of_membership(&self, node: usize, reason: &GapReason) -> bool {
+        let Some(admin) = &self.admin else { return false };
+        match reason {
+            GapReason::NoKey => admin.lacks_history(node) || !admin.removed.is_empty(),
+            GapReason::WriterSilent | GapReason::Unavailable => !admin.removed.is_empty(),
+            _ => false,
         }
     }
 
@@ -662,13 +827,13 @@ impl Fleet {
         self.cut_off.contains(&from) == self.cut_off.contains(&to)
     }
 
-    fn at(&mut self, at: Duration, happening: Happening) {
+    pub fn at(&mut self, at: Duration, happening: Happening) {
         self.count += 1;
         self.happenings.insert(self.count, happening);
         self.queue.push(Reverse((at, self.count)));
     }
 
-    fn random(&mut self, limit: Duration) -> Duration {
+    pub fn random(&mut self, limit: Duration) -> Duration {
         limit.mul_f64(self.rng.random())
     }
 
@@ -690,33 +855,47 @@ impl Fleet {
 
     /// Checks what every member has made durable, and that every event was published.
     fn check(&self) -> Result<(), String> {
-        assert!(self.truth.len() > 0);
+        if self.admin.is_none() {
+            assert!(self.truth.len() > 0);
+        }
+        self.check_membership()?;
         for member in self.nodes.iter().filter_map(|node| node.member.as_ref()) {
             assert_eq!(member.budget().buffered, member.buffered(), "bytes of bundles in memory");
         }
         let lost = self.lost();
-        for node in &self.nodes {
+        let is_former = |node: usize| {
+            self.dead.contains(&node) || self.admin.as_ref().is_some_and(|it| it.removed.contains_key(&node))
+        };
+        for (number, node) in self.nodes.iter().enumerate().filter(|(number, _)| !is_former(*number)) {
             for (_, event) in node.store.outbox.values().flatten() {
                 fail_unless(self.truth.may_repeat, || format!("an event was not published: {event:?}"))?;
             }
             let (own, id) = (&node.store.past, Node::id(&node.store));
             for topic in &self.topics {
-                let gaps = node.store.record.check_all(topic, own, id, (&self.truth, &lost))?;
+                let gaps =
+                    node.store.record.check_all(topic, own, id, (&self.truth, &lost, self.admin.as_ref()))?;
                 let is_expected = |reason: &GapReason| {
-                    self.troubles.has_retention && *reason == GapReason::NotKept || !self.doubled.is_empty()
+                    self.troubles.has_retention && *reason == GapReason::NotKept
+                        || !self.doubled.is_empty()
+                        || self.is_gap_of_membership(number, reason)
                 };
                 fail_unless(gaps.iter().all(is_expected), || format!("gaps: {gaps:?}"))?;
             }
-            for (number, receiver) in &node.store.late_receivers {
+            for (receiver_number, receiver) in &node.store.late_receivers {
                 let topic = &receiver.topic;
-                let checked = receiver.record.check_all(topic, own, id, (&self.truth, &lost));
-                let gaps = checked.map_err(|why| format!("receiver {number}: {why}"))?;
+                let checked =
+                    receiver.record.check_all(topic, own, id, (&self.truth, &lost, self.admin.as_ref()));
+                let gaps = checked.map_err(|why| format!("receiver {receiver_number}: {why}"))?;
                 let is_expected = |reason: &GapReason| {
-                    self.troubles.has_retention && *reason == GapReason::NotKept || !self.doubled.is_empty()
+                    self.troubles.has_retention && *reason == GapReason::NotKept
+                        || !self.doubled.is_empty()
+                        || self.is_gap_of_membership(number, reason)
                 };
-                fail_unless(gaps.iter().all(is_expected), || format!("gaps of receiver {number}: {gaps:?}"))?;
+                fail_unless(gaps.iter().all(is_expected), || {
+                    format!("gaps of receiver {receiver_number}: {gaps:?}")
+                })?;
                 fail_unless(receiver.has_caught_up || !self.doubled.is_empty(), || {
-                    format!("receiver {number} of {id} does not catch up")
+                    format!("receiver {receiver_number} of {id} does not catch up")
                 })?;
             }
             for writer in &self.noticeable {

@@ -1,10 +1,11 @@
 //! The protocol of reliable topics in a simulated network, in virtual time.
 //!
 //! Each seed makes a fleet, a load and a set of troubles: lost, repeated, late and reordered messages, partitions,
-//! crashes, restored backups, copies that run twice, lost blockstores, retention, slow readers and clock jumps. After
+//! crashes, restored backups, copies that run twice, changes of the roster, lost blockstores, retention, slow readers and clock jumps. After
 //! the troubles the fleet gets time to recover, and a checker compares what each reader made durable with what each
 //! writer published. `DIM_SIMULATION_SEED=N` runs one seed.
 
+mod admin;
 mod checker;
 mod fleet;
 mod node;
@@ -87,6 +88,11 @@ fn members_that_start_again_and_again_agree() {
 #[test]
 fn receivers_that_let_their_catch_ups_wait_miss_nothing() {
     run_all(seeds() / 20, Troubles::slow_receivers);
+}
+
+#[test]
+fn members_come_and_go_and_nobody_else_reads_or_is_locked_out() {
+    run_all(seeds(), Troubles::memberships);
 }
 
 #[test]

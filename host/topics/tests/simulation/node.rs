@@ -13,18 +13,25 @@ use dim_topics::bundle::Bundle;
 use dim_topics::identity::{Digest, Incarnation, WriterId};
 use dim_topics::index::BundlePlace;
 use dim_topics::member::{Member, Setup};
+use dim_topics::membership::Membership;
+use dim_topics::membership::exchange::{Exchange, RandomSource};
+use dim_topics::membership::key_grant::Epoch;
+use dim_topics::membership::roster::SignedRoster;
 use dim_topics::own_log::{Author, LogEnd};
 use dim_topics::reader::Since;
 use dim_topics::time::{Moment, Now};
 use ed25519_dalek::SigningKey;
+use rand::Rng as _;
+use rand::rngs::StdRng;
 
+use crate::admin;
 use crate::checker::{Record, Truth};
 
 /// The name of the fleet.
 pub const FLEET: &str = "simulated";
 
 /// The time of day at the start of a simulation.
-const START: u64 = 1_700_000_000_000_000_000;
+pub const START: u64 = 1_700_000_000_000_000_000;
 
 /// The state of a member that survives a crash.
 #[derive(Clone, Debug)]
@@ -40,6 +47,9 @@ pub struct Store {
     pub checkpoints: Checkpoints,
     pub topics: BTreeMap<Topic, Since>,
     pub record: Record,
+    /// The newest roster, with its version.
+    pub roster: Option<(u64, Bytes)>,
+    pub epochs: Vec<Epoch>,
     /// The receivers that began late, by the numbers of their catch-ups.
     pub late_receivers: BTreeMap<u64, LateReceiver>,
 }
@@ -115,6 +125,8 @@ impl Node {
                 checkpoints: BTreeMap::new(),
                 topics: BTreeMap::new(),
                 record: Record::default(),
+                roster: None,
+                epochs: Vec::new(),
                 late_receivers: BTreeMap::new(),
             },
             member: None,
@@ -143,14 +155,35 @@ impl Node {
     }
 
     /// Starts the member as a new incarnation, which is durable before anything is published.
-    pub fn start(&mut self, incarnation: Incarnation, seed: u64, now: Duration) {
+    /// In a fleet with a roster there are random numbers for keys.
+    pub fn start(
+        &mut self,
+        incarnation: Incarnation,
+        seed: u64,
+        now: Duration,
+        fleet: &str,
+        random: Option<StdRng>,
+    ) {
         let now = self.now(now);
         let author = Author {
-            fleet: FLEET.to_owned(),
+            fleet: fleet.to_owned(),
             key: SigningKey::from_bytes(&self.store.key),
             incarnation,
             began: now.wall,
         };
+        let exchange = random.map(|mut random| {
+            let open = |(_, block): &(u64, Bytes)| SignedRoster::open(block, fleet).expect("it was verified");
+            let roster = self.store.roster.as_ref().map(open);
+            let identity = admin::identity(&self.store.key);
+            let mut membership = Membership::new(fleet.to_owned(), author.id(), identity, roster);
+            membership.restore(admin::group(), self.store.epochs.iter().cloned());
+            let random = RandomSource::new(move |bytes| random.fill_bytes(bytes));
+            let mut exchange = Exchange::new(membership, author.key.clone(), random);
+            for topic in self.store.topics.keys() {
+                exchange.encrypt(topic.clone(), admin::group());
+            }
+            exchange
+        });
         let checkpoints = self.store.checkpoints.iter();
         let alarmed = self.alarms.iter().filter(|alarm| alarm.finding.is_reported());
         let setup = Setup {
@@ -163,6 +196,7 @@ impl Node {
                 .collect(),
             alarmed: alarmed.map(|alarm| (alarm.topic.clone(), alarm.writer)).collect(),
             seed,
+            exchange,
         };
         let mut member = Member::new(setup, now);
         for (topic, time) in &self.store.kept {

@@ -1,0 +1,532 @@
+//! Owns the exchange of rosters and keys between the members: what a member states in its heads, what it fetches and
+//! asks for, and what a keeper makes and answers. It receives heads, blocks that were fetched, and the time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dim_model::ident::{GroupName, Topic};
+use ed25519_dalek::SigningKey;
+
+use super::encryption::Nonce;
+use super::key_grant::{Epoch, KeyGrant};
+use super::roster::SignedRoster;
+use super::{KEEPER_PAUSE, Membership, NoKey, Refusal, RosterChange, RosterFork};
+use crate::action::Action;
+use crate::bundle::{Bundle, Event, Sealing};
+use crate::head::{Head, RosterHead};
+use crate::identity::{Digest, WriterId};
+use crate::malformed::Malformed;
+use crate::time::{Moment, Now};
+
+/// The pause between two attempts to fetch the same block.
+const FETCH_PAUSE: Duration = Duration::from_secs(2);
+
+/// The maximum number of rosters and key grants that are fetched at once. Anybody can name them in a head.
+const MAX_FETCHES: usize = 16;
+
+/// The maximum number of key grants that a head names.
+pub const MAX_GRANTS: usize = 16;
+
+/// The maximum number of epochs that a head asks for.
+pub const MAX_NEEDS: usize = 16;
+
+/// The time for which heads name a key grant.
+const ANNOUNCED: Duration = Duration::from_secs(180);
+
+/// The pause between two answers of a keeper to the same member, and between two requests.
+const ANSWER_PAUSE: Duration = Duration::from_secs(2);
+
+/// The time after which a member that is no keeper answers a request, because no keeper has.
+const KEEPERS_FIRST: Duration = Duration::from_secs(5);
+
+/// The maximum number of requests that are remembered.
+const MAX_REMEMBERED: usize = 1_024;
+
+/// The pause between looks at the age of keys.
+const KEY_CHECK: Duration = Duration::from_secs(60);
+
+/// The maximum number of key grants that are remembered, so that none is fetched twice.
+const MAX_SEEN: usize = 4_096;
+
+/// Fills bytes with random numbers.
+type Fill = Box<dyn FnMut(&mut [u8]) + Send>;
+
+/// A source of random numbers for secrets and nonces.
+pub struct RandomSource(Fill);
+
+impl RandomSource {
+    /// A source that fills bytes by calling `fill`. The numbers must not repeat in a copy of the process or of its state,
+    /// so they come from the operating system.
+    pub fn new(fill: impl FnMut(&mut [u8]) + Send + 'static) -> Self {
+        Self(Box::new(fill))
+    }
+}
+
+impl fmt::Debug for RandomSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RandomSource")
+    }
+}
+
+/// A request for epochs of a group: for the one with this identity, or for any with which one may write.
+pub type Need = (GroupName, Option<[u8; 16]>);
+
+/// A key grant that heads name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Announced {
+    /// The group.
+    pub group: GroupName,
+    /// The block.
+    pub digest: Digest,
+    /// The member for which it is; `None` if it is for all members of the group.
+    pub receiver: Option<WriterId>,
+}
+
+/// Epochs that are being made durable, and the key grant that is provided afterwards.
+#[derive(Debug)]
+struct Storing {
+    group: GroupName,
+    epochs: Vec<Epoch>,
+    /// If this member has made them: the key grant for the group.
+    grant: Option<Bytes>,
+}
+
+/// The events of a bundle as a reader may have them.
+#[derive(Debug)]
+pub enum Opened {
+    /// The events, or the reason why nobody can read them.
+    Events(Result<Vec<Event>, Malformed>),
+    /// The secret of their epoch is missing.
+    NoSecret(Need),
+    /// This member does not get the secret of their epoch.
+    Refused,
+}
+
+/// The exchange of rosters and keys.
+#[derive(Debug)]
+pub struct Exchange {
+    membership: Membership,
+    id: WriterId,
+    key: SigningKey,
+    random: RandomSource,
+    /// The groups of the encrypted topics.
+    groups: BTreeMap<Topic, GroupName>,
+    announced: Vec<(Moment, Announced)>,
+    /// The key grants that need not be fetched any more.
+    seen: BTreeSet<Digest>,
+    /// The blocks that are being fetched, or were not found, with the times of the attempts.
+    fetching: BTreeMap<Digest, Moment>,
+    needs: BTreeMap<Need, Option<Moment>>,
+    /// The epochs that this member does not get.
+    refused: BTreeSet<(GroupName, [u8; 16])>,
+    answered: BTreeMap<(WriterId, Need), Moment>,
+    /// The requests that nobody has answered for a while, with the times at which they were first heard.
+    unanswered: BTreeMap<(WriterId, Need), (Moment, Moment)>,
+    /// The groups for which a new epoch is due, with the times at which this member makes it.
+    due: BTreeMap<GroupName, Moment>,
+    next_check: Moment,
+    storing: BTreeMap<u64, Storing>,
+    stored: u64,
+    /// The time at which the block of the roster was last provided.
+    provided: Option<Moment>,
+    /// Whether the next head should be sent soon.
+    hurries: bool,
+}
+
+impl Exchange {
+    /// The exchange of the member with `key`.
+    pub fn new(membership: Membership, key: SigningKey, random: RandomSource) -> Self {
+        Self {
+            id: WriterId::of(&key.verifying_key()),
+            membership,
+            key,
+            random,
+            groups: BTreeMap::new(),
+            announced: Vec::new(),
+            seen: BTreeSet::new(),
+            fetching: BTreeMap::new(),
+            needs: BTreeMap::new(),
+            refused: BTreeSet::new(),
+            answered: BTreeMap::new(),
+            unanswered: BTreeMap::new(),
+            due: BTreeMap::new(),
+            next_check: Moment::default(),
+            storing: BTreeMap::new(),
+            stored: 0,
+            provided: None,
+            hurries: false,
+        }
+    }
+
+    /// The membership.
+    pub fn membership(&self) -> &Membership {
+        &self.membership
+    }
+
+    /// Says that a topic is encrypted for a group.
+    pub fn encrypt(&mut self, topic: Topic, group: GroupName) {
+        self.groups.insert(topic, group);
+    }
+
+    /// The group for which a topic is encrypted.
+    pub fn group_of(&self, topic: &Topic) -> Option<&GroupName> {
+        self.groups.get(topic)
+    }
+
+    /// Whether a bundle may be taken in that was fetched, or arrived as a message.
+    pub fn check_bundle(&self, bundle: &Bundle, is_fetched: bool) -> Result<(), Refusal> {
+        self.membership.check_bundle(bundle, self.groups.get(&bundle.header.topic), is_fetched)
+    }
+
+    /// The encryption of the next bundle of a topic; `None` if the topic is not encrypted.
+    pub fn sealing(&mut self, topic: &Topic, now: Now) -> Result<Option<Sealing>, NoKey> {
+        let Some(group) = self.groups.get(topic) else { return Ok(None) };
+        match self.membership.current_epoch(group, now.wall) {
+            Ok(epoch) => {
+                let (epoch, secret) = (epoch.id.id, epoch.secret.clone());
+                let mut nonce: Nonce = [0; 24];
+                (self.random.0)(&mut nonce);
+                Ok(Some(Sealing { epoch, secret, nonce }))
+            }
+            Err(why) => {
+                if let NoKey::NoEpoch(group) = &why {
+                    let need = (group.clone(), None);
+                    self.need(need);
+                }
+                Err(why)
+            }
+        }
+    }
+
+    /// Reads the events of a bundle that was checked.
+    pub fn open(&self, bundle: &Bundle) -> Opened {
+        let Some(epoch) = bundle.epoch() else { return Opened::Events(bundle.events()) };
+        let Some(group) = self.groups.get(&bundle.header.topic) else {
+            return Opened::Events(Err(Malformed::Events("they are encrypted, and the topic is not")));
+        };
+        let fleet = self.membership.fleet();
+        let secrets = self.membership.secrets(group, epoch);
+        // The last attempt counts if none is right.
+        let attempts = secrets.map(|secret| bundle.decrypted_events(fleet, secret));
+        match attempts.reduce(|one, other| if one.is_ok() { one } else { other }) {
+            Some(events) => Opened::Events(events),
+            None if self.refused.contains(&(group.clone(), *epoch)) => Opened::Refused,
+            None => Opened::NoSecret((group.clone(), Some(*epoch))),
+        }
+    }
+
+    /// Gives up an epoch, until a key grant has it.
+    pub fn give_up(&mut self, group: GroupName, epoch: [u8; 16]) {
+        self.needs.remove(&(group.clone(), Some(epoch)));
+        if self.refused.len() < MAX_SEEN {
+            self.refused.insert((group, epoch));
+        }
+    }
+
+    /// Asks for an epoch.
+    pub fn need(&mut self, need: Need) {
+        if self.needs.len() < 1_000 && !self.needs.contains_key(&need) {
+            self.needs.insert(need, None);
+            self.hurries = true;
+        }
+    }
+
+    /// Whether the next head should be sent soon; asks only once.
+    pub fn take_hurry(&mut self) -> bool {
+        std::mem::take(&mut self.hurries)
+    }
+
+    /// Takes in what a head says about rosters and keys. The error says why its writer is no member.
+    pub fn take_head(&mut self, head: &Head, now: Now, actions: &mut Vec<Action>) -> Result<(), Refusal> {
+        // A roster is verified by its signatures, so anybody may name one.
+        self.look_at_roster(head.roster.as_ref(), now, actions);
+        let member = self.membership.check_member(&head.writer)?;
+        let groups = member.groups.clone();
+        for announced in &head.grants {
+            let is_for_me = announced.receiver.is_none_or(|receiver| receiver == self.id);
+            if is_for_me && groups.contains(&announced.group) && !self.seen.contains(&announced.digest) {
+                self.fetch(announced.digest, now, || Action::FetchGrant(announced.digest), actions);
+            }
+        }
+        for need in head.needs.iter().filter(|(group, _)| groups.contains(group)) {
+            self.answer(&head.writer, need, now, actions);
+        }
+        Ok(())
+    }
+
+    fn look_at_roster(&mut self, stated: Option<&RosterHead>, now: Now, actions: &mut Vec<Action>) {
+        let own = self.membership.roster().map(|it| (it.roster.version, it.digest));
+        let Some(RosterHead { version, digest, block }) = stated else {
+            self.provide_roster(now, actions);
+            return;
+        };
+        let (own_version, is_same) = own.map_or((0, false), |(own, known)| (own, known == *digest));
+        if *version > own_version || *version == own_version && !is_same {
+            self.fetch(*block, now, || Action::FetchRoster(*block), actions);
+        } else if *version < own_version {
+            self.provide_roster(now, actions);
+        }
+    }
+
+    /// Provides the roster to a member that has an older one.
+    fn provide_roster(&mut self, now: Now, actions: &mut Vec<Action>) {
+        let Some(roster) = self.membership.roster() else { return };
+        if self.provided.is_none_or(|at| now.moment.since(at) >= ANNOUNCED) {
+            self.provided = Some(now.moment);
+            actions.push(Action::Provide(roster.to_block()));
+        }
+        self.hurries = true;
+    }
+
+    fn fetch(
+        &mut self,
+        digest: Digest,
+        now: Now,
+        action: impl FnOnce() -> Action,
+        actions: &mut Vec<Action>,
+    ) {
+        self.fetching.retain(|_, at| now.moment.since(*at) < FETCH_PAUSE);
+        if self.fetching.len() < MAX_FETCHES && !self.fetching.contains_key(&digest) {
+            self.fetching.insert(digest, now.moment);
+            actions.push(action());
+        }
+    }
+
+    /// Takes in a roster that was fetched, or that an admin has made.
+    pub fn take_roster(
+        &mut self,
+        block: &Bytes,
+        now: Now,
+        actions: &mut Vec<Action>,
+    ) -> Result<RosterChange, RosterRefusal> {
+        let roster = SignedRoster::open(block, self.membership.fleet()).map_err(RosterRefusal::Malformed)?;
+        let change = self.membership.take_roster(roster).map_err(|fork| {
+            actions.push(Action::RosterFork(fork));
+            RosterRefusal::Fork(fork)
+        })?;
+        if change == RosterChange::New {
+            let current = self.membership.roster().expect("it was taken in");
+            let (version, block) = (current.roster.version, current.to_block());
+            actions.push(Action::StoreRoster { version, block });
+            self.provided = None;
+            self.provide_roster(now, actions);
+            // What was answered with the roster before may be different now.
+            self.answered.clear();
+            self.fetching.clear();
+            self.look_for_due(now);
+        }
+        Ok(change)
+    }
+
+    /// Takes in a key grant that was fetched. Returns its group if its readers can go on: some epochs are refused, or can
+    /// be read with.
+    pub fn take_grant(
+        &mut self,
+        block: &Bytes,
+        actions: &mut Vec<Action>,
+    ) -> Result<Option<GroupName>, GrantRefusal> {
+        let grant = KeyGrant::open(block, self.membership.fleet()).map_err(GrantRefusal::Malformed)?;
+        let epochs = match self.membership.read_grant(&grant) {
+            Err(Refusal::LaterRoster) => return Err(GrantRefusal::Refused(Refusal::LaterRoster)),
+            other => {
+                self.remember_seen(Digest::of(block));
+                other.map_err(GrantRefusal::Refused)?.map_err(GrantRefusal::Malformed)?
+            }
+        };
+        let mut has_news = false;
+        if self.membership.is_keeper(&grant.writer, &grant.group) {
+            if !epochs.is_empty() {
+                self.store(grant.group.clone(), epochs, None, actions);
+            }
+        } else if !epochs.is_empty() {
+            has_news = true;
+            self.membership.offer(&grant.group, epochs);
+            self.forget_met_needs(&grant.group);
+        }
+        let is_for_me = grant.receiver == Some(self.id);
+        let unknown = |id: &[u8; 16]| self.membership.secrets(&grant.group, id).next().is_none();
+        let refused: Vec<_> = grant.refused.iter().filter(|id| is_for_me && unknown(id)).copied().collect();
+        has_news |= !refused.is_empty();
+        for epoch in refused {
+            self.give_up(grant.group.clone(), epoch);
+        }
+        Ok(has_news.then_some(grant.group))
+    }
+
+    fn remember_seen(&mut self, digest: Digest) {
+        if self.seen.len() >= MAX_SEEN {
+            self.seen.clear();
+        }
+        self.seen.insert(digest);
+    }
+
+    fn store(
+        &mut self,
+        group: GroupName,
+        epochs: Vec<Epoch>,
+        grant: Option<Bytes>,
+        actions: &mut Vec<Action>,
+    ) {
+        self.stored += 1;
+        actions.push(Action::StoreEpochs {
+            number: self.stored,
+            group: group.clone(),
+            epochs: epochs.clone(),
+        });
+        self.storing.insert(self.stored, Storing { group, epochs, grant });
+    }
+
+    /// Notes that epochs are durable. From now on they are used. Returns the group.
+    pub fn epochs_stored(&mut self, number: u64, now: Now, actions: &mut Vec<Action>) -> Option<GroupName> {
+        let Storing { group, epochs, grant } = self.storing.remove(&number)?;
+        for epoch in &epochs {
+            self.refused.remove(&(group.clone(), epoch.id.id));
+        }
+        self.membership.restore(group.clone(), epochs);
+        if let Some(grant) = grant {
+            self.announce(group.clone(), grant, None, now, actions);
+        }
+        self.forget_met_needs(&group);
+        self.look_for_due(now);
+        Some(group)
+    }
+
+    /// Forgets the requests for epochs that are there.
+    fn forget_met_needs(&mut self, group: &GroupName) {
+        self.needs.retain(|(of, id), _| {
+            of != group
+                || match id {
+                    Some(id) => self.membership.secrets(of, id).next().is_none(),
+                    None => self.membership.newest_epoch(of).is_none(),
+                }
+        });
+    }
+
+    fn announce(
+        &mut self,
+        group: GroupName,
+        grant: Bytes,
+        receiver: Option<WriterId>,
+        now: Now,
+        actions: &mut Vec<Action>,
+    ) {
+        let digest = Digest::of(&grant);
+        self.remember_seen(digest);
+        self.announced.push((now.moment, Announced { group, digest, receiver }));
+        actions.push(Action::Provide(grant));
+        self.hurries = true;
+    }
+
+    /// Answers a request: a keeper at once, another member if no keeper has answered for a while.
+    fn answer(&mut self, member: &WriterId, need: &Need, now: Now, actions: &mut Vec<Action>) {
+        self.answered.retain(|_, at| now.moment.since(*at) < ANSWER_PAUSE);
+        let (group, wanted) = need;
+        let key = (*member, need.clone());
+        let is_turn = self.membership.is_keeper(&self.id, group) || self.waits_long(&key, now);
+        if self.answered.contains_key(&key) || !is_turn {
+            return;
+        }
+        let random = &mut self.random.0;
+        let answer = self.membership.answer(member, group, wanted.as_ref(), &self.key, random);
+        if let Some(grant) = answer {
+            self.answered.insert(key, now.moment);
+            self.announce(group.clone(), grant, Some(*member), now, actions);
+        }
+    }
+
+    /// Whether a request was heard before and is not answered yet.
+    fn waits_long(&mut self, request: &(WriterId, Need), now: Now) -> bool {
+        self.unanswered.retain(|_, (_, last)| now.moment.since(*last) < KEEPERS_FIRST.saturating_mul(3));
+        if self.unanswered.len() >= MAX_REMEMBERED && !self.unanswered.contains_key(request) {
+            return false;
+        }
+        let (first, last) = self.unanswered.entry(request.clone()).or_insert((now.moment, now.moment));
+        *last = now.moment;
+        now.moment.since(*first) >= KEEPERS_FIRST
+    }
+
+    /// Plans the epochs that this member must make as a keeper, and asks for those with which it may write.
+    fn look_for_due(&mut self, now: Now) {
+        for group in self.membership.groups_without_epoch() {
+            if !self.membership.is_keeper(&self.id, &group) {
+                self.need((group, None));
+            }
+        }
+        let due = self.membership.due_epochs(now.wall);
+        let is_being_stored =
+            |group: &GroupName| self.storing.values().any(|it| it.group == *group && it.grant.is_some());
+        let due: Vec<_> = due.into_iter().filter(|(group, _)| !is_being_stored(group)).collect();
+        self.due.retain(|group, _| due.iter().any(|(it, _)| it == group));
+        for (group, rank) in due {
+            let pause = KEEPER_PAUSE.saturating_mul(u32::try_from(rank).unwrap_or(u32::MAX));
+            self.due.entry(group).or_insert(now.moment.after(pause));
+        }
+    }
+
+    /// Does what is due.
+    pub fn wake(&mut self, now: Now, actions: &mut Vec<Action>) {
+        if self.next_check <= now.moment {
+            self.next_check = now.moment.after(KEY_CHECK);
+            self.look_for_due(now);
+        }
+        let due: Vec<_> =
+            self.due.iter().filter(|(_, at)| **at <= now.moment).map(|it| it.0.clone()).collect();
+        for group in due {
+            self.due.remove(&group);
+            let random = &mut self.random.0;
+            let (epoch, grant) = self.membership.new_epoch(&group, now.wall, &self.key, random);
+            self.store(group, vec![epoch], Some(grant), actions);
+        }
+        let asks_again =
+            |asked: &Option<Moment>| asked.is_some_and(|at| now.moment.since(at) >= ANSWER_PAUSE);
+        self.hurries |= self.needs.values().any(asks_again);
+    }
+
+    /// The time at which [`Exchange::wake`] has work.
+    pub fn deadline(&self) -> Moment {
+        let asked = self.needs.values().flatten().map(|at| at.after(ANSWER_PAUSE));
+        self.due.values().copied().chain(asked).chain([self.next_check]).min().expect("the last is there")
+    }
+
+    /// What the next head says about rosters and keys.
+    pub fn state(&mut self, now: Now) -> (Option<RosterHead>, Vec<Announced>, Vec<Need>) {
+        self.announced.retain(|(at, _)| now.moment.since(*at) < ANNOUNCED);
+        let newest = self.announced.iter().rev().take(MAX_GRANTS).map(|(_, it)| it.clone()).collect();
+        let roster = self.membership.roster().map(|it| RosterHead {
+            version: it.roster.version,
+            digest: it.digest,
+            block: Digest::of(&it.to_block()),
+        });
+        let mut needs: Vec<_> = self.needs.iter_mut().collect();
+        needs.sort_by_key(|(_, asked)| **asked);
+        let needs = needs.into_iter().take(MAX_NEEDS).map(|(need, asked)| {
+            *asked = Some(now.moment);
+            need.clone()
+        });
+        (roster, newest, needs.collect())
+    }
+}
+
+/// The reason why a roster is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RosterRefusal {
+    /// It is invalid.
+    #[error(transparent)]
+    Malformed(Malformed),
+    /// The admins have signed another one of its version.
+    #[error(transparent)]
+    Fork(RosterFork),
+}
+
+/// The reason why a key grant is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GrantRefusal {
+    /// It is invalid.
+    #[error(transparent)]
+    Malformed(Malformed),
+    /// Its writer may not issue it.
+    #[error(transparent)]
+    Refused(Refusal),
+}

@@ -220,11 +220,13 @@ impl ReliableTopics {
         let now = self.now();
         match input {
             Input::Bundle(bundle) => {
-                self.mirror_bundle(&bundle);
+                if self.member.is_member(&bundle.header.writer) {
+                    self.mirror_bundle(&bundle);
+                }
                 self.member.receive(bundle, now);
             }
             Input::Head { head, block } => {
-                let is_other = head.writer != self.member.id();
+                let is_other = head.writer != self.member.id() && self.member.is_member(&head.writer);
                 if let Some(daemon) = head.place.peer.as_ref().filter(|_| is_other)
                     && self.parts.reliable.has_both()
                 {

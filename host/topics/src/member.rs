@@ -508,6 +508,11 @@ impl Member {
         }
     }
 
+    /// Whether a writer is a member; in a fleet without a roster everybody is.
+    pub fn is_member(&self, writer: &WriterId) -> bool {
+        self.membership().is_none_or(|membership| membership.check_member(writer).is_ok())
+    }
+
     /// Whether the roster allows a bundle.
     fn is_allowed(&mut self, bundle: &Bundle, is_fetched: bool) -> bool {
         let Some(exchange) = &self.exchange else { return true };

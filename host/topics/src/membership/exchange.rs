@@ -26,6 +26,9 @@ const FETCH_PAUSE: Duration = Duration::from_secs(2);
 /// The maximum number of rosters and key grants that are fetched at once. Anybody can name them in a head.
 const MAX_FETCHES: usize = 16;
 
+/// The number of fetches at which the rosters of others than members are not fetched.
+const MAX_OF_STRANGERS: usize = 4;
+
 /// The maximum number of key grants that a head names.
 pub const MAX_GRANTS: usize = 16;
 
@@ -131,6 +134,8 @@ pub struct Exchange {
     stored: u64,
     /// The time at which the block of the roster was last provided.
     provided: Option<Moment>,
+    /// The time at which a head was last sent because another one states an older roster.
+    told: Option<Moment>,
     /// Whether the next head should be sent soon.
     hurries: bool,
 }
@@ -156,6 +161,7 @@ impl Exchange {
             storing: BTreeMap::new(),
             stored: 0,
             provided: None,
+            told: None,
             hurries: false,
         }
     }
@@ -241,7 +247,8 @@ impl Exchange {
     /// Takes in what a head says about rosters and keys. The error says why its writer is no member.
     pub fn take_head(&mut self, head: &Head, now: Now, actions: &mut Vec<Action>) -> Result<(), Refusal> {
         // A roster is verified by its signatures, so anybody may name one.
-        self.look_at_roster(head.roster.as_ref(), now, actions);
+        let is_member = self.membership.check_member(&head.writer).is_ok();
+        self.look_at_roster(head.roster.as_ref(), is_member, now, actions);
         let member = self.membership.check_member(&head.writer)?;
         let groups = member.groups.clone();
         for announced in &head.grants {
@@ -256,14 +263,21 @@ impl Exchange {
         Ok(())
     }
 
-    fn look_at_roster(&mut self, stated: Option<&RosterHead>, now: Now, actions: &mut Vec<Action>) {
+    fn look_at_roster(
+        &mut self,
+        stated: Option<&RosterHead>,
+        is_of_member: bool,
+        now: Now,
+        actions: &mut Vec<Action>,
+    ) {
         let own = self.membership.roster().map(|it| (it.roster.version, it.digest));
         let Some(RosterHead { version, digest, block }) = stated else {
             self.provide_roster(now, actions);
             return;
         };
         let (own_version, is_same) = own.map_or((0, false), |(own, known)| (own, known == *digest));
-        if *version > own_version || *version == own_version && !is_same {
+        let is_news = *version > own_version || *version == own_version && !is_same;
+        if is_news && (is_of_member || self.fetching.len() < MAX_OF_STRANGERS) {
             self.fetch(*block, now, || Action::FetchRoster(*block), actions);
         } else if *version < own_version {
             self.provide_roster(now, actions);
@@ -277,7 +291,11 @@ impl Exchange {
             self.provided = Some(now.moment);
             actions.push(Action::Provide(roster.to_block()));
         }
-        self.hurries = true;
+        // Anybody can send heads.
+        if self.told.is_none_or(|at| now.moment.since(at) >= ANSWER_PAUSE) {
+            self.told = Some(now.moment);
+            self.hurries = true;
+        }
     }
 
     fn fetch(
@@ -529,4 +547,62 @@ pub enum GrantRefusal {
     /// Its writer may not issue it.
     #[error(transparent)]
     Refused(Refusal),
+}
+
+#[cfg(test)]
+mod tests {
+    use dim_age::x25519::Identity;
+    use dim_model::time::Timestamp;
+
+    use super::*;
+    use crate::head::Place;
+    use crate::identity::Incarnation;
+    use crate::membership::roster::Roster;
+
+    fn head(writer: u8, roster: Option<RosterHead>) -> Head {
+        Head {
+            writer: WriterId([writer; 32]),
+            incarnation: Incarnation([1; 16]),
+            began: Timestamp(1),
+            number: 1,
+            time: Timestamp(1),
+            hello: false,
+            place: Place::default(),
+            topics: Vec::new(),
+            received: Vec::new(),
+            wants: Vec::new(),
+            alarms: Vec::new(),
+            roster,
+            grants: Vec::new(),
+            needs: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn heads_of_strangers_cause_few_fetches_and_few_heads() {
+        let key = SigningKey::from_bytes(&[5; 32]);
+        let mut roster = Roster::first(&key, Timestamp(u64::MAX)).draft().unwrap();
+        roster.sign(&key);
+        let fleet = roster.roster.fleet.clone();
+        let id = WriterId::of(&key.verifying_key());
+        let membership = Membership::new(fleet, id, Identity::new(&[1; 32]), Some(roster));
+        let mut exchange = Exchange::new(membership, key, RandomSource::new(|bytes| bytes.fill(7)));
+        let now = Now { moment: Moment(Duration::from_secs(9)), wall: Timestamp(9) };
+        let mut actions = Vec::new();
+        for number in 10..50 {
+            let digest = Digest([number; 32]);
+            let newer = Some(RosterHead { version: u64::MAX, digest, block: digest });
+            assert_eq!(exchange.take_head(&head(number, newer), now, &mut actions), Err(Refusal::Stranger));
+        }
+        assert_eq!(actions.len(), MAX_OF_STRANGERS, "{actions:?}");
+        // Those without a roster are told of this one, but not each at once.
+        let mut hurries = 0;
+        for number in 10..50 {
+            exchange.take_head(&head(number, None), now, &mut actions).unwrap_err();
+            hurries += usize::from(exchange.take_hurry());
+        }
+        assert_eq!(hurries, 1);
+        let provided = actions.iter().filter(|action| matches!(action, Action::Provide(_)));
+        assert_eq!(provided.count(), 1);
+    }
 }

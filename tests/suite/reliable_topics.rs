@@ -115,9 +115,13 @@ async fn events_arrive_once_and_in_order_over_restarts_of_both_hosts() {
 /// Checks what both hosts show of the two incarnations of the writer, each from its side.
 async fn are_all_known(writer: &TestHost, reader: &TestHost) {
     let logs = async |host: &TestHost| host.host.exchange.links.reliable.writers(&topic()).await.unwrap();
+    // The driver learns a moment after the commit what is durable.
+    eventually_within(ARRIVAL, "the reader shows that it has received all", async || {
+        logs(reader).await.iter().map(|log| log.received).sum::<u64>() == 500
+    })
+    .await;
     let at_reader = logs(reader).await;
     assert_eq!(at_reader.len(), 2, "{at_reader:?}");
-    assert_eq!(at_reader.iter().map(|log| log.received).sum::<u64>(), 500);
     assert!(at_reader.iter().all(|log| !log.is_own && log.end == log.received && log.counters.gaps == 0));
     // The writer learns from a head of the reader how far it is. Heads are plain messages and can be lost; the third one
     // comes a minute later.

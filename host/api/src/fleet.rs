@@ -10,8 +10,7 @@ use dim_network::reliable_topics::FleetState;
 use dim_server::host::Host;
 use dim_store::topic_rows::TopicState;
 use dim_topics::block::MAX_BLOCK;
-use dim_topics::membership::roster::SignedRoster;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::ApiError;
@@ -78,26 +77,25 @@ pub struct FleetGroup {
 }
 
 /// The last bundle of a log of a member that is durable at this host.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct MemberLog {
     /// The topic.
-    topic: Topic,
+    pub topic: Topic,
     /// The process start of the member: 16 random bytes in hex.
-    incarnation: String,
+    pub incarnation: String,
     /// The sequence of the first event of the bundle.
-    first: u64,
+    pub first: u64,
     /// The number of events of the bundle.
-    count: u32,
+    pub count: u32,
     /// The hybrid time of the first event, in nanoseconds since 1970.
-    time: u64,
+    pub time: u64,
     /// The CID of the bundle.
-    cid: String,
+    pub cid: String,
 }
 
 impl Fleet {
-    fn of(state: FleetState) -> Result<Self, ApiError> {
-        let roster = state.roster.as_ref().map(|block| SignedRoster::open(block, &state.name)).transpose();
-        let roster = roster.map_err(ApiError::unavailable)?.map(|signed| signed.roster);
+    fn of(state: FleetState) -> Self {
+        let roster = state.roster.map(|signed| signed.roster);
         let epochs: BTreeMap<_, _> = state.epochs.into_iter().collect();
         let members = roster.iter().flat_map(|roster| &roster.members);
         let members: Vec<FleetMember> = members
@@ -115,7 +113,7 @@ impl Fleet {
             has_history: group.history,
             epoch: epochs.get(name).cloned().flatten(),
         });
-        Ok(Self {
+        Self {
             line: format!("{}:{}", state.id, state.sealing),
             is_member: members.iter().any(|member| member.id == state.id),
             version: roster.as_ref().map(|it| it.version),
@@ -125,7 +123,7 @@ impl Fleet {
             alarms: state.forks.iter().map(ToString::to_string).collect(),
             name: state.name,
             id: state.id,
-        })
+        }
     }
 }
 
@@ -138,7 +136,7 @@ async fn state(host: &Host) -> Result<FleetState, ApiError> {
 #[utoipa::path(get, path = "/fleet", tag = "fleet", operation_id = "show_fleet",
     responses((status = 200, body = Fleet), Missing))]
 pub async fn show(Current(host): Current) -> Result<Json<Fleet>, ApiError> {
-    Ok(Json(Fleet::of(state(&host).await?)?))
+    Ok(Json(Fleet::of(state(&host).await?)))
 }
 
 /// Returns the newest roster: a block that its admins have signed.
@@ -146,7 +144,8 @@ pub async fn show(Current(host): Current) -> Result<Json<Fleet>, ApiError> {
     responses((status = 200, body = inline(Binary), content_type = "application/octet-stream"), Missing))]
 pub async fn roster(Current(host): Current) -> Result<Bytes, ApiError> {
     let roster = state(&host).await?.roster;
-    roster.ok_or_else(|| ApiError::not_found("this host has no roster yet"))
+    let roster = roster.ok_or_else(|| ApiError::not_found("this host has no roster yet"))?;
+    Ok(roster.to_block())
 }
 
 /// The version of the newest roster.

@@ -46,6 +46,7 @@ use utoipa_axum::routes;
 
 pub use admission::Admission;
 pub use error::ApiError;
+pub use fleet::MemberLog;
 pub use jobs::JobStatus;
 pub use openapi::document;
 pub use server::serve;

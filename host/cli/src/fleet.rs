@@ -11,6 +11,7 @@ use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use clap::{Args, Subcommand};
 use dim_age::x25519::Recipient;
+use dim_api::MemberLog;
 use dim_model::ident::{GroupName, IpnsName, MemberLabel, Topic};
 use dim_model::time::{Timestamp, nanoseconds};
 use dim_topics::bundle::Listed;
@@ -19,7 +20,6 @@ use dim_topics::membership::roster::{Group, MAX_CUTS, MemberRow, Roster, SignedR
 use ed25519_dalek::SigningKey;
 use rand::Rng as _;
 use reqwest::Method;
-use serde::Deserialize;
 use serde_json::Value;
 use zeroize::Zeroizing;
 
@@ -132,17 +132,6 @@ impl std::str::FromStr for MemberLine {
         let sealing = sealing.parse().map_err(|error| format!("{form}: {error}"))?;
         Ok(Self { writer, sealing })
     }
-}
-
-/// The end of a log, as the host has it.
-#[derive(Deserialize)]
-struct MemberLog {
-    topic: Topic,
-    incarnation: String,
-    first: u64,
-    count: u32,
-    time: u64,
-    cid: String,
 }
 
 impl Command {

@@ -101,14 +101,7 @@ word!(
 
 word!(
     /// The name of a plugin: 1 to 64 lower-case letters, digits and hyphens, starting with a letter.
-    PluginName, "plugin name", |text| {
-        if !text.starts_with(|c: char| c.is_ascii_lowercase()) {
-            return Some("it must start with a lower-case letter");
-        }
-        if text.len() > 64 { return Some("it is longer than 64 bytes"); }
-        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-        (!text.chars().all(plain)).then_some("only a-z, 0-9 and - are allowed")
-    }
+    PluginName, "plugin name", check_lower_case
 );
 
 word!(
@@ -126,14 +119,7 @@ word!(
 word!(
     /// The name of a group of members that share the keys of encrypted topics: 1 to 64 lower-case letters, digits and
     /// hyphens, starting with a letter.
-    GroupName, "group name", |text| {
-        if !text.starts_with(|c: char| c.is_ascii_lowercase()) {
-            return Some("it must start with a lower-case letter");
-        }
-        if text.len() > 64 { return Some("it is longer than 64 bytes"); }
-        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-        (!text.chars().all(plain)).then_some("only a-z, 0-9 and - are allowed")
-    }
+    GroupName, "group name", check_lower_case
 );
 
 word!(
@@ -250,6 +236,18 @@ word!(
         Cid::try_from(text).is_err().then_some("it cannot be read")
     }
 );
+
+/// Returns the reason if a text is not 1 to 64 lower-case letters, digits and hyphens that start with a letter.
+fn check_lower_case(text: &str) -> Option<&'static str> {
+    if !text.starts_with(|c: char| c.is_ascii_lowercase()) {
+        return Some("it must start with a lower-case letter");
+    }
+    if text.len() > 64 {
+        return Some("it is longer than 64 bytes");
+    }
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    (!text.chars().all(plain)).then_some("only a-z, 0-9 and - are allowed")
+}
 
 /// Returns the reason if a text cannot be an id. An id is part of store keys and URLs, and operators read it.
 fn check_id(text: &str, max: usize) -> Option<&'static str> {

@@ -45,7 +45,7 @@ pub use channel::{
     Channels, Deliveries, Input, Inputs, Reliable, ReliableTopic, WaitingPublish, reliable_topic,
 };
 pub use dim_topics::reader::ReaderCounters;
-pub use identity::{Identity, IdentityError};
+pub use identity::{Identity, IdentityError, has_roster};
 pub use membership::{BlockKind, FleetState};
 pub use plain_copies::{HOLD, Verdict};
 pub use writer_log::{ReaderPosition, WriterLog};
@@ -226,13 +226,13 @@ impl ReliableTopics {
                 self.member.receive(bundle, now);
             }
             Input::Head { head, block } => {
-                let is_other = head.writer != self.member.id() && self.member.is_member(&head.writer);
-                if let Some(daemon) = head.place.peer.as_ref().filter(|_| is_other)
+                let is_other_member = head.writer != self.member.id() && self.member.is_member(&head.writer);
+                if let Some(daemon) = head.place.peer.as_ref().filter(|_| is_other_member)
                     && self.parts.reliable.has_both()
                 {
                     self.parts.reliable.copies().head_names(head.writer, daemon);
                 }
-                if is_other {
+                if is_other_member {
                     self.mirror_head(&head, &block);
                 }
                 let writer = head.writer;

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dim_model::beginning::ReadFrom;
-use dim_model::ident::{GroupName, InvalidWord, IpnsName, PeerName, PluginName, Topic};
+use dim_model::ident::{GroupName, InvalidWord, PeerName, PluginName, Topic};
 use dim_model::signer::Signer;
 use dim_network::reliable_topics::{Deliveries, ReliableTopic};
 use dim_store::commit::Durability;
@@ -166,7 +166,7 @@ impl Default for FleetConfig {
 impl FleetConfig {
     /// Whether the fleet has a roster: its name is the IPNS name of the key of its first admin.
     pub fn has_roster(&self) -> bool {
-        self.name.parse::<IpnsName>().is_ok_and(|name| name.as_str() == self.name)
+        dim_network::reliable_topics::has_roster(&self.name)
     }
 
     /// Whether the name has 1 to 64 letters, digits, points, hyphens and underscores.

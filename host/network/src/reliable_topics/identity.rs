@@ -57,15 +57,19 @@ impl Identity {
         random.fill_bytes(&mut incarnation);
         let incarnation = Incarnation(incarnation);
         let author = Author { fleet: fleet.to_owned(), key, incarnation, began: now };
-        let membership = match fleet.parse::<IpnsName>() {
-            Ok(name) if name.as_str() == fleet => {
-                let sealing = x25519::Identity::new(signing_key(keys, SEALING_KEY)?.as_bytes());
-                Some(MembershipFiles::open(keys, &author, sealing)?)
-            }
-            _ => None,
+        let membership = if has_roster(fleet) {
+            let sealing = x25519::Identity::new(signing_key(keys, SEALING_KEY)?.as_bytes());
+            Some(MembershipFiles::open(keys, &author, sealing)?)
+        } else {
+            None
         };
         Ok(Self { author, seed: random.next_u64(), membership })
     }
+}
+
+/// Whether a fleet has a roster: its name is the IPNS name of the key of its first admin.
+pub fn has_roster(fleet: &str) -> bool {
+    fleet.parse::<IpnsName>().is_ok_and(|name| name.as_str() == fleet)
 }
 
 fn signing_key(keys: &Keyring, name: &str) -> Result<SigningKey, IdentityError> {

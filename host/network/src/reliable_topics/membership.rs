@@ -9,6 +9,7 @@ use dim_topics::block::MAX_BLOCK;
 use dim_topics::identity::Digest;
 use dim_topics::membership::RosterFork;
 use dim_topics::membership::key_grant::Epoch;
+use dim_topics::membership::roster::SignedRoster;
 use tokio::sync::oneshot;
 
 use super::channel::Input;
@@ -36,8 +37,8 @@ pub struct FleetState {
     pub id: IpnsName,
     /// The public key of this host for which secrets are encrypted, in the form of the age format.
     pub sealing: String,
-    /// The block of the newest roster; `None` if this host has none yet.
-    pub roster: Option<Bytes>,
+    /// The newest roster; `None` if this host has none yet.
+    pub roster: Option<SignedRoster>,
     /// For each group of this host: the highest epoch with which it may write, if there is one.
     pub epochs: Vec<(GroupName, Option<String>)>,
     /// The rosters that were refused, because the admins have signed others of their versions.
@@ -150,7 +151,9 @@ impl ReliableTopics {
 
     /// Says that a topic is encrypted, if the config does.
     pub(super) fn encrypt_if_configured(&mut self, topic: &Topic) {
-        if let Some(group) = self.parts.reliable.settings(topic).and_then(|settings| settings.group) {
+        if self.member.membership().is_some()
+            && let Some(group) = self.parts.reliable.settings(topic).and_then(|settings| settings.group)
+        {
             self.member.encrypt(topic.clone(), group);
         }
     }
@@ -170,7 +173,7 @@ impl ReliableTopics {
             name: membership.fleet().to_owned(),
             id: id.name(),
             sealing: membership.recipient().to_string(),
-            roster: roster.map(|it| it.to_block()),
+            roster: roster.cloned(),
             epochs: groups.unwrap_or_default().into_iter().map(epoch).collect(),
             forks: membership.forks().copied().collect(),
         })

@@ -213,10 +213,15 @@ impl Exchange {
             return Opened::Events(Err(Malformed::Events("they are encrypted, and the topic is not")));
         };
         let fleet = self.membership.fleet();
-        let secrets = self.membership.secrets(group, epoch);
-        // The last attempt counts if none is right.
-        let attempts = secrets.map(|secret| bundle.decrypted_events(fleet, secret));
-        match attempts.reduce(|one, other| if one.is_ok() { one } else { other }) {
+        // Usually the first secret is right. If none is, the last error counts.
+        let mut events = None;
+        for secret in self.membership.secrets(group, epoch) {
+            let attempt = events.insert(bundle.decrypted_events(fleet, secret));
+            if attempt.is_ok() {
+                break;
+            }
+        }
+        match events {
             Some(events) => Opened::Events(events),
             None if self.refused.contains(&(group.clone(), *epoch)) => Opened::Refused,
             None => Opened::NoSecret((group.clone(), Some(*epoch))),
@@ -247,10 +252,9 @@ impl Exchange {
     /// Takes in what a head says about rosters and keys. The error says why its writer is no member.
     pub fn take_head(&mut self, head: &Head, now: Now, actions: &mut Vec<Action>) -> Result<(), Refusal> {
         // A roster is verified by its signatures, so anybody may name one.
-        let is_member = self.membership.check_member(&head.writer).is_ok();
-        self.look_at_roster(head.roster.as_ref(), is_member, now, actions);
-        let member = self.membership.check_member(&head.writer)?;
-        let groups = member.groups.clone();
+        let groups = self.membership.check_member(&head.writer).map(|member| member.groups.clone());
+        self.look_at_roster(head.roster.as_ref(), groups.is_ok(), now, actions);
+        let groups = groups?;
         for announced in &head.grants {
             let is_for_me = announced.receiver.is_none_or(|receiver| receiver == self.id);
             if is_for_me && groups.contains(&announced.group) && !self.seen.contains(&announced.digest) {

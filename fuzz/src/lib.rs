@@ -15,6 +15,7 @@ pub mod ipns_records;
 pub mod job_events;
 pub mod kubo;
 pub mod manifests;
+pub mod membership;
 pub mod random_components;
 pub mod scenarios;
 
@@ -53,6 +54,7 @@ targets![
     job_events,
     kubo,
     manifests,
+    membership,
     random_components,
     scenarios,
 ];

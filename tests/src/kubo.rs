@@ -121,6 +121,12 @@ impl Kubo {
         }
     }
 
+    /// Returns the URL of the gateway, as in `http://127.0.0.1:8080`.
+    pub fn gateway(&self) -> String {
+        let gateway = std::fs::read_to_string(self.repo.path().join("gateway"));
+        gateway.expect("the daemon has a gateway").trim().to_owned()
+    }
+
     /// Returns the path of the repository.
     pub fn repo(&self) -> &Path {
         self.repo.path()

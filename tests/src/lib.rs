@@ -7,6 +7,7 @@ mod clock;
 pub mod component;
 mod disk;
 pub mod endurance;
+pub mod fleet;
 mod host;
 pub mod javascript;
 mod kubo;

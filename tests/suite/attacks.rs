@@ -15,7 +15,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_dim-under-test");
 
 /// How often all attack.
 fn rounds() -> usize {
-    tier::repeats(1, 10)
+    tier::repeats(1, 20)
 }
 
 /// How the operator sees an attack.
@@ -288,8 +288,8 @@ async fn no_attack_takes_the_host_down_changes_what_others_know_or_hides() {
 
     let (start, last) = (resident[0], resident[resident.len() - 1]);
     assert!(last <= start + start / 10, "{start} bytes at the start, {last} at the end");
-    // What grows slowly shows after some rounds only.
-    if let Some(fifth) = resident.get(5) {
-        assert!(last <= fifth + fifth / 50, "{fifth} bytes after five rounds, {last} at the end");
+    // What grows slowly shows after some rounds only, when the caches and the allocator have what they keep.
+    if let Some(tenth) = resident.get(10) {
+        assert!(last <= tenth + tenth / 50, "{tenth} bytes after ten rounds, {last} at the end");
     }
 }

@@ -117,6 +117,7 @@ targets! {
     job_events_at_random_leave_sound_jobs: "job_events", 1_000;
     answers_of_a_daemon_at_random_are_understood_or_refused: "kubo", 1_000;
     manifests_at_random_are_read_or_refused: "manifests", 3_000;
+    rosters_and_keys_at_random_are_taken_in_only_from_admins_and_keepers: "membership", 3_000;
     random_components_are_refused_and_do_no_harm: "random_components", 50;
     scenarios_at_random_end_the_same_each_time: "scenarios", 1_000;
 }

@@ -75,7 +75,7 @@ async fn has_numbers(host: &TestHost, count: usize) {
 async fn are_connected(hosts: [&TestHost; 2]) {
     for host in hosts {
         let pubsub = &host.host.exchange.links.backend.pubsub;
-        let channel = host.host.exchange.links.reliable.channels.of(&topic());
+        let channel = host.host.exchange.links.reliable.channels().of(&topic());
         eventually_within(ARRIVAL, "the daemon has a peer on the topic", async || {
             pubsub.peers(&channel).await.is_ok_and(|peers| !peers.is_empty())
         })
@@ -134,7 +134,7 @@ async fn are_all_known(writer: &TestHost, reader: &TestHost) {
 }
 
 /// Copies a state directory.
-fn copy_of(dir: &Path) -> tempfile::TempDir {
+pub fn copy_of(dir: &Path) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
     let status = std::process::Command::new("cp").arg("-a").arg(dir.join(".")).arg(copy.path()).status();
     assert!(status.unwrap().success());

@@ -27,10 +27,12 @@ mod machine;
 mod heartbeat;
 mod transport;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use cap_std::ambient_authority;
+use cap_std::fs::Dir;
 use futures::FutureExt as _;
 use thiserror::Error;
 use tokio::task::{JoinError, JoinSet};
@@ -39,12 +41,13 @@ use tokio_util::sync::CancellationToken;
 pub use socket::SOCKET;
 pub use spool::SpoolError;
 
+use dim_ipfs::keys::Keyring;
 use dim_ipfs::kubo;
 use dim_model::connectivity::Connectivity;
 use dim_model::ident::NodeId;
 use dim_model::time::{Clock, Timestamp};
 use dim_network::lone_writer::{self, LoneWriter, Tasks};
-use dim_network::reliable_topics::{Deliveries, ReliableTopic, reliable_topic};
+use dim_network::reliable_topics::{Deliveries, IdentityError, ReliableTopic, reliable_topic};
 use dim_server::config::Topics;
 use dim_store::Absent;
 use dim_store::plugin_limits::MESSAGE_BYTES;
@@ -231,6 +234,26 @@ fn words(end: Result<std::io::Result<()>, JoinError>) -> String {
         Ok(Err(error)) => error.to_string(),
         Err(panic) => panic.to_string(),
     }
+}
+
+/// Returns the public keys of the agent in a directory in one line, as an admin adds it to a fleet with a roster. Directory
+/// and keys are made once.
+pub fn keys_line(dir: &Path) -> Result<String, KeysError> {
+    let dir = dir.join(WRITER);
+    dim_store::owner_only::create_dir_all(&dir)?;
+    let dir = Dir::open_ambient_dir(&dir, ambient_authority())?;
+    Ok(dim_network::reliable_topics::keys_line(&Keyring::open(&dir).map_err(IdentityError::from)?)?)
+}
+
+/// The reason why an agent has no keys for a fleet.
+#[derive(Debug, Error)]
+pub enum KeysError {
+    /// The directory cannot be used.
+    #[error("cannot use the directory of the agent")]
+    Directory(#[from] std::io::Error),
+    /// The keys cannot be used.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
 }
 
 /// Returns the transport, and the tasks of the writer of reliable topics if it has one.

@@ -17,6 +17,7 @@ use dim_model::health::{Code, HealthFinding};
 use dim_model::ident::{KeyName, PluginName};
 use dim_model::time::Timestamp;
 use dim_network::name_publisher::Lasting;
+use dim_network::reliable_topics::{FleetProblem, FleetState};
 use dim_server::host::{Host, NotLoaded, Standing, Supervised};
 use dim_store::change::Version;
 use dim_store::disk_monitor::Shortage;
@@ -93,10 +94,12 @@ const ASKING: Duration = Duration::from_millis(500);
 /// Returns all findings, including those about merges with other hosts of the fleet.
 pub async fn all_troubles(host: &Host) -> Result<Vec<HealthFinding>, ApiError> {
     let mut found = troubles(host)?;
-    let (reports, report) = tokio::join!(
+    let (reports, report, fleet) = tokio::join!(
         tokio::time::timeout(ASKING, jobs::reports(host)),
         tokio::time::timeout(ASKING, nodes::report(host)),
+        tokio::time::timeout(ASKING, host.exchange.links.reliable.fleet()),
     );
+    found.extend(of_fleet(fleet.ok().flatten(), host.storage.log.clock().wall()));
     let reports = reports.unwrap_or_default();
     found.extend(reports.into_iter().filter_map(|report| {
         if let Some(error) = report.error {
@@ -195,6 +198,21 @@ fn alarms(host: &Host) -> Result<Vec<HealthFinding>, ApiError> {
         Some(HealthFinding::events(Code::WriterAlarm, count, message)?.about(&writer).since(last.at))
     };
     Ok(of_writer.into_iter().filter_map(finding).collect())
+}
+
+/// Returns the findings about a fleet with a roster.
+fn of_fleet(state: Option<FleetState>, now: Timestamp) -> Vec<HealthFinding> {
+    let finding = |problem: FleetProblem| {
+        let message = problem.to_string();
+        match problem {
+            FleetProblem::Fork(_) => HealthFinding::error(Code::FleetAlarm, message),
+            FleetProblem::Removed(_) | FleetProblem::Expired(_) => {
+                HealthFinding::error(Code::FleetProblem, message)
+            }
+            _ => HealthFinding::warning(Code::FleetProblem, message),
+        }
+    };
+    state.iter().flat_map(|state| state.problems(now)).map(finding).collect()
 }
 
 /// Acknowledges the past events that the health findings describe.

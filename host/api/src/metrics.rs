@@ -32,6 +32,7 @@ pub async fn metrics(Current(host): Current) -> Result<Response, ApiError> {
     plugins(&mut registry, &host);
     topics(&mut registry, &host);
     writers(&mut registry, &host).await;
+    fleet(&mut registry, &host).await;
     sending(&mut registry, &host)?;
     own_names(&mut registry, &host)?;
     store(&mut registry, &host)?;
@@ -211,6 +212,24 @@ async fn writers(registry: &mut Registry, host: &Host) {
     of_each(Kind::Counter, "topic_writer_refused", "Bundles that were refused", |it| it.counters.refused);
     let help = "Events of this host that another host does not have, as far as it has reported";
     family_of_two(registry, Kind::Gauge, "topic_reader_lag", help, ["topic", "reader"], readers.into_iter());
+}
+
+/// The metrics of a fleet with a roster.
+async fn fleet(registry: &mut Registry, host: &Host) {
+    let Some(state) = host.exchange.links.reliable.fleet().await else { return };
+    let roster = state.roster.as_ref().map(|it| &it.roster);
+    let version = roster.map_or(0, |it| it.version);
+    gauge(registry, "fleet_roster_version", "Version of the roster that this host has", version);
+    let members = roster.map_or(0, |it| it.members.len() as u64);
+    gauge(registry, "fleet_members", "Members of the fleet by the roster of this host", members);
+    let expires = roster.map_or(0, |it| it.expires.0 / 1_000_000_000);
+    let help = "Time after which members write no encrypted topics, in seconds since 1970";
+    gauge(registry, "fleet_roster_expires", help, expires);
+    let forks = state.forks.len() as u64;
+    gauge(registry, "fleet_roster_forks", "Rosters that were refused because of another one", forks);
+    let refused = state.refused.iter().map(|(why, it)| (why.name().to_owned(), it.count as f64));
+    let help = "Messages and blocks of the fleet that were refused, by the reason";
+    family(registry, Kind::Counter, "fleet_refused", help, "reason", refused);
 }
 
 fn sending(registry: &mut Registry, host: &Host) -> Result<(), ApiError> {

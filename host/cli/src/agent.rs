@@ -271,7 +271,11 @@ impl Run {
         };
         let authorization = config.ipfs.api_authorization.as_ref().map(Secret::read).transpose()?;
         let settings = kubo::Settings { address: address.parse()?, authorization };
-        Ok(To::Kubo(ToKubo { settings, fleet: config.fleet.name.clone(), deliveries: config.deliveries() }))
+        Ok(To::Kubo(ToKubo {
+            settings,
+            fleet: config.fleet.name.to_string(),
+            deliveries: config.deliveries(),
+        }))
     }
 }
 

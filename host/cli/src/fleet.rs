@@ -12,6 +12,7 @@ use bytes::Bytes;
 use clap::{Args, Subcommand};
 use dim_age::x25519::Recipient;
 use dim_api::MemberLog;
+use dim_ipfs::ipns_record::Record;
 use dim_model::ident::{GroupName, IpnsName, MemberLabel, Topic};
 use dim_model::time::{Timestamp, nanoseconds};
 use dim_topics::bundle::Listed;
@@ -25,6 +26,10 @@ use zeroize::Zeroizing;
 
 use crate::client::Client;
 use crate::output::{Column, Output, Watch, line, note};
+use crate::plugin::asks;
+
+/// The time for which readers may cache the record of the fleet's name.
+const RECORD_TTL: Duration = Duration::from_secs(300);
 
 /// The first word of the file of an admin key. The private key follows in hex.
 const KEY_FORM: &str = "dim-fleet-admin-key-1";
@@ -33,8 +38,8 @@ const KEY_FORM: &str = "dim-fleet-admin-key-1";
 pub enum Command {
     /// Make the admin key of a new fleet, and print the name of the fleet
     ///
-    /// The name goes into the config of each host: `fleet: { name: k51… }`. Whoever has the key decides who is a
-    /// member: keep it away from the hosts, and keep a copy of it. Example: dim fleet init lab
+    /// Each host joins the fleet with dim fleet join. The key decides about the members: keep it away from the hosts, and
+    /// keep a copy of it. Example: dim fleet init lab
     Init {
         /// Name of the file, without its ending .fleet-key
         name: String,
@@ -42,10 +47,18 @@ pub enum Command {
         #[arg(long, value_name = "FILE")]
         admin_key: Option<PathBuf>,
     },
-    /// Print the keys of the host in one line, for dim fleet add
+    /// Let the host join a fleet, and print its keys in one line for dim fleet add
+    ///
+    /// The host needs no restart. Its reliable topics are those of the fleet from now on. Example: dim fleet join k51…
     Join {
         /// Name of the fleet, k51…
         fleet: IpnsName,
+        /// Leave the fleet with a roster to which the host belongs
+        #[arg(long, conflicts_with = "agent_dir")]
+        leave: bool,
+        /// Directory of an agent: print the keys of the agent instead. Its config must name the fleet
+        #[arg(long, value_name = "DIR")]
+        agent_dir: Option<PathBuf>,
     },
     /// Add a member, or change its groups
     ///
@@ -96,19 +109,75 @@ pub enum Command {
         #[command(flatten)]
         change: Change,
     },
-    /// List the members
+    /// List, add or remove admins
+    #[command(subcommand)]
+    Admin(Admin),
+    /// Add a signature to a draft of a roster; the last one publishes it
+    ///
+    /// The differences from the current roster are shown. Example: dim fleet sign roster-7.draft
+    Sign {
+        /// Draft that another admin has made
+        draft: PathBuf,
+        /// File of the admin key
+        #[arg(long, value_name = "FILE", env = "DIM_FLEET_KEY")]
+        admin_key: PathBuf,
+        /// Sign without a question
+        #[arg(long)]
+        yes: bool,
+    },
+    /// List the members, when each was heard, and the roster and keys that it has
     Ls {
         #[command(flatten)]
         watch: Watch,
     },
 }
 
+/// The subcommands for the admins of a fleet.
+#[derive(Debug, Subcommand)]
+pub enum Admin {
+    /// Make the key of a new admin, and print the name of the key for dim fleet admin add
+    Key {
+        /// Name of the file, without its ending .fleet-key
+        name: String,
+        /// File for the key [default: NAME.fleet-key]
+        #[arg(long, value_name = "FILE")]
+        admin_key: Option<PathBuf>,
+    },
+    /// Add an admin
+    ///
+    /// The current admins and the new ones must sign. Example: dim fleet admin add k51… --threshold 2
+    Add {
+        /// Name of the key of the new admin, k51…
+        admin: IpnsName,
+        /// Number of admins that must sign each roster from now on [default: as before]
+        #[arg(long, value_name = "NUMBER")]
+        threshold: Option<u32>,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Remove an admin
+    Remove {
+        /// Name of the key of the admin, k51…
+        admin: IpnsName,
+        /// Number of admins that must sign each roster from now on [default: as before]
+        #[arg(long, value_name = "NUMBER")]
+        threshold: Option<u32>,
+        #[command(flatten)]
+        change: Change,
+    },
+    /// List the admins
+    Ls,
+}
+
 /// The options of a change of the roster.
 #[derive(Debug, Args)]
 pub struct Change {
-    /// File of the admin key
-    #[arg(long, value_name = "FILE", env = "DIM_FLEET_KEY")]
-    admin_key: PathBuf,
+    /// File of the admin key; can be repeated if several admins must sign
+    #[arg(long, value_name = "FILE", env = "DIM_FLEET_KEY", required = true)]
+    admin_key: Vec<PathBuf>,
+    /// File for the draft if signatures of other admins are missing [default: roster-VERSION.draft]
+    #[arg(long, value_name = "FILE")]
+    draft: Option<PathBuf>,
     /// Time after which members write no encrypted topics, unless the roster is renewed
     #[arg(long, value_name = "TIME", default_value = "90d", value_parser = dim_model::time::duration_of)]
     valid: Duration,
@@ -137,28 +206,24 @@ impl std::str::FromStr for MemberLine {
 impl Command {
     pub async fn execute(self, client: &Client, out: &Output) -> anyhow::Result<()> {
         match self {
-            Self::Init { name, admin_key } => {
-                let file = admin_key.unwrap_or_else(|| PathBuf::from(format!("{name}.fleet-key")));
-                let key = make_key(&file)?;
-                let fleet = WriterId::of(&key.verifying_key()).name();
-                note(&format!("the admin key is in {}: keep it, and a copy of it", file.display()));
-                if out.is_json() {
-                    return out.rows(&serde_json::json!({ "fleet": fleet, "admin_key": file }), &[]);
-                }
-                line(fleet.as_str())
-            }
-            Self::Join { fleet } => {
-                let known = client.get(&["fleet"], &[]).await?;
-                if known["name"] != fleet.as_str() {
-                    bail!(
-                        "the host belongs to the fleet {}: set `fleet: {{ name: {fleet} }}` in its config, and restart it",
-                        known["name"].as_str().unwrap_or_default()
+            Self::Init { name, admin_key } => make_admin(&name, admin_key, "fleet", out),
+            Self::Join { fleet, leave, agent_dir } => {
+                let joined = match agent_dir {
+                    Some(dir) => serde_json::json!({ "line": dim_agent::keys_line(&dir)? }),
+                    None => {
+                        let request = serde_json::json!({ "fleet": fleet, "leave": leave });
+                        client.send_json(Method::POST, &["fleet", "join"], &[], &request).await?
+                    }
+                };
+                if joined["has_reliable_topics"] == false {
+                    note(
+                        "the host has no reliable topics: set `delivery: reliable` for some in its config, and restart it",
                     );
                 }
                 if out.is_json() {
-                    return out.rows(&serde_json::json!({ "line": known["line"] }), &[]);
+                    return out.rows(&joined, &[]);
                 }
-                line(known["line"].as_str().unwrap_or_default())
+                line(joined["line"].as_str().unwrap_or_default())
             }
             Self::Add { line, name, group, keeper, history, first, change } => {
                 let groups: BTreeSet<GroupName> = group.into_iter().collect();
@@ -193,19 +258,263 @@ impl Command {
                     .await
             }
             Self::Renew { change } => change.make(client, out, false, async |_| Ok(())).await,
+            Self::Admin(admin) => admin.execute(client, out).await,
+            Self::Sign { draft, admin_key, yes } => sign(client, out, &draft, &admin_key, yes).await,
             Self::Ls { watch } => {
-                const COLUMNS: [Column; 5] = [
+                const COLUMNS: [Column; 8] = [
                     Column::word("NAME", "/name"),
                     Column::word("ID", "/id"),
                     Column::text("GROUPS", "/groups"),
                     Column::word("KEEPER", "/is_keeper"),
                     Column::word("SINCE VERSION", "/since"),
+                    Column::ago("HEARD", "/heard"),
+                    Column::word("ROSTER", "/version"),
+                    Column::text("KEYS", "/keys"),
                 ];
-                out.list(watch, &COLUMNS, async || Ok(client.get(&["fleet"], &[]).await?["members"].take()))
-                    .await
+                let noted = std::sync::Once::new();
+                out.list(watch, &COLUMNS, async || {
+                    let mut fleet = client.get(&["fleet"], &[]).await?;
+                    noted.call_once(|| note_fleet(&fleet));
+                    let mut members = fleet["members"].take();
+                    if !out.is_json() {
+                        members.as_array_mut().into_iter().flatten().for_each(name_keys);
+                    }
+                    Ok(members)
+                })
+                .await
             }
         }
     }
+}
+
+/// Adds the names of the keys of a member, for a table.
+fn name_keys(member: &mut Value) {
+    let epochs = member["epochs"].as_object().into_iter().flatten();
+    let keys = epochs.map(|(group, epoch)| format!("{group} {}", epoch.as_str().unwrap_or_default()));
+    member["keys"] = keys.collect::<Vec<_>>().join(", ").into();
+}
+
+/// Tells what a table of the members does not show.
+fn note_fleet(fleet: &Value) {
+    let expires = serde_json::from_value::<Timestamp>(fleet["expires"].clone());
+    if let (Some(version), Ok(expires)) = (fleet["version"].as_u64(), expires) {
+        note(&format!("roster {version}, expires {expires:.0}"));
+    }
+    for problem in fleet["problems"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        note(&format!("warning: {problem}"));
+    }
+    for refused in fleet["refused"].as_array().into_iter().flatten() {
+        let (count, text) = (&refused["count"], refused["text"].as_str().unwrap_or_default());
+        let writer = refused["writer"].as_str().unwrap_or_default();
+        note(&format!("refused since the host started: {count}, because {text}; the last one of {writer}"));
+    }
+}
+
+impl Admin {
+    async fn execute(self, client: &Client, out: &Output) -> anyhow::Result<()> {
+        let (admin, threshold, change, is_added) = match self {
+            Self::Key { name, admin_key } => return make_admin(&name, admin_key, "admin", out),
+            Self::Ls => {
+                let fleet = client.get(&["fleet"], &[]).await?;
+                let admin =
+                    |admin: &Value| serde_json::json!({ "id": admin, "threshold": fleet["threshold"] });
+                let rows = fleet["admins"].as_array().into_iter().flatten().map(admin).collect();
+                const COLUMNS: [Column; 2] =
+                    [Column::word("ID", "/id"), Column::word("THRESHOLD", "/threshold")];
+                return out.rows(&Value::Array(rows), &COLUMNS);
+            }
+            Self::Add { admin, threshold, change } => (admin, threshold, change, true),
+            Self::Remove { admin, threshold, change } => (admin, threshold, change, false),
+        };
+        let key = WriterId::of_name(&admin).context("the key of an admin is an Ed25519 key")?;
+        let change_admins = async |roster: &mut Roster| {
+            let mut admins = roster.admins().clone();
+            let is_changed = if is_added { admins.keys.insert(key) } else { admins.keys.remove(&key) };
+            if !is_changed {
+                bail!("{admin} is {} admin of the fleet", if is_added { "already an" } else { "no" });
+            }
+            admins.threshold = threshold.unwrap_or(admins.threshold);
+            Ok(roster.appoint(admins)?)
+        };
+        change.make(client, out, false, change_admins).await
+    }
+}
+
+/// Makes the key of an admin, and prints its name.
+fn make_admin(name: &str, file: Option<PathBuf>, what: &str, out: &Output) -> anyhow::Result<()> {
+    let file = file.unwrap_or_else(|| PathBuf::from(format!("{name}.fleet-key")));
+    let key = make_key(&file)?;
+    let id = WriterId::of(&key.verifying_key()).name();
+    note(&format!("the admin key is in {}: keep it, and a copy of it", file.display()));
+    if out.is_json() {
+        return out.rows(&serde_json::json!({ what: id, "admin_key": file }), &[]);
+    }
+    line(id.as_str())
+}
+
+/// Adds a signature to a draft.
+async fn sign(
+    client: &Client,
+    out: &Output,
+    file: &Path,
+    admin_key: &Path,
+    agrees: bool,
+) -> anyhow::Result<()> {
+    let key = read_key(admin_key)?;
+    let (fleet, current) = current_roster(client).await?;
+    let current = current.context("the host has no roster yet")?;
+    let cannot = || format!("cannot read the draft in {}", file.display());
+    let block = Bytes::from(std::fs::read(file).with_context(cannot)?);
+    let draft = SignedRoster::open_draft(&block, &fleet).with_context(cannot)?;
+    let newest = current.roster.version;
+    if draft.roster.version != newest + 1 || draft.digest_of(newest) != Some(current.digest) {
+        bail!(
+            "the draft is of version {}, and the roster of the host of version {newest}: make the change again",
+            draft.roster.version
+        );
+    }
+    let found = differences(&current.roster, &draft.roster);
+    if agrees {
+        found.iter().for_each(|difference| note(difference));
+    } else {
+        match asks(&found.join("\n"), "Sign it?")? {
+            Some(true) => {}
+            Some(false) => bail!("it is not signed"),
+            None => bail!("the draft makes these changes; --yes signs it:\n{}", found.join("\n")),
+        }
+    }
+    let draft = draft.approve(&key)?;
+    publish(client, out, draft, file, &[key]).await
+}
+
+/// The differences between two rosters, for people.
+fn differences(before: &Roster, after: &Roster) -> Vec<String> {
+    let mut found = Vec::new();
+    for (id, row) in &after.members {
+        match before.members.get(id) {
+            Some(earlier) if earlier == row => {}
+            Some(earlier) => {
+                let fields = changed_fields(earlier, row).join(", ");
+                found.push(format!("it changes member {} ({id}): {fields}", row.label));
+            }
+            None => {
+                let keeper = if row.is_keeper { ", a keeper" } else { "" };
+                found.push(format!("it adds member {} ({id}) of {}{keeper}", row.label, names(&row.groups)));
+            }
+        }
+    }
+    for (id, row) in before.members.iter().filter(|(id, _)| !after.members.contains_key(*id)) {
+        found.push(format!("it removes member {} ({id})", row.label));
+    }
+    for (id, row) in &after.removed {
+        if before.removed.get(id).is_some_and(|earlier| earlier != row) {
+            found.push(format!("it changes how much of the former member {id} counts"));
+        }
+    }
+    for id in before.removed.keys().filter(|id| !after.removed.contains_key(*id)) {
+        found.push(format!("it no longer lists the former member {id}"));
+    }
+    for (name, group) in &after.groups {
+        let earlier = before.groups.get(name);
+        if earlier.is_none_or(|earlier| earlier.rekeyed != group.rekeyed) {
+            found.push(format!("it requires new keys for group {name}"));
+        }
+        if earlier.map_or(group.history, |earlier| earlier.history != group.history) {
+            let gets = if group.history { "get" } else { "do not get" };
+            found.push(format!("new members of group {name} {gets} earlier keys"));
+        }
+    }
+    for name in before.groups.keys().filter(|name| !after.groups.contains_key(*name)) {
+        found.push(format!("it removes group {name}"));
+    }
+    let (admins, new_admins) = (before.admins(), after.admins());
+    let added = new_admins.keys.difference(&admins.keys).map(|id| format!("it adds admin {id}"));
+    let removed = admins.keys.difference(&new_admins.keys).map(|id| format!("it removes admin {id}"));
+    found.extend(added.chain(removed));
+    if admins.threshold != new_admins.threshold {
+        found.push(format!("{} admins must sign from now on", new_admins.threshold));
+    }
+    found.push(format!("it expires at {:.0}", after.expires));
+    found
+}
+
+/// The fields of a member that differ.
+fn changed_fields(before: &MemberRow, after: &MemberRow) -> Vec<String> {
+    let keeper = if after.is_keeper { "it becomes a keeper" } else { "it is no keeper any more" };
+    let fields = [
+        (before.label != after.label, format!("its name was {}", before.label)),
+        (before.sealing != after.sealing, "ANOTHER KEY DECRYPTS ITS SECRETS".to_owned()),
+        (before.groups != after.groups, format!("its groups are {}", names(&after.groups))),
+        (before.is_keeper != after.is_keeper, keeper.to_owned()),
+        (before.peers != after.peers || before.addresses != after.addresses, "its daemons".to_owned()),
+        (before.since != after.since, format!("it counts as a member since version {}", after.since)),
+    ];
+    fields.into_iter().filter(|(differs, _)| *differs).map(|(_, words)| words).collect()
+}
+
+fn names(groups: &BTreeSet<GroupName>) -> String {
+    groups.iter().map(GroupName::as_str).collect::<Vec<_>>().join(", ")
+}
+
+/// Returns the name of the fleet of the host, and its roster if it has one.
+async fn current_roster(client: &Client) -> anyhow::Result<(String, Option<SignedRoster>)> {
+    let known = client.get(&["fleet"], &[]).await?;
+    let fleet = known["name"].as_str().unwrap_or_default().to_owned();
+    let current = match client.get_bytes(&["fleet", "roster"]).await {
+        Ok(block) => Some(SignedRoster::open(&block, &fleet)?),
+        Err(error) if error.is_not_found() => None,
+        Err(error) => return Err(error.into()),
+    };
+    Ok((fleet, current))
+}
+
+/// Gives a roster to the host if it has all signatures, else writes it into a file.
+async fn publish(
+    client: &Client,
+    out: &Output,
+    draft: SignedRoster,
+    file: &Path,
+    keys: &[SigningKey],
+) -> anyhow::Result<()> {
+    let (version, block, awaited) = (draft.roster.version, draft.to_block(), draft.awaited());
+    if !awaited.is_empty() {
+        std::fs::write(file, &block).with_context(|| format!("cannot write {}", file.display()))?;
+        let ids: Vec<String> = awaited.iter().map(|id| id.name().to_string()).collect();
+        if out.is_json() {
+            let draft = serde_json::json!({ "version": version, "draft": file, "awaited": ids });
+            return out.rows(&draft, &[]);
+        }
+        return line(&format!(
+            "roster {version} needs more signatures: an admin of these runs `dim fleet sign {}`: {}",
+            file.display(),
+            ids.join(", ")
+        ));
+    }
+    let answer: Value = client.send_bytes(Method::PUT, &["fleet", "roster"], &[], block.to_vec()).await?;
+    let fleet = &draft.roster.fleet;
+    let first = keys.iter().find(|key| WriterId::of(&key.verifying_key()).name().as_str() == fleet);
+    match first {
+        Some(key) => {
+            let record = name_record(key, &draft);
+            let path = ["fleet", "record"];
+            let _: Value = client.send_bytes(Method::PUT, &path, &[], record).await?;
+        }
+        None => note(
+            "the IPNS name of the fleet still points to an earlier roster, because only the key of its first admin can sign for it",
+        ),
+    }
+    if out.is_json() {
+        return out.rows(&answer, &[]);
+    }
+    line(&format!("roster {version} of the fleet is on its way to the members"))
+}
+
+/// Signs the record with which the IPNS name of the fleet points to a roster.
+fn name_record(key: &SigningKey, roster: &SignedRoster) -> Vec<u8> {
+    let pair = dim_ipfs::keys::ed25519_pair(key.as_bytes());
+    let path = format!("/ipfs/{}", Digest::of(&roster.to_block()));
+    let path = path.parse().expect("a CID makes a path");
+    Record::sign(&pair, &path, roster.roster.version, roster.roster.expires, RECORD_TTL).bytes
 }
 
 /// Adds or changes a member of a roster.
@@ -290,18 +599,12 @@ impl Change {
         first: bool,
         change: impl AsyncFnOnce(&mut Roster) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
-        let key = read_key(&self.admin_key)?;
-        let known = client.get(&["fleet"], &[]).await?;
-        let fleet = known["name"].as_str().unwrap_or_default().to_owned();
+        let keys = self.admin_key.iter().map(|file| read_key(file)).collect::<anyhow::Result<Vec<_>>>()?;
         let expires = Timestamp(Timestamp::wall().0.saturating_add(nanoseconds(self.valid)));
-        let current = match client.get_bytes(&["fleet", "roster"]).await {
-            Ok(block) => Some(SignedRoster::open(&block, &fleet)?),
-            Err(error) if error.is_not_found() => None,
-            Err(error) => return Err(error.into()),
-        };
+        let (fleet, current) = current_roster(client).await?;
         let mut next = match (&current, first) {
             (Some(current), false) => current.next(),
-            (None, true) => Roster::first(&key, expires),
+            (None, true) => Roster::first(&keys[0], expires),
             (Some(_), true) => bail!("the host has a roster already: leave --first out"),
             (None, false) => bail!(
                 "the host has no roster yet: ask a host that has one, or make the first one of the fleet with `dim fleet add --first`"
@@ -310,19 +613,23 @@ impl Change {
         if next.fleet != fleet {
             bail!("this is not the admin key of the fleet {fleet} of the host, but that of {}", next.fleet);
         }
-        if !next.admins().keys.contains(&WriterId::of(&key.verifying_key())) {
-            bail!("this key is no admin key of the fleet {fleet}");
-        }
         next.expires = expires;
         change(&mut next).await?;
         let mut draft = next.draft()?;
-        draft.sign(&key);
-        let block: Bytes = draft.to_block();
-        let answer: Value = client.send_bytes(Method::PUT, &["fleet", "roster"], &[], block.to_vec()).await?;
-        if out.is_json() {
-            return out.rows(&answer, &[]);
+        let mut unused: BTreeSet<&PathBuf> = self.admin_key.iter().collect();
+        // New admins are appointed first, and then the roster is signed.
+        for (key, file) in keys.iter().zip(&self.admin_key).chain(keys.iter().zip(&self.admin_key)) {
+            if draft.awaited().contains(&WriterId::of(&key.verifying_key())) {
+                draft = draft.approve(key)?;
+                unused.remove(file);
+            }
         }
-        line(&format!("roster {} of the fleet is on its way to the members", draft.roster.version))
+        if let Some(file) = unused.first().filter(|_| !draft.awaited().is_empty()) {
+            bail!("the key in {} is no admin key of the fleet {fleet}", file.display());
+        }
+        let file = format!("roster-{}.draft", draft.roster.version);
+        let file = self.draft.clone().unwrap_or_else(|| PathBuf::from(file));
+        publish(client, out, draft, &file, &keys).await
     }
 }
 
@@ -381,6 +688,34 @@ mod tests {
         for text in ["", "k51", &it.writer.to_string(), &format!("{}:age1", it.writer)] {
             text.parse::<MemberLine>().unwrap_err();
         }
+    }
+
+    #[test]
+    fn a_draft_hides_no_difference() {
+        let group = |name: &str| name.parse::<GroupName>().unwrap();
+        let mut before = Roster::first(&SigningKey::from_bytes(&[9; 32]), Timestamp(1));
+        add(&mut before, &member(1), "a".parse().unwrap(), [group("x")].into(), true, false).unwrap();
+        let says = |change: &dyn Fn(&mut Roster), words: &str| {
+            let mut after = before.clone();
+            change(&mut after);
+            let found = differences(&before, &after);
+            assert!(found.iter().any(|line| line.contains(words)), "{words}: {found:?}");
+            assert_eq!(found.len(), 2, "one line beside the expiry: {found:?}");
+        };
+        let id = member(1).writer;
+        let row = move |change: fn(&mut MemberRow)| {
+            move |roster: &mut Roster| change(roster.members.get_mut(&id).unwrap())
+        };
+        says(&row(|row| row.sealing = Recipient([7; 32])), "ANOTHER KEY");
+        says(&row(|row| row.is_keeper = false), "no keeper any more");
+        says(&row(|row| row.groups.clear()), "its groups are");
+        says(&row(|row| row.label = "b".parse().unwrap()), "its name was a");
+        says(&row(|row| row.since = 9), "since version 9");
+        says(&row(|row| row.addresses.push("/ip4/192.0.2.1".to_owned())), "its daemons");
+        says(&|roster| roster.groups.get_mut(&group("x")).unwrap().history = true, "get earlier keys");
+        says(&|roster| roster.groups.get_mut(&group("x")).unwrap().rekeyed = 9, "requires new keys");
+        says(&|roster| drop(roster.members.remove(&id)), "removes member a");
+        says(&|roster| assert!(roster.groups.remove(&group("x")).is_some()), "removes group x");
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod test;
 mod watch;
 
 pub use check::Unfit;
+pub use grants::asks;
 pub use install::Waits;
 pub use signing::NotSigned;
 

@@ -104,6 +104,11 @@ pub fn name_of(pair: &Keypair) -> IpnsName {
     IpnsName::from_multihash(multihash.expect("a peer id is a multihash"))
 }
 
+/// Returns the Ed25519 key pair of a secret of 32 bytes.
+pub fn ed25519_pair(secret: &[u8; 32]) -> Keypair {
+    Keypair::ed25519_from_bytes(*secret).expect("32 bytes are an Ed25519 secret")
+}
+
 /// The keys of one host.
 #[derive(Debug)]
 pub struct Keyring {
@@ -258,6 +263,22 @@ impl Keyring {
     /// Opens a directory for secrets that are no keys of IPNS names. Its name begins with a dot, like no key's.
     pub fn private_files(&self, directory: &str) -> std::io::Result<PrivateFiles> {
         PrivateFiles::open(&self.dir, directory)
+    }
+
+    /// The directories for secrets that are no keys of IPNS names, for a backup.
+    pub fn private_directories(&self) -> std::io::Result<Vec<String>> {
+        let mut directories = Vec::new();
+        for entry in self.dir.entries()? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir()
+                && let Ok(name) = entry.file_name().into_string()
+                && name.starts_with('.')
+                && name != ADOPTED
+            {
+                directories.push(name);
+            }
+        }
+        Ok(directories)
     }
 
     fn note_foreign(&self, key: &KeyName) {

@@ -146,6 +146,10 @@ pub trait Names: Send + Sync + 'static {
     /// succeeds.
     async fn publish(&self, publication: &Publication) -> Result<Published, BackendError>;
 
+    /// Hands over a record that another key signed, in its stored form, so that others can find it. The backend renews no
+    /// such record. A record that is not newer than one that the backend finds changes nothing.
+    async fn put(&self, name: &IpnsName, record: Bytes) -> Result<(), BackendError>;
+
     /// Returns the newest record that the backend finds, in its stored form and unverified.
     async fn record(&self, name: &IpnsName) -> Result<Vec<u8>, BackendError>;
 

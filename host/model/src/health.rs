@@ -71,6 +71,10 @@ pub enum Code {
     MessagesLost,
     /// A writer of a reliable topic was copied, was restored from a backup, or has lost events.
     WriterAlarm,
+    /// The host cannot write or read encrypted topics of its fleet, or will not be able to soon.
+    FleetProblem,
+    /// The admins of the fleet have signed two rosters of one version.
+    FleetAlarm,
     /// Dead letters were dropped.
     LettersDropped,
     /// Rows of an imported document were left out.

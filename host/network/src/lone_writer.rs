@@ -29,7 +29,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::outbox::{API_QUOTA, Outbox};
 use crate::reliable_topics::{
-    Deliveries, Identity, IdentityError, Inputs, Parts, Reliable, ReliableTopics, WriterLog,
+    Deliveries, Identity, IdentityError, Inputs, Parts, Reliable, ReliableTopics, WriterLog, enter_fleet,
 };
 
 /// The size of the cache for the pages of the store, in bytes.
@@ -171,6 +171,7 @@ impl LoneWriter {
         let absent = if Store::file(&dir).exists() { Absent::Refused } else { Absent::Created };
         let store = Arc::new(Store::open_on(&dir, Arc::new(Disk), CACHE, absent)?);
         forget_waiting(&store)?;
+        enter_fleet(&store, &fleet)?;
         let keys = Keyring::open(store.dir())?;
         let identity = Identity::new(&keys, &fleet, clock.wall())?;
         let (backlog, disk) = (Arc::new(Backlog::restore(&store)?), Arc::<DiskMonitor>::default());
@@ -200,7 +201,7 @@ impl LoneWriter {
 
     /// The pubsub topic on which the events of a reliable topic are sent.
     pub fn channel(&self, topic: &Topic) -> Topic {
-        self.parts.reliable.channels.of(topic)
+        self.parts.reliable.channels().of(topic)
     }
 
     /// The number of events that wait for their sequences.

@@ -7,12 +7,14 @@ mod channel;
 mod connections;
 mod identity;
 mod intake;
+mod joining;
 mod membership;
 mod membership_files;
 mod mirrors;
 mod outgoing;
 mod own_index;
 mod plain_copies;
+mod roster_name;
 mod writer_log;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -44,19 +46,25 @@ pub use catch_ups::end_catch_ups_of_plain_topics;
 pub use channel::{
     Channels, Deliveries, Input, Inputs, Reliable, ReliableTopic, WaitingPublish, reliable_topic,
 };
+pub use dim_topics::membership::Refusal;
+pub use dim_topics::membership::observed::Refused;
 pub use dim_topics::reader::ReaderCounters;
-pub use identity::{Identity, IdentityError, has_roster};
-pub use membership::{BlockKind, FleetState};
+pub use identity::{Identity, IdentityError, has_roster, keys_line};
+pub use joining::{JoinError, enter_fleet};
+pub use membership::{BlockKind, FleetProblem, FleetState, ObservedMember};
 pub use plain_copies::{HOLD, Verdict};
+pub use roster_name::NameError;
 pub use writer_log::{ReaderPosition, WriterLog};
 
 use catch_ups::CatchUps;
 use connections::Connections;
 use intake::Outcome;
+use joining::Join;
 use membership_files::MembershipFiles;
 use mirrors::Mirrors;
 use outgoing::{Outgoing, Waiting};
 use own_index::OwnIndexes;
+use roster_name::RosterName;
 
 /// The maximum number of inputs that are handled before the actions that they cause.
 const AT_ONCE: usize = 256;
@@ -113,31 +121,48 @@ pub struct ReliableTopics {
     catch_ups: CatchUps,
     /// The files that keep the roster and the keys of the fleet.
     files: Option<MembershipFiles>,
+    /// The IPNS name of the fleet, in a fleet with a roster.
+    roster_name: Option<RosterName>,
     is_committing: bool,
+    /// The fleet that the host joins next.
+    joining: Option<Join>,
     tasks: TaskTracker,
+    /// Cancelled when the host stops or leaves the fleet.
     stop: CancellationToken,
+    /// Cancelled when the host stops.
+    until: CancellationToken,
 }
 
 impl ReliableTopics {
     /// Creates the driver, which continues after the state in the store.
-    pub fn new(parts: Parts, identity: Identity, stop: CancellationToken) -> Result<Self, StoreError> {
+    pub fn new(parts: Parts, identity: Identity, until: CancellationToken) -> Result<Self, StoreError> {
         let snapshot = parts.store.snapshot()?;
         let (state, mirrored) = (TopicState::read(&snapshot)?, dim_store::mirrors::all(&snapshot)?);
-        let mirrors = Mirrors::new(mirrored, parts.reliable.channels.fleet());
+        let mirrors = Mirrors::new(mirrored, parts.reliable.channels().fleet());
         let TopicState { past, logs, topics, checkpoints, kept, unsent, places, pins, alarmed } = state;
         let Identity { author, seed, membership } = identity;
-        let (files, mut exchange) = membership.unzip();
-        if let Some(exchange) = &mut exchange {
-            let settings = |topic: &Topic| parts.reliable.settings(topic)?.group;
-            for topic in topics.keys() {
-                settings(topic).into_iter().for_each(|group| exchange.encrypt(topic.clone(), group));
-            }
-        }
+        let (files, exchange) = membership.unzip();
+        let wall = parts.log.clock().wall();
+        let roster_name = files.as_ref().zip(author.fleet.parse().ok());
+        let roster_name = roster_name.map(|(files, name)| {
+            let stored = files
+                .name()
+                .inspect_err(|why| tracing::error!("cannot read the record of the fleet's name: {why}"));
+            RosterName::new(name, stored.unwrap_or_default(), wall)
+        });
         let setup = Setup { author, past, logs, topics, checkpoints, alarmed, seed, exchange };
         let began = parts.log.clock().monotonic();
-        let now = Now { moment: Moment::default(), wall: parts.log.clock().wall() };
+        let now = Now { moment: Moment::default(), wall };
         let mut outgoing = Outgoing::default();
+        let encrypted: Vec<_> = setup
+            .topics
+            .keys()
+            .filter_map(|topic| Some((topic.clone(), parts.reliable.group(topic)?.clone())))
+            .collect();
         let mut member = Member::new(setup, now);
+        for (topic, group) in encrypted {
+            member.encrypt(topic, group);
+        }
         for (topic, time) in &kept {
             member.keep_since(topic, *time);
         }
@@ -158,28 +183,47 @@ impl ReliableTopics {
             outcomes: VecDeque::new(),
             catch_ups,
             files,
+            roster_name,
             is_committing: false,
+            joining: None,
             tasks: TaskTracker::new(),
-            stop,
+            stop: until.child_token(),
+            until,
         })
     }
 
-    /// Runs until `stop` is cancelled. Returns when its tasks have ended.
-    pub async fn run(mut self, mut inputs: Inputs) {
-        let (incarnation, began) = (self.member.incarnation(), self.member.began());
-        let noted = self.parts.commit.write(move |write| topic_rows::begin(write, incarnation, began)).await;
-        match noted {
-            Ok(()) => self.serve(&mut inputs).await,
+    /// Runs until the host stops. Returns when its tasks have ended.
+    pub async fn run(self, mut inputs: Inputs) {
+        match self.run_in_fleets(&mut inputs).await {
+            Ok(tasks) => {
+                // A task that waits to send an input must not wait for ever.
+                drop(inputs);
+                tasks.close();
+                tasks.wait().await;
+            }
             Err(CommitError::Closed) => {}
             Err(error) => tracing::error!("reliable topics cannot start: {error}"),
         }
-        // A task that waits to send an input must not wait for ever.
-        drop(inputs);
-        self.tasks.close();
-        self.tasks.wait().await;
     }
 
-    async fn serve(&mut self, inputs: &mut Inputs) {
+    /// Works in one fleet after the other. Returns the tasks when the host stops.
+    async fn run_in_fleets(mut self, inputs: &mut Inputs) -> Result<TaskTracker, CommitError> {
+        self.begin().await?;
+        while let Some(join) = self.serve(inputs).await {
+            self = self.enter(join, inputs).await?;
+        }
+        Ok(self.tasks)
+    }
+
+    /// Makes the process start durable, before anything is published.
+    fn begin(&self) -> impl Future<Output = Result<(), CommitError>> + Send + use<> {
+        let (incarnation, began) = (self.member.incarnation(), self.member.began());
+        let (commit, fleet) = (self.parts.commit.clone(), self.parts.reliable.channels().fleet().to_owned());
+        async move { commit.write(move |write| topic_rows::begin(write, &fleet, incarnation, began)).await }
+    }
+
+    /// Works until the host stops, or until it joins another fleet.
+    async fn serve(&mut self, inputs: &mut Inputs) -> Option<Join> {
         self.listen_to_heads();
         self.watch_place();
         self.keep_connections();
@@ -187,22 +231,26 @@ impl ReliableTopics {
         self.watch_mirrors();
         self.remove_old_bundles();
         self.put_last_blocks();
+        self.look_up_name();
         self.plan_indexes(Duration::ZERO);
         let stop = self.stop.clone();
         loop {
             let wait = self.member.deadline().since(self.now().moment);
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return,
-                input = inputs.0.recv() => match input {
-                    Some(input) => self.take(input),
-                    None => return,
-                },
+                () = stop.cancelled() => return None,
+                input = inputs.0.recv() => self.take(input?),
                 () = self.parts.log.clock().sleep(wait) => {}
             }
             for _ in 1..AT_ONCE {
+                if self.joining.is_some() {
+                    break;
+                }
                 let Ok(input) = inputs.0.try_recv() else { break };
                 self.take(input);
+            }
+            if let Some(join) = self.joining.take() {
+                return Some(join);
             }
             if self.member.deadline() <= self.now().moment {
                 self.member.wake(self.now());
@@ -219,7 +267,12 @@ impl ReliableTopics {
     fn take(&mut self, input: Input) {
         let now = self.now();
         match input {
-            Input::Bundle(bundle) => {
+            Input::Bundle { bundle, channels } => {
+                // It is of a fleet that the host has left, or everybody could have written it.
+                let is_of_fleet = Arc::ptr_eq(&channels, &self.parts.reliable.channels());
+                if !is_of_fleet || self.lacks_roster(&bundle.header.topic) {
+                    return;
+                }
                 if self.member.is_member(&bundle.header.writer) {
                     self.mirror_bundle(&bundle);
                 }
@@ -276,6 +329,10 @@ impl ReliableTopics {
             Input::MembershipFetched { block, kind } => self.membership_fetched(&block, kind),
             Input::RosterOffered { block, to } => self.offered_roster(&block, to),
             Input::EpochsStored(number) => self.epochs_stored(number),
+            Input::NameDue => self.look_up_name(),
+            Input::NameFound(found) => self.name_found(found.map(|record| *record)),
+            Input::RecordOffered { record, to } => self.offered_record(record, to),
+            Input::Join { identity, to } => self.begin_join(identity, to),
             // The caller may have disconnected.
             Input::Fleet(to) => drop(to.send(self.fleet_state())),
             Input::Writers { topic, to } => {
@@ -289,6 +346,7 @@ impl ReliableTopics {
                     self.member.keep_since(topic, *time);
                 }
                 self.shorten_indexes(kept.into_keys());
+                self.forget_old_keys();
             }
         }
     }
@@ -299,7 +357,7 @@ impl ReliableTopics {
             match action {
                 Action::Publish { bundle, .. } => self.outgoing.bundle(&bundle, &self.parts.reliable),
                 Action::PublishHead(head) => {
-                    self.outgoing.head(self.parts.reliable.channels.heads.clone(), head);
+                    self.outgoing.head(self.parts.reliable.channels().heads.clone(), head);
                 }
                 Action::Fetch { stream, writer, listed } => self.fetch(stream, writer, listed),
                 Action::FetchNode { stream, writer, digest } => self.fetch_node(stream, writer, digest),
@@ -312,7 +370,8 @@ impl ReliableTopics {
                 Action::StoreRoster { version, block } => self.store_roster(version, block),
                 Action::StoreEpochs { number, group, epochs } => self.store_epochs(number, group, epochs),
                 Action::Provide(block) => self.provide(block),
-                Action::RosterFork(fork) => self.raise_roster_fork(fork),
+                Action::ForgetEpochs { group, epochs } => self.forget_epochs(group, epochs),
+                Action::RosterFork { fork, block } => self.raise_roster_fork(fork, block),
             }
         }
         self.send_next();

@@ -150,18 +150,25 @@ impl Subscriptions {
             Ok(identity) => identity,
             Err(error) => return error,
         };
-        let mut messages = match self.backend.pubsub.subscribe(&self.reliable.channels.of(topic)).await {
+        let channels = self.reliable.channels();
+        let mut messages = match self.backend.pubsub.subscribe(&channels.of(topic)).await {
             Ok(messages) => messages,
             Err(error) => return error,
         };
         backoff.reset();
-        while let Some(message) = messages.next().await {
-            match message {
-                Ok(message) => self.take_in_bundle(topic, &identity, message).await,
-                Err(error) => return error,
+        let read = async {
+            while let Some(message) = messages.next().await {
+                match message {
+                    Ok(message) => self.take_in_bundle(topic, &identity, message).await,
+                    Err(error) => return error,
+                }
             }
+            ended(topic)
+        };
+        tokio::select! {
+            error = read => error,
+            () = self.reliable.channels_changed(&channels) => ended(topic),
         }
-        ended(topic)
     }
 
     async fn listen_to_messages(&self, topic: &Topic, streams: &mut Streams) {
@@ -188,6 +195,7 @@ impl Subscriptions {
             Err(error) => return error,
         };
         let is_reliable = self.reliable.is_only_reliable(topic);
+        let channels = self.reliable.channels();
         let mut messages = match self.backend.pubsub.subscribe(&self.reliable.channel(topic)).await {
             Ok(messages) => messages,
             Err(error) => return error,
@@ -195,14 +203,21 @@ impl Subscriptions {
         self.listening_records.connected(topic, is_reliable, self.log.now());
         self.echoes.stream_began(topic);
         streams.backoff.reset();
-        while let Some(message) = messages.next().await {
-            match message {
-                Ok(message) if is_reliable => self.take_in_bundle(topic, &identity, message).await,
-                Ok(message) => self.take_in(topic, &identity, message, &mut streams.seen).await,
-                Err(error) => return error,
+        let read = async {
+            while let Some(message) = messages.next().await {
+                match message {
+                    Ok(message) if is_reliable => self.take_in_bundle(topic, &identity, message).await,
+                    Ok(message) => self.take_in(topic, &identity, message, &mut streams.seen).await,
+                    Err(error) => return error,
+                }
             }
+            ended(topic)
+        };
+        // The host reads the same topic in another fleet.
+        tokio::select! {
+            error = read => error,
+            () = self.reliable.channels_changed(&channels), if is_reliable => ended(topic),
         }
-        ended(topic)
     }
 
     async fn take_in(&self, topic: &Topic, identity: &PeerName, message: Incoming, seen: &mut Seen) {

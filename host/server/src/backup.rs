@@ -2,9 +2,9 @@
 //! one moment; restoration makes a new state directory from the file.
 //!
 //! A backup is an [age](https://age-encryption.org/v1) file, so `age --decrypt` opens it too. It contains records;
-//! each is 4 bytes of length, big-endian, and a protobuf message. The order is: a head, the keys, the installed
-//! components, the rows of the tables in their order, and an end with the number of records. The config and the
-//! plugins' files belong to the operator and are not included. The host compiles the components again.
+//! each is 4 bytes of length, big-endian, and a protobuf message. The order is: a head, the keys, the other secrets,
+//! the installed components, the rows of the tables in their order, and an end with the number of records. The config
+//! and the plugins' files belong to the operator and are not included. The host compiles the components again.
 
 mod record;
 mod restore;

@@ -150,29 +150,68 @@ impl Default for ApiConfig {
 }
 
 /// The section `fleet`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FleetConfig {
-    /// The name of the fleet, default `dim`. Hosts share reliable topics with hosts of the same fleet.
-    pub name: String,
+    /// The name of the fleet, default `dim`. Hosts share reliable topics with hosts of the same fleet. A host whose config
+    /// states none can join a fleet with a roster while it runs.
+    pub name: FleetName,
 }
 
-impl Default for FleetConfig {
+/// The name of a fleet in the config.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FleetName {
+    name: String,
+    is_stated: bool,
+}
+
+impl Default for FleetName {
     fn default() -> Self {
-        Self { name: "dim".to_owned() }
+        Self { name: "dim".to_owned(), is_stated: false }
+    }
+}
+
+impl FleetName {
+    /// Whether the config states it. Otherwise the operator decides which fleet the host joins.
+    pub fn is_stated(&self) -> bool {
+        self.is_stated
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.name
+    }
+}
+
+impl std::fmt::Display for FleetName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+impl Serialize for FleetName {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.name)
+    }
+}
+
+impl<'de> Deserialize<'de> for FleetName {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self { name: String::deserialize(deserializer)?, is_stated: true })
     }
 }
 
 impl FleetConfig {
     /// Whether the fleet has a roster: its name is the IPNS name of the key of its first admin.
     pub fn has_roster(&self) -> bool {
-        dim_network::reliable_topics::has_roster(&self.name)
+        dim_network::reliable_topics::has_roster(self.name.as_str())
     }
 
     /// Whether the name has 1 to 64 letters, digits, points, hyphens and underscores.
     pub fn is_valid(&self) -> bool {
         let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-        (1..=64).contains(&self.name.len()) && self.name.chars().all(is_plain)
+        let name = self.name.as_str();
+        (1..=64).contains(&name.len()) && name.chars().all(is_plain)
     }
 }
 

@@ -5,6 +5,7 @@ mod adopt_name;
 mod candidate;
 mod key_claims;
 mod config_check;
+mod fleet;
 mod updates;
 mod forget_name;
 mod grants;
@@ -56,6 +57,7 @@ use adopt_name::LeftOut;
 pub use adopt_name::{AdoptError, Adopted, Adoption};
 pub use candidate::{Candidate, CandidateError, Ready, Terms, candidates};
 pub use config_check::check as check_config;
+pub use fleet::{JoinFleetError, JoinedFleet};
 pub use forget_name::{ForgetError, Forgotten, PrivateKey};
 pub use grants::{GrantChange, Granted};
 pub use installation::Grant;
@@ -273,6 +275,8 @@ pub struct Exchange {
     pub sent: Arc<Sent>,
     /// The expected echoes, and those that did not arrive.
     pub echoes: Arc<Echoes>,
+    /// Serializes changes of the fleet.
+    joins: tokio::sync::Mutex<()>,
 }
 
 /// The deployment of plugins: what is to be loaded, what is under way, and what failed.

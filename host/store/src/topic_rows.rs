@@ -18,12 +18,16 @@ use redb::{AccessGuard, ReadableTable as _, ReadableTableMetadata as _, WriteTra
 
 use crate::outbox::Row as Publish;
 use crate::{
-    ALARMS, BUNDLE_DIGESTS, BUNDLES, CHECKPOINTS, INCARNATIONS, INDEX_PINS, KEPT_SINCE, LOG_ENDS, OUTBOX,
-    PLACES, SUBSCRIBED, Snapshot, StoreError, UNSENT_BUNDLES, add_to_counter, counter, next_numbers, outbox,
+    ALARMS, BUNDLE_DIGESTS, BUNDLES, CHECKPOINTS, INCARNATIONS, INDEX_PINS, KEPT_SINCE, LOG_ENDS, META,
+    OUTBOX, PLACES, SUBSCRIBED, Snapshot, Store, StoreError, UNSENT_BUNDLES, add_to_counter, counter,
+    next_numbers, outbox, set_counter,
 };
 
 /// The name of the stored counter of the bundles' bytes.
 const BYTES: &str = "bundle-bytes";
+
+/// The name of the stored fleet to which the rows belong.
+const FLEET: &str = "topics-fleet";
 
 /// The state of the reliable topics at a start.
 #[derive(Debug, Default)]
@@ -95,8 +99,43 @@ impl TopicState {
     }
 }
 
-/// Adds the incarnation of this start. Called before the incarnation publishes anything.
-pub fn begin(write: &WriteTransaction, id: Incarnation, began: Timestamp) -> Result<(), StoreError> {
+/// The fleet to which the rows belong; `None` in a store of a host that did not know fleets.
+pub fn fleet(store: &Store) -> Result<Option<String>, StoreError> {
+    Ok(store.meta(FLEET)?.and_then(|name| String::from_utf8(name).ok()))
+}
+
+/// Makes the rows those of a member of `fleet`. What was written and received in another fleet is forgotten: its members
+/// have it, and the other fleet's do not. Subscriptions stay. Returns the number of bundles that were not published.
+pub fn enter_fleet(write: &WriteTransaction, fleet: &str) -> Result<usize, StoreError> {
+    let mut meta = write.open_table(META)?;
+    let before = meta.insert(FLEET, fleet.as_bytes())?.map(|before| before.value().to_vec());
+    drop(meta);
+    // A store of a host that did not know fleets has none.
+    if before.is_none_or(|before| before == fleet.as_bytes()) {
+        return Ok(0);
+    }
+    let mut unsent = write.open_table(UNSENT_BUNDLES)?;
+    let lost = unsent.len()?;
+    unsent.retain(|_, ()| false)?;
+    write.open_table(INCARNATIONS)?.retain(|_, _| false)?;
+    write.open_table(LOG_ENDS)?.retain(|_, _| false)?;
+    write.open_table(BUNDLES)?.retain(|_, _| false)?;
+    write.open_table(PLACES)?.retain(|_, _| false)?;
+    write.open_table(BUNDLE_DIGESTS)?.retain(|_, _| false)?;
+    write.open_table(KEPT_SINCE)?.retain(|_, _| false)?;
+    write.open_table(CHECKPOINTS)?.retain(|_, _| false)?;
+    set_counter(write, BYTES, 0)?;
+    Ok(usize::try_from(lost).unwrap_or(usize::MAX))
+}
+
+/// Adds the incarnation of this start in `fleet`. Called before the incarnation publishes anything.
+pub fn begin(
+    write: &WriteTransaction,
+    fleet: &str,
+    id: Incarnation,
+    began: Timestamp,
+) -> Result<(), StoreError> {
+    write.open_table(META)?.insert(FLEET, fleet.as_bytes())?;
     write.open_table(INCARNATIONS)?.insert(id.0.as_slice(), began.0)?;
     Ok(())
 }
@@ -619,7 +658,6 @@ mod tests {
     use ed25519_dalek::SigningKey;
 
     use super::*;
-    use crate::Store;
     use crate::effect::Publish as Effect;
 
     fn topic() -> Topic {
@@ -699,6 +737,30 @@ mod tests {
     }
 
     #[test]
+    fn a_host_begins_anew_in_another_fleet() {
+        let (_dir, store) = store();
+        let mut log = OwnLog::default();
+        let write = store.begin().unwrap();
+        assert_eq!(enter_fleet(&write, "one").unwrap(), 0);
+        begin(&write, "one", Incarnation([1; 16]), Timestamp(3)).unwrap();
+        subscribe(&write, &topic(), Since::Earliest).unwrap();
+        let (bundle, end) = formed(&write, &mut log, 5);
+        assert!(append(&write, &bundle, &end, &[1]).unwrap());
+        assert_eq!(enter_fleet(&write, "one").unwrap(), 0);
+        write.commit().unwrap();
+        assert_eq!(TopicState::read(&store.snapshot().unwrap()).unwrap().unsent.len(), 1);
+        let write = store.begin().unwrap();
+        assert_eq!(enter_fleet(&write, "two").unwrap(), 1);
+        write.commit().unwrap();
+        let snapshot = store.snapshot().unwrap();
+        let TopicState { past, logs, topics, unsent, places, .. } = TopicState::read(&snapshot).unwrap();
+        assert!(past.is_empty() && logs.is_empty() && unsent.is_empty() && places.is_empty());
+        assert_eq!(topics, BTreeMap::from([(topic(), Since::Earliest)]));
+        assert_eq!(block(&snapshot, &bundle.digest).unwrap(), None);
+        assert_eq!(bytes(&snapshot.table(META).unwrap()).unwrap(), 0);
+    }
+
+    #[test]
     fn positions_and_alarms_come_back_as_they_were_written() {
         let (_dir, store) = store();
         let checkpoint = |id: u8, before| Checkpoint {
@@ -724,7 +786,7 @@ mod tests {
         let write = store.begin().unwrap();
         let (one, two, three) = (Incarnation([1; 16]), Incarnation([2; 16]), Incarnation([3; 16]));
         subscribe(&write, &topic(), Since::Head(Timestamp(4))).unwrap();
-        begin(&write, one, Timestamp(3)).unwrap();
+        begin(&write, "one", one, Timestamp(3)).unwrap();
         advance(&write, &delivery(checkpoint(1, None), vec![])).unwrap();
         advance(&write, &delivery(checkpoint(2, Some((one, 7))), vec![])).unwrap();
         advance(&write, &delivery(checkpoint(3, Some((two, 7))), vec![one])).unwrap();

@@ -12,7 +12,7 @@ use crate::bundle::{Bundle, Event, Listed};
 use crate::identity::{Digest, Incarnation, WriterId};
 use crate::malformed::Malformed;
 use crate::membership::RosterFork;
-use crate::membership::key_grant::Epoch;
+use crate::membership::key_grant::{Epoch, EpochId};
 use crate::time::Moment;
 
 /// The maximum size of the bundles that wait in memory for earlier ones, in bytes, over all writers.
@@ -106,10 +106,22 @@ pub enum Action {
         /// The epochs.
         epochs: Vec<Epoch>,
     },
+    /// Delete durable key epochs: what they encrypted is no longer kept.
+    ForgetEpochs {
+        /// The group.
+        group: GroupName,
+        /// The epochs.
+        epochs: Vec<EpochId>,
+    },
     /// Provide a roster or a key grant to other members.
     Provide(Bytes),
-    /// Show to the operator that the admins have signed two rosters of one version.
-    RosterFork(RosterFork),
+    /// Show to the operator that the admins have signed two rosters of one version, and keep the refused one as a proof.
+    RosterFork {
+        /// The two versions.
+        fork: RosterFork,
+        /// The refused roster.
+        block: Bytes,
+    },
 }
 
 /// Consecutive events of an incarnation, or a gap in them.

@@ -354,6 +354,11 @@ impl Bundle {
         self.encrypted.as_ref().map(|(epoch, _)| epoch)
     }
 
+    /// The nonce, if the events are encrypted.
+    pub fn nonce(&self) -> Option<&Nonce> {
+        self.encrypted.as_ref().map(|(_, nonce)| nonce)
+    }
+
     /// Decompresses events that are not encrypted.
     pub fn events(&self) -> Result<Vec<Event>, Malformed> {
         if self.is_encrypted() {

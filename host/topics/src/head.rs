@@ -118,7 +118,7 @@ pub struct Place {
 }
 
 /// What a head states about the newest roster of its writer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RosterHead {
     /// The version.
     pub version: u64,

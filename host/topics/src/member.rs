@@ -21,6 +21,7 @@ use crate::hybrid_clock::HybridClock;
 use crate::identity::{Digest, Incarnation, WriterId};
 use crate::index::{BundlePlace, NewNodes, Node};
 use crate::membership::exchange::{Exchange, GrantRefusal, RosterRefusal};
+use crate::membership::observed::Observations;
 use crate::membership::{Membership, NoKey, RosterChange};
 use crate::own_log::{Author, LogEnd, OwnLog};
 use crate::reader::{Position, RECENT, Reader, ReaderCounters, Since, Step};
@@ -144,8 +145,6 @@ pub struct MemberCounters {
     pub refused: u64,
     /// Blocks that were sent again on request.
     pub resent: u64,
-    /// Bundles, heads and key grants of writers that the roster does not allow.
-    pub disallowed: u64,
 }
 
 /// One member of a fleet.
@@ -160,6 +159,8 @@ pub struct Member {
     heads: Heads,
     others: BTreeMap<WriterId, Other>,
     exchange: Option<Exchange>,
+    /// The encrypted topics of a member without a roster. Nothing is read on them: anybody could have written it.
+    closed: BTreeSet<Topic>,
     connection: Connection,
     /// The blocks that were sent again, with the times.
     resent: BTreeMap<Digest, Moment>,
@@ -247,6 +248,7 @@ impl Member {
             heads,
             others: BTreeMap::new(),
             exchange,
+            closed: BTreeSet::new(),
             connection: Connection::default(),
             resent: BTreeMap::new(),
             own_alarms: BTreeSet::new(),
@@ -426,10 +428,23 @@ impl Member {
         self.exchange.as_ref().map(Exchange::membership)
     }
 
-    /// Says that a topic is encrypted for a group. It has no effect in a fleet without a roster.
-    pub fn encrypt(&mut self, topic: Topic, group: GroupName) {
+    /// What this member observes of the others, in a fleet with a roster.
+    pub fn observations(&self) -> Option<&Observations> {
+        self.exchange.as_ref().map(Exchange::observations)
+    }
+
+    /// Forgets the keys of a group that were replaced before a time: what they encrypted is no longer kept.
+    pub fn forget_keys_before(&mut self, group: &GroupName, time: Timestamp) {
         if let Some(exchange) = &mut self.exchange {
-            exchange.encrypt(topic, group);
+            exchange.forget_before(group, time, &mut self.actions);
+        }
+    }
+
+    /// Says that a topic is encrypted for a group. In a fleet without a roster nothing is read on it.
+    pub fn encrypt(&mut self, topic: Topic, group: GroupName) {
+        match &mut self.exchange {
+            Some(exchange) => exchange.encrypt(topic, group),
+            None => drop(self.closed.insert(topic)),
         }
     }
 
@@ -474,8 +489,7 @@ impl Member {
     /// Takes in a key grant that was fetched.
     pub fn take_grant(&mut self, block: &Bytes, now: Now) -> Result<(), GrantRefusal> {
         let Some(exchange) = &mut self.exchange else { return Ok(()) };
-        let taken = exchange.take_grant(block, &mut self.actions);
-        self.counters.disallowed += u64::from(matches!(taken, Err(GrantRefusal::Refused(_))));
+        let taken = exchange.take_grant(block, now, &mut self.actions);
         self.hurry_if_needed(now.moment);
         if let Some(group) = taken? {
             self.advance_group(&group, now);
@@ -514,11 +528,9 @@ impl Member {
     }
 
     /// Whether the roster allows a bundle.
-    fn is_allowed(&mut self, bundle: &Bundle, is_fetched: bool) -> bool {
-        let Some(exchange) = &self.exchange else { return true };
-        let is_allowed = exchange.check_bundle(bundle, is_fetched).is_ok();
-        self.counters.disallowed += u64::from(!is_allowed);
-        is_allowed
+    fn is_allowed(&mut self, bundle: &Bundle, is_fetched: bool, now: Now) -> bool {
+        let Some(exchange) = &mut self.exchange else { return !self.closed.contains(&bundle.header.topic) };
+        exchange.check_bundle(bundle, is_fetched, now).is_ok()
     }
 
     /// Forms the next bundle of the own log of a topic of as many of `events` as fit, at least one. The times of the
@@ -608,7 +620,7 @@ impl Member {
 
     /// Takes in a bundle that arrived as a message.
     pub fn receive(&mut self, bundle: Arc<Bundle>, now: Now) {
-        if !self.is_allowed(&bundle, false) {
+        if !self.is_allowed(&bundle, false, now) {
             return;
         }
         for stream in self.readers.streams_of(&bundle.header.topic) {
@@ -628,7 +640,7 @@ impl Member {
     ) {
         self.end_fetch(stream, writer, listed, now);
         let is_wanted = bundle.header.topic == stream.topic && bundle.header.writer == *writer;
-        if is_wanted && bundle.listed() == *listed && self.is_allowed(&bundle, true) {
+        if is_wanted && bundle.listed() == *listed && self.is_allowed(&bundle, true, now) {
             self.take(stream, bundle, true, now);
         }
         self.advance_blocked(now);
@@ -693,7 +705,6 @@ impl Member {
             let is_member = exchange.take_head(&head, now, &mut self.actions).is_ok();
             self.hurry_if_needed(now.moment);
             if !is_member {
-                self.counters.disallowed += 1;
                 return false;
             }
         }
@@ -714,6 +725,9 @@ impl Member {
             }
         }
         for log in &head.topics {
+            if self.closed.contains(&log.topic) {
+                continue;
+            }
             for stream in self.readers.streams_of(&log.topic) {
                 let key = (stream, head.writer);
                 if self.ensure_reader(&key, now.moment) {
@@ -1219,6 +1233,49 @@ mod tests {
         assert_eq!(member.budget().buffered, size, "it waits for the first one");
         member.unsubscribe(&topic);
         assert_eq!(member.budget().buffered, 0);
+    }
+
+    #[test]
+    fn a_member_without_a_roster_reads_nothing_on_a_topic_that_is_encrypted() {
+        let topic: Topic = "jobs".parse().unwrap();
+        let now = Now { moment: Moment::default(), wall: Timestamp(9) };
+        let member = |number: u8| {
+            let setup = Setup {
+                author: author(number),
+                past: BTreeMap::new(),
+                logs: BTreeMap::new(),
+                topics: BTreeMap::from([(topic.clone(), Since::Earliest)]),
+                checkpoints: Vec::new(),
+                alarmed: BTreeSet::new(),
+                seed: 1,
+                exchange: None,
+            };
+            Member::new(setup, now)
+        };
+        let mut writer = member(4);
+        let bundle = writer.form(&topic, &[(Timestamp(7), Bytes::from_static(b"x"))], now).unwrap();
+        writer.stored(bundle.clone(), now);
+        let later = Now { moment: Moment::default().after(Duration::from_secs(9)), wall: Timestamp(9) };
+        writer.wake(later);
+        let head = writer.take_actions().into_iter().find_map(|action| match action {
+            Action::PublishHead(block) => Some(Head::open(&block, "fleet").unwrap()),
+            _ => None,
+        });
+        for is_encrypted in [false, true] {
+            let (mut by_message, mut by_head) = (member(3), member(3));
+            if is_encrypted {
+                by_message.encrypt(topic.clone(), "all".parse().unwrap());
+                by_head.encrypt(topic.clone(), "all".parse().unwrap());
+            }
+            by_message.receive(bundle.clone(), now);
+            by_head.receive_head(head.clone().unwrap(), now);
+            by_head.wake(later);
+            let reads = |member: &mut Member| {
+                let actions = member.take_actions();
+                actions.iter().any(|it| matches!(it, Action::Deliver(_) | Action::Fetch { .. }))
+            };
+            assert_eq!([&mut by_message, &mut by_head].map(reads), [!is_encrypted; 2]);
+        }
     }
 
     /// The bundle that a fetch asks for.

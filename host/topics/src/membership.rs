@@ -16,6 +16,7 @@
 pub mod encryption;
 pub mod exchange;
 pub mod key_grant;
+pub mod observed;
 pub mod roster;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,6 +48,9 @@ const MAX_OFFERED: usize = 4;
 /// The maximum number of epochs of a group that are kept.
 pub const MAX_KEPT: usize = 1_024;
 
+/// The maximum number of refused rosters that are remembered. The first ones are a proof.
+pub const MAX_FORKS: usize = 16;
+
 /// What a roster that was received changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RosterChange {
@@ -70,7 +74,7 @@ pub struct RosterFork {
 }
 
 /// The reason why the bundle, the head or the key grant of another is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Error)]
 pub enum Refusal {
     /// This member has no roster yet, so it knows nobody.
     #[error("this host has no roster yet")]
@@ -90,11 +94,32 @@ pub enum Refusal {
     /// The key grant was made with a later roster than this member has.
     #[error("it needs a later roster")]
     LaterRoster,
+    /// A member that issues no keys of the group gave one to all.
+    #[error("the writer issues no keys of the group")]
+    NoKeeper,
+}
+
+impl Refusal {
+    /// A short name, for metrics and the API.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NoRoster => "no_roster",
+            Self::Stranger => "stranger",
+            Self::Removed => "removed",
+            Self::OtherGroup => "other_group",
+            Self::Plain => "not_encrypted",
+            Self::LaterRoster => "later_roster",
+            Self::NoKeeper => "no_keeper",
+        }
+    }
 }
 
 /// The reason why nothing can be encrypted for a group.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum NoKey {
+    /// This host belongs to no fleet with a roster.
+    #[error("this host belongs to no fleet with a roster: run `dim fleet join`")]
+    NoFleet,
     /// This host has no roster yet.
     #[error("this host has no roster yet: run `dim fleet add` with its line, where the admin key is")]
     NoRoster,
@@ -152,6 +177,13 @@ impl Membership {
         self.forks.iter()
     }
 
+    /// Takes in a refusal that is durable.
+    pub fn restore_fork(&mut self, fork: RosterFork) {
+        if self.forks.len() < MAX_FORKS {
+            self.forks.insert(fork);
+        }
+    }
+
     /// Takes in a roster of the fleet. It replaces the current one if it is newer and continues it.
     pub fn take_roster(&mut self, new: SignedRoster) -> Result<RosterChange, RosterFork> {
         let Some(current) = &self.roster else {
@@ -172,9 +204,7 @@ impl Membership {
         if !is_continued {
             let (kept, refused) = named.unwrap_or((current.digest, new.digest));
             let fork = RosterFork { version: common, kept, refused };
-            if self.forks.len() < 1_000 {
-                self.forks.insert(fork);
-            }
+            self.restore_fork(fork);
             return Err(fork);
         }
         if version <= newest {
@@ -301,19 +331,21 @@ impl Membership {
         self.epochs.get(group).into_iter().flat_map(BTreeMap::values)
     }
 
-    /// Forgets the epochs of a group that were replaced before a time. Returns whether there were any.
-    pub fn forget_before(&mut self, group: &GroupName, time: Timestamp) -> bool {
+    /// Forgets the epochs of a group that were replaced before a time. Returns them.
+    pub fn forget_before(&mut self, group: &GroupName, time: Timestamp) -> Vec<EpochId> {
         let newest = self.newest_epoch(group).map(|epoch| epoch.id);
-        let Some(epochs) = self.epochs.get_mut(group) else { return false };
-        let count = epochs.len();
+        let Some(epochs) = self.epochs.get_mut(group) else { return Vec::new() };
+        let mut forgotten = Vec::new();
         // An epoch is replaced when the next one is made.
         let replaced: Vec<Timestamp> = epochs.values().skip(1).map(|epoch| epoch.time).collect();
         let mut replaced = replaced.into_iter().chain([Timestamp(u64::MAX)]);
         epochs.retain(|id, _| {
             let at = replaced.next().expect("one for each");
-            at >= time || Some(*id) == newest
+            let is_kept = at >= time || Some(*id) == newest;
+            forgotten.extend((!is_kept).then_some(*id));
+            is_kept
         });
-        epochs.len() < count
+        forgotten
     }
 
     /// The groups of this member for which it has no epoch with which it may write.
@@ -609,8 +641,8 @@ mod tests {
         assert_eq!(it.due_epochs(Timestamp(week)), []);
         assert_eq!(it.due_epochs(Timestamp(week + 6)), [(group(), 0)]);
         let (newer, _) = make(&mut it, week + 6, 1);
-        assert!(!it.forget_before(&group(), Timestamp(week + 6)));
-        assert!(it.forget_before(&group(), Timestamp(week + 7)));
+        assert_eq!(it.forget_before(&group(), Timestamp(week + 6)), []);
+        assert_eq!(it.forget_before(&group(), Timestamp(week + 7)), [epoch.id]);
         assert!(it.epochs(&group()).eq([&newer]));
     }
 
@@ -621,9 +653,8 @@ mod tests {
         let admins = roster::Admins { keys: [id(0), id(7), id(8)].into(), threshold: 2 };
         let appoint = |signers: &[u8]| {
             let mut next = one.next();
-            let mut authority = roster::Authority::new(admins.clone()).unwrap();
-            signers.iter().for_each(|signer| authority.sign(&fleet, &one.roster.authority, &key(*signer)));
-            next.authority.push(authority);
+            next.appoint(admins.clone()).unwrap();
+            signers.iter().for_each(|signer| next.sign_appointment(&key(*signer)));
             next
         };
         let open = |roster: Roster, signers: &[u8]| {
@@ -637,10 +668,37 @@ mod tests {
         {
             open(appoint(appointing), signing).expect_err(&format!("{appointing:?} {signing:?}"));
         }
-        // A key that is no admin founds no fleet.
+        // A draft may lack signatures, and each admin adds its own.
+        let mut draft = appoint(&[]).draft().unwrap();
+        let mut awaited = Vec::new();
+        for signer in [0, 7, 8] {
+            awaited.push(draft.awaited().len());
+            draft = draft.approve(&key(signer)).unwrap();
+            draft = SignedRoster::open_draft(&draft.to_block(), &fleet).unwrap();
+        }
+        // The one of the admin before and of any two; then of the two that have not signed the roster; then of none.
+        assert_eq!(awaited, [3, 2, 2]);
+        assert_eq!(draft.awaited(), [].into());
+        assert_eq!(SignedRoster::open(&draft.to_block(), &fleet).unwrap(), draft);
+        // Only the appointment that is made may be incomplete.
+        let mut twice = appoint(&[]);
+        twice.appoint(admins.clone()).unwrap();
+        SignedRoster::open_draft(&twice.draft().unwrap().to_block(), &fleet).unwrap_err();
+        // A key that is not that of the fleet founds no fleet, whatever it signs, alone or beside the key of the fleet.
         let mut stolen = Roster::first(&key(9), Timestamp(1_000));
         stolen.fleet.clone_from(&fleet);
-        open(stolen, &[9]).unwrap_err();
+        open(stolen.clone(), &[9]).unwrap_err();
+        for keys in [vec![9], vec![0, 9]] {
+            stolen.authority.clear();
+            stolen
+                .appoint(roster::Admins { keys: keys.into_iter().map(id).collect(), threshold: 1 })
+                .unwrap();
+            stolen.sign_appointment(&key(9));
+            open(stolen.clone(), &[9]).unwrap_err();
+            let mut draft = stolen.clone().draft().unwrap();
+            draft.sign(&key(9));
+            SignedRoster::open_draft(&draft.to_block(), &fleet).unwrap_err();
+        }
     }
 
     #[test]

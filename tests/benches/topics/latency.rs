@@ -64,7 +64,7 @@ async fn lose_one(pair: &Pair, number: &mut u64) {
 }
 
 /// Publishes an event, and returns the time until everything is handled.
-async fn time_of(pair: &Pair, checker: &mut Checker, number: &mut u64) -> Duration {
+pub async fn time_of(pair: &Pair, checker: &mut Checker, number: &mut u64) -> Duration {
     *number += 1;
     let begun = Instant::now();
     pair.publish(*number - 1).await;

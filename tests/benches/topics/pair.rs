@@ -8,6 +8,7 @@ use dim_ipfs::Backend;
 use dim_model::entry::Offset;
 use dim_model::ident::Topic;
 use dim_store::effect::Publish;
+use dim_tests::fleet::{FleetAdmin, keys_of};
 use dim_tests::{FaultProxy, Kubo, Setup, TestHost, eventually_within};
 
 /// The number of nodes whose heartbeats are published.
@@ -57,14 +58,22 @@ pub fn daemons() -> (Kubo, Kubo) {
 
 /// Starts the host that publishes.
 pub async fn writer(near: &Kubo) -> TestHost {
-    Setup::default().yaml(TOPICS).on_kubo(near.api()).start().await
+    writer_with(near, TOPICS).await
+}
+
+async fn writer_with(near: &Kubo, config: &str) -> TestHost {
+    Setup::default().yaml(config).on_kubo(near.api()).start().await
 }
 
 /// Starts the host that handles the events, and its way to the daemon.
 pub async fn reader(far: &Kubo) -> (FaultProxy, TestHost) {
+    reader_with(far, TOPICS).await
+}
+
+async fn reader_with(far: &Kubo, config: &str) -> (FaultProxy, TestHost) {
     let target: SocketAddr = far.url().trim_start_matches("http://").parse().expect("an address");
     let proxy = FaultProxy::start(target, 7).await;
-    let reader = Setup::bundled().yaml(TOPICS).yaml(REGISTRY).on_kubo(&proxy.api()).start().await;
+    let reader = Setup::bundled().yaml(config).yaml(REGISTRY).on_kubo(&proxy.api()).start().await;
     (proxy, reader)
 }
 
@@ -78,10 +87,28 @@ pub async fn publish(writer: &TestHost, number: u64) {
 impl Pair {
     /// Starts all.
     pub async fn start() -> Self {
+        Self::start_with(TOPICS).await
+    }
+
+    /// Starts all in a fleet with a roster, with an encrypted topic.
+    pub async fn start_encrypted() -> Self {
+        let admin = FleetAdmin::new(5);
+        let pair = Self::start_with(&format!(
+            "fleet: {{ name: {} }}\ntopics: {{ dim.nodes.*: {{ delivery: reliable, from: earliest, encrypt: true }} }}\n",
+            admin.fleet()
+        ))
+        .await;
+        let [writer, reader] = [&pair.writer, &pair.reader].map(keys_of);
+        let admin = admin.with_members(&[(&writer, "writer", true), (&reader, "reader", false)]);
+        admin.offer(&pair.writer).await.expect("a valid roster");
+        pair
+    }
+
+    async fn start_with(config: &str) -> Self {
         let (near, far) = daemons();
-        let writer = writer(&near).await;
-        let (proxy, reader) = reader(&far).await;
-        let channel = reader.host.exchange.links.reliable.channels.of(&topic());
+        let writer = writer_with(&near, config).await;
+        let (proxy, reader) = reader_with(&far, config).await;
+        let channel = reader.host.exchange.links.reliable.channels().of(&topic());
         let publisher: &Backend = &writer.host.exchange.links.backend;
         eventually_within(START, "the reader is heard on the topic", async || {
             publisher.pubsub.peers(&channel).await.is_ok_and(|peers| !peers.is_empty())

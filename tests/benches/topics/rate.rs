@@ -51,17 +51,38 @@ pub async fn run(seconds: u64, rate: u64) {
     println!("| messages of 56 KiB | {} |", alone(&near, &far, "raw.large", large).await);
 }
 
+/// What a steady load showed.
+pub struct Measured {
+    /// Events that were published in a second.
+    pub published: f64,
+    /// Events that were handled in a second.
+    pub handled: f64,
+    /// From the publish until an event is in the log of the reader: the median and the 99th percentile.
+    pub delays: [Duration; 2],
+    /// The CPU time of both hosts, the load and the checks for an event, in microseconds.
+    pub each: f64,
+}
+
 /// Publishes at a rate, and waits until everything is handled.
-async fn measure(pair: &Pair, mut checker: Checker, seconds: u64, rate: u64) -> String {
-    let count = seconds * rate;
+async fn measure(pair: &Pair, checker: Checker, seconds: u64, rate: u64) -> String {
+    let Measured { published, handled, delays: [p50, p99], each } = load(pair, checker, seconds, rate).await;
+    let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
+    let (p50, p99) = (milliseconds(p50), milliseconds(p99));
+    let repaired = pair.repaired().await;
+    format!("{published:.0} | {handled:.0} | {p50:.0} ms | {p99:.0} ms | {repaired} | {each:.1} us")
+}
+
+/// Publishes at a rate, and waits until everything is handled.
+pub async fn load(pair: &Pair, mut checker: Checker, seconds: u64, rate: u64) -> Measured {
+    let (first, count) = (checker.seen, seconds * rate);
     // Both hosts, the load and the checks.
     let process = std::process::id();
     let (cpu, begun) = (cpu_time(process), Instant::now());
     let check = tokio::spawn(async move {
-        checker.read_to(count + 1).await;
+        checker.read_to(first + count).await;
         checker
     });
-    publish(&pair.writer, 1..count + 1, rate).await;
+    publish(&pair.writer, first..first + count, rate).await;
     let published = begun.elapsed();
     let mut checker = check.await.expect("nothing is lost, repeated, or out of order");
     pair.handled(checker.next).await;
@@ -69,14 +90,8 @@ async fn measure(pair: &Pair, mut checker: Checker, seconds: u64, rate: u64) -> 
     checker.delays.sort();
     let each = (cpu_time(process) - cpu).as_secs_f64() * 1e6 / count as f64;
     let rate_of = |time: Duration| count as f64 / time.as_secs_f64();
-    format!(
-        "{:.0} | {:.0} | {:.0} ms | {:.0} ms | {} | {each:.1} us",
-        rate_of(published),
-        rate_of(handled),
-        percentile(&checker.delays, 0.5).as_secs_f64() * 1e3,
-        percentile(&checker.delays, 0.99).as_secs_f64() * 1e3,
-        pair.repaired().await,
-    )
+    let delays = [0.5, 0.99].map(|share| percentile(&checker.delays, share));
+    Measured { published: rate_of(published), handled: rate_of(handled), delays, each }
 }
 
 /// Publishes heartbeats with the given numbers.

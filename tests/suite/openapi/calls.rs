@@ -70,6 +70,20 @@ fn roster() -> Vec<u8> {
     draft.to_block().to_vec()
 }
 
+/// The record with which the name of the fleet points to the first roster.
+fn record() -> Vec<u8> {
+    let pair = dim_ipfs::keys::ed25519_pair(admin().as_bytes());
+    let path = format!("/ipfs/{}", dim_topics::identity::Digest::of(&roster()));
+    let path = path.parse().expect("a CID makes a path");
+    let validity = dim_model::time::Timestamp(u64::MAX / 2);
+    dim_ipfs::ipns_record::Record::sign(&pair, &path, 1, validity, std::time::Duration::from_secs(60)).bytes
+}
+
+/// The name of a fleet to which no host belongs.
+fn other_fleet() -> String {
+    dim_topics::identity::WriterId([9; 32]).name().to_string()
+}
+
 /// Calls in an order in which they answer so, after [`prepare`].
 pub fn of_a_sound_host() -> Vec<Call> {
     let (message, document) = ("x".repeat((60 << 10) + 1), "x".repeat((16 << 20) + 1));
@@ -246,6 +260,11 @@ pub fn of_a_sound_host() -> Vec<Call> {
         call("put_roster", "/v1/fleet/roster", "no roster", 400),
         call("put_roster", "/v1/fleet/roster", document.clone(), 413),
         call("get_roster", "/v1/fleet/roster", "", 200),
+        call("join_fleet", "/v1/fleet/join", format!(r#"{{"fleet":"{}"}}"#, fleet()), 200),
+        call("join_fleet", "/v1/fleet/join", format!(r#"{{"fleet":"{}"}}"#, other_fleet()), 409),
+        call("join_fleet", "/v1/fleet/join", r#"{"fleet":"dim"}"#, 400),
+        call("put_fleet_record", "/v1/fleet/record", record(), 204),
+        call("put_fleet_record", "/v1/fleet/record", "no record", 400),
         call("show_fleet", "/v1/fleet", "", 200),
         call("list_member_logs", format!("/v1/fleet/members/{}/logs", fleet()), "", 200),
         call("list_member_logs", "/v1/fleet/members/nobody/logs", "", 400),
@@ -301,6 +320,7 @@ pub fn of_an_unsound_host() -> Vec<Call> {
         // Its fleet has no roster.
         call("show_fleet", "/v1/fleet", "", 404),
         call("put_roster", "/v1/fleet/roster", roster(), 404),
+        call("put_fleet_record", "/v1/fleet/record", record(), 404),
     ]
 }
 

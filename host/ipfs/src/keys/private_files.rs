@@ -39,7 +39,10 @@ impl PrivateFiles {
             // A file that was restored from elsewhere may have another mode.
             self.dir.set_permissions(&name, Permissions::from_mode(0o600))?;
             let mut bytes = Vec::new();
-            self.dir.open(&name)?.take(MAX_FILE).read_to_end(&mut bytes)?;
+            self.dir.open(&name)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+            if bytes.len() as u64 > MAX_FILE {
+                return Err(io::Error::other(format!("{name} has more than {MAX_FILE} bytes")));
+            }
             files.push((name, bytes));
         }
         Ok(files)
@@ -48,6 +51,15 @@ impl PrivateFiles {
     /// Writes a file. It is on the disk when the function returns.
     pub fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         write_synced(&self.dir, name, bytes)
+    }
+
+    /// Deletes a file, if there is one. It is gone from the directory on the disk when the function returns.
+    pub fn remove(&self, name: &str) -> io::Result<()> {
+        match self.dir.remove_file(name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+            Ok(()) => self.dir.open(".")?.sync_all(),
+        }
     }
 }
 
@@ -69,5 +81,8 @@ mod tests {
         assert_eq!(again.all().unwrap(), [("roster".to_owned(), b"two".to_vec())]);
         assert_eq!(parent.metadata(".fleet/roster").unwrap().mode() & 0o777, 0o600);
         assert_eq!(parent.metadata(".fleet").unwrap().mode() & 0o777, 0o700);
+        files.remove("roster").unwrap();
+        files.remove("roster").unwrap();
+        assert_eq!(again.all().unwrap(), []);
     }
 }

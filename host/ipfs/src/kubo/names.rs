@@ -22,6 +22,9 @@ const PUBLISH: Duration = Duration::from_secs(120);
 /// The text with which a daemon refuses a sequence number that is not higher than that of its own record.
 const NOT_GREATER: &str = "sequence number must be greater";
 
+/// The text with which a daemon refuses a record whose sequence number is not higher than that of the one it finds.
+const NOT_NEWER: &str = "existing IPNS record has sequence";
+
 /// The names of a daemon.
 #[derive(Debug)]
 pub struct Names {
@@ -133,6 +136,14 @@ impl Backend for Names {
             _ => publication.sequence,
         };
         Ok(Published { sequence, record: None })
+    }
+
+    async fn put(&self, name: &IpnsName, record: Bytes) -> Result<(), BackendError> {
+        let call = Call::new("name/put").arg(name.as_str()).option("allow-offline", "true");
+        match self.rpc.bytes(call.file(record).timeout(PUBLISH)).await {
+            Err(BackendError::Refused { message, .. }) if message.contains(NOT_NEWER) => Ok(()),
+            put => put.map(drop),
+        }
     }
 
     async fn current(&self, name: &IpnsName) -> Result<Option<Current>, BackendError> {

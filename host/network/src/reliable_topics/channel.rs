@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dim_ipfs::Incoming;
+use dim_ipfs::ipns_record::Record;
 use dim_model::beginning::{Beginning, ReadFrom};
 use dim_model::entry::Offset;
 use dim_model::ident::{GroupName, PluginName, Topic};
@@ -20,15 +21,18 @@ use dim_topics::bundle::{Bundle, Listed};
 use dim_topics::head::{Head, Place};
 use dim_topics::identity::{Digest, WriterId};
 use dim_topics::time::Moment;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::SendResult;
 use super::catch_ups::OwnMessages;
+use super::identity::Identity;
 use super::intake::Outcome;
+use super::joining::JoinError;
 use super::membership::{BlockKind, FleetState};
 use super::mirrors::Attempt;
 use super::own_index::Provided;
 use super::plain_copies::PlainCopies;
+use super::roster_name::NameError;
 use super::writer_log::WriterLog;
 
 /// The number of inputs that wait for the driver. At the maximum the streams are read more slowly, and the daemon drops
@@ -99,8 +103,8 @@ pub fn reliable_topic<'a>(deliveries: &'a Deliveries, topic: &Topic) -> Option<&
 #[derive(Clone, Debug)]
 pub struct Reliable {
     deliveries: Arc<Deliveries>,
-    /// The names of the pubsub topics.
-    pub channels: Channels,
+    /// The names of the pubsub topics. They change when the host joins a fleet.
+    channels: Arc<watch::Sender<Arc<Channels>>>,
     copies: Arc<Mutex<PlainCopies>>,
     inputs: mpsc::Sender<Input>,
 }
@@ -115,11 +119,28 @@ impl Reliable {
         let (sender, receiver) = mpsc::channel(WAITING);
         let it = Self {
             deliveries: Arc::new(deliveries),
-            channels: Channels::new(fleet),
+            channels: Arc::new(watch::Sender::new(Arc::new(Channels::new(fleet)))),
             copies: Arc::default(),
             inputs: sender,
         };
         (it, Inputs(receiver))
+    }
+
+    /// The names of the pubsub topics.
+    pub fn channels(&self) -> Arc<Channels> {
+        self.channels.borrow().clone()
+    }
+
+    /// Changes the fleet. The subscriptions follow.
+    pub(super) fn enter_fleet(&self, fleet: &str) {
+        self.channels.send_replace(Arc::new(Channels::new(fleet)));
+    }
+
+    /// Returns when the names of the pubsub topics are other ones than `channels`.
+    pub async fn channels_changed(&self, channels: &Arc<Channels>) {
+        let mut current = self.channels.subscribe();
+        let is_other = |current: &Arc<Channels>| !Arc::ptr_eq(current, channels);
+        current.wait_for(is_other).await.expect("this value holds the sender");
     }
 
     /// Whether any topic is reliable.
@@ -145,6 +166,23 @@ impl Reliable {
 
     fn closest(&self, topic: &Topic) -> Option<&ReliableTopic> {
         reliable_topic(&self.deliveries, topic)
+    }
+
+    /// The group whose keys encrypt the events of a topic; `None` if they are not encrypted.
+    pub fn group(&self, topic: &Topic) -> Option<&GroupName> {
+        self.closest(topic)?.group.as_ref()
+    }
+
+    /// The longest time for which own bundles are kept that the keys of each group encrypt.
+    pub(super) fn kept_of_groups(&self) -> BTreeMap<GroupName, Duration> {
+        let mut kept = BTreeMap::new();
+        for settings in self.deliveries.values().flatten() {
+            if let Some(group) = &settings.group {
+                let longest: &mut Duration = kept.entry(group.clone()).or_default();
+                *longest = settings.time.max(*longest);
+            }
+        }
+        kept
     }
 
     /// Whether a topic is reliable and plain.
@@ -174,7 +212,7 @@ impl Reliable {
 
     /// The pubsub topic whose messages show whether the host hears a topic: that of its plain messages if it has any.
     pub fn channel(&self, topic: &Topic) -> Topic {
-        if self.is_only_reliable(topic) { self.channels.of(topic) } else { topic.clone() }
+        if self.is_only_reliable(topic) { self.channels().of(topic) } else { topic.clone() }
     }
 
     /// The recent events and messages on topics with both deliveries.
@@ -188,14 +226,15 @@ impl Reliable {
         topic: &Topic,
         message: Incoming,
     ) -> Result<(), dim_topics::malformed::Malformed> {
-        let bundle = Bundle::open(message.data, self.channels.fleet())?;
+        let channels = self.channels();
+        let bundle = Bundle::open(message.data, channels.fleet())?;
         if bundle.header.topic != *topic {
             return Err(dim_topics::malformed::Malformed::Elsewhere);
         }
         if self.is_both(topic) {
             self.copies().bundle_came_from(bundle.header.writer, &message.from);
         }
-        self.send(Input::Bundle(Arc::new(bundle))).await;
+        self.send(Input::Bundle { bundle: Arc::new(bundle), channels }).await;
         Ok(())
     }
 
@@ -225,6 +264,22 @@ impl Reliable {
     pub async fn offer_roster(&self, block: Bytes) -> Option<Result<u64, String>> {
         let (to, answer) = oneshot::channel();
         self.send(Input::RosterOffered { block, to }).await;
+        answer.await.ok()
+    }
+
+    /// Takes in a record of the fleet's IPNS name, in its stored form. Returns the reason why it is refused; `None` if the
+    /// driver has ended.
+    pub async fn offer_record(&self, record: Vec<u8>) -> Option<Result<(), NameError>> {
+        let (to, answer) = oneshot::channel();
+        self.send(Input::RecordOffered { record, to }).await;
+        answer.await.ok()
+    }
+
+    /// Lets the host write and read its topics in the fleet of `identity` from now on. Returns the reason if it cannot now;
+    /// `None` if the driver has ended.
+    pub async fn join(&self, identity: Identity) -> Option<Result<(), JoinError>> {
+        let (to, answer) = oneshot::channel();
+        self.send(Input::Join { identity: Box::new(identity), to }).await;
         answer.await.ok()
     }
 
@@ -258,7 +313,12 @@ pub struct WaitingPublish {
 #[derive(Debug)]
 pub enum Input {
     /// A bundle arrived as a message.
-    Bundle(Arc<Bundle>),
+    Bundle {
+        /// The bundle.
+        bundle: Arc<Bundle>,
+        /// The names of the pubsub topics of its fleet.
+        channels: Arc<Channels>,
+    },
     /// A head arrived.
     Head {
         /// The head.
@@ -365,6 +425,24 @@ pub enum Input {
     },
     /// Key epochs are durable.
     EpochsStored(u64),
+    /// It is time to look at the name of the fleet.
+    NameDue,
+    /// The daemon has found a record of the name of the fleet, which is verified, or none.
+    NameFound(Option<Box<Record>>),
+    /// The operator has a record of the name of the fleet.
+    RecordOffered {
+        /// The record in its stored form.
+        record: Vec<u8>,
+        /// The caller, who gets the reason why the record is refused.
+        to: oneshot::Sender<Result<(), NameError>>,
+    },
+    /// The host joins a fleet.
+    Join {
+        /// The host in the fleet.
+        identity: Box<Identity>,
+        /// The caller, who gets the reason if it cannot now.
+        to: oneshot::Sender<Result<(), JoinError>>,
+    },
     /// A caller asks for the fleet.
     Fleet(oneshot::Sender<Option<FleetState>>),
     /// A caller asks for the writers of a topic.

@@ -5,7 +5,7 @@ use dim_age::x25519;
 use dim_ipfs::keys::{Key, KeyError, Keyring};
 use dim_model::ident::{IpnsName, KeyName};
 use dim_model::time::Timestamp;
-use dim_topics::identity::Incarnation;
+use dim_topics::identity::{Incarnation, WriterId};
 use dim_topics::membership::exchange::Exchange;
 use dim_topics::own_log::Author;
 use ed25519_dalek::SigningKey;
@@ -65,6 +65,13 @@ impl Identity {
         };
         Ok(Self { author, seed: random.next_u64(), membership })
     }
+}
+
+/// Returns the public keys of a host or an agent in one line, as an admin adds it to a fleet. The keys are made once.
+pub fn keys_line(keys: &Keyring) -> Result<String, IdentityError> {
+    let writer = WriterId::of(&signing_key(keys, KEY)?.verifying_key());
+    let sealing = x25519::Identity::new(signing_key(keys, SEALING_KEY)?.as_bytes());
+    Ok(format!("{}:{}", writer.name(), sealing.recipient()))
 }
 
 /// Whether a fleet has a roster: its name is the IPNS name of the key of its first admin.

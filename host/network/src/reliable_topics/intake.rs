@@ -44,7 +44,7 @@ const BATCH: usize = 4 << 20;
 impl ReliableTopics {
     /// Receives the heads of the other members, over all failures of the daemon.
     pub(super) fn listen_to_heads(&self) {
-        let (backend, channels) = (self.parts.backend.clone(), self.parts.reliable.channels.clone());
+        let (backend, channels) = (self.parts.backend.clone(), self.parts.reliable.channels());
         let (sender, clock) = (self.parts.reliable.sender(), self.parts.log.clock().clone());
         self.spawn_until_stop(async move {
             let mut backoff = Backoff::new();
@@ -72,7 +72,7 @@ impl ReliableTopics {
     /// Fetches a missing bundle.
     pub(super) fn fetch(&self, stream: Stream, writer: WriterId, listed: Listed) {
         let (backend, sender) = (self.parts.backend.clone(), self.parts.reliable.sender());
-        let fleet = self.parts.reliable.channels.fleet().to_owned();
+        let fleet = self.parts.reliable.channels().fleet().to_owned();
         self.spawn_until_stop(async move {
             let block = backend.content.block(&listed.digest.cid(), MAX_BLOCK, FETCH).await;
             let bundle = block.map_err(|error| error.to_string());

@@ -1,23 +1,34 @@
 //! Owns the way of rosters and keys: from the daemon and the operator to the protocol, and from the protocol to the files
 //! of the host and the daemon.
 
+use std::collections::BTreeMap;
+use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
 use dim_model::ident::{GroupName, IpnsName, Topic};
+use dim_model::time::{Timestamp, nanoseconds};
 use dim_topics::block::MAX_BLOCK;
-use dim_topics::identity::Digest;
-use dim_topics::membership::RosterFork;
-use dim_topics::membership::key_grant::Epoch;
+use dim_topics::identity::{Digest, WriterId};
+use dim_topics::membership::key_grant::{Epoch, EpochId};
+use dim_topics::membership::observed::{Observed, Refused};
 use dim_topics::membership::roster::SignedRoster;
+use dim_topics::membership::{Membership, Refusal, RosterFork};
 use tokio::sync::oneshot;
 
 use super::channel::Input;
 use super::intake::FETCH;
+use super::membership_files::MembershipFiles;
 use super::{ReliableTopics, Waiting};
 
 /// The pause between log lines about a topic that nothing can be published on.
 const WARN: Duration = Duration::from_secs(60);
+
+/// The time for which a key is kept after what it encrypted is no longer kept. Clocks differ.
+const KEY_MARGIN: Duration = Duration::from_secs(24 * 3_600);
+
+/// The time before the expiry of the roster from which on the operator is told.
+const EXPIRES_SOON: Duration = Duration::from_secs(7 * 24 * 3_600);
 
 /// A roster or a key grant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +54,88 @@ pub struct FleetState {
     pub epochs: Vec<(GroupName, Option<String>)>,
     /// The rosters that were refused, because the admins have signed others of their versions.
     pub forks: Vec<RosterFork>,
+    /// The other members that were heard since the start.
+    pub observed: BTreeMap<WriterId, ObservedMember>,
+    /// What was refused since the start, by the reason.
+    pub refused: BTreeMap<Refusal, Refused>,
+}
+
+/// Another member as this host observes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedMember {
+    /// The time at which its last head arrived; `None` if only events of it were heard.
+    pub heard: Option<Timestamp>,
+    /// The version of the roster that it has.
+    pub roster: Option<u64>,
+    /// For each group: the key epoch with which it wrote last.
+    pub epochs: BTreeMap<GroupName, String>,
+}
+
+/// Something about the fleet that the operator should know.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FleetProblem {
+    /// This host has no roster yet.
+    #[error("this host has no roster of its fleet yet: add it with `dim fleet add`, where the admin key is")]
+    NoRoster,
+    /// This host is not in the roster.
+    #[error("this host is no member of its fleet: add it with `dim fleet add`, where the admin key is")]
+    NoMember,
+    /// This host was removed.
+    #[error(
+        "this host was removed from its fleet with version {0} of the roster: it reads and writes no encrypted topic"
+    )]
+    Removed(u64),
+    /// The roster has expired.
+    #[error("the roster of the fleet expired at {0:.0}: encrypted topics wait until `dim fleet renew`")]
+    Expired(Timestamp),
+    /// The roster expires soon.
+    #[error("the roster of the fleet expires at {0:.0}: then encrypted topics wait until `dim fleet renew`")]
+    ExpiresSoon(Timestamp),
+    /// No keeper has made a key.
+    #[error(
+        "group {0} of the fleet has no key for the current roster: events on its topics wait for a keeper"
+    )]
+    NoKey(GroupName),
+    /// The admins have signed two rosters of one version.
+    #[error("the admins of the fleet have signed two rosters: {0}")]
+    Fork(RosterFork),
+}
+
+impl FleetState {
+    /// What the operator should know, the most important first.
+    pub fn problems(&self, now: Timestamp) -> Vec<FleetProblem> {
+        let forks = self.forks.iter().map(|fork| FleetProblem::Fork(*fork));
+        let Some(roster) = self.roster.as_ref().map(|it| &it.roster) else {
+            return forks.chain([FleetProblem::NoRoster]).collect();
+        };
+        let id = WriterId::of_name(&self.id);
+        let member = id.and_then(|id| roster.members.get(&id));
+        let problem = if let Some(removed) = id.and_then(|id| roster.removed.get(&id)) {
+            Some(FleetProblem::Removed(removed.version))
+        } else if member.is_none() {
+            Some(FleetProblem::NoMember)
+        } else if roster.expires < now {
+            Some(FleetProblem::Expired(roster.expires))
+        } else if roster.expires < now.after(EXPIRES_SOON) {
+            Some(FleetProblem::ExpiresSoon(roster.expires))
+        } else {
+            None
+        };
+        let missing = self.epochs.iter().filter(|(_, epoch)| member.is_some() && epoch.is_none());
+        let keys = missing.map(|(group, _)| FleetProblem::NoKey(group.clone()));
+        // With an expired roster there is no key either.
+        let keys = keys.filter(|_| roster.expires >= now);
+        forks.chain(problem).chain(keys).collect()
+    }
+}
+
+/// The name of a key epoch; its first bytes if this host does not have it.
+fn epoch_name(membership: &Membership, group: &GroupName, id: &[u8; 16]) -> String {
+    let known = membership.epochs(group).find(|epoch| epoch.id.id == *id).map(|epoch| epoch.id);
+    known.map_or_else(
+        || id.iter().take(4).fold("?-".to_owned(), |name, byte| format!("{name}{byte:02x}")),
+        |id| id.to_string(),
+    )
 }
 
 impl ReliableTopics {
@@ -62,6 +155,7 @@ impl ReliableTopics {
         let now = self.now();
         match kind {
             BlockKind::Roster => {
+                self.keep_target(block);
                 if let Err(why) = self.member.take_roster(block, now) {
                     tracing::warn!("a roster is refused: {why}");
                 }
@@ -76,7 +170,7 @@ impl ReliableTopics {
     }
 
     /// Publishes what waited for a roster or a key.
-    fn form_waiting(&mut self) {
+    pub(super) fn form_waiting(&mut self) {
         let waiting = self.waiting.iter().filter(|(_, waiting)| !waiting.queue.is_empty());
         for topic in waiting.map(|(topic, _)| topic.clone()).collect::<Vec<_>>() {
             self.form(&topic);
@@ -87,7 +181,7 @@ impl ReliableTopics {
     pub(super) fn offered_roster(&mut self, block: &Bytes, to: oneshot::Sender<Result<u64, String>>) {
         let now = self.now();
         let answer = match self.member.membership() {
-            None => Err("the fleet of this host has no roster: `fleet.name` in the config must be the name that `dim fleet init` printed".to_owned()),
+            None => Err("the fleet of this host has no roster: join one with `dim fleet join`".to_owned()),
             Some(_) => self.member.take_roster(block, now).map_err(|why| why.to_string()).map(|_| {
                 let roster = self.member.membership().and_then(|it| it.roster());
                 roster.map_or(0, |it| it.roster.version)
@@ -126,6 +220,7 @@ impl ReliableTopics {
     pub(super) fn epochs_stored(&mut self, number: u64) {
         let now = self.now();
         self.member.epochs_stored(number, now);
+        tracing::debug!(number, "key epochs are stored");
         self.form_waiting();
     }
 
@@ -134,9 +229,43 @@ impl ReliableTopics {
         self.put_block(Digest::of(&block), block);
     }
 
-    /// Shows to the operator that the admins have signed two rosters of one version.
-    pub(super) fn raise_roster_fork(&self, fork: RosterFork) {
+    /// Shows to the operator that the admins have signed two rosters of one version, also after a restart.
+    pub(super) fn raise_roster_fork(&self, fork: RosterFork, block: Bytes) {
         tracing::error!("alarm: {fork}");
+        self.change_files("a refused roster", move |files| files.write_fork(&fork, &block));
+    }
+
+    /// Deletes the files of key epochs.
+    pub(super) fn forget_epochs(&self, group: GroupName, epochs: Vec<EpochId>) {
+        self.change_files("old keys", move |files| files.remove_epochs(&group, &epochs));
+    }
+
+    pub(super) fn change_files(
+        &self,
+        what: &'static str,
+        change: impl FnOnce(&MembershipFiles) -> io::Result<()> + Send + 'static,
+    ) {
+        let Some(files) = self.files.clone() else { return };
+        self.tasks.spawn(async move {
+            let changed = tokio::task::spawn_blocking(move || change(&files)).await;
+            if let Err(error) = changed.expect("a change of a file does not panic") {
+                tracing::error!("cannot store or delete {what}: {error}");
+            }
+        });
+    }
+
+    /// Forgets the keys whose events are no longer kept.
+    pub(super) fn forget_old_keys(&mut self) {
+        let wall = self.now().wall.0;
+        for (group, kept) in self.parts.reliable.kept_of_groups() {
+            let since = wall.saturating_sub(nanoseconds(kept.saturating_add(KEY_MARGIN)));
+            self.member.forget_keys_before(&group, Timestamp(since));
+        }
+    }
+
+    /// Whether a topic is encrypted and this host belongs to no fleet with a roster.
+    pub(super) fn lacks_roster(&self, topic: &Topic) -> bool {
+        self.member.membership().is_none() && self.parts.reliable.group(topic).is_some()
     }
 
     /// Notes that the events of a topic wait for a key.
@@ -146,15 +275,15 @@ impl ReliableTopics {
         if waiting.warned.is_none_or(|at| now.since(at) >= WARN) {
             waiting.warned = Some(now);
             tracing::warn!(%topic, "events wait until they can be encrypted: {why}");
+        } else {
+            tracing::debug!(%topic, "events still wait until they can be encrypted: {why}");
         }
     }
 
     /// Says that a topic is encrypted, if the config does.
     pub(super) fn encrypt_if_configured(&mut self, topic: &Topic) {
-        if self.member.membership().is_some()
-            && let Some(group) = self.parts.reliable.settings(topic).and_then(|settings| settings.group)
-        {
-            self.member.encrypt(topic.clone(), group);
+        if let Some(group) = self.parts.reliable.group(topic) {
+            self.member.encrypt(topic.clone(), group.clone());
         }
     }
 
@@ -169,7 +298,16 @@ impl ReliableTopics {
             let epoch = membership.current_epoch(&group, wall).ok().map(|epoch| epoch.id.to_string());
             (group, epoch)
         };
+        let observations = self.member.observations();
+        let observed = |(member, it): (&WriterId, &Observed)| {
+            let name =
+                |(group, id): (&GroupName, &[u8; 16])| (group.clone(), epoch_name(membership, group, id));
+            let epochs = it.epochs.iter().map(name).collect();
+            (*member, ObservedMember { heard: it.heard, roster: it.roster, epochs })
+        };
         Some(FleetState {
+            observed: observations.iter().flat_map(|it| it.members()).map(observed).collect(),
+            refused: observations.map(|it| it.refused().clone()).unwrap_or_default(),
             name: membership.fleet().to_owned(),
             id: id.name(),
             sealing: membership.recipient().to_string(),

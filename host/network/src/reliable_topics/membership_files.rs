@@ -2,6 +2,7 @@
 //! file beside the keys of the host. It receives the keyring and returns the exchange of rosters and keys, with what is
 //! kept.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex};
 
@@ -10,19 +11,32 @@ use dim_age::x25519::Identity;
 use dim_ipfs::keys::{Keyring, PrivateFiles};
 use dim_model::ident::GroupName;
 use dim_model::time::Timestamp;
-use dim_topics::membership::Membership;
+use dim_topics::identity::Digest;
 use dim_topics::membership::encryption::Secret;
 use dim_topics::membership::exchange::{Exchange, RandomSource};
 use dim_topics::membership::key_grant::{Epoch, EpochId};
 use dim_topics::membership::roster::SignedRoster;
+use dim_topics::membership::{Membership, RosterFork};
 use dim_topics::own_log::Author;
+
+use super::roster_name::StoredName;
 
 /// The name of the file of the roster.
 const ROSTER: &str = "roster";
 
+/// The name of the file of the newest record of the fleet's IPNS name.
+const RECORD: &str = "record";
+
+/// The name of the file of the roster to which this record points.
+const TARGET: &str = "record.roster";
+
 /// The beginning of the name of the file of an epoch. The group, the number and the identity follow, as in
 /// `epoch.jobs.7.00112233445566778899aabbccddeeff`.
 const EPOCH: &str = "epoch.";
+
+/// The beginning of the name of the file of a refused roster. The version and the digests of the kept and the refused
+/// roster follow.
+const FORK: &str = "fork.";
 
 /// The files of the membership of a fleet.
 #[derive(Clone, Debug)]
@@ -48,6 +62,8 @@ impl MembershipFiles {
             if let Some((group, epoch)) = name.strip_prefix(EPOCH).and_then(|name| parsed_epoch(name, bytes))
             {
                 membership.restore(group, [epoch]);
+            } else if let Some(fork) = name.strip_prefix(FORK).and_then(parsed_fork) {
+                membership.restore_fork(fork);
             }
         }
         let random = RandomSource::new(rand::fill);
@@ -68,12 +84,55 @@ impl MembershipFiles {
     /// Stores epochs of a group. Blocks.
     pub fn write_epochs(&self, group: &GroupName, epochs: &[Epoch]) -> io::Result<()> {
         for Epoch { id, roster, time, secret } in epochs {
-            let name = format!("{EPOCH}{group}.{}.{:032x}", id.number, u128::from_be_bytes(id.id));
+            let name = epoch_file(group, id);
             let bytes = [&roster.to_be_bytes()[..], &time.0.to_be_bytes(), secret.bytes()].concat();
             self.files.write(&name, &zeroize::Zeroizing::new(bytes))?;
         }
         Ok(())
     }
+
+    /// What is stored of the fleet's IPNS name. Blocks.
+    pub fn name(&self) -> io::Result<StoredName> {
+        let mut files: BTreeMap<String, Vec<u8>> = self.files.all()?.into_iter().collect();
+        Ok(StoredName { record: files.remove(RECORD), target: files.remove(TARGET) })
+    }
+
+    /// Stores the roster to which the fleet's IPNS name points. Blocks.
+    pub fn write_target(&self, block: &[u8]) -> io::Result<()> {
+        self.files.write(TARGET, block)
+    }
+
+    /// Stores a record of the fleet's IPNS name. Blocks.
+    pub fn write_record(&self, record: &[u8]) -> io::Result<()> {
+        self.files.write(RECORD, record)
+    }
+
+    /// Deletes epochs of a group. Blocks.
+    pub fn remove_epochs(&self, group: &GroupName, epochs: &[EpochId]) -> io::Result<()> {
+        epochs.iter().try_for_each(|id| self.files.remove(&epoch_file(group, id)))
+    }
+
+    /// Stores a refused roster as a proof. Blocks.
+    pub fn write_fork(&self, fork: &RosterFork, block: &[u8]) -> io::Result<()> {
+        self.files.write(&fork_file(fork), block)
+    }
+}
+
+fn epoch_file(group: &GroupName, id: &EpochId) -> String {
+    format!("{EPOCH}{group}.{}.{:032x}", id.number, u128::from_be_bytes(id.id))
+}
+
+fn fork_file(fork: &RosterFork) -> String {
+    format!("{FORK}{}.{}.{}", fork.version, fork.kept, fork.refused)
+}
+
+/// Parses the name of the file of a refused roster after its beginning.
+fn parsed_fork(name: &str) -> Option<RosterFork> {
+    let mut parts = name.split('.');
+    let version = parts.next()?.parse().ok()?;
+    let kept = Digest::of_text(parts.next()?).ok()?;
+    let refused = Digest::of_text(parts.next()?).ok()?;
+    Some(RosterFork { version, kept, refused })
 }
 
 /// Parses the name of the file of an epoch after its beginning, and its content: the version of the roster and the time,
@@ -97,6 +156,13 @@ fn parsed_epoch(name: &str, bytes: &[u8]) -> Option<(GroupName, Epoch)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn refused_rosters_come_back_from_their_files() {
+        let fork = RosterFork { version: 7, kept: Digest([1; 32]), refused: Digest([2; 32]) };
+        assert_eq!(fork_file(&fork).strip_prefix(FORK).and_then(parsed_fork), Some(fork));
+        assert_eq!(parsed_fork("7"), None);
+    }
 
     #[test]
     fn epochs_come_back_from_their_files() {

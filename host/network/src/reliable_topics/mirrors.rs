@@ -266,7 +266,12 @@ impl ReliableTopics {
             return;
         }
         let (reliable, now) = (self.parts.reliable.clone(), self.now());
-        let refreshed = self.mirrors.take_head(head, block, |topic| reliable.is_mirrored(topic), now);
+        let has_roster = self.member.membership().is_some();
+        let is_mirrored = |topic: &Topic| {
+            // Without a roster everybody could have written an encrypted topic.
+            reliable.is_mirrored(topic) && (has_roster || reliable.group(topic).is_none())
+        };
+        let refreshed = self.mirrors.take_head(head, block, is_mirrored, now);
         for mirror in refreshed {
             self.write_mirror(mirror);
         }
@@ -324,7 +329,7 @@ impl ReliableTopics {
         }
         tracing::debug!(heads = heads.len(), "sending the heads of silent writers again");
         self.mirrors.repeated = Some(now);
-        self.outgoing.foreign_heads(&self.parts.reliable.channels.heads, heads);
+        self.outgoing.foreign_heads(&self.parts.reliable.channels().heads, heads);
     }
 
     /// Does what is due: removes old mirrors, keeps what is missing, and sends the heads of silent writers again.

@@ -16,6 +16,7 @@ use dim_store::topic_rows::Kept;
 use dim_store::{OUTBOX, StoreError, topic_rows};
 use dim_topics::bundle::{Bundle, Event, MAX_EVENTS, MAX_MESSAGE};
 use dim_topics::identity::Digest;
+use dim_topics::membership::NoKey;
 use dim_topics::time::Moment;
 
 use super::channel::{Input, Reliable, ReliableTopic, WaitingPublish};
@@ -52,6 +53,16 @@ impl Waiting {
     /// Notes that a bundle was sent. A bundle that was sent again is not the one that the next bundle waits for.
     fn sent(&mut self, digest: &Digest) {
         self.on_its_way = self.on_its_way.take().filter(|it| it != digest);
+    }
+
+    /// Whether a bundle of the topic is being made durable or sent.
+    pub fn is_under_way(&self) -> bool {
+        self.on_its_way.is_some()
+    }
+
+    /// The publishes, for a driver that begins anew.
+    pub fn anew(self) -> Self {
+        Self { queue: self.queue, ..Self::default() }
     }
 
     /// Puts publishes back that are not in a bundle after all.
@@ -114,7 +125,7 @@ impl Outgoing {
             ends: None,
         };
         let mut blocks: VecDeque<Block> = copies.into_iter().map(copy).collect();
-        let (channel, data) = (reliable.channels.of(topic), bundle.block.clone());
+        let (channel, data) = (reliable.channels().of(topic), bundle.block.clone());
         // A larger one is fetched by its CID.
         let is_message = data.len() <= MAX_MESSAGE;
         if is_message {
@@ -143,7 +154,7 @@ impl Outgoing {
     /// them any more.
     pub fn resend(&mut self, blocks: &[Bytes], reliable: &Reliable, now: Timestamp) {
         for block in blocks {
-            match Bundle::open(block.clone(), reliable.channels.fleet()) {
+            match Bundle::open(block.clone(), reliable.channels().fleet()) {
                 Ok(bundle) if now.since(bundle.time) < COPY_AGAIN => self.bundle(&bundle, reliable),
                 Ok(bundle) => {
                     self.send_again(block.clone(), reliable);
@@ -158,13 +169,18 @@ impl Outgoing {
 
     /// Adds a stored bundle again, without plain copies, because another member cannot fetch it.
     pub fn send_again(&mut self, block: Bytes, reliable: &Reliable) {
-        match Bundle::open(block, reliable.channels.fleet()) {
+        match Bundle::open(block, reliable.channels().fleet()) {
             Ok(Bundle { header, block: data, .. }) => {
-                let channel = reliable.channels.of(&header.topic);
+                let channel = reliable.channels().of(&header.topic);
                 self.bundles.push_back(Block { channel, data, kind: BlockKind::Bundle, ends: None });
             }
             Err(why) => tracing::debug!("a stored bundle is not sent: {why}"),
         }
+    }
+
+    /// The number of bundles and plain copies that wait, with the message that is being sent.
+    pub fn unsent(&self) -> usize {
+        self.bundles.len() + self.copies.len() + usize::from(self.is_sending)
     }
 
     fn next(&mut self) -> Option<Block> {
@@ -202,7 +218,12 @@ impl ReliableTopics {
             return;
         }
         self.encrypt_if_configured(topic);
-        let bundle = match self.member.form(topic, &events, self.now()) {
+        let formed = if self.lacks_roster(topic) {
+            Err(NoKey::NoFleet)
+        } else {
+            self.member.form(topic, &events, self.now())
+        };
+        let bundle = match formed {
             Ok(bundle) => bundle,
             Err(why) => {
                 self.waiting.get_mut(topic).expect("it was there").put_back(rows);

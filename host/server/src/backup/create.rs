@@ -10,7 +10,7 @@ use dim_store::copy::{RawRow, RowsError};
 use dim_store::{FORMAT, Store, components};
 use dim_store::{checkpoint, plugin_registry};
 
-use super::record::{Component, Content, End, FORM, Head, Key, Row};
+use super::record::{Component, Content, End, FORM, FORM_WITHOUT_PRIVATE_FILES, Head, Key, PrivateFile, Row};
 use super::{BackupError, Passphrase};
 use crate::host::identity;
 
@@ -31,8 +31,9 @@ pub fn write(
     let snapshot = store.snapshot()?;
     let sealed = dim_age::passphrase::encrypt(passphrase.secret(), out)?;
     let mut out = BufWriter::with_capacity(BUFFER, sealed);
+    let private_files = private_files(keys)?;
     let head = Head {
-        form: FORM,
+        form: if private_files.is_empty() { FORM_WITHOUT_PRIVATE_FILES } else { FORM },
         store_format: FORMAT,
         host: identity(store)?,
         time: Timestamp::wall().to_string(),
@@ -45,6 +46,10 @@ pub fn write(
         let key = Key { name: name.to_string(), is_adopted: file.is_adopted, bytes: file.bytes };
         Content::Key(key).write(&mut out)?;
         end.keys += 1;
+    }
+    for file in private_files {
+        Content::PrivateFile(file).write(&mut out)?;
+        end.private_files += 1;
     }
     let installed: BTreeSet<String> =
         plugin_registry::installed(&snapshot)?.into_values().map(|code| code.digest).collect();
@@ -78,4 +83,15 @@ pub fn write(
     let sealed = out.into_inner().map_err(std::io::IntoInnerError::into_error)?;
     sealed.finish()?.flush()?;
     Ok(())
+}
+
+/// Reads the secrets that are no keys of IPNS names.
+fn private_files(keys: &Keyring) -> std::io::Result<Vec<PrivateFile>> {
+    let mut files = Vec::new();
+    for directory in keys.private_directories()? {
+        for (name, bytes) in keys.private_files(&directory)?.all()? {
+            files.push(PrivateFile { directory: directory.clone(), name, bytes });
+        }
+    }
+    Ok(files)
 }

@@ -7,7 +7,10 @@ use prost::Message as _;
 use super::BackupError;
 
 /// The format version of backups that this host writes.
-pub const FORM: u32 = 2;
+pub const FORM: u32 = 3;
+
+/// The format version of backups without private files. Earlier hosts read them.
+pub const FORM_WITHOUT_PRIVATE_FILES: u32 = 2;
 
 /// The maximum length of a record, in bytes: a row with the largest document, and a margin.
 const LONGEST: usize = 64 << 20;
@@ -16,7 +19,7 @@ const LONGEST: usize = 64 << 20;
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Record {
     /// The content.
-    #[prost(oneof = "Content", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "Content", tags = "1, 2, 3, 4, 5, 6")]
     pub content: Option<Content>,
 }
 
@@ -38,6 +41,9 @@ pub enum Content {
     /// A part of an installed component.
     #[prost(message, tag = "5")]
     Component(Component),
+    /// A secret that is no key of an IPNS name.
+    #[prost(message, tag = "6")]
+    PrivateFile(PrivateFile),
 }
 
 /// The description of a backup.
@@ -71,6 +77,17 @@ pub struct Key {
     pub bytes: Vec<u8>,
 }
 
+/// A secret that is no key of an IPNS name, in a directory beside the keys.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct PrivateFile {
+    #[prost(string, tag = "1")]
+    pub directory: String,
+    #[prost(string, tag = "2")]
+    pub name: String,
+    #[prost(bytes = "vec", tag = "3")]
+    pub bytes: Vec<u8>,
+}
+
 /// A part of a component. The parts of one component are adjacent.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Component {
@@ -100,6 +117,8 @@ pub struct End {
     pub rows: u64,
     #[prost(uint64, tag = "3")]
     pub components: u64,
+    #[prost(uint64, tag = "4")]
+    pub private_files: u64,
 }
 
 impl Content {

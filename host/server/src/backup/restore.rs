@@ -17,7 +17,7 @@ use dim_store::owner_only;
 use dim_store::{FORMAT, HALF_RESTORED, LOCK, Lock, Store, StoreError, components, names};
 use tempfile::TempDir;
 
-use super::record::{Content, End, FORM, Head};
+use super::record::{Content, End, FORM, Head, PrivateFile};
 use super::{BackupError, Passphrase};
 use crate::host::HostError;
 
@@ -169,6 +169,7 @@ fn fill(input: impl Read, passphrase: Passphrase, dir: &Path) -> Result<Head, Ba
                     filled = 0;
                 }
             }
+            Content::PrivateFile(file) => write_private(&keys, &file)?,
             Content::Component(part) => {
                 component.extend(part.bytes);
                 if component.len() > MAX_COMPONENT {
@@ -187,6 +188,16 @@ fn fill(input: impl Read, passphrase: Passphrase, dir: &Path) -> Result<Head, Ba
     names::overtake(last.transaction())?;
     last.commit()?;
     Ok(head)
+}
+
+/// Writes a secret. Its place must be a name that this host gives.
+fn write_private(keys: &Keyring, file: &PrivateFile) -> Result<(), BackupError> {
+    let is_plain = |name: &str| !name.contains('/') && !name.contains('\0') && name != "." && name != "..";
+    let is_hidden = file.directory.starts_with('.');
+    if !is_hidden || file.name.starts_with('.') || !is_plain(&file.directory) || !is_plain(&file.name) {
+        return Err(BackupError::Damaged("a secret with an invalid name".to_owned()));
+    }
+    Ok(keys.private_files(&file.directory)?.write(&file.name, &file.bytes)?)
 }
 
 fn put(filling: &Filling, row: &RawRow<'_>) -> Result<(), BackupError> {
@@ -217,6 +228,7 @@ fn read(
         match &content {
             Content::Head(_) => return Err(BackupError::Damaged("it has two heads".to_owned())),
             Content::Key(_) => seen.keys += 1,
+            Content::PrivateFile(_) => seen.private_files += 1,
             Content::Row(_) => seen.rows += 1,
             Content::Component(_) => seen.components += 1,
             Content::End(end) if *end == seen => return Ok(head),

@@ -203,8 +203,8 @@ impl Examined {
             if topic.encrypt && topic.delivery != Some(Delivery::Reliable) {
                 let why = "`delivery: reliable` must stand beside it: plain messages are not encrypted";
                 self.tell(Severity::Error, &["topics", &pattern.to_string(), "encrypt"], why);
-            } else if topic.encrypt && !config.fleet.has_roster() {
-                let why = "encrypted topics need a fleet with a roster: `fleet.name` must be the name that `dim fleet init` prints";
+            } else if topic.encrypt && config.fleet.name.is_stated() && !config.fleet.has_roster() {
+                let why = "encrypted topics need a fleet with a roster: `fleet.name` must be the name that `dim fleet init` prints, or absent";
                 self.tell(Severity::Error, &["topics", &pattern.to_string(), "encrypt"], why);
             }
             if topic.group.is_some() && !topic.encrypt {

@@ -17,7 +17,7 @@ use dim_model::ident::{Digest, PluginName, Topic};
 use dim_model::live::Live;
 use dim_model::time::Timestamp;
 use dim_network::outbox::Sent;
-use dim_network::reliable_topics::{Identity, Inputs, Reliable};
+use dim_network::reliable_topics::{Identity, Inputs, Reliable, enter_fleet};
 use dim_runtime::{Allotment, Cache, Capacity, Compiler, Engine, Inspection, Lines};
 use dim_store::commit::Commit;
 use dim_store::disk_monitor::{DiskCheck, DiskMonitor, Quota};
@@ -89,8 +89,10 @@ impl Start {
         let engine = Engine::new(compiled(&store)?, compiler, Capacity::Host).map_err(HostError::Engine)?;
         let engine = with_bundled(engine);
         let engine = Arc::new(engine.sharing(shared_cache.as_deref().and_then(shared)));
-        let (reliable, inputs) = Reliable::new(&config.fleet.name, config.deliveries());
-        let identity_of = || Identity::new(&keys, &config.fleet.name, log.clock().wall());
+        let fleet = super::fleet::of_start(&config.fleet, &store)?;
+        let (reliable, inputs) = Reliable::new(&fleet, config.deliveries());
+        let identity_of = || Identity::new(&keys, &fleet, log.clock().wall());
+        enter_fleet(&store, &fleet)?;
         let writer = if reliable.is_used() { Some((identity_of()?, inputs)) } else { None };
         let loader = Loader {
             identity: HostIdentity { id: identity(&store)?, secret: secret(&store)?, numbers: None },
@@ -243,7 +245,14 @@ impl Start {
                 running: Mutex::new(Some(running)),
             },
             storage: loader.storage.clone(),
-            exchange: Exchange { links: loader.links.clone(), bus, received, sent, echoes },
+            exchange: Exchange {
+                links: loader.links.clone(),
+                bus,
+                received,
+                sent,
+                echoes,
+                joins: Default::default(),
+            },
             deployment: Deployment {
                 loader,
                 candidates: Mutex::new(candidates),

@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dim_model::ident::{GroupName, Topic};
+use dim_model::time::Timestamp;
 use ed25519_dalek::SigningKey;
 
 use super::encryption::Nonce;
 use super::key_grant::{Epoch, KeyGrant};
+use super::observed::Observations;
 use super::roster::SignedRoster;
 use super::{KEEPER_PAUSE, Membership, NoKey, Refusal, RosterChange, RosterFork};
 use crate::action::Action;
@@ -114,6 +116,9 @@ pub struct Exchange {
     id: WriterId,
     key: SigningKey,
     random: RandomSource,
+    /// What heads say of the roster.
+    roster: Option<RosterHead>,
+    observations: Observations,
     /// The groups of the encrypted topics.
     groups: BTreeMap<Topic, GroupName>,
     announced: Vec<(Moment, Announced)>,
@@ -143,11 +148,13 @@ pub struct Exchange {
 impl Exchange {
     /// The exchange of the member with `key`.
     pub fn new(membership: Membership, key: SigningKey, random: RandomSource) -> Self {
-        Self {
+        let mut it = Self {
             id: WriterId::of(&key.verifying_key()),
             membership,
             key,
             random,
+            roster: None,
+            observations: Observations::default(),
             groups: BTreeMap::new(),
             announced: Vec::new(),
             seen: BTreeSet::new(),
@@ -163,12 +170,27 @@ impl Exchange {
             provided: None,
             told: None,
             hurries: false,
-        }
+        };
+        it.update_roster();
+        it
+    }
+
+    /// Follows the roster of the membership.
+    fn update_roster(&mut self) {
+        let Some(it) = self.membership.roster() else { return };
+        let block = Digest::of(&it.to_block());
+        self.roster = Some(RosterHead { version: it.roster.version, digest: it.digest, block });
+        self.observations.retain(|member| it.roster.members.contains_key(member));
     }
 
     /// The membership.
     pub fn membership(&self) -> &Membership {
         &self.membership
+    }
+
+    /// What this member observes of the others.
+    pub fn observations(&self) -> &Observations {
+        &self.observations
     }
 
     /// Says that a topic is encrypted for a group.
@@ -182,8 +204,17 @@ impl Exchange {
     }
 
     /// Whether a bundle may be taken in that was fetched, or arrived as a message.
-    pub fn check_bundle(&self, bundle: &Bundle, is_fetched: bool) -> Result<(), Refusal> {
-        self.membership.check_bundle(bundle, self.groups.get(&bundle.header.topic), is_fetched)
+    pub fn check_bundle(&mut self, bundle: &Bundle, is_fetched: bool, now: Now) -> Result<(), Refusal> {
+        let (writer, group) = (bundle.header.writer, self.groups.get(&bundle.header.topic));
+        let checked = self.membership.check_bundle(bundle, group, is_fetched);
+        match (&checked, group, bundle.epoch()) {
+            (Err(why), ..) => self.observations.refuse(*why, writer, now.wall),
+            (Ok(()), Some(group), Some(epoch)) if !is_fetched => {
+                self.observations.wrote(writer, group, *epoch);
+            }
+            (Ok(()), ..) => {}
+        }
+        checked
     }
 
     /// The encryption of the next bundle of a topic; `None` if the topic is not encrypted.
@@ -254,7 +285,8 @@ impl Exchange {
         // A roster is verified by its signatures, so anybody may name one.
         let groups = self.membership.check_member(&head.writer).map(|member| member.groups.clone());
         self.look_at_roster(head.roster.as_ref(), groups.is_ok(), now, actions);
-        let groups = groups?;
+        let groups = groups.inspect_err(|why| self.observations.refuse(*why, head.writer, now.wall))?;
+        self.observations.heard(head.writer, head.roster.as_ref().map(|it| it.version), now.wall);
         for announced in &head.grants {
             let is_for_me = announced.receiver.is_none_or(|receiver| receiver == self.id);
             if is_for_me && groups.contains(&announced.group) && !self.seen.contains(&announced.digest) {
@@ -324,11 +356,14 @@ impl Exchange {
         actions: &mut Vec<Action>,
     ) -> Result<RosterChange, RosterRefusal> {
         let roster = SignedRoster::open(block, self.membership.fleet()).map_err(RosterRefusal::Malformed)?;
+        let known = self.membership.forks().count();
         let change = self.membership.take_roster(roster).map_err(|fork| {
-            actions.push(Action::RosterFork(fork));
+            let is_new = self.membership.forks().count() > known;
+            actions.extend(is_new.then(|| Action::RosterFork { fork, block: block.clone() }));
             RosterRefusal::Fork(fork)
         })?;
         if change == RosterChange::New {
+            self.update_roster();
             let current = self.membership.roster().expect("it was taken in");
             let (version, block) = (current.roster.version, current.to_block());
             actions.push(Action::StoreRoster { version, block });
@@ -347,18 +382,26 @@ impl Exchange {
     pub fn take_grant(
         &mut self,
         block: &Bytes,
+        now: Now,
         actions: &mut Vec<Action>,
     ) -> Result<Option<GroupName>, GrantRefusal> {
         let grant = KeyGrant::open(block, self.membership.fleet()).map_err(GrantRefusal::Malformed)?;
+        let is_of_keeper = self.membership.is_keeper(&grant.writer, &grant.group);
         let epochs = match self.membership.read_grant(&grant) {
-            Err(Refusal::LaterRoster) => return Err(GrantRefusal::Refused(Refusal::LaterRoster)),
-            other => {
-                self.remember_seen(Digest::of(block));
-                other.map_err(GrantRefusal::Refused)?.map_err(GrantRefusal::Malformed)?
-            }
+            // Only keepers decide with which keys members write. Others answer those that ask.
+            Ok(_) if !is_of_keeper && grant.receiver.is_none() => Err(Refusal::NoKeeper),
+            other => other,
         };
+        if epochs != Err(Refusal::LaterRoster) {
+            self.remember_seen(Digest::of(block));
+        }
+        let epochs = epochs.map_err(|why| {
+            self.observations.refuse(why, grant.writer, now.wall);
+            GrantRefusal::Refused(why)
+        })?;
+        let epochs = epochs.map_err(GrantRefusal::Malformed)?;
         let mut has_news = false;
-        if self.membership.is_keeper(&grant.writer, &grant.group) {
+        if is_of_keeper {
             if !epochs.is_empty() {
                 self.store(grant.group.clone(), epochs, None, actions);
             }
@@ -413,6 +456,14 @@ impl Exchange {
         self.forget_met_needs(&group);
         self.look_for_due(now);
         Some(group)
+    }
+
+    /// Forgets the epochs of a group that were replaced before a time: what they encrypted is no longer kept.
+    pub fn forget_before(&mut self, group: &GroupName, time: Timestamp, actions: &mut Vec<Action>) {
+        let epochs = self.membership.forget_before(group, time);
+        if !epochs.is_empty() {
+            actions.push(Action::ForgetEpochs { group: group.clone(), epochs });
+        }
     }
 
     /// Forgets the requests for epochs that are there.
@@ -516,18 +567,13 @@ impl Exchange {
     pub fn state(&mut self, now: Now) -> (Option<RosterHead>, Vec<Announced>, Vec<Need>) {
         self.announced.retain(|(at, _)| now.moment.since(*at) < ANNOUNCED);
         let newest = self.announced.iter().rev().take(MAX_GRANTS).map(|(_, it)| it.clone()).collect();
-        let roster = self.membership.roster().map(|it| RosterHead {
-            version: it.roster.version,
-            digest: it.digest,
-            block: Digest::of(&it.to_block()),
-        });
         let mut needs: Vec<_> = self.needs.iter_mut().collect();
         needs.sort_by_key(|(_, asked)| **asked);
         let needs = needs.into_iter().take(MAX_NEEDS).map(|(need, asked)| {
             *asked = Some(now.moment);
             need.clone()
         });
-        (roster, newest, needs.collect())
+        (self.roster, newest, needs.collect())
     }
 }
 
@@ -556,12 +602,12 @@ pub enum GrantRefusal {
 #[cfg(test)]
 mod tests {
     use dim_age::x25519::Identity;
-    use dim_model::time::Timestamp;
+    use dim_model::time::{Timestamp, nanoseconds};
 
     use super::*;
     use crate::head::Place;
     use crate::identity::Incarnation;
-    use crate::membership::roster::Roster;
+    use crate::membership::roster::{Group, MemberRow, Roster};
 
     fn head(writer: u8, roster: Option<RosterHead>) -> Head {
         Head {
@@ -582,15 +628,111 @@ mod tests {
         }
     }
 
+    fn key(number: u8) -> SigningKey {
+        SigningKey::from_bytes(&[number; 32])
+    }
+
+    fn group() -> GroupName {
+        "all".parse().unwrap()
+    }
+
+    /// The exchange of a member with a number, in a fleet with the members 1, a keeper, and 2.
+    fn exchange(number: u8) -> Exchange {
+        let mut roster = Roster::first(&key(5), Timestamp(u64::MAX));
+        roster.groups.insert(group(), Group { rekeyed: 1, history: false });
+        let identity = |number: u8| Identity::new(&[number << 3; 32]);
+        for member in [1, 2] {
+            let row = MemberRow {
+                label: format!("m{member}").parse().unwrap(),
+                sealing: identity(member).recipient(),
+                peers: Default::default(),
+                addresses: Vec::new(),
+                groups: [group()].into(),
+                is_keeper: member == 1,
+                since: 1,
+            };
+            roster.members.insert(WriterId::of(&key(member).verifying_key()), row);
+        }
+        let mut roster = roster.draft().unwrap();
+        roster.sign(&key(5));
+        let id = WriterId::of(&key(number).verifying_key());
+        let fleet = roster.roster.fleet.clone();
+        let membership = Membership::new(fleet, id, identity(number), Some(roster));
+        let mut next = number;
+        let random = RandomSource::new(move |bytes| {
+            next = next.wrapping_add(1);
+            bytes.fill(next);
+        });
+        Exchange::new(membership, key(number), random)
+    }
+
+    fn at(seconds: u64) -> Now {
+        let time = Duration::from_secs(seconds);
+        Now { moment: Moment(time), wall: Timestamp(nanoseconds(time)) }
+    }
+
+    /// Lets a keeper make an epoch, and returns the key grant.
+    fn make(keeper: &mut Exchange, now: Now) -> Bytes {
+        let mut actions = Vec::new();
+        keeper.look_for_due(now);
+        keeper.wake(now, &mut actions);
+        let stored: Vec<u64> = actions
+            .iter()
+            .filter_map(|action| match action {
+                Action::StoreEpochs { number, .. } => Some(*number),
+                _ => None,
+            })
+            .collect();
+        let mut actions = Vec::new();
+        for number in stored {
+            keeper.epochs_stored(number, now, &mut actions);
+        }
+        let grant = actions.into_iter().find_map(|action| match action {
+            Action::Provide(block) => Some(block),
+            _ => None,
+        });
+        grant.expect("a key is due")
+    }
+
+    #[test]
+    fn keys_are_forgotten_with_what_they_encrypt_and_the_present_one_stays() {
+        let mut keeper = exchange(1);
+        make(&mut keeper, at(10));
+        let week = super::super::EPOCH_AGE.as_secs() + 20;
+        make(&mut keeper, at(week));
+        let ids: Vec<_> = keeper.membership().epochs(&group()).map(|epoch| epoch.id).collect();
+        assert_eq!(ids.len(), 2);
+        let mut actions = Vec::new();
+        keeper.forget_before(&group(), at(week).wall, &mut actions);
+        assert!(actions.is_empty(), "{actions:?}");
+        keeper.forget_before(&group(), at(week + 1).wall, &mut actions);
+        keeper.forget_before(&group(), at(week + 1).wall, &mut actions);
+        let [Action::ForgetEpochs { epochs, .. }] = &actions[..] else { panic!("{actions:?}") };
+        assert_eq!(*epochs, ids[..1]);
+        assert!(keeper.membership().epochs(&group()).map(|epoch| epoch.id).eq([ids[1]]));
+    }
+
+    #[test]
+    fn a_key_for_all_is_taken_from_a_keeper_only_and_refusals_are_counted() {
+        let (mut keeper, mut member) = (exchange(1), exchange(2));
+        let of_keeper = make(&mut keeper, at(10));
+        let mut actions = Vec::new();
+        // The other member makes a key, too, and encrypts it for all.
+        let random = &mut |bytes: &mut [u8]| bytes.fill(9);
+        let (_, of_member) = member.membership.new_epoch(&group(), Timestamp(1), &key(2), random);
+        let refused = Err(GrantRefusal::Refused(Refusal::NoKeeper));
+        assert_eq!(keeper.take_grant(&of_member, at(11), &mut actions), refused);
+        assert!(actions.is_empty(), "{actions:?}");
+        let counted = keeper.observations().refused()[&Refusal::NoKeeper];
+        let writer = WriterId::of(&key(2).verifying_key());
+        assert_eq!((counted.count, counted.writer), (1, writer));
+        assert_eq!(member.take_grant(&of_keeper, at(11), &mut actions), Ok(None));
+        assert!(matches!(actions[..], [Action::StoreEpochs { .. }]), "{actions:?}");
+    }
+
     #[test]
     fn heads_of_strangers_cause_few_fetches_and_few_heads() {
-        let key = SigningKey::from_bytes(&[5; 32]);
-        let mut roster = Roster::first(&key, Timestamp(u64::MAX)).draft().unwrap();
-        roster.sign(&key);
-        let fleet = roster.roster.fleet.clone();
-        let id = WriterId::of(&key.verifying_key());
-        let membership = Membership::new(fleet, id, Identity::new(&[1; 32]), Some(roster));
-        let mut exchange = Exchange::new(membership, key, RandomSource::new(|bytes| bytes.fill(7)));
+        let mut exchange = exchange(1);
         let now = Now { moment: Moment(Duration::from_secs(9)), wall: Timestamp(9) };
         let mut actions = Vec::new();
         for number in 10..50 {

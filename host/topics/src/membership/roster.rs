@@ -170,6 +170,9 @@ pub enum RosterError {
         /// The number of admins.
         admins: usize,
     },
+    /// The key is none of the admins whose signatures the roster needs.
+    #[error("this is not the key of an admin whose signature the roster needs")]
+    NoAdmin,
     /// A list is at its maximum.
     #[error("a fleet has at most {max} {what}")]
     TooMany {
@@ -199,20 +202,20 @@ impl Admins {
 }
 
 impl Authority {
-    /// Begins a set of admins after `before`, without signatures.
-    pub fn new(admins: Admins) -> Result<Self, RosterError> {
+    /// Begins a set of admins, without signatures.
+    fn new(admins: Admins) -> Result<Self, RosterError> {
         admins.check()?;
         Ok(Self { admins, signatures: BTreeMap::new() })
     }
 
     /// Adds the signature of `key` to the set of admins that follows `before` in a fleet.
-    pub fn sign(&mut self, fleet: &str, before: &[Self], key: &SigningKey) {
+    fn sign(&mut self, fleet: &str, before: &[Self], key: &SigningKey) {
         let signature = key.sign(&self.signed_bytes(fleet, before)).to_bytes();
         self.signatures.insert(WriterId::of(&key.verifying_key()), signature);
     }
 
     /// The admins that have signed.
-    pub fn signers(&self) -> BTreeSet<WriterId> {
+    fn signers(&self) -> BTreeSet<WriterId> {
         self.signatures.keys().copied().collect()
     }
 
@@ -224,24 +227,34 @@ impl Authority {
         serde_ipld_dagcbor::to_vec(&statement).expect("texts, numbers and byte strings")
     }
 
-    /// Checks that the admins before and these have signed.
+    /// Checks the threshold and the signatures.
     fn verify(&self, fleet: &str, before: &[Self]) -> Result<(), Malformed> {
         self.admins.check().map_err(|_| Malformed::Payload("a threshold of admins cannot be met"))?;
         let signed = self.signed_bytes(fleet, before);
         for (signer, signature) in &self.signatures {
             block::verify(signer, &signed, signature)?;
         }
+        Ok(())
+    }
+
+    /// Whether enough of the admins before and of these have signed.
+    fn is_appointed(&self, fleet: &str, before: Option<&Self>) -> bool {
         let signers = self.signers();
-        let is_appointed = match before.last() {
+        let is_allowed = match before {
             Some(before) => before.admins.approve(&signers),
             None => signers
                 .iter()
                 .any(|signer| self.admins.keys.contains(signer) && signer.name().as_str() == fleet),
         };
-        if is_appointed && self.admins.approve(&signers) {
-            return Ok(());
-        }
-        Err(Malformed::Payload("the admins before have not appointed the admins"))
+        is_allowed && self.admins.approve(&signers)
+    }
+
+    /// The admins before and these whose signatures are missing.
+    fn awaited(&self, before: Option<&Self>) -> BTreeSet<WriterId> {
+        let signers = self.signers();
+        let sets = before.map(|it| &it.admins).into_iter().chain([&self.admins]);
+        let short = sets.filter(|admins| !admins.approve(&signers));
+        short.flat_map(|admins| &admins.keys).filter(|key| !signers.contains(key)).copied().collect()
     }
 }
 
@@ -284,6 +297,31 @@ impl Roster {
     /// The admins that approve the roster.
     pub fn admins(&self) -> &Admins {
         &self.authority.last().expect("a roster has admins").admins
+    }
+
+    /// Replaces the admins. As many of the admins before as their threshold says, and as many of the new ones, must sign
+    /// this appointment.
+    pub fn appoint(&mut self, admins: Admins) -> Result<(), RosterError> {
+        self.authority.push(Authority::new(admins)?);
+        Ok(())
+    }
+
+    /// Adds a signature to the appointment of the current admins.
+    pub fn sign_appointment(&mut self, key: &SigningKey) {
+        let (last, before) = self.authority.split_last_mut().expect("a roster has admins");
+        last.sign(&self.fleet, before, key);
+    }
+
+    /// The current admins with their signatures, and those before them.
+    fn appointment(&self) -> (&Authority, Option<&Authority>) {
+        let (last, before) = self.authority.split_last().expect("a roster has admins");
+        (last, before.last())
+    }
+
+    /// Whether enough admins have appointed the current ones.
+    fn has_appointed_admins(&self) -> bool {
+        let (last, before) = self.appointment();
+        last.is_appointed(&self.fleet, before)
     }
 
     /// Encodes the roster, without signatures.
@@ -355,7 +393,13 @@ impl Roster {
             return Err(Malformed::Payload("it has no admins"));
         }
         for (index, authority) in self.authority.iter().enumerate() {
-            authority.verify(&self.fleet, &self.authority[..index])?;
+            let before = &self.authority[..index];
+            authority.verify(&self.fleet, before)?;
+            // The signatures of the last one may still be collected. The first one founds the fleet.
+            let may_lack = index > 0 && index + 1 == self.authority.len();
+            if !may_lack && !authority.is_appointed(&self.fleet, before.last()) {
+                return Err(Malformed::Payload("the admins before have not appointed the admins"));
+            }
         }
         Ok(())
     }
@@ -367,14 +411,38 @@ impl SignedRoster {
         self.signed.sign(key);
     }
 
-    /// The keys that have signed.
-    pub fn signers(&self) -> BTreeSet<WriterId> {
-        self.signed.signers()
+    /// Adds the signature of an admin: to the appointment of new admins while it lacks signatures, and then to the roster.
+    /// The signatures of a roster whose appointment changes are gone, because they are of another roster.
+    pub fn approve(mut self, key: &SigningKey) -> Result<Self, RosterError> {
+        let signer = WriterId::of(&key.verifying_key());
+        if !self.awaited().contains(&signer) {
+            return Err(RosterError::NoAdmin);
+        }
+        if !self.roster.has_appointed_admins() {
+            self.roster.sign_appointment(key);
+            self = self.roster.draft()?;
+        }
+        if self.roster.has_appointed_admins() && self.roster.admins().keys.contains(&signer) {
+            self.sign(key);
+        }
+        Ok(self)
+    }
+
+    /// The admins whose signatures are missing. There are none if enough admins have signed.
+    pub fn awaited(&self) -> BTreeSet<WriterId> {
+        let (admins, before) = self.roster.appointment();
+        if !self.roster.has_appointed_admins() {
+            return admins.awaited(before);
+        }
+        if self.is_approved() {
+            return BTreeSet::new();
+        }
+        admins.admins.keys.difference(&self.signed.signers()).copied().collect()
     }
 
     /// Whether enough admins have signed.
-    pub fn is_approved(&self) -> bool {
-        self.roster.admins().approve(&self.signers())
+    fn is_approved(&self) -> bool {
+        self.roster.has_appointed_admins() && self.roster.admins().approve(&self.signed.signers())
     }
 
     /// Returns the block.
@@ -382,7 +450,8 @@ impl SignedRoster {
         self.signed.to_block()
     }
 
-    /// Parses a block as a roster of `fleet`, and verifies its admins and its signatures. It may have too few of them.
+    /// Parses a block as a roster of `fleet`, and verifies its signatures. The roster and the appointment of its admins
+    /// may have too few of them.
     pub fn open_draft(block: &Bytes, fleet: &str) -> Result<Self, Malformed> {
         let signed = SignedByMany::open(block)?;
         let payload: Payload<'_> = serde_ipld_dagcbor::from_slice(&signed.payload)

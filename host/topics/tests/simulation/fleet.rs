@@ -783,7 +783,8 @@ impl Fleet {
                 self.nodes[node].blocks.insert(digest);
                 self.admin.as_mut().expect("a fleet with a roster").blocks.insert(digest, block);
             }
-            Action::RosterFork(fork) => panic!("a false alarm: {fork}"),
+            Action::ForgetEpochs { .. } => panic!("nothing ends the retention"),
+            Action::RosterFork { fork, .. } => panic!("a false alarm: {fork}"),
         }
     }
 

@@ -157,7 +157,7 @@ async fn fetch(parts: &Parts, mirror: &Mirror, place: BundlePlace) -> Result<(Di
     let BundlePlace { incarnation, listed } = place;
     let block = parts.backend.content.block(&listed.digest.cid(), MAX_BLOCK, FETCH).await?;
     let size = block.len();
-    let bundle = Bundle::open(block, parts.reliable.channels.fleet())?;
+    let bundle = Bundle::open(block, parts.reliable.channels().fleet())?;
     let header = &bundle.header;
     let is_of_log = header.topic == mirror.topic && header.writer == mirror.writer;
     if is_of_log && header.incarnation == incarnation && bundle.listed() == listed {

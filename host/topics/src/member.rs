@@ -1210,12 +1210,10 @@ mod tests {
         Author { fleet: "fleet".to_owned(), key, incarnation: Incarnation([1; 16]), began: Timestamp(1) }
     }
 
-    #[test]
-    fn the_end_of_a_subscription_frees_the_memory_of_its_bundles() {
-        let topic: Topic = "jobs".parse().unwrap();
-        let now = Now { moment: Moment::default(), wall: Timestamp(9) };
-        let setup = Setup {
-            author: author(3),
+    /// A member without a roster that reads everything on a topic.
+    fn setup(number: u8, topic: &Topic) -> Setup {
+        Setup {
+            author: author(number),
             past: BTreeMap::new(),
             logs: BTreeMap::new(),
             topics: BTreeMap::from([(topic.clone(), Since::Earliest)]),
@@ -1223,8 +1221,14 @@ mod tests {
             alarmed: BTreeSet::new(),
             seed: 1,
             exchange: None,
-        };
-        let mut member = Member::new(setup, now);
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_subscription_frees_the_memory_of_its_bundles() {
+        let topic: Topic = "jobs".parse().unwrap();
+        let now = Now { moment: Moment::default(), wall: Timestamp(9) };
+        let mut member = Member::new(setup(3, &topic), now);
         let mut log = OwnLog::default();
         let events = [Event { time: Timestamp(7), data: Bytes::from_static(b"x") }];
         let bundle = (0..2).map(|_| log.form(&topic, &events, &author(4), None)).last().unwrap();
@@ -1239,19 +1243,7 @@ mod tests {
     fn a_member_without_a_roster_reads_nothing_on_a_topic_that_is_encrypted() {
         let topic: Topic = "jobs".parse().unwrap();
         let now = Now { moment: Moment::default(), wall: Timestamp(9) };
-        let member = |number: u8| {
-            let setup = Setup {
-                author: author(number),
-                past: BTreeMap::new(),
-                logs: BTreeMap::new(),
-                topics: BTreeMap::from([(topic.clone(), Since::Earliest)]),
-                checkpoints: Vec::new(),
-                alarmed: BTreeSet::new(),
-                seed: 1,
-                exchange: None,
-            };
-            Member::new(setup, now)
-        };
+        let member = |number: u8| Member::new(setup(number, &topic), now);
         let mut writer = member(4);
         let bundle = writer.form(&topic, &[(Timestamp(7), Bytes::from_static(b"x"))], now).unwrap();
         writer.stored(bundle.clone(), now);
@@ -1305,16 +1297,8 @@ mod tests {
             is_replaced: false,
             floor: Timestamp(0),
         };
-        let setup = Setup {
-            author: author(3),
-            past: BTreeMap::new(),
-            logs: BTreeMap::new(),
-            topics: BTreeMap::from([(topic.clone(), Since::Earliest)]),
-            checkpoints: vec![(topic.clone(), writer.id(), checkpoint(&bundles[2]))],
-            alarmed: BTreeSet::new(),
-            seed: 1,
-            exchange: None,
-        };
+        let checkpoints = vec![(topic.clone(), writer.id(), checkpoint(&bundles[2]))];
+        let setup = Setup { checkpoints, ..setup(3, &topic) };
         let mut member = Member::new(setup, now);
         let begun = vec![(writer.id(), checkpoint(&bundles[0]))];
         member.catch_up(1, topic.clone(), Since::Earliest, begun, u64::MAX, now);

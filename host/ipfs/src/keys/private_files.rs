@@ -38,14 +38,25 @@ impl PrivateFiles {
             }
             // A file that was restored from elsewhere may have another mode.
             self.dir.set_permissions(&name, Permissions::from_mode(0o600))?;
-            let mut bytes = Vec::new();
-            self.dir.open(&name)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
-            if bytes.len() as u64 > MAX_FILE {
-                return Err(io::Error::other(format!("{name} has more than {MAX_FILE} bytes")));
+            if let Some(bytes) = self.read(&name)? {
+                files.push((name, bytes));
             }
-            files.push((name, bytes));
         }
         Ok(files)
+    }
+
+    /// Reads a file, if there is one.
+    pub fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        let file = match self.dir.open(name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file?,
+        };
+        let mut bytes = Vec::new();
+        file.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > MAX_FILE {
+            return Err(io::Error::other(format!("{name} has more than {MAX_FILE} bytes")));
+        }
+        Ok(Some(bytes))
     }
 
     /// Writes a file. It is on the disk when the function returns.
@@ -81,8 +92,10 @@ mod tests {
         assert_eq!(again.all().unwrap(), [("roster".to_owned(), b"two".to_vec())]);
         assert_eq!(parent.metadata(".fleet/roster").unwrap().mode() & 0o777, 0o600);
         assert_eq!(parent.metadata(".fleet").unwrap().mode() & 0o777, 0o700);
+        assert_eq!(again.read("roster").unwrap().as_deref(), Some(&b"two"[..]));
         files.remove("roster").unwrap();
         files.remove("roster").unwrap();
+        assert_eq!(again.read("roster").unwrap(), None);
         assert_eq!(again.all().unwrap(), []);
     }
 }

@@ -2,7 +2,6 @@
 //! file beside the keys of the host. It receives the keyring and returns the exchange of rosters and keys, with what is
 //! kept.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex};
 
@@ -93,8 +92,7 @@ impl MembershipFiles {
 
     /// What is stored of the fleet's IPNS name. Blocks.
     pub fn name(&self) -> io::Result<StoredName> {
-        let mut files: BTreeMap<String, Vec<u8>> = self.files.all()?.into_iter().collect();
-        Ok(StoredName { record: files.remove(RECORD), target: files.remove(TARGET) })
+        Ok(StoredName { record: self.files.read(RECORD)?, target: self.files.read(TARGET)? })
     }
 
     /// Stores the roster to which the fleet's IPNS name points. Blocks.

@@ -90,19 +90,19 @@ impl RosterName {
         is_new
     }
 
-    /// Takes in a record that is valid. Returns the digest of the roster if the record is newer.
-    fn take(&mut self, record: Record) -> Result<Option<Digest>, NameError> {
-        let digest = target(&record)?;
+    /// Takes in a record that is valid. Returns whether it is newer.
+    fn take(&mut self, record: Record) -> Result<bool, NameError> {
+        target(&record)?;
         match self.record.as_ref().map(|known| known.compare(&record)) {
             Some(Ordering::Greater) => {
                 return Err(NameError::Older(self.record.as_ref().map_or(0, |known| known.sequence)));
             }
-            Some(Ordering::Equal) => return Ok(None),
+            Some(Ordering::Equal) => return Ok(false),
             None | Some(Ordering::Less) => {}
         }
         self.record = Some(record);
         self.target = None;
-        Ok(Some(digest))
+        Ok(true)
     }
 }
 
@@ -140,7 +140,7 @@ impl ReliableTopics {
         let is_behind =
             it.record.as_ref().is_some_and(|own| sequence.is_none_or(|found| found < own.sequence));
         match taken {
-            Some((bytes, Ok(Some(_)))) => self.store_record(bytes),
+            Some((bytes, Ok(true))) => self.store_record(bytes),
             Some((_, Err(why @ NameError::Target))) => {
                 tracing::warn!("the name of the fleet is refused: {why}");
             }
@@ -179,8 +179,8 @@ impl ReliableTopics {
                 .map_err(NameError::from)
                 .and_then(|record| it.take(record)),
         };
-        if let Ok(digest) = &taken {
-            if digest.is_some() {
+        if let Ok(is_newer) = taken {
+            if is_newer {
                 self.store_record(bytes);
             }
             // The operator has given the roster before.
@@ -229,12 +229,12 @@ mod tests {
         let digest = Digest::of(b"roster");
         let path = format!("/ipfs/{digest}");
         let mut it = RosterName::new(name_of(&pair), StoredName::default(), Timestamp(1));
-        assert_eq!(it.take(record(&path, 2)), Ok(Some(digest)));
+        assert_eq!(it.take(record(&path, 2)), Ok(true));
         let block = Bytes::from_static(b"roster");
         let kept =
             [&b"other"[..], b"roster", b"roster"].map(|block| it.keep_target(&Bytes::from_static(block)));
         assert_eq!(kept, [false, true, false]);
-        assert_eq!(it.take(record(&path, 2)), Ok(None));
+        assert_eq!(it.take(record(&path, 2)), Ok(false));
         assert_eq!(it.take(record(&path, 1)), Err(NameError::Older(2)));
         assert_eq!(it.take(record(&format!("{path}/below"), 3)), Err(NameError::Target));
         assert_eq!(it.take(record("/ipns/example.org", 3)), Err(NameError::Target));

@@ -81,7 +81,7 @@ impl Admin {
         roster.groups.insert(group(), Group { rekeyed: 1, history: roster_troubles.has_history });
         for (number, node) in nodes.iter().enumerate().take(troubles.members) {
             let is_keeper = number < roster_troubles.keepers;
-            roster.members.insert(Node::id(&node.store), row(number, &node.store.key, 1, is_keeper));
+            roster.members.insert(node.store.id, row(number, &node.store.key, 1, is_keeper));
         }
         let mut it = Self {
             roster: roster.clone().draft().expect("a small roster"),
@@ -191,7 +191,7 @@ impl Fleet {
         match change {
             Change::Add { node } => {
                 let store = &self.nodes[node].store;
-                next.members.insert(Node::id(store), row(node, &store.key, version, false));
+                next.members.insert(store.id, row(node, &store.key, version, false));
                 let history = admin.troubles.has_history;
                 let group = next.groups.get_mut(&group()).expect("it is there");
                 group.rekeyed = if history { group.rekeyed } else { version };
@@ -202,7 +202,7 @@ impl Fleet {
             Change::ReplaceKeepers => {
                 let keepers: Vec<usize> = (0..self.nodes.len())
                     .filter(|node| {
-                        let row = next.members.get(&Node::id(&self.nodes[*node].store));
+                        let row = next.members.get(&self.nodes[*node].store.id);
                         row.is_some_and(|row| row.is_keeper)
                     })
                     .collect();
@@ -220,10 +220,9 @@ impl Fleet {
     /// Removes members from a roster. The ends of their logs are those that one of the others knows.
     fn remove_from(&mut self, next: &mut Roster, nodes: &[usize]) {
         let version = next.version;
-        let ids: Vec<WriterId> = nodes.iter().map(|node| Node::id(&self.nodes[*node].store)).collect();
-        let is_gone = |node: &usize| {
-            nodes.contains(node) || !next.members.contains_key(&Node::id(&self.nodes[*node].store))
-        };
+        let ids: Vec<WriterId> = nodes.iter().map(|node| self.nodes[*node].store.id).collect();
+        let is_gone =
+            |node: &usize| nodes.contains(node) || !next.members.contains_key(&self.nodes[*node].store.id);
         let others: Vec<usize> = (0..self.nodes.len()).filter(|node| !is_gone(node)).collect();
         let witness = others[self.rng.random_range(0..others.len())];
         for id in &ids {
@@ -235,7 +234,7 @@ impl Fleet {
             next.remove(id, cuts.collect());
         }
         if !next.members.values().any(|row| row.is_keeper) {
-            let id = Node::id(&self.nodes[witness].store);
+            let id = self.nodes[witness].store.id;
             next.members.get_mut(&id).expect("it is a member").is_keeper = true;
         }
         let admin = self.admin.as_mut().expect("it is there");
@@ -246,7 +245,7 @@ impl Fleet {
     pub fn publish_roster(&mut self) {
         let Some(admin) = &self.admin else { return };
         let block = admin.roster.to_block();
-        let is_member = |node: &Node| admin.roster.roster.members.contains_key(&Node::id(&node.store));
+        let is_member = |node: &Node| admin.roster.roster.members.contains_key(&node.store.id);
         let running: Vec<usize> = (0..self.nodes.len())
             .filter(|node| self.nodes[*node].member.is_some() && is_member(&self.nodes[*node]))
             .collect();
@@ -308,7 +307,7 @@ impl Fleet {
     pub fn check_membership(&self) -> Result<(), String> {
         let Some(admin) = &self.admin else { return Ok(()) };
         for node in self.nodes.iter().filter(|node| node.member.is_some()) {
-            let id = Node::id(&node.store);
+            let id = node.store.id;
             if !admin.roster.roster.members.contains_key(&id) {
                 continue;
             }

@@ -24,9 +24,6 @@ use crate::checker::{Record, Truth};
 use crate::node::{Committed, FLEET, LateReceiver, Node, Store};
 use crate::troubles::Troubles;
 
-/// The time after the troubles in which everything must be delivered.
-const RECOVERY: Duration = Duration::from_secs(50 * 60);
-
 /// The age at which a writer with retention removes a bundle.
 const RETENTION: Duration = Duration::from_secs(20);
 
@@ -242,7 +239,7 @@ impl Fleet {
         if self.troubles.has_retention {
             for node in 0..members {
                 let mut at = RETENTION;
-                while at < length + RECOVERY {
+                while at < length + self.troubles.recovery() {
                     self.at(at, Happening::RemoveOld { node });
                     at += Duration::from_secs(5);
                 }
@@ -276,7 +273,7 @@ impl Fleet {
 
     /// Runs until everything is delivered, and checks it.
     pub fn run(mut self) {
-        let end = self.troubles.length + RECOVERY;
+        let end = self.troubles.length + self.troubles.recovery();
         let mut look = self.troubles.length + Duration::from_secs(30);
         while let Some(Reverse((at, number))) = self.queue.pop() {
             if at > end {
@@ -639,7 +636,7 @@ impl Fleet {
 
     fn restore(&mut self, node: usize) {
         let Some(backup) = self.backups.remove(&node) else { return };
-        let id = Node::id(&backup);
+        let id = backup.id;
         self.doubled.insert(id);
         // Others can only notice the loss of what they have received.
         let is_lost = |bundle: &Bundle| backup.bundles.iter().all(|(it, _)| it.digest != bundle.digest);
@@ -663,8 +660,8 @@ impl Fleet {
         copy.blocks = self.nodes[node].blocks.clone();
         copy.joined = self.nodes[node].joined;
         copy.generation = 1_000_000;
-        self.doubled.insert(Node::id(&copy.store));
-        self.noticeable.insert(Node::id(&copy.store));
+        self.doubled.insert(copy.store.id);
+        self.noticeable.insert(copy.store.id);
         self.nodes.push(copy);
         let number = self.nodes.len() - 1;
         self.start(number);
@@ -871,7 +868,7 @@ impl Fleet {
             for (_, event) in node.store.outbox.values().flatten() {
                 fail_unless(self.truth.may_repeat, || format!("an event was not published: {event:?}"))?;
             }
-            let (own, id) = (&node.store.past, Node::id(&node.store));
+            let (own, id) = (&node.store.past, node.store.id);
             for topic in &self.topics {
                 let gaps =
                     node.store.record.check_all(topic, own, id, (&self.truth, &lost, self.admin.as_ref()))?;

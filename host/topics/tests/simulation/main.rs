@@ -3,7 +3,7 @@
 //! Each seed makes a fleet, a load and a set of troubles: lost, repeated, late and reordered messages, partitions,
 //! crashes, restored backups, copies that run twice, changes of the roster, lost blockstores, retention, slow readers and clock jumps. After
 //! the troubles the fleet gets time to recover, and a checker compares what each reader made durable with what each
-//! writer published. `DIM_SIMULATION_SEED=N` runs one seed.
+//! writer published. `DIM_SIMULATION_SEED=N` runs one seed; `DIM_SIMULATION_FROM=N` continues a long run at seed N.
 
 mod admin;
 mod checker;
@@ -28,7 +28,8 @@ fn run_all(count: u64, troubles: fn(u64) -> Troubles) {
         run(seed.parse().expect("a number"), troubles);
         return;
     }
-    let next = AtomicU64::new(0);
+    let from = std::env::var("DIM_SIMULATION_FROM").map_or(0, |seed| seed.parse().expect("a number"));
+    let next = AtomicU64::new(from);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         let work = || {
@@ -78,6 +79,7 @@ fn seeds_beyond_the_usual_ones_that_once_failed_pass() {
         run(seed, Troubles::copies);
     }
     run(1_613, Troubles::slow_receivers);
+    run(44_090, Troubles::memberships);
 }
 
 #[test]

@@ -37,6 +37,8 @@ pub const START: u64 = 1_700_000_000_000_000_000;
 #[derive(Clone, Debug)]
 pub struct Store {
     pub key: [u8; 32],
+    /// The identity of the member, which follows from the key.
+    pub id: WriterId,
     pub past: BTreeMap<Incarnation, Timestamp>,
     /// The events that are not in a bundle yet.
     pub outbox: BTreeMap<Topic, VecDeque<(Timestamp, Bytes)>>,
@@ -117,6 +119,7 @@ impl Node {
         Self {
             store: Store {
                 key,
+                id: WriterId::of(&SigningKey::from_bytes(&key).verifying_key()),
                 past: BTreeMap::new(),
                 outbox: BTreeMap::new(),
                 bundles: Vec::new(),
@@ -141,11 +144,6 @@ impl Node {
             wake: None,
             joined: false,
         }
-    }
-
-    /// The identity of the member with a store.
-    pub fn id(store: &Store) -> WriterId {
-        WriterId::of(&SigningKey::from_bytes(&store.key).verifying_key())
     }
 
     /// The time at this member.
@@ -243,7 +241,7 @@ impl Node {
                 return;
             }
         };
-        let is_own = delivery.writer == Node::id(&self.store);
+        let is_own = delivery.writer == self.store.id;
         let store = &mut self.store;
         if let Some(number) = delivery.stream.catch_up {
             let receiver = store.late_receivers.get_mut(&number).expect("it began");

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use dim_topics::reader::UNAVAILABLE;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
@@ -70,6 +71,18 @@ pub struct RosterTroubles {
 }
 
 impl Troubles {
+    /// The time after the troubles in which every event must arrive, or become a gap. A writer or a bundle that does not
+    /// come back takes up to 50 minutes. Keys that all members with them took along are waited for one after the other:
+    /// the request for the next key is made when the gap of the one before is told. Each change of the roster can make
+    /// a key.
+    pub fn recovery(&self) -> Duration {
+        let keys = self
+            .roster
+            .as_ref()
+            .map_or(0, |it| 1 + self.late_joiners + it.removals + it.rekeys + usize::from(it.loses_keepers));
+        Duration::from_secs(50 * 60) + UNAVAILABLE * keys as u32
+    }
+
     /// Members that start again and again, so that readers forget the oldest process starts. Nothing is removed: heads
     /// name the ends of 32 earlier process starts only.
     pub fn many_starts(seed: u64) -> Self {

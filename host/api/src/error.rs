@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use dim_ipfs::BackendError;
 use dim_ipfs::keys::{KeyError, TakeKeyError};
 use dim_model::ident::{Digest, InvalidWord};
+use dim_network::encrypted_documents::CipherError;
 use dim_server::host::{AdoptError, ForgetError, ReloadError, ReplaceError};
 use dim_store::StoreError;
 use dim_store::batch::ReplyError;
@@ -283,6 +284,17 @@ impl From<BackendError> for ApiError {
             BackendError::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "store"),
         };
         Self::new(status, kind, error)
+    }
+}
+
+impl From<CipherError> for ApiError {
+    fn from(error: CipherError) -> Self {
+        match error {
+            CipherError::Backend(error) => error.into(),
+            CipherError::NoKey(_) | CipherError::Unreadable { .. } => Self::conflict(error),
+            CipherError::TooLarge(_) => Self::too_large(error),
+            CipherError::Malformed(_) => Self::new(StatusCode::BAD_GATEWAY, "backend", error),
+        }
     }
 }
 

@@ -235,7 +235,7 @@ pub struct FleetJoined {
     name: IpnsName,
     /// The keys of this host, as `dim fleet add` takes them.
     line: String,
-    /// Whether the host has reliable topics. A fleet shares nothing else.
+    /// Whether the host has reliable topics or encrypted documents. A fleet shares nothing else.
     has_reliable_topics: bool,
 }
 

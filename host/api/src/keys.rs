@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use axum::Json;
 use axum::body::Bytes;
 use dim_ipfs::keys::Key;
-use dim_model::ident::{ContentPath, IpnsName, KeyName, PluginName};
+use dim_model::ident::{ContentPath, GroupName, IpnsName, KeyName, PluginName};
 use dim_server::host::{Forgotten, Host, PrivateKey};
 use dim_store::names;
 use serde::{Deserialize, Serialize};
@@ -35,6 +35,10 @@ pub struct ListedKey {
     path: Option<ContentPath>,
     /// Whether the backend has accepted the newest value.
     published: bool,
+    /// The group that reads the published document, if it is encrypted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, nullable = false, required = false)]
+    encrypted: Option<GroupName>,
     /// The hold of the name; null if it is not on hold.
     #[schema(required)]
     hold: Option<OnHold>,
@@ -82,7 +86,8 @@ fn listed(host: &Host) -> Result<Vec<ListedKey>, ApiError> {
             held_by: held.map(Holder::from),
             used_by: host.users(&key),
             published: known.as_ref().is_some_and(names::Known::is_published),
-            path: known.as_ref().map(|known| known.path.clone()),
+            path: known.as_ref().map(|known| known.visible_path().clone()),
+            encrypted: known.as_ref().and_then(names::Known::encryption).map(|it| it.group.clone()),
             hold: known.and_then(|known| known.hold).map(OnHold::from),
             key,
         }

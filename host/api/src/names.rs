@@ -183,7 +183,8 @@ async fn set(
     let known = published(host, &key).await?;
     let (published, hold) =
         (known.is_published(), known.hold.as_ref().map(|hold| hold.explain(&key, host.key_use(&key))));
-    Ok(Json(Published { key, name, path: known.path, sequence: known.sequence, published, hold }))
+    let path = known.visible_path().clone();
+    Ok(Json(Published { key, name, path, sequence: known.sequence, published, hold }))
 }
 
 /// Refuses a key under which a plugin publishes: readers would take the value for the plugin's.
@@ -276,19 +277,22 @@ pub async fn resolve(Current(host): Current, Path(name): Path<String>) -> Result
     Ok(Json(resolution(&host, &name).await?.into()))
 }
 
-/// Returns the file behind a name, or behind the name of a key.
+/// Returns the document behind a name, or behind the name of a key.
+///
+/// A document that is encrypted for a group of the fleet is decrypted. Without its key the answer is 409.
 #[utoipa::path(get, path = "/names/{name}/state", tag = "names", operation_id = "get_state",
     params(("name", description = "A name, in any form that IPFS knows, or a key of the host")),
     responses((status = 200, description = "Its bytes, 16 MiB at most",
-        body = inline(Binary), content_type = "application/octet-stream"), Missing))]
+        body = inline(Binary), content_type = "application/octet-stream"), Missing, Conflict))]
 pub async fn get_state(Current(host): Current, Path(name): Path<String>) -> Result<Response, ApiError> {
     let known = resolution(&host, &name).await?;
     let held = documents::get(&host.storage.store.snapshot()?, &known.path)?;
     let data = match held {
         Some(data) => Bytes::from(data),
         None => {
-            let path = host.exchange.links.backend.end_of_chain(known.path).await?;
-            host.exchange.links.backend.content.file(&path, DOCUMENT_BYTES).await?.1
+            let backend = &host.exchange.links.backend;
+            let path = backend.end_of_chain(known.path).await?;
+            host.exchange.links.cipher.document(backend, &path).await?.1
         }
     };
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], data).into_response())

@@ -222,8 +222,8 @@ fn own_names(host: &Host) -> Result<Vec<OwnName>, ApiError> {
     let described = known.into_iter().map(|(key, known)| OwnName {
         name: host.storage.keys.name(&key),
         published: known.is_published(),
-        hold: known.hold.map(OnHold::from),
-        path: known.path,
+        hold: known.hold.clone().map(OnHold::from),
+        path: known.visible_path().clone(),
         sequence: known.sequence,
         document_bytes: known.document,
         document_limit: DOCUMENT_BYTES,

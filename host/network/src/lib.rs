@@ -11,6 +11,7 @@ pub mod outbox;
 pub mod reliable_topics;
 pub mod lone_writer;
 pub mod name_publisher;
+pub mod encrypted_documents;
 pub mod own_messages;
 mod settings;
 

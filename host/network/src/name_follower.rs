@@ -18,12 +18,12 @@ use dim_store::commit::{Commit, CommitError, NameChange};
 use dim_store::disk_monitor::DiskMonitor;
 use dim_store::followed_names::{self, Followed};
 use dim_store::interest::{Interest, Subscriber};
-use dim_store::plugin_limits::DOCUMENT_BYTES;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use tokio_util::sync::CancellationToken;
 
 use crate::Settings;
+use crate::encrypted_documents::{CipherError, DocumentCipher};
 
 /// The time limit of resolving one name.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -56,6 +56,8 @@ pub struct NameFollower {
     pub disk: Arc<DiskMonitor>,
     /// The names that cannot be resolved.
     pub unresolved: Arc<Unresolved>,
+    /// The decryption of documents.
+    pub cipher: DocumentCipher,
     /// The clock that measures the interval.
     pub clock: Arc<dyn Clock>,
 }
@@ -178,6 +180,7 @@ impl NameFollower {
             Ok(Ok(())) => self.unresolved.resolved(name),
             Ok(Err(FollowError::Commit(error))) => return Err(error),
             Ok(Err(FollowError::Backend(error))) => self.unresolved.failed(name, error.to_string()),
+            Ok(Err(FollowError::Cipher(error))) => self.unresolved.failed(name, error.to_string()),
             Err(_) => self.unresolved.failed(name, format!("no answer within {TIMEOUT:?}")),
         }
         Ok(())
@@ -213,7 +216,8 @@ impl NameFollower {
             }
             return Ok(());
         }
-        let (cid, data) = self.backend.content.file(&target, DOCUMENT_BYTES).await?;
+        // The store keeps the document; its path is that of the file.
+        let (cid, data) = self.cipher.document(&self.backend, &target).await?;
         let known = Followed { resolution: told(ContentPath::of(&cid)), target, record: record.bytes };
         Ok(self.commit.change_name(NameChange::Followed { known, cid, data }).await?)
     }
@@ -300,6 +304,8 @@ enum FollowError {
     Commit(#[from] CommitError),
     #[error(transparent)]
     Backend(#[from] BackendError),
+    #[error(transparent)]
+    Cipher(#[from] CipherError),
 }
 
 #[cfg(test)]

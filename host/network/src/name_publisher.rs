@@ -12,20 +12,21 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use dim_ipfs::keys::Keyring;
-use dim_ipfs::{Backend, BackendError, Current, Keeper, Prepared, Publication, Published};
+use dim_ipfs::{Backend, BackendError, Current, Keeper, Prepared, Publication, Published, unixfs};
 use dim_model::backoff::Backoff;
 use dim_model::entry::{Kind, Resolution};
 use dim_model::error_chain::chain;
-use dim_model::ident::{IpnsName, KeyName};
+use dim_model::ident::{ContentPath, IpnsName, KeyName};
 use dim_model::time::{Clock, Timestamp};
 use dim_store::commit::{Commit, CommitError};
 use dim_store::effect::NameValue;
-use dim_store::names::{self, Accepted, Finding, Known};
-use dim_store::plugin_limits::DOCUMENT_BYTES;
+use dim_store::names::{self, Accepted, Encryption, Finding, Known};
 use dim_store::{Store, StoreError, documents};
 use tokio_util::sync::CancellationToken;
 
+use crate::encrypted_documents::{CipherError, DocumentCipher, FILE_BYTES};
 use crate::subscription::ListeningRecords;
 use audit::Audit;
 
@@ -56,8 +57,20 @@ pub struct Publisher {
     pub failures: Arc<Failures>,
     /// The names that were checked against the daemon.
     pub looks: Arc<CheckedNames>,
+    /// The encryption of documents.
+    pub cipher: DocumentCipher,
     /// The clock that measures pauses.
     pub clock: Arc<dyn Clock>,
+}
+
+/// What is sent to the backend for a name.
+struct Sent {
+    /// The path in the record.
+    path: ContentPath,
+    /// The file at the path, if the host stores its document.
+    file: Option<Bytes>,
+    /// The encryption of the document.
+    encryption: Option<Encryption>,
 }
 
 impl Publisher {
@@ -98,16 +111,18 @@ impl Publisher {
         let all = names::all(&self.store.snapshot()?)?;
         for (key, known) in all {
             let waiting = waits.get(&key).map_or(Duration::ZERO, |wait| wait.left(self.clock.monotonic()));
-            let due_in = known.due_at().since(Timestamp::wall()).max(waiting);
+            let due_at =
+                if self.is_encrypted_otherwise(&key, &known).await { Timestamp(0) } else { known.due_at() };
+            let due_in = due_at.since(Timestamp::wall()).max(waiting);
             if !due_in.is_zero() {
                 pause = pause.min(due_in);
                 continue;
             }
             match self.publish(&key, &known).await {
-                Ok(Some((published, by))) => {
+                Ok(Some((published, by, sent))) => {
                     waits.remove(&key);
                     self.failures.clear(&key);
-                    self.accept(key, known, published, by).await?;
+                    self.accept(key, known, sent, published, by).await?;
                 }
                 Ok(None) => {
                     waits.remove(&key);
@@ -135,9 +150,8 @@ impl Publisher {
         &self,
         key: &KeyName,
         known: &Known,
-    ) -> Result<Option<(Published, Keeper)>, PublishError> {
+    ) -> Result<Option<(Published, Keeper, Sent)>, PublishError> {
         let held = self.keys.get(key).ok_or_else(|| PublishError::NoKey(key.clone()))?;
-        let data = documents::get(&self.store.snapshot()?, &known.path)?;
         let by = self.backend.keeper().await?;
         match self.backend.names.prepare(key, &held).await? {
             Prepared::Ready => {}
@@ -159,19 +173,20 @@ impl Publisher {
             self.hold_without_record(key, held.name()).await?;
             return Ok(None);
         }
-        self.note_attempt(key, known).await?;
-        if let (Some((cid, _)), Some(data)) = (known.path.ipfs(), data) {
-            self.backend.content.put(&cid, data.into()).await?;
+        let sent = self.sent(key, known, &held.name()).await?;
+        self.note_attempt(key, known, &sent.path).await?;
+        if let (Some((cid, _)), Some(file)) = (sent.path.ipfs(), &sent.file) {
+            self.backend.content.put(&cid, file.clone()).await?;
         }
         let lifetime = Duration::from_nanos(known.lifetime);
         let last = known.published.as_ref().map(|accepted| accepted.sequence);
         let publication = Publication {
             key_name: key.clone(),
             key: held,
-            path: known.path.clone(),
+            path: sent.path.clone(),
             // Readers must see that the record is newer than all records before.
             sequence: match last {
-                Some(last) if known.is_published() => last,
+                Some(last) if known.is_published() && known.visible_path() == &sent.path => last,
                 Some(last) => known.sequence.max(last + 1),
                 None => known.sequence.max(1),
             },
@@ -179,7 +194,49 @@ impl Publisher {
             lifetime,
             ttl: TTL.min(lifetime),
         };
-        Ok(Some((self.backend.names.publish(&publication).await?, by)))
+        Ok(Some((self.backend.names.publish(&publication).await?, by, sent)))
+    }
+
+    /// What is sent to the backend for a name. The document of a key with encryption is encrypted with the newest key of
+    /// its group. The embedded backend shows it to nobody, so there it is not.
+    async fn sent(&self, key: &KeyName, known: &Known, name: &IpnsName) -> Result<Sent, PublishError> {
+        let document = documents::get(&self.store.snapshot()?, &known.path)?;
+        let (group, document) = match (self.cipher.group(key).filter(|_| self.backend.network), document) {
+            (Some(group), Some(document)) => (group, document),
+            (_, document) => {
+                return Ok(Sent {
+                    path: known.path.clone(),
+                    file: document.map(Bytes::from),
+                    encryption: None,
+                });
+            }
+        };
+        let document_key = self.cipher.writing_key(&group).await?;
+        let (epoch, name) = (document_key.epoch_name(), name.clone());
+        let encrypt = move || {
+            let file = document_key.encrypt(&name, &document);
+            (unixfs::file_cid(&file), file)
+        };
+        let (cid, file) = tokio::task::spawn_blocking(encrypt).await.expect("an encryption does not panic");
+        let encryption = Some(Encryption { document: known.path.clone(), group, epoch });
+        Ok(Sent { path: ContentPath::of(&cid), file: Some(file.into()), encryption })
+    }
+
+    /// Whether the published document is encrypted in another way than the config and the newest key of the group
+    /// require, so that it is published again.
+    async fn is_encrypted_otherwise(&self, key: &KeyName, known: &Known) -> bool {
+        let published = known.published.as_ref().filter(|it| it.is_held && it.of == known.sequence);
+        let Some(published) = published.filter(|_| self.backend.network && known.hold.is_none()) else {
+            return false;
+        };
+        match (self.cipher.group(key), &published.encryption) {
+            (None, None) => false,
+            (Some(group), Some(now)) if now.group == group => {
+                // Without a key the published file stays.
+                self.cipher.writing_key(&group).await.is_ok_and(|key| key.epoch_name() != now.epoch)
+            }
+            _ => true,
+        }
     }
 
     /// Puts a name on hold, unless the host knows the found value by now.
@@ -224,7 +281,8 @@ impl Publisher {
     async fn accept(
         &self,
         key: KeyName,
-        sent: Known,
+        value: Known,
+        sent: Sent,
         published: Published,
         by: Keeper,
     ) -> Result<(), CommitError> {
@@ -232,18 +290,19 @@ impl Publisher {
         let Some(name) = self.keys.name(&key) else { return Ok(()) };
         let accepted = Accepted {
             path: sent.path,
-            is_held: sent.document.is_some(),
-            of: sent.sequence,
+            is_held: value.document.is_some(),
+            of: value.sequence,
             sequence: published.sequence,
             at: now.0,
-            lifetime: sent.lifetime,
+            lifetime: value.lifetime,
             record: published.record,
             by: Some(by),
             backed_up: None,
+            encryption: sent.encryption,
         };
         let confirmed = Kind::NameConfirmed(Resolution {
             name,
-            path: accepted.path.clone(),
+            path: value.path,
             sequence: accepted.of,
             valid_until: accepted.valid_until(),
             confirmed_at: now,
@@ -255,14 +314,21 @@ impl Publisher {
     }
 }
 
-/// Reads the file that is published under a name.
+/// Reads the document that is published under a name.
 ///
 /// # Errors
-/// The file cannot be found, or has more than [`DOCUMENT_BYTES`].
-pub async fn published_file(backend: &Backend, current: &Current) -> Result<NameValue, BackendError> {
+/// The file cannot be found or decrypted, or the document has more than
+/// [`DOCUMENT_BYTES`](dim_store::plugin_limits::DOCUMENT_BYTES).
+pub async fn published_file(
+    backend: &Backend,
+    cipher: &DocumentCipher,
+    current: &Current,
+) -> Result<NameValue, CipherError> {
     let path = backend.end_of_chain(current.path.clone()).await?;
-    let (cid, data) = backend.content.file(&path, DOCUMENT_BYTES).await?;
-    Ok(NameValue::Document { cid, data })
+    let (cid, file) = backend.content.file(&path, FILE_BYTES).await?;
+    let document = cipher.open(file.clone()).await?;
+    // The CID of a file that was not encrypted may come from another program with other settings.
+    Ok(if document == file { NameValue::Document { cid, data: file } } else { NameValue::document(document) })
 }
 
 /// The pause of each name that failed.
@@ -305,13 +371,15 @@ enum PublishError {
     Taken { key: KeyName, other: IpnsName },
     #[error("the key {0} of the daemon was adopted just now")]
     Adopted(KeyName),
+    #[error(transparent)]
+    Cipher(#[from] CipherError),
 }
 
 impl PublishError {
     fn lasting(&self) -> Lasting {
         match self {
             Self::NoKey(_) | Self::Gone(_) | Self::Taken { .. } => Lasting::UntilMended,
-            Self::Commit(_) | Self::Backend(_) | Self::Adopted(_) => Lasting::ForNow,
+            Self::Commit(_) | Self::Backend(_) | Self::Adopted(_) | Self::Cipher(_) => Lasting::ForNow,
         }
     }
 }

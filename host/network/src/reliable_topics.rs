@@ -335,6 +335,10 @@ impl ReliableTopics {
             Input::Join { identity, to } => self.begin_join(identity, to),
             // The caller may have disconnected.
             Input::Fleet(to) => drop(to.send(self.fleet_state())),
+            // The caller may have disconnected.
+            Input::DocumentKey { group, to } => drop(to.send(self.document_key(&group))),
+            // The caller may have disconnected.
+            Input::Secrets { fleet, group, epoch, to } => drop(to.send(self.secrets(&fleet, &group, &epoch))),
             Input::Writers { topic, to } => {
                 // The caller may have disconnected.
                 let _ = to.send(writer_log::of_topic(&self.member, &self.mirrors, &topic));

@@ -4,16 +4,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use dim_model::ident::{PeerName, Topic};
+use dim_model::ident::{GroupName, KeyName, PeerName, Topic};
 use dim_store::grants::TopicPattern;
 
-/// The settings that subscriptions and followed names read at each use.
+/// The settings that subscriptions and names read at each use.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The peers from which messages are accepted, for each topic or prefix with such a restriction.
     pub accepted_peers: BTreeMap<TopicPattern, BTreeSet<PeerName>>,
     /// The pause between two requests for the same followed name.
     pub follow_every: Duration,
+    /// The keys whose documents are encrypted, with the groups that read them.
+    pub encrypted_names: BTreeMap<KeyName, GroupName>,
 }
 
 impl Settings {

@@ -192,6 +192,7 @@ impl Ground {
                 backlog,
                 listening_records: Arc::default(),
                 reliable: Default::default(),
+                cipher: Default::default(),
                 kept_topics: KeptTopics::All,
                 unresolved: Arc::default(),
                 failures: Arc::default(),

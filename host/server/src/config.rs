@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dim_model::beginning::ReadFrom;
-use dim_model::ident::{GroupName, InvalidWord, PeerName, PluginName, Topic};
+use dim_model::ident::{GroupName, InvalidWord, KeyName, PeerName, PluginName, Topic};
 use dim_model::signer::Signer;
 use dim_network::reliable_topics::{Deliveries, ReliableTopic};
 use dim_store::commit::Durability;
@@ -86,6 +86,8 @@ pub struct Config {
     pub fleet: FleetConfig,
     /// The settings of topics, by topic or by prefix, as in `jobs.*`.
     pub topics: BTreeMap<TopicPattern, TopicConfig>,
+    /// The settings of the names of the host, by key.
+    pub names: BTreeMap<KeyName, NameConfig>,
     /// The trusted signers, and the policy for other components.
     pub signing: SigningConfig,
     /// The export of log lines, in addition to standard error.
@@ -215,7 +217,7 @@ impl FleetConfig {
     }
 }
 
-/// The group of an encrypted topic whose config names none.
+/// The group of an encrypted topic or name whose config states none.
 fn default_group() -> GroupName {
     "all".parse().expect("a valid name")
 }
@@ -246,6 +248,18 @@ pub struct TopicConfig {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub encrypt: bool,
     /// The group of members that read and write an encrypted topic, default `all`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<GroupName>,
+}
+
+/// The section `names.KEY`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NameConfig {
+    /// Whether the documents that the host publishes under the name of the key are encrypted, in a fleet with a roster.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub encrypt: bool,
+    /// The group of members that read encrypted documents, default `all`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group: Option<GroupName>,
 }
@@ -636,9 +650,13 @@ impl Config {
     pub fn network(&self) -> dim_network::Settings {
         let peers =
             self.topics.iter().filter_map(|(pattern, topic)| Some((pattern.clone(), topic.peers.clone()?)));
+        let group_of = |(key, name): (&KeyName, &NameConfig)| {
+            (key.clone(), name.group.clone().unwrap_or_else(default_group))
+        };
         dim_network::Settings {
             accepted_peers: peers.collect(),
             follow_every: self.ipfs.follow_every.max(Duration::from_secs(1)),
+            encrypted_names: self.names.iter().filter(|(_, name)| name.encrypt).map(group_of).collect(),
         }
     }
 

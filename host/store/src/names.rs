@@ -6,7 +6,7 @@ mod ownership;
 use cid::Cid;
 use dim_ipfs::Keeper;
 use dim_model::entry::Resolution;
-use dim_model::ident::{ContentPath, IpnsName, KeyName};
+use dim_model::ident::{ContentPath, GroupName, IpnsName, KeyName};
 use dim_model::time::{Timestamp, nanoseconds};
 use redb::{ReadableTable, WriteTransaction};
 use serde::{Deserialize, Serialize};
@@ -73,11 +73,31 @@ pub struct Accepted {
     /// The sequence number of the record in the backup that the host was restored from; `sequence` is higher since.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backed_up: Option<u64>,
+    /// The encryption of the document, if the file at the path encrypts one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<Encryption>,
+}
+
+/// The encryption of a published document. The store keeps the document, not the file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Encryption {
+    /// The path that the document has without encryption.
+    pub document: ContentPath,
+    /// The group that reads it.
+    pub group: GroupName,
+    /// The identity of the key epoch, in hexadecimal digits.
+    pub epoch: String,
 }
 
 impl Accepted {
     /// The document that the host stored for the record.
     pub fn document(&self) -> Option<Cid> {
+        let path = self.encryption.as_ref().map_or(&self.path, |it| &it.document);
+        path.ipfs().map(|(cid, _)| cid).filter(|_| self.is_held)
+    }
+
+    /// The file that the daemon has for the record, if the host stored its document.
+    pub fn file(&self) -> Option<Cid> {
         self.path.ipfs().map(|(cid, _)| cid).filter(|_| self.is_held)
     }
 
@@ -113,6 +133,19 @@ impl Known {
     /// Whether the backend has the newest value.
     pub fn is_published(&self) -> bool {
         self.published.as_ref().is_some_and(|accepted| accepted.of == self.sequence)
+    }
+
+    /// The path that readers find under the name: the path in the record, once the backend has the newest value.
+    pub fn visible_path(&self) -> &ContentPath {
+        self.published
+            .as_ref()
+            .filter(|accepted| accepted.of == self.sequence)
+            .map_or(&self.path, |it| &it.path)
+    }
+
+    /// The encryption of the document that readers find under the name.
+    pub fn encryption(&self) -> Option<&Encryption> {
+        self.published.as_ref()?.encryption.as_ref()
     }
 
     /// Whether the backend lacks the newest value, and no hold prevents the publication.

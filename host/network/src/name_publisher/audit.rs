@@ -235,7 +235,7 @@ impl Audit {
             }
             _ => {}
         }
-        let Some(cid) = accepted.document() else { return Ok(None) };
+        let Some(cid) = accepted.file() else { return Ok(None) };
         let is_noted = pins::is_noted(&self.publisher.store.snapshot()?, &cid)?;
         let is_lost = is_noted && !self.publisher.backend.content.is_pinned(&cid).await?;
         Ok(is_lost.then_some("the daemon has lost its document"))
@@ -266,7 +266,7 @@ impl Audit {
         name: &IpnsName,
         current: Current,
     ) -> Result<(), super::PublishError> {
-        let document = published_file(&self.publisher.backend, &current).await;
+        let document = published_file(&self.publisher.backend, &self.publisher.cipher, &current).await;
         let update = NameUpdate {
             name: name.clone(),
             value: document.unwrap_or_else(|_| NameValue::Path(current.path.clone())),

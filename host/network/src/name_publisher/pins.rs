@@ -11,23 +11,28 @@ use super::{PublishError, Publisher};
 
 impl Publisher {
     /// Records a publication before it is sent, so that its pin and its record are recognised as the host's own after
-    /// any failure. A file that another program pinned is not recorded.
-    pub(super) async fn note_attempt(&self, key: &KeyName, known: &Known) -> Result<(), PublishError> {
+    /// any failure. `path` is that of the record. A file that another program pinned is not recorded.
+    pub(super) async fn note_attempt(
+        &self,
+        key: &KeyName,
+        known: &Known,
+        path: &ContentPath,
+    ) -> Result<(), PublishError> {
         if !self.backend.network {
             return Ok(());
         }
-        let pin = match known.path.ipfs() {
+        let pin = match path.ipfs() {
             Some((cid, _)) if known.document.is_some() => {
                 let is_noted = pins::is_noted(&self.store.snapshot()?, &cid)?;
                 (!is_noted && !self.backend.content.is_pinned(&cid).await?).then_some(cid)
             }
             _ => None,
         };
-        let is_noted = known.is_published() || known.attempts.contains(&known.path);
+        let is_noted = known.is_published() && known.visible_path() == path || known.attempts.contains(path);
         if pin.is_none() && is_noted {
             return Ok(());
         }
-        let (key, path) = (key.clone(), known.path.clone());
+        let (key, path) = (key.clone(), path.clone());
         let note = move |write: &redb::WriteTransaction| {
             pin.map_or(Ok(()), |cid| pins::note(write, &cid))?;
             names::attempt(write, &key, &path)
@@ -47,7 +52,9 @@ impl Publisher {
         pinned.retain(|cid| {
             let path = ContentPath::of(cid);
             let accepted = |known: &Known| known.published.as_ref().is_some_and(|last| last.path == path);
-            !names.iter().any(|(_, known)| known.path == path || accepted(known))
+            // The file of an encrypted document may be accepted without a confirmation.
+            let sent = |known: &Known| known.attempts.last() == Some(&path);
+            !names.iter().any(|(_, known)| known.path == path || accepted(known) || sent(known))
         });
         Ok(pinned)
     }

@@ -20,6 +20,7 @@ use dim_topics::action::Stream;
 use dim_topics::bundle::{Bundle, Listed};
 use dim_topics::head::{Head, Place};
 use dim_topics::identity::{Digest, WriterId};
+use dim_topics::membership::encryption::Secret;
 use dim_topics::time::Moment;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -34,6 +35,7 @@ use super::own_index::Provided;
 use super::plain_copies::PlainCopies;
 use super::roster_name::NameError;
 use super::writer_log::WriterLog;
+use crate::encrypted_documents::DocumentKey;
 
 /// The number of inputs that wait for the driver. At the maximum the streams are read more slowly, and the daemon drops
 /// messages, which are fetched later.
@@ -141,6 +143,11 @@ impl Reliable {
         let mut current = self.channels.subscribe();
         let is_other = |current: &Arc<Channels>| !Arc::ptr_eq(current, channels);
         current.wait_for(is_other).await.expect("this value holds the sender");
+    }
+
+    /// Whether the driver runs: the host has reliable topics or encrypted documents, or is in a fleet with a roster.
+    pub fn has_driver(&self) -> bool {
+        !self.inputs.is_closed()
     }
 
     /// Whether any topic is reliable.
@@ -257,6 +264,24 @@ impl Reliable {
         let (to, answer) = oneshot::channel();
         self.send(Input::Fleet(to)).await;
         answer.await.ok().flatten()
+    }
+
+    /// Returns the key with which the host encrypts documents for a group now, or the reason why it has none.
+    pub async fn document_key(&self, group: &GroupName) -> Result<DocumentKey, String> {
+        let (to, answer) = oneshot::channel();
+        self.send(Input::DocumentKey { group: group.clone(), to }).await;
+        answer.await.unwrap_or_else(|_| {
+            Err("this host does not take part in a fleet until it is restarted".to_owned())
+        })
+    }
+
+    /// Returns the secrets that may be that of a key epoch of a group. There are none if this host belongs to another
+    /// fleet, or has not got the key.
+    pub async fn secrets(&self, fleet: &str, group: &GroupName, epoch: &[u8; 16]) -> Vec<Secret> {
+        let (to, answer) = oneshot::channel();
+        let (fleet, group, epoch) = (fleet.to_owned(), group.clone(), *epoch);
+        self.send(Input::Secrets { fleet, group, epoch, to }).await;
+        answer.await.unwrap_or_default()
     }
 
     /// Takes in a roster of the operator. Returns the version of the newest roster, or the reason why it is refused;
@@ -445,6 +470,24 @@ pub enum Input {
     },
     /// A caller asks for the fleet.
     Fleet(oneshot::Sender<Option<FleetState>>),
+    /// A caller wants to encrypt a document.
+    DocumentKey {
+        /// The group that reads it.
+        group: GroupName,
+        /// The caller, who gets the key, or the reason why there is none.
+        to: oneshot::Sender<Result<DocumentKey, String>>,
+    },
+    /// A caller wants to read an encrypted document.
+    Secrets {
+        /// The fleet.
+        fleet: String,
+        /// The group.
+        group: GroupName,
+        /// The identity of the key epoch.
+        epoch: [u8; 16],
+        /// The caller.
+        to: oneshot::Sender<Vec<Secret>>,
+    },
     /// A caller asks for the writers of a topic.
     Writers {
         /// The topic.

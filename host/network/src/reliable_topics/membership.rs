@@ -10,6 +10,7 @@ use dim_model::ident::{GroupName, IpnsName, Topic};
 use dim_model::time::{Timestamp, nanoseconds};
 use dim_topics::block::MAX_BLOCK;
 use dim_topics::identity::{Digest, WriterId};
+use dim_topics::membership::encryption::Secret;
 use dim_topics::membership::key_grant::{Epoch, EpochId};
 use dim_topics::membership::observed::{Observed, Refused};
 use dim_topics::membership::roster::SignedRoster;
@@ -20,6 +21,7 @@ use super::channel::Input;
 use super::intake::FETCH;
 use super::membership_files::MembershipFiles;
 use super::{ReliableTopics, Waiting};
+use crate::encrypted_documents::DocumentKey;
 
 /// The pause between log lines about a topic that nothing can be published on.
 const WARN: Duration = Duration::from_secs(60);
@@ -221,6 +223,8 @@ impl ReliableTopics {
         let now = self.now();
         self.member.epochs_stored(number, now);
         tracing::debug!(number, "key epochs are stored");
+        // Documents are encrypted with the newest key.
+        self.parts.commit.names.notify_one();
         self.form_waiting();
     }
 
@@ -285,6 +289,26 @@ impl ReliableTopics {
         if let Some(group) = self.parts.reliable.group(topic) {
             self.member.encrypt(topic.clone(), group.clone());
         }
+    }
+
+    /// The key with which this host encrypts documents for a group now, or the reason why there is none.
+    pub(super) fn document_key(&self, group: &GroupName) -> Result<DocumentKey, String> {
+        let membership = self.member.membership();
+        let membership = membership
+            .ok_or("this host belongs to no fleet with a roster: join one with `dim fleet join`")?;
+        let epoch = membership.current_epoch(group, self.now().wall).map_err(|why| why.to_string())?;
+        Ok(DocumentKey {
+            fleet: membership.fleet().to_owned(),
+            group: group.clone(),
+            epoch: epoch.id.id,
+            secret: epoch.secret.clone(),
+        })
+    }
+
+    /// The secrets that may be that of a key epoch of a group.
+    pub(super) fn secrets(&self, fleet: &str, group: &GroupName, epoch: &[u8; 16]) -> Vec<Secret> {
+        let membership = self.member.membership().filter(|it| it.fleet() == fleet);
+        membership.iter().flat_map(|it| it.secrets(group, epoch)).cloned().collect()
     }
 
     /// The fleet as this host knows it; `None` if it has no roster.

@@ -107,6 +107,7 @@ impl Config {
         config.topics = self.topics_after(after);
         config.signing.clone_from(&after.signing);
         config.replacement.trusted.clone_from(&after.replacement.trusted);
+        config.names.clone_from(&after.names);
         config.ipfs.follow_every = after.ipfs.follow_every;
         config.limits.default.clone_from(&after.limits.default);
         config.limits.ceiling.clone_from(&after.limits.ceiling);

@@ -24,6 +24,7 @@ pub(super) const SECTIONS: &[&str] = &[
     "replacement",
     "api",
     "topics",
+    "names",
     "signing",
     "telemetry",
 ];
@@ -214,6 +215,16 @@ impl Examined {
             if topic.mirror && is_plain {
                 let why = "`delivery: reliable` or `both` must stand beside it: a mirror keeps nothing of a plain topic";
                 self.tell(Severity::Error, &["topics", &pattern.to_string(), "mirror"], why);
+            }
+        }
+        for (key, name) in &config.names {
+            if name.encrypt && config.fleet.name.is_stated() && !config.fleet.has_roster() {
+                let why = "encrypted documents need a fleet with a roster: `fleet.name` must be the name that `dim fleet init` prints, or absent";
+                self.tell(Severity::Error, &["names", key.as_str(), "encrypt"], why);
+            }
+            if name.group.is_some() && !name.encrypt {
+                let why = "it has no effect unless `encrypt: true` stands beside it";
+                self.tell(Severity::Warning, &["names", key.as_str(), "group"], why);
             }
         }
         for (name, plugin) in &config.plugins {

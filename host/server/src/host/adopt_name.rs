@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use dim_ipfs::{BackendError, Current};
+use dim_ipfs::Current;
 use dim_model::health::{Code, HealthFinding};
 use dim_model::ident::{ContentPath, KeyName, PluginName};
 use dim_model::time::Timestamp;
+use dim_network::encrypted_documents::CipherError;
 use dim_network::name_publisher::published_file;
 use dim_store::batch::ReplyError;
 use dim_store::commit::{CommitError, NameChange};
@@ -103,8 +104,8 @@ pub enum AdoptError {
     Unread {
         /// The path of the document.
         path: ContentPath,
-        /// The error of the backend.
-        source: BackendError,
+        /// The error of the backend, or of the decryption.
+        source: CipherError,
     },
     /// The document is not JSON.
     #[error("{path} is not JSON: {why}")]
@@ -242,7 +243,7 @@ impl Host {
         {
             return Ok(NameValue::Document { cid, data: data.into() });
         }
-        let read = published_file(&self.exchange.links.backend, current).await;
+        let read = published_file(&self.exchange.links.backend, &self.exchange.links.cipher, current).await;
         read.map_err(|source| AdoptError::Unread { path: current.path.clone(), source })
     }
 

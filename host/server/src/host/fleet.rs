@@ -22,7 +22,7 @@ const AGAIN: Duration = Duration::from_millis(100);
 pub struct JoinedFleet {
     /// The public keys of the host, for an admin of the fleet.
     pub line: String,
-    /// Whether the host has reliable topics. A fleet shares nothing else.
+    /// Whether the host has reliable topics or encrypted documents. A fleet shares nothing else.
     pub is_used: bool,
 }
 
@@ -76,7 +76,7 @@ impl Host {
         if has_roster(&present) && present != fleet.as_str() && !leaves {
             return Err(JoinFleetError::Joined(present));
         }
-        if !reliable.is_used() {
+        if !reliable.has_driver() {
             let name = fleet.to_string();
             let enter = move |write: &redb::WriteTransaction| topic_rows::enter_fleet(write, &name).map(drop);
             self.storage.commit.write(enter).await?;
@@ -84,7 +84,7 @@ impl Host {
             self.switch_to(fleet).await?;
         }
         let line = keys_line(&self.storage.keys)?;
-        Ok(JoinedFleet { line, is_used: reliable.is_used() })
+        Ok(JoinedFleet { line, is_used: reliable.has_driver() })
     }
 
     /// Lets the driver of reliable topics continue in another fleet, once the events of the present one are sent.

@@ -11,6 +11,7 @@ use dim_model::entry::{Generation, Kind, Offset};
 use dim_model::error_chain::listed;
 use dim_model::ident::{IpnsName, KeyName, PluginName, Topic};
 use dim_model::live::Live;
+use dim_network::encrypted_documents::DocumentCipher;
 use dim_network::name_follower::Unresolved;
 use dim_network::name_publisher::{CheckedNames, Failures};
 use dim_network::reliable_topics::Reliable;
@@ -87,6 +88,8 @@ pub struct Links {
     pub reliable: Reliable,
     /// The topics whose writers keep their events.
     pub kept_topics: KeptTopics,
+    /// The encryption of documents.
+    pub cipher: DocumentCipher,
     /// The followed names that cannot be resolved.
     pub unresolved: Arc<Unresolved>,
     /// The reasons why names could not be published.

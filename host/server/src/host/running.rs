@@ -230,6 +230,7 @@ impl Start {
             settings: self.loader.network.clone(),
             disk: self.loader.storage.disk.clone(),
             unresolved: self.loader.links.unresolved.clone(),
+            cipher: self.loader.links.cipher.clone(),
             clock: self.loader.storage.log.clock().clone(),
         };
         tasks.spawn(follower.run(stop.clone()));
@@ -297,6 +298,7 @@ impl Start {
             listening_records: self.loader.links.listening_records.clone(),
             failures: self.loader.links.failures.clone(),
             looks: self.loader.links.checked_names.clone(),
+            cipher: self.loader.links.cipher.clone(),
             clock: self.loader.storage.log.clock().clone(),
         };
         tasks.spawn(publisher.run(stop.clone()));

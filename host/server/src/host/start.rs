@@ -16,8 +16,9 @@ use dim_model::health::Acknowledged;
 use dim_model::ident::{Digest, PluginName, Topic};
 use dim_model::live::Live;
 use dim_model::time::Timestamp;
+use dim_network::encrypted_documents::DocumentCipher;
 use dim_network::outbox::Sent;
-use dim_network::reliable_topics::{Identity, Inputs, Reliable, enter_fleet};
+use dim_network::reliable_topics::{Identity, Inputs, Reliable, enter_fleet, has_roster};
 use dim_runtime::{Allotment, Cache, Capacity, Compiler, Engine, Inspection, Lines};
 use dim_store::commit::Commit;
 use dim_store::disk_monitor::{DiskCheck, DiskMonitor, Quota};
@@ -93,10 +94,18 @@ impl Start {
         let (reliable, inputs) = Reliable::new(&fleet, config.deliveries());
         let identity_of = || Identity::new(&keys, &fleet, log.clock().wall());
         enter_fleet(&store, &fleet)?;
-        let writer = if reliable.is_used() { Some((identity_of()?, inputs)) } else { None };
+        // Encrypted documents need the keys of the fleet, too.
+        let encrypts = !config.network().encrypted_names.is_empty();
+        let writer = if reliable.is_used() || encrypts || has_roster(&fleet) {
+            Some((identity_of()?, inputs))
+        } else {
+            None
+        };
+        let network = Live::new(config.network());
+        let cipher = DocumentCipher { reliable: reliable.clone(), settings: network.clone() };
         let loader = Loader {
             identity: HostIdentity { id: identity(&store)?, secret: secret(&store)?, numbers: None },
-            network: Live::new(config.network()),
+            network: network.clone(),
             config: Live::new(config),
             storage: Storage { store, log, commit, keys, disk },
             links: Links {
@@ -106,6 +115,7 @@ impl Start {
                 listening_records: Arc::default(),
                 kept_topics: reliable.kept_topics(),
                 reliable,
+                cipher,
                 unresolved: Arc::default(),
                 failures: Arc::default(),
                 checked_names: Arc::default(),

@@ -285,6 +285,7 @@ impl Accepted {
             record: None,
             by: None,
             backed_up: None,
+            encryption: None,
         }
     }
 }

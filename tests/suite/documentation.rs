@@ -222,7 +222,7 @@ fn is_default(cell: &str, value: &Value) -> bool {
 #[test]
 fn the_configuration_reference_has_each_key_of_the_host_with_its_default() {
     let page = read(&dim_tests::data("../docs/configuration.md"));
-    let text = "fleet: { name: FLEET }\ntopics: { TOPIC: { peers: [], delivery: reliable, mirror: true, encrypt: true, group: all, from: 2h, retention: { time: 1h, bytes: 1 } } }\nplugins: { NAME: {} }\n".to_owned();
+    let text = "fleet: { name: FLEET }\ntopics: { TOPIC: { peers: [], delivery: reliable, mirror: true, encrypt: true, group: all, from: 2h, retention: { time: 1h, bytes: 1 } } }\nnames: { KEY: { encrypt: true, group: all } }\nplugins: { NAME: {} }\n".to_owned();
     // Encrypted topics need a fleet with a roster.
     let fleet = dim_topics::identity::WriterId([7; 32]).name();
     let text = text.replace("FLEET", fleet.as_str()).replace("NAME", "a-name").replace("TOPIC", "a.topic");
@@ -243,7 +243,7 @@ fn the_configuration_reference_has_each_key_of_the_host_with_its_default() {
     assert_eq!(names, known.keys().collect());
     for (key, value) in &known {
         // The text above sets them, because their defaults are left out.
-        let is_set = key.starts_with("topics.TOPIC.") || key == "fleet.name";
+        let is_set = ["topics.TOPIC.", "names.KEY.", "fleet.name"].iter().any(|it| key.starts_with(it));
         assert!(is_set || is_default(&documented[key], value), "{key}: {}, {value}", documented[key]);
     }
 }

@@ -38,7 +38,9 @@ pub enum Command {
         #[command(flatten)]
         how: How,
     },
-    /// Write the file behind a name to standard output
+    /// Write the document behind a name to standard output
+    ///
+    /// A document that is encrypted for a group of the fleet is decrypted, if this host has the key.
     GetState {
         /// IPNS name, or a key of this host
         name: String,
@@ -79,7 +81,7 @@ pub enum Command {
     /// List the keys, their names, and where their private keys are
     ///
     /// HELD BY is `host` for a key in the state directory, which is in backups, and `daemon` for an adopted key, which
-    /// only the daemon has.
+    /// only the daemon has. ENCRYPTED is the group that reads the document.
     Ls,
     /// Show the name of a key
     KeyId {
@@ -143,10 +145,11 @@ impl Command {
                 out.object(&client.send_bytes(Method::PUT, path, &[], input::file(&file)?).await?)
             }
             Self::Ls => {
-                const COLUMNS: [Column; 6] = [
+                const COLUMNS: [Column; 7] = [
                     Column::word("KEY", "/key"),
                     Column::word("HELD BY", "/held_by"),
                     Column::word("PUBLISHED", "/published"),
+                    Column::word("ENCRYPTED", "/encrypted"),
                     Column::word("HOLD", "/hold/cause"),
                     Column::word("USED BY", "/used_by"),
                     Column::word("NAME", "/name"),

@@ -149,6 +149,8 @@ impl Host {
         }
         // From here on only the end of the host or a failure of its store interrupts the reload.
         self.network.set(now.network());
+        // Documents may be encrypted from now on, or no longer.
+        self.storage.commit.names.notify_one();
         self.config.set(now);
         for ((plugin, affected), held) in affected.into_iter().zip(holds) {
             if let Err(source) = self.go_on_with(&plugin, affected).await {

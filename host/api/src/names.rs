@@ -283,7 +283,7 @@ pub async fn resolve(Current(host): Current, Path(name): Path<String>) -> Result
 #[utoipa::path(get, path = "/names/{name}/state", tag = "names", operation_id = "get_state",
     params(("name", description = "A name, in any form that IPFS knows, or a key of the host")),
     responses((status = 200, description = "Its bytes, 16 MiB at most",
-        body = inline(Binary), content_type = "application/octet-stream"), Missing, Conflict))]
+        body = inline(Binary), content_type = "application/octet-stream"), Missing))]
 pub async fn get_state(Current(host): Current, Path(name): Path<String>) -> Result<Response, ApiError> {
     let known = resolution(&host, &name).await?;
     let held = documents::get(&host.storage.store.snapshot()?, &known.path)?;

@@ -313,6 +313,7 @@ impl Exchange {
         };
         let (own_version, is_same) = own.map_or((0, false), |(own, known)| (own, known == *digest));
         let is_news = *version > own_version || *version == own_version && !is_same;
+        self.forget_ended_fetches(now);
         if is_news && (is_of_member || self.fetching.len() < MAX_OF_STRANGERS) {
             self.fetch(*block, now, || Action::FetchRoster(*block), actions);
         } else if *version < own_version {
@@ -341,11 +342,16 @@ impl Exchange {
         action: impl FnOnce() -> Action,
         actions: &mut Vec<Action>,
     ) {
-        self.fetching.retain(|_, at| now.moment.since(*at) < FETCH_PAUSE);
+        self.forget_ended_fetches(now);
         if self.fetching.len() < MAX_FETCHES && !self.fetching.contains_key(&digest) {
             self.fetching.insert(digest, now.moment);
             actions.push(action());
         }
+    }
+
+    /// Forgets the fetches after whose pause the same block may be fetched again.
+    fn forget_ended_fetches(&mut self, now: Now) {
+        self.fetching.retain(|_, at| now.moment.since(*at) < FETCH_PAUSE);
     }
 
     /// Takes in a roster that was fetched, or that an admin has made.
@@ -741,6 +747,11 @@ mod tests {
             assert_eq!(exchange.take_head(&head(number, newer), now, &mut actions), Err(Refusal::Stranger));
         }
         assert_eq!(actions.len(), MAX_OF_STRANGERS, "{actions:?}");
+        // A member that does not know the others any more learns of the new roster from a stranger.
+        let later = Now { moment: now.moment.after(FETCH_PAUSE), wall: Timestamp(11) };
+        let newer = Some(RosterHead { version: 2, digest: Digest([9; 32]), block: Digest([9; 32]) });
+        exchange.take_head(&head(60, newer), later, &mut actions).unwrap_err();
+        assert!(matches!(actions.pop(), Some(Action::FetchRoster(block)) if block == Digest([9; 32])));
         // Those without a roster are told of this one, but not each at once.
         let mut hurries = 0;
         for number in 10..50 {

@@ -79,7 +79,9 @@ fn seeds_beyond_the_usual_ones_that_once_failed_pass() {
         run(seed, Troubles::copies);
     }
     run(1_613, Troubles::slow_receivers);
-    run(44_090, Troubles::memberships);
+    for seed in [44_090, 98_028] {
+        run(seed, Troubles::memberships);
+    }
 }
 
 #[test]

@@ -674,4 +674,13 @@ async fn a_published_document_is_read_by_its_group_and_by_nobody_else() {
     assert_eq!(file_of(&one).1, second);
     let pins = tokio::task::block_in_place(|| near.ipfs(&["pin", "ls", "--quiet", "--type", "recursive"]));
     assert!(!pins.contains(path.trim_start_matches("/ipfs/")), "the encrypted file is still pinned");
+    let one = Setup::probe().yaml(&yaml).on_kubo(near.api()).start_in(one.stop().await).await;
+    eventually_within(ARRIVAL, "it is encrypted again", async || known(&one).encryption().is_some()).await;
+    let plain = known(&one).path.to_string();
+    eventually("the plain file is no longer pinned", async || {
+        let pins =
+            tokio::task::block_in_place(|| near.ipfs(&["pin", "ls", "--quiet", "--type", "recursive"]));
+        !pins.contains(plain.trim_start_matches("/ipfs/"))
+    })
+    .await;
 }

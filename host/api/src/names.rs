@@ -274,7 +274,19 @@ impl From<Resolution> for Resolved {
     params(("name", description = "A name, in any form that IPFS knows, or a key of the host")),
     responses((status = 200, body = Resolved), Missing))]
 pub async fn resolve(Current(host): Current, Path(name): Path<String>) -> Result<Json<Resolved>, ApiError> {
-    Ok(Json(resolution(&host, &name).await?.into()))
+    let mut known = resolution(&host, &name).await?;
+    // Others do not find the path of a document that is encrypted before it is published.
+    if let Some(own) = own_name(&host, &known.name)? {
+        known.path = own.visible_path().clone();
+    }
+    Ok(Json(known.into()))
+}
+
+/// The value of a name of this host. The value of a name on hold is not what the name points to.
+fn own_name(host: &Host, name: &IpnsName) -> Result<Option<Known>, ApiError> {
+    let own = host.storage.keys.all().into_iter().find(|(_, key)| key.name() == *name);
+    let Some((key, _)) = own else { return Ok(None) };
+    Ok(names::known(&host.storage.store.snapshot()?, &key)?.filter(|known| known.hold.is_none()))
 }
 
 /// Returns the document behind a name, or behind the name of a key.
@@ -307,12 +319,7 @@ async fn resolution(host: &Host, text: &str) -> Result<Resolution, ApiError> {
             .name(&key)
             .ok_or_else(|| ApiError::not_found(format!("the host has no key {key}")))?,
     };
-    let own = host.storage.keys.all().into_iter().find(|(_, key)| key.name() == name);
-    if let Some((key, _)) = own
-        && let Some(known) = names::known(&host.storage.store.snapshot()?, &key)?
-        // The value of a name on hold is not what the name points to.
-        && known.hold.is_none()
-    {
+    if let Some(known) = own_name(host, &name)? {
         return Ok(known.resolution(name));
     }
     // A followed name is resolved in the background; the answer contains its age.

@@ -49,12 +49,15 @@ impl Publisher {
             return Ok(pinned);
         }
         let names = names::all(&snapshot)?;
+        // The path of a document that is encrypted before it is published is not that of the file.
+        let is_of = |(key, known): &(KeyName, Known), path: &ContentPath| {
+            known.published.as_ref().is_some_and(|last| last.path == *path)
+                || known.attempts.last() == Some(path)
+                || known.path == *path && self.cipher.group(key).is_none()
+        };
         pinned.retain(|cid| {
             let path = ContentPath::of(cid);
-            let accepted = |known: &Known| known.published.as_ref().is_some_and(|last| last.path == path);
-            // The file of an encrypted document may be accepted without a confirmation.
-            let sent = |known: &Known| known.attempts.last() == Some(&path);
-            !names.iter().any(|(_, known)| known.path == path || accepted(known) || sent(known))
+            !names.iter().any(|name| is_of(name, &path))
         });
         Ok(pinned)
     }

@@ -2,7 +2,8 @@
 //! read. It receives a document and returns the file that encrypts it, and the other way round, with the keys of the
 //! driver of reliable topics.
 //!
-//! The file is JSON, so that a reader without a key sees what it is:
+//! The file is JSON, so that a reader without a key sees what it is. The members are in this order and without white
+//! space, because a file that begins otherwise is taken for a plain document:
 //!
 //! ```json
 //! {

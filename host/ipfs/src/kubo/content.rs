@@ -104,6 +104,8 @@ impl Content for Files {
         struct Added {
             hash: String,
         }
+        // Data that is not the file must not reach the daemon: it may be the text of an encrypted document.
+        expect("add", &unixfs::file_cid(&data).to_string(), cid)?;
         // The CID would depend on the daemon's config without these options.
         let call = Call::new("add")
             .option("cid-version", "1")

@@ -274,19 +274,7 @@ impl From<Resolution> for Resolved {
     params(("name", description = "A name, in any form that IPFS knows, or a key of the host")),
     responses((status = 200, body = Resolved), Missing))]
 pub async fn resolve(Current(host): Current, Path(name): Path<String>) -> Result<Json<Resolved>, ApiError> {
-    let mut known = resolution(&host, &name).await?;
-    // Others do not find the path of a document that is encrypted before it is published.
-    if let Some(own) = own_name(&host, &known.name)? {
-        known.path = own.visible_path().clone();
-    }
-    Ok(Json(known.into()))
-}
-
-/// The value of a name of this host. The value of a name on hold is not what the name points to.
-fn own_name(host: &Host, name: &IpnsName) -> Result<Option<Known>, ApiError> {
-    let own = host.storage.keys.all().into_iter().find(|(_, key)| key.name() == *name);
-    let Some((key, _)) = own else { return Ok(None) };
-    Ok(names::known(&host.storage.store.snapshot()?, &key)?.filter(|known| known.hold.is_none()))
+    Ok(Json(resolution(&host, &name).await?.0.into()))
 }
 
 /// Returns the document behind a name, or behind the name of a key.
@@ -297,20 +285,22 @@ fn own_name(host: &Host, name: &IpnsName) -> Result<Option<Known>, ApiError> {
     responses((status = 200, description = "Its bytes, 16 MiB at most",
         body = inline(Binary), content_type = "application/octet-stream"), Missing))]
 pub async fn get_state(Current(host): Current, Path(name): Path<String>) -> Result<Response, ApiError> {
-    let known = resolution(&host, &name).await?;
-    let held = documents::get(&host.storage.store.snapshot()?, &known.path)?;
+    let (_, path) = resolution(&host, &name).await?;
+    let held = documents::get(&host.storage.store.snapshot()?, &path)?;
     let data = match held {
         Some(data) => Bytes::from(data),
         None => {
             let backend = &host.exchange.links.backend;
-            let path = backend.end_of_chain(known.path).await?;
+            let path = backend.end_of_chain(path).await?;
             host.exchange.links.cipher.document(backend, &path).await?.1
         }
     };
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], data).into_response())
 }
 
-async fn resolution(host: &Host, text: &str) -> Result<Resolution, ApiError> {
+/// The resolution of a name, and the path of its document in the store of the host. They differ for a document of the
+/// host that is encrypted before it is published.
+async fn resolution(host: &Host, text: &str) -> Result<(Resolution, ContentPath), ApiError> {
     let name = match text.parse::<NameOrKey>()? {
         NameOrKey::Name(name) => name,
         NameOrKey::Key(key) => host
@@ -319,24 +309,30 @@ async fn resolution(host: &Host, text: &str) -> Result<Resolution, ApiError> {
             .name(&key)
             .ok_or_else(|| ApiError::not_found(format!("the host has no key {key}")))?,
     };
-    if let Some(known) = own_name(host, &name)? {
-        return Ok(known.resolution(name));
+    if let Some(key) = host.storage.keys.key_of(&name)
+        && let Some(known) = names::known(&host.storage.store.snapshot()?, &key)?
+        // The value of a name on hold is not what the name points to.
+        && known.hold.is_none()
+    {
+        let visible = Resolution { path: known.visible_path().clone(), ..known.resolution(name) };
+        return Ok((visible, known.path));
     }
     // A followed name is resolved in the background; the answer contains its age.
     let known = followed_names::known(&host.storage.store.snapshot()?, &name)?.map(|known| known.resolution);
+    let with_path = |known: Resolution| (known.clone(), known.path);
     if let Some(known) = known.clone().filter(|_| host.exchange.links.interest.names().contains(&name)) {
-        return Ok(known);
+        return Ok(with_path(known));
     }
     let record = match (host.exchange.links.backend.record(&name).await, known) {
         (Ok(record), _) => record,
-        (Err(_), Some(known)) => return Ok(known),
+        (Err(_), Some(known)) => return Ok(with_path(known)),
         (Err(error), None) => return Err(error.into()),
     };
-    Ok(Resolution {
+    Ok(with_path(Resolution {
         name,
         path: record.path,
         sequence: record.sequence,
         valid_until: record.validity,
         confirmed_at: Timestamp::wall(),
-    })
+    }))
 }

@@ -165,6 +165,12 @@ impl Keyring {
         self.get(key).map(|key| key.name())
     }
 
+    /// Returns the key with an IPNS name, if the host has it.
+    pub fn key_of(&self, name: &IpnsName) -> Option<KeyName> {
+        let keys = self.keys.read().expect("no one panics while holding the keys");
+        keys.iter().find(|(_, key)| key.name() == *name).map(|(key, _)| key.clone())
+    }
+
     /// Returns the keys of `keys` that the host has, with their IPNS names.
     pub fn names_of<'a>(&self, keys: impl Iterator<Item = &'a KeyName>) -> Vec<(KeyName, IpnsName)> {
         keys.filter_map(|key| Some((key.clone(), self.name(key)?))).collect()

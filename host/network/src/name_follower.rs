@@ -10,7 +10,7 @@ use dim_ipfs::keys::Keyring;
 use dim_ipfs::{Backend, BackendError};
 use dim_model::entry::{Kind, Resolution};
 use dim_model::health::{Code, HealthFinding};
-use dim_model::ident::{ContentPath, IpnsName, KeyName};
+use dim_model::ident::{ContentPath, IpnsName};
 use dim_model::live::Live;
 use dim_model::time::{Clock, Timestamp};
 use dim_store::Store;
@@ -158,7 +158,7 @@ impl NameFollower {
     async fn tell_again(&self, turns: &mut Turns) -> Result<(), CommitError> {
         let fresh = self.interest.take_fresh();
         for name in &fresh {
-            let key = self.own(name);
+            let key = self.keys.key_of(name);
             turns.hasten(name);
             let told = self.commit.change_name(NameChange::Again { name: name.clone(), key }).await;
             if told.is_err() {
@@ -172,7 +172,7 @@ impl NameFollower {
 
     /// Resolves one name. Values of the host's own names are appended to the log when they change.
     async fn ask_in_time(&self, name: &IpnsName) -> Result<(), CommitError> {
-        if self.own(name).is_some() {
+        if self.keys.key_of(name).is_some() {
             self.unresolved.resolved(name);
             return Ok(());
         }
@@ -184,10 +184,6 @@ impl NameFollower {
             Err(_) => self.unresolved.failed(name, format!("no answer within {TIMEOUT:?}")),
         }
         Ok(())
-    }
-
-    fn own(&self, name: &IpnsName) -> Option<KeyName> {
-        self.keys.all().into_iter().find(|(_, key)| key.name() == *name).map(|(key, _)| key)
     }
 
     async fn ask(&self, name: &IpnsName) -> Result<(), FollowError> {

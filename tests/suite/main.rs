@@ -17,6 +17,7 @@ mod contract;
 mod crash;
 mod disk;
 mod documentation;
+mod encrypted_documents;
 mod failing_plugins;
 mod failures;
 mod fake;

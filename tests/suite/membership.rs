@@ -12,10 +12,8 @@ use dim_ipfs::keys::Key;
 use dim_model::entry::{Event as EntryEvent, Kind, Origin};
 use dim_model::ident::{IpnsName, Topic};
 use dim_model::time::Timestamp;
-use dim_network::encrypted_documents::CipherError;
 use dim_network::reliable_topics::{FleetProblem, FleetState, Refusal};
 use dim_store::effect::Publish;
-use dim_store::names;
 use dim_tests::fleet::{FleetAdmin, keys_of};
 use dim_tests::{Agent, Kubo, Setup, SupervisedHost, TestHost, directly, eventually, eventually_within};
 use dim_topics::bundle::{Bundle, Event, Header, Sealing};
@@ -31,8 +29,8 @@ use crate::reliable_topics::{ARRIVAL, copy_of, received};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_dim-under-test");
 
-/// A text that stands in every event.
-const MARK: &str = "a mark that nobody else may read";
+/// A text that stands in every event and document.
+pub const MARK: &str = "a mark that nobody else may read";
 
 fn topic() -> Topic {
     "probe.in".parse().unwrap()
@@ -46,7 +44,8 @@ fn setup(fleet: &str) -> Setup {
     Setup::default().and_probe("probe", grants).yaml(&yaml)
 }
 
-async fn fleet(host: &TestHost) -> FleetState {
+/// The fleet as a host knows it.
+pub async fn fleet(host: &TestHost) -> FleetState {
     host.host.exchange.links.reliable.fleet().await.expect("a fleet with a roster")
 }
 
@@ -76,7 +75,8 @@ fn received_on(host: &TestHost, topic: &str) -> Vec<Bytes> {
     entries.iter().filter_map(|entry| data(&entry.kind)).collect()
 }
 
-fn contains_mark(bytes: &[u8]) -> bool {
+/// Whether bytes contain the mark.
+pub fn contains_mark(bytes: &[u8]) -> bool {
     bytes.windows(MARK.len()).any(|window| window == MARK.as_bytes())
 }
 
@@ -94,7 +94,7 @@ fn shows_mark(bytes: &[u8]) -> bool {
 }
 
 /// All blocks of a daemon, by their CIDs.
-async fn blocks(daemon: &Kubo) -> BTreeMap<String, Bytes> {
+pub async fn blocks(daemon: &Kubo) -> BTreeMap<String, Bytes> {
     let (client, api) = (reqwest::Client::new(), daemon.url());
     let post = async |path: &str| client.post(format!("{api}/api/v0/{path}")).send().await.unwrap();
     let listed = post("refs/local").await.text().await.unwrap();
@@ -570,117 +570,4 @@ async fn a_host_finds_the_roster_under_the_name_of_its_fleet() {
     eventually_within(ARRIVAL, "it has the roster", async || fleet(&other).await.roster.is_some()).await;
     assert_eq!(fleet(&other).await.problems(Timestamp::wall()), [FleetProblem::NoMember]);
     other.stop().await;
-}
-
-/// The value of the name `probe-key` of a host.
-fn known(host: &TestHost) -> names::Known {
-    let snapshot = host.host.storage.store.snapshot().unwrap();
-    names::known(&snapshot, &"probe-key".parse().unwrap()).unwrap().expect("a value")
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_published_document_is_read_by_its_group_and_by_nobody_else() {
-    let Some((near, far)) = tokio::task::block_in_place(Kubo::start_pair) else { return };
-    let admin = FleetAdmin::new(7);
-    let fleet_name = admin.fleet();
-    let in_fleet = format!("fleet: {{ name: {fleet_name} }}\nipfs: {{ follow_every: 1s }}\n");
-    let yaml = format!("{in_fleet}names: {{ probe-key: {{ encrypt: true }} }}\n");
-    let one = Setup::probe().yaml(&yaml).on_kubo(near.api()).start().await;
-    let update = async |host: &TestHost, text: &str| {
-        host.run(json!([{ "do": "update-state", "key": "probe-key", "data": text }])).await;
-    };
-    let first = format!("{MARK}: 1");
-    update(&one, &first).await;
-    let key = "probe-key".parse().unwrap();
-    let name = one.host.storage.keys.name(&key).unwrap();
-
-    // Without a key the document waits, and nothing is published.
-    eventually("the host says why it waits", async || {
-        let failure = one.host.exchange.links.failures.of(&key);
-        failure.is_some_and(|it| it.why.contains("waits until it can be encrypted"))
-    })
-    .await;
-    assert!(known(&one).published.is_none());
-    let follow = json!([{ "do": "follow", "name": name.to_string() }]).to_string();
-    let reader = json!({ "config": { "on_start": follow }, "grants": { "read": [name.to_string()] } });
-    let other = Setup::default().and_probe("probe", reader).yaml(&in_fleet).on_kubo(far.api()).start().await;
-    let lines = [keys_of(&one), keys_of(&other)];
-    let mut admin = admin.with_members(&[(&lines[0], "one", true), (&lines[1], "other", false)]);
-    assert_eq!(admin.offer(&one).await, Ok(1));
-    eventually_within(ARRIVAL, "it is published", async || known(&one).is_published()).await;
-
-    // Who has no key sees what it is.
-    let file_of = |host: &TestHost| {
-        let path = known(host).visible_path().to_string();
-        (path.clone(), tokio::task::block_in_place(|| near.ipfs(&["cat", &path])))
-    };
-    let (path, file) = file_of(&one);
-    let file: Value = serde_json::from_str(&file).unwrap();
-    assert_eq!((&file["dim-encrypted-document"], &file["group"]), (&json!(1), &json!("all")));
-    let notice = file["notice"].as_str().unwrap();
-    assert!(notice.contains(&format!("dim ipns get-state {name}")), "{notice}");
-    let documents = async |host: &TestHost| {
-        let changed = host.state_of("probe", "changed").await;
-        let changes = changed.as_array().cloned().unwrap_or_default();
-        changes.iter().map(|change| change["document"]["ok"].clone()).collect::<Vec<_>>()
-    };
-    eventually_within(ARRIVAL, "the plugin of the other host reads it", async || {
-        documents(&other).await == [json!(first)]
-    })
-    .await;
-    let read_by = async |host: &TestHost| {
-        let links = &host.host.exchange.links;
-        links.cipher.document(&links.backend, known(&one).visible_path()).await.map(|(_, document)| document)
-    };
-    assert_eq!(read_by(&other).await.unwrap(), first);
-    let stranger = SupervisedHost::start(&Setup::default().on_kubo(far.api())).await;
-    let url = format!("{}/v1/names/{name}/state", stranger.serve().await);
-    let answer = dim_tests::with_token().get(url).send().await.unwrap();
-    let (status, why) = (answer.status().as_u16(), answer.text().await.unwrap());
-    assert!(status == 409 && why.contains("encrypted for group all of fleet"), "{status} {why}");
-
-    // A removed host does not read what is published from then on, and the present document is encrypted again.
-    let gone = WriterId::of_name(&fleet(&other).await.id).unwrap();
-    admin.remove(&gone, BTreeMap::new());
-    assert_eq!(admin.offer(&one).await, Ok(2));
-    eventually_within(Duration::from_secs(5), "it is encrypted with a new key", async || {
-        known(&one).is_published() && known(&one).visible_path().as_str() != path
-    })
-    .await;
-    let second = format!("{MARK}: 2");
-    update(&one, &second).await;
-    eventually_within(ARRIVAL, "the second one is published", async || known(&one).is_published()).await;
-    assert_eq!(read_by(&one).await.unwrap(), second);
-    let refused = read_by(&other).await.unwrap_err();
-    assert!(matches!(refused, CipherError::Unreadable { .. }), "{refused}");
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    assert_eq!(documents(&other).await, [json!(first)]);
-    for daemon in [&near, &far] {
-        let blocks = blocks(daemon).await;
-        assert!(blocks.len() > 3 && !blocks.values().any(|block| contains_mark(block)));
-    }
-
-    // After a restart the record is the host's own, and stays as it is until the config changes.
-    let (path, _) = file_of(&one);
-    let one = Setup::probe().yaml(&yaml).on_kubo(near.api()).start_in(one.stop().await).await;
-    one.host.looked_at(&key).await;
-    assert!(known(&one).hold.is_none() && known(&one).is_published(), "{:?}", known(&one));
-    assert_eq!(known(&one).visible_path().as_str(), path);
-    let one = Setup::probe().yaml(&in_fleet).on_kubo(near.api()).start_in(one.stop().await).await;
-    eventually_within(ARRIVAL, "it is published without encryption", async || {
-        known(&one).is_published() && known(&one).encryption().is_none()
-    })
-    .await;
-    assert_eq!(file_of(&one).1, second);
-    let pins = tokio::task::block_in_place(|| near.ipfs(&["pin", "ls", "--quiet", "--type", "recursive"]));
-    assert!(!pins.contains(path.trim_start_matches("/ipfs/")), "the encrypted file is still pinned");
-    let one = Setup::probe().yaml(&yaml).on_kubo(near.api()).start_in(one.stop().await).await;
-    eventually_within(ARRIVAL, "it is encrypted again", async || known(&one).encryption().is_some()).await;
-    let plain = known(&one).path.to_string();
-    eventually("the plain file is no longer pinned", async || {
-        let pins =
-            tokio::task::block_in_place(|| near.ipfs(&["pin", "ls", "--quiet", "--type", "recursive"]));
-        !pins.contains(plain.trim_start_matches("/ipfs/"))
-    })
-    .await;
 }

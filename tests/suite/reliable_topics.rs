@@ -543,7 +543,11 @@ async fn a_mirror_keeps_the_events_of_a_writer_whose_daemon_is_gone() {
         let Some(kept) = stored(&mirror) else { return false };
         let head = dim_topics::head::Head::open(&kept.head, "dim").unwrap();
         let log = head.topics.iter().find(|log| log.topic == topic()).expect("the head states the log");
-        log.next == 200 && Some(kept.root) == own_index(&writer)
+        let written = {
+            let snapshot = writer.host.storage.store.snapshot().unwrap();
+            dim_store::topic_rows::places(&snapshot, &topic()).unwrap().len()
+        };
+        log.next == 200 && Some(kept.root) == own_index(&writer) && pinned_bundles(&far) == written
     })
     .await;
     let root = stored(&mirror).unwrap().root;

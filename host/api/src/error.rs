@@ -236,7 +236,9 @@ impl From<AdoptError> for ApiError {
     fn from(error: AdoptError) -> Self {
         let detail = dim_model::error_chain::chain(&error);
         match error {
-            AdoptError::NotHeld(_) | AdoptError::NoKey(_) => Self::conflict(detail),
+            AdoptError::NotHeld(_) | AdoptError::NoKey(_) | AdoptError::Encrypted { .. } => {
+                Self::conflict(detail)
+            }
             AdoptError::Unread { source, .. } => Self { detail, ..source.into() },
             AdoptError::Refused { source, .. } => Self { detail, ..source.into() },
             AdoptError::NoRecord(_) | AdoptError::NoImporter(_) | AdoptError::NotJson { .. } => {
@@ -291,7 +293,9 @@ impl From<CipherError> for ApiError {
     fn from(error: CipherError) -> Self {
         match error {
             CipherError::Backend(error) => error.into(),
-            CipherError::NoKey(_) | CipherError::Unreadable { .. } => Self::conflict(error),
+            CipherError::NoKey(_) | CipherError::Unreadable(_) | CipherError::OtherName { .. } => {
+                Self::conflict(error)
+            }
             CipherError::TooLarge(_) => Self::too_large(error),
             CipherError::Malformed(_) => Self::new(StatusCode::BAD_GATEWAY, "backend", error),
         }

@@ -144,6 +144,7 @@ fn troubles(host: &Host) -> Result<Vec<HealthFinding>, ApiError> {
     for (key, known) in names::all(&snapshot)? {
         troubles.extend(of_name(host, &key, &known, now));
     }
+    troubles.extend(unknown_keys(host));
     troubles.extend(past(host)?);
     troubles.retain(|trouble| host.notes.acknowledged.shows(trouble));
     Ok(troubles)
@@ -321,6 +322,7 @@ fn of_name(host: &Host, key: &KeyName, known: &Known, now: Timestamp) -> Vec<Hea
         let message = format!("the record of {key} ends at {:.0}", accepted.valid_until());
         troubles.push(HealthFinding::error(Code::RecordEnding, message));
     }
+    troubles.extend(plain_document(host, key, known));
     let used = host.key_use(key);
     // If no plugin here publishes under the key, another writer's value blocks nothing.
     let is_idle = used == KeyUse::Nobody && known.is_of_another();
@@ -351,6 +353,31 @@ fn late(host: &Host, key: &KeyName, known: &Known, now: Timestamp) -> Option<Hea
     let why = failure.map_or_else(String::new, |failure| format!(": {}", failure.why));
     let message = format!("name {key} is not published since {since:.0}{why}");
     Some(HealthFinding::error(Code::NameLate, message).since(since))
+}
+
+/// Returns a finding about a document that stays published without encryption, because the host has no key for it.
+fn plain_document(host: &Host, key: &KeyName, known: &Known) -> Option<HealthFinding> {
+    let group = host.exchange.links.cipher.group(key).filter(|_| known.document.is_some())?;
+    known.published.as_ref().filter(|it| it.of == known.sequence && it.encryption.is_none())?;
+    let failure = host.exchange.links.failures.of(key).filter(|_| known.hold.is_none())?;
+    let message = format!(
+        "the published document of {key} is not encrypted for group {group} since {:.0}: {}",
+        failure.since, failure.why
+    );
+    Some(HealthFinding::error(Code::DocumentNotEncrypted, message).since(failure.since))
+}
+
+/// Returns findings about the section `names` of the config: a mistyped key would leave documents unencrypted.
+fn unknown_keys(host: &Host) -> Vec<HealthFinding> {
+    let config = host.config.now();
+    let unknown = config.names.keys().filter(|key| host.storage.keys.name(key).is_none());
+    let finding = |key: &KeyName| {
+        let message = format!(
+            "`names.{key}` in the config has no effect: the host has no key {key}. `dim ipns ls` shows its keys"
+        );
+        HealthFinding::warning(Code::KeyUnknown, message).about(key)
+    };
+    unknown.map(finding).collect()
 }
 
 /// Returns a finding about a log above its maximum size because a plugin has not read it.

@@ -15,9 +15,10 @@ use dim_server::host::{Adopted, Adoption, Host};
 use dim_store::commit::NameChange;
 use dim_store::effect::{LIFETIME, LIFETIMES, NameUpdate, NameValue};
 use dim_store::grants::NameOrKey;
+use dim_store::followed_names::{self, Followed};
 use dim_store::names::{self, Known};
 use dim_store::plugin_limits::DOCUMENT_BYTES;
-use dim_store::{documents, followed_names};
+use dim_store::documents;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -285,21 +286,20 @@ pub async fn resolve(Current(host): Current, Path(name): Path<String>) -> Result
     responses((status = 200, description = "Its bytes, 16 MiB at most",
         body = inline(Binary), content_type = "application/octet-stream"), Missing))]
 pub async fn get_state(Current(host): Current, Path(name): Path<String>) -> Result<Response, ApiError> {
-    let (_, path) = resolution(&host, &name).await?;
+    let (Resolution { name, .. }, path) = resolution(&host, &name).await?;
     let held = documents::get(&host.storage.store.snapshot()?, &path)?;
     let data = match held {
         Some(data) => Bytes::from(data),
         None => {
             let backend = &host.exchange.links.backend;
-            let path = backend.end_of_chain(path).await?;
-            host.exchange.links.cipher.document(backend, &path).await?.1
+            host.exchange.links.cipher.document_behind(backend, &name, &path).await?.data
         }
     };
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], data).into_response())
 }
 
-/// The resolution of a name, and the path of its document in the store of the host. They differ for a document of the
-/// host that is encrypted before it is published.
+/// The resolution of a name with the path that other programs find, and the path of its document in the store of the
+/// host. The paths differ if the published file is encrypted.
 async fn resolution(host: &Host, text: &str) -> Result<(Resolution, ContentPath), ApiError> {
     let name = match text.parse::<NameOrKey>()? {
         NameOrKey::Name(name) => name,
@@ -318,8 +318,11 @@ async fn resolution(host: &Host, text: &str) -> Result<(Resolution, ContentPath)
         return Ok((visible, known.path));
     }
     // A followed name is resolved in the background; the answer contains its age.
-    let known = followed_names::known(&host.storage.store.snapshot()?, &name)?.map(|known| known.resolution);
-    let with_path = |known: Resolution| (known.clone(), known.path);
+    let known = followed_names::known(&host.storage.store.snapshot()?, &name)?;
+    let with_path = |known: Followed| {
+        let visible = Resolution { path: known.visible_path().clone(), ..known.resolution.clone() };
+        (visible, known.resolution.path)
+    };
     if let Some(known) = known.clone().filter(|_| host.exchange.links.interest.names().contains(&name)) {
         return Ok(with_path(known));
     }
@@ -328,11 +331,12 @@ async fn resolution(host: &Host, text: &str) -> Result<(Resolution, ContentPath)
         (Err(_), Some(known)) => return Ok(with_path(known)),
         (Err(error), None) => return Err(error.into()),
     };
-    Ok(with_path(Resolution {
+    let resolution = Resolution {
         name,
-        path: record.path,
+        path: record.path.clone(),
         sequence: record.sequence,
         valid_until: record.validity,
         confirmed_at: Timestamp::wall(),
-    }))
+    };
+    Ok((resolution, record.path))
 }

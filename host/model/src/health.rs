@@ -83,6 +83,10 @@ pub enum Code {
     RegistryNotMerged,
     /// A followed name was not found.
     NameNotFound,
+    /// The published document of a name is not encrypted, although the config requires it.
+    DocumentNotEncrypted,
+    /// The config has settings for a key that the host does not have.
+    KeyUnknown,
 }
 
 /// A problem of the host, present or past.

@@ -14,21 +14,26 @@
 //! }
 //! ```
 //!
-//! The key of the text is `HKDF-SHA256(secret of the epoch, "dim-name-1", fleet, name)`. The text is encrypted with
-//! XChaCha20-Poly1305, with group and epoch as associated data. The nonce follows from the secret, the name and the text,
-//! so one document gives one file, and its CID stays the same when the record is renewed; two different documents get
-//! different nonces.
+//! `text` is the ciphertext of the document. Its key is `HKDF-SHA256(secret of the epoch, "dim-name-1", fleet, name)`, its
+//! algorithm XChaCha20-Poly1305, with epoch and group as associated data. The nonce is derived from the secret, the name
+//! and the document, so one document gives one file, and its CID stays the same when the record is renewed; two different
+//! documents get different nonces.
+//!
+//! A host decrypts a file only under the IPNS name in it. Otherwise the owner of another name could let a plugin that may
+//! read only that name read this document.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fmt;
-use std::time::Duration;
 
 use bytes::Bytes;
 use cid::Cid;
-use dim_ipfs::{Backend, BackendError};
+use dim_ipfs::{Backend, BackendError, unixfs};
 use dim_model::ident::{ContentPath, GroupName, IpnsName, KeyName};
 use dim_model::live::Live;
+use dim_store::effect::NameValue;
+use dim_store::names::Encryption;
 use dim_store::plugin_limits::DOCUMENT_BYTES;
+use dim_topics::membership::NoKey;
 use dim_topics::membership::encryption::{Nonce, Secret, TextKey};
 use hkdf::Hkdf;
 use multibase::Base;
@@ -37,6 +42,12 @@ use sha2::{Digest as _, Sha256};
 
 use crate::Settings;
 use crate::reliable_topics::Reliable;
+
+/// The length of a nonce in base64.
+const NONCE_DIGITS: usize = 32;
+
+/// The length of the identity of a key epoch in hexadecimal digits.
+const EPOCH_DIGITS: usize = 32;
 
 /// The version of the form of the file.
 const VERSION: u32 = 1;
@@ -136,56 +147,65 @@ fn associated(group: &GroupName, epoch: &[u8; 16]) -> Vec<u8> {
 
 /// An encrypted document whose form was checked.
 #[derive(Debug, PartialEq, Eq)]
-struct Encrypted {
-    fleet: String,
+pub struct Encrypted {
+    /// The fleet, whose name is an IPNS name.
+    fleet: IpnsName,
+    /// The group that reads it.
     group: GroupName,
-    name: String,
+    /// The name under which it was published.
+    name: IpnsName,
+    /// The identity of the key epoch.
     epoch: [u8; 16],
     nonce: Nonce,
-    text: Vec<u8>,
+    ciphertext: Vec<u8>,
 }
 
 impl Encrypted {
     /// Parses a file; `None` if it is no encrypted document.
-    fn parse(file: &[u8]) -> Option<Result<Self, CipherError>> {
+    pub fn parse(file: &[u8]) -> Option<Result<Self, CipherError>> {
         file.starts_with(BEGINNING).then(|| Self::parse_file(file).map_err(CipherError::Malformed))
     }
 
-    fn parse_file(file: &[u8]) -> Result<Self, String> {
-        let file: File = serde_json::from_slice(file).map_err(|error| error.to_string())?;
+    /// Errors contain nothing of the file, because anybody can have written it.
+    fn parse_file(file: &[u8]) -> Result<Self, &'static str> {
+        let file: File = serde_json::from_slice(file).map_err(|_| "it does not have the members of its form")?;
         if file.version != VERSION {
-            return Err(format!("its version is {}, and this host reads version {VERSION}", file.version));
+            return Err("its version is another than 1, the one that this host reads");
         }
-        let base64 = |text: &str| Base::Base64Pad.decode(text).map_err(|error| error.to_string());
-        let epoch = Base::Base16Lower.decode(&file.epoch).ok().and_then(|it| it.try_into().ok());
-        let nonce = base64(&file.nonce)?.try_into();
+        let fleet = canonical(&file.fleet).ok_or("its fleet is no IPNS name")?;
+        let name = canonical(&file.name).ok_or("its name is no IPNS name")?;
+        let epoch = Some(&file.epoch).filter(|it| it.len() == EPOCH_DIGITS);
+        let epoch = epoch.and_then(|it| Base::Base16Lower.decode(it).ok()?.try_into().ok());
+        let nonce = Some(&file.nonce).filter(|it| it.len() == NONCE_DIGITS);
+        let nonce = nonce.and_then(|it| Base::Base64Pad.decode(it).ok()?.try_into().ok());
         Ok(Self {
-            fleet: file.fleet,
+            fleet,
             group: file.group,
-            name: file.name,
-            epoch: epoch.ok_or("the epoch does not have 32 hexadecimal digits")?,
-            nonce: nonce.map_err(|_| "the nonce does not have 24 bytes")?,
-            text: base64(&file.text)?,
+            name,
+            epoch: epoch.ok_or("its epoch does not have 32 hexadecimal digits")?,
+            nonce: nonce.ok_or("its nonce is not 24 bytes in base64")?,
+            ciphertext: Base::Base64Pad.decode(&file.text).map_err(|_| "its text is not base64")?,
         })
     }
 
     /// Decrypts the document with the first right one of several secrets; `None` if there is no secret.
     fn decrypt(&self, secrets: &[Secret]) -> Option<Result<Bytes, CipherError>> {
         let associated = associated(&self.group, &self.epoch);
+        let (fleet, name) = (self.fleet.to_string(), self.name.to_string());
         let decrypt = |secret: &Secret| {
-            TextKey::of_document(secret, &self.fleet, &self.name).decrypt(
-                &self.nonce,
-                &associated,
-                &self.text,
-            )
+            TextKey::of_document(secret, &fleet, &name).decrypt(&self.nonce, &associated, &self.ciphertext)
         };
         let mut attempts = secrets.iter().map(decrypt);
         let first = attempts.next()?;
         let right = first.or_else(|why| attempts.find_map(Result::ok).ok_or(why));
-        let changed =
-            |_| CipherError::Malformed("it was changed, or its key is not that of its epoch".to_owned());
+        let changed = |_| CipherError::Malformed("it was changed, or its key is not that of its epoch");
         Some(right.map(Bytes::from).map_err(changed))
     }
+}
+
+/// Parses an IPNS name in the only form that [`DocumentKey::encrypt`] writes.
+fn canonical(text: &str) -> Option<IpnsName> {
+    text.parse().ok().filter(|name: &IpnsName| name.to_string() == text)
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -201,64 +221,160 @@ pub struct DocumentCipher {
     pub settings: Live<Settings>,
 }
 
-/// A host without a fleet, which encrypts nothing.
-impl Default for DocumentCipher {
-    fn default() -> Self {
-        let settings = Settings {
-            accepted_peers: BTreeMap::new(),
-            follow_every: Duration::from_secs(60),
-            encrypted_names: BTreeMap::new(),
-        };
-        Self { reliable: Reliable::default(), settings: Live::new(settings) }
-    }
-}
-
 impl DocumentCipher {
     /// The group for which the documents of a key are encrypted; `None` if they are not.
     pub fn group(&self, key: &KeyName) -> Option<GroupName> {
         self.settings.now().encrypted_names.get(key).cloned()
     }
 
+    /// The groups for which documents are encrypted.
+    pub fn groups(&self) -> BTreeSet<GroupName> {
+        self.settings.now().encrypted_names.values().cloned().collect()
+    }
+
     /// The key with which the host encrypts documents for a group now.
     ///
     /// # Errors
-    /// The host has no key: it belongs to no fleet with a roster, it is no member, the roster has expired, or no keeper
-    /// has made a key yet.
-    pub async fn writing_key(&self, group: &GroupName) -> Result<DocumentKey, CipherError> {
-        self.reliable.document_key(group).await.map_err(CipherError::NoKey)
+    /// The host has no key, for the reason in the error.
+    pub async fn writing_key(&self, group: &GroupName) -> Result<DocumentKey, NoDocumentKey> {
+        self.reliable.document_key(group).await
     }
 
-    /// Returns the document in a file that was fetched. Files that are not encrypted are returned as they are.
+    /// The keys with which the host may have encrypted a document before.
+    pub async fn earlier_keys(&self, encryption: &Encryption) -> Vec<DocumentKey> {
+        let Encryption { fleet, group, epoch, .. } = encryption;
+        let Some(epoch) = Base::Base16Lower.decode(epoch).ok().and_then(|it| it.try_into().ok()) else {
+            return Vec::new();
+        };
+        let secrets = self.reliable.secrets(fleet, group, &epoch).await;
+        let key = |secret| DocumentKey { fleet: fleet.clone(), group: group.clone(), epoch, secret };
+        secrets.into_iter().map(key).collect()
+    }
+
+    /// Whether the host has a key that a document needs.
+    pub async fn has_key(&self, missing: &MissingKey) -> bool {
+        let MissingKey { fleet, group, epoch } = missing;
+        !self.reliable.secrets(&fleet.to_string(), group, epoch).await.is_empty()
+    }
+
+    /// Returns the document in a file that was fetched for an IPNS name. Files that are not encrypted are returned as they
+    /// are.
     ///
     /// # Errors
-    /// The host lacks the key, the file is malformed, or the document has more than [`DOCUMENT_BYTES`].
-    pub async fn open(&self, file: Bytes) -> Result<Bytes, CipherError> {
+    /// The host lacks the key, the file is malformed or encrypted for another name, or the document has more than
+    /// [`DOCUMENT_BYTES`].
+    async fn open(&self, name: &IpnsName, (cid, file): (Cid, Bytes)) -> Result<Document, CipherError> {
         let document = match Encrypted::parse(&file).transpose()? {
-            None => file,
+            None => Document { cid, data: file, encryption: None },
+            Some(encrypted) if encrypted.name != *name => {
+                return Err(CipherError::OtherName { asked: name.clone(), name: encrypted.name });
+            }
             Some(encrypted) => {
                 let Encrypted { fleet, group, epoch, .. } = &encrypted;
-                let secrets = self.reliable.secrets(fleet, group, epoch).await;
-                let missing = || CipherError::Unreadable {
-                    fleet: fleet.clone(),
-                    group: group.clone(),
-                    epoch: hex(epoch),
+                let (fleet, group, epoch) = (fleet.clone(), group.clone(), *epoch);
+                let secrets = self.reliable.secrets(&fleet.to_string(), &group, &epoch).await;
+                let decrypt = move || {
+                    let document = encrypted.decrypt(&secrets).transpose()?;
+                    Ok::<_, CipherError>(document.map(|document| (unixfs::file_cid(&document), document)))
                 };
-                encrypted.decrypt(&secrets).ok_or_else(missing)??
+                let decrypted = tokio::task::spawn_blocking(decrypt).await.expect("a decryption does not panic");
+                let Some((cid, data)) = decrypted? else {
+                    return Err(CipherError::Unreadable(MissingKey { fleet, group, epoch }));
+                };
+                let encryption = Encryption {
+                    document: ContentPath::of(&cid),
+                    fleet: fleet.to_string(),
+                    group,
+                    epoch: hex(&epoch),
+                };
+                Document { cid, data, encryption: Some(encryption) }
             }
         };
-        if document.len() > DOCUMENT_BYTES {
-            return Err(CipherError::TooLarge(document.len()));
+        if document.data.len() > DOCUMENT_BYTES {
+            return Err(CipherError::TooLarge(document.data.len()));
         }
         Ok(document)
     }
 
-    /// Reads the file at a path from the daemon, and returns its CID and the document in it.
+    /// Reads the document that an IPNS name points to. `path` is the end of the name's chain.
     ///
     /// # Errors
-    /// The file cannot be found or read, or the document has more than [`DOCUMENT_BYTES`].
-    pub async fn document(&self, backend: &Backend, path: &ContentPath) -> Result<(Cid, Bytes), CipherError> {
-        let (cid, file) = backend.content.file(path, FILE_BYTES).await?;
-        Ok((cid, self.open(file).await?))
+    /// The file cannot be found or read, it is encrypted for another name, or the document has more than
+    /// [`DOCUMENT_BYTES`].
+    pub async fn document(
+        &self,
+        backend: &Backend,
+        name: &IpnsName,
+        path: &ContentPath,
+    ) -> Result<Document, CipherError> {
+        let file = backend.content.file(path, FILE_BYTES).await?;
+        self.open(name, file).await
+    }
+
+    /// Reads the document that an IPNS name points to. `path` is that of its record.
+    ///
+    /// # Errors
+    /// As in [`DocumentCipher::document`], or a name of the chain cannot be resolved.
+    pub async fn document_behind(
+        &self,
+        backend: &Backend,
+        name: &IpnsName,
+        path: &ContentPath,
+    ) -> Result<Document, CipherError> {
+        let path = backend.end_of_chain(path.clone()).await?;
+        self.document(backend, name, &path).await
+    }
+}
+
+/// A document as a reader gets it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Document {
+    /// The CID of the document. If it was encrypted, this is not the CID of the published file.
+    pub cid: Cid,
+    /// The content.
+    pub data: Bytes,
+    /// The encryption of the published file, if it was encrypted.
+    pub encryption: Option<Encryption>,
+}
+
+impl Document {
+    /// The document as a value of a name, and its encryption.
+    pub fn into_value(self) -> (NameValue, Option<Encryption>) {
+        let Self { cid, data, encryption } = self;
+        (NameValue::Document { cid, data }, encryption)
+    }
+}
+
+/// The key that a document needs and the host lacks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MissingKey {
+    /// The fleet.
+    pub fleet: IpnsName,
+    /// The group.
+    pub group: GroupName,
+    /// The identity of the key epoch.
+    pub epoch: [u8; 16],
+}
+
+/// The reason why the host cannot encrypt documents for a group.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoDocumentKey {
+    /// The driver of reliable topics does not run, because nothing of the host needed it at the start.
+    #[error("the host does not take part in a fleet until it is restarted")]
+    NotStarted,
+    /// The fleet gives no key.
+    #[error(transparent)]
+    Membership(#[from] NoKey),
+}
+
+impl NoDocumentKey {
+    /// Whether the operator must act before there is a key.
+    pub fn needs_operator(&self) -> bool {
+        match self {
+            // A roster and keys arrive from members.
+            Self::Membership(NoKey::NoRoster | NoKey::NoEpoch(_)) => false,
+            Self::NotStarted | Self::Membership(_) => true,
+        }
     }
 }
 
@@ -267,22 +383,24 @@ impl DocumentCipher {
 pub enum CipherError {
     /// The host cannot encrypt.
     #[error("the document waits until it can be encrypted: {0}")]
-    NoKey(String),
+    NoKey(#[from] NoDocumentKey),
     /// The host lacks the key of the document.
     #[error(
-        "the document is encrypted for group {group} of fleet {fleet}, and this host does not have the key of epoch {epoch}"
+        "the document is encrypted for group {} of fleet {}, and this host does not have the key of epoch {}",
+        .0.group, .0.fleet, hex(&.0.epoch)
     )]
-    Unreadable {
-        /// The fleet.
-        fleet: String,
-        /// The group.
-        group: GroupName,
-        /// The epoch.
-        epoch: String,
+    Unreadable(MissingKey),
+    /// The file was published under another name than the one that points to it.
+    #[error("the document is encrypted for name {name}, and is not decrypted for name {asked}: read it as {name}")]
+    OtherName {
+        /// The name that points to the file.
+        asked: IpnsName,
+        /// The name in the file.
+        name: IpnsName,
     },
     /// The file is malformed.
     #[error("the encrypted document is malformed: {0}")]
-    Malformed(String),
+    Malformed(&'static str),
     /// The document is too large.
     #[error("the document has {0} bytes; {DOCUMENT_BYTES} are the limit")]
     TooLarge(usize),
@@ -297,7 +415,7 @@ mod tests {
 
     fn key(secret: u8, epoch: u8) -> DocumentKey {
         DocumentKey {
-            fleet: "lab".to_owned(),
+            fleet: name(1).to_string(),
             group: "all".parse().unwrap(),
             epoch: [epoch; 16],
             secret: Secret::new([secret; 32]),
@@ -329,9 +447,17 @@ mod tests {
         assert!(open(&file, &[]).is_none());
         open(&file, &[9]).unwrap().unwrap_err();
         // Whoever changes a member of the file changes the key or what is authenticated.
-        for (member, other) in [("lab", "bal"), (r#""group":"all""#, r#""group":"one""#), ("02", "03")] {
-            let changed = text.replacen(member, other, if member == "02" { 1 } else { 9 });
-            assert_ne!(changed, text);
+        let (fleet, other) = (name(1).to_string(), name(2).to_string());
+        let own = format!(r#""name":"{}""#, name(7));
+        let other_name = format!(r#""name":"{other}""#);
+        for (member, other) in [
+            (fleet.as_str(), other.as_str()),
+            (own.as_str(), other_name.as_str()),
+            (r#""group":"all""#, r#""group":"one""#),
+            (r#""epoch":"02"#, r#""epoch":"03"#),
+        ] {
+            let changed = text.replace(member, other);
+            assert_ne!(changed, text, "{member}");
             open(changed.as_bytes(), &[1]).unwrap().unwrap_err();
         }
     }
@@ -347,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn other_files_are_no_encrypted_documents_and_malformed_ones_are_refused() {
+    fn other_files_are_no_encrypted_documents_and_malformed_ones_are_refused_without_their_content() {
         for plain in [&b"{}"[..], b"", b"text", br#"{"jobs":{}}"#] {
             assert!(Encrypted::parse(plain).is_none());
         }
@@ -360,10 +486,13 @@ mod tests {
             (r#""text":""#, r#""text":"-"#),
             (r#""fleet""#, r#""feet""#),
             (r#""group":"all""#, r#""group":"ALL ""#),
+            (r#""name":"k"#, r#""name":"K"#),
+            (r#""fleet":"k"#, r#""fleet":"/ipns/k"#),
         ] {
             let changed = file.replacen(from, to, 1);
             assert_ne!(changed, file, "{from}");
-            Encrypted::parse(changed.as_bytes()).unwrap().unwrap_err();
+            let refused = Encrypted::parse(changed.as_bytes()).unwrap().unwrap_err().to_string();
+            assert!(!refused.contains(to), "{refused}");
         }
         for end in [BEGINNING.len(), file.len() / 2, file.len() - 1] {
             Encrypted::parse(&file.as_bytes()[..end]).unwrap().unwrap_err();

@@ -23,7 +23,7 @@ use futures::stream::FuturesUnordered;
 use tokio_util::sync::CancellationToken;
 
 use crate::Settings;
-use crate::encrypted_documents::{CipherError, DocumentCipher};
+use crate::encrypted_documents::{CipherError, Document, DocumentCipher, MissingKey};
 
 /// The time limit of resolving one name.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -72,6 +72,8 @@ struct Failing {
     since: Timestamp,
     /// The reason of the last failure.
     why: String,
+    /// The encrypted file at the end of the name's chain, and the key that the host lacked.
+    locked: Option<(ContentPath, MissingKey)>,
 }
 
 impl Unresolved {
@@ -80,7 +82,7 @@ impl Unresolved {
     pub fn troubles(&self, now: Timestamp) -> Vec<HealthFinding> {
         let failing = self.lock();
         let late = failing.iter().filter(|(_, failing)| now.since(failing.since) > LATE);
-        let troubles = late.map(|(name, Failing { since, why })| {
+        let troubles = late.map(|(name, Failing { since, why, .. })| {
             let message = format!("the followed name {name} cannot be resolved since {since:.0}: {why}");
             HealthFinding::warning(Code::NameNotFound, message).since(*since).about(name)
         });
@@ -88,10 +90,27 @@ impl Unresolved {
     }
 
     fn failed(&self, name: &IpnsName, why: String) {
+        self.note(name, why, None);
+    }
+
+    /// Records that a document cannot be decrypted.
+    fn locked(&self, name: &IpnsName, target: ContentPath, missing: MissingKey) {
+        let why = CipherError::Unreadable(missing.clone()).to_string();
+        self.note(name, why, Some((target, missing)));
+    }
+
+    fn note(&self, name: &IpnsName, why: String, locked: Option<(ContentPath, MissingKey)>) {
         tracing::debug!(%name, "not resolved: {why}");
         let mut failing = self.lock();
         let since = failing.get(name).map_or_else(Timestamp::wall, |before| before.since);
-        failing.insert(name.clone(), Failing { since, why });
+        failing.insert(name.clone(), Failing { since, why, locked });
+    }
+
+    /// The key that the host lacked when it read the file at `target`.
+    fn missing_key(&self, name: &IpnsName, target: &ContentPath) -> Option<MissingKey> {
+        let failing = self.lock();
+        let (locked, missing) = failing.get(name)?.locked.as_ref()?;
+        (locked == target).then(|| missing.clone())
     }
 
     fn resolved(&self, name: &IpnsName) {
@@ -181,6 +200,7 @@ impl NameFollower {
             Ok(Err(FollowError::Commit(error))) => return Err(error),
             Ok(Err(FollowError::Backend(error))) => self.unresolved.failed(name, error.to_string()),
             Ok(Err(FollowError::Cipher(error))) => self.unresolved.failed(name, error.to_string()),
+            Ok(Err(FollowError::Locked(target, missing))) => self.unresolved.locked(name, target, missing),
             Err(_) => self.unresolved.failed(name, format!("no answer within {TIMEOUT:?}")),
         }
         Ok(())
@@ -202,19 +222,35 @@ impl NameFollower {
             valid_until: record.validity,
             confirmed_at: now,
         };
-        if let Some(before) = known.filter(|known| known.target == target) {
-            let before = before.resolution;
+        if let Some(before) = known.as_ref().filter(|known| known.target == target) {
+            let Followed { resolution: before, encrypted, .. } = before.clone();
             let is_fresh =
                 before.valid_until == record.validity && now.since(before.confirmed_at) < CONFIRM_EVERY;
             if !is_fresh {
-                self.confirm(Followed { resolution: told(before.path), target, record: record.bytes })
-                    .await?;
+                let resolution = told(before.path);
+                self.confirm(Followed { resolution, target, record: record.bytes, encrypted }).await?;
             }
             return Ok(());
         }
-        // The store keeps the document; its path is that of the file.
-        let (cid, data) = self.cipher.document(&self.backend, &target).await?;
-        let known = Followed { resolution: told(ContentPath::of(&cid)), target, record: record.bytes };
+        // A large file is not read again as long as its key is missing.
+        if let Some(missing) = self.unresolved.missing_key(name, &target)
+            && !self.cipher.has_key(&missing).await
+        {
+            return Err(FollowError::Locked(target, missing));
+        }
+        let document = match self.cipher.document(&self.backend, name, &target).await {
+            Err(CipherError::Unreadable(missing)) => return Err(FollowError::Locked(target, missing)),
+            document => document?,
+        };
+        let Document { cid, data, encryption } = document;
+        let encrypted = encryption.is_some().then(|| target.clone());
+        let resolution = told(ContentPath::of(&cid));
+        let is_same = |known: Followed| encrypted.is_some() && known.resolution.path == resolution.path;
+        let is_encrypted_anew = known.is_some_and(is_same);
+        let known = Followed { resolution, target, record: record.bytes, encrypted };
+        if is_encrypted_anew {
+            return Ok(self.confirm(known).await?);
+        }
         Ok(self.commit.change_name(NameChange::Followed { known, cid, data }).await?)
     }
 
@@ -302,6 +338,8 @@ enum FollowError {
     Backend(#[from] BackendError),
     #[error(transparent)]
     Cipher(#[from] CipherError),
+    #[error("the file at {0} cannot be decrypted")]
+    Locked(ContentPath, MissingKey),
 }
 
 #[cfg(test)]

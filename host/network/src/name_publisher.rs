@@ -1,34 +1,34 @@
 //! Owns the publication of the host's own names. It receives committed values and publishes the newest value of each
 //! name, and signs it again after half of its lifetime. A name that points to an unknown value is put on hold
-//! (`store/names/ownership.rs`). Values that the backend lost are published again (`audit`), and superseded documents
-//! are unpinned (`pins`).
+//! (`store/names/ownership.rs`). Documents are encrypted where the config requires it (`encryption`). Values that the
+//! backend lost are published again (`audit`), and superseded documents are unpinned (`pins`).
 
 mod audit;
-mod failures;
 mod checked;
+mod encryption;
+mod failures;
 mod pins;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use dim_ipfs::keys::Keyring;
-use dim_ipfs::{Backend, BackendError, Current, Keeper, Prepared, Publication, Published, unixfs};
+use dim_ipfs::{Backend, BackendError, Current, Keeper, Prepared, Publication, Published};
 use dim_model::backoff::Backoff;
 use dim_model::entry::{Kind, Resolution};
 use dim_model::error_chain::chain;
-use dim_model::ident::{ContentPath, IpnsName, KeyName};
+use dim_model::ident::{IpnsName, KeyName};
 use dim_model::time::{Clock, Timestamp};
 use dim_store::commit::{Commit, CommitError};
-use dim_store::effect::NameValue;
-use dim_store::names::{self, Accepted, Encryption, Finding, Known};
-use dim_store::{Store, StoreError, documents};
+use dim_store::names::{self, Accepted, Finding, Known};
+use dim_store::{Store, StoreError};
 use tokio_util::sync::CancellationToken;
 
-use crate::encrypted_documents::{CipherError, DocumentCipher, FILE_BYTES};
+use crate::encrypted_documents::{CipherError, DocumentCipher};
 use crate::subscription::ListeningRecords;
 use audit::Audit;
+use encryption::Sent;
 
 pub use checked::CheckedNames;
 pub use failures::{Failure, Failures, Lasting};
@@ -39,6 +39,9 @@ const TTL: Duration = Duration::from_secs(60);
 /// The pause after a notification of new values, and so the shortest time between two publishes of one name. A daemon
 /// publishes one name at a time.
 const PACE: Duration = Duration::from_millis(200);
+
+/// The longest pause of a document that waits for a key. A new key ends the pause.
+const KEY_PAUSE: Duration = Duration::from_secs(10);
 
 /// The task that publishes names.
 #[derive(Clone, Debug)]
@@ -61,16 +64,6 @@ pub struct Publisher {
     pub cipher: DocumentCipher,
     /// The clock that measures pauses.
     pub clock: Arc<dyn Clock>,
-}
-
-/// What is sent to the backend for a name.
-struct Sent {
-    /// The path in the record.
-    path: ContentPath,
-    /// The file at the path, if the host stores its document.
-    file: Option<Bytes>,
-    /// The encryption of the document.
-    encryption: Option<Encryption>,
 }
 
 impl Publisher {
@@ -109,13 +102,19 @@ impl Publisher {
         let mut pause = Duration::from_secs(3600);
         // The snapshot ends before the loop. During the loop it would keep all old pages in the database.
         let all = names::all(&self.store.snapshot()?)?;
+        let keys = self.document_keys().await;
         for (key, known) in all {
             let waiting = waits.get(&key).map_or(Duration::ZERO, |wait| wait.left(self.clock.monotonic()));
             let due_at =
-                if self.is_encrypted_otherwise(&key, &known).await { Timestamp(0) } else { known.due_at() };
+                if self.is_encrypted_otherwise(&key, &known, &keys) { Timestamp(0) } else { known.due_at() };
             let due_in = due_at.since(Timestamp::wall()).max(waiting);
             if !due_in.is_zero() {
                 pause = pause.min(due_in);
+                continue;
+            }
+            if let Some(why) = self.awaits_key(&key, &known, &keys) {
+                self.note_failure(&key, &PublishError::Cipher(why.into()));
+                pause = pause.min(KEY_PAUSE);
                 continue;
             }
             match self.publish(&key, &known).await {
@@ -130,8 +129,7 @@ impl Publisher {
                 }
                 Err(PublishError::Commit(error)) => return Err(error),
                 Err(error) => {
-                    tracing::warn!(%key, "cannot publish the name yet: {error}");
-                    self.failures.note(&key, error.to_string(), error.lasting());
+                    self.note_failure(&key, &error);
                     let now = self.clock.monotonic();
                     let wait =
                         waits.entry(key).or_insert_with(|| Wait { backoff: Backoff::new(), until: now });
@@ -143,6 +141,14 @@ impl Publisher {
             }
         }
         Ok(pause.max(Duration::from_millis(10)))
+    }
+
+    fn note_failure(&self, key: &KeyName, error: &PublishError) {
+        if self.failures.note(key, error.to_string(), error.lasting()) {
+            tracing::warn!(%key, "cannot publish the name yet: {error}");
+        } else {
+            tracing::debug!(%key, "still cannot publish the name: {error}");
+        }
     }
 
     /// Publishes a name. If it points to an unknown value, the name is put on hold and the result is `None`.
@@ -165,6 +171,7 @@ impl Publisher {
         };
         if let Some(current) = &current
             && let Finding::Unknown(_) = known.compare(current)
+            && !self.recognizes(key, known, &held.name(), current).await?
         {
             self.hold(key, current.clone()).await?;
             return Ok(None);
@@ -195,48 +202,6 @@ impl Publisher {
             ttl: TTL.min(lifetime),
         };
         Ok(Some((self.backend.names.publish(&publication).await?, by, sent)))
-    }
-
-    /// What is sent to the backend for a name. The document of a key with encryption is encrypted with the newest key of
-    /// its group. The embedded backend shows it to nobody, so there it is not.
-    async fn sent(&self, key: &KeyName, known: &Known, name: &IpnsName) -> Result<Sent, PublishError> {
-        let document = documents::get(&self.store.snapshot()?, &known.path)?;
-        let (group, document) = match (self.cipher.group(key).filter(|_| self.backend.network), document) {
-            (Some(group), Some(document)) => (group, document),
-            (_, document) => {
-                return Ok(Sent {
-                    path: known.path.clone(),
-                    file: document.map(Bytes::from),
-                    encryption: None,
-                });
-            }
-        };
-        let document_key = self.cipher.writing_key(&group).await?;
-        let (epoch, name) = (document_key.epoch_name(), name.clone());
-        let encrypt = move || {
-            let file = document_key.encrypt(&name, &document);
-            (unixfs::file_cid(&file), file)
-        };
-        let (cid, file) = tokio::task::spawn_blocking(encrypt).await.expect("an encryption does not panic");
-        let encryption = Some(Encryption { document: known.path.clone(), group, epoch });
-        Ok(Sent { path: ContentPath::of(&cid), file: Some(file.into()), encryption })
-    }
-
-    /// Whether the published document is encrypted in another way than the config and the newest key of the group
-    /// require, so that it is published again.
-    async fn is_encrypted_otherwise(&self, key: &KeyName, known: &Known) -> bool {
-        let published = known.published.as_ref().filter(|it| it.is_held && it.of == known.sequence);
-        let Some(published) = published.filter(|_| self.backend.network && known.hold.is_none()) else {
-            return false;
-        };
-        match (self.cipher.group(key), &published.encryption) {
-            (None, None) => false,
-            (Some(group), Some(now)) if now.group == group => {
-                // Without a key the published file stays.
-                self.cipher.writing_key(&group).await.is_ok_and(|key| key.epoch_name() != now.epoch)
-            }
-            _ => true,
-        }
     }
 
     /// Puts a name on hold, unless the host knows the found value by now.
@@ -314,23 +279,6 @@ impl Publisher {
     }
 }
 
-/// Reads the document that is published under a name.
-///
-/// # Errors
-/// The file cannot be found or decrypted, or the document has more than
-/// [`DOCUMENT_BYTES`](dim_store::plugin_limits::DOCUMENT_BYTES).
-pub async fn published_file(
-    backend: &Backend,
-    cipher: &DocumentCipher,
-    current: &Current,
-) -> Result<NameValue, CipherError> {
-    let path = backend.end_of_chain(current.path.clone()).await?;
-    let (cid, file) = backend.content.file(&path, FILE_BYTES).await?;
-    let document = cipher.open(file.clone()).await?;
-    // The CID of a file that was not encrypted may come from another program with other settings.
-    Ok(if document == file { NameValue::Document { cid, data: file } } else { NameValue::document(document) })
-}
-
 /// The pause of each name that failed.
 type Waits = BTreeMap<KeyName, Wait>;
 
@@ -379,6 +327,7 @@ impl PublishError {
     fn lasting(&self) -> Lasting {
         match self {
             Self::NoKey(_) | Self::Gone(_) | Self::Taken { .. } => Lasting::UntilMended,
+            Self::Cipher(CipherError::NoKey(why)) if why.needs_operator() => Lasting::UntilMended,
             Self::Commit(_) | Self::Backend(_) | Self::Adopted(_) | Self::Cipher(_) => Lasting::ForNow,
         }
     }

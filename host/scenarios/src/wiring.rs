@@ -12,6 +12,8 @@ use dim_model::entry::Offset;
 use dim_model::ident::PluginName;
 use dim_model::live::Live;
 use dim_model::time::{Clock, Timestamp};
+use dim_network::encrypted_documents::DocumentCipher;
+use dim_network::reliable_topics::Reliable;
 use dim_runtime::{Actor, Engine, Handle, Numbers, check_key};
 use dim_server::config::Config;
 use dim_server::host::{HostError, HostIdentity, Links, Loader, Ready, Storage, ToRun, Wired};
@@ -170,6 +172,9 @@ impl Ground {
         let event_log = Arc::new(EventLog::new(store.clone(), next, last, self.clock.clone(), TAIL_BYTES));
         let (backlog, interest, disk): (Arc<Backlog>, Arc<_>, Arc<_>) = Default::default();
         let config = Config::default();
+        let network = Live::new(config.network());
+        let reliable = Reliable::default();
+        let cipher = DocumentCipher { reliable: reliable.clone(), settings: network.clone() };
         let commit = Arc::new(Commit::new(
             Durability::Eventual,
             config.store.dead_letters,
@@ -178,7 +183,7 @@ impl Ground {
             Arc::clone(&disk),
         ));
         let loader = Arc::new(Loader {
-            network: Live::new(config.network()),
+            network,
             config: Live::new(config),
             identity: HostIdentity {
                 id: self.host.id.clone(),
@@ -191,8 +196,8 @@ impl Ground {
                 interest,
                 backlog,
                 listening_records: Arc::default(),
-                reliable: Default::default(),
-                cipher: Default::default(),
+                reliable,
+                cipher,
                 kept_topics: KeptTopics::All,
                 unresolved: Arc::default(),
                 failures: Arc::default(),

@@ -34,10 +34,10 @@ use crate::change::{Change, Changes};
 use crate::disk_monitor::{DiskMonitor, IntakeStopped};
 use crate::effect::{NameUpdate, Publish};
 use crate::followed_names::Followed;
+use crate::names::ForeignValue;
 use crate::interest::Interest;
 use crate::outbox::Backlog;
 use crate::{StoreError, Sync, dead_letters};
-use dim_ipfs::Current;
 use dim_model::entry::Kind;
 use dim_model::ident::{IpnsName, KeyName, PluginName};
 use dim_model::time::Timestamp;
@@ -70,19 +70,15 @@ pub enum NameChange {
     Found {
         /// The key of the name.
         key: KeyName,
-        /// The published value, as a value of the name.
-        update: NameUpdate,
-        /// The published record.
-        current: Current,
+        /// The published value.
+        value: ForeignValue,
     },
     /// An own name takes over the value that another writer has published.
     TakenOver {
         /// The key of the name.
         key: KeyName,
-        /// The published value, as a value of the name.
-        update: NameUpdate,
-        /// The published record.
-        current: Current,
+        /// The published value.
+        value: ForeignValue,
     },
     /// A followed name points to another file.
     Followed {

@@ -13,13 +13,23 @@ use crate::{FOLLOWED, Snapshot, StoreError, documents};
 /// The last known value of a followed name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Followed {
-    /// The resolution for followers; its path is that of the file.
+    /// The resolution for followers; its path is that of the document.
     pub resolution: Resolution,
     /// The path in the last record of the chain of names. It is no name, so it always points to the same file;
     /// the host reads the file only when this path changes.
     pub target: ContentPath,
     /// The newest signed record of the name.
     pub record: Vec<u8>,
+    /// The path of the published file, if it encrypts the document.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encrypted: Option<ContentPath>,
+}
+
+impl Followed {
+    /// The path that other programs find under the name.
+    pub fn visible_path(&self) -> &ContentPath {
+        self.encrypted.as_ref().unwrap_or(&self.resolution.path)
+    }
 }
 
 /// Sets a new value of a followed name with its file, in the transaction of the commit.

@@ -15,7 +15,7 @@ use crate::effect::{NameUpdate, NameValue};
 use crate::{NAMES, Snapshot, StoreError, documents, pins};
 
 pub use ownership::{
-    Cause, Finding, Hold, KeyUse, attempt, find, hold, hold_without_record, lose, release, take_over,
+    Cause, Finding, ForeignValue, Hold, KeyUse, attempt, find, hold, hold_without_record, lose, release, take_over,
 };
 
 /// The committed state of an own name.
@@ -83,6 +83,8 @@ pub struct Accepted {
 pub struct Encryption {
     /// The path that the document has without encryption.
     pub document: ContentPath,
+    /// The fleet.
+    pub fleet: String,
     /// The group that reads it.
     pub group: GroupName,
     /// The identity of the key epoch, in hexadecimal digits.

@@ -11,11 +11,11 @@ use dim_model::ident::{IpnsName, KeyName};
 use dim_model::time::Timestamp;
 use dim_store::commit::{CommitError, NameChange};
 use dim_store::effect::{LIFETIME, NameUpdate, NameValue};
-use dim_store::names::{self, Accepted, Cause, Finding, Known};
+use dim_store::names::{self, Accepted, Cause, Finding, ForeignValue, Known};
 use dim_store::pins;
 use futures::StreamExt as _;
 
-use super::{Publisher, published_file};
+use super::Publisher;
 
 /// The time between two requests for the identity of the daemon. Another daemon may have replaced it, or it may have
 /// been away.
@@ -197,6 +197,7 @@ impl Audit {
         };
         if let Some(current) = &current
             && let Finding::Unknown(_) = known.compare(current)
+            && !self.publisher.recognizes(key, known, name, current).await?
         {
             return Ok(self.publisher.hold(key, current.clone()).await?);
         }
@@ -266,14 +267,14 @@ impl Audit {
         name: &IpnsName,
         current: Current,
     ) -> Result<(), super::PublishError> {
-        let document = published_file(&self.publisher.backend, &self.publisher.cipher, &current).await;
-        let update = NameUpdate {
-            name: name.clone(),
-            value: document.unwrap_or_else(|_| NameValue::Path(current.path.clone())),
-            lifetime: LIFETIME,
+        let Publisher { backend, cipher, .. } = &self.publisher;
+        let (value, encryption) = match cipher.document_behind(backend, name, &current.path).await {
+            Ok(document) => document.into_value(),
+            Err(_) => (NameValue::Path(current.path.clone()), None),
         };
+        let update = NameUpdate { name: name.clone(), value, lifetime: LIFETIME };
         tracing::warn!(%key, path = %current.path, "the name has a value that this host has not published: the host publishes nothing under it until the operator decides with `dim ipns adopt {key}`");
-        let key = key.clone();
-        Ok(self.publisher.commit.change_name(NameChange::Found { key, update, current }).await?)
+        let (key, value) = (key.clone(), ForeignValue { update, current, encryption });
+        Ok(self.publisher.commit.change_name(NameChange::Found { key, value }).await?)
     }
 }

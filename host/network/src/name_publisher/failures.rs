@@ -32,11 +32,14 @@ pub enum Lasting {
 }
 
 impl Failures {
-    /// Records a failure of a name.
-    pub fn note(&self, key: &KeyName, why: String, lasts: Lasting) {
+    /// Records a failure of a name. Returns whether its reason is new.
+    pub fn note(&self, key: &KeyName, why: String, lasts: Lasting) -> bool {
         let mut failures = self.lock();
-        let since = failures.get(key).map_or_else(Timestamp::wall, |failure| failure.since);
+        let before = failures.get(key);
+        let since = before.map_or_else(Timestamp::wall, |failure| failure.since);
+        let is_new = before.is_none_or(|failure| failure.why != why);
         failures.insert(key.clone(), Failure { why, lasts, since });
+        is_new
     }
 
     /// Removes the failure of a name that was published or need not be published.

@@ -35,7 +35,7 @@ use super::own_index::Provided;
 use super::plain_copies::PlainCopies;
 use super::roster_name::NameError;
 use super::writer_log::WriterLog;
-use crate::encrypted_documents::DocumentKey;
+use crate::encrypted_documents::{DocumentKey, NoDocumentKey};
 
 /// The number of inputs that wait for the driver. At the maximum the streams are read more slowly, and the daemon drops
 /// messages, which are fetched later.
@@ -267,12 +267,10 @@ impl Reliable {
     }
 
     /// Returns the key with which the host encrypts documents for a group now, or the reason why it has none.
-    pub async fn document_key(&self, group: &GroupName) -> Result<DocumentKey, String> {
+    pub async fn document_key(&self, group: &GroupName) -> Result<DocumentKey, NoDocumentKey> {
         let (to, answer) = oneshot::channel();
         self.send(Input::DocumentKey { group: group.clone(), to }).await;
-        answer.await.unwrap_or_else(|_| {
-            Err("this host does not take part in a fleet until it is restarted".to_owned())
-        })
+        answer.await.unwrap_or(Err(NoDocumentKey::NotStarted))
     }
 
     /// Returns the secrets that may be that of a key epoch of a group. There are none if this host belongs to another
@@ -475,7 +473,7 @@ pub enum Input {
         /// The group that reads it.
         group: GroupName,
         /// The caller, who gets the key, or the reason why there is none.
-        to: oneshot::Sender<Result<DocumentKey, String>>,
+        to: oneshot::Sender<Result<DocumentKey, NoDocumentKey>>,
     },
     /// A caller wants to read an encrypted document.
     Secrets {

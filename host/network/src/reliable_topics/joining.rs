@@ -109,6 +109,8 @@ fn of_no_fleet(input: Input) -> Option<Input> {
         | Input::Waiting { .. }
         | Input::Place(_)
         | Input::Fleet(_)
+        | Input::DocumentKey { .. }
+        | Input::Secrets { .. }
         | Input::Writers { .. }
         | Input::AcknowledgedWithin(_)
         | Input::CatchUpsChanged

@@ -1,7 +1,7 @@
 //! Owns the way of rosters and keys: from the daemon and the operator to the protocol, and from the protocol to the files
 //! of the host and the daemon.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::time::Duration;
 
@@ -14,20 +14,24 @@ use dim_topics::membership::encryption::Secret;
 use dim_topics::membership::key_grant::{Epoch, EpochId};
 use dim_topics::membership::observed::{Observed, Refused};
 use dim_topics::membership::roster::SignedRoster;
-use dim_topics::membership::{Membership, Refusal, RosterFork};
+use dim_topics::membership::{Membership, NoKey, Refusal, RosterFork};
 use tokio::sync::oneshot;
 
 use super::channel::Input;
 use super::intake::FETCH;
 use super::membership_files::MembershipFiles;
 use super::{ReliableTopics, Waiting};
-use crate::encrypted_documents::DocumentKey;
+use crate::encrypted_documents::{DocumentKey, NoDocumentKey};
 
 /// The pause between log lines about a topic that nothing can be published on.
 const WARN: Duration = Duration::from_secs(60);
 
 /// The time for which a key is kept after what it encrypted is no longer kept. Clocks differ.
 const KEY_MARGIN: Duration = Duration::from_secs(24 * 3_600);
+
+/// The time for which a replaced key of a group without encrypted topics is kept. Its documents are encrypted again with
+/// the next key, unless their host is away.
+const DOCUMENT_KEYS: Duration = Duration::from_secs(30 * 24 * 3_600);
 
 /// The time before the expiry of the roster from which on the operator is told.
 const EXPIRES_SOON: Duration = Duration::from_secs(7 * 24 * 3_600);
@@ -258,11 +262,16 @@ impl ReliableTopics {
         });
     }
 
-    /// Forgets the keys whose events are no longer kept.
+    /// Forgets the keys whose events and documents are no longer kept.
     pub(super) fn forget_old_keys(&mut self) {
         let wall = self.now().wall.0;
-        for (group, kept) in self.parts.reliable.kept_of_groups() {
-            let since = wall.saturating_sub(nanoseconds(kept.saturating_add(KEY_MARGIN)));
+        let topics = self.parts.reliable.kept_of_groups();
+        let roster = self.member.membership().and_then(|membership| membership.roster());
+        let groups = roster.into_iter().flat_map(|it| it.roster.groups.keys()).chain(topics.keys());
+        let groups: BTreeSet<_> = groups.cloned().collect();
+        for group in groups {
+            let kept = topics.get(&group).map_or(DOCUMENT_KEYS, |kept| kept.saturating_add(KEY_MARGIN));
+            let since = wall.saturating_sub(nanoseconds(kept));
             self.member.forget_keys_before(&group, Timestamp(since));
         }
     }
@@ -292,11 +301,9 @@ impl ReliableTopics {
     }
 
     /// The key with which this host encrypts documents for a group now, or the reason why there is none.
-    pub(super) fn document_key(&self, group: &GroupName) -> Result<DocumentKey, String> {
-        let membership = self.member.membership();
-        let membership = membership
-            .ok_or("this host belongs to no fleet with a roster: join one with `dim fleet join`")?;
-        let epoch = membership.current_epoch(group, self.now().wall).map_err(|why| why.to_string())?;
+    pub(super) fn document_key(&self, group: &GroupName) -> Result<DocumentKey, NoDocumentKey> {
+        let membership = self.member.membership().ok_or(NoKey::NoFleet)?;
+        let epoch = membership.current_epoch(group, self.now().wall)?;
         Ok(DocumentKey {
             fleet: membership.fleet().to_owned(),
             group: group.clone(),

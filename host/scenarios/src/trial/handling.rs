@@ -315,7 +315,7 @@ impl Trial {
         let (cid, _) = resolution.path.ipfs().expect("only a file is set");
         self.commit()?;
         let target = resolution.path.clone();
-        let known = Followed { resolution, target, record: Vec::new() };
+        let known = Followed { resolution, target, record: Vec::new(), encrypted: None };
         let commit = self.wiring.loader.storage.commit.clone();
         let mut change = pin!(commit.change_name(NameChange::Followed { known, cid, data }));
         debug_assert!((&mut change).now_or_never().is_none(), "it waits for the commit");

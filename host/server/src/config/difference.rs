@@ -26,6 +26,7 @@ impl ConfigChange {
             path.as_slice(),
             ["signing", ..]
                 | ["topics", _, "peers"]
+                | ["names", ..]
                 | ["replacement", "trusted"]
                 | ["ipfs", "follow_every"]
                 | ["limits", "default" | "ceiling" | "plugins" | "component-bytes", ..]

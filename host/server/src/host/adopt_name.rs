@@ -6,14 +6,13 @@ use std::sync::{Arc, Mutex};
 
 use dim_ipfs::Current;
 use dim_model::health::{Code, HealthFinding};
-use dim_model::ident::{ContentPath, KeyName, PluginName};
+use dim_model::ident::{ContentPath, GroupName, IpnsName, KeyName, PluginName};
 use dim_model::time::Timestamp;
 use dim_network::encrypted_documents::CipherError;
-use dim_network::name_publisher::published_file;
 use dim_store::batch::ReplyError;
 use dim_store::commit::{CommitError, NameChange};
 use dim_store::effect::{NameUpdate, NameValue};
-use dim_store::names::{self, Cause, Hold, KeyUse, Known};
+use dim_store::names::{self, Cause, Encryption, ForeignValue, Hold, KeyUse, Known};
 use dim_store::{StoreError, documents};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -21,7 +20,7 @@ use serde_json::value::RawValue;
 use thiserror::Error;
 use utoipa::ToSchema;
 
-use super::{Host, UNHURT};
+use super::{Host, Links, UNHURT};
 
 /// The command with which a plugin imports a document. Its body is `{"key": KEY, "document": JSON}`.
 const IMPORT: &str = "import";
@@ -114,6 +113,18 @@ pub enum AdoptError {
         path: ContentPath,
         /// The syntax error.
         why: String,
+    },
+    /// The document is encrypted, and the config does not say that the host's own documents are.
+    #[error(
+        "{path} is encrypted for group {group}, and this host would publish its content without encryption: set `names.{key}.encrypt` in the config first, or overwrite it with `dim ipns adopt {key} replace`"
+    )]
+    Encrypted {
+        /// The key.
+        key: KeyName,
+        /// The path of the document.
+        path: ContentPath,
+        /// The group that reads it.
+        group: GroupName,
     },
     /// A plugin refused the document.
     #[error("plugin {plugin} does not import {path}; the name stays on hold")]
@@ -213,13 +224,19 @@ impl Host {
         let is_writer = |name: &PluginName| self.writers(key).contains(name);
         let Hold { path, sequence, .. } = hold.clone();
         let current = Current { path: path.clone(), sequence };
-        let value = self.published_document(&current, known).await?;
-        let body = body_of(key, &path, &value)?;
         let name = self.storage.keys.name(key).ok_or_else(|| AdoptError::NoKey(key.clone()))?;
+        let (value, encryption) = self.published_document(&name, &current, known).await?;
+        if let Some(Encryption { group, .. }) = encryption.clone()
+            && self.exchange.links.cipher.group(key).is_none()
+        {
+            return Err(AdoptError::Encrypted { key: key.clone(), path, group });
+        }
+        let body = body_of(key, &path, &value)?;
         let lifetime = std::time::Duration::from_nanos(known.lifetime);
         // A document that a plugin published before its import must not be published.
         let update = NameUpdate { name, value, lifetime };
-        self.storage.commit.change_name(NameChange::TakenOver { key: key.clone(), update, current }).await?;
+        let value = ForeignValue { update, current, encryption };
+        self.storage.commit.change_name(NameChange::TakenOver { key: key.clone(), value }).await?;
         let (last, first): (Vec<_>, Vec<_>) = importers.into_iter().partition(is_writer);
         let mut answers = Vec::new();
         for plugin in [first, last].concat() {
@@ -233,7 +250,12 @@ impl Host {
         Ok(answers)
     }
 
-    async fn published_document(&self, current: &Current, known: &Known) -> Result<NameValue, AdoptError> {
+    async fn published_document(
+        &self,
+        name: &IpnsName,
+        current: &Current,
+        known: &Known,
+    ) -> Result<(NameValue, Option<Encryption>), AdoptError> {
         // The host stored the document when it found the record, if the document was readable.
         let is_what_was_found =
             |accepted: &names::Accepted| accepted.path == current.path && accepted.of == known.sequence;
@@ -241,10 +263,13 @@ impl Host {
             && let Some((cid, _)) = known.path.ipfs()
             && let Some(data) = documents::get(&self.storage.store.snapshot()?, &known.path)?
         {
-            return Ok(NameValue::Document { cid, data: data.into() });
+            return Ok((NameValue::Document { cid, data: data.into() }, known.encryption().cloned()));
         }
-        let read = published_file(&self.exchange.links.backend, &self.exchange.links.cipher, current).await;
-        read.map_err(|source| AdoptError::Unread { path: current.path.clone(), source })
+        let Links { backend, cipher, .. } = &self.exchange.links;
+        let document = cipher.document_behind(backend, name, &current.path).await;
+        let document =
+            document.map_err(|source| AdoptError::Unread { path: current.path.clone(), source })?;
+        Ok(document.into_value())
     }
 
     /// Returns how plugins use a key.

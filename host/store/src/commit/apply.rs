@@ -58,11 +58,11 @@ impl NameChanges {
     ) -> Result<Option<Kind>, StoreError> {
         match change {
             NameChange::Own { key, update } => self.set_own(write, key, update),
-            NameChange::Found { key, update, current } => {
-                Ok(names::find(write, key, (update, current), self.now)?.map(|changed| self.note(changed)))
+            NameChange::Found { key, value } => {
+                Ok(names::find(write, key, value, self.now)?.map(|changed| self.note(changed)))
             }
-            NameChange::TakenOver { key, update, current } => {
-                let changed = names::take_over(write, key, (update, current), self.now)?;
+            NameChange::TakenOver { key, value } => {
+                let changed = names::take_over(write, key, value, self.now)?;
                 Ok(changed.map(|changed| self.note(changed)))
             }
             NameChange::Followed { known, cid, data } => {

@@ -9,7 +9,7 @@ use redb::WriteTransaction;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Accepted, Changed, Known, accept, put, read, set};
+use super::{Accepted, Changed, Encryption, Known, accept, put, read, set};
 use crate::effect::NameUpdate;
 use crate::{NAMES, StoreError};
 
@@ -136,17 +136,29 @@ impl Known {
     }
 }
 
+/// A value that another writer has published under an own name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ForeignValue {
+    /// The value, as one of the name.
+    pub update: NameUpdate,
+    /// The published record.
+    pub current: Current,
+    /// The encryption of the published document, if it was encrypted.
+    pub encryption: Option<Encryption>,
+}
+
 /// Records that the host is about to send a value to the backend, which may accept it without a confirmation to
-/// the host.
+/// the host. The last value sent becomes the last one in the list.
 pub fn attempt(write: &WriteTransaction, key: &KeyName, path: &ContentPath) -> Result<(), StoreError> {
     let Some(mut known) = read(&write.open_table(NAMES)?, key)? else { return Ok(()) };
-    if !known.attempts.contains(path) {
-        let surplus = (known.attempts.len() + 1).saturating_sub(ATTEMPTS);
-        known.attempts.drain(..surplus);
-        known.attempts.push(path.clone());
-        put(write, key, &known)?;
+    if known.attempts.last() == Some(path) {
+        return Ok(());
     }
-    Ok(())
+    known.attempts.retain(|before| before != path);
+    let surplus = (known.attempts.len() + 1).saturating_sub(ATTEMPTS);
+    known.attempts.drain(..surplus);
+    known.attempts.push(path.clone());
+    put(write, key, &known)
 }
 
 /// Records at `now` that the backend has lost the accepted record of a name, so that the host publishes it
@@ -216,17 +228,17 @@ pub fn hold_without_record(
 pub fn find(
     write: &WriteTransaction,
     key: &KeyName,
-    (update, current): (&NameUpdate, &Current),
+    value: &ForeignValue,
     now: Timestamp,
 ) -> Result<Option<Changed>, StoreError> {
     if read(&write.open_table(NAMES)?, key)?.is_some() {
-        hold(write, key, current, now)?;
+        hold(write, key, &value.current, now)?;
         return Ok(None);
     }
-    let changed = take_over(write, key, (update, current), now)?;
+    let changed = take_over(write, key, value, now)?;
     let known = read(&write.open_table(NAMES)?, key)?;
     if let Some(known) = known {
-        let Current { path, sequence } = current.clone();
+        let Current { path, sequence } = value.current.clone();
         let cause = Cause::NeverPublished;
         let hold = Some(Hold { cause, path, sequence, since: now.0, changed: now.0 });
         put(write, key, &Known { hold, ..known })?;
@@ -239,13 +251,15 @@ pub fn find(
 pub fn take_over(
     write: &WriteTransaction,
     key: &KeyName,
-    (update, current): (&NameUpdate, &Current),
+    value: &ForeignValue,
     now: Timestamp,
 ) -> Result<Option<Changed>, StoreError> {
-    let changed = set(write, key, update, now)?;
+    let changed = set(write, key, &value.update, now)?;
     let known = read(&write.open_table(NAMES)?, key)?;
     if let Some(known) = known {
-        accept(write, key, Accepted::elsewhere(current, known.sequence, &known, now))?;
+        let encryption = value.encryption.clone();
+        let accepted = Accepted::elsewhere(&value.current, known.sequence, &known, now);
+        accept(write, key, Accepted { encryption, ..accepted })?;
     }
     Ok(changed)
 }

@@ -8,6 +8,7 @@ pub mod blocks;
 pub mod bundles;
 pub mod components;
 pub mod config;
+pub mod documents;
 pub mod events;
 pub mod heads;
 pub mod heartbeats;
@@ -47,6 +48,7 @@ targets![
     bundles,
     components,
     config,
+    documents,
     events,
     heads,
     heartbeats,

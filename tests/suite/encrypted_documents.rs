@@ -10,8 +10,8 @@ use dim_network::name_publisher::Lasting;
 use dim_server::host::{AdoptError, Adoption};
 use dim_store::commit::NameChange;
 use dim_store::effect::{NameUpdate, NameValue};
-use dim_store::names::{self, Cause};
 use dim_store::followed_names;
+use dim_store::names::{self, Cause};
 use dim_tests::fleet::{FleetAdmin, all_members, keys_of};
 use dim_tests::{Kubo, Setup, SupervisedHost, TestHost, eventually, eventually_within};
 use dim_topics::identity::WriterId;
@@ -109,7 +109,10 @@ async fn a_published_document_is_read_by_its_group_and_by_nobody_else() {
     let snapshot = other.host.storage.store.snapshot().unwrap();
     let followed = followed_names::known(&snapshot, &name).unwrap().unwrap();
     let of_document = NameValue::document(first.clone().into()).path();
-    assert_eq!((&followed.resolution.path, followed.visible_path()), (&of_document, known(&one).visible_path()));
+    assert_eq!(
+        (&followed.resolution.path, followed.visible_path()),
+        (&of_document, known(&one).visible_path())
+    );
     // Under another name that points to the file, not even a member reads it.
     let links = &other.host.exchange.links;
     let other_name = other.host.storage.keys.get_or_create(&key).unwrap().name();
@@ -187,11 +190,8 @@ async fn without_a_key_the_record_is_renewed_and_a_new_document_waits() {
         daemon.ipfs(&["repo", "gc"]);
     });
     let name = host.host.storage.keys.name(&key()).unwrap();
-    let renewal = NameUpdate {
-        name,
-        value: NameValue::document(MARK.into()),
-        lifetime: Duration::from_secs(7_200),
-    };
+    let renewal =
+        NameUpdate { name, value: NameValue::document(MARK.into()), lifetime: Duration::from_secs(7_200) };
     host.host.storage.commit.change_name(NameChange::Own { key: key(), update: renewal }).await.unwrap();
     eventually_within(ARRIVAL, "the record is renewed", async || {
         known(&host).published.is_some_and(|it| it.lifetime == 7_200_000_000_000)
@@ -283,7 +283,8 @@ async fn a_reload_begins_and_ends_encryption_and_findings_tell_what_is_not_encry
     let supervised = SupervisedHost::start(&probe(&in_fleet).from_file(&file)).await;
     let (url, client) = (format!("{}/healthz", supervised.serve().await), dim_tests::with_token());
     let trouble = async |code: &str| {
-        let answer: Value = client.get(&url).header("Accept", "application/json").send().await.unwrap().json().await.unwrap();
+        let answer: Value =
+            client.get(&url).header("Accept", "application/json").send().await.unwrap().json().await.unwrap();
         answer["troubles"].as_array().unwrap().iter().find(|it| it["code"] == code).cloned()
     };
     let host = supervised.host().unwrap();

@@ -110,6 +110,7 @@ targets! {
     bundles_at_random_are_read_in_order_or_refused: "bundles", 5_000;
     components_at_random_are_judged: "components", 5_000;
     configs_at_random_are_read_or_refused: "config", 3_000;
+    encrypted_documents_at_random_are_decrypted_only_if_they_were_encrypted: "documents", 5_000;
     recorded_events_at_random_are_handled_or_refused: "events", 1_000;
     heads_at_random_make_a_reader_neither_fail_nor_exceed_its_limits: "heads", 5_000;
     heartbeats_at_random_leave_sound_nodes: "heartbeats", 1_000;

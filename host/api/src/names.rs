@@ -13,12 +13,12 @@ use dim_model::ident::{ContentPath, IpnsName, KeyName};
 use dim_model::time::Timestamp;
 use dim_server::host::{Adopted, Adoption, Host};
 use dim_store::commit::NameChange;
+use dim_store::documents;
 use dim_store::effect::{LIFETIME, LIFETIMES, NameUpdate, NameValue};
-use dim_store::grants::NameOrKey;
 use dim_store::followed_names::{self, Followed};
+use dim_store::grants::NameOrKey;
 use dim_store::names::{self, Known};
 use dim_store::plugin_limits::DOCUMENT_BYTES;
-use dim_store::documents;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 

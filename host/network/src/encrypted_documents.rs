@@ -162,13 +162,17 @@ pub struct Encrypted {
 
 impl Encrypted {
     /// Parses a file; `None` if it is no encrypted document.
+    ///
+    /// # Errors
+    /// The file begins as an encrypted document and is malformed.
     pub fn parse(file: &[u8]) -> Option<Result<Self, CipherError>> {
         file.starts_with(BEGINNING).then(|| Self::parse_file(file).map_err(CipherError::Malformed))
     }
 
     /// Errors contain nothing of the file, because anybody can have written it.
     fn parse_file(file: &[u8]) -> Result<Self, &'static str> {
-        let file: File = serde_json::from_slice(file).map_err(|_| "it does not have the members of its form")?;
+        let file: File =
+            serde_json::from_slice(file).map_err(|_| "it does not have the members of its form")?;
         if file.version != VERSION {
             return Err("its version is another than 1, the one that this host reads");
         }
@@ -188,8 +192,22 @@ impl Encrypted {
         })
     }
 
+    /// The IPNS name under which the document was published.
+    pub fn name(&self) -> &IpnsName {
+        &self.name
+    }
+
+    /// The key of the document, with one secret of its epoch.
+    pub fn key(&self, secret: Secret) -> DocumentKey {
+        let Self { fleet, group, epoch, .. } = self;
+        DocumentKey { fleet: fleet.to_string(), group: group.clone(), epoch: *epoch, secret }
+    }
+
     /// Decrypts the document with the first right one of several secrets; `None` if there is no secret.
-    fn decrypt(&self, secrets: &[Secret]) -> Option<Result<Bytes, CipherError>> {
+    ///
+    /// # Errors
+    /// No secret is right, or the file was changed.
+    pub fn decrypt(&self, secrets: &[Secret]) -> Option<Result<Bytes, CipherError>> {
         let associated = associated(&self.group, &self.epoch);
         let (fleet, name) = (self.fleet.to_string(), self.name.to_string());
         let decrypt = |secret: &Secret| {
@@ -277,7 +295,8 @@ impl DocumentCipher {
                     let document = encrypted.decrypt(&secrets).transpose()?;
                     Ok::<_, CipherError>(document.map(|document| (unixfs::file_cid(&document), document)))
                 };
-                let decrypted = tokio::task::spawn_blocking(decrypt).await.expect("a decryption does not panic");
+                let decrypted =
+                    tokio::task::spawn_blocking(decrypt).await.expect("a decryption does not panic");
                 let Some((cid, data)) = decrypted? else {
                     return Err(CipherError::Unreadable(MissingKey { fleet, group, epoch }));
                 };
@@ -391,7 +410,9 @@ pub enum CipherError {
     )]
     Unreadable(MissingKey),
     /// The file was published under another name than the one that points to it.
-    #[error("the document is encrypted for name {name}, and is not decrypted for name {asked}: read it as {name}")]
+    #[error(
+        "the document is encrypted for name {name}, and is not decrypted for name {asked}: read it as {name}"
+    )]
     OtherName {
         /// The name that points to the file.
         asked: IpnsName,
@@ -411,6 +432,9 @@ pub enum CipherError {
 
 #[cfg(test)]
 mod tests {
+    use chacha20poly1305::aead::{Aead as _, KeyInit as _, Payload};
+    use chacha20poly1305::{XChaCha20Poly1305, XNonce};
+
     use super::*;
 
     fn key(secret: u8, epoch: u8) -> DocumentKey {
@@ -497,5 +521,45 @@ mod tests {
         for end in [BEGINNING.len(), file.len() / 2, file.len() - 1] {
             Encrypted::parse(&file.as_bytes()[..end]).unwrap().unwrap_err();
         }
+    }
+
+    const VECTOR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/topics/encrypted-document.json");
+
+    /// `DIM_WRITE_VECTORS=1` writes the file.
+    #[test]
+    fn the_vector_is_what_this_implementation_makes_and_another_one_decrypts_it() {
+        let (key, name, document) = (key(0x5e, 0xe0), name(7), r#"{"jobs":{}}"#);
+        let file = String::from_utf8(key.encrypt(&name, document.as_bytes())).unwrap();
+        let vector = serde_json::json!({
+            "about": "A document that is published under an IPNS name, encrypted for a group.",
+            "name": name.to_string(),
+            "document": document,
+            "file": file,
+            "cid": unixfs::file_cid(file.as_bytes()).to_string(),
+            "key_epoch": { "epoch": key.epoch_name(), "secret": hex(key.secret.bytes()) },
+        });
+        if std::env::var_os("DIM_WRITE_VECTORS").is_some() {
+            std::fs::write(VECTOR, format!("{vector:#}\n")).unwrap();
+        }
+        let stored: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(VECTOR).unwrap()).unwrap();
+        assert_eq!(stored, vector);
+
+        let file: serde_json::Value = serde_json::from_str(stored["file"].as_str().unwrap()).unwrap();
+        let text = |member: &str| file[member].as_str().unwrap();
+        let mut info = Vec::new();
+        for part in ["dim-name-1", text("fleet"), text("name")] {
+            info.extend_from_slice(&u32::try_from(part.len()).unwrap().to_be_bytes());
+            info.extend_from_slice(part.as_bytes());
+        }
+        let mut secret = [0; 32];
+        Hkdf::<Sha256>::new(None, &[0x5e; 32]).expand(&info, &mut secret).unwrap();
+        let associated = [&[0xe0; 16], text("group").as_bytes()].concat();
+        let (nonce, ciphertext) =
+            (Base::Base64Pad.decode(text("nonce")).unwrap(), Base::Base64Pad.decode(text("text")).unwrap());
+        let decrypted = XChaCha20Poly1305::new(&secret.into())
+            .decrypt(XNonce::from_slice(&nonce), Payload { msg: &ciphertext, aad: &associated })
+            .unwrap();
+        assert_eq!(decrypted, document.as_bytes());
     }
 }

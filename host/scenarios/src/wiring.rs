@@ -12,12 +12,9 @@ use dim_model::entry::Offset;
 use dim_model::ident::PluginName;
 use dim_model::live::Live;
 use dim_model::time::{Clock, Timestamp};
-use dim_network::encrypted_documents::DocumentCipher;
-use dim_network::reliable_topics::Reliable;
 use dim_runtime::{Actor, Engine, Handle, Numbers, check_key};
 use dim_server::config::Config;
 use dim_server::host::{HostError, HostIdentity, Links, Loader, Ready, Storage, ToRun, Wired};
-use dim_store::catch_ups::KeptTopics;
 use dim_store::commit::{Commit, Durability, give_up};
 use dim_store::event_log::{EventLog, TAIL_BYTES};
 use dim_store::outbox::{self, Backlog};
@@ -173,8 +170,6 @@ impl Ground {
         let (backlog, interest, disk): (Arc<Backlog>, Arc<_>, Arc<_>) = Default::default();
         let config = Config::default();
         let network = Live::new(config.network());
-        let reliable = Reliable::default();
-        let cipher = DocumentCipher { reliable: reliable.clone(), settings: network.clone() };
         let commit = Arc::new(Commit::new(
             Durability::Eventual,
             config.store.dead_letters,
@@ -183,7 +178,6 @@ impl Ground {
             Arc::clone(&disk),
         ));
         let loader = Arc::new(Loader {
-            network,
             config: Live::new(config),
             identity: HostIdentity {
                 id: self.host.id.clone(),
@@ -191,18 +185,13 @@ impl Ground {
                 numbers: Some(self.numbers.clone()),
             },
             storage: Storage { store: store.clone(), log: event_log, commit, keys: self.keys.clone(), disk },
-            links: Links {
-                backend: embedded::backend(store.clone(), self.keys.clone()).0,
+            links: Links::offline(
+                embedded::backend(store.clone(), self.keys.clone()).0,
                 interest,
                 backlog,
-                listening_records: Arc::default(),
-                reliable,
-                cipher,
-                kept_topics: KeptTopics::All,
-                unresolved: Arc::default(),
-                failures: Arc::default(),
-                checked_names: Arc::default(),
-            },
+                network.clone(),
+            ),
+            network,
             engine: self.engine.clone(),
             lines: Default::default(),
             from: Offset(0),

@@ -15,7 +15,8 @@ use crate::effect::{NameUpdate, NameValue};
 use crate::{NAMES, Snapshot, StoreError, documents, pins};
 
 pub use ownership::{
-    Cause, Finding, ForeignValue, Hold, KeyUse, attempt, find, hold, hold_without_record, lose, release, take_over,
+    Cause, Finding, ForeignValue, Hold, KeyUse, attempt, find, hold, hold_without_record, lose, release,
+    take_over,
 };
 
 /// The committed state of an own name.

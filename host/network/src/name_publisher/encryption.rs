@@ -90,7 +90,7 @@ impl Publisher {
                 Ok(Sent { path, file: Some(file), encryption: Some(encryption) })
             }
             (Err(_), Some((path, encryption))) => {
-                let keys = self.cipher.earlier_keys(&encryption).await;
+                let keys = self.cipher.earlier_keys(encryption).await;
                 let files = encrypt(keys, name, document).await;
                 // Without its key the daemon alone has the file.
                 let file = files.into_iter().find(|(made, _)| made == path).map(|(_, file)| file);

@@ -98,6 +98,30 @@ pub struct Links {
     pub checked_names: Arc<CheckedNames>,
 }
 
+impl Links {
+    /// Makes the links of a host that exchanges nothing with a network, as in trials of plugins.
+    pub fn offline(
+        backend: Backend,
+        interest: Arc<Interest>,
+        backlog: Arc<Backlog>,
+        settings: Live<dim_network::Settings>,
+    ) -> Self {
+        let reliable = Reliable::default();
+        Self {
+            backend,
+            interest,
+            backlog,
+            listening_records: Arc::default(),
+            cipher: DocumentCipher { reliable: reliable.clone(), settings },
+            reliable,
+            kept_topics: KeptTopics::All,
+            unresolved: Arc::default(),
+            failures: Arc::default(),
+            checked_names: Arc::default(),
+        }
+    }
+}
+
 /// The code that a plugin runs at the start.
 pub struct ToRun {
     /// The code to run.

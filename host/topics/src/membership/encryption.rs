@@ -1,6 +1,6 @@
 //! Owns the encryption of events and documents. It receives the secret of a key epoch and the place of a text, and
-//! encrypts or decrypts the text with XChaCha20-Poly1305. Nonces are random and have 24 bytes, so nothing is counted: a
-//! host that is restored from a backup, or runs twice, uses no nonce again.
+//! encrypts or decrypts the text with XChaCha20-Poly1305. Nonces of events are random and have 24 bytes, so nothing is
+//! counted: a host that is restored from a backup, or runs twice, uses no nonce again.
 
 use std::fmt;
 
@@ -45,7 +45,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// A nonce: 24 random bytes.
+/// A nonce: 24 bytes, random for events and derived for documents.
 pub type Nonce = [u8; 24];
 
 /// The key of one log or document.

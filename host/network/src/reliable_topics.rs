@@ -124,6 +124,8 @@ pub struct ReliableTopics {
     /// The IPNS name of the fleet, in a fleet with a roster.
     roster_name: Option<RosterName>,
     is_committing: bool,
+    /// Whether few results wait for others.
+    is_pausing: bool,
     /// The fleet that the host joins next.
     joining: Option<Join>,
     tasks: TaskTracker,
@@ -185,6 +187,7 @@ impl ReliableTopics {
             files,
             roster_name,
             is_committing: false,
+            is_pausing: false,
             joining: None,
             tasks: TaskTracker::new(),
             stop: until.child_token(),
@@ -345,6 +348,7 @@ impl ReliableTopics {
             }
             // The caller may have disconnected.
             Input::AcknowledgedWithin(to) => drop(to.send(self.member.acknowledged_within())),
+            Input::CommitsDue => self.is_pausing = false,
             Input::Removed(kept) => {
                 for (topic, time) in &kept {
                     self.member.keep_since(topic, *time);

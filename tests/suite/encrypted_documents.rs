@@ -273,14 +273,18 @@ async fn an_encrypted_document_is_imported_only_where_documents_are_encrypted() 
 async fn a_reload_begins_and_ends_encryption_and_findings_tell_what_is_not_encrypted() {
     let Some(daemon) = tokio::task::block_in_place(Kubo::start) else { return };
     let (dir, admin) = (tempfile::tempdir().unwrap(), FleetAdmin::new(7));
-    let (in_fleet, encrypting) = configs(&admin);
     let file = dir.path().join("config.yaml");
     let probe = |yaml: &str| Setup::probe().yaml(yaml).on_kubo(daemon.api());
     let write = |yaml: &str| {
-        std::fs::write(&file, serde_json::to_string(&probe(yaml).config()).unwrap()).unwrap();
+        let mut config = serde_json::to_value(probe(yaml).config()).unwrap();
+        // The host may join a fleet.
+        config.as_object_mut().unwrap().remove("fleet");
+        std::fs::write(&file, config.to_string()).unwrap();
     };
-    write(&in_fleet);
-    let supervised = SupervisedHost::start(&probe(&in_fleet).from_file(&file)).await;
+    // At its start the host has nothing to share in a fleet.
+    let plain_config = "ipfs: { follow_every: 1s }\n";
+    write(plain_config);
+    let supervised = SupervisedHost::start(&probe(plain_config).from_file(&file)).await;
     let (url, client) = (format!("{}/healthz", supervised.serve().await), dim_tests::with_token());
     let trouble = async |code: &str| {
         let answer: Value =
@@ -293,25 +297,28 @@ async fn a_reload_begins_and_ends_encryption_and_findings_tell_what_is_not_encry
     supervised.try_run("probe", steps).await.unwrap();
     eventually_within(ARRIVAL, "it is published", async || known().is_published()).await;
     let plain = known().path;
-    // There is no roster yet, and one key is mistyped.
-    write(&encrypting.replace("names: {", "names: { prob-key: { encrypt: true }, "));
+    // There is no fleet yet, and one key is mistyped.
+    let names = "names: { probe-key: { encrypt: true }";
+    write(&format!("{plain_config}{names}, prob-key: {{ encrypt: true }} }}\n"));
     let reloaded = host.reload("a test").await.unwrap();
     assert!(!reloaded.needs_restart.iter().any(|it| it.starts_with("names")), "{:?}", reloaded.needs_restart);
     assert!(reloaded.changed.iter().any(|it| it.starts_with("names.probe-key")), "{:?}", reloaded.changed);
     eventually("a finding tells of the plain document", async || {
-        trouble("document-not-encrypted").await.is_some_and(|it| it["subject"] == "probe-key")
+        let told = trouble("document-not-encrypted").await;
+        told.is_some_and(|it| it["message"].as_str().unwrap().contains("dim fleet join"))
     })
     .await;
     assert_eq!(trouble("key-unknown").await.unwrap()["subject"], "prob-key");
     assert_eq!(known().visible_path(), &plain, "readers keep what there is");
     let reliable = &host.exchange.links.reliable;
+    host.join_fleet(&admin.fleet().parse().unwrap(), false).await.unwrap();
     let state = reliable.fleet().await.unwrap();
     let line = format!("{}:{}", state.id, state.sealing);
     let admin = admin.with_members(&[(&line, "one", true)]);
     assert_eq!(reliable.offer_roster(admin.roster.to_block()).await, Some(Ok(1)));
     eventually_within(ARRIVAL, "it is encrypted", async || known().encryption().is_some()).await;
     assert_eq!(trouble("document-not-encrypted").await, None);
-    write(&in_fleet);
+    write(plain_config);
     host.reload("a test").await.unwrap();
     eventually_within(ARRIVAL, "it is plain again", async || known().visible_path() == &plain).await;
     assert_eq!(trouble("key-unknown").await, None);

@@ -235,7 +235,7 @@ pub struct FleetJoined {
     name: IpnsName,
     /// The keys of this host, as `dim fleet add` takes them.
     line: String,
-    /// Whether the host has reliable topics or encrypted documents. A fleet shares nothing else.
+    /// Whether the host has reliable topics. Without them it encrypts and reads documents of the fleet only.
     has_reliable_topics: bool,
 }
 
@@ -251,8 +251,8 @@ pub async fn join(
     let fleet: IpnsName = fleet.parse()?;
     let name = fleet.clone();
     let joined = to_its_end(async move { host.join_fleet(&fleet, leave).await.map_err(refused) }).await?;
-    let JoinedFleet { line, is_used } = joined;
-    Ok(Json(FleetJoined { name, line, has_reliable_topics: is_used }))
+    let JoinedFleet { line, has_reliable_topics } = joined;
+    Ok(Json(FleetJoined { name, line, has_reliable_topics }))
 }
 
 fn refused(error: JoinFleetError) -> ApiError {

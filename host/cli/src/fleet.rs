@@ -217,7 +217,7 @@ impl Command {
                 };
                 if joined["has_reliable_topics"] == false {
                     note(
-                        "the host has no reliable topics and no encrypted documents: set `delivery: reliable` for topics in its config, and restart it",
+                        "the host has no reliable topics: it only reads encrypted documents of the fleet, and encrypts those of the keys with `encrypt: true` in its config",
                     );
                 }
                 if out.is_json() {

@@ -378,9 +378,9 @@ pub struct MissingKey {
 /// The reason why the host cannot encrypt documents for a group.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoDocumentKey {
-    /// The driver of reliable topics does not run, because nothing of the host needed it at the start.
-    #[error("the host does not take part in a fleet until it is restarted")]
-    NotStarted,
+    /// The host stops.
+    #[error("the host stops")]
+    Stopping,
     /// The fleet gives no key.
     #[error(transparent)]
     Membership(#[from] NoKey),
@@ -391,8 +391,8 @@ impl NoDocumentKey {
     pub fn needs_operator(&self) -> bool {
         match self {
             // A roster and keys arrive from members.
-            Self::Membership(NoKey::NoRoster | NoKey::NoEpoch(_)) => false,
-            Self::NotStarted | Self::Membership(_) => true,
+            Self::Stopping | Self::Membership(NoKey::NoRoster | NoKey::NoEpoch(_)) => false,
+            Self::Membership(_) => true,
         }
     }
 }

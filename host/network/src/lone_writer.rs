@@ -29,7 +29,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::outbox::{API_QUOTA, Outbox};
 use crate::reliable_topics::{
-    Deliveries, Identity, IdentityError, Inputs, Parts, Reliable, ReliableTopics, WriterLog, enter_fleet,
+    Deliveries, Driver, Identity, IdentityError, Inputs, Parts, Reliable, WriterLog, enter_fleet,
 };
 
 /// The size of the cache for the pages of the store, in bytes.
@@ -276,7 +276,7 @@ impl Tasks {
     pub async fn run(self, stop: CancellationToken) -> Result<(), StoreError> {
         let Self { parts, identity, inputs } = self;
         let tasks = TaskTracker::new();
-        let driver = ReliableTopics::new(parts.clone(), identity, stop.clone())?;
+        let driver = Driver::new(parts.clone(), Some(identity), stop.clone())?;
         let writer = Writer::spawn(&parts);
         tasks.spawn(driver.run(inputs));
         tasks.spawn(send_waiting(&parts).run(stop.clone()));

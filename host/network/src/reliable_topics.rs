@@ -135,9 +135,58 @@ pub struct ReliableTopics {
     until: CancellationToken,
 }
 
+/// The driver of a host that may share nothing in its fleet yet.
+#[derive(Debug)]
+pub enum Driver {
+    /// The host has reliable topics or encrypted documents, or is in a fleet with a roster.
+    Working(Box<ReliableTopics>),
+    /// The host shares nothing until it joins a fleet.
+    Waiting(Box<Parts>, CancellationToken),
+}
+
+impl Driver {
+    /// Creates the driver. Without an identity it waits until the host joins a fleet. `until` ends it.
+    pub fn new(
+        parts: Parts,
+        identity: Option<Identity>,
+        until: CancellationToken,
+    ) -> Result<Self, StoreError> {
+        Ok(match identity {
+            Some(identity) => Self::Working(Box::new(ReliableTopics::new(parts, identity, until)?)),
+            None => Self::Waiting(Box::new(parts), until),
+        })
+    }
+
+    /// Runs until the host stops. Returns when its tasks have ended.
+    pub async fn run(self, mut inputs: Inputs) {
+        match self.run_in_fleets(&mut inputs).await {
+            Ok(tasks) => {
+                // A task that waits to send an input must not wait for ever.
+                drop(inputs);
+                tasks.close();
+                tasks.wait().await;
+            }
+            Err(CommitError::Closed) => {}
+            Err(error) => tracing::error!("reliable topics cannot start: {error}"),
+        }
+    }
+
+    /// Works in one fleet after the other. Returns the tasks when the host stops.
+    async fn run_in_fleets(self, inputs: &mut Inputs) -> Result<TaskTracker, CommitError> {
+        let driver = match self {
+            Self::Working(driver) => *driver,
+            Self::Waiting(parts, until) => match joining::first_join(*parts, inputs, until).await? {
+                Some(driver) => driver,
+                None => return Ok(TaskTracker::new()),
+            },
+        };
+        driver.run_in_fleets(inputs).await
+    }
+}
+
 impl ReliableTopics {
     /// Creates the driver, which continues after the state in the store.
-    pub fn new(parts: Parts, identity: Identity, until: CancellationToken) -> Result<Self, StoreError> {
+    fn new(parts: Parts, identity: Identity, until: CancellationToken) -> Result<Self, StoreError> {
         let snapshot = parts.store.snapshot()?;
         let (state, mirrored) = (TopicState::read(&snapshot)?, dim_store::mirrors::all(&snapshot)?);
         let mirrors = Mirrors::new(mirrored, parts.reliable.channels().fleet());
@@ -193,20 +242,6 @@ impl ReliableTopics {
             stop: until.child_token(),
             until,
         })
-    }
-
-    /// Runs until the host stops. Returns when its tasks have ended.
-    pub async fn run(self, mut inputs: Inputs) {
-        match self.run_in_fleets(&mut inputs).await {
-            Ok(tasks) => {
-                // A task that waits to send an input must not wait for ever.
-                drop(inputs);
-                tasks.close();
-                tasks.wait().await;
-            }
-            Err(CommitError::Closed) => {}
-            Err(error) => tracing::error!("reliable topics cannot start: {error}"),
-        }
     }
 
     /// Works in one fleet after the other. Returns the tasks when the host stops.

@@ -145,11 +145,6 @@ impl Reliable {
         current.wait_for(is_other).await.expect("this value holds the sender");
     }
 
-    /// Whether the driver runs: the host has reliable topics or encrypted documents, or is in a fleet with a roster.
-    pub fn has_driver(&self) -> bool {
-        !self.inputs.is_closed()
-    }
-
     /// Whether any topic is reliable.
     pub fn is_used(&self) -> bool {
         self.deliveries.values().any(Option::is_some)
@@ -270,7 +265,7 @@ impl Reliable {
     pub async fn document_key(&self, group: &GroupName) -> Result<DocumentKey, NoDocumentKey> {
         let (to, answer) = oneshot::channel();
         self.send(Input::DocumentKey { group: group.clone(), to }).await;
-        answer.await.unwrap_or(Err(NoDocumentKey::NotStarted))
+        answer.await.unwrap_or(Err(NoDocumentKey::Stopping))
     }
 
     /// Returns the secrets that may be that of a key epoch of a group. There are none if this host belongs to another

@@ -5,12 +5,14 @@ use std::collections::VecDeque;
 
 use dim_store::commit::CommitError;
 use dim_store::{Store, StoreError, topic_rows};
+use dim_topics::membership::NoKey;
 use thiserror::Error;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use super::channel::{Input, Inputs};
 use super::outgoing::Waiting;
-use super::{Identity, ReliableTopics};
+use super::{Identity, Parts, ReliableTopics};
 
 /// The reason why a host cannot join a fleet now.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -51,6 +53,46 @@ fn warn_of_unsent(unsent: usize) {
     }
 }
 
+/// Waits until the host joins its first fleet, and returns a driver that begins there; `None` if the host stops.
+pub(super) async fn first_join(
+    parts: Parts,
+    inputs: &mut Inputs,
+    until: CancellationToken,
+) -> Result<Option<ReliableTopics>, CommitError> {
+    loop {
+        let input = tokio::select! {
+            biased;
+            () = until.cancelled() => return Ok(None),
+            input = inputs.0.recv() => input,
+        };
+        match input {
+            None => return Ok(None),
+            Some(Input::Join { identity, to }) => {
+                return enter(parts, Join { identity, to }, until).await.map(Some);
+            }
+            // The caller may have disconnected.
+            Some(Input::DocumentKey { to, .. }) => drop(to.send(Err(NoKey::NoFleet.into()))),
+            // The host has nothing else of a fleet: a caller that asks gets no answer.
+            Some(_) => {}
+        }
+    }
+}
+
+/// Makes the store and the topics those of the fleet of `join`, and returns a driver that begins there.
+async fn enter(parts: Parts, join: Join, until: CancellationToken) -> Result<ReliableTopics, CommitError> {
+    let Join { identity, to } = join;
+    let fleet = identity.author.fleet.clone();
+    let name = fleet.clone();
+    let unsent = parts.commit.write(move |write| topic_rows::enter_fleet(write, &name)).await?;
+    warn_of_unsent(unsent);
+    parts.reliable.enter_fleet(&fleet);
+    let driver = ReliableTopics::new(parts, *identity, until)?;
+    tracing::info!(fleet, "the host takes part in another fleet");
+    // The caller may have disconnected.
+    let _ = to.send(Ok(()));
+    Ok(driver)
+}
+
 impl ReliableTopics {
     /// Ends the work in the present fleet if nothing of it is unsent.
     pub(super) fn begin_join(&mut self, identity: Box<Identity>, to: oneshot::Sender<Result<(), JoinError>>) {
@@ -66,7 +108,6 @@ impl ReliableTopics {
 
     /// Continues in the fleet of `join`. Returns an error if the store failed.
     pub(super) async fn enter(self, join: Join, inputs: &mut Inputs) -> Result<Self, CommitError> {
-        let Join { identity, to } = join;
         let Self { parts, waiting, tasks, stop, until, .. } = self;
         stop.cancel();
         tasks.close();
@@ -82,21 +123,13 @@ impl ReliableTopics {
         while let Ok(input) = inputs.0.try_recv() {
             kept.extend(of_no_fleet(input));
         }
-        let fleet = identity.author.fleet.clone();
-        let name = fleet.clone();
-        let unsent = parts.commit.write(move |write| topic_rows::enter_fleet(write, &name)).await?;
-        warn_of_unsent(unsent);
-        parts.reliable.enter_fleet(&fleet);
-        let mut next = Self::new(parts, *identity, until)?;
+        let mut next = enter(parts, join, until).await?;
         next.begin().await?;
         next.waiting = waiting.into_iter().map(|(topic, it)| (topic, it.anew())).collect();
         for input in kept {
             next.take(input);
         }
         next.form_waiting();
-        tracing::info!(fleet, "the host writes and reads reliable topics in another fleet");
-        // The caller may have disconnected.
-        let _ = to.send(Ok(()));
         Ok(next)
     }
 }

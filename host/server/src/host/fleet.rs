@@ -22,8 +22,8 @@ const AGAIN: Duration = Duration::from_millis(100);
 pub struct JoinedFleet {
     /// The public keys of the host, for an admin of the fleet.
     pub line: String,
-    /// Whether the host has reliable topics or encrypted documents. A fleet shares nothing else.
-    pub is_used: bool,
+    /// Whether the host has reliable topics.
+    pub has_reliable_topics: bool,
 }
 
 /// The reason why a host does not join a fleet.
@@ -76,15 +76,11 @@ impl Host {
         if has_roster(&present) && present != fleet.as_str() && !leaves {
             return Err(JoinFleetError::Joined(present));
         }
-        if !reliable.has_driver() {
-            let name = fleet.to_string();
-            let enter = move |write: &redb::WriteTransaction| topic_rows::enter_fleet(write, &name).map(drop);
-            self.storage.commit.write(enter).await?;
-        } else if present != fleet.as_str() {
+        if present != fleet.as_str() {
             self.switch_to(fleet).await?;
         }
         let line = keys_line(&self.storage.keys)?;
-        Ok(JoinedFleet { line, is_used: reliable.has_driver() })
+        Ok(JoinedFleet { line, has_reliable_topics: reliable.is_used() })
     }
 
     /// Lets the driver of reliable topics continue in another fleet, once the events of the present one are sent.

@@ -12,7 +12,7 @@ use dim_network::name_follower::NameFollower;
 use dim_network::name_publisher::Publisher;
 use dim_network::outbox::Outbox;
 use dim_network::own_messages::Echoes;
-use dim_network::reliable_topics::{Identity, Inputs, Parts, ReliableTopics, end_catch_ups_of_plain_topics};
+use dim_network::reliable_topics::{Driver, Identity, Inputs, Parts, end_catch_ups_of_plain_topics};
 use dim_network::subscription::{self, Prober, Subscriptions};
 use dim_runtime::{Actor, Engine};
 use dim_store::commit::CommitError;
@@ -53,6 +53,11 @@ struct Stops {
 }
 
 impl Running {
+    /// Starts the driver of reliable topics.
+    pub(super) fn spawn_driver(&self, driver: Driver, inputs: Inputs) {
+        self.other_tasks.spawn(driver.run(inputs));
+    }
+
     /// Starts everything, the writer first, because the others wait for its commits.
     pub fn spawn(
         start: &Start,
@@ -237,14 +242,13 @@ impl Start {
         Ok(tasks)
     }
 
-    /// Starts the driver of reliable topics. It ends with the outbox.
-    pub(super) fn spawn_reliable_topics(
+    /// Makes the driver of reliable topics. It ends with the outbox.
+    pub(super) fn reliable_topics(
         &self,
         running: &Running,
-        identity: Identity,
+        identity: Option<Identity>,
         echoes: &Arc<Echoes>,
-        inputs: Inputs,
-    ) -> Result<(), HostError> {
+    ) -> Result<Driver, HostError> {
         let (storage, links) = (&self.loader.storage, &self.loader.links);
         let parts = Parts {
             store: storage.store.clone(),
@@ -257,9 +261,7 @@ impl Start {
             echoes: echoes.clone(),
             queue_bytes: self.loader.config.now().queue_bytes(),
         };
-        let driver = ReliableTopics::new(parts, identity, running.stops.tasks.clone())?;
-        running.other_tasks.spawn(driver.run(inputs));
-        Ok(())
+        Ok(Driver::new(parts, identity, running.stops.tasks.clone())?)
     }
 
     /// Ends the catch-ups of topics that the config no longer names as reliable.

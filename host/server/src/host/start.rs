@@ -51,8 +51,10 @@ pub struct Start {
     pub(super) loader: Arc<Loader>,
     pub(super) bus: Option<Arc<Bus>>,
     pub(super) sent: Arc<Sent>,
-    /// The identity with which the host writes reliable topics, and the inputs of their driver, if there is such a topic.
-    pub(super) writer: Option<(Identity, Inputs)>,
+    /// The identity of the host in its fleet, if the host shares something there.
+    pub(super) identity: Option<Identity>,
+    /// The inputs of the driver of reliable topics.
+    pub(super) inputs: Inputs,
     /// The plugins to load.
     candidates: Vec<Candidate>,
     /// The plugins for which retention keeps the log.
@@ -96,11 +98,8 @@ impl Start {
         enter_fleet(&store, &fleet)?;
         // Encrypted documents need the keys of the fleet, too.
         let encrypts = !config.network().encrypted_names.is_empty();
-        let writer = if reliable.is_used() || encrypts || has_roster(&fleet) {
-            Some((identity_of()?, inputs))
-        } else {
-            None
-        };
+        let shares = reliable.is_used() || encrypts || has_roster(&fleet);
+        let identity_in_fleet = if shares { Some(identity_of()?) } else { None };
         let network = Live::new(config.network());
         let cipher = DocumentCipher { reliable: reliable.clone(), settings: network.clone() };
         let loader = Loader {
@@ -134,7 +133,8 @@ impl Start {
             loader: Arc::new(loader),
             bus,
             sent: Arc::default(),
-            writer,
+            identity: identity_in_fleet,
+            inputs,
             candidates,
             awaited: Arc::new(RwLock::new(awaited)),
         };
@@ -221,13 +221,12 @@ impl Start {
         self.restore_others()?;
         let (fail, failed) = watch::channel(None);
         let (received, echoes, fail) = (Arc::default(), Arc::default(), Arc::new(fail));
-        let writer = self.writer.take();
         let running = Running::spawn(&self, &echoes, &received, &fail)?;
         self.end_catch_ups_of_plain_topics(&running);
-        if let Some((identity, inputs)) = writer {
-            self.spawn_reliable_topics(&running, identity, &echoes, inputs)?;
-        }
-        let Self { config_file, loader, bus, sent, writer: _, candidates, awaited } = self;
+        let identity = self.identity.take();
+        let driver = self.reliable_topics(&running, identity, &echoes)?;
+        let Self { config_file, loader, bus, sent, identity: _, inputs, candidates, awaited } = self;
+        running.spawn_driver(driver, inputs);
         let loading: BTreeSet<_> = candidates.iter().map(|candidate| candidate.name.clone()).collect();
         let rows = plugin_registry::rows(&loader.storage.store.snapshot()?)?;
         let claims = KeyClaims::at_start(&candidates, &rows, &loader.config.now(), &loader.identity.id);

@@ -19,13 +19,13 @@ fn key() -> DocumentKey {
     DocumentKey { fleet: FLEET.to_owned(), group, epoch: [9; 16], secret: secret() }
 }
 
-/// Reads the file. What is decrypted was encrypted with the secret, and errors contain nothing of the file.
+/// Reads the file. It is decrypted only if it was encrypted with the secret, and parse errors contain nothing of it.
 pub fn run(file: &[u8]) {
     let encrypted = match Encrypted::parse(file) {
         None => return,
         Some(Err(error)) => {
-            let words = error.to_string();
-            assert!(words.len() < 200 && words.is_ascii(), "{words}");
+            let message = error.to_string();
+            assert!(message.len() < 200 && message.is_ascii(), "{message}");
             return;
         }
         Some(Ok(encrypted)) => encrypted,

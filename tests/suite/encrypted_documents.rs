@@ -1,6 +1,7 @@
 //! Documents that are encrypted for a group of the fleet.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use dim_model::ident::KeyName;
@@ -18,7 +19,7 @@ use dim_topics::identity::WriterId;
 use serde_json::{Value, json};
 
 use crate::membership::{MARK, blocks, contains_mark, fleet};
-use crate::reliable_topics::ARRIVAL;
+use crate::reliable_topics::{ARRIVAL, copy_of};
 
 fn key() -> KeyName {
     "probe-key".parse().unwrap()
@@ -80,7 +81,7 @@ async fn a_published_document_is_read_by_its_group_and_by_nobody_else() {
     assert_eq!(admin.offer(&one).await, Ok(1));
     eventually_within(ARRIVAL, "it is published", async || known(&one).is_published()).await;
 
-    // Who has no key sees what it is.
+    // Another program finds a file that says what it is.
     let file_of = |host: &TestHost| {
         let path = known(host).visible_path().to_string();
         (path.clone(), tokio::task::block_in_place(|| near.ipfs(&["cat", &path])))
@@ -200,14 +201,25 @@ async fn without_a_key_the_record_is_renewed_and_a_new_document_waits() {
     assert_eq!(known(&host).published.unwrap().path, published.path);
     assert_eq!(host.host.exchange.links.failures.of(&key()), None);
     tokio::task::block_in_place(|| daemon.ipfs(&["block", "stat", "--offline", &file]));
-    // What is new cannot be encrypted.
+    // A new document cannot be encrypted.
     update(&host, &format!("{MARK}: new")).await;
     eventually("the host says why it waits", async || {
         let failure = host.host.exchange.links.failures.of(&key());
         failure.is_some_and(|it| it.why.contains("no member") && it.lasts == Lasting::UntilMended)
     })
     .await;
-    assert!(!known(&host).is_published());
+    // Until then readers find the present document, also after half of the lifetime of its record.
+    let published = known(&host).published.unwrap();
+    let aged = names::Accepted { at: published.at - 2 * 3_600_000_000_000, ..published.clone() };
+    host.host.storage.commit.write(move |write| names::accept(write, &key(), aged)).await.unwrap();
+    host.host.storage.commit.names.notify_one();
+    eventually_within(ARRIVAL, "the record is renewed again", async || {
+        known(&host).published.is_some_and(|it| it.at > published.at)
+    })
+    .await;
+    let renewed = known(&host).published.unwrap();
+    assert_eq!((renewed.path, renewed.of), (published.path, published.of));
+    assert!(!known(&host).is_published() && host.host.exchange.links.failures.of(&key()).is_some());
     assert!(!blocks(&daemon).await.values().any(|block| contains_mark(block)));
 }
 
@@ -219,6 +231,7 @@ async fn a_store_from_before_a_new_key_knows_the_document_under_its_name() {
     let start = async |dir| Setup::probe().yaml(&encrypting).on_kubo(daemon.api()).start_in(dir).await;
     let dir = host.stop().await;
     let (store, copy) = (dir.path().join("dim.redb"), tempfile::tempdir().unwrap());
+    let without_new_key = copy_of(dir.path());
     std::fs::copy(&store, copy.path().join("dim.redb")).unwrap();
     let host = start(dir).await;
     let before = known(&host).visible_path().clone();
@@ -230,6 +243,7 @@ async fn a_store_from_before_a_new_key_knows_the_document_under_its_name() {
     .await;
     let after = known(&host).visible_path().clone();
     let dir = host.stop().await;
+    let with_new_key = copy_of(dir.path());
     std::fs::copy(copy.path().join("dim.redb"), &store).unwrap();
     let host = start(dir).await;
     assert_eq!(*known(&host).visible_path(), before);
@@ -237,6 +251,34 @@ async fn a_store_from_before_a_new_key_knows_the_document_under_its_name() {
     eventually_within(ARRIVAL, "its record is that of the new key", async || {
         assert_eq!(known(&host).hold, None);
         known(&host).is_published() && *known(&host).visible_path() == after
+    })
+    .await;
+    // Its pin is the host's own, and is removed with the next document.
+    update(&host, "another one").await;
+    let pins = || tokio::task::block_in_place(|| daemon.ipfs(&["pin", "ls", "--quiet", "--type", "recursive"]));
+    eventually_within(ARRIVAL, "it is unpinned", async || {
+        known(&host).is_published() && !pins().contains(after.as_str().trim_start_matches("/ipfs/"))
+    })
+    .await;
+    update(&host, MARK).await;
+    eventually_within(ARRIVAL, "the first document is back", async || {
+        known(&host).is_published() && *known(&host).visible_path() == after
+    })
+    .await;
+    host.stop().await;
+
+    // Without the new key the name is on hold until the key is there.
+    let dir = copy_of(without_new_key.path());
+    let host = start(dir).await;
+    host.host.looked_at(&key()).await;
+    eventually("the name is on hold", async || known(&host).hold.is_some()).await;
+    let dir = host.stop().await;
+    let keys = |dir: &Path| dir.join("keys");
+    std::fs::remove_dir_all(keys(dir.path())).unwrap();
+    std::fs::rename(keys(with_new_key.path()), keys(dir.path())).unwrap();
+    let host = start(dir).await;
+    eventually_within(ARRIVAL, "the name is no longer on hold", async || {
+        known(&host).hold.is_none() && known(&host).is_published()
     })
     .await;
 }
@@ -247,7 +289,7 @@ async fn an_encrypted_document_is_imported_only_where_documents_are_encrypted() 
     let (host, admin) = lone_member(&daemon, r#"{"jobs":2500}"#).await;
     let (in_fleet, encrypting) = configs(&admin);
     let start = async |yaml: &str, dir| Setup::probe().yaml(yaml).on_kubo(daemon.api()).start_in(dir).await;
-    // It is to it as if another host had published it.
+    // For the host the document is then that of another host.
     host.host.storage.commit.write(|write| names::forget(write, &key())).await.unwrap();
     let host = start(&in_fleet, host.stop().await).await;
     host.host.looked_at(&key()).await;
@@ -259,6 +301,10 @@ async fn an_encrypted_document_is_imported_only_where_documents_are_encrypted() 
     .await;
     let refused = host.host.adopt(&key(), Adoption::Import).await;
     assert!(matches!(refused, Err(AdoptError::Encrypted { .. })), "{refused:?}");
+    let for_others = encrypting.replace("encrypt: true", "encrypt: true, group: others");
+    let host = start(&for_others, host.stop().await).await;
+    let refused = host.host.adopt(&key(), Adoption::Import).await;
+    assert!(matches!(refused, Err(AdoptError::Encrypted { .. })), "{refused:?}");
     let host = start(&encrypting, host.stop().await).await;
     host.host.adopt(&key(), Adoption::Import).await.unwrap();
     assert_eq!(host.state_of("probe", "imported").await, json!({ "jobs": 2500 }));
@@ -266,6 +312,13 @@ async fn an_encrypted_document_is_imported_only_where_documents_are_encrypted() 
         known(&host).is_published() && known(&host).encryption().is_some()
     })
     .await;
+    // A host that does not encrypt has no plain copy that it could publish instead.
+    host.host.storage.commit.write(|write| names::forget(write, &key())).await.unwrap();
+    let host = start(&in_fleet, host.stop().await).await;
+    host.host.looked_at(&key()).await;
+    eventually("the name is on hold", async || known(&host).hold.is_some()).await;
+    host.host.adopt(&key(), Adoption::Replace).await.unwrap();
+    eventually_within(ARRIVAL, "it is published", async || known(&host).is_published()).await;
     assert!(!blocks(&daemon).await.values().any(|block| String::from_utf8_lossy(block).contains("2500")));
 }
 
@@ -309,6 +362,14 @@ async fn a_reload_begins_and_ends_encryption_and_findings_tell_what_is_not_encry
     })
     .await;
     assert_eq!(trouble("key-unknown").await.unwrap()["subject"], "prob-key");
+    // Without the setting nothing is left of it.
+    let encrypting = std::fs::read_to_string(&file).unwrap();
+    write(plain_config);
+    host.reload("a test").await.unwrap();
+    eventually("the failure is forgotten", async || host.exchange.links.failures.of(&key()).is_none()).await;
+    assert_eq!((trouble("name-late").await, trouble("document-not-encrypted").await), (None, None));
+    std::fs::write(&file, encrypting).unwrap();
+    host.reload("a test").await.unwrap();
     assert_eq!(known().visible_path(), &plain, "readers keep what there is");
     let reliable = &host.exchange.links.reliable;
     host.join_fleet(&admin.fleet().parse().unwrap(), false).await.unwrap();

@@ -355,14 +355,22 @@ fn late(host: &Host, key: &KeyName, known: &Known, now: Timestamp) -> Option<Hea
     Some(HealthFinding::error(Code::NameLate, message).since(since))
 }
 
-/// Returns a finding about a document that stays published without encryption, because the host has no key for it.
+/// Returns a finding about a document that stays published without encryption or for other readers, because the host
+/// cannot encrypt it.
 fn plain_document(host: &Host, key: &KeyName, known: &Known) -> Option<HealthFinding> {
-    let group = host.exchange.links.cipher.group(key).filter(|_| known.document.is_some())?;
-    known.published.as_ref().filter(|it| it.of == known.sequence && it.encryption.is_none())?;
-    let failure = host.exchange.links.failures.of(key).filter(|_| known.hold.is_none())?;
+    let dim_server::host::Links { backend, cipher, reliable, failures, .. } = &host.exchange.links;
+    let group = cipher.group(key).filter(|_| backend.network && known.hold.is_none())?;
+    let published = known.published.as_ref().filter(|it| it.is_held)?;
+    let failure = failures.of(key)?;
+    let fleet = reliable.channels().fleet().to_owned();
+    let readers = match &published.encryption {
+        Some(now) if (&now.fleet, &now.group) == (&fleet, &group) => return None,
+        Some(now) => format!("is encrypted for group {} of fleet {}", now.group, now.fleet),
+        None => "can be read by everybody".to_owned(),
+    };
     let message = format!(
-        "the published document of {key} is not encrypted for group {group} since {:.0}: {}",
-        failure.since, failure.why
+        "the published document of {key} {readers}, and the config requires group {group} of the present fleet: {}",
+        failure.why
     );
     Some(HealthFinding::error(Code::DocumentNotEncrypted, message).since(failure.since))
 }

@@ -172,9 +172,9 @@ impl Encrypted {
     /// Errors contain nothing of the file, because anybody can have written it.
     fn parse_file(file: &[u8]) -> Result<Self, &'static str> {
         let file: File =
-            serde_json::from_slice(file).map_err(|_| "it does not have the members of its form")?;
+            serde_json::from_slice(file).map_err(|_| "it lacks a required member, or has an unknown one")?;
         if file.version != VERSION {
-            return Err("its version is another than 1, the one that this host reads");
+            return Err("unsupported version: this host reads version 1");
         }
         let fleet = canonical(&file.fleet).ok_or("its fleet is no IPNS name")?;
         let name = canonical(&file.name).ok_or("its name is no IPNS name")?;
@@ -216,7 +216,7 @@ impl Encrypted {
         let mut attempts = secrets.iter().map(decrypt);
         let first = attempts.next()?;
         let right = first.or_else(|why| attempts.find_map(Result::ok).ok_or(why));
-        let changed = |_| CipherError::Malformed("it was changed, or its key is not that of its epoch");
+        let changed = |_| CipherError::Undecipherable;
         Some(right.map(Bytes::from).map_err(changed))
     }
 }
@@ -282,7 +282,15 @@ impl DocumentCipher {
     /// The host lacks the key, the file is malformed or encrypted for another name, or the document has more than
     /// [`DOCUMENT_BYTES`].
     async fn open(&self, name: &IpnsName, (cid, file): (Cid, Bytes)) -> Result<Document, CipherError> {
-        let document = match Encrypted::parse(&file).transpose()? {
+        let encrypted = match file.starts_with(BEGINNING) {
+            true => {
+                let file = file.clone();
+                let parse = tokio::task::spawn_blocking(move || Encrypted::parse(&file).transpose());
+                parse.await.expect("a parser does not panic")?
+            }
+            false => None,
+        };
+        let document = match encrypted {
             None => Document { cid, data: file, encryption: None },
             Some(encrypted) if encrypted.name != *name => {
                 return Err(CipherError::OtherName { asked: name.clone(), name: encrypted.name });
@@ -405,7 +413,7 @@ pub enum CipherError {
     NoKey(#[from] NoDocumentKey),
     /// The host lacks the key of the document.
     #[error(
-        "the document is encrypted for group {} of fleet {}, and this host does not have the key of epoch {}",
+        "the document is encrypted for group {} of fleet {}, and this host does not have the key of epoch {}: ask an admin to add this host to the group",
         .0.group, .0.fleet, hex(&.0.epoch)
     )]
     Unreadable(MissingKey),
@@ -419,6 +427,9 @@ pub enum CipherError {
         /// The name in the file.
         name: IpnsName,
     },
+    /// No key of the epoch decrypts the document.
+    #[error("the encrypted document was changed, or the host has a wrong key of its epoch")]
+    Undecipherable,
     /// The file is malformed.
     #[error("the encrypted document is malformed: {0}")]
     Malformed(&'static str),

@@ -72,8 +72,8 @@ struct Failing {
     since: Timestamp,
     /// The reason of the last failure.
     why: String,
-    /// The encrypted file at the end of the name's chain, and the key that the host lacked.
-    locked: Option<(ContentPath, MissingKey)>,
+    /// The file at the end of the name's chain if it cannot be read, and the key that the host lacked.
+    locked: Option<(ContentPath, Option<MissingKey>)>,
 }
 
 impl Unresolved {
@@ -93,21 +93,24 @@ impl Unresolved {
         self.note(name, why, None);
     }
 
-    /// Records that a document cannot be decrypted.
-    fn locked(&self, name: &IpnsName, target: ContentPath, missing: MissingKey) {
-        let why = CipherError::Unreadable(missing.clone()).to_string();
-        self.note(name, why, Some((target, missing)));
+    /// Records that the document in the file at `target` cannot be read.
+    fn locked(&self, name: &IpnsName, target: ContentPath, why: &CipherError) {
+        let missing = match why {
+            CipherError::Unreadable(missing) => Some(missing.clone()),
+            _ => None,
+        };
+        self.note(name, why.to_string(), Some((target, missing)));
     }
 
-    fn note(&self, name: &IpnsName, why: String, locked: Option<(ContentPath, MissingKey)>) {
+    fn note(&self, name: &IpnsName, why: String, locked: Option<(ContentPath, Option<MissingKey>)>) {
         tracing::debug!(%name, "not resolved: {why}");
         let mut failing = self.lock();
         let since = failing.get(name).map_or_else(Timestamp::wall, |before| before.since);
         failing.insert(name.clone(), Failing { since, why, locked });
     }
 
-    /// The key that the host lacked when it read the file at `target`.
-    fn missing_key(&self, name: &IpnsName, target: &ContentPath) -> Option<MissingKey> {
+    /// Whether the file at `target` could not be read, with the key that the host lacked.
+    fn unreadable(&self, name: &IpnsName, target: &ContentPath) -> Option<Option<MissingKey>> {
         let failing = self.lock();
         let (locked, missing) = failing.get(name)?.locked.as_ref()?;
         (locked == target).then(|| missing.clone())
@@ -200,7 +203,8 @@ impl NameFollower {
             Ok(Err(FollowError::Commit(error))) => return Err(error),
             Ok(Err(FollowError::Backend(error))) => self.unresolved.failed(name, error.to_string()),
             Ok(Err(FollowError::Cipher(error))) => self.unresolved.failed(name, error.to_string()),
-            Ok(Err(FollowError::Locked(target, missing))) => self.unresolved.locked(name, target, missing),
+            Ok(Err(FollowError::Locked(target, why))) => self.unresolved.locked(name, target, &why),
+            Ok(Err(FollowError::StillLocked)) => {}
             Err(_) => self.unresolved.failed(name, format!("no answer within {TIMEOUT:?}")),
         }
         Ok(())
@@ -232,15 +236,17 @@ impl NameFollower {
             }
             return Ok(());
         }
-        // A large file is not read again as long as its key is missing.
-        if let Some(missing) = self.unresolved.missing_key(name, &target)
-            && !self.cipher.has_key(&missing).await
-        {
-            return Err(FollowError::Locked(target, missing));
+        // A large file is not read again unless its key has come.
+        match self.unresolved.unreadable(name, &target) {
+            Some(Some(missing)) if self.cipher.has_key(&missing).await => {}
+            Some(_) => return Err(FollowError::StillLocked),
+            None => {}
         }
         let document = match self.cipher.document(&self.backend, name, &target).await {
-            Err(CipherError::Unreadable(missing)) => return Err(FollowError::Locked(target, missing)),
-            document => document?,
+            // The next attempt may succeed.
+            Err(error @ (CipherError::Backend(_) | CipherError::Undecipherable)) => return Err(error.into()),
+            Err(error) => return Err(FollowError::Locked(target, error)),
+            Ok(document) => document,
         };
         let Document { cid, data, encryption } = document;
         let encrypted = encryption.is_some().then(|| target.clone());
@@ -338,8 +344,10 @@ enum FollowError {
     Backend(#[from] BackendError),
     #[error(transparent)]
     Cipher(#[from] CipherError),
-    #[error("the file at {0} cannot be decrypted")]
-    Locked(ContentPath, MissingKey),
+    #[error("the file at {0} cannot be read")]
+    Locked(ContentPath, #[source] CipherError),
+    #[error("the file still cannot be read")]
+    StillLocked,
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use dim_ipfs::{Backend, BackendError, Current, Keeper, Prepared, Publication, Pu
 use dim_model::backoff::Backoff;
 use dim_model::entry::{Kind, Resolution};
 use dim_model::error_chain::chain;
-use dim_model::ident::{IpnsName, KeyName};
+use dim_model::ident::{ContentPath, IpnsName, KeyName};
 use dim_model::time::{Clock, Timestamp};
 use dim_store::commit::{Commit, CommitError};
 use dim_store::names::{self, Accepted, Finding, Known};
@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use crate::encrypted_documents::{CipherError, DocumentCipher};
 use crate::subscription::ListeningRecords;
 use audit::Audit;
-use encryption::Sent;
+use encryption::{Recognized, Sent};
 
 pub use checked::CheckedNames;
 pub use failures::{Failure, Failures, Lasting};
@@ -109,18 +109,25 @@ impl Publisher {
                 if self.is_encrypted_otherwise(&key, &known, &keys) { Timestamp(0) } else { known.due_at() };
             let due_in = due_at.since(Timestamp::wall()).max(waiting);
             if !due_in.is_zero() {
+                if waiting.is_zero() {
+                    self.failures.clear(&key);
+                }
                 pause = pause.min(due_in);
                 continue;
             }
             if let Some(why) = self.awaits_key(&key, &known, &keys) {
                 self.note_failure(&key, &PublishError::Cipher(why.into()));
                 pause = pause.min(KEY_PAUSE);
-                continue;
+                if !known.is_record_due(Timestamp::wall()) {
+                    continue;
+                }
             }
             match self.publish(&key, &known).await {
                 Ok(Some((published, by, sent))) => {
                     waits.remove(&key);
-                    self.failures.clear(&key);
+                    if sent.of == known.sequence {
+                        self.failures.clear(&key);
+                    }
                     self.accept(key, known, sent, published, by).await?;
                 }
                 Ok(None) => {
@@ -171,7 +178,10 @@ impl Publisher {
         };
         if let Some(current) = &current
             && let Finding::Unknown(_) = known.compare(current)
-            && !self.recognizes(key, known, &held.name(), current).await?
+            && !matches!(
+                self.recognize_document(key, known, &held.name(), current).await?,
+                Recognized::Own
+            )
         {
             self.hold(key, current.clone()).await?;
             return Ok(None);
@@ -181,19 +191,21 @@ impl Publisher {
             return Ok(None);
         }
         let sent = self.sent(key, known, &held.name()).await?;
-        self.note_attempt(key, known, &sent.path).await?;
+        self.note_attempt(key, known, &sent).await?;
         if let (Some((cid, _)), Some(file)) = (sent.path.ipfs(), &sent.file) {
             self.backend.content.put(&cid, file.clone()).await?;
         }
         let lifetime = Duration::from_nanos(known.lifetime);
-        let last = known.published.as_ref().map(|accepted| accepted.sequence);
+        let published = known.published.as_ref();
+        let is_same = published.is_some_and(|it| it.of == sent.of && it.path == sent.path);
+        let last = published.map(|accepted| accepted.sequence);
         let publication = Publication {
             key_name: key.clone(),
             key: held,
             path: sent.path.clone(),
             // Readers must see that the record is newer than all records before.
             sequence: match last {
-                Some(last) if known.is_published() && known.visible_path() == &sent.path => last,
+                Some(last) if is_same => last,
                 Some(last) => known.sequence.max(last + 1),
                 None => known.sequence.max(1),
             },
@@ -256,7 +268,7 @@ impl Publisher {
         let accepted = Accepted {
             path: sent.path,
             is_held: value.document.is_some(),
-            of: value.sequence,
+            of: sent.of,
             sequence: published.sequence,
             at: now.0,
             lifetime: value.lifetime,
@@ -265,15 +277,17 @@ impl Publisher {
             backed_up: None,
             encryption: sent.encryption,
         };
-        let confirmed = Kind::NameConfirmed(Resolution {
-            name,
-            path: value.path,
-            sequence: accepted.of,
-            valid_until: accepted.valid_until(),
-            confirmed_at: now,
+        let confirmed = (sent.of == value.sequence).then(|| {
+            Kind::NameConfirmed(Resolution {
+                name,
+                path: value.path,
+                sequence: accepted.of,
+                valid_until: accepted.valid_until(),
+                confirmed_at: now,
+            })
         });
         self.commit
-            .append_and_write_later(vec![confirmed], move |write| names::accept(write, &key, accepted))
+            .append_and_write_later(confirmed.into_iter().collect(), move |write| names::accept(write, &key, accepted))
             .await?;
         self.unpin_superseded().await
     }
@@ -317,6 +331,10 @@ enum PublishError {
         "the daemon has another key of the name {key} ({other}): rename one of the two, as with `ipfs key rename`"
     )]
     Taken { key: KeyName, other: IpnsName },
+    #[error(
+        "the daemon has lost the encrypted document {0}, and this host has lost the key with which it can be made again: ask an admin to add this host to the group, or publish another document"
+    )]
+    FileLost(ContentPath),
     #[error("the key {0} of the daemon was adopted just now")]
     Adopted(KeyName),
     #[error(transparent)]
@@ -326,7 +344,7 @@ enum PublishError {
 impl PublishError {
     fn lasting(&self) -> Lasting {
         match self {
-            Self::NoKey(_) | Self::Gone(_) | Self::Taken { .. } => Lasting::UntilMended,
+            Self::NoKey(_) | Self::Gone(_) | Self::Taken { .. } | Self::FileLost(_) => Lasting::UntilMended,
             Self::Cipher(CipherError::NoKey(why)) if why.needs_operator() => Lasting::UntilMended,
             Self::Commit(_) | Self::Backend(_) | Self::Adopted(_) | Self::Cipher(_) => Lasting::ForNow,
         }

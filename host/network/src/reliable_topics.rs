@@ -124,8 +124,8 @@ pub struct ReliableTopics {
     /// The IPNS name of the fleet, in a fleet with a roster.
     roster_name: Option<RosterName>,
     is_committing: bool,
-    /// Whether few results wait for others.
-    is_pausing: bool,
+    /// Whether small batches of results are delayed.
+    is_delaying: bool,
     /// The fleet that the host joins next.
     joining: Option<Join>,
     tasks: TaskTracker,
@@ -236,7 +236,7 @@ impl ReliableTopics {
             files,
             roster_name,
             is_committing: false,
-            is_pausing: false,
+            is_delaying: false,
             joining: None,
             tasks: TaskTracker::new(),
             stop: until.child_token(),
@@ -383,7 +383,7 @@ impl ReliableTopics {
             }
             // The caller may have disconnected.
             Input::AcknowledgedWithin(to) => drop(to.send(self.member.acknowledged_within())),
-            Input::CommitsDue => self.is_pausing = false,
+            Input::CommitsDue => self.is_delaying = false,
             Input::Removed(kept) => {
                 for (topic, time) in &kept {
                     self.member.keep_since(topic, *time);

@@ -85,6 +85,7 @@ pub struct Encryption {
     /// The path that the document has without encryption.
     pub document: ContentPath,
     /// The fleet.
+    #[serde(default)]
     pub fleet: String,
     /// The group that reads it.
     pub group: GroupName,
@@ -176,6 +177,11 @@ impl Known {
             }
             _ => Timestamp(0),
         }
+    }
+
+    /// Whether the published record must be renewed, whatever value the name has.
+    pub fn is_record_due(&self, now: Timestamp) -> bool {
+        self.published.as_ref().is_some_and(|it| it.of != 0 && it.renew_at() <= now)
     }
 
     /// The path of the name, and the paths that the backend has or may have.
@@ -312,6 +318,8 @@ pub fn accept(write: &WriteTransaction, key: &KeyName, accepted: Accepted) -> Re
         of if of == known.sequence => None,
         // The accepted record is no value of the host.
         0 => known.waiting,
+        // The record of an earlier value was renewed.
+        of if known.published.as_ref().is_some_and(|before| before.of == of) => known.waiting,
         // A newer value was committed while this one was published.
         _ => Some(known.since),
     };

@@ -2,12 +2,13 @@
 //! whether the record is the host's own. It receives the names and their committed values, and marks lost values for
 //! publication. A value that one daemon accepted is missing in another.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use dim_ipfs::keys::Key;
 use dim_ipfs::{BackendError, Current, Keeper};
-use dim_model::ident::{IpnsName, KeyName};
+use dim_model::ident::{ContentPath, IpnsName, KeyName};
 use dim_model::time::Timestamp;
 use dim_store::commit::{CommitError, NameChange};
 use dim_store::effect::{LIFETIME, NameUpdate, NameValue};
@@ -16,6 +17,8 @@ use dim_store::pins;
 use futures::StreamExt as _;
 
 use super::Publisher;
+use super::encryption::Recognized;
+use crate::encrypted_documents::{Document, MissingKey};
 
 /// The time between two requests for the identity of the daemon. Another daemon may have replaced it, or it may have
 /// been away.
@@ -45,7 +48,12 @@ pub struct Audit {
     /// The keys that were audited since the keeper changed: their names have no record, or one that is noted. They
     /// wait for the next audit of all names.
     looked_up: BTreeSet<KeyName>,
+    /// The records of names on hold that are not the host's own.
+    unreadable: Mutex<BTreeMap<KeyName, Unreadable>>,
 }
+
+/// The path in a record of another writer, and the key that the host lacks to read its document.
+type Unreadable = (ContentPath, Option<MissingKey>);
 
 /// A name to audit.
 struct Subject {
@@ -60,7 +68,7 @@ impl Audit {
     /// Makes an audit of the names of `publisher`.
     pub fn new(publisher: Publisher) -> Self {
         let next = publisher.clock.monotonic();
-        Self { publisher, keeper: None, subscribed: None, next, looked_up: BTreeSet::new() }
+        Self { publisher, keeper: None, subscribed: None, next, looked_up: BTreeSet::new(), unreadable: Mutex::default() }
     }
 
     /// Audits until the writer ended.
@@ -197,9 +205,8 @@ impl Audit {
         };
         if let Some(current) = &current
             && let Finding::Unknown(_) = known.compare(current)
-            && !self.publisher.recognizes(key, known, name, current).await?
         {
-            return Ok(self.publisher.hold(key, current.clone()).await?);
+            return self.judge(subject, known, current).await;
         }
         let is_held_without = known.hold.as_ref().is_some_and(|hold| hold.cause == Cause::NoRecord);
         if is_held_without && current.is_some() {
@@ -215,6 +222,40 @@ impl Audit {
             self.lose(key, accepted, lost).await?;
         }
         Ok(())
+    }
+
+    /// Puts a name on hold whose record the host does not know, or ends the hold if the host finds its own document there.
+    async fn judge(
+        &self,
+        Subject { key, name, .. }: &Subject,
+        known: &Known,
+        current: &Current,
+    ) -> Result<(), super::PublishError> {
+        let is_held = known.hold.as_ref().is_some_and(|hold| hold.path == current.path);
+        let seen = self.unreadable().get(key).filter(|(path, _)| *path == current.path).cloned();
+        if is_held && let Some((_, missing)) = seen {
+            // The file is not read again as long as its key is missing.
+            let has_key = match missing {
+                Some(missing) => self.publisher.cipher.has_key(&missing).await,
+                None => false,
+            };
+            if !has_key {
+                return Ok(());
+            }
+        }
+        match self.publisher.recognize_document(key, known, name, current).await? {
+            Recognized::Own if is_held => return Ok(self.recognize(key).await?),
+            Recognized::Own => return Ok(()),
+            Recognized::Foreign => self.unreadable().insert(key.clone(), (current.path.clone(), None)),
+            Recognized::Unreadable(missing) => {
+                self.unreadable().insert(key.clone(), (current.path.clone(), missing))
+            }
+        };
+        Ok(self.publisher.hold(key, current.clone()).await?)
+    }
+
+    fn unreadable(&self) -> MutexGuard<'_, BTreeMap<KeyName, Unreadable>> {
+        self.unreadable.lock().expect("no thread panics while it holds the records")
     }
 
     /// Returns what the daemon lost of a name, or `None` if it lost nothing.
@@ -268,9 +309,12 @@ impl Audit {
         current: Current,
     ) -> Result<(), super::PublishError> {
         let Publisher { backend, cipher, .. } = &self.publisher;
+        let by_path = || (NameValue::Path(current.path.clone()), None);
         let (value, encryption) = match cipher.document_behind(backend, name, &current.path).await {
+            // Otherwise the host could publish the document for other readers.
+            Ok(Document { encryption: Some(it), .. }) if cipher.group(key) != Some(it.group.clone()) => by_path(),
             Ok(document) => document.into_value(),
-            Err(_) => (NameValue::Path(current.path.clone()), None),
+            Err(_) => by_path(),
         };
         let update = NameUpdate { name: name.clone(), value, lifetime: LIFETIME };
         tracing::warn!(%key, path = %current.path, "the name has a value that this host has not published: the host publishes nothing under it until the operator decides with `dim ipns adopt {key}`");

@@ -5,14 +5,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dim_ipfs::{Current, unixfs};
+use dim_ipfs::{BackendError, Current, unixfs};
 use dim_model::ident::{ContentPath, GroupName, IpnsName, KeyName};
-use dim_store::commit::CommitError;
-use dim_store::names::{self, Encryption, Known};
-use dim_store::{StoreError, documents};
+use dim_store::names::{self, Accepted, Encryption, Known};
+use dim_store::{StoreError, documents, pins};
 
 use super::{PublishError, Publisher};
-use crate::encrypted_documents::{DocumentKey, NoDocumentKey};
+use crate::encrypted_documents::{CipherError, DocumentKey, MissingKey, NoDocumentKey};
 
 /// The time limit for reading the document of an unknown record.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -25,6 +24,18 @@ pub(super) struct Sent {
     pub file: Option<Bytes>,
     /// The encryption of the document.
     pub encryption: Option<Encryption>,
+    /// The number of the value, as in [`Known::sequence`].
+    pub of: u64,
+}
+
+/// The owner of an unknown record.
+pub(super) enum Recognized {
+    /// The record has the host's own document, encrypted with another key.
+    Own,
+    /// The record has another document.
+    Foreign,
+    /// The host cannot read the document. It lacks this key, if the document is encrypted.
+    Unreadable(Option<MissingKey>),
 }
 
 /// The present key of each group for which the host encrypts documents, or the reason why there is none.
@@ -60,43 +71,50 @@ impl Publisher {
     }
 
     /// What is sent to the backend for a name. The document of a key with encryption is encrypted with the newest key of
-    /// its group. Without a key the published file of the same document is sent again, so that its record does not end.
+    /// its group. Without a key the published record is renewed, so that readers find the published document until the
+    /// newer one can be encrypted.
     pub(super) async fn sent(
         &self,
         key: &KeyName,
         known: &Known,
         name: &IpnsName,
     ) -> Result<Sent, PublishError> {
+        let (path, of) = (known.path.clone(), known.sequence);
         let document = documents::get(&self.store.snapshot()?, &known.path)?;
         let Some(group) = self.group(key) else {
-            let file = document.map(Bytes::from);
-            return Ok(Sent { path: known.path.clone(), file, encryption: None });
+            return Ok(Sent { path, file: document.map(Bytes::from), encryption: None, of });
         };
         if known.document.is_none() {
             // A path is published as it is. The host does not provide what is there, although it may have it.
-            return Ok(Sent { path: known.path.clone(), file: None, encryption: None });
+            return Ok(Sent { path, file: None, encryption: None, of });
         }
         let document =
             document.ok_or_else(|| StoreError::corrupt("documents", format!("{} is missing", known.path)))?;
-        match (self.cipher.writing_key(&group).await, published_form(known, &group)) {
-            (Ok(key), _) => {
-                let encryption = Encryption {
-                    document: known.path.clone(),
-                    fleet: key.fleet.clone(),
-                    group,
-                    epoch: key.epoch_name(),
-                };
-                let (path, file) = encrypt(vec![key], name, document).await.remove(0);
-                Ok(Sent { path, file: Some(file), encryption: Some(encryption) })
+        let why = match self.cipher.writing_key(&group).await {
+            Ok(key) => {
+                let epoch = key.epoch_name();
+                let encryption = Some(Encryption { document: path, fleet: key.fleet.clone(), group, epoch });
+                let (path, file) = encrypt(key, name, document).await;
+                return Ok(Sent { path, file: Some(file), encryption, of });
             }
-            (Err(_), Some((path, encryption))) => {
-                let keys = self.cipher.earlier_keys(encryption).await;
-                let files = encrypt(keys, name, document).await;
-                // Without its key the daemon alone has the file.
-                let file = files.into_iter().find(|(made, _)| made == path).map(|(_, file)| file);
-                Ok(Sent { path: path.clone(), file, encryption: Some(encryption.clone()) })
+            Err(why) => why,
+        };
+        if let Some((path, encryption)) = published_form(known, &group) {
+            let keys = self.cipher.earlier_keys(encryption).await;
+            let file = encrypt_as(path, keys, name, document).await;
+            if file.is_none()
+                && let Some((cid, _)) = path.ipfs()
+                && !self.backend.content.is_pinned(&cid).await?
+            {
+                return Err(PublishError::FileLost(path.clone()));
             }
-            (Err(why), None) => Err(PublishError::Cipher(why.into())),
+            return Ok(Sent { path: path.clone(), file, encryption: Some(encryption.clone()), of });
+        }
+        match known.published.as_ref().filter(|it| it.of != 0) {
+            Some(Accepted { path, encryption, of, .. }) => {
+                Ok(Sent { path: path.clone(), file: None, encryption: encryption.clone(), of: *of })
+            }
+            None => Err(PublishError::Cipher(why.into())),
         }
     }
 
@@ -120,28 +138,39 @@ impl Publisher {
 
     /// Whether an unknown record has the host's own document, encrypted with another key. A host that was restored from
     /// a backup finds such a record. The record counts as the host's own from then on.
-    pub(super) async fn recognizes(
+    pub(super) async fn recognize_document(
         &self,
         key: &KeyName,
         known: &Known,
         name: &IpnsName,
         current: &Current,
-    ) -> Result<bool, CommitError> {
+    ) -> Result<Recognized, PublishError> {
         let was_encrypted = known.encryption().is_some() || self.group(key).is_some();
         if known.document.is_none() || !was_encrypted {
-            return Ok(false);
+            return Ok(Recognized::Foreign);
         }
         let read = self.cipher.document_behind(&self.backend, name, &current.path);
-        let Ok(Ok(document)) = tokio::time::timeout(TIMEOUT, read).await else { return Ok(false) };
+        let read = tokio::time::timeout(TIMEOUT, read).await;
+        let document = match read.map_err(|_| BackendError::Timeout("cat"))? {
+            Ok(document) => document,
+            Err(CipherError::Backend(error)) => return Err(error.into()),
+            Err(CipherError::Unreadable(missing)) => return Ok(Recognized::Unreadable(Some(missing))),
+            Err(_) => return Ok(Recognized::Unreadable(None)),
+        };
         let path = ContentPath::of(&document.cid);
         let is_own = path == known.path || known.encryption().is_some_and(|before| before.document == path);
-        if is_own && document.encryption.is_some() {
-            tracing::info!(%key, path = %current.path, "the record has the host's own document, encrypted with another key");
-            let (key, path) = (key.clone(), current.path.clone());
-            self.commit.write(move |write| names::attempt(write, &key, &path)).await?;
-            return Ok(true);
+        if !is_own || document.encryption.is_none() {
+            return Ok(Recognized::Foreign);
         }
-        Ok(false)
+        tracing::info!(%key, path = %current.path, "the record has the host's own document, encrypted with another key");
+        let (key, path) = (key.clone(), current.path.clone());
+        let note = move |write: &redb::WriteTransaction| {
+            // Superseded files are unpinned.
+            path.ipfs().map_or(Ok(()), |(cid, _)| pins::note(write, &cid))?;
+            names::attempt(write, &key, &path)
+        };
+        self.commit.write(note).await?;
+        Ok(Recognized::Own)
     }
 }
 
@@ -152,15 +181,29 @@ fn published_form<'a>(known: &'a Known, group: &GroupName) -> Option<(&'a Conten
     (encryption.document == known.path && encryption.group == *group).then_some((&published.path, encryption))
 }
 
-/// Encrypts a document with each of several keys. Returns the paths and the files.
-async fn encrypt(keys: Vec<DocumentKey>, name: &IpnsName, document: Vec<u8>) -> Vec<(ContentPath, Bytes)> {
+/// Encrypts a document. Returns the path and the file.
+async fn encrypt(key: DocumentKey, name: &IpnsName, document: Vec<u8>) -> (ContentPath, Bytes) {
     let name = name.clone();
+    let encrypt = move || file_of(&key, &name, &document);
+    tokio::task::spawn_blocking(encrypt).await.expect("an encryption does not panic")
+}
+
+/// Makes the file at `path` again, which encrypts a document with one of several keys.
+async fn encrypt_as(
+    path: &ContentPath,
+    keys: Vec<DocumentKey>,
+    name: &IpnsName,
+    document: Vec<u8>,
+) -> Option<Bytes> {
+    let (path, name) = (path.clone(), name.clone());
     let encrypt = move || {
-        let file_of = |key: &DocumentKey| {
-            let file = key.encrypt(&name, &document);
-            (ContentPath::of(&unixfs::file_cid(&file)), Bytes::from(file))
-        };
-        keys.iter().map(file_of).collect()
+        let mut files = keys.iter().map(|key| file_of(key, &name, &document));
+        files.find(|(made, _)| *made == path).map(|(_, file)| file)
     };
     tokio::task::spawn_blocking(encrypt).await.expect("an encryption does not panic")
+}
+
+fn file_of(key: &DocumentKey, name: &IpnsName, document: &[u8]) -> (ContentPath, Bytes) {
+    let file = key.encrypt(name, document);
+    (ContentPath::of(&unixfs::file_cid(&file)), Bytes::from(file))
 }

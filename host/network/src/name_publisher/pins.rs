@@ -7,28 +7,32 @@ use dim_store::commit::CommitError;
 use dim_store::names::{self, Known};
 use dim_store::{StoreError, pins};
 
+use super::encryption::Sent;
 use super::{PublishError, Publisher};
 
 impl Publisher {
     /// Records a publication before it is sent, so that its pin and its record are recognised as the host's own after
-    /// any failure. `path` is that of the record. A file that another program pinned is not recorded.
+    /// any failure. A file that another program pinned is not recorded.
     pub(super) async fn note_attempt(
         &self,
         key: &KeyName,
         known: &Known,
-        path: &ContentPath,
+        sent: &Sent,
     ) -> Result<(), PublishError> {
         if !self.backend.network {
             return Ok(());
         }
+        let Sent { path, file, .. } = sent;
         let pin = match path.ipfs() {
-            Some((cid, _)) if known.document.is_some() => {
+            Some((cid, _)) if known.document.is_some() && file.is_some() => {
                 let is_noted = pins::is_noted(&self.store.snapshot()?, &cid)?;
                 (!is_noted && !self.backend.content.is_pinned(&cid).await?).then_some(cid)
             }
             _ => None,
         };
-        let is_noted = known.is_published() && known.visible_path() == path || known.attempts.contains(path);
+        let published = known.published.as_ref();
+        let is_published = published.is_some_and(|it| it.of == sent.of && it.path == *path);
+        let is_noted = is_published || known.attempts.last() == Some(path);
         if pin.is_none() && is_noted {
             return Ok(());
         }

@@ -490,7 +490,7 @@ pub enum Input {
     },
     /// A caller asks within which time another member usually acknowledges an event.
     AcknowledgedWithin(oneshot::Sender<Duration>),
-    /// Results that wait for others are made durable.
+    /// Small batches of results are no longer delayed.
     CommitsDue,
     /// Old bundles were removed: all from before these hybrid times.
     Removed(BTreeMap<Topic, Timestamp>),

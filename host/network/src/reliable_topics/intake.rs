@@ -41,12 +41,12 @@ pub(super) const ROOM_POLL: Duration = Duration::from_millis(5);
 /// The maximum size of the events that are made durable in one transaction, in bytes.
 const BATCH: usize = 4 << 20;
 
-/// The pause after a transaction in which a few events wait for others: many writers with an event now and then would
+/// The time after a transaction for which a small batch is delayed: many writers with an event now and then would
 /// otherwise cost a sync of the disk for each event.
-const PAUSE: Duration = Duration::from_millis(20);
+const COMMIT_DELAY: Duration = Duration::from_millis(20);
 
-/// The size of events that do not wait for others, in bytes.
-const ENOUGH: usize = 16 << 10;
+/// The size of a batch that is not delayed, in bytes.
+const FULL_BATCH: usize = 16 << 10;
 
 impl ReliableTopics {
     /// Receives the heads of the other members, over all failures of the daemon.
@@ -108,7 +108,7 @@ impl ReliableTopics {
 
     /// Makes the waiting results durable, unless others are being made durable.
     pub(super) fn commit_next(&mut self) {
-        if self.is_committing || self.outcomes.is_empty() || self.is_pausing && !self.is_enough() {
+        if self.is_committing || self.outcomes.is_empty() || self.is_delaying && !self.has_full_batch() {
             return;
         }
         self.is_committing = true;
@@ -160,21 +160,21 @@ impl ReliableTopics {
         });
     }
 
-    /// Whether the waiting results are worth a transaction of their own.
-    fn is_enough(&self) -> bool {
+    /// Whether the waiting results fill a transaction of their own.
+    fn has_full_batch(&self) -> bool {
         let mut bytes = 0;
         self.outcomes.iter().any(|outcome| {
             bytes += outcome.bytes();
-            bytes >= ENOUGH
+            bytes >= FULL_BATCH
         })
     }
 
-    /// Lets few results wait for others.
-    fn pause_commits(&mut self) {
-        self.is_pausing = true;
+    /// Delays small batches, so that they share a transaction.
+    fn delay_commits(&mut self) {
+        self.is_delaying = true;
         let (clock, sender) = (self.parts.log.clock().clone(), self.parts.reliable.sender());
         self.spawn_until_stop(async move {
-            clock.sleep(PAUSE).await;
+            clock.sleep(COMMIT_DELAY).await;
             let _ = sender.send(Input::CommitsDue).await;
         });
     }
@@ -182,8 +182,8 @@ impl ReliableTopics {
     /// Tells the protocol what is durable.
     pub(super) fn committed(&mut self, outcomes: &[Outcome], ends: &BTreeMap<u64, Offset>, now: Now) {
         self.is_committing = false;
-        if !self.is_pausing {
-            self.pause_commits();
+        if !self.is_delaying {
+            self.delay_commits();
         }
         for outcome in outcomes {
             match outcome {

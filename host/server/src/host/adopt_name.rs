@@ -114,15 +114,17 @@ pub enum AdoptError {
         /// The syntax error.
         why: String,
     },
-    /// The document is encrypted, and the config does not say that the host's own documents are.
+    /// The document is encrypted, and the host would publish its content for other readers.
     #[error(
-        "{path} is encrypted for group {group}, and this host would publish its content without encryption: set `names.{key}.encrypt` in the config first, or overwrite it with `dim ipns adopt {key} replace`"
+        "{path} is encrypted for group {group} of fleet {fleet}; this host would publish its content for other readers. First set `names.{key}: {{ encrypt: true, group: {group} }}` in the config of a member"
     )]
     Encrypted {
         /// The key.
         key: KeyName,
         /// The path of the document.
         path: ContentPath,
+        /// The fleet.
+        fleet: String,
         /// The group that reads it.
         group: GroupName,
     },
@@ -226,10 +228,11 @@ impl Host {
         let current = Current { path: path.clone(), sequence };
         let name = self.storage.keys.name(key).ok_or_else(|| AdoptError::NoKey(key.clone()))?;
         let (value, encryption) = self.published_document(&name, &current, known).await?;
-        if let Some(Encryption { group, .. }) = encryption.clone()
-            && self.exchange.links.cipher.group(key).is_none()
-        {
-            return Err(AdoptError::Encrypted { key: key.clone(), path, group });
+        if let Some(Encryption { fleet, group, .. }) = encryption.clone() {
+            let Links { cipher, reliable, .. } = &self.exchange.links;
+            if cipher.group(key).as_ref() != Some(&group) || reliable.channels().fleet() != fleet {
+                return Err(AdoptError::Encrypted { key: key.clone(), path, fleet, group });
+            }
         }
         let body = body_of(key, &path, &value)?;
         let lifetime = std::time::Duration::from_nanos(known.lifetime);

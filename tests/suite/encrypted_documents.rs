@@ -255,7 +255,8 @@ async fn a_store_from_before_a_new_key_knows_the_document_under_its_name() {
     .await;
     // Its pin is the host's own, and is removed with the next document.
     update(&host, "another one").await;
-    let pins = || tokio::task::block_in_place(|| daemon.ipfs(&["pin", "ls", "--quiet", "--type", "recursive"]));
+    let pins =
+        || tokio::task::block_in_place(|| daemon.ipfs(&["pin", "ls", "--quiet", "--type", "recursive"]));
     eventually_within(ARRIVAL, "it is unpinned", async || {
         known(&host).is_published() && !pins().contains(after.as_str().trim_start_matches("/ipfs/"))
     })

@@ -516,12 +516,14 @@ async fn an_admin_manages_the_members_of_a_fleet_at_the_command_line() {
         admins.as_array().unwrap().iter().map(|admin| admin["id"].as_str().unwrap()).collect();
     assert_eq!((ids, &admins[0]["threshold"]), ([name.as_str(), &second].into(), &json!(2)));
     assert!(text(&["fleet", "renew"]).contains("roster-7.draft"));
+    assert!(fails(&["fleet", "renew"]).contains("roster-7.draft exists"));
     let both = ["--admin-key", &lab_key, "--admin-key", &second_key];
     text(&[&["fleet", "rekey", "--all"][..], &both].concat());
     let late = fails(&["fleet", "sign", "roster-7.draft", "--admin-key", &second_key]);
     assert!(late.contains("make the change again"), "{late}");
     text(&[&["fleet", "admin", "remove", &second, "--threshold", "1"][..], &both].concat());
-    text(&["fleet", "remove", "one"]);
+    assert!(fails(&["fleet", "remove", "one"]).contains("--without-keeper"));
+    text(&["fleet", "remove", "one", "--without-keeper"]);
     assert_eq!(state().await.problems(Timestamp::wall()), [FleetProblem::Removed(9)]);
     let status = in_dir(&["status", "--api", &api]);
     assert!(String::from_utf8_lossy(&status.stdout).contains("was removed from its fleet with version 9"));

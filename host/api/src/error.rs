@@ -297,7 +297,9 @@ impl From<CipherError> for ApiError {
                 Self::conflict(error)
             }
             CipherError::TooLarge(_) => Self::too_large(error),
-            CipherError::Malformed(_) | CipherError::Undecipherable => Self::new(StatusCode::BAD_GATEWAY, "backend", error),
+            CipherError::Malformed(_) | CipherError::Undecipherable => {
+                Self::new(StatusCode::BAD_GATEWAY, "backend", error)
+            }
         }
     }
 }

@@ -69,15 +69,21 @@ pub enum Command {
         /// Name of the member
         #[arg(long, value_name = "NAME")]
         name: MemberLabel,
-        /// Group of the member; can be repeated
-        #[arg(long, value_name = "GROUP", default_value = "all")]
+        /// Group of the member; can be repeated [default: as before, and all for a new member]
+        #[arg(long, value_name = "GROUP")]
         group: Vec<GroupName>,
         /// Let the member issue keys
         #[arg(long)]
         keeper: bool,
+        /// Let the member issue no keys any more
+        #[arg(long, conflicts_with = "keeper")]
+        no_keeper: bool,
         /// Let new members of new groups read earlier events
         #[arg(long)]
         history: bool,
+        /// Add a former member again: everything that it wrote meanwhile counts
+        #[arg(long)]
+        readmit: bool,
         /// Make the first roster of the fleet
         #[arg(long)]
         first: bool,
@@ -90,6 +96,9 @@ pub enum Command {
     Remove {
         /// Name of the member, or the IPNS name of its key
         member: String,
+        /// Allow that a group has no keeper any more
+        #[arg(long)]
+        without_keeper: bool,
         #[command(flatten)]
         change: Change,
     },
@@ -225,21 +234,24 @@ impl Command {
                 }
                 line(joined["line"].as_str().unwrap_or_default())
             }
-            Self::Add { line, name, group, keeper, history, first, change } => {
-                let groups: BTreeSet<GroupName> = group.into_iter().collect();
-                change
-                    .make(client, out, first, async |roster| {
-                        add(roster, &line, name, groups, keeper, history)
-                    })
-                    .await
+            Self::Add { line, name, group, keeper, no_keeper, history, readmit, first, change } => {
+                let groups = Some(group.into_iter().collect()).filter(|it: &BTreeSet<_>| !it.is_empty());
+                let is_keeper = (keeper || no_keeper).then_some(keeper);
+                let row = AddedMember { label: name, groups, is_keeper, history, readmit };
+                change.make(client, out, first, async |roster| add(roster, &line, row)).await
             }
-            Self::Remove { member, change } => {
+            Self::Remove { member, without_keeper, change } => {
                 change
                     .make(client, out, false, async |roster| {
-                        let writer = find(roster, &member)?;
+                        let (writer, before) = (find(roster, &member)?, without_keepers(roster));
                         let cuts = ends_of_logs(client, &writer).await?;
                         roster.remove(&writer, cuts);
-                        Ok(())
+                        match without_keepers(roster).difference(&before).next() {
+                            Some(group) if !without_keeper => bail!(
+                                "{member} is the last keeper of group {group}, so nobody would issue its keys and its topics would wait: add another keeper first, or repeat the command with --without-keeper"
+                            ),
+                            _ => Ok(()),
+                        }
                     })
                     .await
             }
@@ -271,10 +283,13 @@ impl Command {
                     Column::word("ROSTER", "/version"),
                     Column::text("KEYS", "/keys"),
                 ];
-                let noted = std::sync::Once::new();
+                let noted = std::sync::Mutex::new(Vec::new());
                 out.list(watch, &COLUMNS, async || {
                     let mut fleet = client.get(&["fleet"], &[]).await?;
-                    noted.call_once(|| note_fleet(&fleet));
+                    let notes = notes_of(&fleet);
+                    let before =
+                        std::mem::replace(&mut *noted.lock().expect("nobody panics"), notes.clone());
+                    notes.iter().filter(|it| !before.contains(it)).for_each(|it| note(it));
                     let mut members = fleet["members"].take();
                     if !out.is_json() {
                         members.as_array_mut().into_iter().flatten().for_each(name_keys);
@@ -294,20 +309,23 @@ fn name_keys(member: &mut Value) {
     member["keys"] = keys.collect::<Vec<_>>().join(", ").into();
 }
 
-/// Tells what a table of the members does not show.
-fn note_fleet(fleet: &Value) {
+/// The notes about what a table of the members does not show.
+fn notes_of(fleet: &Value) -> Vec<String> {
+    let mut notes = Vec::new();
+    let mut note = |text: String| notes.push(text);
     let expires = serde_json::from_value::<Timestamp>(fleet["expires"].clone());
     if let (Some(version), Ok(expires)) = (fleet["version"].as_u64(), expires) {
-        note(&format!("roster {version}, expires {expires:.0}"));
+        note(format!("roster {version}, expires {expires:.0}"));
     }
     for problem in fleet["problems"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-        note(&format!("warning: {problem}"));
+        note(format!("warning: {problem}"));
     }
     for refused in fleet["refused"].as_array().into_iter().flatten() {
         let (count, text) = (&refused["count"], refused["text"].as_str().unwrap_or_default());
         let writer = refused["writer"].as_str().unwrap_or_default();
-        note(&format!("refused since the host started: {count}, because {text}; the last one of {writer}"));
+        note(format!("refused since the host started: {count}, because {text}; the last one of {writer}"));
     }
+    notes
 }
 
 impl Admin {
@@ -384,7 +402,9 @@ async fn sign(
         }
     }
     let draft = draft.approve(&key)?;
-    publish(client, out, draft, file, &[key]).await
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).truncate(true);
+    publish(client, out, draft, (file, &options), &[key]).await
 }
 
 /// The differences between two rosters, for people.
@@ -473,12 +493,19 @@ async fn publish(
     client: &Client,
     out: &Output,
     draft: SignedRoster,
-    file: &Path,
+    (file, options): (&Path, &std::fs::OpenOptions),
     keys: &[SigningKey],
 ) -> anyhow::Result<()> {
     let (version, block, awaited) = (draft.roster.version, draft.to_block(), draft.awaited());
     if !awaited.is_empty() {
-        std::fs::write(file, &block).with_context(|| format!("cannot write {}", file.display()))?;
+        let written = options.open(file).and_then(|mut opened| opened.write_all(&block));
+        written.map_err(|error| match error.kind() {
+            std::io::ErrorKind::AlreadyExists => anyhow::anyhow!(
+                "{} exists: sign that draft first, or remove it, or give another file with --draft",
+                file.display()
+            ),
+            _ => anyhow::Error::new(error).context(format!("cannot write {}", file.display())),
+        })?;
         let ids: Vec<String> = awaited.iter().map(|id| id.name().to_string()).collect();
         if out.is_json() {
             let draft = serde_json::json!({ "version": version, "draft": file, "awaited": ids });
@@ -517,23 +544,49 @@ fn name_record(key: &SigningKey, roster: &SignedRoster) -> Vec<u8> {
     Record::sign(&pair, &path, roster.roster.version, roster.roster.expires, RECORD_TTL).bytes
 }
 
-/// Adds or changes a member of a roster.
-fn add(
-    roster: &mut Roster,
-    line: &MemberLine,
+/// What the operator says of a member. An existing member keeps what is absent.
+struct AddedMember {
     label: MemberLabel,
-    groups: BTreeSet<GroupName>,
-    is_keeper: bool,
+    groups: Option<BTreeSet<GroupName>>,
+    is_keeper: Option<bool>,
+    /// Whether new members of groups that are new read earlier events.
     history: bool,
-) -> anyhow::Result<()> {
+    /// Whether a former member may come back.
+    readmit: bool,
+}
+
+/// Adds or changes a member of a roster.
+fn add(roster: &mut Roster, line: &MemberLine, added: AddedMember) -> anyhow::Result<()> {
+    let AddedMember { label, groups, is_keeper, history, readmit } = added;
     let version = roster.version;
     let other = roster.members.iter().find(|(writer, row)| row.label == label && **writer != line.writer);
     if let Some((other, _)) = other {
         bail!("{label} is the name of another member, {other}: remove it first, or give another name");
     }
+    if roster.removed.contains_key(&line.writer) && !readmit {
+        bail!(
+            "this host was removed before, and whoever has its key may have written since then: make a new host, or repeat the command with --readmit, which lets everything of the host count"
+        );
+    }
     let before = roster.members.get(&line.writer);
-    let since = before.map_or(version, |row| row.since);
     let known: BTreeSet<GroupName> = before.map(|row| row.groups.clone()).unwrap_or_default();
+    let all = || ["all".parse::<GroupName>().expect("a name")].into();
+    let groups = groups.unwrap_or_else(|| before.map_or_else(all, |row| row.groups.clone()));
+    let is_keeper = is_keeper.unwrap_or_else(|| before.is_some_and(|row| row.is_keeper));
+    if history && let Some(name) = groups.iter().find(|name| roster.groups.contains_key(*name)) {
+        bail!("group {name} exists: --history applies to new groups only");
+    }
+    let gets_no_history = |name: &GroupName| roster.groups.get(name).is_none_or(|group| !group.history);
+    let since = match before {
+        // Otherwise keepers would give it the earlier keys of the group.
+        Some(row) if !groups.difference(&known).any(gets_no_history) => row.since,
+        _ => version,
+    };
+    let is_other_key = before.is_some_and(|row| row.sealing != line.sealing);
+    for name in groups.iter().filter(|_| is_other_key) {
+        // The holder of the key before must not read what follows.
+        roster.groups.entry(name.clone()).and_modify(|group| group.rekeyed = version);
+    }
     for name in groups.symmetric_difference(&known) {
         let is_new = !roster.groups.contains_key(name);
         let group = roster.groups.entry(name.clone()).or_insert(Group { rekeyed: version, history });
@@ -553,13 +606,17 @@ fn add(
         since,
     };
     roster.members.insert(line.writer, row);
-    for name in roster.groups.keys() {
-        let has_keeper = roster.members.values().any(|row| row.is_keeper && row.groups.contains(name));
-        if !has_keeper {
-            note(&format!("warning: no keeper belongs to group {name}: nobody issues its keys"));
-        }
+    for name in without_keepers(roster) {
+        note(&format!("warning: no keeper belongs to group {name}: nobody issues its keys"));
     }
     Ok(())
+}
+
+/// The groups that have no keeper.
+fn without_keepers(roster: &Roster) -> BTreeSet<GroupName> {
+    let has_keeper =
+        |name: &GroupName| roster.members.values().any(|row| row.is_keeper && row.groups.contains(name));
+    roster.groups.keys().filter(|name| !has_keeper(name)).cloned().collect()
 }
 
 /// Returns the member with a name or an id.
@@ -578,6 +635,12 @@ async fn ends_of_logs(
 ) -> anyhow::Result<BTreeMap<(Topic, Incarnation), Listed>> {
     let logs = client.get(&["fleet", "members", writer.name().as_str(), "logs"], &[]).await?;
     let mut logs: Vec<MemberLog> = serde_json::from_value(logs)?;
+    if let Some(surplus @ 1..) = logs.len().checked_sub(MAX_CUTS) {
+        note(&format!(
+            "warning: the member has {} logs (one for each topic and start of its process), and a roster lists {MAX_CUTS}: hosts that lack events of the oldest {surplus} get gaps for them",
+            logs.len()
+        ));
+    }
     // The newest ones count.
     logs.sort_by_key(|log| std::cmp::Reverse(log.time));
     let end = |log: MemberLog| {
@@ -629,7 +692,10 @@ impl Change {
         }
         let file = format!("roster-{}.draft", draft.roster.version);
         let file = self.draft.clone().unwrap_or_else(|| PathBuf::from(file));
-        publish(client, out, draft, &file, &keys).await
+        // Another draft of this version may wait for signatures.
+        let mut options = std::fs::OpenOptions::new();
+        options.write(true).create_new(true);
+        publish(client, out, draft, (&file, &options), &keys).await
     }
 }
 
@@ -679,6 +745,12 @@ mod tests {
         MemberLine { writer: WriterId::of(&key.verifying_key()), sealing: Recipient([number; 32]) }
     }
 
+    fn added(label: &str, groups: &[&str], is_keeper: Option<bool>) -> AddedMember {
+        let groups: BTreeSet<GroupName> = groups.iter().map(|name| name.parse().unwrap()).collect();
+        let groups = Some(groups).filter(|groups| !groups.is_empty());
+        AddedMember { label: label.parse().unwrap(), groups, is_keeper, history: false, readmit: false }
+    }
+
     #[test]
     fn the_line_of_a_host_comes_back() {
         let it = member(3);
@@ -694,7 +766,7 @@ mod tests {
     fn a_draft_hides_no_difference() {
         let group = |name: &str| name.parse::<GroupName>().unwrap();
         let mut before = Roster::first(&SigningKey::from_bytes(&[9; 32]), Timestamp(1));
-        add(&mut before, &member(1), "a".parse().unwrap(), [group("x")].into(), true, false).unwrap();
+        add(&mut before, &member(1), added("a", &["x"], Some(true))).unwrap();
         let says = |change: &dyn Fn(&mut Roster), words: &str| {
             let mut after = before.clone();
             change(&mut after);
@@ -721,18 +793,52 @@ mod tests {
     #[test]
     fn groups_get_new_keys_when_their_members_change() {
         let group = |name: &str| name.parse::<GroupName>().unwrap();
-        let groups = |names: &[&str]| names.iter().map(|name| group(name)).collect::<BTreeSet<_>>();
         let mut roster = Roster::first(&SigningKey::from_bytes(&[9; 32]), Timestamp(1));
-        add(&mut roster, &member(1), "a".parse().unwrap(), groups(&["x", "y"]), true, false).unwrap();
+        add(&mut roster, &member(1), added("a", &["x", "y"], Some(true))).unwrap();
         let rekeyed = |roster: &Roster, name: &str| roster.groups[&group(name)].rekeyed;
         roster.version = 2;
-        add(&mut roster, &member(2), "b".parse().unwrap(), groups(&["x"]), false, false).unwrap();
+        add(&mut roster, &member(2), added("b", &["x"], None)).unwrap();
         assert_eq!((rekeyed(&roster, "x"), rekeyed(&roster, "y")), (2, 1));
         roster.version = 3;
-        add(&mut roster, &member(1), "a".parse().unwrap(), groups(&["x"]), true, false).unwrap();
+        add(&mut roster, &member(1), added("a", &["x"], None)).unwrap();
         assert_eq!((rekeyed(&roster, "x"), rekeyed(&roster, "y")), (2, 3));
-        add(&mut roster, &member(3), "a".parse().unwrap(), groups(&["x"]), false, false).unwrap_err();
+        add(&mut roster, &member(3), added("a", &["x"], None)).unwrap_err();
         assert_eq!(find(&roster, "b").unwrap(), member(2).writer);
         find(&roster, "c").unwrap_err();
+    }
+
+    #[test]
+    fn a_member_keeps_what_is_not_stated_and_gets_no_earlier_keys_of_a_group_that_it_joins() {
+        let mut roster = Roster::first(&SigningKey::from_bytes(&[9; 32]), Timestamp(1));
+        add(&mut roster, &member(1), added("a", &["x", "y"], Some(true))).unwrap();
+        add(&mut roster, &member(2), added("b", &["x"], None)).unwrap();
+        let row = |roster: &Roster, number: u8| roster.members[&member(number).writer].clone();
+        let before = row(&roster, 1);
+        roster.version = 5;
+        add(&mut roster, &member(1), added("c", &[], None)).unwrap();
+        assert_eq!(row(&roster, 1), MemberRow { label: "c".parse().unwrap(), ..before });
+        add(&mut roster, &member(1), added("c", &[], Some(false))).unwrap();
+        assert!(!row(&roster, 1).is_keeper);
+        assert_eq!(row(&roster, 2).since, 1);
+        add(&mut roster, &member(2), added("b", &["x", "y"], None)).unwrap();
+        assert_eq!(row(&roster, 2).since, 5);
+        // The holder of another X25519 key reads nothing that follows.
+        roster.version = 6;
+        let changed = MemberLine { sealing: Recipient([7; 32]), ..member(2) };
+        add(&mut roster, &changed, added("b", &[], None)).unwrap();
+        assert!(roster.groups.values().all(|group| group.rekeyed == 6), "{:?}", roster.groups);
+        let history = AddedMember { history: true, ..added("b", &["x"], None) };
+        add(&mut roster, &member(2), history).expect_err("the group exists");
+    }
+
+    #[test]
+    fn a_former_member_comes_back_only_if_the_operator_says_so() {
+        let mut roster = Roster::first(&SigningKey::from_bytes(&[9; 32]), Timestamp(1));
+        add(&mut roster, &member(1), added("a", &[], Some(true))).unwrap();
+        assert!(without_keepers(&roster).is_empty());
+        roster.remove(&member(1).writer, BTreeMap::new());
+        assert_eq!(without_keepers(&roster).len(), 1);
+        add(&mut roster, &member(1), added("a", &[], Some(true))).unwrap_err();
+        add(&mut roster, &member(1), AddedMember { readmit: true, ..added("a", &[], Some(true)) }).unwrap();
     }
 }

@@ -178,10 +178,7 @@ impl Publisher {
         };
         if let Some(current) = &current
             && let Finding::Unknown(_) = known.compare(current)
-            && !matches!(
-                self.recognize_document(key, known, &held.name(), current).await?,
-                Recognized::Own
-            )
+            && !matches!(self.recognize_document(key, known, &held.name(), current).await?, Recognized::Own)
         {
             self.hold(key, current.clone()).await?;
             return Ok(None);
@@ -287,7 +284,9 @@ impl Publisher {
             })
         });
         self.commit
-            .append_and_write_later(confirmed.into_iter().collect(), move |write| names::accept(write, &key, accepted))
+            .append_and_write_later(confirmed.into_iter().collect(), move |write| {
+                names::accept(write, &key, accepted)
+            })
             .await?;
         self.unpin_superseded().await
     }

@@ -123,6 +123,8 @@ pub struct ReliableTopics {
     files: Option<MembershipFiles>,
     /// The IPNS name of the fleet, in a fleet with a roster.
     roster_name: Option<RosterName>,
+    /// The callers that offered a roster which is not durable yet, with its version.
+    offered_rosters: Vec<(u64, tokio::sync::oneshot::Sender<Result<u64, String>>)>,
     is_committing: bool,
     /// Whether small batches of results are delayed.
     is_delaying: bool,
@@ -235,6 +237,7 @@ impl ReliableTopics {
             catch_ups,
             files,
             roster_name,
+            offered_rosters: Vec::new(),
             is_committing: false,
             is_delaying: false,
             joining: None,
@@ -366,6 +369,7 @@ impl ReliableTopics {
             Input::Committed { outcomes, ends } => self.committed(&outcomes, &ends, now),
             Input::MembershipFetched { block, kind } => self.membership_fetched(&block, kind),
             Input::RosterOffered { block, to } => self.offered_roster(&block, to),
+            Input::RosterStored { version, written } => self.roster_stored(version, &written),
             Input::EpochsStored(number) => self.epochs_stored(number),
             Input::NameDue => self.look_up_name(),
             Input::NameFound(found) => self.name_found(found.map(|record| *record)),

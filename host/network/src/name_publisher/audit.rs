@@ -68,7 +68,14 @@ impl Audit {
     /// Makes an audit of the names of `publisher`.
     pub fn new(publisher: Publisher) -> Self {
         let next = publisher.clock.monotonic();
-        Self { publisher, keeper: None, subscribed: None, next, looked_up: BTreeSet::new(), unreadable: Mutex::default() }
+        Self {
+            publisher,
+            keeper: None,
+            subscribed: None,
+            next,
+            looked_up: BTreeSet::new(),
+            unreadable: Mutex::default(),
+        }
     }
 
     /// Audits until the writer ended.
@@ -312,7 +319,9 @@ impl Audit {
         let by_path = || (NameValue::Path(current.path.clone()), None);
         let (value, encryption) = match cipher.document_behind(backend, name, &current.path).await {
             // Otherwise the host could publish the document for other readers.
-            Ok(Document { encryption: Some(it), .. }) if cipher.group(key) != Some(it.group.clone()) => by_path(),
+            Ok(Document { encryption: Some(it), .. }) if cipher.group(key) != Some(it.group.clone()) => {
+                by_path()
+            }
             Ok(document) => document.into_value(),
             Err(_) => by_path(),
         };

@@ -441,6 +441,13 @@ pub enum Input {
         /// The caller, who gets the version of the newest roster or the reason why the roster is refused.
         to: oneshot::Sender<Result<u64, String>>,
     },
+    /// A roster is durable, or cannot be stored.
+    RosterStored {
+        /// Its version.
+        version: u64,
+        /// The reason why it cannot be stored.
+        written: Result<(), String>,
+    },
     /// Key epochs are durable.
     EpochsStored(u64),
     /// It is time to look at the name of the fleet.

@@ -14,7 +14,7 @@ use dim_topics::membership::encryption::Secret;
 use dim_topics::membership::key_grant::{Epoch, EpochId};
 use dim_topics::membership::observed::{Observed, Refused};
 use dim_topics::membership::roster::SignedRoster;
-use dim_topics::membership::{Membership, NoKey, Refusal, RosterFork};
+use dim_topics::membership::{EPOCH_AGE, Membership, NoKey, Refusal, RosterChange, RosterFork};
 use tokio::sync::oneshot;
 
 use super::channel::Input;
@@ -32,6 +32,9 @@ const KEY_MARGIN: Duration = Duration::from_secs(24 * 3_600);
 /// The time for which a replaced key of a group without encrypted topics is kept. Its documents are encrypted again with
 /// the next key, unless their host is away.
 const DOCUMENT_KEYS: Duration = Duration::from_secs(30 * 24 * 3_600);
+
+/// The time that keepers may take to replace a key that is old.
+const OLD_KEY: Duration = Duration::from_secs(24 * 3_600);
 
 /// The time before the expiry of the roster from which on the operator is told.
 const EXPIRES_SOON: Duration = Duration::from_secs(7 * 24 * 3_600);
@@ -58,6 +61,8 @@ pub struct FleetState {
     pub roster: Option<SignedRoster>,
     /// For each group of this host: the highest epoch with which it may write, if there is one.
     pub epochs: Vec<(GroupName, Option<String>)>,
+    /// For each group of this host with a key: the time at which it was made.
+    pub newest_keys: BTreeMap<GroupName, Timestamp>,
     /// The rosters that were refused, because the admins have signed others of their versions.
     pub forks: Vec<RosterFork>,
     /// The other members that were heard since the start.
@@ -102,6 +107,11 @@ pub enum FleetProblem {
         "group {0} of the fleet has no key for the current roster: events on its topics wait for a keeper"
     )]
     NoKey(GroupName),
+    /// Keepers have not replaced the key for long.
+    #[error(
+        "the key of group {0} of the fleet is from {1:.0}, and keepers replace keys every 7 days: no keeper may be reachable"
+    )]
+    OldKey(GroupName, Timestamp),
     /// The admins have signed two rosters of one version.
     #[error("the admins of the fleet have signed two rosters: {0}")]
     Fork(RosterFork),
@@ -131,7 +141,11 @@ impl FleetState {
         let keys = missing.map(|(group, _)| FleetProblem::NoKey(group.clone()));
         // With an expired roster there is no key either.
         let keys = keys.filter(|_| roster.expires >= now);
-        forks.chain(problem).chain(keys).collect()
+        let old = self.newest_keys.iter().filter(|(_, time)| {
+            member.is_some() && time.after(EPOCH_AGE.saturating_add(OLD_KEY)) < now && roster.expires >= now
+        });
+        let old = old.map(|(group, time)| FleetProblem::OldKey(group.clone(), *time));
+        forks.chain(problem).chain(keys).chain(old).collect()
     }
 }
 
@@ -163,7 +177,8 @@ impl ReliableTopics {
             BlockKind::Roster => {
                 self.keep_target(block);
                 if let Err(why) = self.member.take_roster(block, now) {
-                    tracing::warn!("a roster is refused: {why}");
+                    // Everybody can send such a block. The alarm of a fork is raised elsewhere.
+                    tracing::debug!("a roster is refused: {why}");
                 }
             }
             BlockKind::Grant => {
@@ -183,30 +198,45 @@ impl ReliableTopics {
         }
     }
 
-    /// Takes in a roster of the operator. Answers with its version, or with the reason why it is refused.
+    /// Takes in a roster of the operator. Answers with its version once it is durable, or with the reason why it is
+    /// refused.
     pub(super) fn offered_roster(&mut self, block: &Bytes, to: oneshot::Sender<Result<u64, String>>) {
         let now = self.now();
-        let answer = match self.member.membership() {
+        let taken = match self.member.membership() {
             None => Err("the fleet of this host has no roster: join one with `dim fleet join`".to_owned()),
-            Some(_) => self.member.take_roster(block, now).map_err(|why| why.to_string()).map(|_| {
-                let roster = self.member.membership().and_then(|it| it.roster());
-                roster.map_or(0, |it| it.roster.version)
-            }),
+            Some(_) => self.member.take_roster(block, now).map_err(|why| why.to_string()),
         };
-        // The caller may have disconnected.
-        let _ = to.send(answer);
+        let roster = self.member.membership().and_then(|it| it.roster());
+        let version = roster.map_or(0, |it| it.roster.version);
+        match taken {
+            Ok(RosterChange::New) if self.files.is_some() => self.offered_rosters.push((version, to)),
+            // The caller may have disconnected.
+            taken => drop(to.send(taken.map(|_| version))),
+        }
         self.form_waiting();
     }
 
     /// Makes the roster durable.
     pub(super) fn store_roster(&self, version: u64, block: Bytes) {
         let Some(files) = self.files.clone() else { return };
+        let sender = self.parts.reliable.sender();
         self.tasks.spawn(async move {
             let written = tokio::task::spawn_blocking(move || files.write_roster(version, &block)).await;
-            if let Err(error) = written.expect("a write does not panic") {
-                tracing::error!("cannot store the roster, so it is fetched again after a restart: {error}");
-            }
+            let written = written.expect("a write does not panic").map_err(|error| {
+                let why = format!("cannot store the roster, so it is fetched again after a restart: {error}");
+                tracing::error!("{why}");
+                why
+            });
+            let _ = sender.send(Input::RosterStored { version, written }).await;
         });
+    }
+
+    /// Answers the callers whose roster is durable, or cannot be stored.
+    pub(super) fn roster_stored(&mut self, version: u64, written: &Result<(), String>) {
+        for (_, to) in self.offered_rosters.extract_if(.., |(offered, _)| *offered <= version) {
+            // The caller may have disconnected.
+            let _ = to.send(written.clone().map(|()| version));
+        }
     }
 
     /// Makes epochs durable, and tells the protocol. An epoch that is not durable is not used.
@@ -329,6 +359,11 @@ impl ReliableTopics {
             let epoch = membership.current_epoch(&group, wall).ok().map(|epoch| epoch.id.to_string());
             (group, epoch)
         };
+        let made = |group: &GroupName| {
+            let epoch = membership.current_epoch(group, wall).ok()?;
+            Some((group.clone(), epoch.time))
+        };
+        let newest_keys = groups.iter().flatten().filter_map(made).collect();
         let observations = self.member.observations();
         let observed = |(member, it): (&WriterId, &Observed)| {
             let name =
@@ -344,6 +379,7 @@ impl ReliableTopics {
             sealing: membership.recipient().to_string(),
             roster: roster.cloned(),
             epochs: groups.unwrap_or_default().into_iter().map(epoch).collect(),
+            newest_keys,
             forks: membership.forks().copied().collect(),
         })
     }

@@ -134,6 +134,14 @@ pub enum Command {
         #[arg(long)]
         yes: bool,
     },
+    /// Let the IPNS name of the fleet point to the current roster
+    ///
+    /// Only the key of the first admin can sign for the name. The other commands do it if they have this key.
+    PublishName {
+        /// File of the key of the first admin
+        #[arg(long, value_name = "FILE", env = "DIM_FLEET_KEY")]
+        admin_key: PathBuf,
+    },
     /// List the members, when each was heard, and the roster and keys that it has
     Ls {
         #[command(flatten)]
@@ -272,6 +280,21 @@ impl Command {
             Self::Renew { change } => change.make(client, out, false, async |_| Ok(())).await,
             Self::Admin(admin) => admin.execute(client, out).await,
             Self::Sign { draft, admin_key, yes } => sign(client, out, &draft, &admin_key, yes).await,
+            Self::PublishName { admin_key } => {
+                let key = read_key(&admin_key)?;
+                let (fleet, current) = current_roster(client).await?;
+                let current = current.context("the host has no roster yet")?;
+                if !is_first_admin(&key, &fleet) {
+                    bail!("the key in {} is not that of the first admin of the fleet", admin_key.display());
+                }
+                put_name_record(client, &key, &current).await?;
+                let (version, expires) = (current.roster.version, current.roster.expires);
+                if out.is_json() {
+                    let published = serde_json::json!({ "version": version, "expires": expires });
+                    return out.rows(&published, &[]);
+                }
+                line(&format!("the name of the fleet points to roster {version} until {expires:.0}"))
+            }
             Self::Ls { watch } => {
                 const COLUMNS: [Column; 8] = [
                     Column::word("NAME", "/name"),
@@ -518,22 +541,28 @@ async fn publish(
         ));
     }
     let answer: Value = client.send_bytes(Method::PUT, &["fleet", "roster"], &[], block.to_vec()).await?;
-    let fleet = &draft.roster.fleet;
-    let first = keys.iter().find(|key| WriterId::of(&key.verifying_key()).name().as_str() == fleet);
-    match first {
-        Some(key) => {
-            let record = name_record(key, &draft);
-            let path = ["fleet", "record"];
-            let _: Value = client.send_bytes(Method::PUT, &path, &[], record).await?;
-        }
+    match keys.iter().find(|key| is_first_admin(key, &draft.roster.fleet)) {
+        Some(key) => put_name_record(client, key, &draft).await?,
         None => note(
-            "the IPNS name of the fleet still points to an earlier roster, because only the key of its first admin can sign for it",
+            "the IPNS name of the fleet still points to an earlier roster: the first admin runs `dim fleet publish-name`",
         ),
     }
     if out.is_json() {
         return out.rows(&answer, &[]);
     }
     line(&format!("roster {version} of the fleet is on its way to the members"))
+}
+
+/// Whether a key is that of the first admin, which is the key of the fleet's IPNS name.
+fn is_first_admin(key: &SigningKey, fleet: &str) -> bool {
+    WriterId::of(&key.verifying_key()).name().as_str() == fleet
+}
+
+/// Gives the host a record with which the IPNS name of the fleet points to a roster.
+async fn put_name_record(client: &Client, key: &SigningKey, roster: &SignedRoster) -> anyhow::Result<()> {
+    let (path, record) = (["fleet", "record"], name_record(key, roster));
+    let _: Value = client.send_bytes(Method::PUT, &path, &[], record).await?;
+    Ok(())
 }
 
 /// Signs the record with which the IPNS name of the fleet points to a roster.

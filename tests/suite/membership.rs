@@ -520,7 +520,9 @@ async fn an_admin_manages_the_members_of_a_fleet_at_the_command_line() {
     let both = ["--admin-key", &lab_key, "--admin-key", &second_key];
     text(&[&["fleet", "rekey", "--all"][..], &both].concat());
     // Only the first admin signs for the name of the fleet.
-    assert!(fails(&["fleet", "publish-name", "--admin-key", &second_key]).contains("not that of the first admin"));
+    assert!(
+        fails(&["fleet", "publish-name", "--admin-key", &second_key]).contains("not that of the first admin")
+    );
     assert!(text(&["fleet", "publish-name", "--admin-key", &lab_key]).contains("points to roster 7 until"));
     let late = fails(&["fleet", "sign", "roster-7.draft", "--admin-key", &second_key]);
     assert!(late.contains("make the change again"), "{late}");

@@ -427,7 +427,50 @@ async fn sign(
     let draft = draft.approve(&key)?;
     let mut options = std::fs::OpenOptions::new();
     options.write(true).truncate(true);
-    publish(client, out, draft, (file, &options), &[key]).await
+    if let Some(version) = publish(client, out, draft, (file, &options), &[key]).await? {
+        keep_last_version(admin_key, &fleet, version);
+    }
+    Ok(())
+}
+
+/// The file beside an admin key with the version of the last roster that a host has taken from it.
+fn last_version_file(admin_key: &Path) -> PathBuf {
+    let mut name = admin_key.as_os_str().to_owned();
+    name.push(".last");
+    PathBuf::from(name)
+}
+
+/// Refuses to sign a second roster of one version: a host that has not received the first one yet would lead to two
+/// rosters of which each host keeps another one.
+fn check_last_version(admin_key: &Path, draft: &SignedRoster) -> anyhow::Result<()> {
+    let file = last_version_file(admin_key);
+    let text = match std::fs::read_to_string(&file) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        text => text.with_context(|| format!("cannot read {}", file.display()))?,
+    };
+    let last =
+        text.trim().rsplit_once(' ').and_then(|(fleet, last)| Some((fleet, last.parse::<u64>().ok()?)));
+    let (fleet, last) =
+        last.with_context(|| format!("{} has no name of a fleet and version", file.display()))?;
+    let Roster { fleet: of, version, .. } = &draft.roster;
+    if fleet == of && *version <= last {
+        bail!(
+            "a host has roster {last} of this admin key already, and the host of this command has not received it: try again later, or with the API of another host. If no host has that roster any more, remove {}",
+            file.display()
+        );
+    }
+    Ok(())
+}
+
+/// Notes that a host has taken a roster.
+fn keep_last_version(admin_key: &Path, fleet: &str, version: u64) {
+    let file = last_version_file(admin_key);
+    if let Err(error) = std::fs::write(&file, format!("{fleet} {version}\n")) {
+        note(&format!(
+            "warning: cannot write {}, which prevents a second roster {version}: {error}",
+            file.display()
+        ));
+    }
 }
 
 /// The differences between two rosters, for people.
@@ -511,14 +554,15 @@ async fn current_roster(client: &Client) -> anyhow::Result<(String, Option<Signe
     Ok((fleet, current))
 }
 
-/// Gives a roster to the host if it has all signatures, else writes it into a file.
+/// Gives a roster to the host if it has all signatures, else writes it into a file. Returns the version that the host has
+/// taken.
 async fn publish(
     client: &Client,
     out: &Output,
     draft: SignedRoster,
     (file, options): (&Path, &std::fs::OpenOptions),
     keys: &[SigningKey],
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Option<u64>> {
     let (version, block, awaited) = (draft.roster.version, draft.to_block(), draft.awaited());
     if !awaited.is_empty() {
         let written = options.open(file).and_then(|mut opened| opened.write_all(&block));
@@ -532,13 +576,15 @@ async fn publish(
         let ids: Vec<String> = awaited.iter().map(|id| id.name().to_string()).collect();
         if out.is_json() {
             let draft = serde_json::json!({ "version": version, "draft": file, "awaited": ids });
-            return out.rows(&draft, &[]);
+            out.rows(&draft, &[])?;
+            return Ok(None);
         }
-        return line(&format!(
+        line(&format!(
             "roster {version} needs more signatures: an admin of these runs `dim fleet sign {}`: {}",
             file.display(),
             ids.join(", ")
-        ));
+        ))?;
+        return Ok(None);
     }
     let answer: Value = client.send_bytes(Method::PUT, &["fleet", "roster"], &[], block.to_vec()).await?;
     match keys.iter().find(|key| is_first_admin(key, &draft.roster.fleet)) {
@@ -548,9 +594,11 @@ async fn publish(
         ),
     }
     if out.is_json() {
-        return out.rows(&answer, &[]);
+        out.rows(&answer, &[])?;
+    } else {
+        line(&format!("roster {version} of the fleet is on its way to the members"))?;
     }
-    line(&format!("roster {version} of the fleet is on its way to the members"))
+    Ok(Some(version))
 }
 
 /// Whether a key is that of the first admin, which is the key of the fleet's IPNS name.
@@ -716,6 +764,9 @@ impl Change {
                 unused.remove(file);
             }
         }
+        for file in &self.admin_key {
+            check_last_version(file, &draft)?;
+        }
         if let Some(file) = unused.first().filter(|_| !draft.awaited().is_empty()) {
             bail!("the key in {} is no admin key of the fleet {fleet}", file.display());
         }
@@ -724,7 +775,11 @@ impl Change {
         // Another draft of this version may wait for signatures.
         let mut options = std::fs::OpenOptions::new();
         options.write(true).create_new(true);
-        publish(client, out, draft, (&file, &options), &keys).await
+        let version = publish(client, out, draft, (&file, &options), &keys).await?;
+        if let Some(version) = version {
+            self.admin_key.iter().for_each(|file| keep_last_version(file, &fleet, version));
+        }
+        Ok(())
     }
 }
 
@@ -858,6 +913,27 @@ mod tests {
         assert!(roster.groups.values().all(|group| group.rekeyed == 6), "{:?}", roster.groups);
         let history = AddedMember { history: true, ..added("b", &["x"], None) };
         add(&mut roster, &member(2), history).expect_err("the group exists");
+    }
+
+    #[test]
+    fn an_admin_key_signs_no_second_roster_of_a_version() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, key) = (dir.path().join("lab.fleet-key"), SigningKey::from_bytes(&[9; 32]));
+        let draft = |version: u64| {
+            let mut roster = Roster::first(&key, Timestamp(1));
+            roster.version = version;
+            let mut draft = Roster::first(&key, Timestamp(1)).draft().unwrap();
+            draft.roster = roster;
+            draft
+        };
+        check_last_version(&file, &draft(1)).unwrap();
+        keep_last_version(&file, &draft(1).roster.fleet, 7);
+        check_last_version(&file, &draft(7)).unwrap_err();
+        check_last_version(&file, &draft(8)).unwrap();
+        keep_last_version(&file, "another fleet", 9);
+        check_last_version(&file, &draft(7)).unwrap();
+        std::fs::write(last_version_file(&file), "nonsense").unwrap();
+        check_last_version(&file, &draft(8)).unwrap_err();
     }
 
     #[test]

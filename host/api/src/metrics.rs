@@ -149,7 +149,7 @@ fn topics(registry: &mut Registry, host: &Host) {
     of_each(
         Kind::Counter,
         "topic_refused",
-        "Messages of peers that are not accepted on the topic",
+        "Messages of peers that are not accepted on the topic, and malformed bundles",
         |hearing| hearing.refused as f64,
     );
     of_each(Kind::Counter, "topic_gaps", "Gaps in which messages may have been missed", |hearing| {

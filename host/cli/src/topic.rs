@@ -92,7 +92,7 @@ impl Command {
                 out.list(watch, &COLUMNS, async || Ok(client.get(&["topics"], &[]).await?)).await
             }
             Self::Writers { topic, watch } => {
-                const COLUMNS: [Column; 9] = [
+                const COLUMNS: [Column; 10] = [
                     Column::word("WRITER", "/writer"),
                     Column::word("OWN", "/is_own"),
                     Column::word("MIRRORED", "/is_mirrored"),
@@ -102,9 +102,17 @@ impl Command {
                     Column::word("LAG", "/lag"),
                     Column::word("REPAIRED", "/repaired"),
                     Column::word("GAPS", "/gaps"),
+                    Column::text("LAG OF READERS", "/reader_lags"),
                 ];
                 let path = ["topics", topic.as_str(), "writers"];
-                out.list(watch, &COLUMNS, async || Ok(client.get(&path, &[]).await?)).await
+                out.list(watch, &COLUMNS, async || {
+                    let mut writers = client.get(&path, &[]).await?;
+                    if !out.is_json() {
+                        writers.as_array_mut().into_iter().flatten().for_each(name_lags);
+                    }
+                    Ok(writers)
+                })
+                .await
             }
             Self::Peers { topic } => {
                 let peers = client.get(&["topics", &topic, "peers"], &[]).await?;
@@ -115,6 +123,17 @@ impl Command {
             }
         }
     }
+}
+
+/// Adds the lag of each reader of a writer, for a table. The end of an id distinguishes members.
+fn name_lags(writer: &mut Value) {
+    let readers = writer["readers"].as_array().into_iter().flatten();
+    let lag = |reader: &Value| {
+        let member = reader["member"].as_str().unwrap_or_default();
+        let end = member.char_indices().rev().nth(7).map_or(0, |(at, _)| at);
+        format!("…{} {}", &member[end..], reader["lag"])
+    };
+    writer["reader_lags"] = readers.map(lag).collect::<Vec<_>>().join(", ").into();
 }
 
 /// Reads the data of a message: the argument itself, the file after an `@`, or standard input for `-`.

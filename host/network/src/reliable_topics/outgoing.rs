@@ -98,12 +98,17 @@ enum BlockKind {
     Copy,
 }
 
+/// The maximum number of bundles that wait because other members asked for them.
+const MAX_AGAIN: usize = 64;
+
 /// The blocks that are sent next, one at a time.
 #[derive(Debug, Default)]
 pub struct Outgoing {
     heads: VecDeque<Block>,
     bundles: VecDeque<Block>,
     copies: VecDeque<Block>,
+    /// Bundles that other members asked for.
+    again: VecDeque<Block>,
     foreign_heads: VecDeque<Block>,
     is_sending: bool,
     backoff: Backoff,
@@ -156,10 +161,10 @@ impl Outgoing {
         for block in blocks {
             match Bundle::open(block.clone(), reliable.channels().fleet()) {
                 Ok(bundle) if now.since(bundle.time) < COPY_AGAIN => self.bundle(&bundle, reliable),
-                Ok(bundle) => {
-                    self.send_again(block.clone(), reliable);
-                    let ends = Some((bundle.header.topic, bundle.digest));
-                    self.bundles.back_mut().expect("it was added").ends = ends;
+                Ok(Bundle { header, digest, block: data, .. }) => {
+                    let channel = reliable.channels().of(&header.topic);
+                    let ends = Some((header.topic, digest));
+                    self.bundles.push_back(Block { channel, data, kind: BlockKind::Bundle, ends });
                 }
                 // The operator has renamed the fleet.
                 Err(why) => tracing::debug!("a stored bundle is not sent: {why}"),
@@ -172,9 +177,17 @@ impl Outgoing {
         match Bundle::open(block, reliable.channels().fleet()) {
             Ok(Bundle { header, block: data, .. }) => {
                 let channel = reliable.channels().of(&header.topic);
-                self.bundles.push_back(Block { channel, data, kind: BlockKind::Bundle, ends: None });
+                self.add_again(Block { channel, data, kind: BlockKind::Bundle, ends: None });
             }
             Err(why) => tracing::debug!("a stored bundle is not sent: {why}"),
+        }
+    }
+
+    /// Adds a block that a member asked for. New bundles come first. What exceeds the limit is dropped; the member asks
+    /// again.
+    fn add_again(&mut self, block: Block) {
+        if self.again.len() < MAX_AGAIN && !self.again.iter().any(|waiting| waiting.data == block.data) {
+            self.again.push_back(block);
         }
     }
 
@@ -184,9 +197,9 @@ impl Outgoing {
     }
 
     fn next(&mut self) -> Option<Block> {
-        let Self { heads, bundles, copies, foreign_heads, .. } = self;
+        let Self { heads, bundles, copies, again, foreign_heads, .. } = self;
         let own = heads.pop_front().or_else(|| bundles.pop_front()).or_else(|| copies.pop_front());
-        own.or_else(|| foreign_heads.pop_front())
+        own.or_else(|| again.pop_front()).or_else(|| foreign_heads.pop_front())
     }
 
     /// Puts a message back that could not be sent.
@@ -465,5 +478,26 @@ mod tests {
         let mut waiting = Waiting { queue: publishes(3..5).into(), ..Waiting::default() };
         waiting.put_back(publishes(0..3));
         assert!(waiting.queue.iter().map(|publish| publish.number).eq(0..5));
+    }
+
+    #[test]
+    fn bundles_that_members_ask_for_wait_behind_new_ones_and_are_bounded() {
+        let block = |number: usize, kind| Block {
+            channel: "probe.in".parse().unwrap(),
+            data: Bytes::from(number.to_string()),
+            kind,
+            ends: None,
+        };
+        let mut outgoing = Outgoing::default();
+        (0..MAX_AGAIN + 5).for_each(|number| outgoing.add_again(block(number, BlockKind::Bundle)));
+        outgoing.add_again(block(0, BlockKind::Bundle));
+        assert_eq!((outgoing.again.len(), outgoing.unsent()), (MAX_AGAIN, 0));
+        outgoing.bundles.push_back(block(900, BlockKind::Bundle));
+        let order: Vec<_> = std::iter::from_fn(|| outgoing.next()).map(|block| block.data).collect();
+        assert_eq!((order.len(), &order[0][..], &order[1][..]), (MAX_AGAIN + 1, &b"900"[..], &b"0"[..]));
+        // A member that asks again is answered again.
+        outgoing.add_again(block(0, BlockKind::Bundle));
+        outgoing.add_again(block(0, BlockKind::Bundle));
+        assert_eq!(outgoing.again.len(), 1);
     }
 }

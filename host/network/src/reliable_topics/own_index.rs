@@ -11,6 +11,7 @@ use dim_model::ident::Topic;
 use dim_store::{StoreError, topic_rows};
 use dim_topics::identity::Digest;
 use dim_topics::index::NewNodes;
+use dim_topics::time::Moment;
 
 use super::channel::Input;
 use super::{Parts, ReliableTopics};
@@ -25,6 +26,9 @@ const PIN: Duration = Duration::from_secs(5);
 /// busy stores a thousand small blocks a second.
 const RESTORE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_millis(5));
 
+/// The shortest time between two repairs that members ask for.
+const REPAIR: Duration = Duration::from_secs(60);
+
 /// The indexes in the daemon.
 #[derive(Debug, Default)]
 pub struct OwnIndexes {
@@ -36,6 +40,8 @@ pub struct OwnIndexes {
     damaged: BTreeSet<Topic>,
     /// Whether a time is planned, or an index is being provided.
     is_planned: bool,
+    /// The time of the last repair that a member asked for.
+    repaired: Option<Moment>,
     backoff: Backoff,
 }
 
@@ -76,9 +82,15 @@ impl ReliableTopics {
         self.plan_indexes(PAUSE);
     }
 
-    /// Provides all blocks of the own logs again: another member cannot fetch a node.
+    /// Provides all blocks of the own logs again: another member cannot fetch a node. It does so at most once within
+    /// [`REPAIR`], because a member can ask for anything.
     pub(super) fn repair_indexes(&mut self) {
-        let OwnIndexes { pinned, damaged, .. } = &mut self.indexes;
+        let now = self.now().moment;
+        let OwnIndexes { pinned, damaged, repaired, .. } = &mut self.indexes;
+        if repaired.is_some_and(|at| now.since(at) < REPAIR) {
+            return;
+        }
+        *repaired = Some(now);
         damaged.extend(pinned.keys().cloned());
         self.plan_indexes(PAUSE);
     }
@@ -167,6 +179,17 @@ async fn provide(
     if before.is_none() && content.is_pinned(&root.cid()).await? {
         // It has lost nothing: a pin protects all blocks.
         return Ok(());
+    }
+    if let Some(before) = &before
+        && content.is_pinned(before).await?
+    {
+        // It has the earlier blocks. If it lacks one of the new bundles, everything is imported.
+        for (digest, block) in &blocks {
+            content.put_block(&digest.cid(), block.clone()).await?;
+        }
+        if content.pin_graph(&root.cid(), Some(before), PIN).await.is_ok() {
+            return Ok(());
+        }
     }
     let (limit, each) = RESTORE;
     let count = u32::try_from(lost.len() + blocks.len()).unwrap_or(u32::MAX);

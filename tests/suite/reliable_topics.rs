@@ -20,13 +20,15 @@ pub const ARRIVAL: Duration = Duration::from_secs(60);
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_dim-under-test");
 
-const RELIABLE: &str = "topics: { probe.*: { delivery: reliable } }\n";
+/// A config with a reliable topic.
+pub const RELIABLE: &str = "topics: { probe.*: { delivery: reliable } }\n";
 
 fn topic() -> Topic {
     "probe.in".parse().unwrap()
 }
 
-fn setup(api: &str) -> Setup {
+/// A host whose probe listens to a reliable topic.
+pub fn setup(api: &str) -> Setup {
     let grants = json!({ "config": { "topics": ["probe.in"] } });
     Setup::default().and_probe("probe", grants).yaml(RELIABLE).on_kubo(api)
 }
@@ -43,7 +45,7 @@ pub fn received(host: &TestHost) -> Vec<(MemberEvent, Bytes)> {
     entries.iter().filter_map(|entry| event(&entry.kind)).collect()
 }
 
-async fn publish(host: &TestHost, data: &str) {
+pub async fn publish(host: &TestHost, data: &str) {
     let publish = Publish { topic: topic(), data: Bytes::copy_from_slice(data.as_bytes()) };
     host.host.storage.commit.publish(publish, host.host.storage.log.now()).await.unwrap();
 }

@@ -5,9 +5,11 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use dim_model::entry::{Event, Kind};
-use dim_tests::{Setup, SupervisedHost, TestHost, downtime, eventually, script, with_token};
+use dim_tests::{Kubo, Setup, SupervisedHost, TestHost, downtime, eventually, script, with_token};
 use reqwest::{Client, Method, Response};
 use serde_json::{Value, json};
+
+use crate::reliable_topics;
 
 /// An API that is called over TCP.
 struct Api {
@@ -132,6 +134,33 @@ async fn a_topics_stream_goes_on_after_the_last_message() {
         assert_eq!(stream.says("message", "data").await, "5");
     }
     host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_of_a_reliable_topic_goes_on_with_what_came_while_nobody_listened() {
+    let Some((near, far)) = Kubo::start_pair() else { return };
+    let writer = reliable_topics::setup(near.api()).start().await;
+    let reader =
+        SupervisedHost::start(&Setup::default().yaml(reliable_topics::RELIABLE).on_kubo(far.api())).await;
+    let (api, path) = (Api::of(&reader).await, "/v1/topics/probe.in/messages");
+    let mut stream = api.stream(path, None).await;
+    reliable_topics::publish(&writer, "1").await;
+    assert_eq!(stream.says("message", "data").await, "1");
+    let last = stream.cut();
+    let is_wanted = || {
+        let host = reader.host().unwrap();
+        host.exchange.links.interest.topics().iter().any(|topic| topic.as_str() == "probe.in")
+    };
+    eventually("nobody listens", async || !is_wanted()).await;
+    reliable_topics::publish(&writer, "2").await;
+    reliable_topics::publish(&writer, "3").await;
+    let mut stream = api.stream(path, Some(&last)).await;
+    assert_eq!(stream.says("message", "data").await, "2");
+    assert_eq!(stream.says("message", "data").await, "3");
+    reliable_topics::publish(&writer, "4").await;
+    assert_eq!(stream.says("message", "data").await, "4");
+    writer.stop().await;
+    reader.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
@@ -12,14 +13,14 @@ use dim_model::beginning::{Beginning, ReadFrom};
 use dim_model::entry::{Entry, Event, Kind, Offset, Origin};
 use dim_model::feed::Missed;
 use dim_model::ident::{IpnsName, MemberName, PeerName, Topic};
-use dim_model::time::Timestamp;
+use dim_model::time::{Timestamp, nanoseconds};
 use dim_network::outbox::API_QUOTA;
 use dim_network::reliable_topics::{ReaderPosition, Reliable, WriterLog};
 use dim_server::host::Host;
-use dim_store::StoreError;
 use dim_store::effect::Publish;
 use dim_store::interest::Subscriber;
 use dim_store::plugin_limits::MESSAGE_BYTES;
+use dim_store::{Store, StoreError};
 use multibase::Base;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -330,6 +331,16 @@ pub async fn subscribe(
     Ok(stream::answer(Listening::begin(host, topic.parse()?, start, from).await?, ended))
 }
 
+/// The time before its last event from which on a caller that comes back gets the events of a reliable topic: clocks
+/// differ, and events arrive late.
+const REVIEW: Duration = Duration::from_secs(600);
+
+/// The maximum number of entries that are read to find out which events a caller has.
+const REVIEWED: u64 = 100_000;
+
+/// The number of entries that are read at once.
+const READ: usize = 256;
+
 /// A caller that listens. Its interest in the topic ends on drop.
 struct Listening {
     host: Arc<Host>,
@@ -359,6 +370,8 @@ impl Listening {
             (start, since) = (Start::At(found.expect("reading does not panic")?), time);
         }
         let mut entries = Entries::from(&host, start);
+        let mut received = HashMap::new();
+        let is_reliable = host.exchange.links.reliable.is_reliable(&topic);
         if let Start::After(id) = start {
             let log = host.storage.log.clone();
             let read = tokio::task::spawn_blocking(move || {
@@ -374,18 +387,52 @@ impl Listening {
                 .listening_records
                 .listened_since(&topic)
                 .is_some_and(|listened| listened <= since);
-            if host.exchange.links.backend.network && !listened {
+            if host.exchange.links.backend.network && !listened && !is_reliable {
                 entries.doubt();
             }
         }
         let from = match start {
+            // If nobody listened meanwhile, the host reads again what the writers keep.
+            Start::After(id) if is_reliable => {
+                let (store, topic) = (host.storage.store.clone(), topic.clone());
+                let begins = Timestamp(since.0.saturating_sub(nanoseconds(REVIEW)));
+                let had = tokio::task::spawn_blocking(move || received_until(&store, &topic, begins, id));
+                received = had.await.expect("reading does not panic")?;
+                Beginning::Time(begins)
+            }
             // It has what was there.
             Start::After(_) => Beginning::Head,
             _ => from,
         };
         host.exchange.links.interest.want_topic_from(&topic, party.clone(), from);
-        Ok(Self { host, topic, party, entries, since, received: HashMap::new() })
+        Ok(Self { host, topic, party, entries, since, received })
     }
+}
+
+/// For each incarnation of a member: the sequence after its last event on a topic, in the entries since `begins` up to
+/// the entry `last`.
+fn received_until(
+    store: &Store,
+    topic: &Topic,
+    begins: Timestamp,
+    last: u64,
+) -> Result<HashMap<(MemberName, [u8; 16]), u64>, StoreError> {
+    let mut received: HashMap<(MemberName, [u8; 16]), u64> = HashMap::new();
+    let mut next = store.log_offset_at(begins)?.0.max(last.saturating_sub(REVIEWED));
+    while next <= last {
+        let entries = store.read_log(Offset(next), READ)?;
+        let Some(end) = entries.last() else { break };
+        next = end.offset.0 + 1;
+        for entry in entries.iter().filter(|entry| entry.offset.0 <= last) {
+            if let Kind::Event(Event::Message { topic: of, origin: Origin::Member(event), .. }) = &entry.kind
+                && of == topic
+            {
+                let end = received.entry((event.writer.clone(), event.incarnation)).or_default();
+                *end = (event.sequence + 1).max(*end);
+            }
+        }
+    }
+    Ok(received)
 }
 
 /// The time of a beginning; `None` for the head.

@@ -17,7 +17,7 @@ use dim_model::health::{Code, HealthFinding};
 use dim_model::ident::{KeyName, PluginName};
 use dim_model::time::Timestamp;
 use dim_network::name_publisher::Lasting;
-use dim_network::reliable_topics::{FleetProblem, FleetState};
+use dim_network::reliable_topics::{FleetProblem, FleetState, MAX_WRITERS};
 use dim_server::host::{Host, NotLoaded, Standing, Supervised};
 use dim_store::change::Version;
 use dim_store::disk_monitor::Shortage;
@@ -94,11 +94,18 @@ const ASKING: Duration = Duration::from_millis(500);
 /// Returns all findings, including those about merges with other hosts of the fleet.
 pub async fn all_troubles(host: &Host) -> Result<Vec<HealthFinding>, ApiError> {
     let mut found = troubles(host)?;
-    let (reports, report, fleet) = tokio::join!(
+    let (reports, report, fleet, activity) = tokio::join!(
         tokio::time::timeout(ASKING, jobs::reports(host)),
         tokio::time::timeout(ASKING, nodes::report(host)),
         tokio::time::timeout(ASKING, host.exchange.links.reliable.fleet()),
+        tokio::time::timeout(ASKING, host.exchange.links.reliable.activity()),
     );
+    let refused = activity.ok().flatten().map_or(0, |it| it.counters.refused);
+    found.extend(HealthFinding::events(Code::WritersRefused, refused, || {
+        format!(
+            "writers of reliable topics were refused {refused} times, because this host knows too many of them: a topic has at most {MAX_WRITERS}"
+        )
+    }).filter(|finding| host.notes.acknowledged.shows(finding)));
     found.extend(of_fleet(fleet.ok().flatten(), host.storage.log.clock().wall()));
     let reports = reports.unwrap_or_default();
     found.extend(reports.into_iter().filter_map(|report| {

@@ -1,13 +1,14 @@
 //! Owns `/metrics`: reads the counters of all stages and returns them for Prometheus.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use dim_model::entry::Offset;
+use dim_model::ident::Topic;
 use dim_model::time::Timestamp;
-use dim_network::reliable_topics::ReaderCounters;
+use dim_network::reliable_topics::{Activity, MemberCounters, ReaderCounters};
 use dim_network::subscription::ListeningRecord;
 use dim_runtime::PluginStatus;
 use dim_server::host::Host;
@@ -188,11 +189,15 @@ async fn writers(registry: &mut Registry, host: &Host) {
     let reliable = &host.exchange.links.reliable;
     let mut all: BTreeMap<(String, String), OfWriter> = BTreeMap::new();
     let mut readers: BTreeMap<(String, String), f64> = BTreeMap::new();
-    for topic in host.exchange.links.interest.topics().iter().filter(|topic| reliable.is_reliable(topic)) {
+    let Activity { counters, written } = reliable.activity().await.unwrap_or_default();
+    let mut topics: BTreeSet<Topic> = host.exchange.links.interest.topics().into_iter().collect();
+    topics.retain(|topic| reliable.is_reliable(topic));
+    topics.extend(written);
+    for topic in &topics {
         for log in reliable.writers(topic).await.unwrap_or_default() {
             for position in log.readers.iter().filter(|_| log.is_own) {
                 let lag = log.end.saturating_sub(position.received) as f64;
-                readers.insert((topic.to_string(), position.reader.to_string()), lag);
+                *readers.entry((topic.to_string(), position.reader.to_string())).or_default() += lag;
             }
             let of_writer = all.entry((topic.to_string(), log.writer.to_string())).or_default();
             of_writer.lag += log.end.saturating_sub(log.received);
@@ -212,6 +217,16 @@ async fn writers(registry: &mut Registry, host: &Host) {
     of_each(Kind::Counter, "topic_writer_refused", "Bundles that were refused", |it| it.counters.refused);
     let help = "Events of this host that another host does not have, as far as it has reported";
     family_of_two(registry, Kind::Gauge, "topic_reader_lag", help, ["topic", "reader"], readers.into_iter());
+    member(registry, counters);
+}
+
+/// The counters of the driver of reliable topics.
+fn member(registry: &mut Registry, MemberCounters { heads, old_heads, refused, resent }: MemberCounters) {
+    counter(registry, "topic_heads", "Heads of other members that were received", heads);
+    counter(registry, "topic_old_heads", "Heads of other members that came again or late", old_heads);
+    let help = "Times that a writer or a member was refused because there are too many";
+    counter(registry, "topic_writers_refused", help, refused);
+    counter(registry, "topic_bundles_resent", "Own bundles that were sent again on request", resent);
 }
 
 /// The metrics of a fleet with a roster.

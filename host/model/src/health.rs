@@ -71,6 +71,8 @@ pub enum Code {
     MessagesLost,
     /// A writer of a reliable topic was copied, was restored from a backup, or has lost events.
     WriterAlarm,
+    /// Writers of a reliable topic were refused, because there are too many.
+    WritersRefused,
     /// The host cannot write or read encrypted topics of its fleet, or will not be able to soon.
     FleetProblem,
     /// The admins of the fleet have signed two rosters of one version.

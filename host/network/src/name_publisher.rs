@@ -334,6 +334,8 @@ enum PublishError {
         "the daemon has lost the encrypted document {0}, and this host has lost the key with which it can be made again: ask an admin to add this host to the group, or publish another document"
     )]
     FileLost(ContentPath),
+    #[error("the store has lost the document {0}: publish another one, or restore the host from a backup")]
+    DocumentLost(ContentPath),
     #[error("the key {0} of the daemon was adopted just now")]
     Adopted(KeyName),
     #[error(transparent)]
@@ -343,7 +345,11 @@ enum PublishError {
 impl PublishError {
     fn lasting(&self) -> Lasting {
         match self {
-            Self::NoKey(_) | Self::Gone(_) | Self::Taken { .. } | Self::FileLost(_) => Lasting::UntilMended,
+            Self::NoKey(_)
+            | Self::Gone(_)
+            | Self::Taken { .. }
+            | Self::FileLost(_)
+            | Self::DocumentLost(_) => Lasting::UntilMended,
             Self::Cipher(CipherError::NoKey(why)) if why.needs_operator() => Lasting::UntilMended,
             Self::Commit(_) | Self::Backend(_) | Self::Adopted(_) | Self::Cipher(_) => Lasting::ForNow,
         }

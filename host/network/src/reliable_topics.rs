@@ -44,8 +44,9 @@ use crate::own_messages::Echoes;
 
 pub use catch_ups::end_catch_ups_of_plain_topics;
 pub use channel::{
-    Channels, Deliveries, Input, Inputs, Reliable, ReliableTopic, WaitingPublish, reliable_topic,
+    Activity, Channels, Deliveries, Input, Inputs, Reliable, ReliableTopic, WaitingPublish, reliable_topic,
 };
+pub use dim_topics::member::{MAX_WRITERS, MemberCounters};
 pub use dim_topics::membership::Refusal;
 pub use dim_topics::membership::observed::Refused;
 pub use dim_topics::reader::ReaderCounters;
@@ -376,6 +377,11 @@ impl ReliableTopics {
             Input::RecordOffered { record, to } => self.offered_record(record, to),
             Input::Join { identity, to } => self.begin_join(identity, to),
             // The caller may have disconnected.
+            Input::Activity(to) => {
+                let written = self.member.own_topics().cloned().collect();
+                // The caller may have disconnected.
+                let _ = to.send(Activity { counters: self.member.counters(), written });
+            }
             Input::Fleet(to) => drop(to.send(self.fleet_state())),
             // The caller may have disconnected.
             Input::DocumentKey { group, to } => drop(to.send(self.document_key(&group))),

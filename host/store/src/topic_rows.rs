@@ -303,16 +303,27 @@ pub struct RaisedAlarm {
 /// Adds an alarm, unless the same one was raised before.
 pub fn raise(write: &WriteTransaction, alarm: &RaisedAlarm) -> Result<(), StoreError> {
     let mut table = write.open_table(ALARMS)?;
+    // By writer: the number of its rows, and the oldest of them.
+    let (mut of_writers, mut acknowledged) = (BTreeMap::<Vec<u8>, (u64, u64)>::new(), None);
     for row in table.iter()? {
-        let AlarmRow { topic, writer, finding, .. } = AlarmRow::read(row?.1.value())?;
+        let (number, row) = row?;
+        let AlarmRow { topic, writer, finding, is_acknowledged, .. } = AlarmRow::read(row.value())?;
         if topic == alarm.topic.as_str() && writer == alarm.writer.0 && finding == alarm.finding {
             return Ok(());
         }
+        if is_acknowledged {
+            acknowledged.get_or_insert(number.value());
+        }
+        of_writers.entry(writer).or_insert((0, number.value())).0 += 1;
+    }
+    if table.len()? >= MAX_ALARMS {
+        // A writer with many alarms does not displace those of others.
+        let of_loudest = of_writers.into_values().max_by_key(|(count, _)| *count).map(|(_, oldest)| oldest);
+        if let Some(number) = acknowledged.or(of_loudest) {
+            table.remove(number)?;
+        }
     }
     let number = next_numbers(write, "alarms", 1)?;
-    while table.len()? >= MAX_ALARMS {
-        table.pop_first()?;
-    }
     let row = AlarmRow {
         topic: alarm.topic.to_string(),
         writer: alarm.writer.0.to_vec(),
@@ -815,6 +826,14 @@ mod tests {
         assert_eq!((kept.len() as u64, &kept[0]), (MAX_ALARMS, &alarm(1)));
         let state = TopicState::read(&store.snapshot().unwrap()).unwrap();
         assert_eq!(state.alarmed, BTreeSet::from([(topic(), writer)]));
+        // The writer with the most alarms makes room for that of another one.
+        let other = RaisedAlarm { writer: WriterId([7; 32]), ..alarm(1) };
+        let write = store.begin().unwrap();
+        raise(&write, &other).unwrap();
+        (MAX_ALARMS + 1..MAX_ALARMS + 9).try_for_each(|number| raise(&write, &alarm(number))).unwrap();
+        write.commit().unwrap();
+        let kept = alarms(&store.snapshot().unwrap()).unwrap();
+        assert!(kept.len() as u64 == MAX_ALARMS && kept.contains(&other));
         let write = store.begin().unwrap();
         acknowledge_alarms(&write).unwrap();
         raise(&write, &alarm(MAX_ALARMS)).unwrap();

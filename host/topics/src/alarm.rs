@@ -87,7 +87,24 @@ pub enum Finding {
     ClockAhead,
 }
 
+/// The maximum number of findings about one writer of a topic, and of those about this member. Further ones are not
+/// reported: an operator must look at the writer anyway.
+pub const MAX_FINDINGS: usize = 64;
+
 impl Finding {
+    /// What the finding is about, without the numbers and proofs that change while the trouble goes on. One finding is
+    /// reported for each subject, so that a copy that runs on does not raise an alarm for each of its bundles.
+    pub fn subject(&self) -> Self {
+        match *self {
+            Self::Fork { incarnation, .. } => {
+                Self::Fork { incarnation, first: 0, kept: None, refused: Digest([0; 32]) }
+            }
+            Self::Forgot { previous, .. } => Self::Forgot { previous, remembered: 0, received: 0 },
+            Self::Lost { incarnation, .. } => Self::Lost { incarnation, remembered: 0, received: 0 },
+            ref other => other.clone(),
+        }
+    }
+
     /// Whether heads report the finding to the other members: it is about the identity of events.
     pub fn is_reported(&self) -> bool {
         match self {
@@ -114,10 +131,13 @@ impl fmt::Display for Alarm {
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Fork { incarnation, first, refused, .. } => write!(
-                f,
-                "two different events have the number {first} of incarnation {incarnation}; the first one is valid and the bundle {refused} is refused"
-            ),
+            Self::Fork { incarnation, first, kept, refused } => {
+                let kept = kept.map_or_else(String::new, |kept| format!(", bundle {kept},"));
+                write!(
+                    f,
+                    "two different events have the number {first} of incarnation {incarnation}; the first one{kept} is valid and the bundle {refused} is refused"
+                )
+            }
             Self::RunningTwice { previous, one, other } => write!(
                 f,
                 "incarnations {one} and {other} both continue {previous}: the state directory was copied, or restored from a backup"
@@ -147,5 +167,26 @@ impl fmt::Display for Finding {
             }
             Self::ClockAhead => f.write_str("its clock is too far ahead"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trouble_that_goes_on_is_one_finding() {
+        let (one, other) = (Incarnation([1; 16]), Incarnation([2; 16]));
+        let forgot = |previous, received| Finding::Forgot { previous, remembered: 1, received };
+        assert_eq!(forgot(one, 5).subject(), forgot(one, 6).subject());
+        assert_ne!(forgot(one, 5).subject(), forgot(other, 5).subject());
+        let fork = |incarnation, first| {
+            let kept = Some(Digest([3; 32]));
+            Finding::Fork { incarnation, first, kept, refused: Digest([4; 32]) }
+        };
+        assert_eq!(fork(one, 5).subject(), fork(one, 6).subject());
+        assert_ne!(fork(one, 5).subject(), fork(other, 5).subject());
+        let reported = |by| Finding::Reported { by: WriterId([by; 32]) };
+        assert_ne!(reported(1).subject(), reported(2).subject());
     }
 }

@@ -13,7 +13,7 @@ use dim_model::ident::{GroupName, Topic};
 use dim_model::time::Timestamp;
 
 use crate::action::{Action, Allowance, Budget, Checkpoint, Delivery, Stream};
-use crate::alarm::{Alarm, Finding};
+use crate::alarm::{Alarm, Finding, MAX_FINDINGS};
 use crate::bundle::{Bundle, Event, Listed, MAX_MESSAGE};
 use crate::head::{Head, Place, Received};
 use crate::head_schedule::{HeadSchedule, acknowledged_within, spread};
@@ -817,6 +817,11 @@ impl Member {
         self.logs.values().filter_map(OwnLog::end)
     }
 
+    /// The topics on which this member has written.
+    pub fn own_topics(&self) -> impl Iterator<Item = &Topic> {
+        self.logs.keys()
+    }
+
     /// The durable end of the own log of a topic.
     pub fn own_end(&self, topic: &Topic) -> Option<&LogEnd> {
         self.logs.get(topic)?.end()
@@ -887,6 +892,12 @@ impl Member {
         log.next_of(incarnation).is_some_and(|end| next > end)
     }
 
+    /// Whether what others say of an incarnation of this member can be true: this process start has written only on the
+    /// topics that it knows. A restored host may not know those of an earlier start.
+    fn may_be_own(&self, topic: &Topic, incarnation: &Incarnation) -> bool {
+        *incarnation != self.author.incarnation || self.logs.contains_key(topic)
+    }
+
     fn is_own_incarnation(&self, incarnation: &Incarnation) -> bool {
         *incarnation == self.author.incarnation || self.past.contains_key(incarnation)
     }
@@ -930,7 +941,8 @@ impl Member {
             if *writer != self.id {
                 let key = (Stream::main(topic.clone()), *writer);
                 self.with_reader(&key, now, |reader, step| reader.compare(incarnation, *next, step));
-            } else if self.is_beyond_own_log(topic, incarnation, *next) {
+            } else if self.may_be_own(topic, incarnation) && self.is_beyond_own_log(topic, incarnation, *next)
+            {
                 self.alarm_of_own_key(topic.clone(), *incarnation);
             }
         }
@@ -943,7 +955,8 @@ impl Member {
             let key = (Stream::main(topic.clone()), *writer);
             if *writer == self.id {
                 self.own_alarm(topic.clone(), finding.clone());
-            } else if self.ensure_reader(&key, now.moment) {
+            } else {
+                // A writer that was not heard yet gets the report with a later head.
                 self.with_reader(&key, now, |reader, step| reader.alarm(finding.clone(), step));
             }
         }
@@ -955,8 +968,7 @@ impl Member {
 
     fn own_alarm(&mut self, topic: Topic, finding: Finding) {
         let alarm = Alarm { topic, writer: self.id, finding };
-        // The number of incarnations is not limited here, but only their first thousand matter to an operator.
-        if self.own_alarms.len() < 1_000 && self.own_alarms.insert(alarm.clone()) {
+        if self.own_alarms.len() < MAX_FINDINGS && self.own_alarms.insert(alarm.clone()) {
             self.actions.push(Action::Alarm(alarm));
         }
     }
@@ -989,6 +1001,7 @@ impl Member {
         for Received { topic, writer, incarnation, next, from } in &head.received {
             let key = (topic.clone(), *writer, *incarnation);
             let is_about_own = *writer == self.id
+                && self.logs.contains_key(topic)
                 && (*incarnation == self.author.incarnation || self.past.contains_key(incarnation));
             if other.received.contains_key(&key) || room > 0 || is_about_own {
                 let is_new = other.received.insert(key, (*next, *from)).is_none();
@@ -1268,6 +1281,34 @@ mod tests {
             };
             assert_eq!([&mut by_message, &mut by_head].map(reads), [!is_encrypted; 2]);
         }
+    }
+
+    #[test]
+    fn what_a_head_says_of_own_topics_that_never_were_is_not_believed() {
+        let topic: Topic = "jobs".parse().unwrap();
+        let now = Now { moment: Moment::default(), wall: Timestamp(9) };
+        let later = Now { moment: Moment::default().after(Duration::from_secs(9)), wall: Timestamp(9) };
+        let (mut member, mut other) =
+            (Member::new(setup(3, &topic), now), Member::new(setup(4, &topic), now));
+        let bundle = other.form(&topic, &[(Timestamp(7), Bytes::from_static(b"x"))], now).unwrap();
+        other.stored(bundle, now);
+        other.wake(later);
+        let head = other.take_actions().into_iter().find_map(|action| match action {
+            Action::PublishHead(block) => Some(Head::open(&block, "fleet").unwrap()),
+            _ => None,
+        });
+        let claim = |number: u64| Received {
+            topic: format!("invented.{number}").parse().unwrap(),
+            writer: member.id(),
+            incarnation: member.incarnation(),
+            next: 5,
+            from: 0,
+        };
+        let head = Head { received: (0..200).map(claim).collect(), ..head.unwrap() };
+        member.receive_head(head, later);
+        assert_eq!(member.own_alarms.len(), 0);
+        let alarms = member.take_actions().iter().filter(|it| matches!(it, Action::Alarm(_))).count();
+        assert_eq!(alarms, 0);
     }
 
     /// The bundle that a fetch asks for.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use dim_model::time::Timestamp;
 
 use crate::action::{Action, Allowance, Budget, Checkpoint, Delivery, GapReason, Outcome, Stream};
-use crate::alarm::{Alarm, Finding};
+use crate::alarm::{Alarm, Finding, MAX_FINDINGS};
 use crate::bundle::{Bundle, Listed, MAX_MESSAGE, Start};
 use crate::head::{LogHead, Received};
 use crate::identity::{Digest, Incarnation, WriterId};
@@ -174,7 +174,8 @@ pub struct Reader {
     heard: Moment,
     /// Whether the writer was removed from the fleet.
     is_removed: bool,
-    alarms: BTreeSet<Finding>,
+    /// The first finding about each subject.
+    alarms: BTreeMap<Finding, Finding>,
     counters: ReaderCounters,
 }
 
@@ -197,7 +198,7 @@ impl Reader {
             indexed_by: Timestamp(0),
             heard: now,
             is_removed: false,
-            alarms: BTreeSet::new(),
+            alarms: BTreeMap::new(),
             counters: ReaderCounters::default(),
         }
     }
@@ -617,7 +618,7 @@ impl Reader {
 
     /// The findings about the writer.
     pub fn alarms(&self) -> impl Iterator<Item = &Finding> {
-        self.alarms.iter()
+        self.alarms.values()
     }
 
     /// The counters.
@@ -625,14 +626,16 @@ impl Reader {
         self.counters
     }
 
-    /// Reports a finding, once.
+    /// Reports a finding, once for each subject.
     pub fn alarm(&mut self, finding: Finding, step: &mut Step<'_>) {
         // The roster ends the log of a former member. What it says later is no finding.
         if self.is_removed {
             return;
         }
+        let is_known = self.alarms.len() >= MAX_FINDINGS || self.alarms.contains_key(&finding.subject());
         // The main reading of the topic reports it.
-        if self.stream.catch_up.is_none() && self.alarms.insert(finding.clone()) {
+        if self.stream.catch_up.is_none() && !is_known {
+            self.alarms.insert(finding.subject(), finding.clone());
             let (topic, writer) = (self.stream.topic.clone(), self.writer);
             step.actions.push(Action::Alarm(Alarm { topic, writer, finding }));
         }

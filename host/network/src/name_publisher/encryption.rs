@@ -8,7 +8,7 @@ use bytes::Bytes;
 use dim_ipfs::{BackendError, Current, unixfs};
 use dim_model::ident::{ContentPath, GroupName, IpnsName, KeyName};
 use dim_store::names::{self, Accepted, Encryption, Known};
-use dim_store::{StoreError, documents, pins};
+use dim_store::{documents, pins};
 
 use super::{PublishError, Publisher};
 use crate::encrypted_documents::{CipherError, DocumentKey, MissingKey, NoDocumentKey};
@@ -88,8 +88,8 @@ impl Publisher {
             // A path is published as it is. The host does not provide what is there, although it may have it.
             return Ok(Sent { path, file: None, encryption: None, of });
         }
-        let document =
-            document.ok_or_else(|| StoreError::corrupt("documents", format!("{} is missing", known.path)))?;
+        // The names of other documents do not wait for it.
+        let document = document.ok_or_else(|| PublishError::DocumentLost(path.clone()))?;
         let why = match self.cipher.writing_key(&group).await {
             Ok(key) => {
                 let epoch = key.epoch_name();

@@ -20,6 +20,7 @@ use dim_topics::action::Stream;
 use dim_topics::bundle::{Bundle, Listed};
 use dim_topics::head::{Head, Place};
 use dim_topics::identity::{Digest, WriterId};
+use dim_topics::member::MemberCounters;
 use dim_topics::membership::encryption::Secret;
 use dim_topics::time::Moment;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -109,6 +110,15 @@ pub struct Reliable {
     channels: Arc<watch::Sender<Arc<Channels>>>,
     copies: Arc<Mutex<PlainCopies>>,
     inputs: mpsc::Sender<Input>,
+}
+
+/// What the driver of reliable topics has done since its start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Activity {
+    /// The counters.
+    pub counters: MemberCounters,
+    /// The topics on which this host has written.
+    pub written: Vec<Topic>,
 }
 
 /// The inputs of the driver.
@@ -251,6 +261,13 @@ impl Reliable {
     pub async fn acknowledged_within(&self) -> Option<Duration> {
         let (to, answer) = oneshot::channel();
         self.send(Input::AcknowledgedWithin(to)).await;
+        answer.await.ok()
+    }
+
+    /// Returns what the driver counts, and the topics on which this host has written; `None` if the driver has ended.
+    pub async fn activity(&self) -> Option<Activity> {
+        let (to, answer) = oneshot::channel();
+        self.send(Input::Activity(to)).await;
         answer.await.ok()
     }
 
@@ -468,6 +485,8 @@ pub enum Input {
         /// The caller, who gets the reason if it cannot now.
         to: oneshot::Sender<Result<(), JoinError>>,
     },
+    /// A caller asks for the counters.
+    Activity(oneshot::Sender<Activity>),
     /// A caller asks for the fleet.
     Fleet(oneshot::Sender<Option<FleetState>>),
     /// A caller wants to encrypt a document.

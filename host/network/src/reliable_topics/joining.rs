@@ -142,6 +142,7 @@ fn of_no_fleet(input: Input) -> Option<Input> {
         | Input::Waiting { .. }
         | Input::Place(_)
         | Input::Fleet(_)
+        | Input::Activity(_)
         | Input::DocumentKey { .. }
         | Input::Secrets { .. }
         | Input::Writers { .. }

@@ -61,14 +61,15 @@ pub fn of_topic(member: &Member, mirrors: &Mirrors, topic: &Topic) -> Vec<Writer
             readers: readers.map(reader).collect(),
         }
     };
-    let own = member.own_end(topic).map(|end| {
-        let position = Position { incarnation: end.incarnation, end: end.next, received: end.next };
-        log(id, ReaderCounters::default(), position)
+    let own = member.own_end(topic).into_iter().flat_map(|end| {
+        let ends = [(end.incarnation, end.next)].into_iter().chain(end.earlier.iter().copied());
+        let position = |(incarnation, end)| Position { incarnation, end, received: end };
+        ends.map(move |it| log(id, ReaderCounters::default(), position(it)))
     });
     let others =
         member.writers(topic).into_iter().flat_map(|WriterStatus { writer, positions, counters }| {
             let log = &log;
             positions.into_iter().map(move |position| log(writer, counters, position))
         });
-    own.into_iter().chain(others).collect()
+    own.chain(others).collect()
 }

@@ -24,6 +24,9 @@ use crate::checker::{Record, Truth};
 use crate::node::{Committed, FLEET, LateReceiver, Node, Store};
 use crate::troubles::Troubles;
 
+/// The maximum number of alarms about a writer of a topic that one node raises, over all its process starts.
+const MAX_ALARMS: usize = 500;
+
 /// The age at which a writer with retention removes a bundle.
 const RETENTION: Duration = Duration::from_secs(20);
 
@@ -761,7 +764,11 @@ impl Fleet {
                 let is_clock = alarm.finding == Finding::ClockAhead;
                 let is_doubled = self.doubled.contains(&alarm.writer);
                 assert!(is_clock || is_doubled, "a false alarm: {alarm}");
-                self.nodes[node].alarms.insert(alarm);
+                let alarms = &mut self.nodes[node].alarms;
+                alarms.insert(alarm.clone());
+                // A copy that runs on does not raise an alarm for each of its bundles.
+                let about = alarms.iter().filter(|it| (&it.topic, it.writer) == (&alarm.topic, alarm.writer));
+                assert!(about.count() <= MAX_ALARMS, "too many alarms about a writer: {alarm}");
             }
             Action::FetchRoster(digest) => self.fetch_block(node, digest, true),
             Action::FetchGrant(digest) => self.fetch_block(node, digest, false),

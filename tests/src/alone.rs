@@ -47,10 +47,8 @@ pub fn rows_of(batch: Batch) -> Rows {
 /// Stops a host and checks that its rows equal those of a probe without a replacement.
 pub async fn is_as_if_alone(host: TestHost, setup: &Setup) {
     host.settled().await;
-    let store = host.host.storage.store.clone();
     let dir = host.stop().await;
-    let left = rows(&store);
-    drop(store);
+    let left = rows(&Store::open(dir.path()).expect("the store of the host that was stopped"));
     assert_eq!(left, rows_as_if_alone(setup, dir.path()), "as if it had been alone");
 }
 

@@ -1,6 +1,7 @@
 //! Runs a host in the process of the test.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -322,10 +323,15 @@ pub struct TestHost {
 }
 
 impl TestHost {
-    /// Stops the host and returns its state directory.
+    /// Stops the host and returns its state directory, once nothing holds the lock of the directory: a task that
+    /// reads the store may end after the host.
     pub async fn stop(self) -> TempDir {
-        self.host.shutdown().await;
-        self.dir
+        let Self { host, dir, .. } = self;
+        host.shutdown().await;
+        drop(host);
+        let lock = File::open(dir.path().join(dim_store::LOCK)).expect("a lock file");
+        eventually("the lock of the state directory is free", async || lock.try_lock().is_ok()).await;
+        dir
     }
 
     /// Sends a command.

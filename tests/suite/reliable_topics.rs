@@ -172,6 +172,64 @@ async fn a_host_that_was_copied_is_noticed_by_every_host() {
     reader.stop().await;
 }
 
+/// Publishes numbered events with a prefix through the API of a host.
+async fn publish_marked(host: &Path, prefix: &str, numbers: std::ops::Range<usize>) {
+    let client = Client::new(Address::in_state_dir(host)).unwrap();
+    for number in numbers {
+        client.pubsub().publish("probe.in", format!("{prefix} {number}")).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_runs_beside_the_original_is_in_the_status_of_every_host_and_nothing_is_merged() {
+    let Some((near, far)) = Kubo::start_pair() else { return };
+    let third = tokio::task::block_in_place(Kubo::start).unwrap();
+    tokio::task::block_in_place(|| [&near, &far].into_iter().for_each(|daemon| connect(daemon, &third)));
+    let configs = tempfile::tempdir().unwrap();
+    let config = |name: &str| configs.path().join(name);
+    let [original_dir, witness_dir] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let original = probing_program(original_dir.path(), &config("original"), &near);
+    let witness = probing_program(witness_dir.path(), &config("witness"), &third);
+    publish_marked(original_dir.path(), "before", 0..20).await;
+    let is_known = || {
+        let writers = witness.json(&["topic", "writers", "probe.in"]);
+        writers.as_array().is_some_and(|logs| logs.iter().any(|log| log["received"] == 20))
+    };
+    eventually_within(ARRIVAL, "the first events have arrived", async || is_known()).await;
+    let writer = original.json(&["topic", "writers", "probe.in"])[0]["writer"].clone();
+    original.kill();
+    let copy_dir = copy_of(original_dir.path());
+    let original = probing_program(original_dir.path(), &config("original"), &near);
+    let copy = probing_program(copy_dir.path(), &config("copy"), &far);
+    tokio::join!(
+        publish_marked(original_dir.path(), "original", 0..50),
+        publish_marked(copy_dir.path(), "copy", 0..50),
+    );
+    for (who, host) in [("the original", &original), ("the copy", &copy), ("the witness", &witness)] {
+        let alarm = format!("alarms about the writer {} of reliable topics", writer.as_str().unwrap());
+        let is_alarmed = || String::from_utf8_lossy(&host.dim(&["status"]).stdout).contains(&alarm);
+        eventually_within(ARRIVAL * 2, who, async || is_alarmed()).await;
+    }
+    // Both are heard, each in its order.
+    let has_all = || {
+        let logs = witness.json(&["topic", "writers", "probe.in"]);
+        let received = logs.as_array().into_iter().flatten().filter_map(|log| log["received"].as_u64());
+        received.sum::<u64>() == 120
+    };
+    eventually_within(ARRIVAL, "all events have arrived", async || has_all()).await;
+    [original, copy, witness].into_iter().for_each(Program::kill);
+    let witness = setup(third.api()).start_in(witness_dir).await;
+    let texts: Vec<String> =
+        received(&witness).into_iter().map(|(_, data)| String::from_utf8(data.to_vec()).unwrap()).collect();
+    for (prefix, count) in [("before ", 20), ("original ", 50), ("copy ", 50)] {
+        let numbers: Vec<usize> =
+            texts.iter().filter_map(|text| text.strip_prefix(prefix)?.parse().ok()).collect();
+        assert_eq!(numbers, (0..count).collect::<Vec<_>>(), "{prefix}");
+    }
+    assert_eq!(texts.len(), 120);
+    witness.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_that_was_restored_from_a_backup_is_noticed_by_every_host_and_its_new_events_are_delivered() {
     let Some(((near, far), [writer, reader])) = connected_pair().await else { return };

@@ -1,8 +1,6 @@
 //! An entry's world is fixed: the same log, handled again from the same state, ends in the same
 //! state and the same effects, to the byte.
 
-use std::sync::Arc;
-
 use dim_model::entry::{Entry, Event, Kind, Offset, Origin};
 use dim_server::replay::Replay;
 use dim_store::batch::Batch;
@@ -39,14 +37,12 @@ async fn live(
     let host = setup.start().await;
     drive(&host).await;
     host.settled().await;
-    let store = host.host.storage.store.clone();
     let dir = host.stop().await;
-    let state = dump(&store);
-    drop(store);
+    let state = dump(&dim_store::Store::open(dir.path()).unwrap());
     (dir, state)
 }
 
-fn dump(store: &Arc<dim_store::Store>) -> Vec<(Vec<u8>, Vec<u8>)> {
+fn dump(store: &dim_store::Store) -> Vec<(Vec<u8>, Vec<u8>)> {
     let table = store.snapshot().unwrap().table(dim_store::STATE).unwrap();
     table
         .iter()
@@ -128,8 +124,8 @@ async fn a_plugin_that_stopped_between_two_timers_is_replayed_up_to_there() {
     let timer = |number: u64| json!({ "do": "timer", "key": format!("t{number}"), "at": 1 });
     host.run((0..2_000).map(timer).collect()).await;
     eventually("the first fire", async || host.state_of("probe", "fired").await != Value::Null).await;
-    let store = host.host.storage.store.clone();
     let dir = host.stop().await;
+    let store = dim_store::Store::open(dir.path()).unwrap();
     let live_state = dump(&store);
     let left = store.snapshot().unwrap().table(dim_store::TIMERS).unwrap().len().unwrap();
     drop(store);

@@ -227,6 +227,7 @@ async fn a_reader_of_the_log_reads_a_bounded_number_of_bytes_at_a_time() {
         messages += sizes.len();
     }
     assert_eq!(messages, 60);
+    drop(follower);
     host.stop().await;
 }
 

@@ -14,6 +14,8 @@ use dim_model::ident::{IpnsName, Topic};
 use dim_model::time::Timestamp;
 use dim_network::reliable_topics::{FleetProblem, FleetState, Refusal};
 use dim_store::effect::Publish;
+use dim_tests::alone::replace;
+use dim_tests::component::probe;
 use dim_tests::fleet::{FleetAdmin, keys_of};
 use dim_tests::{Agent, Kubo, Setup, SupervisedHost, TestHost, directly, eventually, eventually_within};
 use dim_topics::bundle::{Bundle, Event, Header, Sealing};
@@ -154,14 +156,22 @@ fn connect_all(daemons: &[&Kubo]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_removed_host_says_so_reads_nothing_new_and_nothing_of_it_is_taken_backdated_or_not() {
     let Some((near, far)) = Kubo::start_pair() else { return };
+    let third = tokio::task::block_in_place(Kubo::start).unwrap();
+    tokio::task::block_in_place(|| connect_all(&[&near, &far, &third]));
     let admin = FleetAdmin::new(5);
     let name = admin.fleet();
     let one = setup(&name).on_kubo(near.api()).start().await;
     let other = setup(&name).on_kubo(far.api()).start().await;
+    // It is no keeper, so it writes with the new key only after it has received it.
+    let simple = setup(&name).on_kubo(third.api()).start().await;
     // What is published before there is a key waits for it.
     publish(&one, 0).await;
-    let lines = [keys_of(&one), keys_of(&other)];
-    let mut admin = admin.with_members(&[(&lines[0], "one", true), (&lines[1], "other", false)]);
+    let lines = [keys_of(&one), keys_of(&other), keys_of(&simple)];
+    let mut admin = admin.with_members(&[
+        (&lines[0], "one", true),
+        (&lines[1], "other", false),
+        (&lines[2], "simple", false),
+    ]);
     assert_eq!(admin.offer(&one).await, Ok(1));
     for number in 1..50 {
         publish(&one, number).await;
@@ -171,13 +181,14 @@ async fn a_removed_host_says_so_reads_nothing_new_and_nothing_of_it_is_taken_bac
         eventually_within(ARRIVAL, "all events have arrived", async || numbers(host).len() >= 49).await;
     }
     eventually_within(ARRIVAL, "the first one, too", async || numbers(&other).len() == 50).await;
+    eventually_within(ARRIVAL, "and all at the third host", async || numbers(&simple).len() == 99).await;
     let state = fleet(&one).await;
     let gone = WriterId::of_name(&fleet(&other).await.id).unwrap();
     assert!(state.observed[&gone].heard.is_some(), "{:?}", state.observed);
     assert_eq!(state.observed[&gone].epochs.len(), 1);
     assert_eq!(state.problems(Timestamp::wall()), []);
 
-    let begun = Instant::now();
+    let (begun, key_before) = (Instant::now(), fleet(&simple).await.epochs);
     admin.remove(&gone, BTreeMap::new());
     assert_eq!(admin.offer(&one).await, Ok(2));
     eventually_within(Duration::from_secs(5), "the removed host knows it", async || {
@@ -185,6 +196,12 @@ async fn a_removed_host_says_so_reads_nothing_new_and_nothing_of_it_is_taken_bac
     })
     .await;
     println!("the removed host knows it after {:?}", begun.elapsed());
+    let since_removal = Duration::from_secs(5).saturating_sub(begun.elapsed());
+    eventually_within(since_removal, "the third host writes with the new key", async || {
+        let state = fleet(&simple).await;
+        state.roster.is_some_and(|it| it.roster.version == 2) && state.epochs != key_before
+    })
+    .await;
 
     // It continues with its old key, also with bundles that look older than its removal.
     publish(&other, 1_000).await;
@@ -216,6 +233,7 @@ async fn a_removed_host_says_so_reads_nothing_new_and_nothing_of_it_is_taken_bac
     }
     for number in 50..70 {
         publish(&one, number).await;
+        publish(&simple, number + 20).await;
     }
     eventually("the keeper has published with a new key", async || {
         let logs = one.host.exchange.links.reliable.writers(&topic()).await.unwrap();
@@ -226,11 +244,58 @@ async fn a_removed_host_says_so_reads_nothing_new_and_nothing_of_it_is_taken_bac
         fleet(&one).await.refused.get(&Refusal::Removed).is_some_and(|refused| refused.count >= 2)
     })
     .await;
+    eventually_within(ARRIVAL, "members read each other", async || {
+        numbers(&one).len() >= 69 && numbers(&simple).len() >= 119
+    })
+    .await;
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(numbers(&other).len(), 50, "a removed host reads an event");
-    assert_eq!(numbers(&one), (1..50).collect::<Vec<_>>(), "an event of a removed host is taken");
-    one.stop().await;
-    other.stop().await;
+    let members: Vec<_> = (1..50).chain(70..90).collect();
+    assert_eq!(numbers(&one), members, "an event of a removed host is taken");
+    let mut at_third = numbers(&simple);
+    at_third.sort_unstable();
+    let mut expected: Vec<_> = (0..70).chain(1..50).collect();
+    expected.sort_unstable();
+    assert_eq!(at_third, expected, "an event of a removed host is taken");
+    for host in [one, other, simple] {
+        host.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn publishes_of_code_that_was_rolled_back_are_never_sent_although_they_waited_for_a_key() {
+    let Some((near, far)) = Kubo::start_pair() else { return };
+    let admin = FleetAdmin::new(5);
+    let name = admin.fleet();
+    let probation = "replacement:\n  probation: { seconds: 600, max_seconds: 600 }\n";
+    let writer = setup(&name).yaml(probation).on_kubo(near.api()).start().await;
+    let yaml = format!(
+        "fleet: {{ name: {name} }}\ntopics: {{ probe.*: {{ delivery: reliable, encrypt: true }} }}\n"
+    );
+    let listens = json!({ "config": { "topics": ["probe.out"] } });
+    let reader = Setup::default().and_probe("probe", listens).yaml(&yaml).on_kubo(far.api()).start().await;
+    let publishing = |data: &str| json!([{ "do": "publish", "topic": "probe.out", "data": data }]);
+    // There is no roster, so nothing can be encrypted yet.
+    writer.run(publishing("before")).await;
+    replace(&writer, probe("2.0.0", &publishing("void"))).await.unwrap();
+    // The old code handles this command again.
+    writer.run(publishing("again")).await;
+    writer.host.roll_back(&"probe".parse().unwrap(), None, "the test").await.unwrap();
+    writer.settled().await;
+    writer.run(publishing("after")).await;
+
+    let lines = [keys_of(&writer), keys_of(&reader)];
+    let admin = admin.with_members(&[(&lines[0], "writer", true), (&lines[1], "reader", false)]);
+    assert_eq!(admin.offer(&writer).await, Ok(1));
+    eventually_within(ARRIVAL, "the events that waited have arrived", async || {
+        received_on(&reader, "probe.out").iter().any(|data| data == "after")
+    })
+    .await;
+    assert_eq!(received_on(&reader, "probe.out"), ["before", "again", "after"]);
+    let sequences: Vec<_> = received(&reader).into_iter().map(|(event, _)| event.sequence).collect();
+    assert_eq!(sequences, [0, 1, 2], "what is void has no sequence");
+    writer.stop().await;
+    reader.stop().await;
 }
 
 /// The identities and secrets of the key epochs in the files of a host.
@@ -343,9 +408,12 @@ async fn three_hosts_and_two_agents_read_what_a_program_with_all_messages_and_bl
         let blocks = blocks(daemon).await;
         assert!(blocks.len() > 10, "{} blocks", blocks.len());
         assert!(!blocks.values().any(|block| shows_mark(block)), "a block shows an event");
-        for cid in blocks.keys().take(50) {
+        let answers = blocks.keys().map(async |cid| {
             let url = format!("{}/ipfs/{cid}?format=raw", daemon.gateway());
-            let answer = http.get(url).send().await.unwrap().bytes().await.unwrap();
+            http.get(url).send().await.unwrap().bytes().await.unwrap()
+        });
+        let mut answers = futures::stream::iter(answers).buffer_unordered(8);
+        while let Some(answer) = answers.next().await {
             assert!(!shows_mark(&answer), "the gateway shows an event");
         }
     }

@@ -12,7 +12,9 @@ use dim_client::{Address, Client};
 use dim_model::entry::{Event, Kind, MemberEvent, Origin};
 use dim_model::ident::Topic;
 use dim_store::effect::Publish;
-use dim_tests::{Fault, FaultProxy, Kubo, Program, Setup, TestHost, eventually_within, script, tier};
+use dim_tests::{
+    Fault, FaultProxy, Kubo, Program, Setup, TestHost, directly, eventually_within, script, tier,
+};
 use serde_json::json;
 
 /// Maximum time until everything has arrived.
@@ -209,6 +211,17 @@ async fn a_copy_that_runs_beside_the_original_is_in_the_status_of_every_host_and
         let alarm = format!("alarms about the writer {} of reliable topics", writer.as_str().unwrap());
         let is_alarmed = || String::from_utf8_lossy(&host.dim(&["status"]).stdout).contains(&alarm);
         eventually_within(ARRIVAL * 2, who, async || is_alarmed()).await;
+        let alarms = |of: &str| host.json(&["topic", "alarms", of]).as_array().unwrap().clone();
+        let is_about_it = |alarm: &serde_json::Value| {
+            (&alarm["topic"], &alarm["writer"]) == (&json!("probe.in"), &writer)
+                && alarm["is_own"] == json!(who != "the witness")
+        };
+        assert!(!alarms("probe.in").is_empty() && alarms("probe.in").iter().all(is_about_it), "{who}");
+        assert!(alarms("probe.out").is_empty(), "{who}");
+        let is_acknowledged = |alarm: &serde_json::Value| alarm["is_acknowledged"] == true;
+        assert!(!alarms("probe.in").iter().any(is_acknowledged), "{who}");
+        host.dim(&["status", "--acknowledge"]);
+        assert!(alarms("probe.in").iter().any(is_acknowledged), "{who}");
     }
     // Both are heard, each in its order.
     let has_all = || {
@@ -479,6 +492,83 @@ fn are_of(mut messages: Vec<String>, expected: &[String]) {
     messages.sort();
     assert!(messages.windows(2).all(|pair| pair[0] != pair[1]), "{messages:?}");
     assert!(messages.iter().all(|message| expected.contains(message)), "{messages:?}");
+}
+
+/// The bundled plugins of two hosts on topics of one kind: the reader has no watchdog and trusts that of the other host.
+/// `program` publishes what nodes and jobs say.
+async fn bundled_plugins_agree(delivery: &str, near: &Kubo, far: &Kubo, program: Option<&Kubo>) {
+    let topics = format!("topics: {{ dim.*: {{ delivery: {delivery} }} }}\n");
+    let quick = json!({ "plugins": { "heartbeat-watchdog": { "config": {
+        "suspect_after_ms": 1_000, "dead_after_ms": 3_000, "mass_silence_min": 3,
+    } } } });
+    let judge = Setup::bundled().yaml(&topics).yaml(&quick.to_string()).on_kubo(near.api()).start().await;
+    let observer = judge.host.storage.keys.name(&"dim-writer".parse().unwrap()).unwrap();
+    let trusts = json!({ "config": { "trusted_observers": [observer] } });
+    let plugins = json!({ "plugins": {
+        "node-registry": trusts, "job-tracker": trusts, "heartbeat-watchdog": { "disabled": true },
+    } });
+    let reader = Setup::bundled().yaml(&topics).yaml(&plugins.to_string()).on_kubo(far.api()).start().await;
+    let program = program.map(directly);
+    let say = async |topic: &str, event: serde_json::Value| {
+        let (topic, data): (Topic, Bytes) = (topic.parse().unwrap(), event.to_string().into());
+        match &program {
+            Some(program) => program.pubsub.publish(&topic, data).await.unwrap(),
+            None => {
+                let at = judge.host.storage.log.now();
+                judge.host.storage.commit.publish(Publish { topic, data }, at).await.unwrap();
+            }
+        }
+    };
+    let heartbeat = || say("dim.nodes.heartbeat", json!({ "node_id": "n1", "status": "online" }));
+    let job = |event: &str| {
+        let event = json!({ "job_id": "j1", "event_type": event, "data": { "node_id": "n1" } });
+        say("dim.jobs.updates", event)
+    };
+    let shown = async |host: &TestHost| {
+        let node = host.query("node-registry", "get", json!({ "node_id": "n1" })).await.unwrap_or_default();
+        let job = host.query("job-tracker", "get", json!({ "job_id": "j1" })).await.unwrap_or_default();
+        let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        (text(&node["status"]), text(&job["status"]), job["node_dead"].is_object())
+    };
+    let expected = |node: &str, job: &str, is_dead: bool| (node.to_owned(), job.to_owned(), is_dead);
+    let hosts = [&judge, &reader];
+    // A plain message may be lost, so the program repeats it.
+    eventually_within(ARRIVAL, "both hosts know the node and the job", async || {
+        heartbeat().await;
+        job("running").await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let shown = [shown(hosts[0]).await, shown(hosts[1]).await];
+        shown.iter().all(|it| *it == expected("online", "running", false))
+    })
+    .await;
+    eventually_within(ARRIVAL, "both hosts know the verdict", async || {
+        let shown = [shown(hosts[0]).await, shown(hosts[1]).await];
+        shown.iter().all(|it| *it == expected("dead", "running", true))
+    })
+    .await;
+    eventually_within(ARRIVAL, "both hosts know the return and the result", async || {
+        heartbeat().await;
+        job("completed").await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let shown = [shown(hosts[0]).await, shown(hosts[1]).await];
+        shown.iter().all(|it| *it == expected("online", "completed", false))
+    })
+    .await;
+    for host in hosts {
+        assert_eq!(host.dead_letters(), [""; 0]);
+    }
+    judge.stop().await;
+    reader.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bundled_plugins_of_two_hosts_agree_on_topics_of_either_kind() {
+    let Some((near, far)) = Kubo::start_pair() else { return };
+    let third = tokio::task::block_in_place(Kubo::start).unwrap();
+    tokio::task::block_in_place(|| [&near, &far].into_iter().for_each(|daemon| connect(daemon, &third)));
+    bundled_plugins_agree("reliable", &near, &far, None).await;
+    bundled_plugins_agree("both", &near, &far, None).await;
+    bundled_plugins_agree("both", &near, &far, Some(&third)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

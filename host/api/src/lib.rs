@@ -99,6 +99,7 @@ fn described() -> OpenApiRouter<Arc<Supervised>> {
         .routes(routes!(topics::subscribe, topics::publish))
         .routes(routes!(topics::peers))
         .routes(routes!(topics::writers))
+        .routes(routes!(topics::alarms))
         .routes(routes!(fleet::show))
         .routes(routes!(fleet::join))
         .routes(routes!(fleet::roster, fleet::put_roster))

@@ -15,11 +15,12 @@ use dim_model::feed::Missed;
 use dim_model::ident::{IpnsName, MemberName, PeerName, Topic};
 use dim_model::time::{Timestamp, nanoseconds};
 use dim_network::outbox::API_QUOTA;
-use dim_network::reliable_topics::{ReaderPosition, Reliable, WriterLog};
+use dim_network::reliable_topics::{ReaderPosition, Reliable, WriterLog, own_writer};
 use dim_server::host::Host;
 use dim_store::effect::Publish;
 use dim_store::interest::Subscriber;
 use dim_store::plugin_limits::MESSAGE_BYTES;
+use dim_store::topic_rows::{self, RaisedAlarm};
 use dim_store::{Store, StoreError};
 use multibase::Base;
 use serde::{Deserialize, Serialize};
@@ -166,6 +167,54 @@ pub async fn writers(
     let logs = reliable.writers(&topic).await;
     let logs = logs.ok_or_else(|| ApiError::unavailable("the host is shutting down"))?;
     Ok(Json(logs.into_iter().map(TopicWriter::from).collect()))
+}
+
+/// An alarm about a writer of a reliable topic.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct TopicAlarm {
+    /// The topic.
+    topic: Topic,
+    /// The writer, by the IPNS name of its key.
+    #[schema(value_type = String)]
+    writer: IpnsName,
+    /// Whether this host is the writer.
+    is_own: bool,
+    /// The finding, with its proof: incarnations, sequences, and the digests of bundles.
+    finding: String,
+    /// The time at which the alarm was raised.
+    at: Timestamp,
+    /// Whether the operator has acknowledged it.
+    is_acknowledged: bool,
+}
+
+/// The filter of alarms.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct AlarmFilter {
+    /// Only alarms on this topic
+    topic: Option<Topic>,
+}
+
+/// Lists the alarms about writers of reliable topics, the newest first, the acknowledged ones too.
+///
+/// The host keeps at most 1,000. It drops the oldest acknowledged one first, then the oldest of the writer that has the
+/// most.
+#[utoipa::path(get, path = "/alarms", tag = "topics", operation_id = "list_alarms", params(AlarmFilter),
+    responses((status = 200, body = [TopicAlarm])))]
+pub async fn alarms(
+    Current(host): Current,
+    Query(filter): Query<AlarmFilter>,
+) -> Result<Json<Vec<TopicAlarm>>, ApiError> {
+    let own = own_writer(&host.storage.keys);
+    let mut raised = topic_rows::alarms(&host.storage.store.snapshot()?)?;
+    raised.retain(|alarm| filter.topic.as_ref().is_none_or(|topic| alarm.topic == *topic));
+    let shown = raised.into_iter().rev().map(|alarm| {
+        let RaisedAlarm { topic, writer, finding, at, is_acknowledged, .. } = alarm;
+        let writer = writer.name();
+        TopicAlarm { topic, is_own: own.as_ref() == Some(&writer), writer, finding, at, is_acknowledged }
+    });
+    Ok(Json(shown.collect()))
 }
 
 /// Lists the topics that plugins or callers listen to.

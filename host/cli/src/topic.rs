@@ -45,6 +45,16 @@ pub enum Command {
         #[command(flatten)]
         watch: Watch,
     },
+    /// List the alarms about writers of reliable topics, the newest first
+    ///
+    /// An alarm says that a writer was copied, was restored from a backup, has lost events, or misbehaves. `dim status`
+    /// shows those that the operator has not acknowledged. Example: dim topic alarms dim.jobs.updates
+    Alarms {
+        /// Topic; without it the alarms of all topics are listed
+        topic: Option<String>,
+        #[command(flatten)]
+        watch: Watch,
+    },
     /// List the peers of a topic
     Peers {
         /// Topic
@@ -113,6 +123,18 @@ impl Command {
                     Ok(writers)
                 })
                 .await
+            }
+            Self::Alarms { topic, watch } => {
+                const COLUMNS: [Column; 6] = [
+                    Column::ago("RAISED", "/at"),
+                    Column::word("TOPIC", "/topic"),
+                    Column::word("WRITER", "/writer"),
+                    Column::word("OWN", "/is_own"),
+                    Column::word("ACKNOWLEDGED", "/is_acknowledged"),
+                    Column::text("FINDING", "/finding"),
+                ];
+                let query: Vec<_> = topic.map(|topic| ("topic", topic)).into_iter().collect();
+                out.list(watch, &COLUMNS, async || Ok(client.get(&["alarms"], &query).await?)).await
             }
             Self::Peers { topic } => {
                 let peers = client.get(&["topics", &topic, "peers"], &[]).await?;

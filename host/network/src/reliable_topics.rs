@@ -50,7 +50,7 @@ pub use dim_topics::member::{MAX_WRITERS, MemberCounters};
 pub use dim_topics::membership::Refusal;
 pub use dim_topics::membership::observed::Refused;
 pub use dim_topics::reader::ReaderCounters;
-pub use identity::{Identity, IdentityError, has_roster, keys_line};
+pub use identity::{Identity, IdentityError, has_roster, keys_line, own_writer};
 pub use joining::{JoinError, enter_fleet};
 pub use membership::{BlockKind, FleetProblem, FleetState, ObservedMember};
 pub use plain_copies::{HOLD, Verdict};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dim_model::entry::{Event, Kind, Offset, Origin};
+use dim_model::time::Timestamp;
 use dim_server::host::Host;
 use dim_tests::TestHost;
 
@@ -24,8 +25,8 @@ pub struct Checker {
     pub next: Offset,
     /// The number of heartbeats that were right.
     pub seen: u64,
-    /// The delays from the publish of each hundredth heartbeat until it was in the log of the reader.
-    pub delays: Vec<Duration>,
+    /// Of each hundredth heartbeat: the time of its publish, and how long it took until it was in the log of the reader.
+    pub delays: Vec<(Timestamp, Duration)>,
 }
 
 impl Checker {
@@ -58,7 +59,8 @@ impl Checker {
                         assert_eq!(*data, heartbeat(self.seen), "sequence {}", event.sequence);
                         assert_eq!(event.sequence, self.seen, "events of one incarnation");
                         if self.seen.is_multiple_of(100) {
-                            self.delays.push(Duration::from_nanos(entry.time.0.saturating_sub(event.time.0)));
+                            let delay = Duration::from_nanos(entry.time.0.saturating_sub(event.time.0));
+                            self.delays.push((event.time, delay));
                         }
                         self.seen += 1;
                     }

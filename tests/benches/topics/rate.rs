@@ -87,10 +87,11 @@ pub async fn load(pair: &Pair, mut checker: Checker, seconds: u64, rate: u64) ->
     let mut checker = check.await.expect("nothing is lost, repeated, or out of order");
     pair.handled(checker.next).await;
     let handled = begun.elapsed();
-    checker.delays.sort();
+    let mut delays: Vec<Duration> = checker.delays.drain(..).map(|(_, delay)| delay).collect();
+    delays.sort();
     let each = (cpu_time(process) - cpu).as_secs_f64() * 1e6 / count as f64;
     let rate_of = |time: Duration| count as f64 / time.as_secs_f64();
-    let delays = [0.5, 0.99].map(|share| percentile(&checker.delays, share));
+    let delays = [0.5, 0.99].map(|share| percentile(&delays, share));
     Measured { published: rate_of(published), handled: rate_of(handled), delays, each }
 }
 

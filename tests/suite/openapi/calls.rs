@@ -269,6 +269,8 @@ pub fn of_a_sound_host() -> Vec<Call> {
         call("list_member_logs", format!("/v1/fleet/members/{}/logs", fleet()), "", 200),
         call("list_member_logs", "/v1/fleet/members/nobody/logs", "", 400),
         call("list_writers", "/v1/topics/%00/writers", "", 400),
+        call("list_alarms", "/v1/alarms?topic=fleet.reliable", "", 200),
+        call("list_alarms", "/v1/alarms?topic=%00", "", 400),
         call("list_writers", "/v1/topics/fleet.talk/writers", "", 404),
         call("get_key", "/v1/keys/policy", "", 404),
         call("make_key", "/v1/keys/policy", "", 200),

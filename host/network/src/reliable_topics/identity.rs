@@ -74,6 +74,11 @@ pub fn keys_line(keys: &Keyring) -> Result<String, IdentityError> {
     Ok(format!("{}:{}", writer.name(), sealing.recipient()))
 }
 
+/// Returns the writer that a program is on reliable topics, or `None` if it has never been one.
+pub fn own_writer(keys: &Keyring) -> Option<IpnsName> {
+    keys.name(&KEY.parse().expect("it is a valid name"))
+}
+
 /// Whether a fleet has a roster: its name is the IPNS name of the key of its first admin.
 pub fn has_roster(fleet: &str) -> bool {
     fleet.parse::<IpnsName>().is_ok_and(|name| name.as_str() == fleet)

@@ -498,16 +498,15 @@ fn are_of(mut messages: Vec<String>, expected: &[String]) {
 /// `program` publishes what nodes and jobs say.
 async fn bundled_plugins_agree(delivery: &str, near: &Kubo, far: &Kubo, program: Option<&Kubo>) {
     let topics = format!("topics: {{ dim.*: {{ delivery: {delivery} }} }}\n");
-    let quick = json!({ "plugins": { "heartbeat-watchdog": { "config": {
-        "suspect_after_ms": 1_000, "dead_after_ms": 3_000, "mass_silence_min": 3,
-    } } } });
-    let judge = Setup::bundled().yaml(&topics).yaml(&quick.to_string()).on_kubo(near.api()).start().await;
+    let with = |plugins: serde_json::Value| Setup::bundled().yaml(&format!("{topics}plugins: {plugins}\n"));
+    let quick = json!({ "suspect_after_ms": 1_000, "dead_after_ms": 3_000, "mass_silence_min": 3 });
+    let quick = json!({ "heartbeat-watchdog": { "config": quick } });
+    let judge = with(quick).on_kubo(near.api()).start().await;
     let observer = judge.host.storage.keys.name(&"dim-writer".parse().unwrap()).unwrap();
     let trusts = json!({ "config": { "trusted_observers": [observer] } });
-    let plugins = json!({ "plugins": {
-        "node-registry": trusts, "job-tracker": trusts, "heartbeat-watchdog": { "disabled": true },
-    } });
-    let reader = Setup::bundled().yaml(&topics).yaml(&plugins.to_string()).on_kubo(far.api()).start().await;
+    let watchdog = json!({ "disabled": true });
+    let plugins = json!({ "node-registry": trusts, "job-tracker": trusts, "heartbeat-watchdog": watchdog });
+    let reader = with(plugins).on_kubo(far.api()).start().await;
     let program = program.map(directly);
     let say = async |topic: &str, event: serde_json::Value| {
         let (topic, data): (Topic, Bytes) = (topic.parse().unwrap(), event.to_string().into());

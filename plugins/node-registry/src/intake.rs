@@ -88,6 +88,9 @@ fn overtook(record: Option<&[u8]>, before: &Before<'_>, said: &Said, now: Time) 
     (is_one_sender && is_overtaken(sent, now, known, node.last_seen)).then_some(node)
 }
 
+/// The part of a silence, one in so many, by which it may be shorter at this host than at the observer.
+const SHORTER: u32 = 10;
+
 /// Returns the severity of a status: 2 for dead, 1 for suspect, 0 otherwise.
 fn rank(status: &str) -> u8 {
     match status {
@@ -131,11 +134,42 @@ impl Verdict {
     }
 
     /// Returns the time of the node's last heartbeat at the observer, by this host's clock. From another host's clock
-    /// only the duration of the silence is used.
+    /// only the duration of the silence is used, less the part by which it may be shorter here: the heartbeat may have
+    /// been longer on its way to this host than the verdict.
     fn seen(&self, observer: Observer, now: Time) -> Option<Time> {
         match (observer, self.timestamp, self.last_seen) {
-            (Observer::Other, Some(said), Some(seen)) => Some(now.before(said.since(seen))),
+            (Observer::Other, Some(said), Some(seen)) => {
+                let silence = said.since(seen);
+                Some(now.before(silence - silence / SHORTER))
+            }
             (_, _, seen) => seen,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verdict_is_believed_if_the_silence_here_is_a_little_shorter() {
+        let at = |milliseconds: i64| Time::of_millis(1_767_225_600_000 + milliseconds);
+        let verdict = Verdict::parse(
+            serde_json::json!({
+                "node_id": "n1", "status": "dead", "observer": "other",
+                "last_seen": at(0), "timestamp": at(3_000),
+            })
+            .to_string()
+            .as_bytes(),
+        );
+        let verdict = verdict.unwrap();
+        let status_of = |last_seen| {
+            let mut node = Node { status: "online".to_owned(), last_seen, ..Node::default() };
+            let changes = node.judge(&verdict, Observer::Other, at(3_010));
+            (node.status, changes)
+        };
+        // The heartbeat arrived 300 ms later here, and the verdict 10 ms.
+        assert_eq!(status_of(at(310)), ("dead".to_owned(), true));
+        assert_eq!(status_of(at(311)), ("online".to_owned(), false), "the node was heard meanwhile");
     }
 }

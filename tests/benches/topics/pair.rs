@@ -136,9 +136,9 @@ impl Pair {
         logs.first().map_or(0, |log| log.counters.repaired)
     }
 
-    /// Stops the hosts.
+    /// Stops the hosts. A checker may still hold the store of the reader.
     pub async fn stop(self) {
-        self.writer.stop().await;
-        self.reader.stop().await;
+        self.writer.host.shutdown().await;
+        self.reader.host.shutdown().await;
     }
 }

@@ -63,12 +63,23 @@ async fn a_store_of_format_6_is_brought_up_to_date_with_all_that_is_in_it() {
     is_brought_up_to_date(6).await;
 }
 
+/// The kept stores become older every day: nothing in them may be removed because of its age.
+const FOR_EVER: &str = "\
+store:
+  log: { max_age: 36500d }
+  dead_letters: { max_age: 36500d }
+plugins:
+  job-tracker: { config: { keep_finished_days: 36500, remember_removed_days: 36500 } }
+  node-registry: { config: { forget_after_days: 36500 } }
+  heartbeat-watchdog: { config: { forget_after_days: 36500 } }
+";
+
 /// The kept stores of all formats hold the same. That of format 6 has a bundle of a reliable topic and two publishes that
 /// wait for the next one, too.
 async fn is_brought_up_to_date(format: u64) {
     let dir = kept(&format!("format-{format}"));
     assert_eq!(format_of(dir.path()), format.to_be_bytes());
-    let setup = Setup::bundled().on_kubo("/ip4/127.0.0.1/tcp/9");
+    let setup = Setup::bundled().yaml(FOR_EVER).on_kubo("/ip4/127.0.0.1/tcp/9");
     let host = setup.start_in(dir).await;
     let jobs = host.query("job-tracker", "list", json!({})).await.unwrap();
     let jobs: Vec<_> = jobs.as_array().unwrap().iter().map(|job| (&job["job_id"], &job["status"])).collect();
